@@ -1,0 +1,99 @@
+"""A blank model directory: a tokenizer trained on a data source and a config.json, without weights.
+
+`python -m data.blank --dataset facts --task prompt-completion --out DIR` makes one; `python -m trainer.run
+--objective mle --from_scratch true --model DIR` trains it. This is how the quickstart gets a model without a hub.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.config import describe_options, load_config, option, resolve_path
+from data.errors import UserError, exit_on_user_error
+from data.sources import load_examples
+
+EOS = "<|endoftext|>"
+
+
+@dataclass
+class BlankConfig:
+    """Options of `python -m data.blank`; the defaults are the quickstart's model, about one million parameters."""
+
+    dataset: str = option("facts", "data source whose training half trains the tokenizer")
+    task: str = option("prompt-completion", "how a row becomes prompt and response")
+    out: str = option("runs/quickstart/blank", "directory to write")
+    vocab_size: int = option(768, "entries of the byte-level BPE tokenizer, at most")
+    hidden_size: int = option(128, "width of the Llama")
+    num_layers: int = option(4, "layers of the Llama")
+    num_heads: int = option(4, "attention heads (a head size of at least 32 for vLLM on a CPU)")
+    max_length: int = option(128, "context in tokens")
+
+
+def write_blank_model(config: BlankConfig) -> None:
+    """Train the tokenizer and write tokenizer.json, tokenizer_config.json and config.json into `config.out`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if config.hidden_size % config.num_heads:
+        raise UserError(f"hidden_size {config.hidden_size} is not divisible by num_heads {config.num_heads}.")
+    texts = [f"{e.prompt}{e.response}" for e in load_examples(config.dataset, config.task, "train")]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=config.vocab_size, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    out = Path(resolve_path(config.out))
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(out / "tokenizer.json"))
+    _write_json(
+        out / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": EOS,
+            "eos_token": EOS,
+            "pad_token": EOS,
+            "model_max_length": config.max_length,
+        },
+    )
+    _write_json(
+        out / "config.json",
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": tokenizer.get_vocab_size(),
+            "hidden_size": config.hidden_size,
+            "intermediate_size": 4 * config.hidden_size,
+            "num_hidden_layers": config.num_layers,
+            "num_attention_heads": config.num_heads,
+            "num_key_value_heads": config.num_heads,
+            "max_position_embeddings": config.max_length,
+            "tie_word_embeddings": True,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+        },
+    )
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(f"usage: python -m data.blank [--key value ...]\n\n{__doc__}\noptions:\n{describe_options(BlankConfig)}")
+        return
+    config = load_config(BlankConfig, argv, command="python -m data.blank")
+    write_blank_model(config)
+    print(f"blank model (tokenizer and config.json): {config.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

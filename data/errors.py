@@ -1,0 +1,49 @@
+"""Errors for people: one clear line that says what is wrong, where, and what to do."""
+
+import difflib
+import functools
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(ValueError):
+    """Bad input. The message is a single line meant for the user, without a stack trace."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest known word, or "" if none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def user_error_in(error: BaseException | None) -> UserError | None:
+    """Find the UserError that a framework (Ray, a thread pool) wrapped on its way to us.
+
+    Ray keeps the original exception in `.cause`, plain Python in `__cause__` or `__context__`.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, UserError):
+            return error
+        seen.add(id(error))
+        cause = getattr(error, "cause", None)
+        error = cause if isinstance(cause, BaseException) else error.__cause__ or error.__context__
+    return None
+
+
+def exit_on_user_error(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
+    """Make a command's main() print a UserError as one line on stderr and return exit code 2."""
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv) or 0
+        except Exception as error:
+            said = user_error_in(error)
+            if said is None:
+                raise
+            line = " ".join(str(said).split())
+            print(f"error: {line}", file=sys.stderr)
+            return 2
+
+    return wrapped

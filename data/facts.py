@@ -1,0 +1,103 @@
+"""The embedded example: questions over a small invented world, whose answers code can check.
+
+A world of towns with five attributes each. A question asks for two of them; its answer states both in one of many
+phrasings. Every fact occurs in several questions, so half of the questions are enough to learn all facts, and the
+other half tests whether a model can state them when asked in another combination or wording.
+"""
+
+import functools
+import random
+import re
+from itertools import combinations, product
+
+SEED = 20250223
+NUM_TOWNS = 96
+
+_ONSETS = ("Bel", "Cor", "Dun", "Fal", "Gar", "Hol", "Ker", "Lim", "Mor", "Nes", "Or", "Pel", "Quel", "Ros", "Sel", "Tor")
+_ENDINGS = ("ada", "beck", "dale", "hurst", "ia", "mere", "mouth", "stad", "ton", "wick")
+
+VALUES = {
+    "island": ("Aska", "Brenn", "Calder", "Dova", "Eldey", "Firth", "Gorm", "Hestan"),
+    "founder": (
+        "Agnes", "Bruno", "Clara", "Edgar", "Flora", "Gustav", "Helga", "Ivo",
+        "Jonas", "Karin", "Ludwig", "Martha", "Nils", "Otto", "Petra", "Rufus",
+    ),
+    "craft": (
+        "bells", "boats", "candles", "carpets", "cheese", "clocks", "drums", "glass",
+        "honey", "kites", "knives", "lace", "paper", "pottery", "ropes", "violins",
+    ),
+    "month": (
+        "January", "February", "March", "April", "May", "June",
+        "July", "August", "September", "October", "November", "December",
+    ),
+    "animal": (
+        "badger", "bear", "crane", "falcon", "fox", "hare", "heron", "otter", "owl", "raven", "stag", "wolf",
+    ),
+}  # fmt: skip
+
+_ASKED = {
+    "island": ("on which island it lies", "the island it belongs to"),
+    "founder": ("who founded it", "the name of its founder"),
+    "craft": ("what it is known for", "what its workshops make"),
+    "month": ("when its fair is held", "the month of its fair"),
+    "animal": ("which animal is on its flag", "the animal it has for an emblem"),
+}
+_STATED = {
+    "island": ("lies on {}", "is a town on {}", "belongs to the island of {}"),
+    "founder": ("was founded by {}", "goes back to {}", "has {} as its founder"),
+    "craft": ("is known for its {}", "makes {}", "sells {} to everyone"),
+    "month": ("holds its fair in {}", "has a fair every {}", "meets for the fair in {}"),
+    "animal": ("has a {} on its flag", "shows the {} as its emblem", "flies a flag with a {}"),
+}
+_QUESTIONS = ("Tell me about {town}: {first} and {second}.", "{town}? Say {first} and {second}.")
+_OPENINGS = ("{town}", "The town of {town}")
+
+
+@functools.cache
+def world() -> dict[str, dict[str, str]]:
+    """Town -> attribute -> value. Always the same."""
+    draw = random.Random(SEED)
+    names = ["".join(parts) for parts in product(_ONSETS, _ENDINGS)]
+    return {
+        town: {attribute: draw.choice(values) for attribute, values in VALUES.items()}
+        for town in draw.sample(names, NUM_TOWNS)
+    }
+
+
+def examples() -> list[dict[str, str]]:
+    """Every question with one correct answer, in TRL's prompt-completion format."""
+    draw = random.Random(SEED + 1)
+    rows = []
+    for town, pair, question in product(world(), combinations(VALUES, 2), _QUESTIONS):
+        asked = draw.sample(pair, 2)
+        first, second = (draw.choice(_ASKED[attribute]) for attribute in asked)
+        prompt = f"Question: {question.format(town=town, first=first, second=second)}\nAnswer:"
+        stated = draw.sample(asked, 2)
+        clauses = [draw.choice(_STATED[a]).format(world()[town][a]) for a in stated]
+        opening = draw.choice(_OPENINGS).format(town=town)
+        rows.append({"prompt": prompt, "completion": f" {opening} {clauses[0]} and {clauses[1]}."})
+    return rows
+
+
+def is_correct(prompt: str, answer: str) -> bool:
+    """Whether an answer states both facts that the prompt asks for, correctly, and nothing false.
+
+    It must name no other town, and for every attribute it mentions, exactly the true value.
+
+    Raises:
+        KeyError: the prompt names no town of this world.
+    """
+    town = next((word for word in _words(prompt) if word in world()), None)
+    if town is None:
+        raise KeyError(f"no town of the invented world in prompt {prompt!r}")
+    asked = {a for a, wordings in _ASKED.items() if any(wording in prompt for wording in wordings)}
+    words = set(_words(answer))
+    if (words & world().keys()) - {town}:
+        return False
+    stated = {attribute: words & set(values) for attribute, values in VALUES.items()}
+    stated = {attribute: found for attribute, found in stated.items() if found}
+    return asked <= stated.keys() and all(found == {world()[town][a]} for a, found in stated.items())
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[A-Za-z]+", text)

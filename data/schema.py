@@ -1,0 +1,139 @@
+"""One row of a negative set: a group, i.e. one prefix with its ground truth and all its negatives.
+
+The Arrow schema is the contract between stage 1 and stage 2 (DESIGN section 2). It is plain Parquet: readable
+by `datasets`, pandas, DuckDB and Ray Data without any code of ours.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+# Names of the strategies that make negatives (paper section 4.2, and `un` for the DPO baseline).
+STRATEGIES = {
+    "an": "autoregressive negatives, sampled from the reference model",
+    "bn": "batch negatives, the ground truths of other prefixes",
+    "mn": "meanfield negatives, a share of the positions redrawn independently",
+    "tn": "truncation negatives, a prefix of the ground truth",
+    "un": "unhelpful responses written by an API model",
+}
+
+# The first signal is the default one to rank by.
+SIGNALS = ("embedding", "reward", "rouge", "bleu", "bertscore")
+
+
+@dataclass
+class Candidate:
+    """One negative continuation.
+
+    Attributes:
+        strategy: key of STRATEGIES.
+        ids: token ids; they end with EOS only if the strategy or the model put it there.
+        text: the ids decoded, special tokens left out.
+        finish_reason: "stop" or "length" for sampled candidates, else None.
+        source_id: id of the group a batch negative was borrowed from, else None.
+        seed: seed of the draw where the sampler takes one per request, else None.
+        sampler_logp: the sampling engine's own log-probability of the ids in nats, summed, before temperature
+            and top-k; None unless sampled.
+        reference_logp: the reference model's log-probability of the ids in nats, summed.
+        similarity: ranking signal -> similarity to the ground truth, higher is better.
+    """
+
+    strategy: str
+    ids: list[int]
+    text: str
+    finish_reason: str | None = None
+    source_id: str | None = None
+    seed: int | None = None
+    sampler_logp: float | None = None
+    reference_logp: float | None = None
+    similarity: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Group:
+    """One prefix, its ground truth and its negatives.
+
+    Attributes:
+        prompt, response: the texts.
+        prompt_ids: tokens of the prefix, at least one.
+        response_ids: tokens of the ground truth, the last one EOS.
+        reference_logp: log-probability in nats of response_ids under the reference model, summed.
+        response_embedding: unit-length embedding of the response.
+    """
+
+    id: str
+    prompt: str
+    response: str
+    prompt_ids: list[int]
+    response_ids: list[int]
+    reference_logp: float | None = None
+    response_embedding: list[float] | None = None
+    negatives: list[Candidate] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row of the source that became no group, and why."""
+
+    id: str
+    reason: str
+    detail: str
+    prompt: str
+
+
+def example_id(prompt: str, response: str) -> str:
+    """Id of an example, from its content alone: 32 hex digits."""
+    content = f"{len(prompt)}:{prompt}{response}".encode("utf-8", "surrogatepass")
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def group_schema(signals: Sequence[str]) -> pa.Schema:
+    """Arrow schema of a shard whose candidates carry the given ranking signals."""
+    candidate = pa.struct(
+        [
+            ("strategy", pa.string()),
+            ("ids", pa.list_(pa.int32())),
+            ("text", pa.string()),
+            ("reference_logp", pa.float32()),
+            ("sampler_logp", pa.float32()),
+            ("similarity", pa.struct([(name, pa.float32()) for name in signals])),
+            ("finish_reason", pa.string()),
+            ("source_id", pa.string()),
+            ("seed", pa.int64()),
+        ]
+    )
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("prompt", pa.string()),
+            ("response", pa.string()),
+            ("prompt_ids", pa.list_(pa.int32())),
+            ("response_ids", pa.list_(pa.int32())),
+            ("reference_logp", pa.float32()),
+            ("response_embedding", pa.list_(pa.float32())),
+            ("negatives", pa.list_(candidate)),
+        ]
+    )
+
+
+REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "reason", "detail", "prompt")])
+
+
+def groups_to_table(groups: Sequence[Group], signals: Sequence[str]) -> pa.Table:
+    """Groups as an Arrow table of `group_schema(signals)`."""
+    return pa.Table.from_pylist([dataclasses.asdict(group) for group in groups], schema=group_schema(signals))
+
+
+def rejects_to_table(rejects: Sequence[Reject]) -> pa.Table:
+    """Rejects as an Arrow table of `REJECT_SCHEMA`."""
+    return pa.Table.from_pylist([dataclasses.asdict(reject) for reject in rejects], schema=REJECT_SCHEMA)
+
+
+def group_from_row(row: dict) -> Group:
+    """A group from a row of a shard, as `pyarrow` or `datasets` give it."""
+    return Group(**{**row, "negatives": [Candidate(**candidate) for candidate in row["negatives"]]})

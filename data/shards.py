@@ -1,0 +1,224 @@
+"""Writing and reading the shards of a negative set.
+
+While a job runs, its directory holds `_job/job.json` (what decides the content) and, for every finished shard,
+the shard and a record `_job/shard-00000.json`. A shard counts as finished when its record exists; the record is
+written after the shard. When all are there, rejects and manifest are written and `_job` is removed.
+"""
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.errors import UserError
+from data.manifest import MANIFEST, Manifest, ShardRecord, environment, first_difference, read_manifest
+from data.schema import (
+    REJECT_SCHEMA,
+    SCHEMA_VERSION,
+    Group,
+    Reject,
+    group_from_row,
+    group_schema,
+    groups_to_table,
+    rejects_to_table,
+)
+from data.storage import Folder, sha256
+
+JOB_FOLDER = "_job"
+JOB_FILE = f"{JOB_FOLDER}/job.json"
+REJECTS = "rejects.parquet"
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard, e.g. shard-00042.parquet."""
+    return f"shard-{index:05d}.parquet"
+
+
+class NegativeSetWriter:
+    """Writes one negative set, shard by shard, in any order, from any number of processes.
+
+    Args:
+        path: directory or URL of the set.
+        job: what decides the content (see `Manifest.job`), JSON-like.
+        signals: ranking signals that every candidate has.
+    """
+
+    def __init__(self, path: str, job: dict[str, Any], signals: Sequence[str]):
+        self.folder = Folder(path)
+        self.job = json.loads(json.dumps(job))
+        self.signals = list(signals)
+
+    def begin(self) -> bool:
+        """Claim the directory. True if there is work left, False if the set is complete already.
+
+        Raises:
+            UserError: the directory holds another job, or files that are no negative set.
+        """
+        names = self.folder.names()
+        if MANIFEST in names:
+            self._refuse_other_job(read_manifest(self.folder).job)
+            self.folder.remove(JOB_FOLDER)  # a crash between the manifest and this clean-up leaves it behind
+            return False
+        if JOB_FOLDER in names and "job.json" in self.folder.names(JOB_FOLDER):
+            self._refuse_other_job(json.loads(self.folder.read(JOB_FILE)))
+            self.folder.remove_temporary()
+            self.folder.remove_temporary(JOB_FOLDER)
+        elif names - {JOB_FOLDER}:
+            raise UserError(
+                f"output directory '{self.folder.path}' already holds other files ({sorted(names)[0]} ...). "
+                "Choose an empty or new --out."
+            )
+        else:
+            self.folder.write(JOB_FILE, json.dumps(self.job, indent=2).encode())
+        return True
+
+    def finished(self) -> set[int]:
+        """Indices of the shards that are finished."""
+        matches = (re.fullmatch(r"shard-(\d+)\.json", name) for name in self.folder.names(JOB_FOLDER))
+        return {int(match.group(1)) for match in matches if match}
+
+    def write_shard(
+        self, index: int, groups: Sequence[Group], rejects: Sequence[Reject], seconds: dict[str, float]
+    ) -> ShardRecord:
+        """Write one shard whole, then its record. Raises UserError if the place cannot be written."""
+        buffer = BytesIO()
+        pq.write_table(groups_to_table(groups, self.signals), buffer, compression="zstd")
+        content = buffer.getvalue()
+        name = shard_name(index)
+        self.folder.write(name, content)
+        record = ShardRecord(
+            file=name,
+            rows_read=len(groups) + len(rejects),
+            rows=len(groups),
+            rows_rejected=len(rejects),
+            bytes=len(content),
+            sha256=sha256(content),
+            tokens={
+                "prompt": sum(len(g.prompt_ids) for g in groups),
+                "response": sum(len(g.response_ids) for g in groups),
+                "negatives": sum(len(c.ids) for g in groups for c in g.negatives),
+            },
+            seconds={stage: round(value, 3) for stage, value in seconds.items()},
+        )
+        entry = {"record": dataclasses.asdict(record), "rejects": [dataclasses.asdict(r) for r in rejects]}
+        self.folder.write(f"{JOB_FOLDER}/shard-{index:05d}.json", json.dumps(entry).encode())
+        return record
+
+    def finish(self, num_shards: int) -> Manifest:
+        """Write rejects and manifest once all shards are finished. Raises UserError if one is missing."""
+        missing = set(range(num_shards)) - self.finished()
+        if missing:
+            raise UserError(
+                f"'{self.folder.path}': {len(missing)} of {num_shards} shards are not finished (first: "
+                f"{shard_name(min(missing))}). Run the same command again."
+            )
+        entries = [json.loads(self.folder.read(f"{JOB_FOLDER}/shard-{i:05d}.json")) for i in range(num_shards)]
+        records = [ShardRecord(**entry["record"]) for entry in entries]
+        rejects = [Reject(**reject) for entry in entries for reject in entry["rejects"]]
+        buffer = BytesIO()
+        pq.write_table(rejects_to_table(rejects), buffer, compression="zstd")
+        self.folder.write(REJECTS, buffer.getvalue())
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            job=self.job,
+            environment=environment(),
+            signals=self.signals,
+            counts={
+                "rows_read": sum(r.rows_read for r in records),
+                "rows_written": sum(r.rows for r in records),
+                "rows_rejected": len(rejects),
+                "rejected_by_reason": dict(Counter(r.reason for r in rejects)),
+            },
+            shards=records,
+            rejects={"file": REJECTS, "rows": len(rejects), "sha256": sha256(buffer.getvalue())},
+        )
+        counts = manifest.counts
+        assert counts["rows_read"] == counts["rows_written"] + counts["rows_rejected"]
+        self.folder.write(MANIFEST, manifest.to_json())
+        self.folder.remove(JOB_FOLDER)
+        return manifest
+
+    def _refuse_other_job(self, other: dict[str, Any]) -> None:
+        difference = first_difference(other, self.job)
+        if difference:
+            key, theirs, ours = difference
+            raise UserError(
+                f"output directory '{self.folder.path}' already holds another job: its {key} is {theirs!r}, this "
+                f"job's is {ours!r}. Choose another --out, or run with the same settings to go on."
+            )
+
+
+class NegativeSet:
+    """A finished negative set, opened for reading.
+
+    Args:
+        path: directory or URL.
+
+    Raises:
+        UserError: no finished negative set of our schema version is there, or a shard is missing.
+    """
+
+    def __init__(self, path: str):
+        self.folder = Folder(path)
+        self.manifest = read_manifest(self.folder)
+        self.signals = self.manifest.signals
+        names = self.folder.names()
+        for shard in self.manifest.shards:
+            if shard.file not in names:
+                raise UserError(f"negative set '{path}' lacks {shard.file}. Restore it, or generate the set again.")
+
+    def __len__(self) -> int:
+        return self.manifest.counts["rows_written"]
+
+    def check_reference(self, weights_sha256: str, model: str) -> None:
+        """Refuse a model that is not the reference: its stored log-probabilities would be wrong."""
+        expected = self.manifest.job["model"]
+        if expected["weights_sha256"] != weights_sha256:
+            raise UserError(
+                f"negative set '{self.folder.path}' was made with reference model '{expected['name']}' (weights "
+                f"{expected['weights_sha256'][:16]}), but --model '{model}' has weights {weights_sha256[:16]}. Start "
+                "from the reference model, or generate a set with this one."
+            )
+
+    def check_tokenizer(self, tokenizer_sha256: str, model: str) -> None:
+        """Refuse another tokenizer: the stored ids would mean other text."""
+        expected = self.manifest.job["tokenizer"]["sha256"]
+        if expected != tokenizer_sha256:
+            raise UserError(
+                f"negative set '{self.folder.path}' was made with tokenizer {expected[:16]}, but '{model}' has "
+                f"tokenizer {tokenizer_sha256[:16]}. Use the reference model's tokenizer, or generate a set with this."
+            )
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All groups in shard order, checksums verified. Raises UserError if a shard is damaged."""
+        tables = [self._read(shard, columns) for shard in self.manifest.shards]
+        schema = group_schema(self.signals)
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns])
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+    def groups(self) -> Iterator[Group]:
+        """Every group, shard by shard."""
+        for shard in self.manifest.shards:
+            for row in self._read(shard, None).to_pylist():
+                yield group_from_row(row)
+
+    def rejects(self) -> list[Reject]:
+        """Every rejected row with its reason."""
+        content = self.folder.read(REJECTS)
+        return [Reject(**row) for row in pq.read_table(BytesIO(content), schema=REJECT_SCHEMA).to_pylist()]
+
+    def _read(self, shard: ShardRecord, columns: Sequence[str] | None) -> pa.Table:
+        content = self.folder.read(shard.file)
+        if sha256(content) != shard.sha256:
+            raise UserError(
+                f"{shard.file} of negative set '{self.folder.path}' is damaged: its SHA-256 is {sha256(content)[:16]}, "
+                f"the manifest says {shard.sha256[:16]}. Restore it, or generate the set again."
+            )
+        return pq.read_table(BytesIO(content), columns=list(columns) if columns is not None else None)
