@@ -1,0 +1,146 @@
+"""The objectives, as pure functions of log-probabilities: tensors of shape [groups, K] in, loss and metrics out.
+
+Candidate 0 is the ground truth. With beta the temperature, h_k = beta * (log pi_theta(y_k|x) - log pi_ref(y_k|x)).
+"CPO" here is Contrastive Preference Optimization (arXiv 2502.16433): K-way and with a reference model. It is not
+TRL's CPO (Xu et al., arXiv 2401.08417).
+"""
+
+import torch
+
+
+def implicit_rewards(
+    policy_logps: torch.Tensor, reference_logps: torch.Tensor, *, beta: float, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """h = beta * (policy - reference), reduced in float32 or wider; 0 where mask is False. All [groups, K]."""
+    dtype = torch.promote_types(torch.promote_types(policy_logps.dtype, reference_logps.dtype), torch.float32)
+    policy, reference = policy_logps.to(dtype), reference_logps.to(dtype)
+    if mask is not None:
+        policy, reference = policy.masked_fill(~mask, 0.0), reference.masked_fill(~mask, 0.0)
+    return beta * (policy - reference)
+
+
+def cpo_loss(
+    policy_logps: torch.Tensor,
+    reference_logps: torch.Tensor,
+    *,
+    beta: float,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """CPO, best of K: the mean over groups of -log softmax(h)_1 (paper eq. 7; arXiv eq. 1).
+
+    With K = 2 it is DPO, -log sigmoid(h_1 - h_2). With policy = reference it is log K.
+
+    Args:
+        policy_logps, reference_logps: [groups, K], summed over each continuation's tokens, in nats.
+        beta: temperature, the paper's beta (5 in its experiments).
+        mask: [groups, K], True where a candidate exists; candidate 0 always does. None: all exist.
+
+    Returns:
+        Scalar, float32 or wider.
+    """
+    h = implicit_rewards(policy_logps, reference_logps, beta=beta, mask=mask)
+    if mask is not None:
+        h = h.masked_fill(~mask, -torch.inf)
+    return (torch.logsumexp(h, dim=-1) - h[:, 0]).mean()
+
+
+def cpo_ranking_loss(
+    policy_logps: torch.Tensor,
+    reference_logps: torch.Tensor,
+    ranks: torch.Tensor,
+    *,
+    beta: float,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """CPO with ranking, Plackett-Luce (paper eq. 8; arXiv eq. 2).
+
+    The mean over groups of -sum_k [h_tau(k) - logsumexp_{j >= k} h_tau(j)], tau the order from best to worst.
+    With policy = reference it is log K!.
+
+    Args:
+        policy_logps, reference_logps, beta, mask: as in `cpo_loss`.
+        ranks: [groups, K], 0 = best; equal ranks keep the candidates' order.
+
+    Returns:
+        Scalar, float32 or wider.
+    """
+    h = implicit_rewards(policy_logps, reference_logps, beta=beta, mask=mask)
+    exists = torch.ones_like(h, dtype=torch.bool) if mask is None else mask
+    # Candidates that do not exist go last, where they neither win a place nor compete for one.
+    last = torch.iinfo(torch.int64).max
+    order = ranks.to(torch.int64).masked_fill(~exists, last).argsort(dim=-1, stable=True)
+    h, exists = h.gather(-1, order), exists.gather(-1, order)
+    # K x K: row k competes against columns j >= k. K is small, and this is exact where a cumulative
+    # logsumexp would lose the small terms behind a large one.
+    places = torch.arange(h.shape[-1], device=h.device)
+    competes = exists[:, None, :] & (places[None, :] >= places[:, None])[None]
+    competes = competes | ~exists[:, :, None]  # rows without a candidate: any finite value, dropped below
+    normalisers = torch.logsumexp(h[:, None, :].masked_fill(~competes, -torch.inf), dim=-1)
+    return (normalisers - h).masked_fill(~exists, 0.0).sum(dim=-1).mean()
+
+
+def mle_loss(policy_logps: torch.Tensor, num_tokens: torch.Tensor | int) -> torch.Tensor:
+    """Next-token prediction on the ground truths: negative log-likelihood per token (paper eq. 1).
+
+    Args:
+        policy_logps: [groups, K]; candidate 0 counts.
+        num_tokens: tokens of the ground truths, all groups together.
+
+    Returns:
+        Scalar, nats per token.
+    """
+    return -policy_logps[:, 0].sum() / num_tokens
+
+
+def ranks_from_similarity(similarity: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Ranks of the candidates by similarity, 0 = best: the ground truth first, then falling similarity.
+
+    Args:
+        similarity: [groups, K]; column 0 is ignored. Ties keep the candidates' order.
+        mask: [groups, K]; candidates that do not exist come last.
+
+    Returns:
+        [groups, K], int64.
+    """
+    keys = similarity.to(torch.float64).clone()
+    if mask is not None:
+        keys = keys.masked_fill(~mask, -torch.inf)
+    keys[:, 0] = torch.inf
+    order = keys.argsort(dim=-1, descending=True, stable=True)
+    return order.argsort(dim=-1)
+
+
+def preference_metrics(
+    policy_logps: torch.Tensor,
+    reference_logps: torch.Tensor,
+    ranks: torch.Tensor,
+    *,
+    beta: float,
+    mask: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """What to watch in training, each a sum over groups' values ready to be averaged: [groups] per metric.
+
+    Keys:
+        logps/ground_truth: policy's log-probability of the ground truth, nats.
+        logps/ground_truth_change: the same minus the reference's.
+        rewards/margin: h of the ground truth minus the mean h of the negatives.
+        rewards/top1: 1 where the ground truth has the strictly highest h.
+        rewards/kendall_tau: Kendall's tau-a between h and the ranks over all pairs of candidates, in [-1, 1].
+        logps/ranking_accuracy: share of negatives that the policy itself finds less likely than the ground truth.
+    """
+    exists = torch.ones_like(policy_logps, dtype=torch.bool) if mask is None else mask
+    h = implicit_rewards(policy_logps, reference_logps, beta=beta, mask=mask)
+    negatives = exists[:, 1:]
+    count = negatives.sum(-1).clamp(min=1)
+    pairs = exists[:, :, None] & exists[:, None, :]
+    better = (ranks[:, :, None] < ranks[:, None, :]) & pairs
+    agreement = torch.sign(h[:, :, None] - h[:, None, :])
+    change = policy_logps.float() - reference_logps.float()
+    return {
+        "logps/ground_truth": policy_logps[:, 0].float(),
+        "logps/ground_truth_change": change[:, 0],
+        "rewards/margin": h[:, 0] - (h[:, 1:] * negatives).sum(-1) / count,
+        "rewards/top1": ((h[:, :1] > h[:, 1:]) | ~negatives).all(-1).to(h.dtype),
+        "rewards/kendall_tau": (agreement * better).sum((-1, -2)) / better.sum((-1, -2)).clamp(min=1),
+        "logps/ranking_accuracy": ((policy_logps[:, :1] > policy_logps[:, 1:]) & negatives).sum(-1) / count,
+    }

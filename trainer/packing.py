@@ -1,0 +1,181 @@
+"""Groups of token sequences as tensors: K continuations of one prefix in one packed sequence.
+
+Layout of a group in a row (DESIGN section 4): the prefix without its last token, then one segment per
+continuation, which begins with its own copy of the prefix's last token and ends before the continuation's last:
+
+    prefix p1 p2 p3, continuations a1 a2 | b1 b2 b3
+
+    tokens     p1 p2 | p3 a1 | p3 b1 b2
+    positions   0  1 |  2  3 |  2  3  4
+    predicts   -  -  | a1 a2 | b1 b2 b3
+
+A token attends causally to its own prefix and to its own segment. So the prefix is computed once for all
+continuations, each position has one next-token target, nothing is padded, and several groups share a row.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+PREFIX_SEGMENT = 0
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """A prefix and the continuations to score after it, as token ids; none of them is empty."""
+
+    prefix: Sequence[int]
+    continuations: Sequence[Sequence[int]]
+
+    @property
+    def packed_length(self) -> int:
+        """Tokens that the group takes in a packed row."""
+        return len(self.prefix) - 1 + sum(len(c) for c in self.continuations)
+
+    @property
+    def padded_length(self) -> int:
+        """Positions that the group takes in the padded layout."""
+        return len(self.continuations) * (len(self.prefix) + max(len(c) for c in self.continuations))
+
+
+@dataclass
+class TokenBatch:
+    """Token sequences of some groups, and where in them which continuation is predicted.
+
+    B rows, T positions, N predicted tokens, G groups with up to K continuations each.
+
+    Attributes:
+        input_ids: [B, T].
+        position_ids: [B, T], counted from the start of each prefix.
+        attention_mask: padded layout: [B, T], 1 where there is a token. Packed layout: None.
+        group_ids, segment_ids: packed layout: [B, T], which group, and 0 for the prefix or 1 + k.
+        target_ids: [N], the tokens predicted.
+        target_index: [N], the position in the flattened [B * T] that predicts each.
+        slot: [N], the continuation in the flattened [G * K] that each belongs to.
+        mask: [G, K], True where a continuation exists.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    target_ids: torch.Tensor
+    target_index: torch.Tensor
+    slot: torch.Tensor
+    mask: torch.Tensor
+    attention_mask: torch.Tensor | None = None
+    group_ids: torch.Tensor | None = None
+    segment_ids: torch.Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "TokenBatch":
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return TokenBatch(**{k: v if v is None else v.to(device, non_blocking=True) for k, v in values.items()})
+
+    @property
+    def padding(self) -> int:
+        """Number of positions that hold no token."""
+        return 0 if self.attention_mask is None else int((self.attention_mask == 0).sum())
+
+
+def split_by_budget(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """Indices of the groups that share a row, in order; a group over the budget gets a row of its own."""
+    rows: list[list[int]] = []
+    used = 0
+    for index, length in enumerate(lengths):
+        if not rows or used + length > row_tokens:
+            rows.append([])
+            used = 0
+        rows[-1].append(index)
+        used += length
+    return rows
+
+
+def pack(groups: Sequence[Continuations]) -> TokenBatch:
+    """All groups in one packed row (B = 1). Raises ValueError for an empty prefix or continuation."""
+    _check(groups)
+    width = max(len(g.continuations) for g in groups)
+    input_ids: list[int] = []
+    pieces: list[tuple[int, int, int, int]] = []  # start position, length, group, segment
+    target_ids: list[int] = []
+    target_index: list[np.ndarray] = []
+    slots: list[tuple[int, int]] = []
+    for g, group in enumerate(groups):
+        last = len(group.prefix) - 1
+        input_ids += group.prefix[:last]
+        pieces.append((0, last, g, PREFIX_SEGMENT))
+        for k, continuation in enumerate(group.continuations):
+            begin = len(input_ids)
+            input_ids.append(group.prefix[last])
+            input_ids += continuation[:-1]
+            pieces.append((last, len(continuation), g, 1 + k))
+            target_ids += continuation
+            target_index.append(np.arange(begin, len(input_ids)))
+            slots.append((g * width + k, len(continuation)))
+    lengths = np.array([length for _, length, _, _ in pieces])
+    positions = np.concatenate([np.arange(start, start + length) for start, length, _, _ in pieces])
+    return TokenBatch(
+        input_ids=torch.tensor([input_ids]),
+        position_ids=torch.from_numpy(positions)[None],
+        target_ids=torch.tensor(target_ids),
+        target_index=torch.from_numpy(np.concatenate(target_index)),
+        slot=_repeat(slots),
+        mask=_existing(groups, width),
+        group_ids=torch.from_numpy(np.repeat([g for _, _, g, _ in pieces], lengths))[None],
+        segment_ids=torch.from_numpy(np.repeat([s for _, _, _, s in pieces], lengths))[None],
+    )
+
+
+def pad(groups: Sequence[Continuations]) -> TokenBatch:
+    """One padded row per continuation: the plain layout, for models that cannot take the packed mask."""
+    _check(groups)
+    width = max(len(g.continuations) for g in groups)
+    rows = [([*g.prefix, *c], len(g.prefix), len(c)) for g in groups for c in g.continuations]
+    longest = max(len(row) for row, _, _ in rows)
+    input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    attention_mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    target_ids: list[int] = []
+    target_index: list[np.ndarray] = []
+    for b, (row, start, length) in enumerate(rows):
+        input_ids[b, : len(row)] = torch.tensor(row)
+        attention_mask[b, : len(row)] = 1
+        target_ids += row[start:]
+        target_index.append(b * longest + np.arange(start - 1, start - 1 + length))
+    slots = [(g * width + k, len(c)) for g, group in enumerate(groups) for k, c in enumerate(group.continuations)]
+    return TokenBatch(
+        input_ids=input_ids,
+        position_ids=torch.arange(longest).expand(len(rows), -1).contiguous(),
+        target_ids=torch.tensor(target_ids),
+        target_index=torch.from_numpy(np.concatenate(target_index)),
+        slot=_repeat(slots),
+        mask=_existing(groups, width),
+        attention_mask=attention_mask,
+    )
+
+
+def packed_attention(group_ids: torch.Tensor, segment_ids: torch.Tensor) -> torch.Tensor:
+    """Who attends to whom in packed rows: [B, T] and [B, T] in, boolean [B, 1, T, T] out, True = may attend."""
+    length = group_ids.shape[-1]
+    order = torch.arange(length, device=group_ids.device)
+    causal = order[:, None] >= order[None, :]
+    same_group = group_ids[:, :, None] == group_ids[:, None, :]
+    own_segment = segment_ids[:, :, None] == segment_ids[:, None, :]
+    to_prefix = (segment_ids == PREFIX_SEGMENT)[:, None, :]
+    return (causal & same_group & (own_segment | to_prefix))[:, None]
+
+
+def _check(groups: Sequence[Continuations]) -> None:
+    for group in groups:
+        if not len(group.prefix):
+            raise ValueError("a group has an empty prefix; a continuation needs at least one token before it")
+        if not group.continuations or any(not len(c) for c in group.continuations):
+            raise ValueError("a group has no continuation, or an empty one")
+
+
+def _repeat(slots: list[tuple[int, int]]) -> torch.Tensor:
+    return torch.from_numpy(np.repeat([s for s, _ in slots], [n for _, n in slots]))
+
+
+def _existing(groups: Sequence[Continuations], width: int) -> torch.Tensor:
+    counts = torch.tensor([len(g.continuations) for g in groups])
+    return torch.arange(width)[None] < counts[:, None]
