@@ -146,7 +146,10 @@ def _set(
 ) -> None:
     group, dot, name = key.partition(".")
     if dot and group in fields and _is_dict(hints[group]):
-        values.setdefault(group, {})[name] = yaml.safe_load(value) if isinstance(value, str) else value
+        try:
+            values.setdefault(group, {})[name] = yaml.safe_load(value) if isinstance(value, str) else value
+        except yaml.YAMLError as error:
+            raise UserError(f"'{key}' {where} must be a YAML value, got {value!r}.") from error
         return
     if key not in fields:
         raise UserError(f"unknown key '{key}' {where}.{did_you_mean(key, fields)} See `{command} --help` for all keys.")
@@ -175,7 +178,7 @@ def _convert(value: Any, hint: Any, key: str, where: str) -> Any:
     if typing.get_origin(hint) is list:
         return [str(v) for v in value] if isinstance(value, list) else [str(value)]
     if hint is str:
-        if isinstance(value, (dict, list)):
+        if value is None or isinstance(value, (dict, list)):
             raise wrong
         return str(value)
     if hint is bool:
@@ -190,9 +193,12 @@ def _convert(value: Any, hint: Any, key: str, where: str) -> Any:
     except (TypeError, ValueError):
         raise wrong from None
     if hint is int:
-        if number != int(number):
+        if not number.is_integer():
             raise wrong
-        return int(number)
+        try:
+            return int(value)  # exact, where a float would round a long seed
+        except ValueError:  # "1e3"
+            return int(number)
     return number
 
 

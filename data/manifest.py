@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +26,8 @@ class ShardRecord:
         rows_read, rows, rows_rejected: examples in, groups out, examples rejected; read = rows + rejected.
         bytes, sha256: of the file.
         tokens: {"prompt", "response", "negatives"} -> number of tokens.
-        seconds: stage ("sample", "score", "embed", "write") -> wall time in that stage.
+        seconds: stage ("sample", "score", "embed") -> wall time in that stage.
+        attention_path: "packed" or "padded", the layout in which the reference scored it (trainer.logprobs).
     """
 
     file: str
@@ -36,6 +38,7 @@ class ShardRecord:
     sha256: str
     tokens: dict[str, int]
     seconds: dict[str, float]
+    attention_path: str
 
 
 @dataclass
@@ -74,7 +77,7 @@ def read_manifest(folder: Folder) -> Manifest:
     """
     try:
         content = json.loads(folder.read(MANIFEST))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         names = folder.names()
         if "_job" in names:
             raise UserError(
@@ -117,11 +120,20 @@ def environment() -> dict[str, Any]:
     return {"packages": versions, "git_commit": commit or None}
 
 
-def first_difference(left: Any, right: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """The first place where two nested dicts differ: (dotted key, left value, right value), or None."""
+def first_difference(
+    left: Any, right: Any, path: str = "", *, ignore: Sequence[str] = ()
+) -> tuple[str, Any, Any] | None:
+    """The first place where two nested dicts differ: (dotted key, left value, right value), or None.
+
+    Keys in `ignore` are passed over at every level.
+    """
     if isinstance(left, dict) and isinstance(right, dict):
         for key in [*left, *(k for k in right if k not in left)]:
-            found = first_difference(left.get(key), right.get(key), f"{path}.{key}" if path else key)
+            if key in ignore:
+                continue
+            found = first_difference(
+                left.get(key), right.get(key), f"{path}.{key}" if path else key, ignore=ignore
+            )
             if found:
                 return found
         return None

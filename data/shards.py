@@ -84,7 +84,13 @@ class NegativeSetWriter:
         return {int(match.group(1)) for match in matches if match}
 
     def write_shard(
-        self, index: int, groups: Sequence[Group], rejects: Sequence[Reject], seconds: dict[str, float]
+        self,
+        index: int,
+        groups: Sequence[Group],
+        rejects: Sequence[Reject],
+        *,
+        seconds: dict[str, float],
+        attention_path: str,
     ) -> ShardRecord:
         """Write one shard whole, then its record. Raises UserError if the place cannot be written."""
         buffer = BytesIO()
@@ -105,6 +111,7 @@ class NegativeSetWriter:
                 "negatives": sum(len(c.ids) for g in groups for c in g.negatives),
             },
             seconds={stage: round(value, 3) for stage, value in seconds.items()},
+            attention_path=attention_path,
         )
         entry = {"record": dataclasses.asdict(record), "rejects": [dataclasses.asdict(r) for r in rejects]}
         self.folder.write(f"{JOB_FOLDER}/shard-{index:05d}.json", json.dumps(entry).encode())
@@ -145,7 +152,8 @@ class NegativeSetWriter:
         return manifest
 
     def _refuse_other_job(self, other: dict[str, Any]) -> None:
-        difference = first_difference(other, self.job)
+        # The same weights under another name or path are the same model: hashes decide, not names.
+        difference = first_difference(other, self.job, ignore=("name",))
         if difference:
             key, theirs, ours = difference
             raise UserError(

@@ -6,7 +6,9 @@ takes this is found out by trying (`prepare_model`); one that does not gets the 
 """
 
 import functools
+import inspect
 import logging
+import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,20 +89,25 @@ def prepare_model(model: Any) -> str:
     """
     if getattr(model, "_logprob_path", None):
         return model._logprob_path
-    original = model.forward
+    bound = model.forward
+    original = bound.__func__ if inspect.ismethod(bound) else lambda _, *args, **kwargs: bound(*args, **kwargs)
 
     @functools.wraps(type(model).forward)
-    def forward(*args: Any, target_ids: Any = None, target_index: Any = None, **kwargs: Any) -> Any:
+    def forward(self: Any, *args: Any, target_ids: Any = None, target_index: Any = None, **kwargs: Any) -> Any:
         if target_ids is None:
-            return original(*args, **kwargs)
-        if model._logprob_path == "packed":
-            hidden = model.base_model(*args, use_cache=False, **kwargs)[0]
-            return token_logps(hidden.flatten(0, 1)[target_index], model.get_output_embeddings().weight, target_ids)
-        logits = original(*args, use_cache=False, **kwargs).logits.flatten(0, 1)[target_index]
+            return original(self, *args, **kwargs)
+        if self._logprob_path == "packed":
+            hidden = self.base_model(*args, use_cache=False, **kwargs)[0].flatten(0, 1)[target_index]
+            head = self.get_output_embeddings()
+            if type(head) is nn.Linear:
+                return token_logps(hidden, head.weight, target_ids)
+            logits = head(hidden)  # wrapped since: its weight alone would leave out an adapter
+        else:
+            logits = original(self, *args, use_cache=False, **kwargs).logits.flatten(0, 1)[target_index]
         logits = logits.to(_reduction_dtype(logits.dtype))
         return logits.log_softmax(-1).gather(-1, target_ids[:, None])[:, 0]
 
-    model.forward = forward
+    model.forward = types.MethodType(forward, model)  # a method, so that a deep copy calls its own weights
     obstacle = _obstacle(model)
     model._logprob_path = "padded" if obstacle else "packed"
     if obstacle:
@@ -184,6 +191,8 @@ def _obstacle(model: Any) -> str | None:
     uses_window = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
     if window and uses_window:
         return f"{config.model_type} attends through a sliding window of {window} tokens"
+    if "local" in (getattr(config, "attention_layers", None) or []):  # GPT-Neo's name for it
+        return f"{config.model_type} attends through a sliding window of {config.window_size} tokens"
     if type(model.get_output_embeddings()) is not nn.Linear or model.get_output_embeddings().bias is not None:
         return f"the head of {config.model_type} is not a plain linear map"
     if config._attn_implementation not in ("sdpa", "eager"):

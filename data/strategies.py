@@ -1,0 +1,34 @@
+"""How many negatives of which strategy: `an=11`, `an=4,bn=3`."""
+
+from data.errors import UserError, did_you_mean
+from data.schema import STRATEGIES
+
+
+def parse_counts(text: str, option: str) -> dict[str, int]:
+    """Parse e.g. "an=4,bn=3" into {"an": 4, "bn": 3}.
+
+    Args:
+        option: name of the option, for messages.
+
+    Raises:
+        UserError: unknown or repeated strategy, or a count that is no positive whole number.
+    """
+    counts: dict[str, int] = {}
+    for part in text.split(","):
+        name, equals, number = (piece.strip() for piece in part.partition("="))
+        if name not in STRATEGIES:
+            raise UserError(
+                f"{option} '{text}' names unknown strategy '{name}'.{did_you_mean(name, STRATEGIES)} "
+                f"Known: {', '.join(STRATEGIES)}; write e.g. an=11."
+            )
+        if not equals or not number.isdigit() or int(number) < 1:
+            raise UserError(f"{option} '{text}': '{part.strip()}' needs a count of at least 1; write e.g. {name}=11.")
+        if name in counts:
+            raise UserError(f"{option} '{text}' names strategy '{name}' twice.")
+        counts[name] = int(number)
+    return counts
+
+
+def format_counts(counts: dict[str, int]) -> str:
+    """The inverse of `parse_counts`."""
+    return ",".join(f"{name}={count}" for name, count in counts.items())

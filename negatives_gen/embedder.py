@@ -1,0 +1,74 @@
+"""Sentence embeddings and the similarity of each candidate to its ground truth."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data.errors import UserError
+from data.identity import model_directory, weights_hash
+from data.schema import Group
+
+REFERENCE = "reference"
+SIGNAL = "embedding"
+
+
+def embedder_identity(embedder: str, model: str) -> dict[str, str]:
+    """Name and weights hash of an embedder, for the manifest. Raises UserError if it cannot be reached."""
+    source = model if embedder == REFERENCE else embedder
+    try:
+        model_directory(source)
+    except UserError as error:
+        raise UserError(
+            f"embedder '{embedder}' cannot be reached: give a local directory of a sentence-transformers model, or "
+            "--embedder reference for mean-pooled states of the reference model."
+        ) from error
+    return {"name": embedder, "weights_sha256": weights_hash(source)}
+
+
+class Embedder:
+    """A sentence-transformers model.
+
+    Args:
+        embedder: name or path, or "reference" for mean-pooled last hidden states of the reference model.
+        model: directory of the reference model.
+    """
+
+    def __init__(self, embedder: str, model: str):
+        from sentence_transformers import SentenceTransformer
+
+        directory = str(model_directory(model if embedder == REFERENCE else embedder))
+        self.model: Any = (
+            SentenceTransformer(modules=_mean_pooled(directory))
+            if embedder == REFERENCE
+            else SentenceTransformer(directory)
+        )
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit-length embeddings, [len(texts), D], float32."""
+        vectors = self.model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False, batch_size=64)
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def add_similarity(groups: Sequence[Group], embedder: Embedder) -> None:
+    """Set each group's response_embedding, and each candidate's cosine similarity to it, in place."""
+    texts = [text for g in groups for text in (g.response, *(c.text for c in g.negatives))]
+    unique = list(dict.fromkeys(texts))
+    if not unique:
+        return
+    row = {text: i for i, text in enumerate(unique)}
+    vectors = embedder.embed(unique)
+    for group in groups:
+        truth = vectors[row[group.response]]
+        group.response_embedding = truth.tolist()
+        for candidate in group.negatives:
+            candidate.similarity[SIGNAL] = float(vectors[row[candidate.text]] @ truth)
+
+
+def _mean_pooled(directory: str) -> list[Any]:
+    from sentence_transformers import models
+
+    transformer = models.Transformer(directory)
+    if transformer.tokenizer.pad_token is None:
+        transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
+    return [transformer, models.Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")]

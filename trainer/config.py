@@ -1,0 +1,59 @@
+"""Our own options of `python -m trainer.run`. Everything else is transformers' TrainingArguments and TRL's ModelConfig.
+
+Imports nothing heavy, so that `--help` answers at once.
+"""
+
+from dataclasses import dataclass
+
+from data.config import option
+from data.errors import UserError
+
+OBJECTIVES = {
+    "mle": "next-token prediction on the ground truths",
+    "cpo": "Contrastive Preference Optimization, best of K (arXiv 2502.16433, eq. 1)",
+    "cpo-rank": "CPO with ranking, Plackett-Luce over the similarity order (eq. 2)",
+}
+
+# The paper's training settings (section 5), under their names in transformers' TrainingArguments.
+PAPER_BATCH_SIZE = 64
+PAPER_LEARNING_RATE = 1e-5
+PAPER_WEIGHT_DECAY = 0.05
+
+
+@dataclass
+class ScriptArguments:
+    """What to train on and towards which objective."""
+
+    objective: str = option("cpo", "one of " + "; ".join(f"{k}: {v}" for k, v in OBJECTIVES.items()))
+    model: str | None = option(None, "model to start from, a directory or hub id; for cpo the reference itself")
+    shards: str | None = option(None, "negative set to train on: the directory or URL that negatives_gen wrote")
+    use: str | None = option(None, "which negatives of the set, e.g. an=4; without it, all of them")
+    beta: float = option(5.0, "temperature of the contrast")
+    dataset: str | None = option(None, "mle without --shards: 'facts', a local .jsonl/.json/.parquet/.csv, or a hub id")
+    task: str = option("prompt-completion", "mle without --shards: how a row becomes prompt and response")
+    split: str = option("train", "mle without --shards: train, test or all")
+    from_scratch: bool = option(False, "mle: start from random weights, made from the config.json of --model")
+    row_tokens: int | None = option(
+        None, "token budget of one forward pass; groups are packed up to it (default: 1024 on a CPU, 8192 on a GPU)"
+    )
+
+    def check(self) -> None:
+        """Raise UserError for combinations that make no sense."""
+        if self.objective not in OBJECTIVES:
+            from data.errors import did_you_mean
+
+            near = did_you_mean(self.objective, OBJECTIVES)
+            raise UserError(f"unknown objective '{self.objective}'.{near} Known: {', '.join(OBJECTIVES)}.")
+        if self.model is None:
+            raise UserError("python -m trainer.run needs --model: a directory with a transformers model, or a hub id.")
+        if self.shards is None and (self.objective != "mle" or self.dataset is None):
+            hint = " or --dataset" if self.objective == "mle" else ""
+            raise UserError(f"objective '{self.objective}' needs --shards{hint}: what to train on.")
+        if self.shards is not None and self.dataset is not None:
+            raise UserError("give either --shards or --dataset, not both.")
+        if self.from_scratch and self.objective != "mle":
+            raise UserError("--from_scratch goes with --objective mle only; cpo starts from the reference model.")
+        if self.beta <= 0:
+            raise UserError(f"--beta must be above 0, got {self.beta}.")
+        if self.row_tokens is not None and self.row_tokens < 1:
+            raise UserError(f"--row_tokens must be at least 1, got {self.row_tokens}.")
