@@ -16,6 +16,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its class where it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def user_error_in(error: BaseException | None) -> UserError | None:
     """Find the UserError that a framework (Ray, a thread pool) wrapped on its way to us.
 

@@ -11,7 +11,7 @@ import re
 from itertools import combinations, product
 
 SEED = 20250223
-NUM_TOWNS = 96
+NUM_TOWNS = 32
 
 _ONSETS = ("Bel", "Cor", "Dun", "Fal", "Gar", "Hol", "Ker", "Lim", "Mor", "Nes", "Or", "Pel", "Quel", "Ros", "Sel", "Tor")
 _ENDINGS = ("ada", "beck", "dale", "hurst", "ia", "mere", "mouth", "stad", "ton", "wick")
@@ -49,7 +49,12 @@ _STATED = {
     "month": ("holds its fair in {}", "has a fair every {}", "meets for the fair in {}"),
     "animal": ("has a {} on its flag", "shows the {} as its emblem", "flies a flag with a {}"),
 }
-_QUESTIONS = ("Tell me about {town}: {first} and {second}.", "{town}? Say {first} and {second}.")
+_QUESTIONS = (
+    "Tell me about {town}: {first} and {second}.",
+    "{town}? Say {first} and {second}.",
+    "Say {first} and {second}. The town is {town}.",
+    "What about {town}? I ask for {first} and {second}.",
+)
 _OPENINGS = ("{town}", "The town of {town}")
 
 

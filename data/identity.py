@@ -10,8 +10,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
+from data.errors import UserError, first_line
 
+MAX_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -29,9 +30,8 @@ def model_directory(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]))
     except Exception as error:  # the hub client raises a dozen unrelated classes
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model '{model}' is neither a local directory nor a hub model that can be reached ({reason})."
+            f"model '{model}' is neither a local directory nor a hub model that can be reached ({first_line(error)})."
         ) from error
 
 
@@ -58,7 +58,7 @@ def load_tokenizer(model: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except Exception as error:  # whatever tokenizers, sentencepiece or json raise on damaged files
-        raise UserError(f"the tokenizer of '{model}' cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the tokenizer of '{model}' cannot be read: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of '{model}' has no EOS token; every continuation must be able to end.")
     return tokenizer
@@ -80,8 +80,11 @@ def weights_hash(model: str) -> str:
     places: dict[str, tuple[Path, dict, int]] = {}
     for path in sorted(directory.glob("*.safetensors")):
         with path.open("rb") as file:
-            size = struct.unpack("<Q", file.read(8))[0]
-            header = json.loads(file.read(size))
+            try:
+                size = struct.unpack("<Q", file.read(8))[0]
+                header = json.loads(file.read(min(size, MAX_HEADER)))
+            except (struct.error, ValueError) as error:
+                raise UserError(f"'{path}' is no safetensors file (an unfetched Git LFS file?). Fetch it.") from error
         header.pop("__metadata__", None)
         for name, entry in header.items():
             places[name] = (path, entry, 8 + size)

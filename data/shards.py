@@ -40,6 +40,14 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.parquet"
 
 
+def _parquet(table: pa.Table) -> bytes:
+    buffer = BytesIO()
+    with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:
+        if table.num_rows:  # `datasets` cannot read a row group without rows
+            writer.write_table(table)
+    return buffer.getvalue()
+
+
 class NegativeSetWriter:
     """Writes one negative set, shard by shard, in any order, from any number of processes.
 
@@ -93,9 +101,7 @@ class NegativeSetWriter:
         attention_path: str,
     ) -> ShardRecord:
         """Write one shard whole, then its record. Raises UserError if the place cannot be written."""
-        buffer = BytesIO()
-        pq.write_table(groups_to_table(groups, self.signals), buffer, compression="zstd")
-        content = buffer.getvalue()
+        content = _parquet(groups_to_table(groups, self.signals))
         name = shard_name(index)
         self.folder.write(name, content)
         record = ShardRecord(
@@ -128,9 +134,8 @@ class NegativeSetWriter:
         entries = [json.loads(self.folder.read(f"{JOB_FOLDER}/shard-{i:05d}.json")) for i in range(num_shards)]
         records = [ShardRecord(**entry["record"]) for entry in entries]
         rejects = [Reject(**reject) for entry in entries for reject in entry["rejects"]]
-        buffer = BytesIO()
-        pq.write_table(rejects_to_table(rejects), buffer, compression="zstd")
-        self.folder.write(REJECTS, buffer.getvalue())
+        content = _parquet(rejects_to_table(rejects))
+        self.folder.write(REJECTS, content)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             job=self.job,
@@ -143,7 +148,7 @@ class NegativeSetWriter:
                 "rejected_by_reason": dict(Counter(r.reason for r in rejects)),
             },
             shards=records,
-            rejects={"file": REJECTS, "rows": len(rejects), "sha256": sha256(buffer.getvalue())},
+            rejects={"file": REJECTS, "rows": len(rejects), "sha256": sha256(content)},
         )
         counts = manifest.counts
         assert counts["rows_read"] == counts["rows_written"] + counts["rows_rejected"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data import facts
-from data.errors import UserError
+from data.errors import UserError, first_line
 from data.schema import example_id
 from data.tasks import COLUMNS, TASKS, check_task
 
@@ -94,13 +94,14 @@ def _read(dataset: str) -> Iterable[Mapping[str, Any]]:
         try:
             return load_dataset(READERS[path.suffix], data_files=str(path.resolve()), split="train")
         except Exception as error:  # datasets wraps whatever the parser of the format raised
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            reason = first_line(error.__cause__ or error)
+            if "corresponds to no data" in reason:  # a file with a header, brackets or blank lines only
+                raise UserError(f"data set '{dataset}' has no rows.") from error
             raise UserError(f"cannot read '{dataset}' as {path.suffix[1:]}: {reason}") from error
     try:
         return load_dataset(dataset, split="train")
     except Exception as error:  # offline, private, misspelt: the hub client has a class for each
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"data set '{dataset}' is neither 'facts', nor a local file, nor a hub data set that can be reached "
-            f"({reason})."
+            f"({first_line(error)})."
         ) from error

@@ -31,6 +31,8 @@ class Folder:
             raise UserError(f"cannot open '{path}': {error}") from error
         self.path = path
         self.is_local = isinstance(self.fs, LocalFileSystem)
+        if self.is_local and os.path.isfile(self.root):
+            raise UserError(f"'{path}' is a file, not a directory. Give a directory.")
 
     def __truediv__(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}"

@@ -102,14 +102,14 @@ def pack(groups: Sequence[Continuations]) -> TokenBatch:
     slots: list[tuple[int, int]] = []
     for g, group in enumerate(groups):
         last = len(group.prefix) - 1
-        input_ids += group.prefix[:last]
+        input_ids.extend(group.prefix[:last])
         pieces.append((0, last, g, PREFIX_SEGMENT))
         for k, continuation in enumerate(group.continuations):
             begin = len(input_ids)
             input_ids.append(group.prefix[last])
-            input_ids += continuation[:-1]
+            input_ids.extend(continuation[:-1])
             pieces.append((last, len(continuation), g, 1 + k))
-            target_ids += continuation
+            target_ids.extend(continuation)
             target_index.append(np.arange(begin, len(input_ids)))
             slots.append((g * width + k, len(continuation)))
     lengths = np.array([length for _, length, _, _ in pieces])

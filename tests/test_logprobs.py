@@ -1,0 +1,287 @@
+"""Log-probabilities against a plain computation, one continuation at a time, per architecture and wrapper."""
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.tiny import tiny_model
+from trainer import logprobs
+from trainer.logprobs import Scorer, candidate_logps, layout, prepare_model, token_logps
+from trainer.packing import Continuations, pack, pad
+
+ARCHITECTURES = pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2"])
+GENERATOR = torch.Generator().manual_seed(3)
+
+
+def draw(length: int) -> list[int]:
+    return torch.randint(97, (length,), generator=GENERATOR).tolist()
+
+
+# Differing K, a prefix of one token, continuations of one token.
+GROUPS = [Continuations(draw(p), [draw(n) for n in ns]) for p, ns in ((6, (4, 1, 7)), (1, (3, 5)), (9, (2,)))]
+TOKENS = torch.tensor([[4, 1, 7], [3, 5, 1], [2, 1, 1]])
+
+
+def plain_logps(model: Any, groups: list[Continuations] = GROUPS) -> torch.Tensor:
+    """[G, K], 0 where there is no continuation: the model's own forward on one unpadded sequence at a time."""
+    rows = []
+    for group in groups:
+        row = []
+        for continuation in group.continuations:
+            logits = model(input_ids=torch.tensor([[*group.prefix, *continuation]])).logits
+            logps = logits[0, len(group.prefix) - 1 : -1].float().log_softmax(-1)
+            row.append(logps.gather(-1, torch.tensor(continuation)[:, None]).sum())
+        rows.append(torch.stack([*row, *[torch.zeros(())] * (3 - len(row))]))
+    return torch.stack(rows)
+
+
+def gradients(model: nn.Module, logps: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of a sum with unequal weights, so that no continuation can stand in for another."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    weights = torch.linspace(0.5, 1.5, logps.numel()).view_as(logps)
+    return dict(zip(named, torch.autograd.grad((weights * logps).sum(), list(named.values())), strict=True))
+
+
+def assert_same_gradients(model: nn.Module, logps: torch.Tensor, expected: torch.Tensor) -> None:
+    ours, plain = gradients(model, logps), gradients(model, expected)
+    assert max(g.abs().max() for g in plain.values()) > 1e-2
+    floor = 1e-6 * max(g.abs().max() for g in plain.values())  # some gradients are zero but for rounding (key biases)
+    for name, gradient in plain.items():
+        assert (ours[name] - gradient).abs().max() <= 1e-4 * gradient.abs().max() + floor, name
+
+
+@ARCHITECTURES
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_equals_one_by_one_in_values_and_gradients(architecture: str, attention: str):
+    model = tiny_model(architecture)
+    model.set_attn_implementation(attention)
+    assert prepare_model(model) == "packed"
+    assert model.config._attn_implementation == attention
+    logps, expected = candidate_logps(model, pack(GROUPS)), plain_logps(model)
+    torch.testing.assert_close(logps, expected, rtol=0, atol=1e-4)
+    assert_same_gradients(model, logps, expected)
+
+
+@ARCHITECTURES
+def test_gradient_checkpointing_changes_neither_values_nor_gradients(architecture: str):
+    model = tiny_model(architecture)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    prepare_model(model)
+    expected = plain_logps(model)
+    model.gradient_checkpointing_enable()
+    model.train()
+    calls: list[int] = []
+    first = next(module for name, module in model.named_modules() if name.endswith("mlp"))
+    first.register_forward_pre_hook(lambda *_: calls.append(1))
+    logps = candidate_logps(model, pack(GROUPS))
+    assert_same_gradients(model, logps, expected)
+    assert len(calls) == 2  # once forward, once recomputed
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 11 * 40, 1 << 20])
+def test_token_logps_equal_log_softmax_across_chunk_boundaries(chunk_elements: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", logprobs.CHUNK_ELEMENTS | {"cpu": chunk_elements})
+    assert len(list(logprobs._chunks(torch.empty(70, 4), torch.empty(11, 4)))) == {1: 3, 440: 2}.get(chunk_elements, 1)
+    hidden, weight = torch.randn(70, 4, requires_grad=True), torch.randn(11, 4, requires_grad=True)
+    targets, upstream = torch.randint(11, (70,)), torch.randn(70)
+    expected = (hidden @ weight.T).log_softmax(-1)[torch.arange(70), targets]
+    ours = token_logps(hidden, weight, targets)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+    for mine, theirs in zip(
+        torch.autograd.grad(ours, (hidden, weight), upstream),
+        torch.autograd.grad(expected, (hidden, weight), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_token_logps_match_finite_differences(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", logprobs.CHUNK_ELEMENTS | {"cpu": 1})
+    hidden = torch.randn(35, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(7, (35,))
+    assert torch.autograd.gradcheck(lambda h, w: token_logps(h, w, targets), (hidden, weight))
+
+
+def test_token_logps_need_no_gradient_for_a_frozen_head():
+    hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(11, 4)
+    token_logps(hidden, weight, torch.arange(5)).sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+
+
+def test_token_logps_of_bfloat16_are_reduced_in_float32():
+    hidden, weight = torch.randn(50, 16).bfloat16(), torch.randn(200, 16).bfloat16()
+    targets = torch.randint(200, (50,))
+    logps = token_logps(hidden, weight, targets)
+    assert logps.dtype == torch.float32
+    expected = (hidden @ weight.T).float().log_softmax(-1)[torch.arange(50), targets]
+    torch.testing.assert_close(logps, expected, rtol=0, atol=1e-5)
+
+
+FALLBACKS: dict[str, tuple[dict[str, Any], str]] = {
+    "mistral": ({"hidden_size": 64, "sliding_window": 8}, "sliding window of 8 tokens"),
+    "gpt_neo": (
+        {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]}
+        | {"window_size": 8, "intermediate_size": 128},
+        "sliding window of 8 tokens",
+    ),
+    "bloom": ({"hidden_size": 64, "n_layer": 2, "n_head": 2}, "does not run with a 4-D mask"),
+    "granite": ({"hidden_size": 64, "logits_scaling": 4.0}, "gives other log-probabilities with the packed mask"),
+    "lfm2": (
+        {"hidden_size": 64, "layer_types": ["conv", "full_attention"]},  # the convolution leaks between segments
+        "gives other log-probabilities with the packed mask",
+    ),
+    "gptj": ({"n_embd": 64, "n_layer": 2, "n_head": 2, "rotary_dim": 16}, "not a plain linear map"),
+}
+
+
+def model_of(kind: str, **settings: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    common = {"vocab_size": 97, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    if kind in ("mistral", "granite", "lfm2"):
+        common |= {"intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(common | settings)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", FALLBACKS)
+def test_a_model_that_cannot_take_the_packed_mask_falls_back_and_says_why(kind: str, caplog: pytest.LogCaptureFixture):
+    settings, reason = FALLBACKS[kind]
+    model = model_of(kind, **settings)
+    expected = plain_logps(model).detach()
+    with caplog.at_level(logging.WARNING, logger="trainer.logprobs"):
+        assert prepare_model(model) == "padded"
+    (record,) = (r for r in caplog.records if r.name == "trainer.logprobs")
+    assert "padded layout" in record.getMessage()
+    assert reason in record.getMessage()
+    torch.testing.assert_close(candidate_logps(model, pad(GROUPS)), expected, rtol=0, atol=1e-4)
+    assert Scorer(model, "padded").score(GROUPS)[1] == pytest.approx(expected[1, :2].tolist(), abs=1e-4)
+
+
+def test_an_attention_that_ignores_the_mask_is_caught_by_the_probe(caplog: pytest.LogCaptureFixture):
+    model = tiny_model("llama")
+    model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, "attention_mask": None}), with_kwargs=True
+    )
+    assert prepare_model(model) == "padded"
+    assert "llama gives other log-probabilities" in caplog.text
+
+
+def test_a_model_whose_own_forward_fails_is_not_blamed_on_the_mask():
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.down_proj = nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        prepare_model(model)
+
+
+@ARCHITECTURES
+def test_preparing_changes_neither_forward_nor_generate_nor_mode(architecture: str):
+    model = tiny_model(architecture)
+    ids = torch.tensor([draw(5)])
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    logits, generated = model(input_ids=ids).logits, model.generate(ids, **options)
+    model.train()
+    prepare_model(model)
+    assert model.training
+    model.eval()
+    assert torch.equal(model(ids).logits, logits)
+    assert torch.equal(model.generate(ids, **options), generated)
+
+
+def test_preparing_twice_is_harmless():
+    model = tiny_model("gpt2")
+    assert prepare_model(model) == "packed"
+    forward = model.forward
+    assert prepare_model(model) == "packed"
+    assert model.forward == forward
+    torch.testing.assert_close(candidate_logps(model, pack(GROUPS)), plain_logps(model), rtol=0, atol=1e-4)
+
+
+def test_a_deep_copy_uses_its_own_weights():
+    model = tiny_model("llama")
+    prepare_model(model)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.get_output_embeddings().weight.mul_(0.5)
+    logps = candidate_logps(twin, pack(GROUPS))
+    torch.testing.assert_close(logps, plain_logps(twin), rtol=0, atol=1e-4)
+    assert (logps - candidate_logps(model, pack(GROUPS))).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["q_proj", "lm_head"]])
+def test_lora_adapters_count_and_receive_gradients(targets: list[str]):
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny_model("llama")
+    prepare_model(model)
+    base = plain_logps(model).detach()
+    wrapped: Any = get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)).eval()
+    logps, expected = candidate_logps(wrapped, pack(GROUPS)), plain_logps(wrapped)
+    assert (expected - base).abs().max() > 0.1
+    torch.testing.assert_close(logps, expected, rtol=0, atol=1e-4)
+    assert all("lora_" in name for name in gradients(wrapped, logps))
+    assert_same_gradients(wrapped, candidate_logps(wrapped, pack(GROUPS)), plain_logps(wrapped))
+
+
+@ARCHITECTURES
+def test_bfloat16_stays_within_a_hundredth_of_a_nat_per_token(architecture: str):
+    model = tiny_model(architecture).bfloat16()
+    assert prepare_model(model) == "packed"
+    logps = candidate_logps(model, pack(GROUPS))
+    assert logps.dtype == torch.float32
+    assert ((logps - plain_logps(model)).abs() / TOKENS).max() < 0.01
+    assert ((logps - plain_logps(model.float())).abs() / TOKENS).max() < 0.01
+
+
+def test_autocast_to_bfloat16_stays_within_a_hundredth_of_a_nat_per_token():
+    model = tiny_model("llama")
+    prepare_model(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logps = candidate_logps(model, pack(GROUPS))
+    assert logps.dtype == torch.float32
+    assert ((logps - plain_logps(model)).abs() / TOKENS).max() < 0.01
+
+
+def test_layout_covers_every_group_once_and_packed_rows_stay_within_the_budget():
+    groups = [Continuations(draw(4), [draw(n), draw(3)]) for n in (1, 9, 2, 30, 4)]
+    packed, padded = list(layout(groups, "packed", 23)), list(layout(groups, "padded", 40))
+    assert [indices for indices, _ in packed] == [[0, 1], [2], [3], [4]]  # 7 + 15, 8, 36 (alone), 10 tokens
+    assert [batch.input_ids.shape for _, batch in packed] == [(1, 22), (1, 8), (1, 36), (1, 10)]
+    assert [indices for indices, _ in padded] == [[0, 1], [2], [3], [4]]  # 14 + 26, 14, 68 (alone), 16 positions
+    assert [batch.mask.shape for _, batch in padded] == [(2, 2), (1, 2), (1, 2), (1, 2)]
+
+
+def test_scorer_keeps_the_order_of_groups_and_one_number_per_continuation():
+    model = tiny_model("qwen2")
+    lengths = ((9, (8, 2)), (2, (1,)), (5, (3, 12, 4)), (1, (2, 2)), (7, (6,)))
+    groups = [Continuations(draw(p), [draw(n) for n in ns]) for p, ns in lengths]
+    expected = plain_logps(model, groups)
+    for path, row_tokens in ((prepare_model(model), 18), ("packed", 4096)):
+        scores = Scorer(model, path, row_tokens).score(groups)
+        assert [len(row) for row in scores] == [2, 1, 3, 2, 1]
+        for row, values in zip(scores, expected.tolist(), strict=True):
+            assert row == pytest.approx(values[: len(row)], abs=1e-4)
+    assert Scorer(model, "packed").score([]) == []
+
+
+def test_scorer_loads_a_saved_model(tmp_path: Path):
+    model = tiny_model("gpt2")
+    model.save_pretrained(tmp_path)
+    scorer = Scorer.load(str(tmp_path), device="cpu")
+    assert (scorer.path, scorer.model.training, scorer.model.dtype) == ("packed", False, torch.float32)
+    for row, values in zip(scorer.score(GROUPS), plain_logps(model).tolist(), strict=True):
+        assert row == pytest.approx(values[: len(row)], abs=1e-4)
+    assert Scorer.load(str(tmp_path), dtype="bfloat16", device="cpu").model.dtype == torch.bfloat16
