@@ -112,7 +112,8 @@ def output_root() -> Path:
 
 
 def resolve_path(path: str) -> str:
-    """Make a local path absolute (see `output_root`); URLs such as s3://bucket/key stay as they are."""
+    """Make a local path absolute (see `output_root`), with ~ as the home; URLs such as s3://bucket/key stay."""
+    path = os.path.expanduser(path)
     if "://" in path or os.path.isabs(path):
         return path
     return str(output_root() / path)

@@ -24,19 +24,24 @@ def first_line(error: BaseException) -> str:
 def user_error_in(error: BaseException | None) -> UserError | None:
     """Find the UserError that a framework (Ray, a thread pool) wrapped on its way to us.
 
-    Ray keeps the original exception in `.cause`, plain Python in `__cause__` or `__context__`.
+    Ray keeps the original exception in `.cause` and gives its wrapper the original's class too; `raise ... from`
+    keeps it in `__cause__`. An error that merely occurred while a UserError was handled (`__context__`) is an error
+    of its own.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, UserError):
-            return error
         seen.add(id(error))
         cause = getattr(error, "cause", None)
-        error = cause if isinstance(cause, BaseException) else error.__cause__ or error.__context__
+        if isinstance(cause, BaseException):
+            error = cause
+        elif isinstance(error, UserError):
+            return error
+        else:
+            error = error.__cause__
     return None
 
 
-def exit_on_user_error(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
+def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
     """Make a command's main() print a UserError as one line on stderr and return exit code 2."""
 
     @functools.wraps(main)

@@ -1,8 +1,8 @@
 """The embedded example: questions over a small invented world, whose answers code can check.
 
 A world of towns with five attributes each. A question asks for two of them; its answer states both in one of many
-phrasings. Every fact occurs in several questions, so half of the questions are enough to learn all facts, and the
-other half tests whether a model can state them when asked in another combination or wording.
+phrasings. Every fact occurs in several questions, so half of the questions state nearly every fact, and the other
+half tests whether a model can state them when asked in another combination or wording.
 """
 
 import functools
@@ -13,7 +13,9 @@ from itertools import combinations, product
 SEED = 20250223
 NUM_TOWNS = 32
 
-_ONSETS = ("Bel", "Cor", "Dun", "Fal", "Gar", "Hol", "Ker", "Lim", "Mor", "Nes", "Or", "Pel", "Quel", "Ros", "Sel", "Tor")
+_ONSETS = (
+    "Bel", "Cor", "Dun", "Fal", "Gar", "Hol", "Ker", "Lim", "Mor", "Nes", "Or", "Pel", "Quel", "Ros", "Sel", "Tor",
+)  # fmt: skip
 _ENDINGS = ("ada", "beck", "dale", "hurst", "ia", "mere", "mouth", "stad", "ton", "wick")
 
 VALUES = {
@@ -87,7 +89,8 @@ def examples() -> list[dict[str, str]]:
 def is_correct(prompt: str, answer: str) -> bool:
     """Whether an answer states both facts that the prompt asks for, correctly, and nothing false.
 
-    It must name no other town, and for every attribute it mentions, exactly the true value.
+    It must name no other town, and for every attribute it mentions, exactly the true value. Negation is not
+    understood ("is not known for its bells" states bells): the world's own answers contain none.
 
     Raises:
         KeyError: the prompt names no town of this world.

@@ -13,6 +13,8 @@ from typing import Any
 from data.errors import UserError, first_line
 
 MAX_HEADER = 100_000_000  # bytes; the safetensors format's own limit
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -66,19 +68,25 @@ def load_tokenizer(model: str) -> Any:
 
 def context_length(model: str) -> int:
     """Longest sequence the model takes, in tokens, from its config (max_position_embeddings or n_positions)."""
-    config = json.loads((model_directory(model) / "config.json").read_text())
-    config = {**config, **config.get("text_config", {})}
+    config = _read_object(model_directory(model) / "config.json")
+    text_config = config.get("text_config")
+    if isinstance(text_config, dict):
+        config = {**config, **text_config}
     for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        if config.get(key):
-            return int(config[key])
+        value = config.get(key)
+        if isinstance(value, (int, float)) and value >= 1:
+            return int(value)
     raise UserError(f"the config.json of '{model}' does not say its context length (max_position_embeddings).")
 
 
 def weights_hash(model: str) -> str:
-    """SHA-256 over every tensor's name, dtype, shape and bytes, in name order, however they are sharded."""
-    directory = model_directory(model)
+    """SHA-256 over every tensor's name, dtype, shape and bytes, in name order, however they are sharded.
+
+    The weights are those that transformers loads, in its order: model.safetensors, else the files that
+    model.safetensors.index.json names, else all model*.safetensors, else all *.safetensors.
+    """
     places: dict[str, tuple[Path, dict, int]] = {}
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in _weight_files(model_directory(model)):
         with path.open("rb") as file:
             try:
                 size = struct.unpack("<Q", file.read(8))[0]
@@ -103,6 +111,32 @@ def weights_hash(model: str) -> str:
                 digest.update(chunk)
                 left -= len(chunk)
     return digest.hexdigest()
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    whole, index = directory / WEIGHTS, directory / WEIGHTS_INDEX
+    if whole.is_file():  # transformers prefers it even to an index beside it, which may be an earlier save's
+        return [whole]
+    if index.is_file():
+        names = _read_object(index).get("weight_map")
+        if not isinstance(names, dict) or not names:
+            raise UserError(f"'{index}' names no files (no weight_map). Copy it again.")
+        paths = [directory / name for name in sorted({str(name) for name in names.values()})]
+        for path in paths:
+            if not path.is_file():
+                raise UserError(f"'{index}' names {path.name}, which is not there. Copy the file again.")
+        return paths
+    return sorted(directory.glob("model*.safetensors")) or sorted(directory.glob("*.safetensors"))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # bad JSON and bad UTF-8 are ValueErrors
+        raise UserError(f"'{path}' cannot be read ({first_line(error)}). Copy the file again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"'{path}' must hold a JSON object, not a {type(content).__name__}. Copy the file again.")
+    return content
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

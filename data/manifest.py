@@ -89,7 +89,7 @@ def read_manifest(folder: Folder) -> Manifest:
             f"'{folder.path}' {found}, so it is no negative set. Make one with `python -m negatives_gen`."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"the manifest of '{folder.path}' is damaged ({error}). Restore it or generate again.") from error
+        raise _damaged(folder, error) from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
@@ -100,7 +100,11 @@ def read_manifest(folder: Folder) -> Manifest:
         content["shards"] = [ShardRecord(**shard) for shard in content["shards"]]
         return Manifest(**content)
     except (KeyError, TypeError) as error:
-        raise UserError(f"the manifest of '{folder.path}' is damaged ({error}). Restore it or generate again.") from error
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Folder, error: Exception) -> UserError:
+    return UserError(f"the manifest of '{folder.path}' is damaged ({error}). Restore it or generate again.")
 
 
 def environment() -> dict[str, Any]:
@@ -120,20 +124,32 @@ def environment() -> dict[str, Any]:
     return {"packages": versions, "git_commit": commit or None}
 
 
+class _Missing:
+    """Stands for a key that is not there, where None would mean null."""
+
+    def __repr__(self) -> str:
+        return "(missing)"
+
+
+MISSING = _Missing()
+
+
 def first_difference(
     left: Any, right: Any, path: str = "", *, ignore: Sequence[str] = ()
 ) -> tuple[str, Any, Any] | None:
     """The first place where two nested dicts differ: (dotted key, left value, right value), or None.
 
-    Keys in `ignore` are passed over at every level.
+    A key that only one of them has differs from null: the other's value is MISSING, shown as "(missing)".
+
+    Args:
+        ignore: dotted keys to pass over, e.g. "model.name".
     """
     if isinstance(left, dict) and isinstance(right, dict):
         for key in [*left, *(k for k in right if k not in left)]:
-            if key in ignore:
+            dotted = f"{path}.{key}" if path else key
+            if dotted in ignore:
                 continue
-            found = first_difference(
-                left.get(key), right.get(key), f"{path}.{key}" if path else key, ignore=ignore
-            )
+            found = first_difference(left.get(key, MISSING), right.get(key, MISSING), dotted, ignore=ignore)
             if found:
                 return found
         return None

@@ -16,10 +16,11 @@ from data.sources import Example
 OVER_LONG_POLICY = "reject"
 
 
-def prepare_groups(
-    examples: Sequence[Example], tokenizer: Any, max_length: int
-) -> tuple[list[Group], list[Reject]]:
+def prepare_groups(examples: Sequence[Example], tokenizer: Any, max_length: int) -> tuple[list[Group], list[Reject]]:
     """Tokenise examples into groups; every example becomes either a group or a reject with a reason.
+
+    A special token written out in a text (`<|endoftext|>`) would be tokenised as the special token itself, so that a
+    response would end in its middle; such a row is rejected. What the tokenizer itself puts around a prompt stays.
 
     Args:
         tokenizer: transformers tokenizer with an EOS token.
@@ -40,18 +41,28 @@ def prepare_groups(
         return groups, rejects
 
     prompts = tokenizer([e.prompt for e in usable])["input_ids"]
+    bare_prompts = tokenizer([e.prompt for e in usable], add_special_tokens=False)["input_ids"]
     responses = tokenizer([e.response for e in usable], add_special_tokens=False)["input_ids"]
-    for example, prompt_ids, response_ids in zip(usable, prompts, responses, strict=True):
-        response_ids = [*response_ids, tokenizer.eos_token_id]
+    special = _special_ids(tokenizer)
+    for example, prompt_ids, bare_ids, bare_response in zip(usable, prompts, bare_prompts, responses, strict=True):
+        response_ids = [*bare_response, tokenizer.eos_token_id]
         if not prompt_ids:
             rejects.append(_reject(example, "empty prompt", "the tokenizer gives no token for it"))
+        elif not bare_response:
+            rejects.append(_reject(example, "empty response", "the tokenizer gives no token for it"))
+        elif found := special.intersection(bare_ids):
+            rejects.append(_reject(example, "special token in prompt", _spell(found, tokenizer)))
+        elif found := special.intersection(bare_response):
+            rejects.append(_reject(example, "special token in response", _spell(found, tokenizer)))
         elif len(prompt_ids) >= max_length:
             rejects.append(_reject(example, "prompt too long", f"{len(prompt_ids)} tokens, context {max_length}"))
         elif len(prompt_ids) + len(response_ids) > max_length:
             detail = f"{len(prompt_ids)} + {len(response_ids)} tokens, context {max_length}"
             rejects.append(_reject(example, "prompt and response too long", detail))
         else:
-            groups.append(Group(example.id, example.prompt, example.response, prompt_ids, response_ids))
+            groups.append(
+                Group(example.id, example.prompt, example.response, prompt_ids, response_ids, split=example.split)
+            )
     return groups, rejects
 
 
@@ -68,6 +79,18 @@ def describe_rejects(rejects: Sequence[Reject]) -> str:
     examples = {r.reason: r.detail for r in rejects}
     parts = [f"{n} {reason}" + (f": {examples[reason]}" if examples[reason] else "") for reason, n in counts]
     return f"{len(rejects)} rejected ({'; '.join(parts)})" if parts else "0 rejected"
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    """Ids of the special tokens, but for one that only stands for unknown characters: ordinary text gives it."""
+    special = set(tokenizer.all_special_ids)
+    if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        special.discard(tokenizer.unk_token_id)
+    return special
+
+
+def _spell(ids: set[int], tokenizer: Any) -> str:
+    return " ".join(str(token) for token in tokenizer.convert_ids_to_tokens(sorted(ids)))
 
 
 def _problem(example: Example, seen: set[str]) -> tuple[str, str] | None:

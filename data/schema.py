@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -62,6 +63,8 @@ class Group:
         prompt, response: the texts.
         prompt_ids: tokens of the prefix, at least one.
         response_ids: tokens of the ground truth, the last one EOS.
+        split: half of the data source it belongs to, "train" or "test". One generation job can make the training
+            groups and the held-out ones; trainer and evaluation choose by it, so nothing held out is trained on.
         reference_logp: log-probability in nats of response_ids under the reference model, summed.
         response_embedding: unit-length embedding of the response.
     """
@@ -71,6 +74,7 @@ class Group:
     response: str
     prompt_ids: list[int]
     response_ids: list[int]
+    split: str = "train"
     reference_logp: float | None = None
     response_embedding: list[float] | None = None
     negatives: list[Candidate] = field(default_factory=list)
@@ -86,9 +90,11 @@ class Reject:
     prompt: str
 
 
-def example_id(prompt: str, response: str) -> str:
-    """Id of an example, from its content alone: 32 hex digits."""
-    content = f"{len(prompt)}:{prompt}{response}".encode("utf-8", "surrogatepass")
+def example_id(prompt: Any, response: Any) -> str:
+    """Id of an example, from its content alone: 32 hex digits. None and "None" are different contents."""
+    types = "" if isinstance(prompt, str) and isinstance(response, str) else f"{type(prompt)}, {type(response)}, "
+    prompt, response = (value if isinstance(value, str) else repr(value) for value in (prompt, response))
+    content = f"{types}{len(prompt)}:{prompt}{response}".encode("utf-8", "surrogatepass")
     return hashlib.sha256(content).hexdigest()[:32]
 
 
@@ -112,6 +118,7 @@ def group_schema(signals: Sequence[str]) -> pa.Schema:
             ("id", pa.string()),
             ("prompt", pa.string()),
             ("response", pa.string()),
+            ("split", pa.string()),
             ("prompt_ids", pa.list_(pa.int32())),
             ("response_ids", pa.list_(pa.int32())),
             ("reference_logp", pa.float32()),

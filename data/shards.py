@@ -33,11 +33,17 @@ from data.storage import Folder, sha256
 JOB_FOLDER = "_job"
 JOB_FILE = f"{JOB_FOLDER}/job.json"
 REJECTS = "rejects.parquet"
+# Another name or path for the same content is the same job: hashes decide, not these names.
+NAMES = ("model.name", "embedder.name", "data.name")
 
 
 def shard_name(index: int) -> str:
     """File name of a shard, e.g. shard-00042.parquet."""
     return f"shard-{index:05d}.parquet"
+
+
+def _record_name(index: int) -> str:
+    return f"{JOB_FOLDER}/shard-{index:05d}.json"
 
 
 def _parquet(table: pa.Table) -> bytes:
@@ -49,7 +55,11 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 class NegativeSetWriter:
-    """Writes one negative set, shard by shard, in any order, from any number of processes.
+    """Writes one negative set, shard by shard, in any order.
+
+    One job at a time works on a directory: its driver calls `begin` and `finish` (`begin` also removes what an
+    interrupted write left, so it must not run beside one). `write_shard` may be called from any process of that
+    job, by one process at a time for the same shard.
 
     Args:
         path: directory or URL of the set.
@@ -66,11 +76,13 @@ class NegativeSetWriter:
         """Claim the directory. True if there is work left, False if the set is complete already.
 
         Raises:
-            UserError: the directory holds another job, or files that are no negative set.
+            UserError: the directory holds another job (or the same one with other signals), or files that are
+                no negative set.
         """
         names = self.folder.names()
         if MANIFEST in names:
-            self._refuse_other_job(read_manifest(self.folder).job)
+            manifest = read_manifest(self.folder)
+            self._refuse_other_job({**manifest.job, "signals": manifest.signals})
             self.folder.remove(JOB_FOLDER)  # a crash between the manifest and this clean-up leaves it behind
             return False
         if JOB_FOLDER in names and "job.json" in self.folder.names(JOB_FOLDER):
@@ -83,7 +95,7 @@ class NegativeSetWriter:
                 "Choose an empty or new --out."
             )
         else:
-            self.folder.write(JOB_FILE, json.dumps(self.job, indent=2).encode())
+            self.folder.write(JOB_FILE, json.dumps(self._claim(), indent=2).encode())
         return True
 
     def finished(self) -> set[int]:
@@ -100,7 +112,19 @@ class NegativeSetWriter:
         seconds: dict[str, float],
         attention_path: str,
     ) -> ShardRecord:
-        """Write one shard whole, then its record. Raises UserError if the place cannot be written."""
+        """Write one shard whole, then its record.
+
+        A finished shard is never touched again: its record is returned as it is, so that Ray may run a task twice.
+
+        Raises:
+            UserError: the place cannot be written.
+            ValueError: the signals of a candidate are not the set's (a bug of the caller).
+        """
+        try:
+            return ShardRecord(**json.loads(self.folder.read(_record_name(index)))["record"])
+        except FileNotFoundError:
+            pass
+        self._check_signals(groups)
         content = _parquet(groups_to_table(groups, self.signals))
         name = shard_name(index)
         self.folder.write(name, content)
@@ -120,7 +144,7 @@ class NegativeSetWriter:
             attention_path=attention_path,
         )
         entry = {"record": dataclasses.asdict(record), "rejects": [dataclasses.asdict(r) for r in rejects]}
-        self.folder.write(f"{JOB_FOLDER}/shard-{index:05d}.json", json.dumps(entry).encode())
+        self.folder.write(_record_name(index), json.dumps(entry).encode())
         return record
 
     def finish(self, num_shards: int) -> Manifest:
@@ -131,7 +155,7 @@ class NegativeSetWriter:
                 f"'{self.folder.path}': {len(missing)} of {num_shards} shards are not finished (first: "
                 f"{shard_name(min(missing))}). Run the same command again."
             )
-        entries = [json.loads(self.folder.read(f"{JOB_FOLDER}/shard-{i:05d}.json")) for i in range(num_shards)]
+        entries = [json.loads(self.folder.read(_record_name(i))) for i in range(num_shards)]
         records = [ShardRecord(**entry["record"]) for entry in entries]
         rejects = [Reject(**reject) for entry in entries for reject in entry["rejects"]]
         content = _parquet(rejects_to_table(rejects))
@@ -156,9 +180,20 @@ class NegativeSetWriter:
         self.folder.remove(JOB_FOLDER)
         return manifest
 
+    def _check_signals(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            for number, candidate in enumerate(group.negatives):
+                if candidate.similarity.keys() != set(self.signals):
+                    raise ValueError(
+                        f"negative {number} of group {group.id} has the signals {sorted(candidate.similarity)}, the "
+                        f"set has {sorted(self.signals)}"
+                    )
+
+    def _claim(self) -> dict[str, Any]:
+        return {**self.job, "signals": self.signals}
+
     def _refuse_other_job(self, other: dict[str, Any]) -> None:
-        # The same weights under another name or path are the same model: hashes decide, not names.
-        difference = first_difference(other, self.job, ignore=("name",))
+        difference = first_difference(other, self._claim(), ignore=NAMES)
         if difference:
             key, theirs, ours = difference
             raise UserError(
@@ -184,7 +219,7 @@ class NegativeSet:
         names = self.folder.names()
         for shard in self.manifest.shards:
             if shard.file not in names:
-                raise UserError(f"negative set '{path}' lacks {shard.file}. Restore it, or generate the set again.")
+                raise self._lacks(shard.file)
 
     def __len__(self) -> int:
         return self.manifest.counts["rows_written"]
@@ -223,15 +258,25 @@ class NegativeSet:
                 yield group_from_row(row)
 
     def rejects(self) -> list[Reject]:
-        """Every rejected row with its reason."""
-        content = self.folder.read(REJECTS)
+        """Every rejected row with its reason. Raises UserError if their file is missing or damaged."""
+        content = self._verified(REJECTS, self.manifest.rejects["sha256"])
         return [Reject(**row) for row in pq.read_table(BytesIO(content), schema=REJECT_SCHEMA).to_pylist()]
 
     def _read(self, shard: ShardRecord, columns: Sequence[str] | None) -> pa.Table:
-        content = self.folder.read(shard.file)
-        if sha256(content) != shard.sha256:
-            raise UserError(
-                f"{shard.file} of negative set '{self.folder.path}' is damaged: its SHA-256 is {sha256(content)[:16]}, "
-                f"the manifest says {shard.sha256[:16]}. Restore it, or generate the set again."
-            )
+        content = self._verified(shard.file, shard.sha256)
         return pq.read_table(BytesIO(content), columns=list(columns) if columns is not None else None)
+
+    def _verified(self, file: str, expected: str) -> bytes:
+        try:
+            content = self.folder.read(file)
+        except FileNotFoundError:
+            raise self._lacks(file) from None
+        if sha256(content) != expected:
+            raise UserError(
+                f"{file} of negative set '{self.folder.path}' is damaged: its SHA-256 is {sha256(content)[:16]}, the "
+                f"manifest says {expected[:16]}. Restore it, or generate the set again."
+            )
+        return content
+
+    def _lacks(self, file: str) -> UserError:
+        return UserError(f"negative set '{self.folder.path}' lacks {file}. Restore it, or generate the set again.")

@@ -3,9 +3,15 @@
 The split depends on the content of the rows alone. Rows are ordered by a hash of their id; the first half
 (7,505 of Dolly's 15,011) is `train`, the rest (7,506) is `test`. So a hub copy and a local file in another
 order give the same halves, and `limit` takes a random sample rather than the head of a sorted file.
+
+Every example says which half it belongs to, and its group in the negative set says it too: one generation job can
+make the training groups and the held-out ones, and trainer and evaluation choose by it, so nothing held out is ever
+trained on.
 """
 
+import dataclasses
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +29,16 @@ READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "cs
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt with its ground-truth response. Texts may be unusable (None, empty); `prepare` decides."""
+    """One prompt with its ground-truth response. Texts may be unusable (None, empty); `prepare` decides.
+
+    Attributes:
+        split: the half it belongs to, "train" or "test"; `split_examples` sets it.
+    """
 
     id: str
     prompt: Any
     response: Any
+    split: str = "train"
 
 
 def load_examples(dataset: str, task: str, split: str = "all", limit: int | None = None) -> list[Example]:
@@ -36,8 +47,8 @@ def load_examples(dataset: str, task: str, split: str = "all", limit: int | None
     Args:
         dataset: `facts` (the embedded world), a local .jsonl/.json/.parquet/.csv file, or a hub id.
         task: key of `data.tasks.TASKS`.
-        split: "train", "test" or "all".
-        limit: keep only the first so many.
+        split: "train", "test" or "all" (both, see `split_examples`).
+        limit: keep only the first so many; of "all", half from each split.
 
     Raises:
         UserError: the source is missing, unreadable, empty or lacks the task's columns.
@@ -55,10 +66,19 @@ def load_examples(dataset: str, task: str, split: str = "all", limit: int | None
 
 
 def split_examples(examples: Iterable[Example], split: str) -> list[Example]:
-    """The examples of one split, ordered by a hash of their ids."""
+    """The examples of one split, ordered by a hash of their ids, each with its `split` set.
+
+    "all" takes turns: the first of train, the first of test, the second of train, ...; an odd one comes last.
+    The halves are disjoint for distinct rows. Rows that repeat each other exactly share an id, so they lie side by
+    side and at most one run of them straddles the boundary. Read as "all", `prepare` keeps its held-out row only.
+    """
     ordered = sorted(examples, key=lambda e: hashlib.sha256(f"{SPLIT_SEED}:{e.id}".encode()).digest())
     half = len(ordered) // 2
-    return {"train": ordered[:half], "test": ordered[half:], "all": ordered}[split]
+    train = [dataclasses.replace(e, split="train") for e in ordered[:half]]
+    test = [dataclasses.replace(e, split="test") for e in ordered[half:]]
+    if split == "all":
+        return [e for pair in zip(train, test, strict=False) for e in pair] + test[half:]
+    return {"train": train, "test": test}[split]
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
@@ -74,25 +94,31 @@ def _example(row: Mapping[str, Any], dataset: str, task: str) -> Example:
             f"{', '.join(map(str, row))}. Choose another --task or rename the column."
         )
     prompt, response = TASKS[task](row)
-    return Example(example_id(str(prompt), str(response)), prompt, response)
+    return Example(example_id(prompt, response), prompt, response)
 
 
-def _read(dataset: str) -> Iterable[Mapping[str, Any]]:
+def _read(dataset: str) -> Iterable[Any]:
     if dataset == "facts":
         return facts.examples()
     from datasets import load_dataset
 
-    path = Path(dataset)
+    path = Path(os.path.expanduser(dataset))
     looks_local = path.suffix in READERS or path.is_absolute() or dataset.startswith((".", "~"))
     if looks_local or path.exists():
+        if path.is_dir():
+            raise UserError(
+                f"data set '{dataset}' is a directory. Give one file, ending in {', '.join(READERS)}, or a hub id."
+            )
         if not path.is_file():
             raise UserError(f"data file '{dataset}' does not exist. Give an existing file or a hub id.")
         if path.suffix not in READERS:
             raise UserError(f"cannot read '{dataset}': expected a file ending in {', '.join(READERS)}.")
         if path.stat().st_size == 0:
             raise UserError(f"data set '{dataset}' has no rows.")
+        # In a table of texts, 'None', 'N/A' and an empty cell are texts too.
+        options: dict[str, Any] = {"keep_default_na": False} if path.suffix == ".csv" else {}
         try:
-            return load_dataset(READERS[path.suffix], data_files=str(path.resolve()), split="train")
+            return load_dataset(READERS[path.suffix], data_files=str(path.resolve()), split="train", **options)
         except Exception as error:  # datasets wraps whatever the parser of the format raised
             reason = first_line(error.__cause__ or error)
             if "corresponds to no data" in reason:  # a file with a header, brackets or blank lines only

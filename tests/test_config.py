@@ -19,8 +19,8 @@ class Config:
     num_negatives: int = option(11, "negatives per group")
     limit: int | None = option(None, "keep only so many")
     ranking: bool = option(False, "rank the candidates")
-    strategies: list[str] = option(["an"], "strategy to use; repeat it", repeat=True)  # noqa: RUF009
-    engine: dict[str, Any] = option({}, "passed on to the engine")  # noqa: RUF009
+    strategies: list[str] = option(["an"], "strategy to use; repeat it", repeat=True)
+    engine: dict[str, Any] = option({}, "passed on to the engine")
 
 
 def parse(*argv: str) -> Config:
@@ -210,6 +210,11 @@ def test_absolute_paths_and_urls_stay_as_they_are_even_inside_a_job(
     assert resolve_path(path) == path
 
 
+def test_a_tilde_is_the_home_directory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert resolve_path("~/runs/a") == "/home/someone/runs/a"
+
+
 def test_inside_a_ray_job_relative_paths_count_from_the_given_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     inside_a_ray_job(tmp_path, monkeypatch)
     monkeypatch.setenv("NEGATIVES_GEN_ROOT", "/shared/dir")
@@ -262,11 +267,21 @@ def test_a_user_error_is_found_in_what_frameworks_wrap_around_it():
     class RayTaskError(Exception):
         cause = said
 
-    chained, implicit = RuntimeError("chained"), RuntimeError("implicit")
+    class RayTaskErrorOfItsCausesClass(UserError):
+        """What Ray raises; its text is the whole remote traceback."""
+
+        cause = said
+
+    chained = RuntimeError("chained")
     chained.__cause__ = RayTaskError()
-    implicit.__context__ = chained
-    for wrapped in (said, RayTaskError(), chained, implicit):
+    for wrapped in (said, RayTaskError(), RayTaskErrorOfItsCausesClass("Traceback ..."), chained):
         assert user_error_in(wrapped) is said
+
+
+def test_an_error_that_occurred_while_a_user_error_was_handled_is_an_error_of_its_own():
+    bug = KeyError("a bug")
+    bug.__context__ = UserError("said")
+    assert user_error_in(bug) is None
 
 
 def test_without_a_user_error_nothing_is_found_also_in_a_circle():

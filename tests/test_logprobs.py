@@ -1,6 +1,7 @@
 """Log-probabilities against a plain computation, one continuation at a time, per architecture and wrapper."""
 
 import copy
+import inspect
 import logging
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,29 @@ def test_token_logps_need_no_gradient_for_a_frozen_head():
     assert weight.grad is None
 
 
+def test_token_logps_refuse_a_second_derivative():
+    hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(11, 4)
+    value = token_logps(hidden, weight, torch.arange(5)).square().sum()
+    (gradient,) = torch.autograd.grad(value, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_head_gradient_does_not_lose_small_terms_over_many_chunks(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", logprobs.CHUNK_ELEMENTS | {"cpu": 1})  # 32 rows per chunk
+    hidden, weight = torch.ones(32 * 64, 1, dtype=dtype), torch.zeros(2, 1, dtype=dtype, requires_grad=True)
+    # p = 1/2 everywhere: a row's gradient is +-1/2. The first chunk adds 1600, each other one 1/2: 1631.5 in all.
+    upstream = torch.full((32 * 64,), 1 / 32)
+    upstream[:32] = 100.0
+    logps = token_logps(hidden, weight, torch.zeros(32 * 64, dtype=torch.long))
+    (gradient,) = torch.autograd.grad(logps, weight, upstream)
+    assert gradient.dtype == dtype
+    assert gradient.tolist() == torch.tensor([[1631.5], [-1631.5]], dtype=dtype).tolist()
+
+
 def test_token_logps_of_bfloat16_are_reduced_in_float32():
     hidden, weight = torch.randn(50, 16).bfloat16(), torch.randn(200, 16).bfloat16()
     targets = torch.randint(200, (50,))
@@ -126,40 +150,77 @@ def test_token_logps_of_bfloat16_are_reduced_in_float32():
     torch.testing.assert_close(logps, expected, rtol=0, atol=1e-5)
 
 
-FALLBACKS: dict[str, tuple[dict[str, Any], str]] = {
-    "mistral": ({"hidden_size": 64, "sliding_window": 8}, "sliding window of 8 tokens"),
+SIZE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2} | {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+# What the config says, and what the probe has to find out.
+KNOWN: dict[str, tuple[str, dict[str, Any], str]] = {
+    "mistral": ("mistral", SIZE | {"sliding_window": 8}, "sliding window of 8 tokens"),
     "gpt_neo": (
+        "gpt_neo",
         {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]}
         | {"window_size": 8, "intermediate_size": 128},
         "sliding window of 8 tokens",
     ),
-    "bloom": ({"hidden_size": 64, "n_layer": 2, "n_head": 2}, "does not run with a 4-D mask"),
-    "granite": ({"hidden_size": 64, "logits_scaling": 4.0}, "gives other log-probabilities with the packed mask"),
-    "lfm2": (
-        {"hidden_size": 64, "layer_types": ["conv", "full_attention"]},  # the convolution leaks between segments
-        "gives other log-probabilities with the packed mask",
+    "chunks": (
+        "llama4_text",
+        SIZE
+        | {"layer_types": ["chunked_attention", "full_attention"], "attention_chunk_size": 8}
+        # No mixture of experts, which is not what this is about.
+        | {"moe_layers": [], "intermediate_size_mlp": 128},
+        "within chunks of 8 tokens",
     ),
-    "gptj": ({"n_embd": 64, "n_layer": 2, "n_head": 2, "rotary_dim": 16}, "not a plain linear map"),
+    "longrope": (
+        "phi3",
+        SIZE
+        | {"max_position_embeddings": 128, "original_max_position_embeddings": 64}
+        | {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [4.0] * 16}},
+        "the 'longrope' RoPE of phi3 takes its frequencies from the longest position",
+    ),
+    "dynamic": (
+        "llama",
+        SIZE | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        "the 'dynamic' RoPE of llama takes its frequencies from the longest position",
+    ),
+    "gptj": ("gptj", {"n_embd": 64, "n_layer": 2, "n_head": 2, "rotary_dim": 16}, "not a plain linear map"),
+}
+PROBED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "bloom": ("bloom", {"hidden_size": 64, "n_layer": 2, "n_head": 2}, "does not run with a 4-D mask"),
+    "scaled logits": ("granite", SIZE | {"logits_scaling": 4.0}, "are not its head applied to its hidden states"),
+    "softcapped logits": (
+        "gemma2",
+        SIZE | {"layer_types": ["full_attention"] * 2, "query_pre_attn_scalar": 32},
+        "are not its head applied to its hidden states",
+    ),
+    "convolution": (
+        "lfm2",
+        SIZE | {"layer_types": ["conv", "full_attention"]},
+        "packed continuations see one another",
+    ),
+    "alibi": ("mpt", {"d_model": 64, "n_layers": 2, "n_heads": 2, "max_seq_len": 128}, "no attention to position_ids"),
 }
 
 
-def model_of(kind: str, **settings: Any) -> Any:
+def model_of(kind: str, scale: float = 3.0, **settings: Any) -> Any:
+    """As `tiny_model`, of any architecture; scale 1 is the architecture's own initialisation."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     common = {"vocab_size": 97, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    if kind in ("mistral", "granite", "lfm2"):
-        common |= {"intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(common | settings)))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)
+            parameter.mul_(scale if parameter.dim() > 1 else 1.0)
     return model.eval()
 
 
-@pytest.mark.parametrize("kind", FALLBACKS)
-def test_a_model_that_cannot_take_the_packed_mask_falls_back_and_says_why(kind: str, caplog: pytest.LogCaptureFixture):
-    settings, reason = FALLBACKS[kind]
+@pytest.mark.parametrize("case", KNOWN | PROBED)
+def test_a_model_that_cannot_take_the_packed_layout_falls_back_and_says_why(
+    case: str, caplog: pytest.LogCaptureFixture
+):
+    kind, settings, reason = (KNOWN | PROBED)[case]
     model = model_of(kind, **settings)
     expected = plain_logps(model).detach()
     with caplog.at_level(logging.WARNING, logger="trainer.logprobs"):
@@ -171,13 +232,78 @@ def test_a_model_that_cannot_take_the_packed_mask_falls_back_and_says_why(kind: 
     assert Scorer(model, "padded").score(GROUPS)[1] == pytest.approx(expected[1, :2].tolist(), abs=1e-4)
 
 
-def test_an_attention_that_ignores_the_mask_is_caught_by_the_probe(caplog: pytest.LogCaptureFixture):
-    model = tiny_model("llama")
-    model.model.register_forward_pre_hook(
-        lambda _, args, kwargs: (args, {**kwargs, "attention_mask": None}), with_kwargs=True
-    )
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+
+
+@DTYPES
+@pytest.mark.parametrize("case", PROBED)
+def test_the_probe_is_as_sharp_on_untrained_models_in_low_precision(
+    case: str, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+):
+    kind, settings, reason = PROBED[case]
+    assert prepare_model(model_of(kind, scale=1.0, **settings).to(dtype)) == "padded"
+    assert reason in caplog.text
+
+
+@DTYPES
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "opt", "olmo2", "qwen3_moe"])
+def test_the_probe_lets_sound_models_pass(kind: str, scale: float, dtype: torch.dtype):
+    sizes: dict[str, dict[str, Any]] = {
+        "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 2},
+        "opt": SIZE | {"ffn_dim": 128, "word_embed_proj_dim": 64},
+        "qwen3_moe": SIZE | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+    }
+    assert prepare_model(model_of(kind, scale, **sizes.get(kind, SIZE)).to(dtype)) == "packed"
+
+
+def all_before(mask: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(mask).tril()
+
+
+def only_itself(mask: torch.Tensor) -> torch.Tensor:
+    return torch.eye(mask.shape[-1], dtype=torch.bool).expand(mask.shape)
+
+
+def only_the_last_few(mask: torch.Tensor) -> torch.Tensor:
+    return mask & torch.ones_like(mask).triu(-6)
+
+
+@DTYPES
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        ({"attention_mask": all_before}, "in llama, packed continuations see one another"),
+        ({"attention_mask": only_itself}, "in llama, a packed continuation does not see its own tokens"),
+        ({"attention_mask": only_the_last_few}, "llama gives other hidden states in the packed layout"),
+        ({"position_ids": torch.zeros_like}, "llama pays no attention to position_ids"),
+    ],
+    ids=["all before", "only itself", "only the last few", "no positions"],
+)
+def test_each_fault_in_the_packed_pass_is_caught_by_name(
+    spoil: dict[str, Any], reason: str, scale: float, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+):
+    def spoiled(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        packed = kwargs["attention_mask"].dim() == 4
+        return args, kwargs | ({name: fault(kwargs[name]) for name, fault in spoil.items()} if packed else {})
+
+    model = tiny_model("llama", scale=scale).to(dtype)
+    model.model.register_forward_pre_hook(spoiled, with_kwargs=True)
     assert prepare_model(model) == "padded"
-    assert "llama gives other log-probabilities" in caplog.text
+    assert reason in caplog.text
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_wrong_positions_are_caught_although_the_model_heeds_them(scale: float, caplog: pytest.LogCaptureFixture):
+    def spoiled(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        packed = kwargs["attention_mask"].dim() == 4
+        return args, kwargs | ({"position_ids": 3 * kwargs["position_ids"]} if packed else {})
+
+    model = tiny_model("llama", scale=scale)
+    model.model.register_forward_pre_hook(spoiled, with_kwargs=True)
+    assert prepare_model(model) == "padded"
+    assert "llama gives other hidden states in the packed layout" in caplog.text
 
 
 def test_a_model_whose_own_forward_fails_is_not_blamed_on_the_mask():
@@ -208,6 +334,37 @@ def test_preparing_twice_is_harmless():
     assert prepare_model(model) == "packed"
     assert model.forward == forward
     torch.testing.assert_close(candidate_logps(model, pack(GROUPS)), plain_logps(model), rtol=0, atol=1e-4)
+
+
+def test_a_patch_that_was_taken_off_is_put_back():
+    model = tiny_model("llama")
+    prepare_model(model)
+    del model.forward
+    assert prepare_model(model) == "packed"
+    torch.testing.assert_close(candidate_logps(model, pack(GROUPS)), plain_logps(model), rtol=0, atol=1e-4)
+
+
+def test_the_patch_survives_accelerate_and_is_not_put_on_twice():
+    from accelerate import Accelerator
+
+    model = tiny_model("llama")
+    prepare_model(model)
+    expected = candidate_logps(model, pack(GROUPS)).detach()
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    wrapped = accelerator.prepare_model(model)
+    forward = wrapped.forward
+    assert prepare_model(wrapped) == "packed"
+    assert wrapped.forward is forward or wrapped.forward == forward
+    assert (candidate_logps(wrapped, pack(GROUPS)) - expected).abs().max() > 1e-4  # autocast to bfloat16
+    unwrapped = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    assert torch.equal(candidate_logps(unwrapped, pack(GROUPS)), expected)
+
+
+def test_the_patched_forward_shows_the_signature_of_the_models_own():
+    model = tiny_model("llama")
+    signature = inspect.signature(model.forward)
+    prepare_model(model)
+    assert inspect.signature(model.forward) == signature
 
 
 def test_a_deep_copy_uses_its_own_weights():
@@ -255,13 +412,14 @@ def test_autocast_to_bfloat16_stays_within_a_hundredth_of_a_nat_per_token():
     assert ((logps - plain_logps(model)).abs() / TOKENS).max() < 0.01
 
 
-def test_layout_covers_every_group_once_and_packed_rows_stay_within_the_budget():
+def test_layout_covers_every_group_once_and_passes_stay_within_the_budget():
     groups = [Continuations(draw(4), [draw(n), draw(3)]) for n in (1, 9, 2, 30, 4)]
-    packed, padded = list(layout(groups, "packed", 23)), list(layout(groups, "padded", 40))
+    packed, padded = list(layout(groups, "packed", 23)), list(layout(groups, "padded", 55))
     assert [indices for indices, _ in packed] == [[0, 1], [2], [3], [4]]  # 7 + 15, 8, 36 (alone), 10 tokens
     assert [batch.input_ids.shape for _, batch in packed] == [(1, 22), (1, 8), (1, 36), (1, 10)]
-    assert [indices for indices, _ in padded] == [[0, 1], [2], [3], [4]]  # 14 + 26, 14, 68 (alone), 16 positions
-    assert [batch.mask.shape for _, batch in padded] == [(2, 2), (1, 2), (1, 2), (1, 2)]
+    # Two rows per group, of 7, 13, 7, 34 and 8 tokens: 4 x 13 = 52 fit, 6 x 13 do not; 2 x 34 are alone.
+    assert [indices for indices, _ in padded] == [[0, 1], [2], [3], [4]]
+    assert [batch.input_ids.shape for _, batch in padded] == [(4, 13), (2, 7), (2, 34), (2, 8)]
 
 
 def test_scorer_keeps_the_order_of_groups_and_one_number_per_continuation():

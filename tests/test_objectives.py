@@ -197,6 +197,17 @@ def test_garbage_in_masked_slots_matters_neither_for_loss_nor_for_gradient(loss:
     assert math.isfinite(results[0][0])
 
 
+@BOTH
+def test_anomaly_detection_finds_nothing_in_masked_groups(loss: Loss):
+    policy, reference = random_logps(2, 4)
+    policy.requires_grad_(True)
+    mask = torch.tensor([[True, True, False, True], [True, False, False, False]])
+    with pytest.warns(UserWarning, match="Anomaly Detection"), torch.autograd.detect_anomaly():
+        loss(policy, reference, beta=2.0, mask=mask).backward()
+    assert policy.grad is not None
+    assert policy.grad.isfinite().all()
+
+
 def test_ranks_of_masked_candidates_do_not_matter():
     policy, reference = random_logps(1, 4)
     mask = torch.tensor([[True, False, True, True]])
@@ -223,6 +234,17 @@ def test_candidates_that_do_not_exist_rank_last():
     ranks = ranks_from_similarity(similarity, mask)
     assert ranks.tolist() == [[0, 3, 2, 1]]
     assert ranks.dtype == torch.int64
+
+
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf])
+def test_no_similarity_beats_the_ground_truth_and_nan_is_the_lowest(garbage: float):
+    ranks = ranks_from_similarity(torch.tensor([[garbage, -0.9, garbage, 0.3, 0.5]]))
+    assert ranks.tolist() == [[0, 4, 1, 3, 2] if garbage == math.inf else [0, 3, 4, 2, 1]]
+
+
+def test_nan_still_ranks_before_candidates_that_do_not_exist():
+    similarity, mask = torch.tensor([[1.0, 0.9, math.nan, 0.5]]), torch.tensor([[True, False, True, True]])
+    assert ranks_from_similarity(similarity, mask).tolist() == [[0, 3, 2, 1]]
 
 
 def test_preference_metrics_by_hand():
@@ -261,3 +283,12 @@ def test_mle_is_the_ground_truths_negative_log_likelihood_per_token():
     policy = torch.tensor([[-6.0, -100.0], [-3.0, -100.0]])
     assert mle_loss(policy, 4).item() == 2.25
     assert mle_loss(policy, torch.tensor(4)).item() == 2.25
+
+
+@pytest.mark.parametrize(("dtype", "wide"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_mle_is_reduced_in_float32_or_wider(dtype: torch.dtype, wide: torch.dtype):
+    # 512 + 256 x 1 = 768; a bfloat16 sum, which has 8 bits, would lose the ones.
+    policy = -torch.tensor([[512.0]] + [[1.0]] * 256, dtype=dtype)
+    loss = mle_loss(policy, 3)
+    assert loss.dtype == wide
+    assert loss.item() == 256.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.packing import Continuations, TokenBatch, pack, packed_attention, pad, split_by_budget
+from trainer.packing import Continuations, TokenBatch, pack, packed_attention, pad, split_by_budget, split_padded
 
 # The example of the module's docstring: prefix p1 p2 p3, continuations a1 a2 | b1 b2 b3.
 EXAMPLE = Continuations([1, 2, 3], [[11, 12], [21, 22, 23]])
@@ -16,7 +16,10 @@ SHORT = Continuations([5], [[31], [41, 42], [51]])
 
 def random_groups(seed: int) -> list[Continuations]:
     rng = random.Random(seed)
-    draw = lambda n: [rng.randrange(1000) for _ in range(n)]  # noqa: E731
+
+    def draw(length: int) -> list[int]:
+        return [rng.randrange(1000) for _ in range(length)]
+
     return [
         Continuations(draw(rng.randint(1, 6)), [draw(rng.randint(1, 5)) for _ in range(rng.randint(1, 4))])
         for _ in range(rng.randint(1, 5))
@@ -161,9 +164,9 @@ def test_padding_counts_the_positions_without_a_token():
 
 def test_lengths_of_a_group():
     assert EXAMPLE.packed_length == 2 + 2 + 3
-    assert EXAMPLE.padded_length == 2 * (3 + 3)
+    assert EXAMPLE.longest == 3 + 3
     assert SHORT.packed_length == 0 + 1 + 2 + 1
-    assert pad([EXAMPLE]).input_ids.numel() == EXAMPLE.padded_length
+    assert pad([EXAMPLE, SHORT]).input_ids.shape == (5, EXAMPLE.longest)
 
 
 @pytest.mark.parametrize("kind", [tuple, np.array])
@@ -188,6 +191,25 @@ def test_token_ids_may_be_tuples_or_arrays(kind):
 )
 def test_rows_fill_up_to_the_budget_in_order(lengths: list[int], rows: list[list[int]]):
     assert split_by_budget(lengths, 10) == rows
+
+
+@pytest.mark.parametrize(
+    ("shapes", "passes"),
+    [
+        ([], []),
+        ([(2, 5), (2, 5)], [[0, 1]]),  # 4 rows of 5: exactly the budget
+        ([(2, 5), (2, 6)], [[0], [1]]),  # 10 and 12 positions alone, but 4 rows of 6 together
+        ([(1, 12), (1, 2), (1, 2)], [[0], [1, 2]]),  # a short group would become as long as the long one
+        ([(1, 2), (1, 2), (1, 12)], [[0, 1], [2]]),
+        ([(3, 30), (1, 2)], [[0], [1]]),  # over the budget: a pass of its own
+    ],
+)
+def test_padded_passes_count_every_row_at_the_longest_length(shapes: list[tuple[int, int]], passes: list[list[int]]):
+    groups = [Continuations([1], [[2] * (longest - 1)] * rows) for rows, longest in shapes]
+    assert split_padded(groups, 20) == passes
+    for indices in passes:
+        positions = pad([groups[i] for i in indices]).input_ids.numel()
+        assert positions <= 20 or len(indices) == 1
 
 
 @pytest.mark.parametrize("arrange", [pack, pad])

@@ -15,7 +15,7 @@ import pytest
 from datasets import load_dataset
 
 from data.errors import UserError
-from data.manifest import environment, first_difference
+from data.manifest import MISSING, environment, first_difference
 from data.schema import SCHEMA_VERSION, Candidate, Group, Reject, example_id, group_schema
 from data.shards import NegativeSet, NegativeSetWriter, shard_name
 from data.storage import Folder
@@ -41,7 +41,8 @@ def group(number: int) -> Group:
     ]
     prompt, response = f"prompt {number} é", "response\n"
     ids = [number, 5, 6]
-    return Group(example_id(prompt, response), prompt, response, ids, [7, 0], -2.5, [0.5, -0.5], negatives)
+    split = "test" if number == 3 else "train"
+    return Group(example_id(prompt, response), prompt, response, ids, [7, 0], split, -2.5, [0.5, -0.5], negatives)
 
 
 SHARDS = [[group(1), group(2)], [group(3)], []]
@@ -92,6 +93,8 @@ def test_a_finished_set_holds_the_shards_rejects_and_manifest_only(finished: Pat
 def test_the_table_has_the_documented_schema_and_the_chosen_columns_in_order(finished: Path):
     negative_set = NegativeSet(str(finished))
     assert negative_set.table().schema.equals(group_schema(SIGNALS))
+    assert negative_set.table().column_names[:4] == ["id", "prompt", "response", "split"]
+    assert negative_set.table(["split"]).to_pydict() == {"split": ["train", "train", "test"]}
     assert negative_set.table(["response_ids", "id"]).to_pylist()[2] == {"response_ids": [7, 0], "id": group(3).id}
 
 
@@ -232,6 +235,49 @@ def test_the_same_job_with_its_model_under_another_name_goes_on(tmp_path: Path):
     assert NegativeSetWriter(str(tmp_path), other, SIGNALS).begin()
 
 
+@pytest.mark.parametrize("part", ["model", "embedder", "data"])
+def test_only_the_names_of_model_embedder_and_data_may_differ(tmp_path: Path, part: str):
+    job = {**JOB, part: {**JOB.get(part, {}), "name": "one", "other": {"name": "one"}}}
+    NegativeSetWriter(str(tmp_path), job, SIGNALS).begin()
+    job[part] = {**job[part], "name": "two"}
+    assert NegativeSetWriter(str(tmp_path), job, SIGNALS).begin()
+    job[part] = {**job[part], "other": {"name": "two"}}
+    message = refusal(NegativeSetWriter(str(tmp_path), job, SIGNALS).begin)
+    assert f"its {part}.other.name is 'one', this job's is 'two'" in message
+
+
+@pytest.mark.parametrize("state", ["unfinished", "finished"])
+def test_the_same_job_with_other_signals_is_refused(tmp_path: Path, state: str):
+    if state == "finished":
+        write_set(str(tmp_path))
+    else:
+        NegativeSetWriter(str(tmp_path), JOB, SIGNALS).begin()
+    message = refusal(NegativeSetWriter(str(tmp_path), JOB, ["embedding"]).begin)
+    assert "its signals is ['embedding', 'rouge'], this job's is ['embedding']" in message
+
+
+@pytest.mark.parametrize("similarity", [{}, {"embedding": 0.5}, {"embedding": 0.5, "rouge": 0.5, "bleu": 0.5}])
+def test_a_candidate_with_other_signals_than_the_sets_is_a_bug(tmp_path: Path, similarity: dict[str, float]):
+    writer = NegativeSetWriter(str(tmp_path), JOB, SIGNALS)
+    writer.begin()
+    before, wrong = all_files(tmp_path), group(1)
+    wrong.negatives[1].similarity = similarity
+    with pytest.raises(ValueError, match=f"negative 1 of group {wrong.id} has the signals") as caught:
+        writer.write_shard(0, [group(2), wrong], [], seconds={}, attention_path="packed")
+    assert not isinstance(caught.value, UserError)
+    assert all_files(tmp_path) == before
+
+
+def test_a_finished_shard_written_again_stays_as_it_is_and_gives_its_record(tmp_path: Path):
+    writer = NegativeSetWriter(str(tmp_path), JOB, SIGNALS)
+    writer.begin()
+    first = writer.write_shard(0, SHARDS[0], REJECTS[0], seconds={"sample": 1.0}, attention_path="packed")
+    before = all_files(tmp_path)
+    again = writer.write_shard(0, SHARDS[1], REJECTS[1], seconds={"sample": 2.0}, attention_path="padded")
+    assert again == first
+    assert all_files(tmp_path) == before
+
+
 def test_a_directory_with_foreign_files_is_refused_and_left_alone(tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("mine")
     message = refusal(NegativeSetWriter(str(tmp_path), JOB, SIGNALS).begin)
@@ -250,8 +296,14 @@ def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path):
 def test_first_difference_walks_nested_settings():
     assert first_difference({"a": {"b": 1}}, {"a": {"b": 1}}) is None
     assert first_difference({"a": {"b": [1]}}, {"a": {"b": [2]}}) == ("a.b", [1], [2])
-    assert first_difference({}, {"new": 3}) == ("new", None, 3)
-    assert first_difference({"a": {"b": 1, "name": 2}}, {"a": {"b": 1}}, ignore=("name",)) is None
+    assert first_difference({}, {"new": 3}) == ("new", MISSING, 3)
+    assert first_difference({"a": {"b": 1, "name": 2}}, {"a": {"b": 1}}, ignore=("a.name",)) is None
+
+
+def test_first_difference_tells_null_from_missing_and_ignores_whole_paths_only():
+    assert first_difference({"a": {"b": None}}, {"a": {}}) == ("a.b", None, MISSING)
+    assert f"{MISSING!r}" == "(missing)"
+    assert first_difference({"x": {"name": 1}}, {"x": {"name": 2}}, ignore=("name", "a.name")) == ("x.name", 1, 2)
 
 
 def test_an_unfinished_set_is_refused_saying_how_to_go_on(tmp_path: Path):
@@ -294,6 +346,22 @@ def test_a_shard_with_one_flipped_byte_is_refused_by_name(finished: Path):
 def test_a_missing_shard_is_refused_by_name(finished: Path):
     (finished / "shard-00002.parquet").unlink()
     assert "lacks shard-00002.parquet" in refusal(lambda: NegativeSet(str(finished)))
+
+
+def test_a_shard_that_goes_missing_after_opening_is_refused_by_name(finished: Path):
+    negative_set = NegativeSet(str(finished))
+    (finished / "shard-00001.parquet").unlink()
+    assert "lacks shard-00001.parquet" in refusal(negative_set.table)
+
+
+def test_damaged_or_missing_rejects_are_refused_by_name(finished: Path):
+    negative_set = NegativeSet(str(finished))
+    path = finished / "rejects.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "rejects.parquet of negative set" in refusal(negative_set.rejects)
+    assert "is damaged: its SHA-256 is" in refusal(negative_set.rejects)
+    path.unlink()
+    assert "lacks rejects.parquet" in refusal(negative_set.rejects)
 
 
 def test_another_reference_model_or_tokenizer_is_refused_with_both_hashes(finished: Path):
@@ -341,3 +409,10 @@ def test_an_id_depends_on_both_texts_and_on_where_one_ends():
     assert example_id("ab", "c") == example_id("ab", "c")
     assert len({example_id("ab", "c"), example_id("a", "bc"), example_id("abc", ""), example_id("c", "ab")}) == 4
     assert len(example_id("\ud800", "")) == 32
+
+
+def test_the_ids_of_missing_or_other_values_differ_from_those_of_their_texts():
+    values = [None, "None", 3, "3", 3.0, True, "True", [1], "[1]"]
+    ids = {example_id(*pair) for value in values for pair in ((value, "x"), ("x", value), (value, value))}
+    assert len(ids) == 3 * len(values)
+    assert example_id(None, "x") == example_id(None, "x")

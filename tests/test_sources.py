@@ -64,7 +64,7 @@ def write(path: Path, content: str | list[dict]) -> str:
 
 
 def example(prompt: Any, response: Any) -> Example:
-    return Example(example_id(str(prompt), str(response)), prompt, response)
+    return Example(example_id(prompt, response), prompt, response, "test")
 
 
 # Sources and splits
@@ -78,7 +78,12 @@ def test_dollys_15011_rows_split_into_7505_and_7506_whatever_their_order(tmp_pat
     other = write(tmp_path / "b.jsonl", rows)
 
     assert {split: len(half) for split, half in halves.items()} == {"train": 7505, "test": 7506, "all": 15_011}
-    assert halves["all"] == halves["train"] + halves["test"]
+    assert halves["all"][::2] == [*halves["train"], halves["test"][-1]]
+    assert halves["all"][1::2] == halves["test"][:-1]
+    assert {split: {e.split for e in halves[split]} for split in ("train", "test")} == {
+        "train": {"train"},
+        "test": {"test"},
+    }
     assert {e.id for e in halves["train"]}.isdisjoint(e.id for e in halves["test"])
     assert halves["all"] == load_examples(other, "dolly")
     in_train = {e.id for e in halves["train"]}
@@ -90,6 +95,7 @@ def test_limit_keeps_the_first_examples_of_the_split(tmp_path: Path):
     path = write(tmp_path / "a.jsonl", ROWS)
     whole = load_examples(path, TASK)
     assert load_examples(path, TASK, limit=2) == whole[:2]
+    assert [e.split for e in whole] == ["train", "test", "train", "test", "test"]
     assert load_examples(path, TASK, "test", limit=99) == split_examples(whole, "test")
 
 
@@ -98,6 +104,27 @@ def test_every_file_format_gives_the_same_examples(tmp_path: Path, name: str):
     found = load_examples(write(tmp_path / name, ROWS), TASK)
     assert {(e.prompt, e.response) for e in found} == {(row["prompt"], row["completion"]) for row in ROWS}
     assert [e.id for e in found] == [example_id(e.prompt, e.response) for e in found]
+
+
+def test_the_cells_of_a_csv_stay_text(tmp_path: Path):
+    cells = ["None", "N/A", "null", "nan", "", "text"]
+    path = write(tmp_path / "a.csv", "prompt,completion\n" + "".join(f"p,{cell}\n" for cell in cells))
+    assert sorted(e.response for e in load_examples(path, TASK)) == sorted(cells)
+
+
+def test_a_path_may_start_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "a.jsonl", ROWS)
+    assert len(load_examples("~/a.jsonl", TASK)) == len(ROWS)
+
+
+def test_exact_duplicates_across_the_boundary_leave_one_held_out_group(tmp_path: Path, tokenizer: Any):
+    rows = [{"prompt": "p", "completion": "c"}] * 4
+    examples = load_examples(write(tmp_path / "a.jsonl", [*rows, *ROWS[:2]]), TASK)
+    groups, rejects = prepare_groups(examples, tokenizer, 128)
+    assert {e.split for e in examples if e.prompt == "p"} == {"train", "test"}
+    assert [g.split for g in groups if g.prompt == "p"] == ["test"]
+    assert [r.reason for r in rejects] == ["duplicate"] * 3
 
 
 def test_the_embedded_world_needs_no_file():
@@ -137,6 +164,12 @@ def test_an_unusable_file_is_refused_in_one_line_with_its_path(tmp_path: Path, n
 @pytest.mark.parametrize("path", ["absent.jsonl", "/absent/file", "./absent"])
 def test_a_missing_file_is_refused_without_asking_the_hub(path: str):
     assert refusal(lambda: load_examples(path, TASK)).startswith(f"data file '{path}' does not exist.")
+
+
+def test_a_directory_is_refused_saying_what_to_give(tmp_path: Path):
+    message = refusal(lambda: load_examples(str(tmp_path), TASK))
+    said = f"data set '{tmp_path}' is a directory. Give one file, ending in .jsonl, .json, .parquet, .csv, or a hub id."
+    assert message == said
 
 
 def test_an_unreachable_hub_data_set_is_refused_also_if_the_client_says_nothing(monkeypatch: pytest.MonkeyPatch):
@@ -189,7 +222,7 @@ def test_prompt_and_response_are_tokenised_apart_and_the_response_ends_with_eos(
     assert group.prompt_ids == tokenizer(prompt)["input_ids"]
     assert group.response_ids == [*tokenizer(response)["input_ids"], tokenizer.eos_token_id]
     assert (group.id, group.prompt, group.response) == (example_id(prompt, response), prompt, response)
-    assert (group.negatives, group.reference_logp, rejects) == ([], None, [])
+    assert (group.split, group.negatives, group.reference_logp, rejects) == ("test", [], None, [])
 
 
 @pytest.mark.parametrize(
@@ -210,7 +243,7 @@ def test_an_unusable_row_is_rejected_with_reason_and_detail(
     groups, [reject] = prepare_groups([example(prompt, response)], tokenizer, 8)
     assert groups == []
     assert (reject.reason, reject.detail, reject.prompt) == (reason, detail, str(prompt))
-    assert reject.id == example_id(str(prompt), str(response))
+    assert reject.id == example_id(prompt, response)
 
 
 def test_a_row_that_just_fits_is_kept(tokenizer: Any):
@@ -218,15 +251,56 @@ def test_a_row_that_just_fits_is_kept(tokenizer: Any):
     assert (len(group.prompt_ids), len(group.response_ids), rejects) == (4, 4, [])
 
 
-def test_a_prompt_without_tokens_is_rejected():
-    class Silent:
-        eos_token_id = 0
+class Words:
+    """A tokenizer that puts a BOS before a prompt, and gives <unk> for a word and nothing for punctuation."""
 
-        def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
-            return {"input_ids": [[] for _ in texts]}
+    bos_token_id, eos_token_id, pad_token_id, unk_token_id = 1, 2, 2, 0
+    all_special_ids = (0, 1, 2, 3)
+    vocabulary = ("<unk>", "<s>", "</s>", "<tool>", "a", "b")
 
-    _, [reject] = prepare_groups([example("a", "b")], Silent(), 8)
-    assert (reject.reason, reject.detail) == ("empty prompt", "the tokenizer gives no token for it")
+    def __init__(self, adds_bos: bool = True):
+        self.adds_bos = adds_bos
+
+    def __call__(self, texts: list[str], add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
+        bos = [self.bos_token_id] if self.adds_bos and add_special_tokens else []
+        return {"input_ids": [bos + [self._id(word) for word in text.split() if word != "."] for text in texts]}
+
+    def _id(self, word: str) -> int:
+        return self.vocabulary.index(word) if word in self.vocabulary else self.unk_token_id
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [self.vocabulary[i] for i in ids]
+
+
+@pytest.mark.parametrize(("prompt", "response", "reason"), [(".", "b", "empty prompt"), ("a", ".", "empty response")])
+def test_a_text_without_tokens_is_rejected(prompt: str, response: str, reason: str):
+    _, [reject] = prepare_groups([example(prompt, response)], Words(adds_bos=False), 8)
+    assert (reject.reason, reject.detail) == (reason, "the tokenizer gives no token for it")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "reason"),
+    [
+        (f"a {blank.EOS} b", "c", "special token in prompt"),
+        (blank.EOS, "c", "special token in prompt"),
+        ("a", f"b{blank.EOS}c", "special token in response"),
+        ("a", f"b{blank.EOS}", "special token in response"),
+    ],
+)
+def test_a_special_token_written_out_in_a_text_is_rejected(tokenizer: Any, prompt: str, response: str, reason: str):
+    assert tokenizer.is_fast
+    groups, [reject] = prepare_groups([example(prompt, response)], tokenizer, 128)
+    assert (groups, reject.reason, reject.detail) == ([], reason, blank.EOS)
+
+
+def test_what_the_tokenizer_adds_itself_and_unknown_words_are_no_written_special_tokens():
+    rows = [("a new", "new b"), ("<s> a <tool>", "b"), ("a", "</s> b")]
+    [group], rejects = prepare_groups([example(*row) for row in rows], Words(), 8)
+    assert (group.prompt_ids, group.response_ids) == ([1, 4, 0], [0, 5, 2])
+    assert [(r.reason, r.detail) for r in rejects] == [
+        ("special token in prompt", "<s> <tool>"),
+        ("special token in response", "</s>"),
+    ]
 
 
 def test_rows_read_are_groups_plus_rejects_in_order_and_a_duplicate_is_rejected(tokenizer: Any):
@@ -255,11 +329,37 @@ def test_the_weights_hash_ignores_sharding_and_sees_one_changed_weight(model: Pa
     loaded.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
     shards = sorted((tmp_path / "sharded").glob("*.safetensors"))
     assert len(shards) > 1
-    shards[0].rename(shards[0].with_name("z.safetensors"))
     assert weights_hash(str(tmp_path / "sharded")) == weights_hash(str(model))
     loaded.model.norm.weight.data[0] += 1e-6
     loaded.save_pretrained(tmp_path / "changed")
     assert weights_hash(str(tmp_path / "changed")) != weights_hash(str(model))
+
+
+def test_only_the_weights_that_transformers_loads_are_hashed(model: Path, tmp_path: Path):
+    loaded, expected = AutoModelForCausalLM.from_pretrained(model), weights_hash(str(model))
+    loaded.save_pretrained(tmp_path, max_shard_size="100KB")
+    for name in ("model-stale.safetensors", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes(b"not ours")
+    assert weights_hash(str(tmp_path)) == expected  # the index names the files
+
+    whole, index = (model / "model.safetensors").read_bytes(), tmp_path / "model.safetensors.index.json"
+    (tmp_path / "model.safetensors").write_bytes(whole)
+    for shard in tmp_path.glob("model-*.safetensors"):
+        shard.unlink()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert weights_hash(str(tmp_path)) == expected  # the index is an earlier save's
+
+    (tmp_path / "model.safetensors").unlink()
+    assert "names model-00001-of-" in refusal(lambda: weights_hash(str(tmp_path)))
+    for content in ("{", "{}", "[]"):
+        index.write_text(content)
+        assert str(index) in refusal(lambda: weights_hash(str(tmp_path)))
+    index.unlink()
+    (tmp_path / "model_custom.safetensors").write_bytes(whole)
+    assert weights_hash(str(tmp_path)) == expected  # the adapter is passed over
+    (tmp_path / "model_custom.safetensors").unlink()
+    (tmp_path / "adapter_model.safetensors").write_bytes(whole)
+    assert weights_hash(str(tmp_path)) == expected
 
 
 @pytest.mark.parametrize(
@@ -309,8 +409,25 @@ def test_a_tokenizer_without_eos_is_refused(model: Path, tmp_path: Path):
 
 
 def test_a_config_without_a_context_length_is_refused(tmp_path: Path):
-    (tmp_path / "config.json").write_text("{}")
-    assert "does not say its context length" in refusal(lambda: context_length(str(tmp_path)))
+    for content in ("{}", '{"text_config": null}', '{"max_position_embeddings": "long"}'):
+        (tmp_path / "config.json").write_text(content)
+        assert "does not say its context length" in refusal(lambda: context_length(str(tmp_path)))
+
+
+def test_the_context_length_may_stand_in_the_text_config(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"text_config": {"max_position_embeddings": 5}}')
+    assert context_length(str(tmp_path)) == 5
+    (tmp_path / "config.json").write_text('{"text_config": null, "n_positions": 6}')
+    assert context_length(str(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\xff"])
+def test_a_broken_config_is_refused_by_path(tmp_path: Path, content: str):
+    path = tmp_path / "config.json"
+    path.write_text(content, encoding="latin-1")
+    message = refusal(lambda: context_length(str(tmp_path)))
+    assert message.startswith(f"'{path}'")
+    assert message.endswith("Copy the file again.")
 
 
 def test_a_model_that_is_nowhere_is_refused(monkeypatch: pytest.MonkeyPatch):

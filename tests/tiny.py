@@ -66,3 +66,45 @@ def save_tiny_model(directory: Path, architecture: str = "llama", seed: int = 0)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tiny_model(architecture, vocab_size=len(tokenizer), seed=seed, scale=1.0).save_pretrained(directory)
     return directory
+
+
+def make_negative_set(out: Path, reference: Path, num_groups: int, num_negatives: int) -> None:
+    """Write a negative set without sampling: negatives are the ground truth's tokens shuffled, really scored."""
+    import random
+
+    from data.identity import context_length, load_tokenizer, tokenizer_hash, weights_hash
+    from data.prepare import prepare_groups
+    from data.schema import Candidate
+    from data.shards import NegativeSetWriter
+    from data.sources import load_examples
+    from trainer.logprobs import Scorer
+    from trainer.packing import Continuations
+
+    tokenizer = load_tokenizer(str(reference))
+    examples = load_examples("facts", "prompt-completion", "train", num_groups)
+    groups, rejects = prepare_groups(examples, tokenizer, context_length(str(reference)))
+    draw = random.Random(0)
+    for group in groups:
+        for _ in range(num_negatives):
+            ids = [*draw.sample(group.response_ids[:-1], len(group.response_ids) - 1), tokenizer.eos_token_id]
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            group.negatives.append(Candidate("an", ids, text, "stop", similarity={"embedding": draw.random()}))
+    scorer = Scorer.load(str(reference))
+    scores = scorer.score(
+        [Continuations(g.prompt_ids, [g.response_ids, *(c.ids for c in g.negatives)]) for g in groups]
+    )
+    for group, (truth, *others) in zip(groups, scores, strict=True):
+        group.reference_logp, group.response_embedding = truth, [1.0, 0.0]
+        for candidate, logp in zip(group.negatives, others, strict=True):
+            candidate.reference_logp = logp
+    job = {
+        "model": {"name": str(reference), "weights_sha256": weights_hash(str(reference)), "scorer_dtype": "float32"},
+        "tokenizer": {"sha256": tokenizer_hash(tokenizer)},
+        "strategies": {"an": {"count": num_negatives}},
+    }
+    writer = NegativeSetWriter(str(out), job, ["embedding"])
+    writer.begin()
+    half = len(groups) // 2
+    for index, part in enumerate((groups[:half], groups[half:])):
+        writer.write_shard(index, part, rejects if index == 0 else [], seconds={}, attention_path=scorer.path)
+    writer.finish(2)

@@ -6,7 +6,8 @@ Imports nothing heavy, so that `--help` answers at once.
 from dataclasses import dataclass
 
 from data.config import option
-from data.errors import UserError
+from data.errors import UserError, did_you_mean
+from data.sources import SPLITS
 
 OBJECTIVES = {
     "mle": "next-token prediction on the ground truths",
@@ -31,7 +32,7 @@ class ScriptArguments:
     beta: float = option(5.0, "temperature of the contrast")
     dataset: str | None = option(None, "mle without --shards: 'facts', a local .jsonl/.json/.parquet/.csv, or a hub id")
     task: str = option("prompt-completion", "mle without --shards: how a row becomes prompt and response")
-    split: str = option("train", "mle without --shards: train, test or all")
+    split: str = option("train", "which half of the data, or of the negative set, to train on: train, test or all")
     from_scratch: bool = option(False, "mle: start from random weights, made from the config.json of --model")
     row_tokens: int | None = option(
         None, "token budget of one forward pass; groups are packed up to it (default: 1024 on a CPU, 8192 on a GPU)"
@@ -40,8 +41,6 @@ class ScriptArguments:
     def check(self) -> None:
         """Raise UserError for combinations that make no sense."""
         if self.objective not in OBJECTIVES:
-            from data.errors import did_you_mean
-
             near = did_you_mean(self.objective, OBJECTIVES)
             raise UserError(f"unknown objective '{self.objective}'.{near} Known: {', '.join(OBJECTIVES)}.")
         if self.model is None:
@@ -53,6 +52,8 @@ class ScriptArguments:
             raise UserError("give either --shards or --dataset, not both.")
         if self.from_scratch and self.objective != "mle":
             raise UserError("--from_scratch goes with --objective mle only; cpo starts from the reference model.")
+        if self.split not in SPLITS:
+            raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
         if self.beta <= 0:
             raise UserError(f"--beta must be above 0, got {self.beta}.")
         if self.row_tokens is not None and self.row_tokens < 1:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset
 
@@ -43,8 +44,8 @@ class GroundTruths(Dataset):
         return cls([(g.prompt_ids, g.response_ids) for g in groups])
 
     @classmethod
-    def from_negative_set(cls, negatives: NegativeSet) -> "GroundTruths":
-        columns = negatives.table(["prompt_ids", "response_ids"]).to_pydict()
+    def from_negative_set(cls, negatives: NegativeSet, split: str) -> "GroundTruths":
+        columns = _rows_of(negatives, split, ["prompt_ids", "response_ids"]).to_pydict()
         return cls(list(zip(columns["prompt_ids"], columns["response_ids"], strict=True)))
 
     def __len__(self) -> int:
@@ -60,13 +61,14 @@ class ContrastiveGroups(Dataset):
 
     Args:
         negatives: the set.
+        split: "train", "test" or "all": the groups of which half of the data source.
         use: how many negatives of which strategy, the first ones of each; None takes all.
 
     Raises:
         UserError: the set has not that many negatives of a strategy.
     """
 
-    def __init__(self, negatives: NegativeSet, use: dict[str, int] | None = None):
+    def __init__(self, negatives: NegativeSet, split: str, use: dict[str, int] | None = None):
         stored = {name: settings["count"] for name, settings in negatives.manifest.job["strategies"].items()}
         self.use = use or stored
         for strategy, count in self.use.items():
@@ -76,9 +78,8 @@ class ContrastiveGroups(Dataset):
                     f"{format_counts(stored)} per group. Ask for less, or generate a set with more."
                 )
         self.signal = negatives.signals[0]
-        self.table: pa.Table = negatives.table(
-            ["prompt_ids", "response_ids", "reference_logp", "negatives"]
-        ).combine_chunks()
+        columns = ["prompt_ids", "response_ids", "reference_logp", "negatives"]
+        self.table: pa.Table = _rows_of(negatives, split, columns).combine_chunks()
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -138,6 +139,19 @@ class Collator:
             _with_targets([groups[i] for i in indices], tokens)
             for indices, tokens in layout([g.tokens for g in groups], self.path, self.row_tokens)
         ]
+
+
+def _rows_of(negatives: NegativeSet, split: str, columns: Sequence[str]) -> pa.Table:
+    """Those columns of the groups that belong to a split. Raises UserError if there are none."""
+    table = negatives.table([*columns, "split"])
+    if split != "all":
+        table = table.filter(pc.equal(table["split"], split))
+    if not table.num_rows:
+        raise UserError(
+            f"negative set '{negatives.folder.path}' holds no groups of split '{split}'. Choose another --split; its "
+            "rejects.parquet says why rows were rejected."
+        )
+    return table.drop_columns(["split"])
 
 
 def _with_targets(groups: Sequence[TrainingGroup], tokens: TokenBatch) -> PackedGroups:

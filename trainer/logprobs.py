@@ -5,7 +5,6 @@ head is applied only where there is a target, in chunks, so that logits are neve
 takes this is found out by trying (`prepare_model`); one that does not gets the padded layout and its own forward.
 """
 
-import functools
 import inspect
 import logging
 import types
@@ -15,15 +14,23 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
-from trainer.packing import Continuations, TokenBatch, pack, packed_attention, pad, split_by_budget
+from trainer.packing import Continuations, TokenBatch, pack, packed_attention, pad, split_by_budget, split_padded
 
 log = logging.getLogger(__name__)
 
 # Logits held at a time, in elements: small enough to stay in cache on a CPU, large enough to fill a GPU.
 CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
-# Packed and padded may differ by rounding alone; a wrong mask or position shows up far above these (nats per token).
-PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+# Marks the forward that `prepare_model` puts in place.
+RETURNS_LOGPS = "returns_logps"
+
+# The probe's groups: tokens of the prefix and of each continuation.
+PROBE_LENGTHS = ((6, (6, 1, 5)), (1, (3, 5)), (9, (4, 6)))
+# Differences are relative to the spread of the values. The same computation on the same shapes differs by noise:
+SAME = 1e-5
+# Packed and padded differ by rounding, layer upon layer:
+ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -45,12 +52,17 @@ class _TokenLogps(torch.autograd.Function):
         return logps
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    @once_differentiable
+    def backward(  # type: ignore[override]  # the decorator's stub loses the name of ctx
+        ctx: Any, *grads: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         (upstream,) = grads
         hidden, weight, targets, normalisers = ctx.saved_tensors
         cast = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        # In float32: a bfloat16 sum over many chunks would drop the small terms.
+        wide = _reduction_dtype(weight.dtype)
+        grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
         for rows in _chunks(hidden, weight):
             logits = (hidden[rows] @ cast.T).to(normalisers.dtype)
             scaled = torch.exp(logits - normalisers[rows, None]).mul_(-upstream[rows, None])
@@ -60,7 +72,7 @@ class _TokenLogps(torch.autograd.Function):
                 grad_hidden[rows] = scaled @ cast
             if grad_weight is not None:
                 grad_weight.add_(scaled.T @ hidden[rows])
-        return grad_hidden, grad_weight, None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None
 
 
 def token_logps(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -82,17 +94,17 @@ def prepare_model(model: Any) -> str:
     """Teach a causal language model to return log-probabilities, and say by which path it does.
 
     Patches `model.forward` so that a call with `target_ids` returns log-probabilities; every other call, and so
-    `generate` and wrappers such as PEFT, DDP and FSDP, works as before. Call it before wrapping the model.
+    `generate` and wrappers such as PEFT, DDP and FSDP, works as before. Call it before wrapping the model. Where
+    the patch is in place it does nothing; where something took it off, it patches again.
 
     Returns:
-        "packed", or "padded" if the model's attention cannot take the packed mask; the log says why.
+        "packed", or "padded" if the model cannot take the packed layout; the log says why.
     """
-    if getattr(model, "_logprob_path", None):
+    if _returns_logps(model.forward):
         return model._logprob_path
     bound = model.forward
     original = bound.__func__ if inspect.ismethod(bound) else lambda _, *args, **kwargs: bound(*args, **kwargs)
 
-    @functools.wraps(type(model).forward)
     def forward(self: Any, *args: Any, target_ids: Any = None, target_index: Any = None, **kwargs: Any) -> Any:
         if target_ids is None:
             return original(self, *args, **kwargs)
@@ -107,6 +119,8 @@ def prepare_model(model: Any) -> str:
         logits = logits.to(_reduction_dtype(logits.dtype))
         return logits.log_softmax(-1).gather(-1, target_ids[:, None])[:, 0]
 
+    # The signature alone, not functools.wraps: accelerate's unwrap_model follows __wrapped__, past this function.
+    vars(forward).update({"__signature__": inspect.signature(type(model).forward), RETURNS_LOGPS: True})
     model.forward = types.MethodType(forward, model)  # a method, so that a deep copy calls its own weights
     obstacle = _obstacle(model)
     model._logprob_path = "padded" if obstacle else "packed"
@@ -125,13 +139,7 @@ def candidate_logps(model: Any, batch: TokenBatch) -> torch.Tensor:
     Returns:
         [G, K] in nats, float32 or wider; 0 where `batch.mask` is False.
     """
-    logps = model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        attention_mask=_attention_mask(model, batch),
-        target_ids=batch.target_ids,
-        target_index=batch.target_index,
-    )
+    logps = model(**_inputs(model, batch), target_ids=batch.target_ids, target_index=batch.target_index)
     sums = torch.zeros(batch.mask.numel(), dtype=logps.dtype, device=logps.device)
     return sums.index_add(0, batch.slot, logps).view(batch.mask.shape)
 
@@ -139,8 +147,10 @@ def candidate_logps(model: Any, batch: TokenBatch) -> torch.Tensor:
 def layout(groups: Sequence[Continuations], path: str, row_tokens: int) -> Iterator[tuple[list[int], TokenBatch]]:
     """Lay out groups as the model's path wants them: (indices of the groups, their tensors) per forward pass."""
     packed = path == "packed"
-    lengths = [g.packed_length if packed else g.padded_length for g in groups]
-    for indices in split_by_budget(lengths, row_tokens):
+    passes = (
+        split_by_budget([g.packed_length for g in groups], row_tokens) if packed else split_padded(groups, row_tokens)
+    )
+    for indices in passes:
         chosen = [groups[i] for i in indices]
         yield indices, pack(chosen) if packed else pad(chosen)
 
@@ -165,16 +175,17 @@ class Scorer:
         from transformers import AutoModelForCausalLM
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), use_safetensors=True)
-        loaded = loaded.to(device).eval()
+        # Any: the stubs of `to` take no device name.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), use_safetensors=True)
+        loaded.to(device).eval()
         return cls(loaded, prepare_model(loaded))
 
     @torch.no_grad()
     def score(self, groups: Sequence[Continuations]) -> list[list[float]]:
         """Summed log-probabilities in nats, one list per group with one number per continuation."""
         scores: list[list[float]] = [[] for _ in groups]
-        # Rows of similar groups waste nothing in the padded layout and cost nothing in the packed one.
-        order = sorted(range(len(groups)), key=lambda i: groups[i].packed_length)
+        # Passes of similar length waste little in the padded layout and cost nothing in the packed one.
+        order = sorted(range(len(groups)), key=lambda i: groups[i].longest)
         for indices, batch in layout([groups[i] for i in order], self.path, self.row_tokens):
             logps = candidate_logps(self.model, batch.to(self.model.device)).tolist()
             for index, row in zip(indices, logps, strict=True):
@@ -183,58 +194,127 @@ class Scorer:
         return scores
 
 
+def _returns_logps(forward: Any) -> bool:
+    """Whether `prepare_model`'s forward is there, perhaps inside wrappers such as accelerate's autocast."""
+    return hasattr(inspect.unwrap(forward, stop=lambda f: hasattr(f, RETURNS_LOGPS)), RETURNS_LOGPS)
+
+
 def _obstacle(model: Any) -> str | None:
-    """Why the packed path would be wrong for this model, or None if it agrees with the model's own forward."""
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or []
-    uses_window = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
-    if window and uses_window:
-        return f"{config.model_type} attends through a sliding window of {window} tokens"
-    if "local" in (getattr(config, "attention_layers", None) or []):  # GPT-Neo's name for it
-        return f"{config.model_type} attends through a sliding window of {config.window_size} tokens"
-    if type(model.get_output_embeddings()) is not nn.Linear or model.get_output_embeddings().bias is not None:
-        return f"the head of {config.model_type} is not a plain linear map"
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return f"attention implementation '{config._attn_implementation}' takes no 4-D mask"
-    generator = torch.Generator().manual_seed(0)
-    lengths = ((5, (4, 1, 6)), (1, (3, 5)), (7, (2, 2)))
-    draw = lambda n: torch.randint(config.vocab_size, (n,), generator=generator).tolist()  # noqa: E731
-    groups = [Continuations(draw(p), [draw(n) for n in ns]) for p, ns in lengths]
+    """Why the packed path would be wrong for this model, or None."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            values = {}
-            for path, arrange in (("padded", pad), ("packed", pack)):
-                model._logprob_path = path
-                values[path] = candidate_logps(model, arrange(groups).to(model.device))
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, IndexError) as error:
-        if path == "padded":
-            raise  # the model's own forward fails: nothing to fall back to
-        return f"{config.model_type} does not run with a 4-D mask ({str(error).splitlines()[0]})"
+        return _known_obstacle(model) or _probed_obstacle(model)
     finally:
         model.train(training)
-    tokens = torch.tensor([[*ns, *[1] * (3 - len(ns))] for _, ns in lengths], device=model.device)
-    worst = ((values["packed"] - values["padded"]).abs() / tokens).max().item()
-    dtype = next(model.parameters()).dtype
-    if worst > PROBE_TOLERANCE.get(dtype, 2e-1):
-        return f"{config.model_type} gives other log-probabilities with the packed mask (off by {worst:.2g} per token)"
+
+
+def _known_obstacle(model: Any) -> str | None:
+    """What is known beforehand, such as what only sequences longer than the probe's would show."""
+    config = model.config.get_text_config()
+    kind = config.model_type
+    window = getattr(config, "sliding_window", None)
+    layers = getattr(config, "layer_types", None) or []
+    if window and ("sliding_attention" in layers if layers else getattr(config, "use_sliding_window", True)):
+        return f"{kind} attends through a sliding window of {window} tokens"
+    if "local" in (getattr(config, "attention_layers", None) or []):  # GPT-Neo's name for it
+        return f"{kind} attends through a sliding window of {config.window_size} tokens"
+    if "chunked_attention" in layers:
+        return f"{kind} attends within chunks of {config.attention_chunk_size} tokens"
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for settings in (rope, *(value for value in rope.values() if isinstance(value, dict))):  # may be per layer type
+        scaling = settings.get("rope_type", settings.get("type"))
+        if scaling in ("longrope", "dynamic"):
+            return (
+                f"the '{scaling}' RoPE of {kind} takes its frequencies from the longest position in a forward pass (in "
+                f"either layout, a sequence beyond the original context changes the others in its pass)"
+            )
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None:
+        return f"the head of {kind} is not a plain linear map"
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"attention implementation '{config._attn_implementation}' takes no 4-D mask"
     return None
+
+
+@torch.no_grad()
+def _probed_obstacle(model: Any) -> str | None:
+    """Try the packed path on small groups: the head, the mask, the positions, and the whole against padded.
+
+    The first three compare a computation with the same one on equal shapes. That is all but exact, so that neither
+    low precision nor an untrained model, whose log-probabilities hardly depend on anything, can hide an error.
+    """
+    config = model.config.get_text_config()
+    kind = config.model_type
+    batches = [batch.to(model.device) for batch in _probe_batches(config.vocab_size)]
+    padded, packed, _ = batches
+    # Outside of `try`: where the model's own forward fails there is nothing to fall back to.
+    logits = model(**_inputs(model, padded), use_cache=False).logits
+    try:
+        states = [model.base_model(**_inputs(model, batch), use_cache=False)[0] for batch in batches]
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, IndexError) as error:
+        return f"{kind} does not run with a 4-D mask ({str(error).splitlines()[0]})"
+    ours = model.get_output_embeddings()(states[0])
+    ours, logits = (x.flatten(0, 1)[padded.target_index] for x in (ours, logits))
+    if not _distance(ours, logits).max() <= SAME:  # "not below" rather than "above": nan counts as different
+        return f"the logits of {kind} are not its head applied to its hidden states"
+
+    own, here, there = (s.flatten(0, 1)[b.target_index] for s, b in zip(states, batches, strict=True))
+    moved = _distance(there, here)
+    first, last = packed.slot == 0, packed.slot >= packed.mask[:-1].numel()
+    if not moved[~first & ~last].max() <= SAME:
+        return f"in {kind}, packed continuations see one another"
+    if moved[first][1:].min() <= SAME:  # its first prediction is made before anything changed
+        return f"in {kind}, a packed continuation does not see its own tokens"
+    if moved[last].max() <= SAME:
+        return f"{kind} pays no attention to position_ids"
+    off = _distance(here, own).mean().item()
+    if not off <= ROUNDING.get(own.dtype, ROUNDING[torch.bfloat16]):
+        return f"{kind} gives other hidden states in the packed layout (off by {off:.2g} of their spread)"
+    return None
+
+
+def _probe_batches(vocab_size: int) -> tuple[TokenBatch, TokenBatch, TokenBatch]:
+    """The probe's groups padded, packed, and packed with changes to the very first continuation and the last group.
+
+    Every other token of the continuation changes; those in between notice only by attending. The group's positions
+    are doubled, as RoPE would not notice a shift.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(length: int) -> list[int]:
+        return torch.randint(vocab_size, (length,), generator=generator).tolist()
+
+    groups = [Continuations(draw(prefix), [draw(n) for n in lengths]) for prefix, lengths in PROBE_LENGTHS]
+    prefix, (first, *others) = groups[0].prefix, groups[0].continuations
+    first = [(token + 1) % vocab_size if i % 2 == 0 else token for i, token in enumerate(first)]
+    changed = pack([Continuations(prefix, [first, *others]), *groups[1:]])
+    changed.position_ids[changed.group_ids == len(groups) - 1] *= 2
+    return pad(groups), pack(groups), changed
+
+
+def _distance(values: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """[N]: how far each row of [N, D] is from the expected one, relative to the expected rows' spread."""
+    expected = expected.to(_reduction_dtype(expected.dtype))
+    spread = (expected - expected.mean(dim=0)).norm(dim=-1).mean()
+    return (values - expected).norm(dim=-1) / spread.clamp(min=torch.finfo(expected.dtype).tiny)
+
+
+def _inputs(model: Any, batch: TokenBatch) -> dict[str, torch.Tensor | None]:
+    mask = _attention_mask(model, batch)
+    return {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "attention_mask": mask}
 
 
 def _attention_mask(model: Any, batch: TokenBatch) -> torch.Tensor | None:
     if batch.group_ids is None or batch.segment_ids is None:
         return batch.attention_mask
     allowed = packed_attention(batch.group_ids, batch.segment_ids)
-    config = getattr(model, "module", model).config
-    if config.get_text_config()._attn_implementation == "sdpa":
+    unwrapped = getattr(model, "module", model)
+    if unwrapped.config.get_text_config()._attn_implementation == "sdpa":
         return allowed
     # Eager attention adds its mask to the scores.
-    dtype = getattr(getattr(model, "module", model), "dtype", torch.float32)
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
-        ~allowed, torch.finfo(dtype).min
-    )
+    scores = torch.zeros(allowed.shape, dtype=getattr(unwrapped, "dtype", torch.float32), device=allowed.device)
+    return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
 
 
 def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> Iterator[slice]:

@@ -74,7 +74,9 @@ def cpo_ranking_loss(
     # logsumexp would lose the small terms behind a large one.
     places = torch.arange(h.shape[-1], device=h.device)
     competes = exists[:, None, :] & (places[None, :] >= places[:, None])[None]
-    competes = competes | ~exists[:, :, None]  # rows without a candidate: any finite value, dropped below
+    # Places without a candidate are dropped below. Until then all compete for them: the logsumexp of nothing has
+    # gradient nan, which `masked_fill` would drop too, but at which torch's anomaly detection stops.
+    competes = competes | ~exists[:, :, None]
     normalisers = torch.logsumexp(h[:, None, :].masked_fill(~competes, -torch.inf), dim=-1)
     return (normalisers - h).masked_fill(~exists, 0.0).sum(dim=-1).mean()
 
@@ -87,22 +89,24 @@ def mle_loss(policy_logps: torch.Tensor, num_tokens: torch.Tensor | int) -> torc
         num_tokens: tokens of the ground truths, all groups together.
 
     Returns:
-        Scalar, nats per token.
+        Scalar, nats per token, float32 or wider.
     """
-    return -policy_logps[:, 0].sum() / num_tokens
+    policy = policy_logps[:, 0].to(torch.promote_types(policy_logps.dtype, torch.float32))
+    return -policy.sum() / num_tokens
 
 
 def ranks_from_similarity(similarity: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Ranks of the candidates by similarity, 0 = best: the ground truth first, then falling similarity.
 
     Args:
-        similarity: [groups, K]; column 0 is ignored. Ties keep the candidates' order.
+        similarity: [groups, K]; column 0 is ignored. Ties keep the candidates' order; nan counts as the lowest.
         mask: [groups, K]; candidates that do not exist come last.
 
     Returns:
         [groups, K], int64.
     """
-    keys = similarity.to(torch.float64).clone()
+    # All finite, so that no negative passes the ground truth's inf, nor a missing candidate's -inf anything.
+    keys = similarity.to(torch.float64).nan_to_num(nan=torch.finfo(torch.float64).min)
     if mask is not None:
         keys = keys.masked_fill(~mask, -torch.inf)
     keys[:, 0] = torch.inf

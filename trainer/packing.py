@@ -16,6 +16,7 @@ continuations, each position has one next-token target, nothing is padded, and s
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,9 +37,9 @@ class Continuations:
         return len(self.prefix) - 1 + sum(len(c) for c in self.continuations)
 
     @property
-    def padded_length(self) -> int:
-        """Positions that the group takes in the padded layout."""
-        return len(self.continuations) * (len(self.prefix) + max(len(c) for c in self.continuations))
+    def longest(self) -> int:
+        """Tokens of the prefix with the longest continuation: the width of the padded layout."""
+        return len(self.prefix) + max(len(c) for c in self.continuations)
 
 
 @dataclass
@@ -69,8 +70,10 @@ class TokenBatch:
     segment_ids: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> "TokenBatch":
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return TokenBatch(**{k: v if v is None else v.to(device, non_blocking=True) for k, v in values.items()})
+        def move(value: Any) -> Any:
+            return None if value is None else value.to(device, non_blocking=True)
+
+        return TokenBatch(**{field.name: move(getattr(self, field.name)) for field in dataclasses.fields(self)})
 
     @property
     def padding(self) -> int:
@@ -89,6 +92,19 @@ def split_by_budget(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
         rows[-1].append(index)
         used += length
     return rows
+
+
+def split_padded(groups: Sequence[Continuations], row_tokens: int) -> list[list[int]]:
+    """Like `split_by_budget`, for the padded layout: all rows of a pass are as long as its longest sequence."""
+    passes: list[list[int]] = []
+    rows = longest = 0
+    for index, group in enumerate(groups):
+        rows, longest = rows + len(group.continuations), max(longest, group.longest)
+        if not passes or rows * longest > row_tokens:
+            passes.append([])
+            rows, longest = len(group.continuations), group.longest
+        passes[-1].append(index)
+    return passes
 
 
 def pack(groups: Sequence[Continuations]) -> TokenBatch:

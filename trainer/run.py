@@ -119,13 +119,11 @@ def _load_dataset(script: ScriptArguments, tokenizer: Any, identity: dict[str, A
         negatives = NegativeSet(script.shards)
         negatives.check_tokenizer(identity["tokenizer_sha256"], script.model)
         if script.objective == "mle":
-            dataset = GroundTruths.from_negative_set(negatives)
+            dataset = GroundTruths.from_negative_set(negatives, script.split)
         else:
             negatives.check_reference(identity["weights_sha256"], script.model)
             use = parse_counts(script.use, "--use") if script.use else None
-            dataset = ContrastiveGroups(negatives, use)
-        if not len(dataset):
-            raise UserError(f"negative set '{script.shards}' holds no groups. See its rejects.parquet for the reasons.")
+            dataset = ContrastiveGroups(negatives, script.split, use)
         checksums = [shard.sha256 for shard in negatives.manifest.shards]
         return dataset, {"shards": checksums}
     assert script.dataset is not None
@@ -183,6 +181,7 @@ def _job(
         "objective": script.objective,
         "model": identity,
         "data": source,
+        "split": script.split,
         "use": script.use,
         "beta": script.beta if script.objective != "mle" else None,
         "seed": training.seed,

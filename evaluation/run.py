@@ -1,0 +1,167 @@
+"""`python -m evaluation.run`: compare checkpoints on held-out prompts."""
+
+import json
+import logging
+import sys
+from typing import Any
+
+from data.config import describe_options, load_config, resolve_path
+from data.errors import UserError, exit_on_user_error
+from evaluation.config import EvaluateConfig
+
+log = logging.getLogger(__name__)
+
+HELP = """usage: python -m evaluation.run --model NAME=PATH [--model NAME=PATH ...] --dataset D --out DIR [--key value ...]
+
+Greedy answers (vLLM) and ground-truth log-probabilities of each checkpoint on held-out prompts; with --shards also how
+it ranks held-out groups of a negative set. Prints a table and writes report.md, report.json and the answers.
+
+options:
+{options}
+"""
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(HELP.format(options=describe_options(EvaluateConfig)))
+        return
+    config = load_config(EvaluateConfig, argv, command="python -m evaluation.run")
+    config.check()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    for noisy in ("httpx", "datasets", "fsspec", "filelock", "sentence_transformers"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    print(evaluate(config))
+    print(f"report: {config.out}/report.md")
+
+
+def evaluate(config: EvaluateConfig) -> str:
+    """Evaluate every checkpoint and write the report; returns the table.
+
+    Raises:
+        UserError: unusable model, data or negative set, or an output directory that holds something else. Nothing
+            has been written then.
+    """
+    from data.identity import check_model, context_length, load_tokenizer, weights_hash
+    from data.manifest import environment
+    from data.prepare import describe_rejects, prepare_groups, require_groups
+    from data.sources import fingerprint, load_examples
+    from data.storage import Folder
+    from evaluation.report import markdown, table, to_json
+
+    models = config.models()
+    for path in models.values():
+        check_model(path)
+    examples = load_examples(config.dataset, config.task, config.split, config.limit)
+    held_out, signal, shards = _held_out_groups(config, models)
+    job = {
+        "models": {name: {"path": path, "weights_sha256": weights_hash(path)} for name, path in models.items()},
+        "data": {
+            "name": config.dataset,
+            "task": config.task,
+            "split": config.split,
+            "examples": len(examples),
+            "examples_sha256": fingerprint(examples),
+        },
+        "decoding": {"name": "greedy", "max_new_tokens": config.max_new_tokens},
+        "shards": shards,
+        "embedder": config.embedder,
+    }
+    folder = Folder(resolve_path(config.out))
+    _refuse_other_content(folder, job)
+
+    results: dict[str, dict[str, Any]] = {}
+    files: dict[str, bytes] = {}
+    for name, path in models.items():
+        tokenizer, context = load_tokenizer(path), context_length(path)
+        groups, rejects = prepare_groups(examples, tokenizer, context)
+        require_groups(groups, rejects, f"data set '{config.dataset}'")
+        log.info("%s: %d examples, %s", name, len(groups), describe_rejects(rejects))
+        metrics, answers = _measure(config, path, groups, context, held_out, signal)
+        results[name] = metrics
+        files[f"answers-{name}.parquet"] = _answers_file(groups, answers)
+    for file, content in files.items():
+        folder.write(file, content)
+    folder.write("report.md", markdown(job, results).encode())
+    folder.write("report.json", to_json(job, environment(), results).encode())
+    return table(results)
+
+
+def _measure(
+    config: EvaluateConfig, path: str, groups: list[Any], context: int, held_out: list[Any], signal: str
+) -> tuple[dict[str, Any], list[Any]]:
+    """Metrics and greedy answers of one checkpoint."""
+    from evaluation.metrics import Estimate, answer_metrics, ranking_metrics, truth_metrics
+    from negatives_gen.engine import Engine
+    from trainer.logprobs import Scorer
+
+    scorer = Scorer.load(path)
+    scored = truth_metrics(scorer, groups)
+    if held_out:
+        scored |= ranking_metrics(scorer, held_out, signal)
+    del scorer
+    engine = Engine(path)
+    answers = engine.greedy(
+        [g.prompt_ids for g in groups],
+        max_tokens=[min(config.max_new_tokens, context - len(g.prompt_ids)) for g in groups],
+    )
+    del engine
+    metrics = answer_metrics(groups, answers, checkable=config.dataset == "facts") | scored
+    if config.embedder:
+        from negatives_gen.embedder import Embedder
+
+        embedder = Embedder(config.embedder, path)
+        truths, ours = embedder.embed([g.response for g in groups]), embedder.embed([a.text for a in answers])
+        metrics["similarity"] = Estimate.of((truths * ours).sum(-1).tolist())
+    return metrics, answers
+
+
+def _held_out_groups(config: EvaluateConfig, models: dict[str, str]) -> tuple[list[Any], str, dict[str, Any] | None]:
+    """The groups of the negative set that belong to the split, the signal that ranks them, and their identity."""
+    from data.identity import load_tokenizer, tokenizer_hash
+    from data.shards import NegativeSet
+
+    if config.shards is None:
+        return [], "", None
+    negatives = NegativeSet(resolve_path(config.shards))
+    for path in models.values():
+        negatives.check_tokenizer(tokenizer_hash(load_tokenizer(path)), path)
+    groups = [g for g in negatives.groups() if config.split in ("all", g.split)]
+    if not groups:
+        raise UserError(
+            f"negative set '{config.shards}' holds no groups of split '{config.split}'. Generate it with --split all "
+            f"or --split {config.split}, or evaluate on another --split."
+        )
+    checksums = [shard.sha256 for shard in negatives.manifest.shards]
+    return groups, negatives.signals[0], {"name": config.shards, "groups": len(groups), "sha256": checksums}
+
+
+def _refuse_other_content(folder: Any, job: dict[str, Any]) -> None:
+    names = folder.names()
+    if not names:
+        return
+    if "report.json" in names and json.loads(folder.read("report.json")).get("job") == job:
+        return
+    raise UserError(
+        f"output directory '{folder.path}' already holds another evaluation or other files. Choose another --out."
+    )
+
+
+def _answers_file(groups: list[Any], answers: list[Any]) -> bytes:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {"id": g.id, "prompt": g.prompt, "response": g.response, "answer": a.text, "finish_reason": a.finish_reason}
+        for g, a in zip(groups, answers, strict=True)
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

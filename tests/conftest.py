@@ -1,0 +1,44 @@
+"""Shared fixtures. Heavy parts (vLLM, Ray) start once per test session."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Before torch and vLLM are imported: no hub, one thread (the suite's models are tiny), a small key-value cache.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+import pytest
+
+from tests.tiny import make_negative_set, save_tiny_model
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny reference model over the embedded world's vocabulary."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "reference")
+
+
+@pytest.fixture(scope="session")
+def negative_set(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A negative set of 48 groups, K = 4, scored by the reference; its negatives are other rows' words shuffled."""
+    out = tmp_path_factory.mktemp("sets") / "negatives"
+    make_negative_set(out, reference, num_groups=48, num_negatives=3)
+    return out
+
+
+def run_command(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run `python -m ...` as a user does, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )

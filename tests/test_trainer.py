@@ -1,0 +1,280 @@
+"""The trainer: the right gradient however groups are laid out, a known start, exact resume, TRL's own numbers."""
+
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data.shards import NegativeSet
+from tests.conftest import run_command
+from trainer.arguments import PaperTrainingArguments, parse
+from trainer.dataset import Collator, ContrastiveGroups, GroundTruths
+from trainer.logprobs import prepare_model
+from trainer.run import main
+from trainer.trainer import ContrastiveTrainer
+
+
+def make_trainer(reference: Path, negative_set: Path, tmp_path: Path, **options: Any) -> ContrastiveTrainer:
+    objective = options.pop("objective", "cpo")
+    row_tokens = options.pop("row_tokens", 256)
+    model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
+    path = prepare_model(model)
+    negatives = NegativeSet(str(negative_set))
+    dataset = (
+        GroundTruths.from_negative_set(negatives, "train")
+        if objective == "mle"
+        else ContrastiveGroups(negatives, "train", options.pop("use", None))
+    )
+    arguments = PaperTrainingArguments(output_dir=str(tmp_path), use_cpu=True, save_strategy="no", **options)
+    return ContrastiveTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=Collator(path, row_tokens),
+        objective=objective,
+        beta=5.0,
+        path=path,
+    )
+
+
+def first_gradient(trainer: ContrastiveTrainer) -> dict[str, torch.Tensor]:
+    """The gradient of the first optimiser step, before clipping."""
+    gradients: dict[str, torch.Tensor] = {}
+
+    def keep(*_: Any, **__: Any) -> None:
+        if not gradients:
+            assert trainer.model is not None
+            for name, parameter in trainer.model.named_parameters():
+                assert parameter.grad is not None
+                gradients[name] = parameter.grad.clone()
+
+    trainer.args.max_grad_norm = 0.0
+    trainer.create_optimizer_and_scheduler(1)
+    assert trainer.optimizer is not None
+    trainer.optimizer.register_step_pre_hook(keep)
+    trainer.train()
+    return gradients
+
+
+@pytest.mark.parametrize("objective", ["mle", "cpo", "cpo-rank"])
+def test_batch_8_and_batch_1_times_accumulation_8_give_the_same_gradient(
+    objective: str, reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    together = make_trainer(
+        reference, negative_set, tmp_path, objective=objective, per_device_train_batch_size=8, max_steps=1
+    )
+    apart = make_trainer(
+        reference,
+        negative_set,
+        tmp_path,
+        objective=objective,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=8,
+        max_steps=1,
+        row_tokens=100_000,
+    )
+    expected, found = first_gradient(together), first_gradient(apart)
+    norm = math.sqrt(sum(g.pow(2).sum().item() for g in expected.values()))
+    difference = math.sqrt(sum((g - found[n]).pow(2).sum().item() for n, g in expected.items()))
+    assert norm > 0
+    assert difference / norm < 1e-5
+
+
+def test_an_optimiser_step_sees_each_of_its_groups_once_whatever_the_token_budget(
+    reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    """A budget that splits a batch into many forward passes gives the gradient of one pass."""
+    one = make_trainer(reference, negative_set, tmp_path, per_device_train_batch_size=16, max_steps=1, row_tokens=10**6)
+    many = make_trainer(reference, negative_set, tmp_path, per_device_train_batch_size=16, max_steps=1, row_tokens=1)
+    batch = [one.train_dataset[i] for i in range(16)]  # type: ignore[index]
+    assert len(one.data_collator(batch)) == 1
+    assert len(many.data_collator(batch)) == 16
+    expected, found = first_gradient(one), first_gradient(many)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-4 * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize(("objective", "expected"), [("cpo", math.log(4)), ("cpo-rank", math.log(24))])
+def test_the_loss_starts_at_log_k_and_log_k_factorial(
+    objective: str, expected: float, reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(
+        reference, negative_set, tmp_path, objective=objective, max_steps=1, logging_steps=1, learning_rate=0.0
+    )
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert float(first["loss"]) == pytest.approx(expected, abs=2e-3)
+    assert abs(float(first["logps/ground_truth_change"])) < 1e-3
+    assert abs(float(first["rewards/margin"])) < 1e-2
+    assert float(first["padding_fraction"]) == 0.0
+
+
+def test_cpo_training_lowers_the_loss_and_ranks_the_ground_truth_first(
+    reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(
+        reference,
+        negative_set,
+        tmp_path,
+        max_steps=12,
+        logging_steps=1,
+        per_device_train_batch_size=48,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+    )
+    trainer.train()
+    first, last = trainer.state.log_history[0], trainer.state.log_history[-2]
+    assert float(first["rewards/top1"]) < 0.5
+    assert float(last["rewards/top1"]) > 0.9
+    assert float(last["loss"]) < 0.25 * float(first["loss"])
+
+
+def test_use_takes_the_first_negatives_of_a_strategy(reference: Path, negative_set: Path, tmp_path: Path) -> None:
+    negatives = NegativeSet(str(negative_set))
+    every = ContrastiveGroups(negatives, "train")[5]
+    chosen = ContrastiveGroups(negatives, "train", {"an": 2})[5]
+    assert chosen.tokens.continuations == every.tokens.continuations[:3]
+    assert chosen.reference_logps == every.reference_logps[:3]
+    assert len(every.tokens.continuations) == 4
+
+
+def test_mle_equals_the_loss_of_trls_sft_trainer(reference: Path, negative_set: Path, tmp_path: Path) -> None:
+    """Same ground truths, TRL's completion-only loss: the same nats per token."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    pairs = GroundTruths.from_negative_set(NegativeSet(str(negative_set)), "train").pairs[:16]
+    rows = [
+        {"input_ids": [*p, *c], "completion_mask": [0] * len(p) + [1] * len(c)} for p, c in pairs
+    ]
+    options: dict[str, Any] = {"max_steps": 1, "logging_steps": 1, "per_device_train_batch_size": 16, "use_cpu": True}
+    sft = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
+        args=SFTConfig(output_dir=str(tmp_path / "sft"), completion_only_loss=True, bf16=False, report_to="none", save_strategy="no", **options),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(reference),
+    )
+    sft.train()
+    options.pop("use_cpu")
+    ours = make_trainer(reference, negative_set, tmp_path, objective="mle", **options)
+    ours.train_dataset = GroundTruths(pairs)
+    ours.train()
+    expected = float(sft.state.log_history[0]["loss"])
+    assert float(ours.state.log_history[0]["loss"]) == pytest.approx(expected, abs=2e-4)
+
+
+def cli(reference: Path, negative_set: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "--objective", "cpo-rank", "--shards", str(negative_set), "--model", str(reference),
+        "--output_dir", str(output), "--per_device_train_batch_size", "8", "--learning_rate", "1e-3",
+        "--use_cpu", "true", "--disable_tqdm", "true", *more,
+    ]  # fmt: skip
+
+
+def test_resuming_mid_epoch_gives_the_same_parameters_as_never_stopping(
+    reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    steps = ["--max_steps", "9", "--save_steps", "4"]
+    assert main(cli(reference, negative_set, whole, *steps)) == 0
+    assert main(cli(reference, negative_set, parts, *steps)) == 0
+    # What an interrupted run leaves: its checkpoints, no final model. Six steps are an epoch; it stops at four.
+    (parts / "model.safetensors").unlink()
+    shutil.rmtree(parts / "checkpoint-9")
+    shutil.rmtree(parts / "checkpoint-8")
+    assert main(cli(reference, negative_set, parts, *steps, "--resume_from_checkpoint", "true")) == 0
+    expected, found = load_file(whole / "model.safetensors"), load_file(parts / "model.safetensors")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    start = load_file(reference / "model.safetensors")
+    assert any(not torch.equal(start[name], found[name]) for name in found)
+
+
+def test_the_final_model_lies_in_the_output_directory_with_its_tokenizer(
+    reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "model"
+    assert main(cli(reference, negative_set, output, "--max_steps", "1", "--save_strategy", "no")) == 0
+    assert AutoTokenizer.from_pretrained(output)("Say")["input_ids"] == AutoTokenizer.from_pretrained(reference)("Say")[
+        "input_ids"
+    ]
+    assert AutoModelForCausalLM.from_pretrained(output, use_safetensors=True).dtype == torch.float32
+    assert json.loads((output / "trainer_job.json").read_text())["objective"] == "cpo-rank"
+
+
+def test_lora_trains_the_adapter_from_the_same_shards(reference: Path, negative_set: Path, tmp_path: Path) -> None:
+    output = tmp_path / "lora"
+    lora = ["--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj", "--max_steps", "3"]
+    assert main(cli(reference, negative_set, output, *lora, "--logging_steps", "1", "--save_strategy", "no")) == 0
+    weights = load_file(output / "adapter_model.safetensors")
+    assert any(name.endswith("lora_B.weight") and tensor.abs().max() > 0 for name, tensor in weights.items())
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    assert float(history[0]["loss"]) == pytest.approx(math.log(24), abs=2e-3)
+
+
+def test_a_policy_that_is_not_the_reference_is_named_before_the_first_step(
+    reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(reference, negative_set, tmp_path, max_steps=1)
+    with torch.no_grad():
+        trainer.model.get_input_embeddings().weight.mul_(1.5)  # type: ignore[union-attr]
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert "differs from the reference before the first step" in caplog.text
+    assert "torch.float32" in caplog.text
+    assert "packed" in caplog.text
+
+
+def test_no_warning_when_the_policy_is_the_reference(
+    reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        make_trainer(reference, negative_set, tmp_path, max_steps=1).train()
+    assert "differs from the reference" not in caplog.text
+
+
+def test_defaults_are_the_papers(tmp_path: Path) -> None:
+    script, training, model = parse(["--shards", "s", "--model", "m", "--output_dir", str(tmp_path)])
+    assert script.beta == 5.0
+    assert script.objective == "cpo"
+    assert (training.learning_rate, training.weight_decay) == (1e-5, 0.05)
+    assert training.optim.startswith("adamw")
+    assert training.per_device_train_batch_size == 64
+    assert model.model_name_or_path == "m"
+
+
+def test_the_papers_batch_is_shared_by_accumulation_steps(tmp_path: Path) -> None:
+    _, training, _ = parse(
+        ["--shards", "s", "--model", "m", "--output_dir", str(tmp_path), "--gradient_accumulation_steps", "8"]
+    )
+    assert training.per_device_train_batch_size == 8
+
+
+def test_flags_override_the_yaml_and_the_yaml_the_defaults(tmp_path: Path) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text("shards: from-yaml\nmodel: m\nlearning_rate: 3e-4\nbeta: 2\noutput_dir: o\n")
+    script, training, _ = parse(["--config", str(config), "--beta", "7"])
+    assert (script.shards, script.beta, training.learning_rate) == ("from-yaml", 7.0, 3e-4)
+
+
+def test_from_scratch_trains_a_model_that_has_no_weights_yet(tmp_path: Path) -> None:
+    from data.blank import BlankConfig, write_blank_model
+
+    write_blank_model(BlankConfig(out=str(tmp_path / "blank"), hidden_size=64, num_layers=1, num_heads=2))
+    done = run_command(
+        "trainer.run", "--objective", "mle", "--from_scratch", "true", "--model", str(tmp_path / "blank"),
+        "--dataset", "facts", "--output_dir", str(tmp_path / "out"), "--max_steps", "20", "--use_cpu", "true",
+        "--learning_rate", "3e-3", "--logging_steps", "5", "--save_strategy", "no",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    # Random weights predict about uniformly over the vocabulary; twenty steps learn the answers' frequent words.
+    assert float(history[0]["loss"]) < math.log(768) + 0.5
+    assert float(history[3]["loss"]) < 0.7 * float(history[0]["loss"])
