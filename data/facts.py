@@ -11,7 +11,7 @@ import re
 from itertools import combinations, product
 
 SEED = 20250223
-NUM_TOWNS = 32
+NUM_TOWNS = 24
 
 _ONSETS = (
     "Bel", "Cor", "Dun", "Fal", "Gar", "Hol", "Ker", "Lim", "Mor", "Nes", "Or", "Pel", "Quel", "Ros", "Sel", "Tor",
@@ -37,19 +37,14 @@ VALUES = {
     ),
 }  # fmt: skip
 
-_ASKED = {
-    "island": ("on which island it lies", "the island it belongs to"),
-    "founder": ("who founded it", "the name of its founder"),
-    "craft": ("what it is known for", "what its workshops make"),
-    "month": ("when its fair is held", "the month of its fair"),
-    "animal": ("which animal is on its flag", "the animal it has for an emblem"),
-}
-_STATED = {
-    "island": ("lies on {}", "is a town on {}", "belongs to the island of {}"),
-    "founder": ("was founded by {}", "goes back to {}", "has {} as its founder"),
-    "craft": ("is known for its {}", "makes {}", "sells {} to everyone"),
-    "month": ("holds its fair in {}", "has a fair every {}", "meets for the fair in {}"),
-    "animal": ("has a {} on its flag", "shows the {} as its emblem", "flies a flag with a {}"),
+# Attribute -> pairs of how it is asked for and how the answer states it: the question decides the wording, so what
+# sets a wrong answer apart is what it says, not how.
+_WORDINGS = {
+    "island": (("on which island it lies", "lies on {}"), ("the island it belongs to", "belongs to {}")),
+    "founder": (("who founded it", "was founded by {}"), ("the name of its founder", "has {} as its founder")),
+    "craft": (("what it is known for", "is known for its {}"), ("what its workshops make", "makes {}")),
+    "month": (("when its fair is held", "holds its fair in {}"), ("the month of its fair", "has a fair every {}")),
+    "animal": (("which animal is on its flag", "has a {} on its flag"), ("its emblem", "shows the {} as its emblem")),
 }
 _QUESTIONS = (
     "Tell me about {town}: {first} and {second}.",
@@ -57,7 +52,6 @@ _QUESTIONS = (
     "Say {first} and {second}. The town is {town}.",
     "What about {town}? I ask for {first} and {second}.",
 )
-_OPENINGS = ("{town}", "The town of {town}")
 
 
 @functools.cache
@@ -72,17 +66,18 @@ def world() -> dict[str, dict[str, str]]:
 
 
 def examples() -> list[dict[str, str]]:
-    """Every question with one correct answer, in TRL's prompt-completion format."""
+    """Every question with its correct answer, in TRL's prompt-completion format."""
     draw = random.Random(SEED + 1)
     rows = []
     for town, pair, question in product(world(), combinations(VALUES, 2), _QUESTIONS):
         asked = draw.sample(pair, 2)
-        first, second = (draw.choice(_ASKED[attribute]) for attribute in asked)
+        wordings = [draw.choice(_WORDINGS[attribute]) for attribute in asked]
+        first, second = (how_asked for how_asked, _ in wordings)
+        clauses = [
+            stated.format(world()[town][attribute]) for attribute, (_, stated) in zip(asked, wordings, strict=True)
+        ]
         prompt = f"Question: {question.format(town=town, first=first, second=second)}\nAnswer:"
-        stated = draw.sample(asked, 2)
-        clauses = [draw.choice(_STATED[a]).format(world()[town][a]) for a in stated]
-        opening = draw.choice(_OPENINGS).format(town=town)
-        rows.append({"prompt": prompt, "completion": f" {opening} {clauses[0]} and {clauses[1]}."})
+        rows.append({"prompt": prompt, "completion": f" {town} {clauses[0]} and {clauses[1]}."})
     return rows
 
 
@@ -98,7 +93,7 @@ def is_correct(prompt: str, answer: str) -> bool:
     town = next((word for word in _words(prompt) if word in world()), None)
     if town is None:
         raise KeyError(f"no town of the invented world in prompt {prompt!r}")
-    asked = {a for a, wordings in _ASKED.items() if any(wording in prompt for wording in wordings)}
+    asked = {a for a, wordings in _WORDINGS.items() if any(how_asked in prompt for how_asked, _ in wordings)}
     words = set(_words(answer))
     if (words & world().keys()) - {town}:
         return False

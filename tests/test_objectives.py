@@ -287,8 +287,7 @@ def test_mle_is_the_ground_truths_negative_log_likelihood_per_token():
 
 @pytest.mark.parametrize(("dtype", "wide"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
 def test_mle_is_reduced_in_float32_or_wider(dtype: torch.dtype, wide: torch.dtype):
-    # 512 + 256 x 1 = 768; a bfloat16 sum, which has 8 bits, would lose the ones.
-    policy = -torch.tensor([[512.0]] + [[1.0]] * 256, dtype=dtype)
-    loss = mle_loss(policy, 3)
+    # 512 + 3 = 515, which bfloat16 rounds to 516.
+    loss = mle_loss(-torch.tensor([[512.0, 9.0], [3.0, 9.0]], dtype=dtype), 1)
     assert loss.dtype == wide
-    assert loss.item() == 256.0
+    assert loss.item() == 515.0
