@@ -111,7 +111,9 @@ def _run(
     _start_ray()
     resources = _Resources.plan(config)
     log.info("Ray: %s", resources)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context_of_data = ray.data.DataContext.get_current()
+    context_of_data.enable_progress_bars = False
+    context_of_data.raise_original_map_exception = True  # so that a stage's UserError reaches the user as one
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
     from negatives_gen.stages import SampleStage, ScoreStage

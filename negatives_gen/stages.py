@@ -8,12 +8,39 @@ from data.shards import NegativeSetWriter
 from negatives_gen.autoregressive import AutoregressiveSettings, add_autoregressive
 
 
-class SampleStage:
+class Stage:
+    """An actor of the pipeline: a constructor that fails fails the first shard instead.
+
+    Ray Data restarts an actor whose constructor raises, without end and without a word to the driver; what a row
+    raises reaches the driver at once.
+    """
+
+    failure: Exception | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        try:
+            self.start(*args, **kwargs)
+        except Exception as error:
+            self.failure = error
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError  # each stage has its own
+
+    def run(self, row: dict[str, Any]) -> dict[str, Any]:
+        raise NotImplementedError  # each stage has its own
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if self.failure is not None:
+            raise self.failure
+        return self.run(row)
+
+
+class SampleStage(Stage):
     """A vLLM engine that gives the groups of a shard their sampled negatives."""
 
-    def __init__(
+    def start(
         self, model: str, settings: AutoregressiveSettings, *, context: int, seed: int, options: dict[str, Any]
-    ):
+    ) -> None:
         from negatives_gen.engine import Engine
 
         self.engine = Engine(model, seed=seed, options=options)
@@ -21,7 +48,7 @@ class SampleStage:
         self.context = context
         self.seed = seed
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def run(self, row: dict[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
         groups, rejects = pickle.loads(row["payload"])
         groups, too_few = add_autoregressive(
@@ -31,10 +58,10 @@ class SampleStage:
         return {"shard": row["shard"], "payload": payload, "sample_seconds": time.perf_counter() - started}
 
 
-class ScoreStage:
+class ScoreStage(Stage):
     """Reference log-probabilities, embeddings and similarities; then the shard is written."""
 
-    def __init__(self, model: str, embedder: str, writer: NegativeSetWriter, *, dtype: str):
+    def start(self, model: str, embedder: str, writer: NegativeSetWriter, *, dtype: str) -> None:
         from negatives_gen.embedder import Embedder
         from trainer.logprobs import Scorer
 
@@ -42,7 +69,7 @@ class ScoreStage:
         self.embedder = Embedder(embedder, model)
         self.writer = writer
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def run(self, row: dict[str, Any]) -> dict[str, Any]:
         from negatives_gen.embedder import add_similarity
         from trainer.packing import Continuations
 

@@ -25,7 +25,7 @@ CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
 # Marks the forward that `prepare_model` puts in place.
 RETURNS_LOGPS = "returns_logps"
 
-# The probe's groups: tokens of the prefix and of each continuation. Few, as a CPU takes 0.1 s for each at 3 B weights.
+# The probe's groups: tokens of the prefix and of each continuation. Few: on a CPU a large model takes seconds for them.
 PROBE_LENGTHS = ((4, (4, 1, 3)), (1, (3, 2)), (6, (3,)))
 # Differences are relative to the spread of the values. The same computation on the same shapes differs by noise:
 SAME = 1e-5
