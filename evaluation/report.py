@@ -45,7 +45,9 @@ def table(results: dict[str, dict[str, Estimate]]) -> str:
 def markdown(job: dict[str, Any], results: dict[str, dict[str, Estimate]]) -> str:
     """report.md: the table, what its columns mean, and what was evaluated."""
     data = job["data"]
-    models = "\n".join(f"- {name}: `{m['path']}`, weights {m['weights_sha256'][:16]}" for name, m in job["models"].items())
+    models = "\n".join(
+        f"- {name}: `{m['path']}`, weights {m['weights_sha256'][:16]}" for name, m in job["models"].items()
+    )
     return (
         f"# Evaluation\n\n{data['examples']} examples of `{data['name']}`, split {data['split']}"
         + (f"; {job['shards']['groups']} groups of `{job['shards']['name']}`" if job["shards"] else "")
@@ -57,7 +59,11 @@ def to_json(job: dict[str, Any], environment: dict[str, Any], results: dict[str,
     """report.json: versioned, with everything the table shows."""
     values = {
         name: {
-            key: {"mean": e.mean, "standard_error": None if math.isnan(e.standard_error) else e.standard_error, "n": e.n}
+            key: {
+                "mean": e.mean,
+                "standard_error": None if math.isnan(e.standard_error) else e.standard_error,
+                "n": e.n,
+            }
             for key, e in metrics.items()
         }
         for name, metrics in results.items()

@@ -11,7 +11,7 @@ from evaluation.config import EvaluateConfig
 
 log = logging.getLogger(__name__)
 
-HELP = """usage: python -m evaluation.run --model NAME=PATH [--model NAME=PATH ...] --dataset D --out DIR [--key value ...]
+HELP = """usage: python -m evaluation.run --model NAME=PATH [--model NAME=PATH ...] --dataset D --out DIR [...]
 
 Greedy answers (vLLM) and ground-truth log-probabilities of each checkpoint on held-out prompts; with --shards also how
 it ranks held-out groups of a negative set. Prints a table and writes report.md, report.json and the answers.

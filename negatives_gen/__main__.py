@@ -26,7 +26,9 @@ def main(argv: list[str] | None = None) -> None:
         print(HELP.format(options=describe_options(GenerateConfig)))
         return
     if argv and not argv[0].startswith("-"):
-        raise UserError(f"unknown verb '{argv[0]}' of python -m negatives_gen; without a verb it generates, see --help.")
+        raise UserError(
+            f"unknown verb '{argv[0]}' of python -m negatives_gen; without a verb it generates, see --help."
+        )
     config = load_config(GenerateConfig, argv, command="python -m negatives_gen")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "datasets", "fsspec", "filelock"):

@@ -66,9 +66,9 @@ def add_similarity(groups: Sequence[Group], embedder: Embedder) -> None:
 
 
 def _mean_pooled(directory: str) -> list[Any]:
-    from sentence_transformers import models
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-    transformer = models.Transformer(directory)
+    transformer = Transformer(directory)
     if transformer.tokenizer.pad_token is None:
         transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
-    return [transformer, models.Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")]
+    return [transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")]

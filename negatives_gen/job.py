@@ -5,8 +5,6 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
 
 from data.config import resolve_path
 from data.errors import UserError
@@ -111,18 +109,16 @@ def _run(
     _start_ray()
     resources = _Resources.plan(config)
     log.info("Ray: %s", resources)
-    context_of_data = ray.data.DataContext.get_current()
-    context_of_data.enable_progress_bars = False
-    context_of_data.raise_original_map_exception = True  # so that a stage's UserError reaches the user as one
+    ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
     from negatives_gen.stages import SampleStage, ScoreStage
 
-    rows = [{"shard": index, "payload": pickle.dumps(shard)} for index, shard in shards.items()]
+    rows = [{"shard": index, "error": "", "payload": pickle.dumps(shard)} for index, shard in shards.items()]
     results = (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map(
-            SampleStage,
+            SampleStage,  # type: ignore[arg-type]  # Ray types a callable class as if it were a function
             fn_constructor_args=(model, settings),
             fn_constructor_kwargs={
                 "context": context,
@@ -134,7 +130,7 @@ def _run(
             num_cpus=resources.cpus,
         )
         .map(
-            ScoreStage,
+            ScoreStage,  # type: ignore[arg-type]  # as above
             fn_constructor_args=(model, embedder, writer),
             fn_constructor_kwargs={"dtype": SCORER_DTYPE},
             compute=ray.data.ActorPoolStrategy(size=resources.scorers),
@@ -144,7 +140,9 @@ def _run(
     )
     started = time.perf_counter()
     groups = tokens = 0
-    for done, row in enumerate(_rows(results), start=1):
+    for done, row in enumerate(results.iter_rows(), start=1):
+        if row["error"]:
+            raise UserError(row["error"])
         groups, tokens = groups + row["rows"], tokens + row["tokens"]
         rate = tokens / (time.perf_counter() - started)
         print(
@@ -152,10 +150,6 @@ def _run(
             "(start of the engine counted in)",
             flush=True,
         )
-
-
-def _rows(results: Any) -> Iterator[dict[str, Any]]:
-    yield from results.iter_rows()
 
 
 class _Resources:

@@ -4,15 +4,16 @@ import pickle
 import time
 from typing import Any
 
+from data.errors import UserError
 from data.shards import NegativeSetWriter
 from negatives_gen.autoregressive import AutoregressiveSettings, add_autoregressive
 
 
 class Stage:
-    """An actor of the pipeline: a constructor that fails fails the first shard instead.
+    """An actor of the pipeline whose UserErrors reach the driver as rows with an `error`, its other errors as raised.
 
-    Ray Data restarts an actor whose constructor raises, without end and without a word to the driver; what a row
-    raises reaches the driver at once.
+    Two habits of Ray Data make this necessary: it restarts an actor whose constructor raises, without end and without
+    a word to the driver; and what a row raises comes with pages of its own stack trace.
     """
 
     failure: Exception | None = None
@@ -24,15 +25,22 @@ class Stage:
             self.failure = error
 
     def start(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError  # each stage has its own
+        """Load what the stage needs, once per actor."""
+        raise NotImplementedError
 
     def run(self, row: dict[str, Any]) -> dict[str, Any]:
-        raise NotImplementedError  # each stage has its own
+        """Do the stage's work on one shard."""
+        raise NotImplementedError
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        if self.failure is not None:
-            raise self.failure
-        return self.run(row)
+        if row["error"]:
+            return row
+        try:
+            if self.failure is not None:
+                raise self.failure
+            return {"shard": row["shard"], "error": "", **self.run(row)}
+        except UserError as error:
+            return {"shard": row["shard"], "error": str(error)}
 
 
 class SampleStage(Stage):
@@ -51,11 +59,9 @@ class SampleStage(Stage):
     def run(self, row: dict[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
         groups, rejects = pickle.loads(row["payload"])
-        groups, too_few = add_autoregressive(
-            groups, self.engine, self.settings, context=self.context, seed=self.seed
-        )
+        groups, too_few = add_autoregressive(groups, self.engine, self.settings, context=self.context, seed=self.seed)
         payload = pickle.dumps((groups, rejects + too_few))
-        return {"shard": row["shard"], "payload": payload, "sample_seconds": time.perf_counter() - started}
+        return {"payload": payload, "sample_seconds": time.perf_counter() - started}
 
 
 class ScoreStage(Stage):
@@ -92,4 +98,4 @@ class ScoreStage(Stage):
         record = self.writer.write_shard(
             row["shard"], groups, rejects, seconds=seconds, attention_path=self.scorer.path
         )
-        return {"shard": row["shard"], "rows": record.rows, "tokens": record.tokens["negatives"]}
+        return {"rows": record.rows, "tokens": record.tokens["negatives"]}

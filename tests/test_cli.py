@@ -47,10 +47,23 @@ def test_trainer_help_lists_our_options_and_help_all_the_inherited_ones() -> Non
 
 def test_generate_help_names_every_key() -> None:
     text = run_command("negatives_gen", "--help").stdout
-    for key in (
-        "model dataset task split limit out strategies top_k temperature max_new_tokens embedder groups_per_shard "
-        "seed num_engines engine."
-    ).split():
+    for key in [
+        "model",
+        "dataset",
+        "task",
+        "split",
+        "limit",
+        "out",
+        "strategies",
+        "top_k",
+        "temperature",
+        "max_new_tokens",
+        "embedder",
+        "groups_per_shard",
+        "seed",
+        "num_engines",
+        "engine.",
+    ]:
         assert f"--{key}" in text
 
 
@@ -70,6 +83,15 @@ def generate(reference: Path, out: Path, **changes: str) -> list[str]:
 
 def train(reference: Path, shards: Path, out: Path, *more: str) -> list[str]:
     return ["--model", str(reference), "--shards", str(shards), "--output_dir", str(out), "--use_cpu", "true", *more]
+
+
+def train_mle(model: Path, dataset: str, out: Path, split: str = "train") -> list[str]:
+    options = {"objective": "mle", "dataset": dataset, "split": split, "model": str(model), "output_dir": str(out)}
+    return [word for key, value in options.items() for word in (f"--{key}", value)]
+
+
+def evaluate(model: Path, dataset: str, out: Path, split: str = "test") -> list[str]:
+    return ["--model", f"m={model}", "--dataset", dataset, "--split", split, "--limit", "8", "--out", str(out)]
 
 
 def rows(path: Path, *records: dict) -> str:
@@ -111,9 +133,9 @@ def test_a_model_without_a_tokenizer_is_refused(
     shutil.copytree(reference, bare, ignore=shutil.ignore_patterns("token*"))
     for main, arguments in (
         (negatives_gen.__main__.main, generate(bare, tmp_path / "out")),
-        (trainer.run.main, ["--objective", "mle", "--dataset", "facts", "--model", str(bare), "--output_dir", str(tmp_path / "out")]),
-        (evaluation.run.main, ["--model", f"m={bare}", "--dataset", "facts", "--out", str(tmp_path / "out")]),
-    ):  # fmt: skip
+        (trainer.run.main, train_mle(bare, "facts", tmp_path / "out")),
+        (evaluation.run.main, evaluate(bare, "facts", tmp_path / "out")),
+    ):
         assert "has no tokenizer" in refused(main, arguments, capsys)
         assert not (tmp_path / "out").exists()
 
@@ -131,9 +153,9 @@ def test_data_without_a_usable_row_is_refused_with_the_reasons(
     )
     for main, arguments in (
         (negatives_gen.__main__.main, generate(reference, tmp_path / "out", dataset=path, split="all")),
-        (trainer.run.main, ["--objective", "mle", "--dataset", path, "--split", "all", "--model", str(reference), "--output_dir", str(tmp_path / "out")]),
-        (evaluation.run.main, ["--model", f"m={reference}", "--dataset", path, "--split", "all", "--out", str(tmp_path / "out")]),
-    ):  # fmt: skip
+        (trainer.run.main, train_mle(reference, path, tmp_path / "out", "all")),
+        (evaluation.run.main, evaluate(reference, path, tmp_path / "out", "all")),
+    ):
         line = refused(main, arguments, capsys)
         assert "3 empty response" in line
         assert "1 prompt too long" in line
@@ -148,8 +170,8 @@ def test_a_directory_that_holds_other_files_is_refused(
     for main, arguments in (
         (negatives_gen.__main__.main, generate(reference, tmp_path)),
         (trainer.run.main, train(reference, negative_set, tmp_path)),
-        (evaluation.run.main, ["--model", f"m={reference}", "--dataset", "facts", "--limit", "2", "--out", str(tmp_path)]),
-    ):  # fmt: skip
+        (evaluation.run.main, evaluate(reference, "facts", tmp_path)),
+    ):
         assert str(tmp_path) in refused(main, arguments, capsys)
         assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -225,7 +247,9 @@ def test_trainer_refuses_an_output_directory_with_another_job_naming_the_differe
     line = refused(trainer.run.main, train(reference, negative_set, out, *options, "--objective", "cpo-rank"), capsys)
     assert "objective is 'cpo'" in line
     assert "'cpo-rank'" in line
-    assert "--resume_from_checkpoint" in refused(trainer.run.main, train(reference, negative_set, out, *options), capsys)
+    assert "--resume_from_checkpoint" in refused(
+        trainer.run.main, train(reference, negative_set, out, *options), capsys
+    )
 
 
 def test_evaluation_refuses_models_that_are_not_name_equals_path(

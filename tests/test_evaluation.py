@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -78,7 +79,9 @@ def test_ranking_metrics_follow_the_change_from_the_reference(reference: Path) -
 
     def group(gains: list[float], similarity: list[float]) -> Group:
         made = Group("g", "p", "r", [5, 6], [7, 0])
-        made.negatives = [Candidate("an", [8 + i, 0], f"t{i}", similarity={"embedding": s}) for i, s in enumerate(similarity)]
+        made.negatives = [
+            Candidate("an", [8 + i, 0], f"t{i}", similarity={"embedding": s}) for i, s in enumerate(similarity)
+        ]
         from trainer.packing import Continuations
 
         own = scorer.score([Continuations(made.prompt_ids, [made.response_ids, *(c.ids for c in made.negatives)])])[0]
@@ -129,7 +132,7 @@ def test_the_same_model_twice_gets_the_same_numbers(evaluation: Path) -> None:
 def test_greedy_answers_equal_transformers_generate(evaluation: Path, reference: Path) -> None:
     rows = pq.read_table(evaluation / "answers-first.parquet").to_pylist()
     tokenizer = load_tokenizer(str(reference))
-    model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).eval()
     for row in rows[:6]:
         ids = torch.tensor([tokenizer(row["prompt"])["input_ids"]])
         made = model.generate(ids, max_new_tokens=10, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]

@@ -208,3 +208,16 @@ def test_ray_job_submit_makes_the_set_where_relative_paths_point(
     negatives = NegativeSet(str(tmp_path / "runs/quickstart/negatives"))
     assert len(negatives) == 8
     assert sorted(g.split for g in negatives.groups()) == ["test"] * 4 + ["train"] * 4
+
+
+def test_an_engine_that_cannot_start_ends_the_job_in_one_line(options: dict[str, object], tmp_path: Path) -> None:
+    """Ray would restart the actor for ever; the job ends, and the directory can be finished later."""
+    recipe = {**options, "out": str(tmp_path / "set"), "engine": {"nonsense": 1}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    done = run_command("negatives_gen", "--config", str(tmp_path / "r.yaml"))
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "nonsense" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "set").glob("*.parquet"))

@@ -93,7 +93,9 @@ def test_importing_a_whole_room_loads_nothing_forbidden(room: str) -> None:
 
 @pytest.mark.parametrize("module", sorted(NEVER_MODULE))
 def test_importing_a_module_loads_nothing_forbidden(module: str) -> None:
-    loaded = set(ast.literal_eval(fresh(f"import {module}, sys; print(sorted(m for m in sys.modules if '.' not in m))")))
+    loaded = set(
+        ast.literal_eval(fresh(f"import {module}, sys; print(sorted(m for m in sys.modules if '.' not in m))"))
+    )
     assert not loaded & set(NEVER_MODULE[module])
 
 

@@ -57,7 +57,7 @@ def first_gradient(trainer: ContrastiveTrainer) -> dict[str, torch.Tensor]:
 
     trainer.args.max_grad_norm = 0.0
     trainer.create_optimizer_and_scheduler(1)
-    assert trainer.optimizer is not None
+    assert isinstance(trainer.optimizer, torch.optim.Optimizer)
     trainer.optimizer.register_step_pre_hook(keep)
     trainer.train()
     return gradients
@@ -151,13 +151,18 @@ def test_mle_equals_the_loss_of_trls_sft_trainer(reference: Path, negative_set: 
     from trl import SFTConfig, SFTTrainer
 
     pairs = GroundTruths.from_negative_set(NegativeSet(str(negative_set)), "train").pairs[:16]
-    rows = [
-        {"input_ids": [*p, *c], "completion_mask": [0] * len(p) + [1] * len(c)} for p, c in pairs
-    ]
+    rows = [{"input_ids": [*p, *c], "completion_mask": [0] * len(p) + [1] * len(c)} for p, c in pairs]
     options: dict[str, Any] = {"max_steps": 1, "logging_steps": 1, "per_device_train_batch_size": 16, "use_cpu": True}
     sft = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
-        args=SFTConfig(output_dir=str(tmp_path / "sft"), completion_only_loss=True, bf16=False, report_to="none", save_strategy="no", **options),
+        args=SFTConfig(
+            output_dir=str(tmp_path / "sft"),
+            completion_only_loss=True,
+            bf16=False,
+            report_to="none",
+            save_strategy="no",
+            **options,
+        ),
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(reference),
     )
@@ -202,9 +207,10 @@ def test_the_final_model_lies_in_the_output_directory_with_its_tokenizer(
 ) -> None:
     output = tmp_path / "model"
     assert main(cli(reference, negative_set, output, "--max_steps", "1", "--save_strategy", "no")) == 0
-    assert AutoTokenizer.from_pretrained(output)("Say")["input_ids"] == AutoTokenizer.from_pretrained(reference)("Say")[
-        "input_ids"
-    ]
+    assert (
+        AutoTokenizer.from_pretrained(output)("Say")["input_ids"]
+        == AutoTokenizer.from_pretrained(reference)("Say")["input_ids"]
+    )
     assert AutoModelForCausalLM.from_pretrained(output, use_safetensors=True).dtype == torch.float32
     assert json.loads((output / "trainer_job.json").read_text())["objective"] == "cpo-rank"
 

@@ -1,4 +1,4 @@
-"""Parsing of `python -m trainer.run`'s command line with TRL's parser: three dataclasses, one YAML, one line of error."""
+"""Parsing of `python -m trainer.run`'s command line with TRL's parser; its errors are one line."""
 
 import os
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class PaperTrainingArguments(TrainingArguments):
 
     learning_rate: float = field(default=PAPER_LEARNING_RATE, metadata={"help": "The paper's learning rate."})
     weight_decay: float = field(default=PAPER_WEIGHT_DECAY, metadata={"help": "The paper's weight decay."})
-    per_device_train_batch_size: int | None = field(  # type: ignore[assignment]  # always an int after __post_init__
+    per_device_train_batch_size: int | None = field(  # type: ignore  # an int once __post_init__ has run
         default=None,
         metadata={
             "help": "Groups per device and accumulation step. Default: the paper's batch of 64 groups, divided by "
@@ -92,5 +92,5 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
 def _refuse_unknown(key: str, known: set[str], where: str) -> None:
     if key not in known and key.replace("-", "_") not in known:
         raise UserError(
-            f"unknown key '{key}' {where}.{did_you_mean(key, known)} See `python -m trainer.run --help_all` for all keys."
+            f"unknown key '{key}' {where}.{did_you_mean(key, known)} See `python -m trainer.run --help_all`."
         )

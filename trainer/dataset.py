@@ -145,7 +145,7 @@ def _rows_of(negatives: NegativeSet, split: str, columns: Sequence[str]) -> pa.T
     """Those columns of the groups that belong to a split. Raises UserError if there are none."""
     table = negatives.table([*columns, "split"])
     if split != "all":
-        table = table.filter(pc.equal(table["split"], split))
+        table = table.filter(pc.field("split") == split)
     if not table.num_rows:
         raise UserError(
             f"negative set '{negatives.folder.path}' holds no groups of split '{split}'. Choose another --split; its "

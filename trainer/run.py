@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 JOB_FILE = "trainer_job.json"
 
-HELP = f"""usage: python -m trainer.run --shards DIR --model M --output_dir O --objective cpo [--key value ...]
+HELP = """usage: python -m trainer.run --shards DIR --model M --output_dir O --objective cpo [--key value ...]
 
 Train on the shards of a negative set with Contrastive Preference Optimization (arXiv 2502.16433: K-way, with a
 reference model; not TRL's CPO of arXiv 2401.08417), or by next-token prediction. The final model and its tokenizer
@@ -27,7 +27,7 @@ lie in --output_dir itself.
 our options:
   --config FILE.yaml
         YAML file of any keys, as in TRL; flags override it.
-{{options}}
+{options}
 
 inherited options:
   Every argument of transformers' TrainingArguments and of TRL's ModelConfig under its own name (--max_steps,
@@ -161,7 +161,7 @@ def _load_model(script: ScriptArguments, model_config: "ModelConfig", directory:
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
             elif isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = 0.0
+                module.attention_dropout = 0.0  # type: ignore[assignment]  # torch types attributes as tensors
     path = prepare_model(model)
     peft_config = get_peft_config(model_config)
     if peft_config is not None:
