@@ -69,6 +69,7 @@ def _mean_pooled(directory: str) -> list[Any]:
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     transformer = Transformer(directory)
-    if transformer.tokenizer.pad_token is None:
-        transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
+    tokenizer: Any = transformer.tokenizer
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return [transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")]

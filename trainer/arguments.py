@@ -18,17 +18,17 @@ class PaperTrainingArguments(TrainingArguments):
 
     learning_rate: float = field(default=PAPER_LEARNING_RATE, metadata={"help": "The paper's learning rate."})
     weight_decay: float = field(default=PAPER_WEIGHT_DECAY, metadata={"help": "The paper's weight decay."})
-    per_device_train_batch_size: int | None = field(  # type: ignore  # an int once __post_init__ has run
-        default=None,
+    per_device_train_batch_size: int = field(
+        default=0,
         metadata={
-            "help": "Groups per device and accumulation step. Default: the paper's batch of 64 groups, divided by "
-            "devices and accumulation steps."
+            "help": "Groups per device and accumulation step. 0: the paper's batch of 64 groups, divided by devices "
+            "and accumulation steps."
         },
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every X update steps, as TRL does."})
 
     def __post_init__(self) -> None:
-        if self.per_device_train_batch_size is None:
+        if self.per_device_train_batch_size == 0:
             share = int(os.environ.get("WORLD_SIZE", "1")) * max(1, self.gradient_accumulation_steps)
             self.per_device_train_batch_size = max(1, PAPER_BATCH_SIZE // share)
         super().__post_init__()
