@@ -1,8 +1,8 @@
 """The embedded example: questions over a small invented world, whose answers code can check.
 
-A world of towns with five attributes each. A question asks for two of them; its answer states both in one of many
-phrasings. Every fact occurs in several questions, so half of the questions state nearly every fact, and the other
-half tests whether a model can state them when asked in another combination or wording.
+A world of towns with five attributes each. A question asks for two of them; its answer states both. Every fact
+occurs in several questions, so half of the questions state nearly every fact, and the other half tests whether a model
+can state them when asked in another combination or wording.
 """
 
 import functools

@@ -140,7 +140,9 @@ def _run(
     )
     started = time.perf_counter()
     groups = tokens = 0
-    for done, row in enumerate(results.iter_rows(), start=1):
+    # A batch is a block is a shard; without prefetching each is told as soon as it is written.
+    batches = results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
+    for done, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
         if row["error"]:
             raise UserError(row["error"])
         groups, tokens = groups + row["rows"], tokens + row["tokens"]
