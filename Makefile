@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-RUNS ?= runs
+RUNS := runs
 # The index that carries torch's CPU build where the indexes at hand do not.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -37,6 +37,7 @@ quickstart: export OMP_NUM_THREADS = 1
 quickstart: export HF_HUB_OFFLINE = 1
 quickstart: export TOKENIZERS_PARALLELISM = false
 quickstart: install
+	@echo "== a fresh $(RUNS)/quickstart (an earlier one is removed)"
 	@rm -rf $(RUNS)/quickstart && mkdir -p $(RUNS)/quickstart
 	@echo "== 1/5 reference model: next-token prediction on the training half of an invented world"
 	@$(PY) -m data.blank --out $(RUNS)/quickstart/blank
@@ -45,7 +46,7 @@ quickstart: install
 	@$(PY) -m negatives_gen --config recipes/quickstart.yaml
 	@echo "== 3/5 CPO and CPO with ranking from the same shards, side by side (logs in $(RUNS)/quickstart/*.log)"
 	@$(PY) -m trainer.run --config recipes/quickstart-train.yaml --objective cpo-rank \
-		--output_dir $(RUNS)/quickstart/cpo-rank --disable_tqdm true > $(RUNS)/quickstart/cpo-rank.log 2>&1 & ranked=$$!; \
+		--output_dir $(RUNS)/quickstart/cpo-rank --disable_tqdm true > $(RUNS)/quickstart/cpo-rank.log 2>&1 & ranked=$$!; trap "kill $$ranked 2>/dev/null" INT TERM; \
 	$(PY) -m trainer.run --config recipes/quickstart-train.yaml --objective cpo \
 		--output_dir $(RUNS)/quickstart/cpo 2>&1 | tee $(RUNS)/quickstart/cpo.log; test $${PIPESTATUS[0]} -eq 0 || { kill $$ranked; exit 1; }; \
 	wait $$ranked || { cat $(RUNS)/quickstart/cpo-rank.log; exit 1; }
@@ -54,7 +55,7 @@ quickstart: install
 	@echo "== 5/5 evaluation on held-out questions and held-out groups"
 	@$(PY) -m evaluation.run --config recipes/quickstart-evaluate.yaml
 	@echo "negative set:  $(RUNS)/quickstart/negatives"
-	@echo "checkpoints:   $(RUNS)/quickstart/{reference,mle,cpo,cpo-rank}"
+	@echo "checkpoints:   $(RUNS)/quickstart/reference, /mle, /cpo, /cpo-rank"
 	@echo "report:        $(RUNS)/quickstart/evaluation/report.md"
 
 test: install

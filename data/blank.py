@@ -36,6 +36,9 @@ def write_blank_model(config: BlankConfig) -> None:
 
     if config.hidden_size % config.num_heads:
         raise UserError(f"hidden_size {config.hidden_size} is not divisible by num_heads {config.num_heads}.")
+    out = Path(resolve_path(config.out))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"output directory '{config.out}' already holds files. Choose an empty or new --out.")
     texts = [f"{e.prompt}{e.response}" for e in load_examples(config.dataset, config.task, "train")]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -47,8 +50,10 @@ def write_blank_model(config: BlankConfig) -> None:
             vocab_size=config.vocab_size, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False
         ),
     )
-    out = Path(resolve_path(config.out))
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write output directory '{config.out}': {error.strerror}.") from error
     tokenizer.save(str(out / "tokenizer.json"))
     _write_json(
         out / "tokenizer_config.json",

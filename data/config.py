@@ -92,6 +92,11 @@ def describe_options(cls: type) -> str:
     return "\n".join(lines)
 
 
+def in_ray_job() -> bool:
+    """Whether this is the driver of a Ray job, whose current directory is Ray's copy of the submitted one."""
+    return "runtime_resources" in Path.cwd().parts
+
+
 def output_root() -> Path:
     """The directory that relative paths are relative to: the current one, except inside a Ray job.
 
@@ -99,9 +104,8 @@ def output_root() -> Path:
     anything written is lost. There, relative paths count from $NEGATIVES_GEN_ROOT, set when the cluster was
     started; without it they are refused.
     """
-    cwd = Path.cwd()
-    if "runtime_resources" not in cwd.parts:
-        return cwd
+    if not in_ray_job():
+        return Path.cwd()
     root = os.environ.get("NEGATIVES_GEN_ROOT")
     if not root:
         raise UserError(

@@ -96,6 +96,10 @@ def weights_hash(model: str) -> str:
         header.pop("__metadata__", None)
         for name, entry in header.items():
             places[name] = (path, entry, 8 + size)
+    if not places:
+        raise UserError(
+            f"'{model}' has no *.safetensors weights, which identify a model. Save it with save_pretrained()."
+        )
     digest = hashlib.sha256()
     for name in sorted(places):
         path, entry, start = places[name]

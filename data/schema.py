@@ -64,7 +64,7 @@ class Group:
         prompt_ids: tokens of the prefix, at least one.
         response_ids: tokens of the ground truth, the last one EOS.
         split: half of the data source it belongs to, "train" or "test". One generation job can make the training
-            groups and the held-out ones; trainer and evaluation choose by it, so nothing held out is trained on.
+            groups and the held-out ones; trainer and evaluation choose by it, so no held-out group is trained on.
         reference_logp: log-probability in nats of response_ids under the reference model, summed.
         response_embedding: unit-length embedding of the response.
     """

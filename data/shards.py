@@ -86,7 +86,10 @@ class NegativeSetWriter:
             self.folder.remove(JOB_FOLDER)  # a crash between the manifest and this clean-up leaves it behind
             return False
         if JOB_FOLDER in names and "job.json" in self.folder.names(JOB_FOLDER):
-            self._refuse_other_job(json.loads(self.folder.read(JOB_FILE)))
+            if self.finished():
+                self._refuse_other_job(json.loads(self.folder.read(JOB_FILE)))
+            else:  # nothing to lose: a job that failed before its first shard may be corrected
+                self.folder.write(JOB_FILE, json.dumps(self._claim(), indent=2).encode())
             self.folder.remove_temporary()
             self.folder.remove_temporary(JOB_FOLDER)
         elif names - {JOB_FOLDER}:

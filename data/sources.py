@@ -5,8 +5,8 @@ The split depends on the content of the rows alone. Rows are ordered by a hash o
 order give the same halves, and `limit` takes a random sample rather than the head of a sorted file.
 
 Every example says which half it belongs to, and its group in the negative set says it too: one generation job can
-make the training groups and the held-out ones, and trainer and evaluation choose by it, so nothing held out is ever
-trained on.
+make the training groups and the held-out ones, and trainer and evaluation choose by it, so no held-out row is trained
+on. A prompt that occurs with several responses may occur in both halves (100 of Dolly's test prompts do).
 """
 
 import dataclasses

@@ -21,7 +21,7 @@ def parse_counts(text: str, option: str) -> dict[str, int]:
                 f"{option} '{text}' names unknown strategy '{name}'.{did_you_mean(name, STRATEGIES)} "
                 f"Known: {', '.join(STRATEGIES)}; write e.g. an=11."
             )
-        if not equals or not number.isdigit() or int(number) < 1:
+        if not equals or not (number.isascii() and number.isdigit()) or int(number) < 1:
             raise UserError(f"{option} '{text}': '{part.strip()}' needs a count of at least 1; write e.g. {name}=11.")
         if name in counts:
             raise UserError(f"{option} '{text}' names strategy '{name}' twice.")

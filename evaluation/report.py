@@ -49,7 +49,7 @@ def markdown(job: dict[str, Any], results: dict[str, dict[str, Estimate]]) -> st
         f"- {name}: `{m['path']}`, weights {m['weights_sha256'][:16]}" for name, m in job["models"].items()
     )
     return (
-        f"# Evaluation\n\n{data['examples']} examples of `{data['name']}`, split {data['split']}"
+        f"# Evaluation\n\n{data['used']} of {data['examples']} examples of `{data['name']}`, split {data['split']}"
         + (f"; {job['shards']['groups']} groups of `{job['shards']['name']}`" if job["shards"] else "")
         + f".\n\n{table(results)}\n\n{EXPLANATION}\n\n## Models\n\n{models}\n"
     )

@@ -1,5 +1,6 @@
 """`python -m evaluation.run`: compare checkpoints on held-out prompts."""
 
+import gc
 import json
 import logging
 import sys
@@ -10,6 +11,8 @@ from data.errors import UserError, exit_on_user_error
 from evaluation.config import EvaluateConfig
 
 log = logging.getLogger(__name__)
+
+JOB_FILE = "evaluation_job.json"
 
 HELP = """usage: python -m evaluation.run --model NAME=PATH [--model NAME=PATH ...] --dataset D --out DIR [...]
 
@@ -71,18 +74,24 @@ def evaluate(config: EvaluateConfig) -> str:
     folder = Folder(resolve_path(config.out))
     _refuse_other_content(folder, job)
 
-    results: dict[str, dict[str, Any]] = {}
-    files: dict[str, bytes] = {}
+    prepared: dict[str, list[Any]] = {}
     for name, path in models.items():
-        tokenizer, context = load_tokenizer(path), context_length(path)
-        groups, rejects = prepare_groups(examples, tokenizer, context)
-        require_groups(groups, rejects, f"data set '{config.dataset}'")
-        log.info("%s: %d examples, %s", name, len(groups), describe_rejects(rejects))
-        metrics, answers = _measure(config, path, groups, context, held_out, signal)
-        results[name] = metrics
-        files[f"answers-{name}.parquet"] = _answers_file(groups, answers)
-    for file, content in files.items():
-        folder.write(file, content)
+        prepared[name], rejects = prepare_groups(examples, load_tokenizer(path), context_length(path))
+        require_groups(prepared[name], rejects, f"data set '{config.dataset}'")
+        log.info("%s: %d examples, %s", name, len(prepared[name]), describe_rejects(rejects))
+    # Models with other contexts or tokenizers reject other rows: compare them on the rows that all of them take.
+    common = set.intersection(*({g.id for g in groups} for groups in prepared.values()))
+    job["data"]["used"] = len(common)
+    if not common:
+        raise UserError(f"no row of data set '{config.dataset}' fits all of the models. Compare fewer models.")
+
+    folder.write(JOB_FILE, json.dumps(job, indent=2).encode())
+    results: dict[str, dict[str, Any]] = {}
+    for number, (name, path) in enumerate(models.items(), start=1):
+        groups = [g for g in prepared[name] if g.id in common]
+        print(f"  evaluating {name} ({number}/{len(models)}) on {len(groups)} examples", flush=True)
+        results[name], answers = _measure(config, path, groups, context_length(path), held_out, signal)
+        folder.write(f"answers-{name}.parquet", _answers_file(groups, answers))
     folder.write("report.md", markdown(job, results).encode())
     folder.write("report.json", to_json(job, environment(), results).encode())
     return table(results)
@@ -101,12 +110,14 @@ def _measure(
     if held_out:
         scored |= ranking_metrics(scorer, held_out, signal)
     del scorer
+    gc.collect()  # the next engine needs the room
     engine = Engine(path)
     answers = engine.greedy(
         [g.prompt_ids for g in groups],
         max_tokens=[min(config.max_new_tokens, context - len(g.prompt_ids)) for g in groups],
     )
     del engine
+    gc.collect()
     metrics = answer_metrics(groups, answers, checkable=config.dataset == "facts") | scored
     if config.embedder:
         from negatives_gen.embedder import Embedder
@@ -141,8 +152,11 @@ def _refuse_other_content(folder: Any, job: dict[str, Any]) -> None:
     names = folder.names()
     if not names:
         return
-    if "report.json" in names and json.loads(folder.read("report.json")).get("job") == job:
-        return
+    if JOB_FILE in names:
+        there = json.loads(folder.read(JOB_FILE))
+        there["data"].pop("used", None)
+        if there == job:
+            return
     raise UserError(
         f"output directory '{folder.path}' already holds another evaluation or other files. Choose another --out."
     )

@@ -1,5 +1,6 @@
 """Options of `python -m negatives_gen`. Imports nothing heavy, so that `--help` answers at once."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,5 +62,5 @@ class GenerateConfig:
                 raise UserError(f"--{key} must be at least 1, got {value}.")
         if self.top_k < 0:
             raise UserError(f"--top_k must be 0 (all tokens) or more, got {self.top_k}.")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise UserError(f"--temperature must be above 0, got {self.temperature}: negatives are sampled.")

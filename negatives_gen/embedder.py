@@ -17,13 +17,12 @@ def embedder_identity(embedder: str, model: str) -> dict[str, str]:
     """Name and weights hash of an embedder, for the manifest. Raises UserError if it cannot be reached."""
     source = model if embedder == REFERENCE else embedder
     try:
-        model_directory(source)
+        return {"name": embedder, "weights_sha256": weights_hash(str(model_directory(source)))}
     except UserError as error:
         raise UserError(
-            f"embedder '{embedder}' cannot be reached: give a local directory of a sentence-transformers model, or "
-            "--embedder reference for mean-pooled states of the reference model."
+            f"embedder '{embedder}' cannot be reached or has no safetensors weights: give a local directory of a "
+            "sentence-transformers model, or --embedder reference for mean-pooled states of the reference model."
         ) from error
-    return {"name": embedder, "weights_sha256": weights_hash(source)}
 
 
 class Embedder:

@@ -93,7 +93,7 @@ class Engine:
         used_seeds: list[int | None] = [None] * len(prompts) if self.on_cpu and n > 1 else list(seeds)
         parameters = [
             SamplingParams(
-                n=n, top_k=top_k, temperature=temperature, max_tokens=limit, seed=seed, logprobs=0, detokenize=True
+                n=n, top_k=top_k, temperature=temperature, max_tokens=limit, seed=seed, logprobs=0, detokenize=False
             )
             for limit, seed in zip(max_tokens, used_seeds, strict=True)
         ]
@@ -103,17 +103,27 @@ class Engine:
         """The greedy continuation of each prompt."""
         from vllm import SamplingParams
 
-        parameters = [SamplingParams(temperature=0.0, max_tokens=limit, logprobs=0) for limit in max_tokens]
+        parameters = [
+            SamplingParams(temperature=0.0, max_tokens=limit, logprobs=0, detokenize=False) for limit in max_tokens
+        ]
         return [samples[0] for samples in self._run(prompts, parameters, [None] * len(prompts))]
 
     def _run(
         self, prompts: Sequence[Sequence[int]], parameters: list[Any], seeds: Sequence[int | None]
     ) -> list[list[Sample]]:
         requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        # Decoded whole: vLLM's incremental decoding drops an incomplete UTF-8 sequence at the end of a cut candidate.
+        decode = self.llm.get_tokenizer().decode
         outputs = self.llm.generate(requests, parameters, use_tqdm=False)  # type: ignore[arg-type]  # a TypedDict
         return [
             [
-                Sample(list(c.token_ids), c.text, str(c.finish_reason), float(c.cumulative_logprob or 0.0), seed)
+                Sample(
+                    list(c.token_ids),
+                    decode(list(c.token_ids), skip_special_tokens=True),
+                    str(c.finish_reason),
+                    float(c.cumulative_logprob or 0.0),
+                    seed,
+                )
                 for c in output.outputs
             ]
             for output, seed in zip(outputs, seeds, strict=True)

@@ -6,7 +6,7 @@ import pickle
 import sys
 import time
 
-from data.config import resolve_path
+from data.config import in_ray_job, resolve_path
 from data.errors import UserError
 from data.identity import check_model, context_length, load_tokenizer, tokenizer_hash, weights_hash
 from data.manifest import Manifest, read_manifest
@@ -36,8 +36,10 @@ def generate(config: GenerateConfig) -> Manifest:
     model = _local(config.model)
     dataset = _local(config.dataset)
     check_model(model)
-    context = context_length(model)
     tokenizer = load_tokenizer(model)
+    # vLLM serves no more than the tokenizer's own limit and what engine.max_model_len says.
+    limits = (context_length(model), tokenizer.model_max_length, config.engine.get("max_model_len"))
+    context = min(int(limit) for limit in limits if limit)
     embedder = config.embedder if config.embedder == REFERENCE else _local(config.embedder)
     examples = load_examples(dataset, config.task, config.split, config.limit)
     groups, rejects = prepare_groups(examples, tokenizer, context)
@@ -169,11 +171,15 @@ class _Resources:
         import ray
 
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        # Half a core each: the actors take turns on a small machine, and Ray must be able to place them all.
-        cpus = 0.5
+        total = ray.cluster_resources().get("CPU", 1.0)
+
+        def share(actors: int) -> float:
+            """Cores per actor: whole ones where there are enough, else a part of one, so that all can be placed."""
+            return float(total // actors) if total > actors else 0.9 * total / actors
+
         if not gpus:
             engines = config.num_engines or 1
-            return cls(engines, 0, engines, 0, cpus)
+            return cls(engines, 0, engines, 0, share(2 * engines))
         per_engine = int(config.engine.get("tensor_parallel_size", 1))
         engines = config.num_engines or max(1, gpus // per_engine)
         if engines * per_engine > gpus:
@@ -183,10 +189,10 @@ class _Resources:
             )
         free = gpus - engines * per_engine
         if free:
-            return cls(engines, per_engine, free, 1, cpus)
+            return cls(engines, per_engine, free, 1, share(engines + free))
         if per_engine == 1:
-            return cls(engines, 0.7, engines, 0.3, cpus)
-        return cls(engines, per_engine, engines, 0, cpus)
+            return cls(engines, 0.7, engines, 0.3, share(2 * engines))
+        return cls(engines, per_engine, engines, 0, share(2 * engines))
 
     def __str__(self) -> str:
         return (
@@ -201,11 +207,18 @@ def _start_ray() -> None:
 
     if ray.is_initialized():
         return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:  # the cluster and `ray job submit` decide the workers' environment
+        ray.init(address=address, logging_level=logging.WARNING)
+        return
+    # Ray starts its workers at niceness 15; on a machine that does anything else they would hardly run.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray keeps a worker's import path and environment apart from the driver's unless told.
-    passed = {k: v for k, v in os.environ.items() if k.startswith(("VLLM_", "HF_", "TORCH_COMPILE"))}
+    passed = {k: v for k, v in os.environ.items() if k.startswith(("VLLM_", "HF_", "TORCH_COMPILE", "OMP_NUM"))}
+    import_path = os.pathsep.join(p for p in sys.path if p) or "."
     ray.init(
-        address=os.environ.get("RAY_ADDRESS", "local"),
-        runtime_env={"env_vars": {**passed, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p) or "."}},
+        address="local",
+        runtime_env={"env_vars": {**passed, "PYTHONPATH": import_path}},
         include_dashboard=False,
         logging_level=logging.WARNING,
     )
@@ -214,5 +227,7 @@ def _start_ray() -> None:
 def _local(name: str) -> str:
     """A path as an absolute one; a hub id or an embedded data set as it is."""
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(tuple(READERS))
-    resolved = resolve_path(name) if looks_like_path or os.path.exists(name) else name
-    return os.path.expanduser(resolved)
+    if looks_like_path or os.path.exists(name):
+        return resolve_path(name)
+    resolved = resolve_path(name) if "/" in name and in_ray_job() else name
+    return resolved if os.path.exists(resolved) else name

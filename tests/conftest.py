@@ -1,4 +1,4 @@
-"""Shared fixtures. Heavy parts (vLLM, Ray) start once per test session."""
+"""Shared fixtures: what takes long to make is made once per test session."""
 
 import os
 import subprocess

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tests.conftest import ROOT, run_command
 from trainer.logprobs import Scorer
 from trainer.packing import Continuations
 
+RAY = str(Path(sys.executable).parent / "ray")
 BAD_ROWS = [
     {"prompt": "Question: nothing?\nAnswer:", "completion": ""},
     {"prompt": "Say Belada. " * 60, "completion": " yes."},
@@ -37,14 +40,31 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def options(reference: Path, rows: Path) -> dict[str, object]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reference that has learnt where answers end, so that its samples stop before and after the limit."""
+    from data.blank import BlankConfig, write_blank_model
+    from trainer.run import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    write_blank_model(BlankConfig(out=str(folder / "blank"), hidden_size=64, num_layers=1, num_heads=2))
+    options = {
+        "objective": "mle", "from_scratch": "true", "model": str(folder / "blank"), "dataset": "facts",
+        "output_dir": str(folder / "model"), "max_steps": "60", "per_device_train_batch_size": "32",
+        "learning_rate": "1e-2", "use_cpu": "true", "save_strategy": "no", "disable_tqdm": "true",
+    }  # fmt: skip
+    assert main([word for key, value in options.items() for word in (f"--{key}", value)]) == 0
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def options(trained: Path, rows: Path) -> dict[str, object]:
     return {
-        "model": str(reference),
+        "model": str(trained),
         "dataset": str(rows),
         "task": "prompt-completion",
         "split": "all",
         "strategies": "an=5",
-        "max_new_tokens": 12,
+        "max_new_tokens": 14,
         "embedder": "reference",
         "groups_per_shard": 5,
         "engine": {"max_num_seqs": 64},
@@ -84,8 +104,8 @@ def test_negatives_are_distinct_non_empty_and_not_the_ground_truth(generated: Pa
         assert group.response.strip() not in found
 
 
-def test_ids_end_with_eos_exactly_where_the_model_stopped(generated: Path, reference: Path) -> None:
-    tokenizer = load_tokenizer(str(reference))
+def test_ids_end_with_eos_exactly_where_the_model_stopped(generated: Path, trained: Path) -> None:
+    tokenizer = load_tokenizer(str(trained))
     reasons = set()
     for group in NegativeSet(str(generated)).groups():
         assert group.response_ids[-1] == tokenizer.eos_token_id
@@ -94,16 +114,16 @@ def test_ids_end_with_eos_exactly_where_the_model_stopped(generated: Path, refer
             reasons.add(candidate.finish_reason)
             stopped = candidate.finish_reason == "stop"
             assert (candidate.ids[-1] == tokenizer.eos_token_id) == stopped
-            assert len(candidate.ids) <= 12
-            assert stopped or len(candidate.ids) == 12
+            assert len(candidate.ids) <= 14
+            assert stopped or len(candidate.ids) == 14
             assert tokenizer.decode(candidate.ids, skip_special_tokens=True) == candidate.text
-    assert "length" in reasons
+    assert reasons == {"stop", "length"}
 
 
-def test_sampler_scorer_and_a_fresh_scorer_agree_on_the_same_ids(generated: Path, reference: Path) -> None:
+def test_sampler_scorer_and_a_fresh_scorer_agree_on_the_same_ids(generated: Path, trained: Path) -> None:
     """vLLM's log-probabilities, stage 1's and the trainer's, in nats per continuation."""
     groups = list(NegativeSet(str(generated)).groups())
-    fresh = Scorer.load(str(reference)).score(
+    fresh = Scorer.load(str(trained)).score(
         [Continuations(g.prompt_ids, [g.response_ids, *(c.ids for c in g.negatives)]) for g in groups]
     )
     for group, (truth, *others) in zip(groups, fresh, strict=True):
@@ -113,10 +133,10 @@ def test_sampler_scorer_and_a_fresh_scorer_agree_on_the_same_ids(generated: Path
             assert candidate.sampler_logp == pytest.approx(logp, abs=1e-3)
 
 
-def test_similarity_is_the_cosine_of_stored_and_recomputed_embeddings(generated: Path, reference: Path) -> None:
+def test_similarity_is_the_cosine_of_stored_and_recomputed_embeddings(generated: Path, trained: Path) -> None:
     from negatives_gen.embedder import Embedder
 
-    embedder = Embedder("reference", str(reference))
+    embedder = Embedder("reference", str(trained))
     group = next(NegativeSet(str(generated)).groups())
     truth = embedder.embed([group.response])[0]
     assert group.response_embedding == pytest.approx(truth.tolist(), abs=1e-5)
@@ -126,14 +146,14 @@ def test_similarity_is_the_cosine_of_stored_and_recomputed_embeddings(generated:
         assert candidate.similarity["embedding"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_manifest_says_what_made_the_set(generated: Path, reference: Path) -> None:
+def test_the_manifest_says_what_made_the_set(generated: Path, trained: Path) -> None:
     manifest = json.loads((generated / "manifest.json").read_text())
-    assert manifest["job"]["model"]["weights_sha256"] == weights_hash(str(reference))
+    assert manifest["job"]["model"]["weights_sha256"] == weights_hash(str(trained))
     assert manifest["job"]["strategies"]["an"] == {
         "count": 5,
         "top_k": 50,
         "temperature": 1.0,
-        "max_new_tokens": 12,
+        "max_new_tokens": 14,
     }
     assert manifest["job"]["engine"] == {"max_num_seqs": 64}
     assert manifest["environment"]["packages"]["ray"].startswith("2.60")
@@ -154,11 +174,11 @@ def test_the_same_command_again_finds_the_set_complete(
     assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in generated.iterdir()} == before
 
 
-def test_the_trainer_starts_at_log_k_on_sampled_negatives(generated: Path, reference: Path, tmp_path: Path) -> None:
+def test_the_trainer_starts_at_log_k_on_sampled_negatives(generated: Path, trained: Path, tmp_path: Path) -> None:
     import math
 
     done = run_command(
-        "trainer.run", "--shards", str(generated), "--model", str(reference), "--objective", "cpo", "--use", "an=5",
+        "trainer.run", "--shards", str(generated), "--model", str(trained), "--objective", "cpo", "--use", "an=5",
         "--split", "all", "--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--logging_steps", "1",
         "--per_device_train_batch_size", "10", "--use_cpu", "true",
     )  # fmt: skip
@@ -168,41 +188,85 @@ def test_the_trainer_starts_at_log_k_on_sampled_negatives(generated: Path, refer
     assert "differs from the reference" not in done.stderr
 
 
-def ray_command(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [str(Path(sys.executable).parent / "ray"), *arguments],
-        env=env, cwd=ROOT, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+def test_an_interrupted_job_goes_on_and_leaves_finished_shards_as_they_are(
+    generated: Path, options: dict[str, object], tmp_path: Path
+) -> None:
+    """The state that a kill leaves: two of three shards with their records, a temporary file, no manifest."""
+    out = tmp_path / "set"
+    (out / "_job").mkdir(parents=True)
+    manifest = json.loads((generated / "manifest.json").read_text())
+    claim = {**manifest["job"], "signals": manifest["signals"]}
+    (out / "_job/job.json").write_text(json.dumps(claim))
+    (out / ".tmp-half").write_bytes(b"PAR1")
+    rejects = [vars(r) for r in NegativeSet(str(generated)).rejects()]
+    for index in (0, 2):
+        record = manifest["shards"][index]
+        mine, rejects = rejects[: record["rows_rejected"]], rejects[record["rows_rejected"] :]
+        if index == 0:
+            rejects = rejects[manifest["shards"][1]["rows_rejected"] :]
+        shutil.copy2(generated / record["file"], out)
+        (out / f"_job/shard-{index:05d}.json").write_text(json.dumps({"record": record, "rejects": mine}))
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.glob("*.parquet")}
+
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**options, "out": str(out)}))
+    done = run_command("negatives_gen", "--config", str(tmp_path / "r.yaml"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "3 shards, 1 of them to do" in done.stderr
+    assert {n: (p.read_bytes(), p.stat().st_mtime_ns) for n, p in ((n, out / n) for n in before)} == before
+    whole, resumed = NegativeSet(str(generated)), NegativeSet(str(out))
+    assert [g.id for g in resumed.groups()] == [g.id for g in whole.groups()]
+    assert resumed.rejects() == whole.rejects()
+    assert resumed.manifest.counts == whole.manifest.counts
+    assert not [p for p in out.iterdir() if p.name.startswith((".", "_"))]
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A Ray cluster started as the README says; relative paths of its jobs count from tmp_path."""
-    env = {**os.environ, "RAY_AUTH_MODE": "token", "NEGATIVES_GEN_ROOT": str(tmp_path)}
-    env.pop("RAY_ADDRESS", None)
-    # The job's `python` is the first on the cluster's PATH.
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    """A Ray cluster of its own, as the README starts one; relative paths of its jobs count from tmp_path."""
     port = 20000 + os.getpid() % 10000
-    ports = ["--port", str(port), "--dashboard-port", str(port + 1)]
-    started = ray_command("start", "--head", "--disable-usage-stats", *ports, env=env)
-    assert started.returncode == 0, started.stderr
+    env = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
+        "NEGATIVES_GEN_ROOT": str(tmp_path),
+        "RAY_worker_niceness": "0",
+        # The job's `python` is the first on the cluster's PATH.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port + 1}",
+    }
+    env.pop("RAY_ADDRESS", None)
+    ports = [f"--port={port}", f"--dashboard-port={port + 1}", f"--dashboard-agent-listen-port={port + 2}"]
+    # Its own process group: `ray stop` would stop every cluster on the machine.
+    head = subprocess.Popen(
+        [RAY, "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2", *ports],
+        env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     try:
-        yield {**env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port + 1}"}
+        wait_until_up(env)
+        yield env
     finally:
-        ray_command("stop", "--force", env=env)
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(timeout=60)
+
+
+def wait_until_up(env: dict[str, str]) -> None:
+    for _ in range(60):
+        if subprocess.run([RAY, "job", "list"], env=env, capture_output=True, timeout=60).returncode == 0:
+            return
+        time.sleep(1)
+    raise AssertionError("the Ray cluster did not come up")
 
 
 def test_ray_job_submit_makes_the_set_where_relative_paths_point(
-    cluster: dict[str, str], generated: Path, reference: Path, rows: Path, tmp_path: Path
+    cluster: dict[str, str], trained: Path, tmp_path: Path
 ) -> None:
     """The command of the README, with the repository as working directory and paths relative to the root."""
-    shutil.copytree(reference, tmp_path / "runs/quickstart/reference")
-    done = ray_command(
-        "job", "submit", "--working-dir", ".", "--",
-        "python", "-m", "negatives_gen", "--config", "recipes/quickstart.yaml",
-        "--limit", "8", "--groups_per_shard", "4", "--strategies", "an=3", "--max_new_tokens", "8",
-        env=cluster,
-    )  # fmt: skip
+    shutil.copytree(trained, tmp_path / "runs/quickstart/reference")
+    command = "job submit --working-dir . -- python -m negatives_gen --config recipes/quickstart.yaml"
+    smaller = ["--limit", "8", "--groups_per_shard", "4", "--strategies", "an=3", "--max_new_tokens", "8"]
+    done = subprocess.run(
+        [RAY, *command.split(), *smaller], env=cluster, cwd=ROOT, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert re.search(r"8 rows read, 8 groups written, 0 rejected", done.stdout)
     negatives = NegativeSet(str(tmp_path / "runs/quickstart/negatives"))
@@ -211,7 +275,7 @@ def test_ray_job_submit_makes_the_set_where_relative_paths_point(
 
 
 def test_an_engine_that_cannot_start_ends_the_job_in_one_line(options: dict[str, object], tmp_path: Path) -> None:
-    """Ray would restart the actor for ever; the job ends, and the directory can be finished later."""
+    """Ray would restart the actor for ever; here the job ends."""
     recipe = {**options, "out": str(tmp_path / "set"), "engine": {"nonsense": 1}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     done = run_command("negatives_gen", "--config", str(tmp_path / "r.yaml"))

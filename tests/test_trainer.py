@@ -3,7 +3,11 @@
 import json
 import logging
 import math
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.shards import NegativeSet
-from tests.conftest import run_command
+from tests.conftest import ROOT, run_command
 from trainer.arguments import PaperTrainingArguments, parse
 from trainer.dataset import Collator, ContrastiveGroups, GroundTruths
-from trainer.logprobs import prepare_model
-from trainer.run import main
+from trainer.logprobs import attention_implementation, prepare_model
+from trainer.output import find_checkpoint, resume_from
+from trainer.run import _job, main
 from trainer.trainer import ContrastiveTrainer
 
 
@@ -215,10 +220,13 @@ def test_the_final_model_lies_in_the_output_directory_with_its_tokenizer(
     assert json.loads((output / "trainer_job.json").read_text())["objective"] == "cpo-rank"
 
 
-def test_lora_trains_the_adapter_from_the_same_shards(reference: Path, negative_set: Path, tmp_path: Path) -> None:
+def test_lora_trains_the_adapter_from_the_same_shards(
+    reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "lora"
     lora = ["--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj", "--max_steps", "3"]
     assert main(cli(reference, negative_set, output, *lora, "--logging_steps", "1", "--save_strategy", "no")) == 0
+    assert f"adapter: {output} (merge it" in capsys.readouterr().out
     weights = load_file(output / "adapter_model.safetensors")
     assert any(name.endswith("lora_B.weight") and tensor.abs().max() > 0 for name, tensor in weights.items())
     history = json.loads((output / "trainer_state.json").read_text())["log_history"]
@@ -284,3 +292,108 @@ def test_from_scratch_trains_a_model_that_has_no_weights_yet(tmp_path: Path) -> 
     # Random weights predict about uniformly over the vocabulary; twenty steps learn the answers' frequent words.
     assert float(history[0]["loss"]) < math.log(768) + 0.5
     assert float(history[3]["loss"]) < 0.7 * float(history[0]["loss"])
+
+
+def test_two_processes_train_like_one_on_the_same_groups(reference: Path, negative_set: Path, tmp_path: Path) -> None:
+    """Two steps of SGD on 8 groups: 8 in one process, 4 in each of two, which share one output directory."""
+    options = ["--max_steps", "2", "--optim", "sgd", "--lr_scheduler_type", "constant", "--save_strategy", "no"]
+    options += ["--max_grad_norm", "0", "--learning_rate", "1e-2"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert main(cli(reference, negative_set, alone, *options)) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = cli(reference, negative_set, together, *options, "--ddp_backend", "gloo")
+    command[command.index("--per_device_train_batch_size") + 1] = "4"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "trainer.run", *command],
+            cwd=ROOT,
+            env={**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [out.count(f"model: {together}") for out, _ in outputs] == [1, 0]
+    start, expected, found = (load_file(d / "model.safetensors") for d in (reference, alone, together))
+    moved = math.sqrt(sum((expected[n] - start[n]).pow(2).sum().item() for n in expected))
+    off = math.sqrt(sum((expected[n] - found[n]).pow(2).sum().item() for n in expected))
+    assert moved > 1e-3
+    assert off / moved < 1e-4
+    records = [json.loads((d / "trainer_job.json").read_text()) for d in (alone, together)]
+    assert records[0] == records[1]
+
+
+def test_the_start_is_reported_with_its_bound(
+    reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Many passes: those of the micro-batch that are checked are counted, and h is 0 but for float32's rounding."""
+    with caplog.at_level(logging.INFO, logger="trainer.trainer"):
+        make_trainer(
+            reference, negative_set, tmp_path, max_steps=1, row_tokens=1, per_device_train_batch_size=12
+        ).train()
+    (line,) = (r.getMessage() for r in caplog.records if r.getMessage().startswith("before the first step"))
+    assert "on 8 groups" in line
+    assert "loss 1.386" in line
+    assert "log K is 1.3863" in line
+    assert float(line.split("max |h| ")[1].split()[0]) < 1e-4
+
+
+def test_a_small_difference_that_a_long_response_adds_up_is_noticed(
+    reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the second pass only, and smaller than any single token would show."""
+    trainer = make_trainer(reference, negative_set, tmp_path, max_steps=1, row_tokens=1, per_device_train_batch_size=4)
+    passes = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])  # type: ignore[index]
+    passes[1].reference_logps[0, 2] += 0.05
+    with caplog.at_level(logging.WARNING):
+        trainer._check_start(passes)
+    assert "max |h| 0.25" in caplog.text
+
+
+def test_transformers_says_which_attention_a_model_uses(
+    reference: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The attribute is private: its absence is to be noticed here, and costs the packed layout, not the result."""
+    model = AutoModelForCausalLM.from_pretrained(reference)
+    assert attention_implementation(model) == "sdpa"
+    monkeypatch.setattr("trainer.logprobs.attention_implementation", lambda _: None)
+    assert prepare_model(model) == "padded"
+    assert "attention implementation 'None'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--max_steps", "2"),
+        ("--max_grad_norm", "0.5"),
+        ("--adam_beta2", "0.9"),
+        ("--dtype", "bfloat16"),
+        ("--use_peft", "true"),
+        ("--row_tokens", "64"),
+        ("--lr_scheduler_type", "cosine"),
+    ],
+)
+def test_the_record_holds_what_decides_the_result(more: tuple[str, str]) -> None:
+    def record(*words: str) -> dict[str, Any]:
+        script, training, model = parse(["--shards", "s", "--model", "m", "--output_dir", "o", *words])
+        return json.loads(json.dumps(_job(script, training, model, {"row_tokens": script.row_tokens})))
+
+    assert record(*more) != record()
+    assert record("--logging_steps", "3") == record()
+
+
+def test_an_interrupted_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    for name in ("checkpoint-4", "checkpoint-10", "checkpoint-12"):
+        (tmp_path / name).mkdir()
+    for name in ("checkpoint-4", "checkpoint-10"):
+        (tmp_path / name / "trainer_state.json").write_text("{}")
+    assert find_checkpoint("true", tmp_path) == str(tmp_path / "checkpoint-10")
+    assert find_checkpoint("true", tmp_path / "new") is None
+    assert resume_from("False") is None
+    assert resume_from(True) == "true"

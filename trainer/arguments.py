@@ -1,5 +1,6 @@
 """Parsing of `python -m trainer.run`'s command line with TRL's parser; its errors are one line."""
 
+import dataclasses
 import os
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -8,7 +9,7 @@ from transformers import TrainingArguments
 from trl import ModelConfig, TrlParser
 
 from data.config import read_yaml
-from data.errors import UserError, did_you_mean
+from data.errors import UserError, did_you_mean, first_line
 from trainer.config import PAPER_BATCH_SIZE, PAPER_LEARNING_RATE, PAPER_WEIGHT_DECAY, ScriptArguments
 
 
@@ -36,6 +37,9 @@ class PaperTrainingArguments(TrainingArguments):
         self.remove_unused_columns = False
 
 
+ARGUMENTS = (ScriptArguments, PaperTrainingArguments, ModelConfig)
+
+
 class Parser(TrlParser):
     """TRL's parser whose errors are one line, as UserError."""
 
@@ -46,7 +50,7 @@ class Parser(TrlParser):
 def make_parser() -> Parser:
     """The parser of all options: ours, transformers' and TRL's ModelConfig."""
     return Parser(
-        [ScriptArguments, PaperTrainingArguments, ModelConfig],  # type: ignore[list-item]  # TRL types it loosely
+        ARGUMENTS,  # type: ignore[list-item]  # TRL types it loosely
         prog="python -m trainer.run",
         allow_abbrev=False,
     )
@@ -59,38 +63,65 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
         UserError: unknown key (naming the nearest known one), wrong value, unreadable YAML, missing option.
     """
     parser = make_parser()
-    known = {name.lstrip("-") for action in parser._actions for name in action.option_strings} | {"config", "env"}
+    fields, flags = _known_keys()
     argv = [piece for word in argv for piece in (word.split("=", 1) if word.startswith("--config=") else [word])]
     where = "on the command line of python -m trainer.run"
-    output_dir_given = any(word.split("=")[0] == "--output_dir" for word in argv)
+    given = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
     if "--config" in argv:
         place = argv.index("--config") + 1
         if place == len(argv):
             raise UserError(f"--config {where} needs a value: a YAML file.")
-        content = read_yaml(argv[place])
-        output_dir_given = output_dir_given or "output_dir" in content
-        for key in content:
-            _refuse_unknown(str(key), known, f"in {argv[place]}")
-    for word in argv:
-        if word.startswith("--"):
-            _refuse_unknown(word[2:].split("=")[0], known, where)
+        for key, value in read_yaml(argv[place]).items():
+            _refuse_unknown(str(key), fields | {"env"}, f"in {argv[place]}")
+            if key == "output_dir" and value is not None:
+                given.append(key)
+    for key in given:
+        _refuse_unknown(key, flags, where)
     try:
         parsed: Any = parser.parse_args_and_config(argv)
     except UserError:
         raise
-    except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"{str(error).splitlines()[0]} ({where})") from error
+    except (ValueError, TypeError, ImportError, OSError, KeyError, RuntimeError) as error:
+        raise UserError(f"{first_line(error)} ({where})") from error
     script, training, model = parsed
-    script.model = script.model or model.model_name_or_path
+    script.model = script.model if script.model is not None else model.model_name_or_path
     model.model_name_or_path = script.model
     script.check()
-    if not output_dir_given:
+    if "output_dir" not in given:
         raise UserError("python -m trainer.run needs --output_dir: where the model and its checkpoints go.")
+    _refuse_unsupported(training, model)
     return script, training, model
 
 
+def _known_keys() -> tuple[set[str], set[str]]:
+    """The keys of a YAML file, and those of the command line, which has more: --no_X where X is true by default."""
+    fields = [f for cls in ARGUMENTS for f in dataclasses.fields(cls) if f.init]
+    names = {f.name for f in fields}
+    return names, names | {f"no_{f.name}" for f in fields if f.default is True} | {"config", "help", "help_all"}
+
+
+def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig) -> None:
+    """Options that transformers and TRL have and this trainer would ignore or get wrong."""
+    for name, spoken in (("fsdp", "FSDP"), ("deepspeed", "DeepSpeed")):
+        launched = os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower()
+        if getattr(training, name) or launched not in ("", "0", "false", "no"):
+            raise UserError(
+                f"{spoken} is not supported yet. Use plain data parallelism: accelerate launch --multi_gpu."
+            )
+    if training.n_gpu > 1:
+        raise UserError(
+            f"one process sees {training.n_gpu} GPUs. Start one per GPU, `accelerate launch -m trainer.run ...`, or "
+            "use a single one, CUDA_VISIBLE_DEVICES=0."
+        )
+    if model.model_revision != "main":
+        raise UserError(
+            f"--model_revision '{model.model_revision}' is not supported. Download that revision and give its "
+            "directory as --model."
+        )
+
+
 def _refuse_unknown(key: str, known: set[str], where: str) -> None:
-    if key not in known and key.replace("-", "_") not in known:
+    if key not in known:
         raise UserError(
             f"unknown key '{key}' {where}.{did_you_mean(key, known)} See `python -m trainer.run --help_all`."
         )

@@ -4,6 +4,7 @@ Imports nothing heavy, so that `--help` answers at once.
 """
 
 from dataclasses import dataclass
+from typing import get_type_hints
 
 from data.config import option
 from data.errors import UserError, did_you_mean
@@ -19,6 +20,8 @@ OBJECTIVES = {
 PAPER_BATCH_SIZE = 64
 PAPER_LEARNING_RATE = 1e-5
 PAPER_WEIGHT_DECAY = 0.05
+
+SPOKEN = {str: "text", str | None: "text", bool: "true or false", float: "a number", int | None: "a whole number"}
 
 
 @dataclass
@@ -39,7 +42,12 @@ class ScriptArguments:
     )
 
     def check(self) -> None:
-        """Raise UserError for combinations that make no sense."""
+        """Raise UserError for values of the wrong type, which a YAML file can hold, and for senseless combinations."""
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            is_bool = isinstance(value, bool)
+            if is_bool != (kind is bool) or not isinstance(value, float | int if kind is float else kind):
+                raise UserError(f"--{name} must be {SPOKEN[kind]}, got {value!r}.")
         if self.objective not in OBJECTIVES:
             near = did_you_mean(self.objective, OBJECTIVES)
             raise UserError(f"unknown objective '{self.objective}'.{near} Known: {', '.join(OBJECTIVES)}.")

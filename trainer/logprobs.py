@@ -94,7 +94,7 @@ def prepare_model(model: Any) -> str:
     """Teach a causal language model to return log-probabilities, and say by which path it does.
 
     Patches `model.forward` so that a call with `target_ids` returns log-probabilities; every other call, and so
-    `generate` and wrappers such as PEFT, DDP and FSDP, works as before. Call it before wrapping the model. Where
+    `generate` and wrappers such as PEFT and DDP, works as before. Call it before wrapping the model. Where
     the patch is in place it does nothing; where something took it off, it patches again.
 
     Returns:
@@ -127,6 +127,12 @@ def prepare_model(model: Any) -> str:
     if obstacle:
         log.warning("Using the padded layout, slower than the packed one: %s.", obstacle)
     return model._logprob_path
+
+
+def attention_implementation(model: Any) -> str | None:
+    """The name, such as "sdpa"; None where transformers does not say (it keeps this in a private attribute)."""
+    config = getattr(model, "module", model).config.get_text_config()
+    return getattr(config, "_attn_implementation", None)
 
 
 def candidate_logps(model: Any, batch: TokenBatch) -> torch.Tensor:
@@ -232,8 +238,9 @@ def _known_obstacle(model: Any) -> str | None:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or head.bias is not None:
         return f"the head of {kind} is not a plain linear map"
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return f"attention implementation '{config._attn_implementation}' takes no 4-D mask"
+    attention = attention_implementation(model)
+    if attention not in ("sdpa", "eager"):
+        return f"attention implementation '{attention}' takes no 4-D mask"
     return None
 
 
@@ -309,10 +316,10 @@ def _attention_mask(model: Any, batch: TokenBatch) -> torch.Tensor | None:
     if batch.group_ids is None or batch.segment_ids is None:
         return batch.attention_mask
     allowed = packed_attention(batch.group_ids, batch.segment_ids)
-    unwrapped = getattr(model, "module", model)
-    if unwrapped.config.get_text_config()._attn_implementation == "sdpa":
+    if attention_implementation(model) == "sdpa":
         return allowed
     # Eager attention adds its mask to the scores.
+    unwrapped = getattr(model, "module", model)
     scores = torch.zeros(allowed.shape, dtype=getattr(unwrapped, "dtype", torch.float32), device=allowed.device)
     return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
 

@@ -1,22 +1,33 @@
 """`python -m trainer.run`: train a model on a negative set (cpo, cpo-rank), or on ground truths (mle)."""
 
-import json
+import dataclasses
 import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.config import describe_options
-from data.errors import UserError, exit_on_user_error
-from data.manifest import first_difference
+from data.errors import UserError, exit_on_user_error, first_line
+from data.storage import sha256
 from trainer.config import ScriptArguments
+from trainer.output import check_output, claim_output, find_checkpoint, resume_from
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
     from trainer.arguments import PaperTrainingArguments
+    from trainer.trainer import ContrastiveTrainer
 
-JOB_FILE = "trainer_job.json"
+log = logging.getLogger(__name__)
+
+# The TrainingArguments that decide the result, beside the batch size.
+DECISIVE = (
+    *("seed", "data_seed", "max_steps", "num_train_epochs", "dataloader_drop_last"),
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
+    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
+    *("bf16", "fp16", "neftune_noise_alpha"),
+)
+DTYPES = ("float32", "bfloat16", "float16")
 
 HELP = """usage: python -m trainer.run --shards DIR --model M --output_dir O --objective cpo [--key value ...]
 
@@ -57,52 +68,85 @@ def main(argv: list[str] | None = None) -> None:
 def train(script: ScriptArguments, training: "PaperTrainingArguments", model_config: "ModelConfig") -> None:
     """Run one training job; everything that can be refused is refused before anything is written.
 
-    Raises:
-        UserError: unusable model, data or negative set, or an output directory that holds another job.
-    """
-    from transformers import set_seed
+    Of several processes only the main one looks at the output directory and writes to it.
 
+    Raises:
+        UserError: unusable model, data, negative set or checkpoint, or an output directory that holds another job.
+    """
     from data.identity import check_model, load_tokenizer, tokenizer_hash, weights_hash
 
     assert script.model is not None  # ScriptArguments.check
+    is_main = training.process_index == 0
+    if not is_main:
+        logging.getLogger().setLevel(logging.WARNING)
+    output = Path(str(training.output_dir))
+    resume = resume_from(training.resume_from_checkpoint)
+    checkpoint = find_checkpoint(resume, output)
+    # transformers reads it too, and takes the text "false" for a directory.
+    training.resume_from_checkpoint = checkpoint
     directory = check_model(script.model, needs_weights=not script.from_scratch)
     tokenizer = load_tokenizer(script.model)
-    identity = {
-        "weights_sha256": None if script.from_scratch else weights_hash(script.model),
-        "tokenizer_sha256": tokenizer_hash(tokenizer),
-    }
+    identity: dict[str, Any] = {"tokenizer_sha256": tokenizer_hash(tokenizer)}
+    if script.from_scratch:
+        identity["config_sha256"] = sha256((directory / "config.json").read_bytes())
+    else:
+        identity["weights_sha256"] = weights_hash(script.model)
+    row_tokens = script.row_tokens or (8192 if training.device.type == "cuda" else 1024)
     dataset, source = _load_dataset(script, tokenizer, identity)
-    _claim_output(
-        Path(str(training.output_dir)), _job(script, training, identity, source), training.resume_from_checkpoint
-    )
+    job = _job(script, training, model_config, {"model": identity, "data": source, "row_tokens": row_tokens})
+    if is_main:
+        check_output(output, job, resume, checkpoint)
+    trainer = _make_trainer(script, training, model_config, directory, dataset, tokenizer, row_tokens)
+    if is_main:
+        claim_output(output, job)
+    if resume and not checkpoint:
+        log.info("no checkpoint in %s yet, starting from step 0", output)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if is_main and model_config.use_peft:
+        print(f"adapter: {output} (merge it into the reference before evaluating)")
+    elif is_main:
+        print(f"model: {output}")
+
+
+def _make_trainer(
+    script: ScriptArguments,
+    training: "PaperTrainingArguments",
+    model_config: "ModelConfig",
+    directory: Path,
+    dataset: Any,
+    tokenizer: Any,
+    row_tokens: int,
+) -> "ContrastiveTrainer":
+    """Model and trainer. Writes nothing; of the output directory transformers makes at most the empty folder."""
+    from transformers import set_seed
 
     from trainer.dataset import Collator
     from trainer.trainer import ContrastiveTrainer
 
     set_seed(training.seed)
-    model, path = _load_model(script, model_config, directory)
-    row_tokens = script.row_tokens or (8192 if training.device.type == "cuda" else 1024)
-    logging.getLogger(__name__).info(
-        "%s on %d groups, %s layout, at most %d tokens per forward pass",
-        script.objective,
-        len(dataset),
-        path,
-        row_tokens,
-    )
-    trainer = ContrastiveTrainer(
-        model=model,
-        args=training,
-        train_dataset=dataset,
-        data_collator=Collator(path, row_tokens),
-        processing_class=tokenizer,
-        objective=script.objective,
-        beta=script.beta,
-        path=path,
-    )
-    trainer.train(resume_from_checkpoint=_checkpoint(training))
-    trainer.save_model()
-    trainer.save_state()
-    print(f"model: {training.output_dir}")
+    try:
+        model, path = _load_model(script, model_config, directory)
+        log.info(
+            "%s on %d groups, %s layout, at most %d tokens per pass", script.objective, len(dataset), path, row_tokens
+        )
+        return ContrastiveTrainer(
+            model=model,
+            args=training,
+            train_dataset=dataset,
+            data_collator=Collator(path, row_tokens),
+            processing_class=tokenizer,
+            objective=script.objective,
+            beta=script.beta,
+            path=path,
+        )
+    except UserError:
+        raise
+    except (ImportError, ValueError, OSError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"cannot set up the training of model '{script.model}' with these options: {first_line(error)}"
+        ) from error
 
 
 def _load_dataset(script: ScriptArguments, tokenizer: Any, identity: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -131,7 +175,7 @@ def _load_dataset(script: ScriptArguments, tokenizer: Any, identity: dict[str, A
     groups, rejects = prepare_groups(examples, tokenizer, context_length(script.model))
     require_groups(groups, rejects, f"data set '{script.dataset}'")
     if rejects:
-        logging.getLogger(__name__).warning("%d rows read, %s", len(examples), describe_rejects(rejects))
+        log.warning("%d rows read, %s", len(examples), describe_rejects(rejects))
     return GroundTruths.from_groups(groups), {"examples_sha256": fingerprint(examples)}
 
 
@@ -144,6 +188,8 @@ def _load_model(script: ScriptArguments, model_config: "ModelConfig", directory:
     from trainer.logprobs import prepare_model
 
     dtype = model_config.dtype
+    if dtype not in (None, "auto", *DTYPES):  # argparse checks flags, not what a YAML file says
+        raise UserError(f"unknown dtype {dtype!r}. Use auto, {', '.join(DTYPES)}.")
     options: dict[str, Any] = {"dtype": dtype if dtype in (None, "auto") else getattr(torch, dtype)}
     if model_config.attn_implementation:
         options["attn_implementation"] = model_config.attn_implementation
@@ -174,67 +220,21 @@ def _load_model(script: ScriptArguments, model_config: "ModelConfig", directory:
 
 
 def _job(
-    script: ScriptArguments, training: "PaperTrainingArguments", identity: dict[str, Any], source: dict[str, Any]
+    script: ScriptArguments, training: "PaperTrainingArguments", model_config: "ModelConfig", more: dict[str, Any]
 ) -> dict[str, Any]:
     """What decides the result of this run: a checkpoint may only be resumed under the same."""
+    options = dataclasses.asdict(model_config)
     return {
         "objective": script.objective,
-        "model": identity,
-        "data": source,
+        **more,
         "split": script.split,
         "use": script.use,
         "beta": script.beta if script.objective != "mle" else None,
-        "seed": training.seed,
-        "learning_rate": training.learning_rate,
-        "weight_decay": training.weight_decay,
         "batch_size": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
+        "training": {name: getattr(training, name) for name in DECISIVE},
+        # By its hashes, not its name: see "model".
+        "load": {k: v for k, v in options.items() if k not in ("model_name_or_path", "model_revision")},
     }
-
-
-def _claim_output(output: Path, job: dict[str, Any], resume: str | bool | None) -> None:
-    """Write the job's description into the output directory, or refuse the directory."""
-    record = output / JOB_FILE
-    job = json.loads(json.dumps(job))
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output directory '{output}' is a file. Choose another --output_dir.")
-    if record.is_file():
-        difference = first_difference(json.loads(record.read_text()), job)
-        if difference:
-            key, theirs, ours = difference
-            raise UserError(
-                f"output directory '{output}' already holds another job: its {key} is {theirs!r}, this job's is "
-                f"{ours!r}. Choose another --output_dir."
-            )
-        if not resume:
-            raise UserError(
-                f"output directory '{output}' already holds this job. Go on from its last checkpoint with "
-                "--resume_from_checkpoint true, or choose another --output_dir."
-            )
-        return
-    if output.is_dir() and any(output.iterdir()):
-        raise UserError(f"output directory '{output}' already holds other files. Choose an empty or new --output_dir.")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(job, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write output directory '{output}': {error.strerror}.") from error
-
-
-def _checkpoint(training: "PaperTrainingArguments") -> str | bool | None:
-    """`--resume_from_checkpoint true` means the last one in the output directory; a path means that one."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    asked = training.resume_from_checkpoint
-    if asked is None or str(asked).lower() == "false":
-        return None
-    if str(asked).lower() == "true":
-        found = get_last_checkpoint(str(training.output_dir))
-        if found is None:
-            logging.getLogger(__name__).info("no checkpoint in %s yet, starting from step 0", training.output_dir)
-        return found
-    if not Path(str(asked)).is_dir():
-        raise UserError(f"--resume_from_checkpoint '{asked}' does not exist. Give a checkpoint directory, or true.")
-    return str(asked)
 
 
 if __name__ == "__main__":

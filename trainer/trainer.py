@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,15 +12,18 @@ from torch import nn
 from transformers import Trainer
 
 from trainer.dataset import PackedGroups
-from trainer.logprobs import candidate_logps
-from trainer.objectives import cpo_loss, cpo_ranking_loss, mle_loss, preference_metrics
+from trainer.logprobs import attention_implementation, candidate_logps
+from trainer.objectives import cpo_loss, cpo_ranking_loss, implicit_rewards, mle_loss, preference_metrics
 
 log = logging.getLogger(__name__)
 
-# Before the first step the policy is the reference: allowed difference of log-probabilities, nats per token.
-# Scorer and trainer may pack a group differently, which moves float32 sums in the last digits; under bfloat16
-# autocast each token is off by up to a few hundredths.
-START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+# Before the first step the policy is the reference, so h = beta * (policy - reference) is 0 but for rounding: at most
+# beta * tokens of the continuation * this many nats. Scorer and trainer may pack a group differently, which moves the
+# last digits of float32: 2.4e-7 nats per token measured on a tiny model, a few 1e-5 on deep ones. bfloat16 keeps 8
+# bits: each token is off by about a hundredth, and at beta 5 and 100 tokens |h| may reach several nats. float16 keeps
+# three bits more.
+START_TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 2e-2, torch.float16: 2.5e-3}
+START_PASSES = 8  # the forward passes to check it on
 
 
 class ContrastiveTrainer(Trainer):
@@ -70,11 +73,11 @@ class ContrastiveTrainer(Trainer):
             This process's share of the step's loss, detached.
         """
         assert num_items_in_batch is not None
-        model.train()
         if not self._checked_start:
             self._checked_start = True
             if self.state.global_step == 0:
-                self._check_start(model, inputs[0])
+                self._check_start(inputs[:START_PASSES])
+        model.train()
         total = torch.zeros((), device=self.args.device)
         for index, packed in enumerate(inputs):
             last = index == len(inputs) - 1
@@ -83,7 +86,7 @@ class ContrastiveTrainer(Trainer):
                 with self.compute_loss_context_manager():
                     policy_logps = candidate_logps(model, packed.tokens)
                     loss = self._objective(policy_logps, packed)
-                # DDP and FSDP average over processes; the loss is a sum over all of them.
+                # DDP averages over processes; the loss is a sum over all of them.
                 share = loss * self._num_items(packed) / num_items_in_batch
                 self.accelerator.backward(share * self.accelerator.num_processes)
                 total += share.detach() * self.accelerator.num_processes
@@ -137,31 +140,39 @@ class ContrastiveTrainer(Trainer):
         add("padding_fraction", packed.tokens.padding, packed.tokens.input_ids.numel())
 
     @torch.no_grad()
-    def _check_start(self, model: nn.Module, packed: PackedGroups) -> None:
-        """Warn if the policy is not the reference before the first step: then every h is near 0."""
-        packed = packed.to(self.args.device)
+    def _check_start(self, passes: Sequence[PackedGroups]) -> None:
+        """Warn if the policy is not the reference before the first step: then every h is near 0, the loss log K."""
+        model: Any = self.model  # not DDP's wrapper: the processes may hold different numbers of passes
         model.eval()
-        with self.compute_loss_context_manager():
-            policy_logps = candidate_logps(model, packed.tokens)
-        model.train()
-        mask = packed.tokens.mask
-        lengths = torch.zeros(mask.numel(), device=policy_logps.device)
-        lengths.index_add_(0, packed.tokens.slot, torch.ones_like(packed.tokens.slot, dtype=lengths.dtype))
-        off = (policy_logps - packed.reference_logps).abs() / lengths.view(mask.shape).clamp(min=1)
-        worst = off[mask].max().item()
+        rewards, losses, expected, longest = [], [], [], 0
+        for packed in (packed.to(self.args.device) for packed in passes):
+            with self.compute_loss_context_manager():
+                policy_logps = candidate_logps(model, packed.tokens)
+            mask = packed.tokens.mask
+            rewards.append(implicit_rewards(policy_logps, packed.reference_logps, beta=self.beta, mask=mask).flatten())
+            losses.append(self._objective(policy_logps, packed).item() * packed.num_groups)
+            counts = mask.sum(-1).float()
+            expected.append((counts.log() if self.objective == "cpo" else (counts + 1).lgamma()).sum().item())
+            longest = max(longest, int(packed.tokens.slot.bincount().max()))
+        groups = sum(packed.num_groups for packed in passes)
+        worst = torch.cat(rewards).abs().max().item()
         dtype = next(model.parameters()).dtype
         compute = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else dtype
-        log.info("policy against reference before the first step: off by at most %.2g nats per token", worst)
-        if worst > START_TOLERANCE.get(compute, 1e-3):
+        bound = self.beta * longest * START_TOLERANCE.get(compute, START_TOLERANCE[torch.float32])
+        found = (
+            f"max |h| {worst:.2g} (bound {bound:.2g}: beta {self.beta:g}, up to {longest} tokens, {compute}), loss "
+            f"{sum(losses) / groups:.4f} ({'log K' if self.objective == 'cpo' else 'log K!'} is "
+            f"{sum(expected) / groups:.4f})"
+        )
+        log.info("before the first step, on %d groups: %s", groups, found)
+        if not worst <= bound:  # nan is beyond it too
             log.warning(
-                "The policy differs from the reference before the first step: log-probabilities are off by up to %.3g "
-                "nats per token (expected below %.0e), so the loss does not start at log K. Compare how the set was "
-                "scored (its manifest: dtype and attention path) with this run: weights in %s, computed in %s, path "
-                "'%s', attention '%s'.",
-                worst,
-                START_TOLERANCE.get(compute, 1e-3),
+                "The policy differs from the reference before the first step: %s. Compare how the set was scored (its "
+                "manifest: dtype and attention path) with this run: weights in %s, computed in %s, path '%s', "
+                "attention '%s'.",
+                found,
                 dtype,
                 compute,
                 self.path,
-                getattr(self.model, "config", None) and self.model.config._attn_implementation,  # type: ignore[union-attr]
+                attention_implementation(model),
             )

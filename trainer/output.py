@@ -1,0 +1,92 @@
+"""The output directory of a training run: which job it belongs to, and where that job may go on.
+
+Nothing here writes before `claim_output`, so that a run that is refused leaves no trace.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError
+from data.manifest import first_difference
+from data.storage import TEMPORARY_PREFIX, Folder
+
+JOB_FILE = "trainer_job.json"
+# transformers writes it last, into a checkpoint as beside the final model.
+STATE_FILE = "trainer_state.json"
+
+
+def resume_from(given: str | bool | None) -> str | None:
+    """What `--resume_from_checkpoint` asks for: None (also for false), "true", or a checkpoint's path."""
+    text = "" if given is None else str(given)
+    if text.lower() in ("", "false", "none", "null"):
+        return None
+    return "true" if text.lower() == "true" else text
+
+
+def find_checkpoint(resume: str | None, output: Path) -> str | None:
+    """The checkpoint to go on from: the last whole one of the output directory for "true", or None.
+
+    Raises:
+        UserError: the path given is no checkpoint.
+    """
+    if resume is None:
+        return None
+    if resume == "true":
+        found = [p for p in output.glob("checkpoint-*") if p.name[11:].isdigit() and (p / STATE_FILE).is_file()]
+        return str(max(found, key=lambda p: int(p.name[11:]))) if found else None
+    if not Path(resume).is_dir():
+        raise UserError(f"--resume_from_checkpoint '{resume}' does not exist. Give a checkpoint directory, or true.")
+    if not (Path(resume) / STATE_FILE).is_file():
+        raise UserError(f"--resume_from_checkpoint '{resume}' is no checkpoint: it holds no {STATE_FILE}.")
+    return resume
+
+
+def check_output(output: Path, job: dict[str, Any], resume: str | None, checkpoint: str | None) -> None:
+    """Refuse an output directory that holds something else, or this job where it is not to be resumed.
+
+    Raises:
+        UserError: saying what the directory holds.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output directory '{output}' is a file. Choose another --output_dir.")
+    if (output / JOB_FILE).exists():
+        difference = first_difference(_read_job(output / JOB_FILE), _plain(job))
+        if difference:
+            key, theirs, ours = difference
+            raise UserError(
+                f"output directory '{output}' already holds another job: its {key} is {theirs!r}, this job's is "
+                f"{ours!r}. Choose another --output_dir."
+            )
+        if resume is None:
+            raise UserError(
+                f"output directory '{output}' already holds this job. Go on from its last checkpoint with "
+                "--resume_from_checkpoint true, or choose another --output_dir."
+            )
+        if checkpoint is None and (output / STATE_FILE).exists():
+            raise UserError(
+                f"output directory '{output}' already holds this job, finished, and no checkpoint to go on from. "
+                "Choose another --output_dir to train again."
+            )
+    elif output.is_dir() and any(not p.name.startswith(TEMPORARY_PREFIX) for p in output.iterdir()):
+        raise UserError(f"output directory '{output}' already holds other files. Choose an empty or new --output_dir.")
+
+
+def claim_output(output: Path, job: dict[str, Any]) -> None:
+    """Write the job's description into the output directory. Raises UserError if it cannot be written."""
+    Folder(str(output)).write(JOB_FILE, (json.dumps(_plain(job), indent=2) + "\n").encode())
+
+
+def _read_job(record: Path) -> dict[str, Any]:
+    try:
+        job = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{record}' is damaged ({error}). Choose another --output_dir.") from error
+    if not isinstance(job, dict):
+        raise UserError(f"'{record}' is damaged (no JSON object). Choose another --output_dir.")
+    return job
+
+
+def _plain(job: dict[str, Any]) -> dict[str, Any]:
+    """As it reads back from JSON: enumerations as text, tuples as lists."""
+    return json.loads(json.dumps(job, default=str))
