@@ -86,10 +86,7 @@ class NegativeSetWriter:
             self.folder.remove(JOB_FOLDER)  # a crash between the manifest and this clean-up leaves it behind
             return False
         if JOB_FOLDER in names and "job.json" in self.folder.names(JOB_FOLDER):
-            if self.finished():
-                self._refuse_other_job(json.loads(self.folder.read(JOB_FILE)))
-            else:  # nothing to lose: a job that failed before its first shard may be corrected
-                self.folder.write(JOB_FILE, json.dumps(self._claim(), indent=2).encode())
+            self._refuse_other_job(json.loads(self.folder.read(JOB_FILE)))
             self.folder.remove_temporary()
             self.folder.remove_temporary(JOB_FOLDER)
         elif names - {JOB_FOLDER}:
@@ -100,6 +97,11 @@ class NegativeSetWriter:
         else:
             self.folder.write(JOB_FILE, json.dumps(self._claim(), indent=2).encode())
         return True
+
+    def release(self) -> None:
+        """Give the directory up if no shard is finished, so that a job that failed early may be corrected."""
+        if not self.finished():
+            self.folder.remove(JOB_FOLDER)
 
     def finished(self) -> set[int]:
         """Indices of the shards that are finished."""

@@ -80,7 +80,11 @@ def generate(config: GenerateConfig) -> Manifest:
     todo = sorted(set(range(len(shards))) - writer.finished())
     log.info("%d examples, %d shards, %d of them to do", len(examples), len(shards), len(todo))
     if todo:
-        _run(config, model, embedder, settings, context, writer, {index: shards[index] for index in todo})
+        try:
+            _run(config, model, embedder, settings, context, writer, {index: shards[index] for index in todo})
+        except UserError:
+            writer.release()
+            raise
     return writer.finish(len(shards))
 
 

@@ -360,5 +360,5 @@ def test_trainer_refuses_several_gpus_in_one_process(tmp_path: Path) -> None:
 
     training = PaperTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     training._n_gpu = 2
-    with pytest.raises(UserError, match="accelerate launch -m trainer.run"):
+    with pytest.raises(UserError, match="accelerate launch -m"):
         _refuse_unsupported(training, ModelConfig())

@@ -206,6 +206,19 @@ def test_a_crash_between_rejects_and_manifest_is_finished_by_the_next_run(finish
     assert all_files(path) == all_files(finished)
 
 
+def test_a_job_that_failed_before_its_first_shard_gives_the_directory_up(tmp_path: Path):
+    writer = NegativeSetWriter(str(tmp_path), JOB, SIGNALS)
+    writer.begin()
+    writer.release()
+    assert all_files(tmp_path) == {}
+    corrected = NegativeSetWriter(str(tmp_path), {**JOB, "seed": 2}, SIGNALS)
+    assert corrected.begin()
+    write_part(corrected, 0)
+    before = all_files(tmp_path)
+    corrected.release()
+    assert all_files(tmp_path) == before
+
+
 def test_a_finished_set_has_nothing_left_to_do_and_loses_a_leftover_job_folder(finished: Path):
     before = all_files(finished)
     (finished / "_job").mkdir()
