@@ -69,12 +69,16 @@ def load_config(cls: type[T], argv: list[str], *, command: str) -> T:
     missing = [
         name
         for name, f in fields.items()
-        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if (not values.get(name) and f.metadata.get("required")) or (name not in values and _has_no_default(f))
     ]
     if missing:
         names = ", ".join(f"--{name}" for name in missing)
         raise UserError(f"{command} needs {names}. Give it as a flag or in the --config file; see --help.")
     return cls(**values)
+
+
+def _has_no_default(f: dataclasses.Field) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def describe_options(cls: type) -> str:
@@ -84,7 +88,7 @@ def describe_options(cls: type) -> str:
         name = f"--{f.name}.KEY VALUE" if _is_dict(typing.get_type_hints(cls)[f.name]) else f"--{f.name}"
         if f.default is not dataclasses.MISSING and f.default is not None:
             default = f" (default: {f.default})"
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+        elif f.metadata.get("required") or _has_no_default(f):
             default = " (required)"
         else:
             default = ""

@@ -12,9 +12,11 @@ from data.tasks import check_task
 class EvaluateConfig:
     """Which checkpoints to compare, and on what."""
 
-    model: list[str] = option([], "NAME=PATH of a checkpoint; repeat for each to compare", repeat=True)
-    dataset: str = option(None, "'facts' (the embedded example), a local .jsonl/.json/.parquet/.csv, or a hub id")
-    out: str = option(None, "directory for report.md, report.json and the generations")
+    model: list[str] = option([], "NAME=PATH of a checkpoint; repeat for each to compare", repeat=True, required=True)
+    dataset: str = option(
+        None, "'facts' (the embedded example), a local .jsonl/.json/.parquet/.csv, or a hub id", required=True
+    )
+    out: str = option(None, "directory for report.md, report.json and the answers", required=True)
     task: str = option("prompt-completion", "how a row becomes prompt and response: dolly or prompt-completion")
     split: str = option("test", "which half of the data to evaluate on: train, test or all")
     limit: int | None = option(None, "evaluate on the first so many examples of the split")
@@ -25,12 +27,7 @@ class EvaluateConfig:
     )
 
     def check(self) -> None:
-        """Raise UserError for a missing key or a value out of range."""
-        for key in ("model", "dataset", "out"):
-            if not getattr(self, key):
-                raise UserError(
-                    f"python -m evaluation.run needs --{key}. Give it as a flag or in the --config file; see --help."
-                )
+        """Raise UserError for a value out of range."""
         check_task(self.task)
         if self.split not in SPLITS:
             raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
@@ -38,6 +35,8 @@ class EvaluateConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"--{key} must be at least 1, got {value}.")
+        if self.embedder == "reference":
+            raise UserError("--embedder must be one model for all checkpoints: a sentence-transformers name or path.")
         self.models()
 
     def models(self) -> dict[str, str]:

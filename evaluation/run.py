@@ -52,6 +52,7 @@ def evaluate(config: EvaluateConfig) -> str:
     from data.sources import fingerprint, load_examples
     from data.storage import Folder
     from evaluation.report import markdown, table, to_json
+    from negatives_gen.embedder import embedder_identity
 
     models = config.models()
     for path in models.values():
@@ -69,7 +70,7 @@ def evaluate(config: EvaluateConfig) -> str:
         },
         "decoding": {"name": "greedy", "max_new_tokens": config.max_new_tokens},
         "shards": shards,
-        "embedder": config.embedder,
+        "embedder": embedder_identity(config.embedder, "") if config.embedder else None,
     }
     folder = Folder(resolve_path(config.out))
     _refuse_other_content(folder, job)

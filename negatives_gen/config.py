@@ -17,9 +17,11 @@ AVAILABLE_STRATEGIES = ("an",)
 class GenerateConfig:
     """What to generate, from what, and where to."""
 
-    model: str = option(None, "reference model: a directory or hub id (safetensors, with its tokenizer)")
-    dataset: str = option(None, "'facts' (the embedded example), a local .jsonl/.json/.parquet/.csv, or a hub id")
-    out: str = option(None, "directory or URL (s3://, gs://) of the negative set")
+    model: str = option(None, "reference model: a directory or hub id (safetensors, with its tokenizer)", required=True)
+    dataset: str = option(
+        None, "'facts' (the embedded example), a local .jsonl/.json/.parquet/.csv, or a hub id", required=True
+    )
+    out: str = option(None, "directory or URL (s3://, gs://) of the negative set", required=True)
     task: str = option("prompt-completion", "how a row becomes prompt and response: dolly or prompt-completion")
     split: str = option("train", "train, test or all; halves that depend on the rows' content alone")
     limit: int | None = option(None, "read only the first so many examples of the split")
@@ -37,12 +39,7 @@ class GenerateConfig:
     engine: dict[str, Any] = option({}, "any argument of vLLM's LLM, untouched: --engine.tensor_parallel_size 2")
 
     def check(self) -> None:
-        """Raise UserError for a missing key or a value out of range."""
-        for key in ("model", "dataset", "out"):
-            if not getattr(self, key):
-                raise UserError(
-                    f"python -m negatives_gen needs --{key}. Give it as a flag or in the --config file; see --help."
-                )
+        """Raise UserError for a value out of range."""
         check_task(self.task)
         if self.split not in SPLITS:
             raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")

@@ -5,6 +5,8 @@ import os
 import pickle
 import sys
 import time
+from dataclasses import dataclass
+from typing import Any
 
 from data.config import in_ray_job, resolve_path
 from data.errors import UserError
@@ -76,7 +78,7 @@ def generate(config: GenerateConfig) -> Manifest:
         log.info("%s is complete already", config.out)
         return read_manifest(writer.folder)
 
-    shards = _cut([e.id for e in examples], groups, rejects, config.groups_per_shard)
+    shards = cut([e.id for e in examples], groups, rejects, config.groups_per_shard)
     todo = sorted(set(range(len(shards))) - writer.finished())
     log.info("%d examples, %d shards, %d of them to do", len(examples), len(shards), len(todo))
     if todo:
@@ -88,7 +90,7 @@ def generate(config: GenerateConfig) -> Manifest:
     return writer.finish(len(shards))
 
 
-def _cut(order: list[str], groups: list[Group], rejects: list[Reject], size: int) -> list[Shard]:
+def cut(order: list[str], groups: list[Group], rejects: list[Reject], size: int) -> list[Shard]:
     """Shard i holds the examples i * size to (i + 1) * size of the source, as groups or as rejects."""
     queues: dict[str, list[Group | Reject]] = {}
     for row in [*groups, *rejects]:  # a duplicate has the id of an earlier row: first the group, then its rejects
@@ -113,7 +115,8 @@ def _run(
     import ray
 
     _start_ray()
-    resources = _Resources.plan(config)
+    cluster = ray.cluster_resources()
+    resources = Resources.plan(config, cpus=cluster.get("CPU", 1.0), gpus=int(cluster.get("GPU", 0)))
     log.info("Ray: %s", resources)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -147,7 +150,7 @@ def _run(
     started = time.perf_counter()
     groups = tokens = 0
     # A batch is a block is a shard; without prefetching each is told as soon as it is written.
-    batches = results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
+    batches: Any = results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
     for done, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
         if row["error"]:
             raise UserError(row["error"])
@@ -160,26 +163,33 @@ def _run(
         )
 
 
-class _Resources:
-    """What each actor gets: whole GPUs for the engines, what is left for the scorers, else a share of each GPU."""
+@dataclass(frozen=True)
+class Resources:
+    """What the actors of a job get: whole GPUs for the engines and the rest for the scorers, else a share of each GPU.
 
-    def __init__(self, engines: int, engine_gpus: float, scorers: int, scorer_gpus: float, cpus: float):
-        self.engines, self.engine_gpus = engines, engine_gpus
-        self.scorers, self.scorer_gpus = scorers, scorer_gpus
-        self.cpus = cpus
-        # An engine that shares its GPU with a scorer must leave it room.
-        self.engine_options = {"gpu_memory_utilization": 0.6} if 0 < engine_gpus < 1 else {}
+    Attributes:
+        engines, scorers: number of actors.
+        engine_gpus, scorer_gpus, cpus: what one actor gets.
+    """
+
+    engines: int
+    engine_gpus: float
+    scorers: int
+    scorer_gpus: float
+    cpus: float
+
+    @property
+    def engine_options(self) -> dict[str, Any]:
+        """An engine that shares its GPU with a scorer must leave it room."""
+        return {"gpu_memory_utilization": 0.6} if 0 < self.engine_gpus < 1 else {}
 
     @classmethod
-    def plan(cls, config: GenerateConfig) -> "_Resources":
-        import ray
-
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        total = ray.cluster_resources().get("CPU", 1.0)
+    def plan(cls, config: GenerateConfig, *, cpus: float, gpus: int) -> "Resources":
+        """Share out a cluster. Raises UserError if the engines need more GPUs than it has."""
 
         def share(actors: int) -> float:
             """Cores per actor: whole ones where there are enough, else a part of one, so that all can be placed."""
-            return float(total // actors) if total > actors else 0.9 * total / actors
+            return float(cpus // actors) if cpus > actors else 0.9 * cpus / actors
 
         if not gpus:
             engines = config.num_engines or 1
