@@ -36,6 +36,7 @@ $(VENV)/.installed: docker/requirements-cpu.txt pyproject.toml
 quickstart: export OMP_NUM_THREADS = 1
 quickstart: export HF_HUB_OFFLINE = 1
 quickstart: export TOKENIZERS_PARALLELISM = false
+quickstart: export PYTHONWARNINGS = ignore
 quickstart: install
 	@echo "== a fresh $(RUNS)/quickstart (an earlier one is removed)"
 	@rm -rf $(RUNS)/quickstart && mkdir -p $(RUNS)/quickstart

@@ -18,14 +18,14 @@ EOS = "<|endoftext|>"
 
 @dataclass
 class BlankConfig:
-    """Options of `python -m data.blank`; the defaults are the quickstart's model, about one million parameters."""
+    """Options of `python -m data.blank`; the defaults are the quickstart's model, about 0.6 million parameters."""
 
     dataset: str = option("facts", "data source whose training half trains the tokenizer")
     task: str = option("prompt-completion", "how a row becomes prompt and response")
     out: str = option("runs/quickstart/blank", "directory to write")
     vocab_size: int = option(768, "entries of the byte-level BPE tokenizer, at most")
     hidden_size: int = option(128, "width of the Llama")
-    num_layers: int = option(4, "layers of the Llama")
+    num_layers: int = option(2, "layers of the Llama")
     num_heads: int = option(4, "attention heads (a head size of at least 32 for vLLM on a CPU)")
     max_length: int = option(128, "context in tokens")
 
