@@ -8,6 +8,7 @@ from typing import Any
 
 from data.config import describe_options, load_config, resolve_path
 from data.errors import UserError, exit_on_user_error
+from data.log import start_logging
 from evaluation.config import EvaluateConfig
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     config = load_config(EvaluateConfig, argv, command="python -m evaluation.run")
     config.check()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "datasets", "fsspec", "filelock", "sentence_transformers"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    start_logging()
     print(evaluate(config))
     print(f"report: {config.out}/report.md")
 

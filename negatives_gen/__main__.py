@@ -1,10 +1,10 @@
 """`python -m negatives_gen`: make a negative set."""
 
-import logging
 import sys
 
 from data.config import describe_options, load_config
 from data.errors import UserError, exit_on_user_error
+from data.log import start_logging
 from negatives_gen.config import GenerateConfig
 
 HELP = """usage: python -m negatives_gen --config FILE.yaml [--key value ...]
@@ -30,9 +30,7 @@ def main(argv: list[str] | None = None) -> None:
             f"unknown verb '{argv[0]}' of python -m negatives_gen; without a verb it generates, see --help."
         )
     config = load_config(GenerateConfig, argv, command="python -m negatives_gen")
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "datasets", "fsspec", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    start_logging()
     from negatives_gen.job import generate
 
     manifest = generate(config)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.config import describe_options
 from data.errors import UserError, exit_on_user_error, first_line
+from data.log import start_logging
 from data.storage import sha256
 from trainer.config import ScriptArguments
 from trainer.output import check_output, claim_output, find_checkpoint, resume_from
@@ -54,9 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         options = describe_options(ScriptArguments).split("\n", 2)[2]
         print(HELP.format(options=options))
         return
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "datasets", "fsspec", "accelerate"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    start_logging()
     from trainer.arguments import make_parser, parse
 
     if "--help_all" in argv:
