@@ -65,7 +65,7 @@ test: install
 lint: install
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m pyright
+	@$(PY) -m pyright --pythonpath $(PY)
 
 # Real data, see docs/results.md; each step's time is printed.
 dolly-small: export HF_HUB_OFFLINE = 1
