@@ -346,10 +346,13 @@ def test_a_patch_that_was_taken_off_is_put_back():
 
 def test_the_patch_survives_accelerate_and_is_not_put_on_twice():
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     model = tiny_model("llama")
     prepare_model(model)
     expected = candidate_logps(model, pack(GROUPS)).detach()
+    # One state per process: a trainer of an earlier test may have set another precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     wrapped = accelerator.prepare_model(model)
     forward = wrapped.forward
@@ -358,6 +361,7 @@ def test_the_patch_survives_accelerate_and_is_not_put_on_twice():
     assert (candidate_logps(wrapped, pack(GROUPS)) - expected).abs().max() > 1e-4  # autocast to bfloat16
     unwrapped = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     assert torch.equal(candidate_logps(unwrapped, pack(GROUPS)), expected)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_the_patched_forward_shows_the_signature_of_the_models_own():
