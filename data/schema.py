@@ -12,16 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
-
-# Names of the strategies that make negatives (paper section 4.2, and `un` for the DPO baseline).
-STRATEGIES = {
-    "an": "autoregressive negatives, sampled from the reference model",
-    "bn": "batch negatives, the ground truths of other prefixes",
-    "mn": "meanfield negatives, a share of the positions redrawn independently",
-    "tn": "truncation negatives, a prefix of the ground truth",
-    "un": "unhelpful responses written by an API model",
-}
+SCHEMA_VERSION = 2
 
 # The first signal is the default one to rank by.
 SIGNALS = ("embedding", "reward", "rouge", "bleu", "bertscore")
@@ -32,7 +23,7 @@ class Candidate:
     """One negative continuation.
 
     Attributes:
-        strategy: key of STRATEGIES.
+        strategy: "an", "bn", ...: a module of `negatives_gen.strategies`.
         ids: token ids; they end with EOS only if the strategy or the model put it there.
         text: the ids decoded, special tokens left out.
         finish_reason: "stop" or "length" for sampled candidates, else None.
@@ -82,12 +73,24 @@ class Group:
 
 @dataclass(frozen=True)
 class Reject:
-    """A row of the source that became no group, and why."""
+    """A row of the source that became no group, and why.
+
+    Attributes:
+        reason, detail: in words; the reason is one of few, to be counted.
+        prompt: text; of an unusable row, the first 200 characters.
+        strategy: the one that could not give it as many negatives as asked for, else None. Only then there are:
+        response, split, prompt_ids, response_ids: as in `Group`.
+    """
 
     id: str
     reason: str
     detail: str
     prompt: str
+    strategy: str | None = None
+    response: str | None = None
+    split: str | None = None
+    prompt_ids: list[int] | None = None
+    response_ids: list[int] | None = None
 
 
 def example_id(prompt: Any, response: Any) -> str:
@@ -128,7 +131,12 @@ def group_schema(signals: Sequence[str]) -> pa.Schema:
     )
 
 
-REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "reason", "detail", "prompt")])
+REJECT_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("id", "reason", "detail", "prompt", "strategy", "response", "split")),
+        *((name, pa.list_(pa.int32())) for name in ("prompt_ids", "response_ids")),
+    ]
+)
 
 
 def groups_to_table(groups: Sequence[Group], signals: Sequence[str]) -> pa.Table:

@@ -1,25 +1,28 @@
 """How many negatives of which strategy: `an=11`, `an=4,bn=3`."""
 
+from collections.abc import Iterable
+
 from data.errors import UserError, did_you_mean
-from data.schema import STRATEGIES
 
 
-def parse_counts(text: str, option: str) -> dict[str, int]:
+def parse_counts(text: str, option: str, known: Iterable[str]) -> dict[str, int]:
     """Parse e.g. "an=4,bn=3" into {"an": 4, "bn": 3}.
 
     Args:
         option: name of the option, for messages.
+        known: the strategies there are.
 
     Raises:
         UserError: unknown or repeated strategy, or a count that is no positive whole number.
     """
     counts: dict[str, int] = {}
+    known = list(known)
     for part in text.split(","):
         name, equals, number = (piece.strip() for piece in part.partition("="))
-        if name not in STRATEGIES:
+        if name not in known:
             raise UserError(
-                f"{option} '{text}' names unknown strategy '{name}'.{did_you_mean(name, STRATEGIES)} "
-                f"Known: {', '.join(STRATEGIES)}; write e.g. an=11."
+                f"{option} '{text}' names unknown strategy '{name}'.{did_you_mean(name, known)} "
+                f"Known: {', '.join(known)}; write e.g. {known[0]}=3."
             )
         if not equals or not (number.isascii() and number.isdigit()) or int(number) < 1:
             raise UserError(f"{option} '{text}': '{part.strip()}' needs a count of at least 1; write e.g. {name}=11.")

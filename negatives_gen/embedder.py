@@ -1,4 +1,4 @@
-"""Sentence embeddings and the similarity of each candidate to its ground truth."""
+"""Sentence embeddings, for the ranking signal and for the evaluation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,10 +7,8 @@ import numpy as np
 
 from data.errors import UserError
 from data.identity import model_directory, weights_hash
-from data.schema import Group
 
 REFERENCE = "reference"
-SIGNAL = "embedding"
 
 
 def embedder_identity(embedder: str, model: str) -> dict[str, str]:
@@ -47,21 +45,6 @@ class Embedder:
         """Unit-length embeddings, [len(texts), D], float32."""
         vectors = self.model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False, batch_size=64)
         return np.asarray(vectors, dtype=np.float32)
-
-
-def add_similarity(groups: Sequence[Group], embedder: Embedder) -> None:
-    """Set each group's response_embedding, and each candidate's cosine similarity to it, in place."""
-    texts = [text for g in groups for text in (g.response, *(c.text for c in g.negatives))]
-    unique = list(dict.fromkeys(texts))
-    if not unique:
-        return
-    row = {text: i for i, text in enumerate(unique)}
-    vectors = embedder.embed(unique)
-    for group in groups:
-        truth = vectors[row[group.response]]
-        group.response_embedding = truth.tolist()
-        for candidate in group.negatives:
-            candidate.similarity[SIGNAL] = float(vectors[row[candidate.text]] @ truth)
 
 
 def _mean_pooled(directory: str) -> list[Any]:

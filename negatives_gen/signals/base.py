@@ -1,0 +1,51 @@
+"""What a ranking signal is: a number per candidate, higher the nearer it is to the ground truth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data.schema import Group
+
+
+@dataclass(frozen=True)
+class SignalOptions:
+    """Which models the signals use.
+
+    Attributes:
+        model: directory of the reference model.
+        embedder: sentence-transformers name or path, or "reference".
+        reward_model: directory or hub id of a sequence-classification model, for `reward`.
+        bertscore_model: directory or hub id of an encoder, for `bertscore`.
+        trust_remote_code: run code that comes with a model.
+    """
+
+    model: str
+    embedder: str = "reference"
+    reward_model: str | None = None
+    bertscore_model: str | None = None
+    trust_remote_code: bool = False
+
+
+class Signal:
+    """One ranking signal. The constructor loads what it needs, in the worker that scores.
+
+    Attributes:
+        name: of the module and of the column.
+    """
+
+    name: str
+
+    def __init__(self, options: SignalOptions):
+        raise NotImplementedError
+
+    @classmethod
+    def identity(cls, options: SignalOptions) -> dict[str, Any]:
+        """What decides the values (model name and weights hash, library version, settings), for the manifest.
+
+        Called before any work. Raises UserError if a model cannot be reached.
+        """
+        raise NotImplementedError
+
+    def add(self, groups: Sequence[Group]) -> None:
+        """Set `similarity[name]` of every candidate that lacks it, in place."""
+        raise NotImplementedError

@@ -1,0 +1,77 @@
+"""AN: autoregressive negatives, sampled from the reference model given the prefix (paper section 4.2)."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from data.errors import UserError
+from data.schema import Candidate, Group
+from negatives_gen.strategies.base import MAX_ROUNDS, SAMPLE, Novelty, Strategy, Tools, derive_seed
+
+if TYPE_CHECKING:
+    from negatives_gen.config import StrategyOptions
+
+
+class Autoregressive(Strategy):
+    """Samples `count` continuations per prefix in one request; what is not new is drawn again, for MAX_ROUNDS."""
+
+    name = "an"
+    summary = "autoregressive: sampled from the reference model"
+    stage = SAMPLE
+
+    def settings(self, options: "StrategyOptions") -> dict[str, Any]:
+        if options.top_k < 0:
+            raise UserError(f"--top_k must be 0 (all tokens) or more, got {options.top_k}.")
+        if not 0 < options.temperature < float("inf"):
+            raise UserError(f"--temperature must be above 0, got {options.temperature}: negatives are sampled.")
+        if options.max_new_tokens < 1:
+            raise UserError(f"--max_new_tokens must be at least 1, got {options.max_new_tokens}.")
+        return {
+            "top_k": options.top_k,
+            "temperature": options.temperature,
+            "max_new_tokens": options.max_new_tokens,
+        }
+
+    def add(
+        self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
+    ) -> dict[str, str]:
+        assert tools.sampler is not None
+        novelty = [Novelty(group, self.name) for group in groups]
+        for round_number in range(MAX_ROUNDS):
+            wanting = [i for i, group in enumerate(groups) if self.missing(group, settings) > 0]
+            if not wanting:
+                break
+            drawn = tools.sampler.sample(
+                [groups[i].prompt_ids for i in wanting],
+                # What a group lacks; when that drew too few new texts, ever more, as the prompt is computed once anyway.
+                n=min(settings["count"], max(self.missing(groups[i], settings) for i in wanting) << round_number),
+                top_k=settings["top_k"],
+                temperature=settings["temperature"],
+                max_tokens=[min(settings["max_new_tokens"], tools.context - len(groups[i].prompt_ids)) for i in wanting],
+                seeds=[self._request_seed(tools.seed, groups[i], round_number) for i in wanting],
+            )
+            for i, samples in zip(wanting, drawn, strict=True):
+                for sample in samples:
+                    candidate = Candidate(
+                        strategy=self.name,
+                        ids=sample.ids,
+                        text=sample.text,
+                        finish_reason=sample.finish_reason,
+                        seed=sample.seed,
+                        sampler_logp=sample.logp,
+                    )
+                    if self.missing(groups[i], settings) > 0 and novelty[i].take(candidate):
+                        groups[i].negatives.append(candidate)
+        count = settings["count"]
+        return {
+            group.id: f"{count - missing} of {count} distinct samples after {MAX_ROUNDS} draws"
+            for group in groups
+            if (missing := self.missing(group, settings)) > 0
+        }
+
+    def _request_seed(self, seed: int, group: Group, round_number: int) -> int:
+        # How many it has already: a set that is extended must not draw the samples that it has.
+        present = sum(c.strategy == self.name for c in group.negatives) if round_number == 0 else 0
+        return derive_seed(seed, self.name, group.id, round_number, present) >> 32
+
+
+STRATEGY = Autoregressive()

@@ -1,0 +1,122 @@
+"""What a strategy is: a rule that gives each group its negatives, from a seed and the tools of the stage it runs in."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from data.schema import Candidate, Group
+
+if TYPE_CHECKING:
+    from negatives_gen.config import StrategyOptions
+
+# Draws per missing candidate before a group is given up; a draw may be empty, the ground truth, or a repetition.
+MAX_ROUNDS = 8
+
+# The stages a strategy can run in: with the engine, with an API and no model of ours, or with the scorer.
+SAMPLE, ASK, SCORE = "sample", "ask", "score"
+
+
+class Sampler(Protocol):
+    """What AN needs of an engine: `negatives_gen.engine.Engine.sample`."""
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        n: int,
+        top_k: int,
+        temperature: float,
+        max_tokens: Sequence[int],
+        seeds: Sequence[int],
+    ) -> list[list[Any]]: ...
+
+
+class Predictor(Protocol):
+    """What MN needs of a scorer: `trainer.logprobs.Scorer.draw`."""
+
+    def draw(self, groups: Sequence[Any], uniforms: Sequence[Any], *, never: Sequence[int]) -> list[Any]: ...
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a stage lends to the strategies that run in it.
+
+    Attributes:
+        seed: the job's seed.
+        context: longest prefix + continuation in tokens.
+        tokenizer: the reference model's.
+        sampler: in the sample stage only.
+        predictor: in the score stage only.
+    """
+
+    seed: int
+    context: int
+    tokenizer: Any
+    sampler: Sampler | None = None
+    predictor: Predictor | None = None
+
+
+class Strategy:
+    """One way to make negatives.
+
+    What it makes may depend on its settings, the job's seed and the rows of the shard only, and the first n of n + m
+    candidates must be the n it makes when asked for n (sampled ones aside): so a set can be extended.
+
+    Attributes:
+        name: of the module, of the column `strategy`, of `--strategies NAME=COUNT`.
+        summary: half a line for --help.
+        stage: SAMPLE, ASK or SCORE.
+    """
+
+    name: str
+    summary: str
+    stage: str = SCORE
+
+    def settings(self, options: "StrategyOptions") -> dict[str, Any]:
+        """What decides the negatives beside count and seed, JSON-like, for the manifest. Raises UserError."""
+        raise NotImplementedError
+
+    def add(
+        self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
+    ) -> dict[str, str]:
+        """Append candidates to each group, in place, until it has settings["count"] of this strategy.
+
+        Args:
+            groups: those that want negatives; some may have a few of this strategy already.
+            pool: all usable rows of the shard in the order of their ids: `groups` and those that another strategy has
+                given up. What depends on other rows must depend on the pool, or it would depend on that strategy.
+
+        Returns:
+            Group id -> why it cannot have as many ("3 of 11 after 8 draws"); such a group is rejected.
+        """
+        raise NotImplementedError
+
+    def missing(self, group: Group, settings: dict[str, Any]) -> int:
+        """How many candidates of this strategy a group still lacks."""
+        return settings["count"] - sum(c.strategy == self.name for c in group.negatives)
+
+
+class Novelty:
+    """Which texts a group's next candidate must not have: none, its ground truth's, or an earlier one's of a strategy.
+
+    Compared without surrounding white space. Candidates of different strategies may be equal, or what one strategy
+    makes would depend on the others.
+    """
+
+    def __init__(self, group: Group, strategy: str):
+        self.taken = {"", group.response.strip(), *(c.text.strip() for c in group.negatives if c.strategy == strategy)}
+
+    def take(self, candidate: Candidate) -> bool:
+        """Whether the candidate is new; if so, the next one of its text is not."""
+        text = candidate.text.strip()
+        if text in self.taken:
+            return False
+        self.taken.add(text)
+        return True
+
+
+def derive_seed(*parts: object) -> int:
+    """A 64-bit seed that depends on all parts, such as job seed, strategy and group id, and on nothing else."""
+    content = "\0".join(str(part) for part in parts).encode()
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")

@@ -1,0 +1,56 @@
+"""BN: batch negatives, the ground truths of other prefixes in the same batch (paper section 4.2)."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from data.errors import UserError
+from data.schema import Candidate, Group
+from negatives_gen.strategies.base import Novelty, Strategy, Tools, derive_seed
+
+if TYPE_CHECKING:
+    from negatives_gen.config import StrategyOptions
+
+
+class Batch(Strategy):
+    """Cuts the pool into batches in an order drawn from the seed; a group borrows from its batch, in an order of its own.
+
+    Borrowed token ids are taken as they are, EOS included; one that does not fit behind the prefix is passed over.
+    """
+
+    name = "bn"
+    summary = "batch: ground truths of other prefixes of a batch"
+
+    def settings(self, options: "StrategyOptions") -> dict[str, Any]:
+        if options.bn_batch_size < 2:
+            raise UserError(f"--bn_batch_size must be at least 2, got {options.bn_batch_size}.")
+        return {"batch_size": options.bn_batch_size}
+
+    def add(
+        self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
+    ) -> dict[str, str]:
+        batch_of = {group.id: batch for batch in self._batches(pool, settings, tools.seed) for group in batch}
+        short: dict[str, str] = {}
+        for group in groups:
+            novelty = Novelty(group, self.name)
+            others = [other for other in batch_of[group.id] if other.id != group.id]
+            others.sort(key=lambda other: derive_seed(tools.seed, self.name, group.id, other.id))
+            for other in others:
+                if self.missing(group, settings) <= 0:
+                    break
+                candidate = Candidate(self.name, list(other.response_ids), other.response, source_id=other.id)
+                fits = len(group.prompt_ids) + len(other.response_ids) <= tools.context
+                if fits and novelty.take(candidate):
+                    group.negatives.append(candidate)
+            if missing := self.missing(group, settings):
+                count = settings["count"]
+                short[group.id] = f"{count - missing} of {count}: the batch has {len(others)} other rows"
+        return short
+
+    def _batches(self, pool: Sequence[Group], settings: dict[str, Any], seed: int) -> list[list[Group]]:
+        """Batches of equal size, give or take one row, of at most batch_size rows."""
+        order = sorted(pool, key=lambda group: derive_seed(seed, self.name, group.id))
+        number = -(-len(order) // settings["batch_size"]) or 1
+        return [order[i * len(order) // number : (i + 1) * len(order) // number] for i in range(number)]
+
+
+STRATEGY = Batch()

@@ -1,0 +1,77 @@
+"""MN: meanfield negatives, a share of the ground truth's positions redrawn independently (paper section 4.2)."""
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data.errors import UserError
+from data.schema import Candidate, Group
+from negatives_gen.strategies.base import Novelty, Strategy, Tools, derive_seed
+
+if TYPE_CHECKING:
+    from negatives_gen.config import StrategyOptions
+
+# Draws per group, however many candidates are asked for: a group that has too little variety for n has for n + m too.
+MAX_DRAWS = 256
+
+
+class Meanfield(Strategy):
+    """Redraws round(share) of the non-EOS positions, at least one, each from pi(. | x, y_<t) with the original history.
+
+    One teacher-forced pass gives every position's distribution; all draws of all candidates come out of it. A draw may
+    return the token that it replaces, as in the paper, but no special token: the continuation would end in its middle.
+    """
+
+    name = "mn"
+    summary = "meanfield: a share of the ground truth's tokens redrawn in one teacher-forced pass"
+
+    def settings(self, options: "StrategyOptions") -> dict[str, Any]:
+        if not 0 < options.mn_share <= 1:
+            raise UserError(f"--mn_share must be above 0 and at most 1, got {options.mn_share}.")
+        return {"share": options.mn_share}
+
+    def add(
+        self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
+    ) -> dict[str, str]:
+        from trainer.packing import Continuations
+
+        assert tools.predictor is not None
+        # The whole pool, so that its packing, and with it the last digit of a probability, is that of the first time.
+        drawn = tools.predictor.draw(
+            [Continuations(group.prompt_ids, [group.response_ids[:-1]]) for group in pool],
+            [self._uniforms(group, tools.seed) for group in pool],
+            never=tools.tokenizer.all_special_ids,
+        )
+        tokens_of = {group.id: tokens for group, tokens in zip(pool, drawn, strict=True)}
+        short: dict[str, str] = {}
+        for group in groups:
+            self._add_to(group, tokens_of[group.id], settings, tools)
+            if missing := self.missing(group, settings):
+                count = settings["count"]
+                short[group.id] = f"{count - missing} of {count} distinct candidates after {MAX_DRAWS} draws"
+        return short
+
+    def _add_to(self, group: Group, tokens: np.ndarray, settings: dict[str, Any], tools: Tools) -> None:
+        novelty = Novelty(group, self.name)
+        length = len(group.response_ids) - 1
+        redrawn = max(1, round(settings["share"] * length))
+        for draw in range(tokens.shape[1]):
+            if self.missing(group, settings) <= 0:
+                break
+            chosen = random.Random(derive_seed(tools.seed, self.name, group.id, draw)).sample(range(length), redrawn)
+            ids = list(group.response_ids)
+            for position in chosen:
+                ids[position] = int(tokens[position, draw])
+            candidate = Candidate(self.name, ids, tools.tokenizer.decode(ids, skip_special_tokens=True))
+            if novelty.take(candidate):
+                group.negatives.append(candidate)
+
+    def _uniforms(self, group: Group, seed: int) -> np.ndarray:
+        """[positions without EOS, MAX_DRAWS] in [0, 1)."""
+        generator = np.random.Generator(np.random.PCG64(derive_seed(seed, self.name, group.id)))
+        return generator.random((len(group.response_ids) - 1, MAX_DRAWS))
+
+
+STRATEGY = Meanfield()

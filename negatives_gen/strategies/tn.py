@@ -1,0 +1,45 @@
+"""TN: truncation negatives, the ground truth cut at a random position, with EOS (paper section 4.2)."""
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from data.schema import Candidate, Group
+from negatives_gen.strategies.base import Novelty, Strategy, Tools, derive_seed
+
+if TYPE_CHECKING:
+    from negatives_gen.config import StrategyOptions
+
+
+class Truncation(Strategy):
+    """Each candidate is a strict, non-empty prefix of the ground truth's tokens, then EOS; no two cuts are the same."""
+
+    name = "tn"
+    summary = "truncation: the ground truth cut at a random position"
+
+    def settings(self, options: "StrategyOptions") -> dict[str, Any]:
+        return {}
+
+    def add(
+        self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
+    ) -> dict[str, str]:
+        short: dict[str, str] = {}
+        for group in groups:
+            novelty = Novelty(group, self.name)
+            *tokens, eos = group.response_ids
+            cuts = list(range(1, len(tokens)))
+            random.Random(derive_seed(tools.seed, self.name, group.id)).shuffle(cuts)
+            for cut in cuts:
+                if self.missing(group, settings) <= 0:
+                    break
+                text = tools.tokenizer.decode(tokens[:cut], skip_special_tokens=True)
+                candidate = Candidate(self.name, [*tokens[:cut], eos], text)
+                if novelty.take(candidate):
+                    group.negatives.append(candidate)
+            if missing := self.missing(group, settings):
+                count = settings["count"]
+                short[group.id] = f"{count - missing} of {count}: the response has {len(tokens)} tokens"
+        return short
+
+
+STRATEGY = Truncation()
