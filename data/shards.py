@@ -250,17 +250,25 @@ class NegativeSet:
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All groups in shard order, checksums verified. Raises UserError if a shard is damaged."""
-        tables = [self._read(shard, columns) for shard in self.manifest.shards]
+        tables = list(self.tables(columns))
         schema = group_schema(self.signals)
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The groups of one shard after another, checksums verified. Raises UserError if a shard is damaged."""
+        for shard in self.manifest.shards:
+            yield self._read(shard, columns)
+
     def groups(self) -> Iterator[Group]:
         """Every group, shard by shard."""
-        for shard in self.manifest.shards:
-            for row in self._read(shard, None).to_pylist():
-                yield group_from_row(row)
+        for table in self.tables():
+            yield from map(group_from_row, table.to_pylist())
+
+    def shard(self, index: int) -> list[Group]:
+        """The groups of one shard. Raises UserError if it is damaged."""
+        return [group_from_row(row) for row in self._read(self.manifest.shards[index], None).to_pylist()]
 
     def rejects(self) -> list[Reject]:
         """Every rejected row with its reason. Raises UserError if their file is missing or damaged."""

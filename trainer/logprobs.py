@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -176,13 +177,17 @@ class Scorer:
     row_tokens: int = 2048
 
     @classmethod
-    def load(cls, model: str, *, dtype: str = "float32", device: str | None = None) -> "Scorer":
+    def load(
+        cls, model: str, *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False
+    ) -> "Scorer":
         """Load a model directory for scoring, on the GPU if there is one."""
         from transformers import AutoModelForCausalLM
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         # Any: the stubs of `to` take no device name.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), use_safetensors=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=trust_remote_code
+        )
         loaded.to(device).eval()
         return cls(loaded, prepare_model(loaded))
 
@@ -198,6 +203,46 @@ class Scorer:
                 group = order[index]
                 scores[group] = row[: len(groups[group].continuations)]
         return scores
+
+    @torch.no_grad()
+    def draw(
+        self, groups: Sequence[Continuations], uniforms: Sequence[np.ndarray], *, never: Sequence[int] = ()
+    ) -> list[np.ndarray]:
+        """Tokens drawn at every position of a continuation, each given what really stands before it: one pass.
+
+        Args:
+            groups: a prefix with one continuation each.
+            uniforms: per group [positions, draws] in [0, 1); where in the distribution's cumulative sum a draw falls.
+            never: token ids that are not drawn.
+
+        Returns:
+            Per group [positions, draws], token ids, int64.
+        """
+        drawn: list[np.ndarray] = [np.empty(0)] * len(groups)
+        order = sorted(range(len(groups)), key=lambda i: groups[i].longest)
+        for indices, batch in layout([groups[i] for i in order], self.path, self.row_tokens):
+            chosen = [order[index] for index in indices]
+            where = torch.from_numpy(np.concatenate([uniforms[i] for i in chosen])).to(self.model.device)
+            tokens = torch.empty(where.shape, dtype=torch.long, device=where.device)
+            for rows, logits in self._target_logits(batch.to(self.model.device)):
+                logits[:, list(never)] = -torch.inf
+                cumulative = logits.double().softmax(-1).cumsum(-1)
+                tokens[rows] = torch.searchsorted(cumulative, where[rows] * cumulative[:, -1:], right=True)
+            lengths = [len(groups[i].continuations[0]) for i in chosen]
+            for i, part in zip(chosen, tokens.split(lengths), strict=True):
+                drawn[i] = part.cpu().numpy()
+        return drawn
+
+    def _target_logits(self, batch: TokenBatch) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Logits of the targets' positions, some rows at a time: (which of the N, [rows, V])."""
+        inputs, head = _inputs(self.model, batch), self.model.get_output_embeddings()
+        if self.path == "packed":
+            hidden = self.model.base_model(**inputs, use_cache=False)[0].flatten(0, 1)[batch.target_index]
+            for rows in _chunks(hidden, head.weight):
+                yield rows, head(hidden[rows])
+        else:
+            logits = self.model(**inputs, use_cache=False).logits.flatten(0, 1)[batch.target_index]
+            yield slice(0, len(logits)), logits
 
 
 def _returns_logps(forward: Any) -> bool:
