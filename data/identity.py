@@ -52,13 +52,13 @@ def check_model(model: str, *, needs_weights: bool = True) -> Path:
     return directory
 
 
-def load_tokenizer(model: str) -> Any:
+def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model (a transformers tokenizer). Raises UserError if there is none or it lacks an EOS."""
     from transformers import AutoTokenizer
 
     directory = check_model(model, needs_weights=False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever tokenizers, sentencepiece or json raise on damaged files
         raise UserError(f"the tokenizer of '{model}' cannot be read: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:

@@ -24,9 +24,10 @@ class ShardRecord:
     Attributes:
         file: name inside the set's directory.
         rows_read, rows, rows_rejected: examples in, groups out, examples rejected; read = rows + rejected.
+        rows_truncated: of the rows read, those whose text was cut to the longest length (task continuation).
         bytes, sha256: of the file.
         tokens: {"prompt", "response", "negatives"} -> number of tokens.
-        seconds: stage ("sample", "score", "embed") -> wall time in that stage.
+        seconds: strategy ("an", ...), "score" or ranking signal ("embedding", ...) -> wall time spent on it.
         attention_path: "packed" or "padded", the layout in which the reference scored it (trainer.logprobs).
     """
 
@@ -34,6 +35,7 @@ class ShardRecord:
     rows_read: int
     rows: int
     rows_rejected: int
+    rows_truncated: int
     bytes: int
     sha256: str
     tokens: dict[str, int]
@@ -48,9 +50,11 @@ class Manifest:
     Attributes:
         schema_version: version of the columns and of this manifest.
         job: what decides the content; two jobs with an equal `job` make the same set (sampling noise aside).
-            Holds model, tokenizer and embedder identities with hashes, data source, split and fingerprint,
+            Holds identities of model, tokenizer and ranking signals with hashes, data source, split and fingerprint,
             strategies with their settings, seed, groups_per_shard.
         environment: package versions and git commit.
+        inputs: number of examples read and SHA-256 over their ids in order (`data.sources.fingerprint`).
+        parent: of a set that extends another: its name and the SHA-256 of its manifest; else None.
         signals: names of the similarities that every candidate has, the default first.
         counts: rows read, written, rejected, and rejected by reason.
         shards: one record per shard, in order.
@@ -60,6 +64,8 @@ class Manifest:
     schema_version: int
     job: dict[str, Any]
     environment: dict[str, Any]
+    inputs: dict[str, Any]
+    parent: dict[str, Any] | None
     signals: list[str]
     counts: dict[str, Any]
     shards: list[ShardRecord]

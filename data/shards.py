@@ -1,15 +1,17 @@
 """Writing and reading the shards of a negative set.
 
-While a job runs, its directory holds `_job/job.json` (what decides the content) and, for every finished shard,
-the shard and a record `_job/shard-00000.json`. A shard counts as finished when its record exists; the record is
-written after the shard. When all are there, rejects and manifest are written and `_job` is removed.
+While a job runs, its directory holds `_job/job.json` (what decides the content), `_job/inputs` (the examples of
+each shard, see `negatives_gen.inputs`) and, for every finished shard, the shard and a record `_job/shard-00000.json`.
+A shard counts as finished when its record exists; the record is written after the shard. When all are there, rejects
+and manifest are written and `_job` is removed.
 """
 
 import dataclasses
 import json
 import re
+import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -21,6 +23,7 @@ from data.manifest import MANIFEST, Manifest, ShardRecord, environment, first_di
 from data.schema import (
     REJECT_SCHEMA,
     SCHEMA_VERSION,
+    SIGNALS,
     Group,
     Reject,
     group_from_row,
@@ -32,9 +35,15 @@ from data.storage import Folder, sha256
 
 JOB_FOLDER = "_job"
 JOB_FILE = f"{JOB_FOLDER}/job.json"
+INPUTS = f"{JOB_FOLDER}/inputs"
 REJECTS = "rejects.parquet"
+RECORDS_AT_A_TIME = 1000
+# Which run of the job owns the directory.
+DRIVER_FILE = f"{JOB_FOLDER}/driver"
 # Another name or path for the same content is the same job: hashes decide, not these names.
-NAMES = ("model.name", "embedder.name", "data.name")
+NAMES = ("model.name", "data.name", "parent.name", *(f"signals.{signal}.name" for signal in SIGNALS))
+# What does not decide the content.
+RUNTIME = ("strategies.un.runtime",)
 
 
 def shard_name(index: int) -> str:
@@ -46,11 +55,12 @@ def _record_name(index: int) -> str:
     return f"{JOB_FOLDER}/shard-{index:05d}.json"
 
 
-def _parquet(table: pa.Table) -> bytes:
+def _parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
     buffer = BytesIO()
-    with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:
-        if table.num_rows:  # `datasets` cannot read a row group without rows
-            writer.write_table(table)
+    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+        for table in tables:
+            if table.num_rows:  # `datasets` cannot read a row group without rows
+                writer.write_table(table)
     return buffer.getvalue()
 
 
@@ -65,12 +75,15 @@ class NegativeSetWriter:
         path: directory or URL of the set.
         job: what decides the content (see `Manifest.job`), JSON-like.
         signals: ranking signals that every candidate has.
+        parent: of a set that extends another, see `Manifest.parent`.
     """
 
-    def __init__(self, path: str, job: dict[str, Any], signals: Sequence[str]):
+    def __init__(self, path: str, job: dict[str, Any], signals: Sequence[str], parent: dict[str, Any] | None = None):
         self.folder = Folder(path)
         self.job = json.loads(json.dumps(job))
         self.signals = list(signals)
+        self.parent = parent
+        self.driver: bytes | None = None
 
     def begin(self) -> bool:
         """Claim the directory. True if there is work left, False if the set is complete already.
@@ -82,13 +95,13 @@ class NegativeSetWriter:
         names = self.folder.names()
         if MANIFEST in names:
             manifest = read_manifest(self.folder)
-            self._refuse_other_job({**manifest.job, "signals": manifest.signals})
+            self._refuse_other_job({**manifest.job, "columns": manifest.signals, "parent": manifest.parent})
             self.folder.remove(JOB_FOLDER)  # a crash between the manifest and this clean-up leaves it behind
             return False
         if JOB_FOLDER in names and "job.json" in self.folder.names(JOB_FOLDER):
             self._refuse_other_job(json.loads(self.folder.read(JOB_FILE)))
-            self.folder.remove_temporary()
-            self.folder.remove_temporary(JOB_FOLDER)
+            for folder in ("", JOB_FOLDER, INPUTS):
+                self.folder.remove_temporary(folder)
         elif names - {JOB_FOLDER}:
             raise UserError(
                 f"output directory '{self.folder.path}' already holds other files ({sorted(names)[0]} ...). "
@@ -96,6 +109,8 @@ class NegativeSetWriter:
             )
         else:
             self.folder.write(JOB_FILE, json.dumps(self._claim(), indent=2).encode())
+        self.driver = uuid.uuid4().bytes
+        self.folder.write(DRIVER_FILE, self.driver)
         return True
 
     def release(self) -> None:
@@ -116,13 +131,14 @@ class NegativeSetWriter:
         *,
         seconds: dict[str, float],
         attention_path: str,
+        truncated: int = 0,
     ) -> ShardRecord:
         """Write one shard whole, then its record.
 
         A finished shard is never touched again: its record is returned as it is, so that Ray may run a task twice.
 
         Raises:
-            UserError: the place cannot be written.
+            UserError: the place cannot be written, or another run of the job has taken it over.
             ValueError: the signals of a candidate are not the set's (a bug of the caller).
         """
         try:
@@ -130,14 +146,16 @@ class NegativeSetWriter:
         except FileNotFoundError:
             pass
         self._check_signals(groups)
-        content = _parquet(groups_to_table(groups, self.signals))
+        content = _parquet(group_schema(self.signals), [groups_to_table(groups, self.signals)])
         name = shard_name(index)
+        self._refuse_other_driver()
         self.folder.write(name, content)
         record = ShardRecord(
             file=name,
             rows_read=len(groups) + len(rejects),
             rows=len(groups),
             rows_rejected=len(rejects),
+            rows_truncated=truncated,
             bytes=len(content),
             sha256=sha256(content),
             tokens={
@@ -149,40 +167,61 @@ class NegativeSetWriter:
             attention_path=attention_path,
         )
         entry = {"record": dataclasses.asdict(record), "rejects": [dataclasses.asdict(r) for r in rejects]}
+        self._refuse_other_driver()
         self.folder.write(_record_name(index), json.dumps(entry).encode())
         return record
 
-    def finish(self, num_shards: int) -> Manifest:
-        """Write rejects and manifest once all shards are finished. Raises UserError if one is missing."""
+    def collect(self, num_shards: int, inputs: dict[str, Any] | None = None) -> Manifest:
+        """Write the rejects once all shards are finished, and make the manifest. Raises UserError if one is missing."""
         missing = set(range(num_shards)) - self.finished()
         if missing:
             raise UserError(
                 f"'{self.folder.path}': {len(missing)} of {num_shards} shards are not finished (first: "
                 f"{shard_name(min(missing))}). Run the same command again."
             )
-        entries = [json.loads(self.folder.read(_record_name(i))) for i in range(num_shards)]
-        records = [ShardRecord(**entry["record"]) for entry in entries]
-        rejects = [Reject(**reject) for entry in entries for reject in entry["rejects"]]
-        content = _parquet(rejects_to_table(rejects))
+        records: list[ShardRecord] = []
+        reasons: Counter[str] = Counter()
+
+        def rejects() -> Iterator[pa.Table]:
+            for start in range(0, num_shards, RECORDS_AT_A_TIME):
+                names = [_record_name(i) for i in range(start, min(start + RECORDS_AT_A_TIME, num_shards))]
+                entries = [json.loads(content) for content in self.folder.read_all(names)]
+                records.extend(ShardRecord(**entry["record"]) for entry in entries)
+                part = [Reject(**reject) for entry in entries for reject in entry["rejects"]]
+                reasons.update(reject.reason for reject in part)
+                yield rejects_to_table(part)
+
+        content = _parquet(REJECT_SCHEMA, rejects())
         self.folder.write(REJECTS, content)
-        manifest = Manifest(
+        counts = {
+            "rows_read": sum(r.rows_read for r in records),
+            "rows_written": sum(r.rows for r in records),
+            "rows_rejected": sum(reasons.values()),
+            "rows_truncated": sum(r.rows_truncated for r in records),
+            "rejected_by_reason": dict(reasons),
+        }
+        assert counts["rows_read"] == counts["rows_written"] + counts["rows_rejected"]
+        return Manifest(
             schema_version=SCHEMA_VERSION,
             job=self.job,
             environment=environment(),
+            inputs=inputs or {},
+            parent=self.parent,
             signals=self.signals,
-            counts={
-                "rows_read": sum(r.rows_read for r in records),
-                "rows_written": sum(r.rows for r in records),
-                "rows_rejected": len(rejects),
-                "rejected_by_reason": dict(Counter(r.reason for r in rejects)),
-            },
+            counts=counts,
             shards=records,
-            rejects={"file": REJECTS, "rows": len(rejects), "sha256": sha256(content)},
+            rejects={"file": REJECTS, "rows": counts["rows_rejected"], "sha256": sha256(content)},
         )
-        counts = manifest.counts
-        assert counts["rows_read"] == counts["rows_written"] + counts["rows_rejected"]
+
+    def seal(self, manifest: Manifest) -> None:
+        """Write the manifest, which makes the set a finished one, and remove what only the job needed."""
         self.folder.write(MANIFEST, manifest.to_json())
         self.folder.remove(JOB_FOLDER)
+
+    def finish(self, num_shards: int) -> Manifest:
+        """`collect` and `seal`."""
+        manifest = self.collect(num_shards)
+        self.seal(manifest)
         return manifest
 
     def _check_signals(self, groups: Sequence[Group]) -> None:
@@ -194,11 +233,24 @@ class NegativeSetWriter:
                         f"set has {sorted(self.signals)}"
                     )
 
+    def _refuse_other_driver(self) -> None:
+        """A worker whose driver was killed may outlive it: it must not write beside the workers of the next one."""
+        if self.driver is None:
+            return
+        try:
+            driver = self.folder.read(DRIVER_FILE)
+        except FileNotFoundError:
+            driver = b""
+        if driver != self.driver:
+            raise UserError(
+                f"another run of the job has taken over '{self.folder.path}'; this one stops. Run one at a time."
+            )
+
     def _claim(self) -> dict[str, Any]:
-        return {**self.job, "signals": self.signals}
+        return {**self.job, "columns": self.signals, "parent": self.parent}
 
     def _refuse_other_job(self, other: dict[str, Any]) -> None:
-        difference = first_difference(other, self._claim(), ignore=NAMES)
+        difference = first_difference(other, self._claim(), ignore=(*NAMES, *RUNTIME))
         if difference:
             key, theirs, ours = difference
             raise UserError(

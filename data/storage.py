@@ -7,6 +7,7 @@ there one completed upload is the atomic step (fsspec shows no object until the 
 import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import fsspec
@@ -52,6 +53,12 @@ class Folder:
     def read(self, name: str) -> bytes:
         """Read a whole file. Raises FileNotFoundError."""
         return self.fs.cat_file(self / name)
+
+    def read_all(self, names: Sequence[str]) -> list[bytes]:
+        """Read whole files, from an object store many at a time. Raises FileNotFoundError."""
+        contents = self.fs.cat([self / name for name in names]) if names else {}
+        by_path = contents if isinstance(contents, dict) else {self / names[0]: contents}  # fsspec unwraps a single one
+        return [by_path[self / name] for name in names]
 
     def write(self, name: str, content: bytes) -> None:
         """Write a whole file atomically, creating folders. Raises UserError if the place cannot be written."""

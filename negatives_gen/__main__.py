@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int | None:
     from negatives_gen.job import generate
     from negatives_gen.progress import print_outcome
 
-    print_outcome(generate(config), config.out)
+    print_outcome(generate(config), config.out, config.log_format)
     return None
 
 

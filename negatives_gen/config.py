@@ -18,7 +18,9 @@ LOG_FORMATS = ("text", "json")
 class StrategyOptions:
     """How the strategies make negatives, which signals rank them, and with what they are computed."""
 
-    strategies: str = option("an=11", "negatives per group: " + "; ".join(load_strategy(n).summary for n in available()))
+    strategies: str = option(
+        "an=11", "negatives per group: " + "; ".join(f"{n} {load_strategy(n).summary}" for n in available())
+    )
     top_k: int = option(50, "an: sample among the k most likely tokens (0: all)")
     temperature: float = option(1.0, "an: sampling temperature")
     max_new_tokens: int = option(256, "an, un: length of a continuation in tokens, at most")
@@ -82,7 +84,9 @@ class GenerateConfig(StrategyOptions):
     task: str = option("prompt-completion", "how a row becomes prompt and response: " + ", ".join(TASKS))
     split: str = option("train", "train, test or all; halves that depend on the rows' content alone")
     limit: int | None = option(None, "read only the first so many examples of the split")
-    streaming: bool = option(False, "read the data set as a stream, row by row in its own order, without a copy on disk")
+    streaming: bool = option(
+        False, "read the data set as a stream, row by row in its own order, without a copy on disk"
+    )
     max_length: int | None = option(None, "prompt and response in tokens, at most (default: the model's context)")
     groups_per_shard: int = option(512, "examples per shard, the unit of work, of resume and of retry")
     seed: int = option(0, "seed of everything that is drawn")

@@ -248,8 +248,8 @@ def test_the_same_job_with_its_model_under_another_name_goes_on(tmp_path: Path):
     assert NegativeSetWriter(str(tmp_path), other, SIGNALS).begin()
 
 
-@pytest.mark.parametrize("part", ["model", "embedder", "data"])
-def test_only_the_names_of_model_embedder_and_data_may_differ(tmp_path: Path, part: str):
+@pytest.mark.parametrize("part", ["model", "data"])
+def test_only_the_names_of_model_and_data_may_differ(tmp_path: Path, part: str):
     job = {**JOB, part: {**JOB.get(part, {}), "name": "one", "other": {"name": "one"}}}
     NegativeSetWriter(str(tmp_path), job, SIGNALS).begin()
     job[part] = {**job[part], "name": "two"}
@@ -338,7 +338,7 @@ def test_another_schema_version_is_refused_with_both_versions(finished: Path):
     assert f"has schema version 99, this program reads version {SCHEMA_VERSION}" in message
 
 
-@pytest.mark.parametrize("content", ["{", '{"schema_version": 1}', '{"schema_version": 1, "shards": [], "x": 1}'])
+@pytest.mark.parametrize("content", ["{", '{"schema_version": 2}', '{"schema_version": 2, "shards": [], "x": 1}'])
 def test_a_damaged_manifest_is_refused(finished: Path, content: str):
     (finished / "manifest.json").write_text(content)
     assert "the manifest of" in refusal(lambda: NegativeSet(str(finished)))

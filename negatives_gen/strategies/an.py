@@ -42,11 +42,13 @@ class Autoregressive(Strategy):
                 break
             drawn = tools.sampler.sample(
                 [groups[i].prompt_ids for i in wanting],
-                # What a group lacks; when that drew too few new texts, ever more, as the prompt is computed once anyway.
+                # What a group lacks; if that drew too few new texts, ever more: the prompt is computed once anyway.
                 n=min(settings["count"], max(self.missing(groups[i], settings) for i in wanting) << round_number),
                 top_k=settings["top_k"],
                 temperature=settings["temperature"],
-                max_tokens=[min(settings["max_new_tokens"], tools.context - len(groups[i].prompt_ids)) for i in wanting],
+                max_tokens=[
+                    min(settings["max_new_tokens"], tools.context - len(groups[i].prompt_ids)) for i in wanting
+                ],
                 seeds=[self._request_seed(tools.seed, groups[i], round_number) for i in wanting],
             )
             for i, samples in zip(wanting, drawn, strict=True):

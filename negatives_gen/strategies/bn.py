@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Batch(Strategy):
-    """Cuts the pool into batches in an order drawn from the seed; a group borrows from its batch, in an order of its own.
+    """Cuts the pool into batches in an order drawn from the seed; a group borrows from its own, in its own order.
 
     Borrowed token ids are taken as they are, EOS included; one that does not fit behind the prefix is passed over.
     """

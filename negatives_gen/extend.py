@@ -1,0 +1,154 @@
+"""`python -m negatives_gen extend SET --out NEW`: a set with more strategies, candidates or ranking signals.
+
+What the set has is copied, not made or scored again. The result equals a set made in one go with all of it; sampled
+negatives aside, of which count and provenance are equal.
+"""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from data.config import describe_options, load_config, option, resolve_path
+from data.errors import UserError, exit_on_user_error
+from data.log import start_logging
+from data.manifest import MANIFEST, Manifest
+from data.shards import NegativeSet, NegativeSetWriter
+from data.storage import sha256
+from data.strategies import parse_counts
+from negatives_gen.config import StrategyOptions
+from negatives_gen.strategies import available
+
+HELP = """usage: python -m negatives_gen extend SET --out NEW [--strategies an=15,bn=3] [--signals rouge] [--key value]
+
+Write a new negative set that holds all of SET and more: --strategies names the counts that the new set shall have
+(strategies not named stay as they are), --signals the ranking signals to add. Nothing of SET is made or scored again,
+and SET stays as it is. How SET's own strategies make negatives is what its manifest says; the options below are for
+what is new. An interrupted run goes on with the same command.
+
+options:
+{options}
+"""
+
+
+@dataclass
+class ExtendConfig(StrategyOptions):
+    """What to add, and where the new set goes."""
+
+    strategies: str = option("", "counts of the new set, of those strategies that grow or are new, e.g. an=15,bn=3")
+    signals: str = option("", "ranking signals to add, e.g. rouge,bleu")
+    embedder: str | None = option(None, "sentence-transformers name or path, if it is not where the manifest says")  # type: ignore[assignment]
+    out: str = option(None, "directory or URL of the new set", required=True)
+    model: str | None = option(None, "the reference model, if it is not where the manifest says")
+
+    def check(self) -> None:
+        if not self.strategies and not self.signals:
+            raise UserError("nothing to add: give --strategies, e.g. bn=3, or --signals, e.g. rouge.")
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(HELP.format(options=describe_options(ExtendConfig)))
+        return
+    if not argv or argv[0].startswith("-"):
+        raise UserError("python -m negatives_gen extend needs the set to extend: extend SET --out NEW ...")
+    config = load_config(ExtendConfig, argv[1:], command="python -m negatives_gen extend")
+    start_logging()
+    from negatives_gen.progress import print_outcome
+
+    print_outcome(extend(argv[0], config), config.out, config.log_format)
+
+
+def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
+    """Make the extended set.
+
+    Args:
+        path: the finished set to extend.
+        components: see `negatives_gen.job.generate`.
+
+    Raises:
+        UserError: nothing to add, another reference model or embedder than the set's, or as `generate` says.
+    """
+    from data.identity import check_model, load_tokenizer, tokenizer_hash, weights_hash
+    from negatives_gen.inputs import ParentShards
+    from negatives_gen.job import local_path, make_signal_options, run_job, signal_identities
+    from negatives_gen.stages import Components, Work
+
+    config.check()
+    parent = NegativeSet(resolve_path(path))
+    job = parent.manifest.job
+    name = config.model or job["model"]["name"]
+    model = local_path(name)
+    check_model(model)
+    parent.check_reference(weights_hash(model), name)
+    parent.check_tokenizer(tokenizer_hash(load_tokenizer(model, config.trust_remote_code)), name)
+
+    strategies = _grown(job["strategies"], config)
+    growing = {name: settings for name, settings in strategies.items() if settings != job["strategies"].get(name)}
+    config, names = _with_signals(config, job["signals"])
+    options = make_signal_options(config, model)
+    identities = signal_identities(config, names, options)
+    for signal, known in job["signals"].items():
+        _refuse_other_signal(signal, known, identities[signal])
+
+    writer = NegativeSetWriter(
+        resolve_path(config.out),
+        {**job, "strategies": strategies, "signals": identities},
+        names,
+        parent={"name": path, "manifest_sha256": sha256(parent.folder.read(MANIFEST))},
+    )
+    work = Work(
+        model=model,
+        source=ParentShards(parent.folder.path),
+        strategies=growing,
+        signals=names,
+        signal_options=options,
+        writer=writer,
+        context=job["data"]["context"],
+        seed=job["seed"],
+        dtype=job["model"]["scorer_dtype"],
+        engine_options={**job["engine"], **config.engine},
+        trust_remote_code=config.trust_remote_code,
+        components=components or Components(),
+    )
+    return run_job(config, config.out, work, lambda: (len(parent.manifest.shards), parent.manifest.inputs))
+
+
+def _grown(known: dict[str, dict[str, Any]], config: ExtendConfig) -> dict[str, dict[str, Any]]:
+    """The strategies of the new set with their settings. Raises UserError if one would shrink."""
+    if not config.strategies:
+        return known
+    grown = dict(known)
+    counts = parse_counts(config.strategies, "--strategies", available())
+    for name, settings in config.strategy_settings().items():
+        if name in known:
+            if counts[name] < known[name]["count"]:
+                raise UserError(
+                    f"--strategies asks for {name}={counts[name]}, the set has {known[name]['count']} already. To "
+                    f"train on fewer, use `python -m trainer.run --use {name}={counts[name]}`."
+                )
+            settings = {**known[name], "count": counts[name]}
+        grown[name] = settings
+    return dict(sorted(grown.items()))
+
+
+def _with_signals(config: ExtendConfig, known: dict[str, dict[str, Any]]) -> tuple[ExtendConfig, list[str]]:
+    """The options with the models of the set's own signals filled in, and the names of all signals, the set's first."""
+    given = {"embedding": "embedder", "reward": "reward_model", "bertscore": "bertscore_model"}
+    filled = {key: known[name]["name"] for name, key in given.items() if name in known and not getattr(config, key)}
+    if not config.embedder and "embedding" not in known:
+        filled["embedder"] = StrategyOptions.embedder
+    config = dataclasses.replace(config, **filled)
+    added = config.signal_names() if config.signals else []
+    return config, [*known, *(name for name in added if name not in known)]
+
+
+def _refuse_other_signal(signal: str, known: dict[str, Any], found: dict[str, Any]) -> None:
+    for key in known:
+        if key != "name" and found.get(key) != known[key]:
+            raise UserError(
+                f"the set's signal '{signal}' was computed with {key} {known[key]}, this run would use "
+                f"{found.get(key)}. Give the model it was made with."
+            )
