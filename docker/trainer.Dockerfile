@@ -1,0 +1,19 @@
+# Stage 2: torch, TRL and this package; no vLLM. From the root of the repository:
+#   docker build -f docker/trainer.Dockerfile -t cpo-trainer .
+#   docker run --rm --gpus all -v $PWD/runs:/workspace/runs -w /workspace cpo-trainer python -m trainer.run --config ...
+#   several GPUs: torchrun --nproc-per-node 8 -m trainer.run --config ...
+FROM python:3.11-slim-bookworm
+# A compiler: Triton compiles as it runs.
+RUN apt-get update && apt-get install -y --no-install-recommends build-essential && rm -rf /var/lib/apt/lists/*
+ENV PIP_NO_CACHE_DIR=1
+WORKDIR /app
+# No sources yet: a change of code must not install torch again.
+COPY pyproject.toml docker/requirements-cpu.txt ./
+# The versions that were tested, and torch's CUDA build, which runs on CPUs too: the same torch as in stage 1, whose
+# log-probabilities the trainer continues from. The folders stand for the sources.
+RUN grep -v '^torch==' requirements-cpu.txt > constraints.txt \
+    && mkdir data negatives_gen trainer evaluation && touch README.md \
+    && pip install -c constraints.txt torch==2.13.0 .
+COPY . .
+RUN pip install --no-deps -e .
+CMD ["python", "-m", "trainer.run", "--help"]
