@@ -1,0 +1,94 @@
+"""AN stage against bare vLLM, against transformers.generate and against one request per sample, side by side.
+
+`python -m tests.benchmarks.engine`. One process, one engine, the same prompts, n, lengths and sampling settings, after
+a warm-up; the order of the contestants changes from round to round.
+"""
+
+import dataclasses
+import statistics
+import time
+
+from data.identity import context_length, load_tokenizer
+from negatives_gen.engine import Engine
+from negatives_gen.strategies import load_strategy
+from negatives_gen.strategies.base import Tools
+from tests.benchmarks.dolly import MODEL, dolly_groups
+
+GROUPS, N, MAX_TOKENS, TOP_K, ROUNDS = 96, 11, 64, 50, 5
+SETTINGS = {"count": N, "top_k": TOP_K, "temperature": 1.0, "max_new_tokens": MAX_TOKENS}
+
+
+def main() -> None:
+    groups = dolly_groups(GROUPS)
+    prompts = [group.prompt_ids for group in groups]
+    engine = Engine(MODEL, options={"max_num_seqs": 256})
+    tools = Tools(0, context_length(MODEL), load_tokenizer(MODEL), sampler=engine)
+    from vllm import SamplingParams
+
+    def bare(n: int = N, repeat: int = 1) -> int:
+        """vLLM's own API, as its examples use it: text decoded as it goes."""
+        requests = [{"prompt_token_ids": ids} for ids in prompts for _ in range(repeat)]
+        parameters = SamplingParams(n=n, top_k=TOP_K, temperature=1.0, max_tokens=MAX_TOKENS)
+        outputs = engine.llm.generate(requests, parameters, use_tqdm=False)  # type: ignore[arg-type]
+        return sum(len(c.token_ids) for output in outputs for c in output.outputs)
+
+    def ours() -> int:
+        fresh = [dataclasses.replace(group, negatives=[]) for group in groups]
+        load_strategy("an").add(fresh, fresh, SETTINGS, tools)
+        return sum(len(c.ids) for group in fresh for c in group.negatives)
+
+    contestants = {
+        "AN stage": ours,
+        "bare vLLM, n = 11": bare,
+        "bare vLLM, one request per sample": lambda: bare(1, N),
+    }
+    for contestant in contestants.values():
+        contestant()
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    for round_number in range(ROUNDS):
+        for name in sorted(contestants, reverse=round_number % 2 == 1):
+            started = time.perf_counter()
+            tokens = contestants[name]()
+            speeds[name].append(tokens / (time.perf_counter() - started))
+    hub = _transformers_speed(prompts)
+    print(f"base-6m, {GROUPS} Dolly prompts, n = {N}, at most {MAX_TOKENS} tokens, median of {ROUNDS} rounds (range)")
+    median = {name: statistics.median(values) for name, values in speeds.items()}
+    for name, values in speeds.items():
+        share = median["AN stage"] / median[name]
+        print(
+            f"| {name} | {median[name]:.0f} tokens/s ({min(values):.0f} to {max(values):.0f}) | AN stage is {share:.2f} x |"
+        )
+    print(
+        f"| transformers.generate, best batch size | {hub:.0f} tokens/s | AN stage is {median['AN stage'] / hub:.2f} x |"
+    )
+
+
+def _transformers_speed(prompts: list[list[int]]) -> float:
+    """The best of several batch sizes, on a part of the prompts, left-padded, sorted by length."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    part = sorted(prompts[:24], key=len)
+    best = 0.0
+    for batch in (2, 4, 8):
+        started, tokens = time.perf_counter(), 0
+        for start in range(0, len(part), batch):
+            rows = part[start : start + batch]
+            width = max(map(len, rows))
+            ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
+            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+            with torch.no_grad():
+                out = model.generate(
+                    input_ids=ids, attention_mask=mask, do_sample=True, top_k=TOP_K, temperature=1.0,
+                    max_new_tokens=MAX_TOKENS, num_return_sequences=N, pad_token_id=0,
+                )  # fmt: skip
+            new = out[:, width:]
+            ended = (new == 0).int().cumsum(-1)
+            tokens += int((ended == 0).sum() + (ended[:, -1] > 0).sum())  # up to EOS, which counts
+        best = max(best, tokens / (time.perf_counter() - started))
+    return best
+
+
+if __name__ == "__main__":
+    main()
