@@ -8,10 +8,11 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data.config import describe_options, load_config, option, resolve_path
 from data.errors import UserError, exit_on_user_error
-from data.sources import load_examples
+from data.sources import open_source
 
 EOS = "<|endoftext|>"
 
@@ -39,7 +40,8 @@ def write_blank_model(config: BlankConfig) -> None:
     out = Path(resolve_path(config.out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"output directory '{config.out}' already holds files. Choose an empty or new --out.")
-    texts = [f"{e.prompt}{e.response}" for e in load_examples(config.dataset, config.task, "train")]
+    source = open_source(config.dataset, config.task, "train")
+    texts = (f"{_text(e.prompt)}{_text(e.response)}" for e in source if e.problem is None)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -83,6 +85,11 @@ def write_blank_model(config: BlankConfig) -> None:
             "pad_token_id": 0,
         },
     )
+
+
+def _text(part: Any) -> str:
+    """A prompt or a response as text: itself, or what its messages say."""
+    return part if isinstance(part, str) else "\n".join(message["content"] for message in part)
 
 
 def _write_json(path: Path, content: dict) -> None:

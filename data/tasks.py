@@ -1,8 +1,14 @@
-"""How a row of a data source becomes a prompt and a response: one small function per task."""
+"""How a row of a data source becomes a prompt and a response: one small function per task.
+
+A prompt and a response are texts, or lists of messages ({"role", "content"}, TRL's conversational formats), which the
+tokenizer's chat template makes a text of.
+"""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from data.encode import Encode, Problem, encode_continuations, encode_pairs
 from data.errors import UserError, did_you_mean
 
 DOLLY_TEMPLATE = (
@@ -11,15 +17,33 @@ DOLLY_TEMPLATE = (
 )
 
 
+@dataclass(frozen=True)
+class Task:
+    """How rows are read.
+
+    Attributes:
+        columns: that a row must have.
+        read: row -> prompt and response, whatever the row holds; a column it lacks is None.
+        problem: prompt, response -> why they are unusable, seen without a tokenizer, or None.
+        encode: many usable ones -> tokens.
+        optional: columns that are used if they are there.
+    """
+
+    columns: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], tuple[Any, Any]]
+    problem: Callable[[Any, Any], Problem | None]
+    encode: Encode
+    optional: tuple[str, ...] = ()
+
+
 def dolly(row: Mapping[str, Any]) -> tuple[Any, Any]:
     """databricks-dolly-15k with Databricks' own prompt template; the context follows the instruction."""
-    instruction, context = row["instruction"], row.get("context")
+    instruction, context, response = row.get("instruction"), row.get("context"), row.get("response")
     if not isinstance(instruction, str):
-        return instruction, row["response"]
+        return instruction, response
     if not instruction.strip():
-        return "", row["response"]
+        return "", response
     context = f"Input:\n{context.strip()}\n\n" if isinstance(context, str) and context.strip() else ""
-    response = row["response"]
     return (
         DOLLY_TEMPLATE.format(instruction=instruction.strip(), context=context),
         response.strip() if isinstance(response, str) else response,
@@ -27,15 +51,76 @@ def dolly(row: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def prompt_completion(row: Mapping[str, Any]) -> tuple[Any, Any]:
-    """TRL's prompt-completion format, taken as it is."""
-    return row["prompt"], row["completion"]
+    """TRL's prompt-completion format, taken as it is: two texts, or two lists of messages."""
+    return _messages(row.get("prompt")), _messages(row.get("completion"))
 
 
-TASKS: dict[str, Callable[[Mapping[str, Any]], tuple[Any, Any]]] = {
-    "dolly": dolly,
-    "prompt-completion": prompt_completion,
+def conversational(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    """TRL's conversational language modeling: the last message is the response."""
+    messages = _messages(row.get("messages"))
+    return (messages[:-1], messages[-1:]) if isinstance(messages, list) else (messages, None)
+
+
+def continuation(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Any text, to be cut into prompt and response where it is tokenised."""
+    return row.get("text"), ""
+
+
+def pair_problem(prompt: Any, response: Any) -> Problem | None:
+    """What is wrong with a prompt and a response: two texts or two lists of messages."""
+    if isinstance(prompt, list):
+        return chat_problem(prompt, response)
+    return _text_problem("prompt", prompt) or _text_problem("response", response)
+
+
+def chat_problem(prompt: Any, response: Any) -> Problem | None:
+    """What is wrong with two lists of messages, of which the response must be one message of the assistant."""
+    problem = _messages_problem("prompt", prompt) or _messages_problem("response", response)
+    if problem:
+        return problem
+    roles = ", ".join(message["role"] for message in response)
+    return None if roles == "assistant" else ("response is not one assistant message", f"its roles: {roles[:200]}")
+
+
+def _messages_problem(name: str, messages: Any) -> Problem | None:
+    if not isinstance(messages, list):
+        return f"{name} is not a list of messages", f"it is {type(messages).__name__}"
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict) or not isinstance(message["role"], str) or not message["role"].strip():
+            return "malformed message", f"message {number} of the {name} has no role"
+        for part in ("role", "content"):
+            problem = _text_problem(name, message[part])
+            # An empty system prompt, or an empty turn, is nothing unusual.
+            if problem and not problem[0].startswith("empty"):
+                return problem[0], f"{part} of message {number}: {problem[1]}"
+    return None if any(message["content"].strip() for message in messages) else (f"empty {name}", "")
+
+
+def _text_problem(name: str, text: Any) -> Problem | None:
+    if not isinstance(text, str):
+        return f"{name} is not text", f"it is {type(text).__name__}"
+    if not text.strip():
+        return f"empty {name}", ""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"{name} is not valid Unicode", error.reason
+    return None
+
+
+def _messages(value: Any) -> Any:
+    """Role and content of each message, so that a file and a table of many more columns give the same."""
+    if not isinstance(value, list):
+        return value
+    return [{"role": m.get("role"), "content": m.get("content")} if isinstance(m, dict) else m for m in value]
+
+
+TASKS: dict[str, Task] = {
+    "dolly": Task(("instruction", "response"), dolly, pair_problem, encode_pairs, optional=("context",)),
+    "prompt-completion": Task(("prompt", "completion"), prompt_completion, pair_problem, encode_pairs),
+    "conversational": Task(("messages",), conversational, chat_problem, encode_pairs),
+    "continuation": Task(("text",), continuation, lambda text, _: _text_problem("text", text), encode_continuations),
 }
-COLUMNS = {"dolly": ("instruction", "response"), "prompt-completion": ("prompt", "completion")}
 
 
 def check_task(task: str) -> None:

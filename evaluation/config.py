@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from data.config import option
 from data.errors import UserError
 from data.sources import SPLITS
-from data.tasks import check_task
+from data.tasks import TASKS, check_task
 
 
 @dataclass
@@ -17,7 +17,7 @@ class EvaluateConfig:
         None, "'facts' (the embedded example), a local .jsonl/.json/.parquet/.csv, or a hub id", required=True
     )
     out: str = option(None, "directory for report.md, report.json and the answers", required=True)
-    task: str = option("prompt-completion", "how a row becomes prompt and response: dolly or prompt-completion")
+    task: str = option("prompt-completion", "how a row becomes prompt and response: " + ", ".join(TASKS))
     split: str = option("test", "which half of the data to evaluate on: train, test or all")
     limit: int | None = option(None, "evaluate on the first so many examples of the split")
     max_new_tokens: int = option(256, "length of a greedy answer in tokens, at most")

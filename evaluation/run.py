@@ -76,8 +76,9 @@ def evaluate(config: EvaluateConfig) -> str:
 
     prepared: dict[str, list[Any]] = {}
     for name, path in models.items():
-        prepared[name], rejects = prepare_groups(examples, load_tokenizer(path), context_length(path))
-        require_groups(prepared[name], rejects, f"data set '{config.dataset}'")
+        groups, rejects, _ = prepare_groups(examples, config.task, load_tokenizer(path), context_length(path))
+        require_groups(groups, rejects, f"data set '{config.dataset}'")
+        prepared[name] = groups
         log.info("%s: %d examples, %s", name, len(prepared[name]), describe_rejects(rejects))
     # Models with other contexts or tokenizers reject other rows: compare them on the rows that all of them take.
     common = set.intersection(*({g.id for g in groups} for groups in prepared.values()))

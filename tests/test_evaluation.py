@@ -49,7 +49,8 @@ def test_answers_are_checked_against_the_world() -> None:
 
 def test_truth_logps_equal_the_models_own(reference: Path) -> None:
     tokenizer = load_tokenizer(str(reference))
-    groups, _ = prepare_groups(load_examples("facts", "prompt-completion", "test", 3), tokenizer, 128)
+    task = "prompt-completion"
+    groups = prepare_groups(load_examples("facts", task, "test", 3), task, tokenizer, 128).groups
     model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).eval()
     sums, per_token = [], []
     for group in groups:

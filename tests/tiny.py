@@ -82,7 +82,7 @@ def make_negative_set(out: Path, reference: Path, num_groups: int, num_negatives
 
     tokenizer = load_tokenizer(str(reference))
     examples = load_examples("facts", "prompt-completion", "train", num_groups)
-    groups, rejects = prepare_groups(examples, tokenizer, context_length(str(reference)))
+    groups, rejects, _ = prepare_groups(examples, "prompt-completion", tokenizer, context_length(str(reference)))
     draw = random.Random(0)
     for group in groups:
         for _ in range(num_negatives):

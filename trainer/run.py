@@ -171,7 +171,7 @@ def _load_dataset(script: ScriptArguments, tokenizer: Any, identity: dict[str, A
         return dataset, {"shards": checksums}
     assert script.dataset is not None
     examples = load_examples(script.dataset, script.task, script.split)
-    groups, rejects = prepare_groups(examples, tokenizer, context_length(script.model))
+    groups, rejects, _ = prepare_groups(examples, script.task, tokenizer, context_length(script.model))
     require_groups(groups, rejects, f"data set '{script.dataset}'")
     if rejects:
         log.warning("%d rows read, %s", len(examples), describe_rejects(rejects))
