@@ -26,7 +26,7 @@ class ShardRecord:
         rows_read, rows, rows_rejected: examples in, groups out, examples rejected; read = rows + rejected.
         rows_truncated: of the rows read, those whose text was cut to the longest length (task continuation).
         bytes, sha256: of the file.
-        tokens: {"prompt", "response", "negatives"} -> number of tokens.
+        tokens: "prompt", "response", "negatives", and of these each strategy -> number of tokens.
         seconds: strategy ("an", ...), "score" or ranking signal ("embedding", ...) -> wall time spent on it.
         attention_path: "packed" or "padded", the layout in which the reference scored it (trainer.logprobs).
     """

@@ -64,6 +64,14 @@ def _parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
     return buffer.getvalue()
 
 
+def _tokens_by_strategy(groups: Sequence[Group]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for group in groups:
+        for candidate in group.negatives:
+            counts[candidate.strategy] += len(candidate.ids)
+    return dict(sorted(counts.items()))
+
+
 class NegativeSetWriter:
     """Writes one negative set, shard by shard, in any order.
 
@@ -162,6 +170,7 @@ class NegativeSetWriter:
                 "prompt": sum(len(g.prompt_ids) for g in groups),
                 "response": sum(len(g.response_ids) for g in groups),
                 "negatives": sum(len(c.ids) for g in groups for c in g.negatives),
+                **_tokens_by_strategy(groups),
             },
             seconds={stage: round(value, 3) for stage, value in seconds.items()},
             attention_path=attention_path,

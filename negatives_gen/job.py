@@ -14,7 +14,7 @@ from data.manifest import Manifest, read_manifest
 from data.prepare import OVER_LONG_POLICY, describe_rejects
 from data.schema import Reject
 from data.shards import NegativeSetWriter
-from data.sources import READERS, SPLIT_SEED, open_source
+from data.sources import READERS, SPLIT_SEED, Source, open_source
 from negatives_gen.card import push_to_hub, write_card
 from negatives_gen.config import GenerateConfig, StrategyOptions
 from negatives_gen.embedder import REFERENCE
@@ -40,11 +40,25 @@ def generate(config: GenerateConfig, components: Components | None = None) -> Ma
             before its first shard is finished gives its directory up.
     """
     config.check()
+    source = open_source(local_path(config.dataset), config.task, config.split, config.limit, config.streaming)
+    work = make_work(config, source, components)
+
+    def prepare() -> tuple[int, dict[str, Any]]:
+        staged = stage_inputs(work.writer.folder, source, config.groups_per_shard)
+        if not work.writer.finished():
+            require_usable(work, staged.shards, f"data set '{config.dataset}'")
+        return staged.shards, {"examples": staged.examples, "examples_sha256": staged.examples_sha256}
+
+    return run_job(config, config.out, work, prepare)
+
+
+def make_work(config: GenerateConfig, source: Source, components: Components | None = None) -> Work:
+    """What the stages need to know, with all that decides the set in the writer's job. Raises UserError."""
     model = local_path(config.model)
     check_model(model)
     tokenizer = load_tokenizer(model, config.trust_remote_code)
     context = serving_context(config, model, tokenizer)
-    source = open_source(local_path(config.dataset), config.task, config.split, config.limit, config.streaming)
+    strategies, signals = config.strategy_settings(), config.signal_names()
     signal_options = make_signal_options(config, model)
     job = without_secrets(
         {
@@ -62,19 +76,19 @@ def generate(config: GenerateConfig, components: Components | None = None) -> Ma
                 "context": context,
                 "over_long": OVER_LONG_POLICY,
             },
-            "strategies": config.strategy_settings(),
-            "signals": signal_identities(config, config.signal_names(), signal_options),
+            "strategies": strategies,
+            "signals": signal_identities(config, signals, signal_options),
             "seed": config.seed,
             "groups_per_shard": config.groups_per_shard,
             "engine": config.engine,
         }
     )
-    writer = NegativeSetWriter(resolve_path(config.out), job, config.signal_names())
-    work = Work(
+    writer = NegativeSetWriter(resolve_path(config.out), job, signals)
+    return Work(
         model=model,
         source=StagedShards(writer.folder, config.task, model, context, config.trust_remote_code),
-        strategies=config.strategy_settings(),
-        signals=config.signal_names(),
+        strategies=strategies,
+        signals=signals,
         signal_options=signal_options,
         writer=writer,
         context=context,
@@ -84,14 +98,6 @@ def generate(config: GenerateConfig, components: Components | None = None) -> Ma
         trust_remote_code=config.trust_remote_code,
         components=components or Components(),
     )
-
-    def prepare() -> tuple[int, dict[str, Any]]:
-        staged = stage_inputs(writer.folder, source, config.groups_per_shard)
-        if not writer.finished():
-            require_usable(work, staged.shards, f"data set '{config.dataset}'")
-        return staged.shards, {"examples": staged.examples, "examples_sha256": staged.examples_sha256}
-
-    return run_job(config, config.out, work, prepare)
 
 
 def run_job(

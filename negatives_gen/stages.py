@@ -176,3 +176,6 @@ class ScoreStage(Stage):
         for (_, continuations), logps in zip(wanting, scores, strict=True):
             for continuation, logp in zip(continuations, logps, strict=True):
                 continuation.reference_logp = logp
+
+
+STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (SampleStage, AskStage, ScoreStage)}

@@ -1,0 +1,180 @@
+"""`python -m negatives_gen plan`: what a job will make and cost, from a small part of it."""
+
+import dataclasses
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from data.config import describe_options, load_config, option
+from data.errors import UserError, exit_on_user_error
+from data.log import start_logging
+from data.manifest import ShardRecord
+from negatives_gen.config import GenerateConfig
+from negatives_gen.strategies import load_strategy
+from negatives_gen.strategies.base import ASK, SAMPLE
+
+HELP = """usage: python -m negatives_gen plan --config FILE.yaml [--rows N] [--tokens_per_second X] [--devices D]
+
+Predict tokens, device-hours, shards and bytes of the job that FILE describes, for any number of rows. A sample of the
+rows goes through the real stages on this machine, which measures speed and lengths; with --tokens_per_second no model
+is loaded, and a sampled negative is taken to be as long as a ground truth. Nothing is written.
+
+options (of the job, and of the plan):
+{options}
+"""
+
+
+@dataclass
+class PlanConfig(GenerateConfig):
+    """The job, and how to predict it."""
+
+    out: str = option("", "not used: nothing is written")
+    rows: int | None = option(None, "predict for so many rows (default: those of the recipe)")
+    sample: int = option(96, "rows to measure")
+    tokens_per_second: float | None = option(None, "sampled tokens per second of one device, instead of measuring")
+    devices: int = option(1, "devices that work side by side")
+
+    def check(self) -> None:
+        super().check()
+        for key, value in {"rows": self.rows, "devices": self.devices}.items():
+            if value is not None and value < 1:
+                raise UserError(f"--{key} must be at least 1, got {value}.")
+        if self.sample < 6:
+            raise UserError(f"--sample must be at least 6 rows, got {self.sample}.")
+        if self.tokens_per_second is not None and self.tokens_per_second <= 0:
+            raise UserError(f"--tokens_per_second must be above 0, got {self.tokens_per_second}.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job will make and cost.
+
+    Attributes:
+        groups, rejected, shards, bytes: of the set; bytes are those of its shards.
+        tokens: "prompt", "response", "negatives" -> tokens in the set; "sampled": of negatives, from the engine.
+        requests: to the API of `un`.
+        device_hours: strategy, "score" or signal -> hours of one device, once it has started; from a given speed,
+            those of "sampling" alone.
+    """
+
+    rows: int
+    groups: int
+    rejected: int
+    shards: int
+    bytes: int
+    tokens: dict[str, int]
+    requests: int
+    device_hours: dict[str, float]
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(HELP.format(options=describe_options(PlanConfig)))
+        return
+    config = load_config(PlanConfig, argv, command="python -m negatives_gen plan")
+    start_logging()
+    print_plan(predict(config), config.devices)
+
+
+def predict(config: PlanConfig) -> Plan:
+    """Measure a sample and scale it. Raises UserError as `generate` does, and for a stream without --rows or --limit."""
+    from data.sources import open_source
+    from negatives_gen.job import local_path, make_work
+
+    config.check()
+    with tempfile.TemporaryDirectory() as folder:
+        config = dataclasses.replace(config, out=folder)
+        source = open_source(local_path(config.dataset), config.task, config.split, config.limit, config.streaming)
+        rows = config.rows or source.num_examples or config.limit
+        if rows is None:
+            raise UserError("a stream does not say how many rows it has: give --rows or --limit.")
+        work = make_work(config, source)
+        asked = {n: s["count"] for n, s in work.strategies.items() if load_strategy(n).stage == ASK}
+        work = dataclasses.replace(work, strategies={n: s for n, s in work.strategies.items() if n not in asked})
+        records = _measure(work, list(islice(source, config.sample)), measured=config.tokens_per_second is None)
+    return _scale(records, rows, config, asked)
+
+
+def _measure(work: Any, examples: Sequence[Any], *, measured: bool) -> list[ShardRecord]:
+    """Records of two shards, of two thirds and of one third of the examples, that really were made, without Ray."""
+    from negatives_gen.inputs import stage_inputs
+    from negatives_gen.job import require_usable
+    from negatives_gen.stages import STAGES
+
+    if len(examples) < 6:
+        raise UserError(f"the data set has only {len(examples)} rows in this split; a plan needs at least 6.")
+    staged = stage_inputs(work.writer.folder, examples, -(-2 * len(examples) // 3))
+    require_usable(work, staged.shards, "the sample")
+    if not measured:
+        from data.identity import load_tokenizer
+        from negatives_gen.standin import stand_in_components
+
+        shards = [work.source.load(index) for index in range(staged.shards)]
+        work = dataclasses.replace(work, components=stand_in_components(shards, len(load_tokenizer(work.model))))
+    stages = [STAGES[name](work) for name in work.stages]
+    for index in (1, 0):  # the small one first: it warms up what the other one times
+        row: dict[str, Any] = {"shard": index, "error": "", "payload": b""}
+        for stage in stages:
+            row = stage(row)
+        if row["error"]:
+            raise UserError(row["error"])
+    return work.writer.collect(staged.shards).shards
+
+
+def _scale(records: Sequence[ShardRecord], rows: int, config: PlanConfig, asked: dict[str, int]) -> Plan:
+    large, small = records
+    read, written = (sum(getattr(r, name) for r in records) for name in ("rows_read", "rows"))
+    share = written / read
+    groups = round(rows * share)
+    # A shard takes some bytes, and some more for each of its groups.
+    per_group = (large.bytes - small.bytes) / max(1, large.rows - small.rows)
+    per_shard = max(0.0, large.bytes - per_group * large.rows)
+    shards = math.ceil(rows / config.groups_per_shard)
+
+    tokens = {k: sum(r.tokens[k] for r in records) / max(1, written) for k in ("prompt", "response", "negatives")}
+    strategies = config.strategy_settings()
+    candidates = sum(s["count"] for n, s in strategies.items() if n not in asked)
+    answer = min(tokens["response"], float(config.max_new_tokens))
+    for count in asked.values():
+        per_group *= 1 + count / (candidates + 1)  # an answer takes as much as another candidate
+        tokens["negatives"] += count * answer
+    sampling = [name for name in strategies if load_strategy(name).stage == SAMPLE]
+    sampled = sum(r.tokens.get(name, 0) for r in records for name in sampling) / max(1, written)
+    if config.tokens_per_second is None:
+        hours = {name: seconds / large.rows * groups / 3600 for name, seconds in large.seconds.items()}
+    else:
+        hours = {"sampling": sampled * groups / config.tokens_per_second / 3600}
+    return Plan(
+        rows=rows,
+        groups=groups,
+        rejected=rows - groups,
+        shards=shards,
+        bytes=round(per_shard * shards + per_group * groups),
+        tokens={**{k: round(v * groups) for k, v in tokens.items()}, "sampled": round(sampled * groups)},
+        requests=sum(asked.values()) * groups,
+        device_hours=hours,
+    )
+
+
+def print_plan(plan: Plan, devices: int) -> None:
+    """A line for each prediction."""
+    lines = {
+        "rows": f"{plan.rows}, of which {plan.groups} groups and {plan.rejected} rejected",
+        "shards": f"{plan.shards}",
+        "bytes": f"{plan.bytes} ({plan.bytes / 2**20:.1f} MiB)",
+        **{f"{name} tokens": f"{count}" for name, count in plan.tokens.items() if count},
+    }
+    if plan.requests:
+        lines["API requests"] = f"{plan.requests}, and repetitions"
+    for name, hours in plan.device_hours.items():
+        lines[f"device-hours, {name}"] = f"{hours:.4g}"
+    total = sum(plan.device_hours.values())
+    lines["device-hours"] = f"{total:.4g}; on {devices} device(s) {total / devices:.4g} hours"
+    for name, value in lines.items():
+        print(f"{name:<24} {value}")
