@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def predict(config: PlanConfig) -> Plan:
-    """Measure a sample and scale it. Raises UserError as `generate` does, and for a stream without --rows or --limit."""
+    """Measure a sample and scale it. Raises UserError as `generate` does, and for a stream of unknown length."""
     from data.sources import open_source
     from negatives_gen.job import local_path, make_work
 

@@ -1,7 +1,6 @@
 """A Ray cluster of its own on this machine, of one or more nodes, whose processes can be found and killed."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -63,10 +62,8 @@ class RayCluster:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for node in self.nodes:
-            self._stop(node, signal.SIGTERM)
-        for node in self.nodes:
-            node.wait(timeout=60)
+        for number in range(len(self.nodes)):
+            self.kill_node(number)
 
     def add_node(self) -> None:
         """One more node."""
@@ -75,6 +72,8 @@ class RayCluster:
 
     def kill_node(self, number: int) -> None:
         """SIGKILL every process of a node."""
+        if self.nodes[number].poll() is not None:
+            return
         processes = psutil.Process(self.nodes[number].pid).children(recursive=True)
         for process in [psutil.Process(self.nodes[number].pid), *processes]:
             process.kill()
@@ -104,10 +103,6 @@ class RayCluster:
                 command, env=self.env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
         )
-
-    def _stop(self, node: subprocess.Popen, how: int) -> None:
-        if node.poll() is None:
-            os.killpg(node.pid, how)
 
     def _wait_until_up(self) -> None:
         for _ in range(60):

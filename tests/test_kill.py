@@ -57,11 +57,10 @@ def start(cluster: RayCluster, reference: Path, out: Path, *, seconds_per_prompt
 
 
 def checksums(out: Path) -> dict[str, str]:
-    """SHA-256 of every shard that has its record."""
-    records = {path.stem for path in out.glob("_job/shard-*.json")}
-    return {
-        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in out.glob("shard-*.parquet") if p.stem in records
-    }
+    """SHA-256 of every finished shard: with a record, or with a manifest, for which the records are removed."""
+    records = [out / f"{record.stem}.parquet" for record in out.glob("_job/shard-*.json")]
+    finished = out.glob("shard-*.parquet") if (out / "manifest.json").exists() else records
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in finished}
 
 
 def made(group: Group, strategy: str) -> list[tuple[list[int], str, str | None]]:

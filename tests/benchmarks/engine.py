@@ -55,12 +55,10 @@ def main() -> None:
     median = {name: statistics.median(values) for name, values in speeds.items()}
     for name, values in speeds.items():
         share = median["AN stage"] / median[name]
-        print(
-            f"| {name} | {median[name]:.0f} tokens/s ({min(values):.0f} to {max(values):.0f}) | AN stage is {share:.2f} x |"
-        )
-    print(
-        f"| transformers.generate, best batch size | {hub:.0f} tokens/s | AN stage is {median['AN stage'] / hub:.2f} x |"
-    )
+        spread = f"{min(values):.0f} to {max(values):.0f}"
+        print(f"| {name} | {median[name]:.0f} tokens/s ({spread}) | AN stage is {share:.2f} x |")
+    share = median["AN stage"] / hub
+    print(f"| transformers.generate, best batch size | {hub:.0f} tokens/s | AN stage is {share:.2f} x |")
 
 
 def _transformers_speed(prompts: list[list[int]]) -> float:

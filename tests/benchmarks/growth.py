@@ -26,7 +26,8 @@ def run(rows: int, model: Path, folder: Path) -> tuple[float, float]:
             )
     code = (
         "import resource, sys, time; from tests.stubs import main; t = time.perf_counter(); code = main(sys.argv[1:]);"
-        "print('MEASURED', time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024); sys.exit(code)"
+        "memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024;"
+        "print('MEASURED', time.perf_counter() - t, memory); sys.exit(code)"
     )
     options = {
         "model": model, "dataset": data, "split": "all", "strategies": "an=3,bn=2", "embedder": "reference",

@@ -1,7 +1,7 @@
-"""The scorer against a padded one-sequence-per-candidate scorer, K = 12, Dolly lengths: `python -m tests.benchmarks.scorer`.
+"""The scorer against a padded one-sequence-per-candidate scorer, K = 12, Dolly lengths.
 
-Both score the same groups with the same model in float32; the padded one sorts by length and gets the best of several
-batch sizes. Their log-probabilities are compared.
+`python -m tests.benchmarks.scorer`. Both score the same groups with the same model in float32; the padded one sorts by
+length and gets the best of several batch sizes. Their log-probabilities are compared.
 """
 
 import statistics
