@@ -103,7 +103,7 @@ class NegativeSetWriter:
         names = self.folder.names()
         if MANIFEST in names:
             manifest = read_manifest(self.folder)
-            self._refuse_other_job({**manifest.job, "columns": manifest.signals, "parent": manifest.parent})
+            self._refuse_other_job({**manifest.job, "ranking signals": manifest.signals, "parent": manifest.parent})
             self.folder.remove(JOB_FOLDER)  # a crash between the manifest and this clean-up leaves it behind
             return False
         if JOB_FOLDER in names and "job.json" in self.folder.names(JOB_FOLDER):
@@ -256,7 +256,7 @@ class NegativeSetWriter:
             )
 
     def _claim(self) -> dict[str, Any]:
-        return {**self.job, "columns": self.signals, "parent": self.parent}
+        return {**self.job, "ranking signals": self.signals, "parent": self.parent}
 
     def _refuse_other_job(self, other: dict[str, Any]) -> None:
         difference = first_difference(other, self._claim(), ignore=(*NAMES, *RUNTIME))

@@ -195,7 +195,7 @@ def test_an_interrupted_job_goes_on_and_leaves_finished_shards_as_they_are(
     out = tmp_path / "set"
     (out / "_job").mkdir(parents=True)
     manifest = json.loads((generated / "manifest.json").read_text())
-    claim = {**manifest["job"], "signals": manifest["signals"]}
+    claim = {**manifest["job"], "ranking signals": manifest["signals"], "parent": None}
     (out / "_job/job.json").write_text(json.dumps(claim))
     (out / ".tmp-half").write_bytes(b"PAR1")
     rejects = [vars(r) for r in NegativeSet(str(generated)).rejects()]

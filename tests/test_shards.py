@@ -112,13 +112,14 @@ def test_the_manifest_counts_rows_tokens_bytes_and_seconds(finished: Path):
         "rows_read": 5,
         "rows_written": 3,
         "rows_rejected": 2,
+        "rows_truncated": 0,
         "rejected_by_reason": {"empty response": 1, "duplicate": 1},
     }
     assert all(shard.rows_read == shard.rows + shard.rows_rejected for shard in manifest.shards)
     first = manifest.shards[0]
     assert (first.file, first.rows_read, first.rows, first.rows_rejected) == ("shard-00000.parquet", 3, 2, 1)
     assert first.bytes == (finished / first.file).stat().st_size
-    assert first.tokens == {"prompt": 6, "response": 4, "negatives": 6}
+    assert first.tokens == {"prompt": 6, "response": 4, "negatives": 6, "an": 4, "bn": 2}
     assert (first.seconds, first.attention_path) == ({"sample": 1.235}, "packed")
     assert manifest.job == json.loads(json.dumps(JOB))
 
@@ -266,7 +267,7 @@ def test_the_same_job_with_other_signals_is_refused(tmp_path: Path, state: str):
     else:
         NegativeSetWriter(str(tmp_path), JOB, SIGNALS).begin()
     message = refusal(NegativeSetWriter(str(tmp_path), JOB, ["embedding"]).begin)
-    assert "its signals is ['embedding', 'rouge'], this job's is ['embedding']" in message
+    assert "its ranking signals is ['embedding', 'rouge'], this job's is ['embedding']" in message
 
 
 @pytest.mark.parametrize("similarity", [{}, {"embedding": 0.5}, {"embedding": 0.5, "rouge": 0.5, "bleu": 0.5}])

@@ -1,0 +1,59 @@
+"""Who gets what of a cluster, and which stages there are, without Ray."""
+
+from typing import Any
+
+import pytest
+
+from data.errors import UserError
+from negatives_gen.pipeline import Resources
+from negatives_gen.stages import Work
+
+
+def planned(*, cpus: float, gpus: int, **options: Any) -> Resources:
+    return Resources.plan(**{"samples": True, "num_engines": None, "engine": {}, **options}, cpus=cpus, gpus=gpus)
+
+
+@pytest.mark.parametrize(
+    ("options", "cpus", "gpus", "expected"),
+    [
+        ({}, 2.0, 0, Resources(1, 0, 1, 0, 0.9)),
+        ({}, 32.0, 0, Resources(1, 0, 1, 0, 16.0)),
+        ({"num_engines": 8}, 4.0, 0, Resources(8, 0, 8, 0, 0.225)),
+        ({}, 16.0, 1, Resources(1, 0.7, 1, 0.3, 8.0)),
+        ({"samples": False}, 2.0, 0, Resources(0, 0, 1, 0, 2.0)),
+        ({"samples": False}, 16.0, 4, Resources(0, 0, 4, 1, 4.0)),
+        ({"num_engines": 6}, 64.0, 8, Resources(6, 1, 2, 1, 8.0)),
+        ({"engine": {"tensor_parallel_size": 2}, "num_engines": 3}, 64.0, 8, Resources(3, 2, 2, 1, 12.0)),
+    ],
+)
+def test_every_actor_can_be_placed(options: dict, cpus: float, gpus: int, expected: Resources) -> None:
+    found = planned(**options, cpus=cpus, gpus=gpus)
+    assert found == expected
+    assert found.cpus * (found.engines + found.scorers) <= cpus
+    assert found.engine_gpus * found.engines + found.scorer_gpus * found.scorers <= gpus
+
+
+def test_an_engine_that_shares_its_gpu_leaves_room_for_the_scorer() -> None:
+    assert planned(cpus=8, gpus=1).engine_options == {"gpu_memory_utilization": 0.6}
+    assert planned(num_engines=1, cpus=8, gpus=2).engine_options == {}
+
+
+def test_more_engines_than_gpus_are_refused() -> None:
+    with pytest.raises(UserError, match="need 8 GPUs, the cluster has 4"):
+        planned(num_engines=4, engine={"tensor_parallel_size": 2}, cpus=8, gpus=4)
+
+
+@pytest.mark.parametrize(
+    ("strategies", "stages"),
+    [
+        ({"an": {}}, ["sample", "score"]),
+        ({"bn": {}, "mn": {}, "tn": {}}, ["score"]),  # no engine is started
+        ({"bn": {}, "un": {}}, ["ask", "score"]),
+        ({"an": {}, "un": {}}, ["sample", "ask", "score"]),
+        ({}, ["score"]),  # a set that is extended by ranking signals alone
+    ],
+)
+def test_only_the_stages_that_there_is_work_for_are_started(strategies: dict, stages: list[str]) -> None:
+    nothing: Any = None
+    work = Work("m", nothing, strategies, [], nothing, nothing, context=1, seed=0, dtype="float32", engine_options={})
+    assert work.stages == stages
