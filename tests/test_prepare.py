@@ -17,7 +17,8 @@ from tests.tiny import save_tiny_model
 TASK = "prompt-completion"
 
 # Writes a turn as <role>content<|endoftext|>; refuses a system prompt.
-TEMPLATE = """{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system prompts here') }}{% endif %}\
+TEMPLATE = """{% for m in messages %}
+{%- if m.role == 'system' %}{{ raise_exception('No system prompts here') }}{% endif -%}
 <{{ m.role }}>{{ m.content | trim }}{{ eos_token }}
 {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"""
 
@@ -231,7 +232,7 @@ def test_a_template_that_rewrites_the_answer_or_the_prompt(model: Path):
     [
         ((f"a{blank.EOS}", "b"), "special token in prompt", blank.EOS),
         (("a", f"b{blank.EOS}c"), "special token in response", blank.EOS),
-        (("\x00" * 30, "b"), "prompt too long", "49 tokens, context 32"),
+        (("\x00" * 32, "b"), "prompt too long", "47 tokens, context 32"),
     ],
 )
 def test_what_messages_say_is_checked_as_texts_are(
