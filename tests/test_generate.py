@@ -158,7 +158,7 @@ def test_the_manifest_says_what_made_the_set(generated: Path, trained: Path) -> 
     assert manifest["job"]["engine"] == {"max_num_seqs": 64}
     assert manifest["environment"]["packages"]["ray"].startswith("2.60")
     assert [s["rows_read"] for s in manifest["shards"]] == [5, 5, 4]
-    assert all(s["seconds"]["sample"] > 0 and s["attention_path"] == "packed" for s in manifest["shards"])
+    assert all(s["seconds"]["an"] > 0 and s["attention_path"] == "packed" for s in manifest["shards"])
     assert not list(generated.glob(".tmp-*"))
     assert not (generated / "_job").exists()
 

@@ -1,0 +1,100 @@
+"""A negative set on an object store: a local S3 server (moto). Real scorer, stub engine, no Ray."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import fsspec
+import pytest
+
+from data.errors import UserError
+from data.shards import NegativeSet
+from negatives_gen.config import GenerateConfig
+from negatives_gen.extend import ExtendConfig, extend
+from negatives_gen.job import generate
+from negatives_gen.stages import Components
+from tests.stubs import EngineStub
+from tests.without_ray import without_ray
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for key, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret-test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(key, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    boto3.client("s3").create_bucket(Bucket="negatives")
+    yield "s3://negatives"
+    server.stop()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def objects() -> dict[str, bytes]:
+    client = boto3.client("s3")
+    found = client.list_objects_v2(Bucket="negatives").get("Contents", [])
+    return {o["Key"]: client.get_object(Bucket="negatives", Key=o["Key"])["Body"].read() for o in found}
+
+
+def config(reference: Path, out: str, **options: Any) -> GenerateConfig:
+    return GenerateConfig(
+        model=str(reference), dataset="facts", limit=20, out=out, strategies="an=2,bn=1,mn=1,tn=1", groups_per_shard=8,
+        embedder="reference", **options,
+    )  # fmt: skip
+
+
+def test_a_set_on_s3_equals_one_on_a_disk_and_is_made_resumed_and_extended_there(
+    reference: Path, bucket: str, tmp_path: Path
+) -> None:
+    components = Components(engine=EngineStub)
+    with without_ray():
+        generate(config(reference, str(tmp_path / "set")), components)
+        generate(config(reference, f"{bucket}/a/set"), components)
+    assert sorted(objects()) == sorted(f"a/set/{path.name}" for path in (tmp_path / "set").iterdir())
+    stored, local = NegativeSet(f"{bucket}/a/set"), NegativeSet(str(tmp_path / "set"))
+    for group, other in zip(stored.groups(), local.groups(), strict=True):
+        assert group.id == other.id
+        for strategy in ("bn", "mn", "tn"):
+            ours, theirs = ([c.ids for c in g.negatives if c.strategy == strategy] for g in (group, other))
+            assert ours == theirs
+    with without_ray():
+        extend(f"{bucket}/a/set", ExtendConfig(out=f"{bucket}/b", strategies="tn=2"))
+    assert NegativeSet(f"{bucket}/b").manifest.job["strategies"]["tn"] == {"count": 2}
+
+
+def test_an_interrupted_job_on_s3_goes_on(reference: Path, bucket: str) -> None:
+    asked: list[int] = []
+
+    class FailingEngineStub(EngineStub):
+        """Fails at the second shard."""
+
+        def sample(self, prompts: Any, **request: Any) -> Any:
+            asked.append(len(prompts))
+            if len(asked) == 2:
+                raise UserError("the engine failed")
+            return super().sample(prompts, **request)
+
+    with without_ray():
+        with pytest.raises(UserError, match="the engine failed"):
+            generate(config(reference, f"{bucket}/set"), Components(engine=FailingEngineStub))
+        before = objects()
+        assert {"set/shard-00000.parquet", "set/_job/shard-00000.json", "set/_job/inputs.json"} <= before.keys()
+        generate(config(reference, f"{bucket}/set"), Components(engine=EngineStub))
+    after = objects()
+    assert after["set/shard-00000.parquet"] == before["set/shard-00000.parquet"]
+    assert not [key for key in after if "_job" in key or ".tmp" in key]
+    assert len(NegativeSet(f"{bucket}/set")) == 20
+    assert "secret-test" not in json.dumps([value.decode("latin1") for value in after.values()])
+
+
+def test_a_bucket_that_does_not_exist_is_one_line(reference: Path, bucket: str) -> None:
+    with without_ray(), pytest.raises(UserError, match="cannot write 'no-such-bucket/set/_job/job.json'"):
+        generate(config(reference, "s3://no-such-bucket/set"), Components(engine=EngineStub))
