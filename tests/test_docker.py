@@ -1,7 +1,7 @@
 """docker/ without a Docker engine: what the images copy and install, and the YAML of the two clusters.
 
-`SLOW=1` also carries out the Dockerfiles, step by step, in clean virtual environments (six minutes on two cores; the GPU
-variant is resolved, not installed). Set TORCH_CPU_INDEX, as for `make`, where torch's own index is out of reach.
+`SLOW=1` also carries out the Dockerfiles, step by step, in clean virtual environments (six minutes on two cores; the
+GPU variant is resolved, not installed). Set TORCH_CPU_INDEX, as for `make`, where torch's own index is out of reach.
 """
 
 import copy
