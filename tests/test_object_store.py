@@ -27,7 +27,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.start()
     host, port = server.get_host_and_port()
     for key, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret-test",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "secret-test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():  # fmt: skip
         monkeypatch.setenv(key, value)
@@ -96,5 +97,5 @@ def test_an_interrupted_job_on_s3_goes_on(reference: Path, bucket: str) -> None:
 
 
 def test_a_bucket_that_does_not_exist_is_one_line(reference: Path, bucket: str) -> None:
-    with without_ray(), pytest.raises(UserError, match="cannot write 'no-such-bucket/set/_job/job.json'"):
+    with without_ray(), pytest.raises(UserError, match="cannot write 'no-such-bucket/set/_job/job\\.json'"):
         generate(config(reference, "s3://no-such-bucket/set"), Components(engine=EngineStub))

@@ -1,4 +1,4 @@
-"""The pipeline without Ray, in this process, for tests of what surrounds it; Ray itself is in test_generate, test_kill."""
+"""The pipeline without Ray, in this process, for tests of what surrounds it. With Ray: test_generate, test_kill."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
