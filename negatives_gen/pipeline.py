@@ -35,11 +35,12 @@ def run_pipeline(
     _start_ray()
     cluster = ray.cluster_resources()
     stages = work.stages
+    ask_cpus = ASK_CPUS if ASK in stages else 0.0
     resources = Resources.plan(
         samples=SAMPLE in stages,
         num_engines=num_engines,
         engine=work.engine_options,
-        cpus=cluster.get("CPU", 1.0) - (ASK_CPUS if ASK in stages else 0),
+        node_cpus=[node["Resources"].get("CPU", 0.0) - ask_cpus for node in ray.nodes() if node["Alive"]],
         gpus=int(cluster.get("GPU", 0)),
     )
     log.info("Ray: %s", resources)
@@ -93,13 +94,14 @@ class Resources:
 
     @classmethod
     def plan(
-        cls, *, samples: bool, num_engines: int | None, engine: dict[str, Any], cpus: float, gpus: int
+        cls, *, samples: bool, num_engines: int | None, engine: dict[str, Any], node_cpus: Sequence[float], gpus: int
     ) -> "Resources":
         """Share out a cluster.
 
         Args:
             samples: whether engines are needed at all.
             num_engines, engine: what the user asked for, see `negatives_gen.config`.
+            node_cpus: cores of each node; an actor lies on one node.
 
         Raises:
             UserError: the engines need more GPUs than there are.
@@ -107,7 +109,10 @@ class Resources:
 
         def share(actors: int) -> float:
             """Cores per actor: whole ones where there are enough, else a part of one, so that all can be placed."""
-            return float(cpus // actors) if cpus > actors else 0.9 * cpus / actors
+            cores = max(1.0, float(sum(node_cpus) // actors))
+            while sum(int(cpus / cores) for cpus in node_cpus) < actors and cores > 0.01:
+                cores = cores - 1 if cores > 1 else round(0.9 * cores, 3)
+            return cores
 
         if not samples:
             scorers = gpus or 1

@@ -22,6 +22,7 @@ class Progress:
         self.json = log_format == "json"
         self.groups = self.rejected = self.tokens = 0
         self.started = time.perf_counter()
+        self.first: float | None = None  # when the first shard was written
         self._say(
             {"event": "start", "shards": total, "shards_done": done}, f"{total} shards, {total - done} of them to do"
         )
@@ -31,7 +32,10 @@ class Progress:
         self.done += 1
         self.groups, self.rejected, self.tokens = self.groups + rows, self.rejected + rejected, self.tokens + tokens
         seconds = time.perf_counter() - self.started
-        left = seconds / (self.done - self.before) * (self.total - self.done)
+        self.first = self.first or time.perf_counter()
+        shards = self.done - self.before - 1  # since the first one, or the start of the engine would count as work
+        pace = (time.perf_counter() - self.first) / shards if shards else seconds
+        left = pace * (self.total - self.done)
         self._say(
             {
                 "event": "shard",

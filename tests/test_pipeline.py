@@ -9,38 +9,41 @@ from negatives_gen.pipeline import Resources
 from negatives_gen.stages import Work
 
 
-def planned(*, cpus: float, gpus: int, **options: Any) -> Resources:
-    return Resources.plan(**{"samples": True, "num_engines": None, "engine": {}, **options}, cpus=cpus, gpus=gpus)
+def planned(*, cpus: list[float], gpus: int, **options: Any) -> Resources:
+    return Resources.plan(**{"samples": True, "num_engines": None, "engine": {}, **options}, node_cpus=cpus, gpus=gpus)
 
 
 @pytest.mark.parametrize(
     ("options", "cpus", "gpus", "expected"),
     [
-        ({}, 2.0, 0, Resources(1, 0, 1, 0, 0.9)),
-        ({}, 32.0, 0, Resources(1, 0, 1, 0, 16.0)),
-        ({"num_engines": 8}, 4.0, 0, Resources(8, 0, 8, 0, 0.225)),
-        ({}, 16.0, 1, Resources(1, 0.7, 1, 0.3, 8.0)),
-        ({"samples": False}, 2.0, 0, Resources(0, 0, 1, 0, 2.0)),
-        ({"samples": False}, 16.0, 4, Resources(0, 0, 4, 1, 4.0)),
-        ({"num_engines": 6}, 64.0, 8, Resources(6, 1, 2, 1, 8.0)),
-        ({"engine": {"tensor_parallel_size": 2}, "num_engines": 3}, 64.0, 8, Resources(3, 2, 2, 1, 12.0)),
+        ({}, [2.0], 0, Resources(1, 0, 1, 0, 1)),
+        ({}, [32.0], 0, Resources(1, 0, 1, 0, 16)),
+        ({}, [1.0], 0, Resources(1, 0, 1, 0, 0.478)),
+        ({}, [16.0], 1, Resources(1, 0.7, 1, 0.3, 8)),
+        ({"samples": False}, [2.0], 0, Resources(0, 0, 1, 0, 2)),
+        ({"samples": False}, [16.0], 4, Resources(0, 0, 4, 1, 4)),
+        ({"num_engines": 6}, [64.0], 8, Resources(6, 1, 2, 1, 8)),
+        ({"engine": {"tensor_parallel_size": 2}, "num_engines": 3}, [64.0], 8, Resources(3, 2, 2, 1, 12)),
+        # An actor lies on one node: three nodes of 2 cores have room for none of 3.
+        ({}, [2.0, 2.0, 2.0], 0, Resources(1, 0, 1, 0, 2)),
+        ({"num_engines": 2}, [0.0, 4.0, 2.0], 0, Resources(2, 0, 2, 0, 1)),
     ],
 )
-def test_every_actor_can_be_placed(options: dict, cpus: float, gpus: int, expected: Resources) -> None:
+def test_every_actor_can_be_placed(options: dict, cpus: list[float], gpus: int, expected: Resources) -> None:
     found = planned(**options, cpus=cpus, gpus=gpus)
     assert found == expected
-    assert found.cpus * (found.engines + found.scorers) <= cpus
+    assert found.engines + found.scorers <= sum(int(node / found.cpus) for node in cpus)
     assert found.engine_gpus * found.engines + found.scorer_gpus * found.scorers <= gpus
 
 
 def test_an_engine_that_shares_its_gpu_leaves_room_for_the_scorer() -> None:
-    assert planned(cpus=8, gpus=1).engine_options == {"gpu_memory_utilization": 0.6}
-    assert planned(num_engines=1, cpus=8, gpus=2).engine_options == {}
+    assert planned(cpus=[8], gpus=1).engine_options == {"gpu_memory_utilization": 0.6}
+    assert planned(num_engines=1, cpus=[8], gpus=2).engine_options == {}
 
 
 def test_more_engines_than_gpus_are_refused() -> None:
     with pytest.raises(UserError, match="need 8 GPUs, the cluster has 4"):
-        planned(num_engines=4, engine={"tensor_parallel_size": 2}, cpus=8, gpus=4)
+        planned(num_engines=4, engine={"tensor_parallel_size": 2}, cpus=[8], gpus=4)
 
 
 @pytest.mark.parametrize(
