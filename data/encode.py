@@ -104,8 +104,9 @@ def special_ids(tokenizer: Any) -> set[int]:
 
 def _encode_texts(pairs: Sequence[tuple[str, str]], tokenizer: Any, max_length: int) -> list[Encoded | Problem]:
     special = special_ids(tokenizer)
-    prompts = _tokenize(tokenizer, [prompt for prompt, _ in pairs], add_special_tokens=True)
-    bare_prompts = _tokenize(tokenizer, [prompt for prompt, _ in pairs], add_special_tokens=False)
+    bare_prompts = prompts = _tokenize(tokenizer, [prompt for prompt, _ in pairs], add_special_tokens=False)
+    if _adds_special_tokens(tokenizer):
+        prompts = _tokenize(tokenizer, [prompt for prompt, _ in pairs], add_special_tokens=True)
     responses = _tokenize(tokenizer, [response for _, response in pairs], add_special_tokens=False)
     outcomes: list[Encoded | Problem] = []
     for (prompt, response), *ids in zip(pairs, prompts, bare_prompts, responses, strict=True):
@@ -211,8 +212,18 @@ def _tokenize(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool) ->
 def _bos(tokenizer: Any) -> list[int]:
     """The BOS that the tokenizer puts before a text, if it does."""
     bos = [tokenizer.bos_token_id]
-    with_special, bare = (tokenizer(["a"], add_special_tokens=added)["input_ids"][0] for added in (True, False))
+    with_special, bare = _probed(tokenizer)
     return bos if with_special[:1] == bos != bare[:1] else []
+
+
+def _adds_special_tokens(tokenizer: Any) -> bool:
+    with_special, bare = _probed(tokenizer)
+    return with_special != bare
+
+
+def _probed(tokenizer: Any) -> list[list[int]]:
+    """Ids of some text with and without the special tokens that the tokenizer adds."""
+    return [tokenizer(["a"], add_special_tokens=added)["input_ids"][0] for added in (True, False)]
 
 
 def _spell(ids: set[int], tokenizer: Any) -> str:

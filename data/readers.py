@@ -22,10 +22,10 @@ BYTES = "latin-1"
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A line that holds no row.
+    """What should have been a row and is none.
 
     Attributes:
-        text: of the line.
+        text: of the line, or which row it is.
         reason, detail: as in `data.schema.Reject`.
     """
 
@@ -64,7 +64,12 @@ class Rows:
         """The rows with these numbers; not of a stream."""
         if isinstance(self.source, list):
             return [self.source[number] for number in numbers]
-        columns = self.source[numbers]
+        try:
+            columns = self.source[numbers]
+        except UnicodeDecodeError as error:  # a Parquet file may hold any bytes as text
+            if len(numbers) > 1:
+                return [row for number in numbers for row in self.fetch([number])]
+            return [Unreadable(f"row {numbers[0]}", "not UTF-8", error.reason)]
         return [self._parsed(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
     def _parsed(self, row: Any) -> Any:

@@ -68,8 +68,11 @@ def continuation(row: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def pair_problem(prompt: Any, response: Any) -> Problem | None:
     """What is wrong with a prompt and a response: two texts or two lists of messages."""
-    if isinstance(prompt, list):
-        return chat_problem(prompt, response)
+    return (chat_problem if isinstance(prompt, list) else text_problem)(prompt, response)
+
+
+def text_problem(prompt: Any, response: Any) -> Problem | None:
+    """What is wrong with a prompt and a response that must be texts."""
     return _text_problem("prompt", prompt) or _text_problem("response", response)
 
 
@@ -116,7 +119,7 @@ def _messages(value: Any) -> Any:
 
 
 TASKS: dict[str, Task] = {
-    "dolly": Task(("instruction", "response"), dolly, pair_problem, encode_pairs, optional=("context",)),
+    "dolly": Task(("instruction", "response"), dolly, text_problem, encode_pairs, optional=("context",)),
     "prompt-completion": Task(("prompt", "completion"), prompt_completion, pair_problem, encode_pairs),
     "conversational": Task(("messages",), conversational, chat_problem, encode_pairs),
     "continuation": Task(("text",), continuation, lambda text, _: _text_problem("text", text), encode_continuations),
