@@ -1,0 +1,92 @@
+"""The whole job against its stages alone on the same groups, and where the time goes: `python -m tests.benchmarks.job`.
+
+base-6m on Dolly with all strategies and the reference as embedder. The job is `python -m negatives_gen`; each stage
+alone is a process of its own that loads what it needs and works through the same shards, so both sides count their
+starts.
+"""
+
+import dataclasses
+import json
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from negatives_gen.config import GenerateConfig
+from tests.benchmarks.dolly import DOLLY, MODEL
+
+ROWS = 384
+OPTIONS = {
+    "model": MODEL, "dataset": DOLLY, "task": "dolly", "limit": ROWS, "groups_per_shard": 64,
+    "strategies": "an=4,bn=2,mn=3,tn=2", "max_new_tokens": 64, "embedder": "reference",
+}  # fmt: skip
+
+
+def work_of(folder: Path):
+    from data.sources import open_source
+    from negatives_gen.job import make_work
+
+    config = GenerateConfig(**OPTIONS, out=str(folder / "set"))
+    source = open_source(config.dataset, config.task, config.split, config.limit)
+    return config, source, make_work(config, source)
+
+
+def stage_alone(name: str, folder: Path) -> None:
+    """In a child process: one stage, over all shards; what it passes on lies in files."""
+    from negatives_gen.inputs import stage_inputs
+    from negatives_gen.stages import STAGES
+
+    config, source, work = work_of(folder)
+    if name == "read":
+        work.writer.begin()
+        stage_inputs(work.writer.folder, source, config.groups_per_shard)
+        return
+    work = dataclasses.replace(work, writer=pickle.loads(pickle.dumps(work.writer)))
+    staged = stage_inputs(work.writer.folder, [], config.groups_per_shard)
+    stage = STAGES[name](work)
+    for index in range(staged.shards):
+        payload = folder / f"{index}.pickle"
+        row = {"shard": index, "error": "", "payload": payload.read_bytes() if name != "sample" else b""}
+        row = stage(row)
+        assert not row["error"], row["error"]
+        if name == "sample":
+            payload.write_bytes(row["payload"])
+
+
+def timed(*command: str) -> float:
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    if sys.argv[1:]:
+        return stage_alone(sys.argv[1], Path(sys.argv[2]))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        alone = {stage: timed("tests.benchmarks.job", stage, name) for stage in ("read", "sample", "score")}
+        words = [word for key, value in OPTIONS.items() for word in (f"--{key}", str(value))]
+        whole = timed("negatives_gen", *words, "--out", str(folder / "whole"))
+        manifest = json.loads((folder / "whole/manifest.json").read_text())
+    total = sum(alone.values())
+    print(f"base-6m, {manifest['counts']['rows_written']} Dolly groups, {OPTIONS['strategies']}, wall time with starts")
+    for stage, seconds in alone.items():
+        print(f"| {stage} alone | {seconds:.0f} s |")
+    print(f"| sum of the stages alone | {total:.0f} s |")
+    print(f"| whole job | {whole:.0f} s, {whole / total:.2f} x the sum |")
+    parts: dict[str, float] = {}
+    for record in manifest["shards"]:
+        for part, seconds in record["seconds"].items():
+            parts[part] = parts.get(part, 0) + seconds
+    print(
+        "| inside the job, by part | " + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in parts.items()) + " |"
+    )
+    return None
+
+
+if __name__ == "__main__":
+    main()
