@@ -10,7 +10,7 @@ from data.schema import Group, Reject
 from data.sources import Example, shown
 from data.tasks import TASKS
 
-# What happens to a row that does not fit into the model's context; written into the manifest.
+# What happens to a row that does not fit into the model's context, unless its task says otherwise (Task.over_long).
 OVER_LONG_POLICY = "reject"
 
 

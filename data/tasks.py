@@ -27,6 +27,7 @@ class Task:
         problem: prompt, response -> why they are unusable, seen without a tokenizer, or None.
         encode: many usable ones -> tokens.
         optional: columns that are used if they are there.
+        over_long: what happens to a row that does not fit into the longest length: "reject" or "truncate".
     """
 
     columns: tuple[str, ...]
@@ -34,6 +35,7 @@ class Task:
     problem: Callable[[Any, Any], Problem | None]
     encode: Encode
     optional: tuple[str, ...] = ()
+    over_long: str = "reject"
 
 
 def dolly(row: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -122,7 +124,13 @@ TASKS: dict[str, Task] = {
     "dolly": Task(("instruction", "response"), dolly, text_problem, encode_pairs, optional=("context",)),
     "prompt-completion": Task(("prompt", "completion"), prompt_completion, pair_problem, encode_pairs),
     "conversational": Task(("messages",), conversational, chat_problem, encode_pairs),
-    "continuation": Task(("text",), continuation, lambda text, _: _text_problem("text", text), encode_continuations),
+    "continuation": Task(
+        ("text",),
+        continuation,
+        lambda text, _: _text_problem("text", text),
+        encode_continuations,
+        over_long="truncate",
+    ),
 }
 
 
