@@ -10,9 +10,6 @@ from data.schema import Group, Reject
 from data.sources import Example, shown
 from data.tasks import TASKS
 
-# What happens to a row that does not fit into the model's context, unless its task says otherwise (Task.over_long).
-OVER_LONG_POLICY = "reject"
-
 
 class Prepared(NamedTuple):
     """Groups and rejects in the order of the examples, and how many of the groups hold a text that was cut."""

@@ -11,10 +11,11 @@ from data.config import in_ray_job, resolve_path
 from data.errors import UserError
 from data.identity import check_model, context_length, load_tokenizer, tokenizer_hash, weights_hash
 from data.manifest import Manifest, read_manifest
-from data.prepare import OVER_LONG_POLICY, describe_rejects
+from data.prepare import describe_rejects
 from data.schema import Reject
 from data.shards import NegativeSetWriter
 from data.sources import READERS, SPLIT_SEED, Source, open_source
+from data.tasks import TASKS
 from negatives_gen.card import push_to_hub, write_card
 from negatives_gen.config import GenerateConfig, StrategyOptions
 from negatives_gen.embedder import REFERENCE
@@ -74,7 +75,7 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
                 "examples": source.num_examples,
                 "examples_sha256": source.fingerprint,
                 "context": context,
-                "over_long": OVER_LONG_POLICY,
+                "over_long": TASKS[config.task].over_long,
             },
             "strategies": strategies,
             "signals": signal_identities(config, signals, signal_options),
