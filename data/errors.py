@@ -5,6 +5,8 @@ import functools
 import sys
 from collections.abc import Callable, Iterable
 
+from data.privacy import scrub
+
 
 class UserError(ValueError):
     """Bad input. The message is a single line meant for the user, without a stack trace."""
@@ -53,7 +55,7 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
             if said is None:
                 raise
             line = " ".join(str(said).split())
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {scrub(line)}", file=sys.stderr)
             return 2
 
     return wrapped

@@ -13,6 +13,7 @@ from data.config import describe_options, load_config, option, resolve_path
 from data.errors import UserError, exit_on_user_error
 from data.log import start_logging
 from data.manifest import MANIFEST, Manifest
+from data.privacy import without_secrets
 from data.shards import NegativeSet, NegativeSetWriter
 from data.storage import sha256
 from data.strategies import parse_counts
@@ -95,9 +96,9 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
 
     writer = NegativeSetWriter(
         resolve_path(config.out),
-        {**job, "strategies": strategies, "signals": identities},
+        without_secrets({**job, "strategies": strategies, "signals": identities}),
         names,
-        parent={"name": path, "manifest_sha256": sha256(parent.folder.read(MANIFEST))},
+        parent={"name": without_secrets(path), "manifest_sha256": sha256(parent.folder.read(MANIFEST))},
     )
     work = Work(
         model=model,

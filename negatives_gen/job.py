@@ -5,13 +5,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from data.privacy import without_secrets
-
 from data.config import in_ray_job, resolve_path
 from data.errors import UserError
 from data.identity import check_model, context_length, load_tokenizer, tokenizer_hash, weights_hash
 from data.manifest import Manifest, read_manifest
 from data.prepare import describe_rejects
+from data.privacy import without_secrets
 from data.schema import Reject
 from data.shards import NegativeSetWriter
 from data.sources import READERS, SPLIT_SEED, Source, open_source
@@ -110,10 +109,22 @@ def run_job(
         out: the directory as the user wrote it.
         prepare: called once the directory is ours: number of shards, and `Manifest.inputs`.
     """
+    manifest = _finished(work.writer, out) or _made(config, work, prepare)
+    if config.push_to_hub:
+        push_to_hub(work.writer.folder.path, config.push_to_hub)
+    return manifest
+
+
+def _finished(writer: NegativeSetWriter, out: str) -> Manifest | None:
+    """The set's manifest if it is complete already; else the directory is ours."""
+    if writer.begin():
+        return None
+    log.info("%s is complete already", out)
+    return read_manifest(writer.folder)
+
+
+def _made(config: StrategyOptions, work: Work, prepare: Callable[[], tuple[int, dict[str, Any]]]) -> Manifest:
     writer = work.writer
-    if not writer.begin():
-        log.info("%s is complete already", out)
-        return read_manifest(writer.folder)
     try:
         num_shards, inputs = prepare()
         finished = writer.finished()
@@ -127,8 +138,6 @@ def run_job(
     manifest = writer.collect(num_shards, inputs)
     write_card(writer.folder, manifest)
     writer.seal(manifest)
-    if config.push_to_hub:
-        push_to_hub(writer.folder.path, config.push_to_hub)
     return manifest
 
 

@@ -1,0 +1,42 @@
+"""What must not get into manifests and logs: keys, passwords, and the home directory with its user's name."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+HIDDEN = "***"
+SECRET_OPTION = re.compile(r"(.*[_-])?(api[_-]?key|access[_-]?key|token|secret|password|passwd|credentials?)", re.IGNORECASE)
+# Options of tokenizers, whose names end alike.
+NO_SECRETS = re.compile(r"(bos|eos|pad|unk|sep|cls|mask)_token")
+SECRET_VARIABLE = re.compile(r".*(KEY|TOKEN|SECRET|PASSWORD)", re.IGNORECASE)
+SHORTEST_SECRET = 8  # characters; a shorter value would be found in innocent text
+USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def without_secrets(value: Any) -> Any:
+    """A JSON-like value for a manifest: texts under keys such as `hf_token` hidden, URLs without user and password,
+    the home directory as ~."""
+    if isinstance(value, dict):
+        return {key: HIDDEN if _is_secret(key, item) else without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item) for item in value]
+    return _without_home(USERINFO.sub("", value)) if isinstance(value, str) else value
+
+
+def scrub(text: str) -> str:
+    """A line for a log: values of environment variables such as OPENAI_API_KEY hidden, the home directory as ~."""
+    for name, secret in os.environ.items():
+        if SECRET_VARIABLE.fullmatch(name) and len(secret) >= SHORTEST_SECRET:
+            text = text.replace(secret, HIDDEN)
+    return _without_home(USERINFO.sub("", text))
+
+
+def _is_secret(key: Any, value: Any) -> bool:
+    name = str(key)
+    return isinstance(value, str) and bool(SECRET_OPTION.fullmatch(name)) and not NO_SECRETS.fullmatch(name)
+
+
+def _without_home(text: str) -> str:
+    home = str(Path.home())
+    return re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text) if home not in ("", "/") else text

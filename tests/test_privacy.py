@@ -1,0 +1,51 @@
+"""No key and no home path in manifests or logs."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from data.errors import UserError, exit_on_user_error
+from data.log import ScrubbingFormatter
+from data.privacy import scrub, without_secrets
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+    monkeypatch.setenv("SHORT_KEY", "key")
+
+
+def test_manifests_hold_no_secret_and_no_home() -> None:
+    engine = {
+        "hf_token": "hf_abc", "api-key": "k", "AWS_SECRET_ACCESS_KEY": "s", "max_tokens": 5, "eos_token": "</s>",
+        "tokenizer": "/home/ada/tokenizer", "nested": [{"password": "p", "token": 7}], "seed": None,
+    }  # fmt: skip
+    assert without_secrets({"engine": engine, "name": "/home/ada", "url": "https://me:pw@host/v1"}) == {
+        "engine": {
+            "hf_token": "***", "api-key": "***", "AWS_SECRET_ACCESS_KEY": "***", "max_tokens": 5, "eos_token": "</s>",
+            "tokenizer": "~/tokenizer", "nested": [{"password": "***", "token": 7}], "seed": None,
+        },
+        "name": "~",
+        "url": "https://host/v1",
+    }  # fmt: skip
+
+
+def test_other_homes_and_names_that_begin_alike_stay() -> None:
+    assert without_secrets("/home/adam/x /home/ada-b /data/home/ada/x") == "/home/adam/x /home/ada-b /data/home/ada/x"
+
+
+def test_log_lines_hold_no_secret_and_no_home() -> None:
+    assert scrub("cannot write /home/ada/set with sk-0123456789: key") == "cannot write ~/set with ***: key"
+    record = logging.LogRecord("x", logging.INFO, "f", 1, "key %s in %s", ("sk-0123456789", Path("/home/ada/x")), None)
+    assert ScrubbingFormatter("%(message)s").format(record) == "key *** in ~/x"
+
+
+def test_errors_hold_no_secret_and_no_home(capsys: pytest.CaptureFixture[str]) -> None:
+    @exit_on_user_error
+    def main(argv: list[str] | None = None) -> None:
+        raise UserError("'/home/ada/x' is refused for sk-0123456789")
+
+    assert main([]) == 2
+    assert capsys.readouterr().err == "error: '~/x' is refused for ***\n"
