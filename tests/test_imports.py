@@ -37,7 +37,7 @@ NEVER_MODULE = {
 }
 # Modules whose whole point is the forbidden library, tested elsewhere by name.
 ONLY_VLLM = "negatives_gen.engine"
-ONLY_RAY = "negatives_gen.job"
+ONLY_RAY = "negatives_gen.pipeline"
 
 
 def modules() -> list[str]:
@@ -78,7 +78,7 @@ def test_sources_import_only_what_the_table_allows(module: str) -> None:
             assert all(within(n, MAY_IMPORT[room]) for n in allowed), f"{module} imports {name}"
 
 
-def test_only_the_engine_imports_vllm_and_only_the_job_imports_ray() -> None:
+def test_only_the_engine_imports_vllm_and_only_the_pipeline_imports_ray() -> None:
     assert {m for m in modules() if any(within(n, ("vllm",)) for n in imported_names(m))} == {ONLY_VLLM}
     assert {m for m in modules() if any(within(n, ("ray",)) for n in imported_names(m))} == {ONLY_RAY}
 
