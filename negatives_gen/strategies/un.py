@@ -1,0 +1,151 @@
+"""UN: unhelpful responses, written by a model behind an OpenAI-compatible API (the paper's data for DPO)."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from data.encode import special_ids
+from data.errors import UserError, did_you_mean
+from data.privacy import SECRET_OPTION, USERINFO
+from data.schema import Candidate, Group
+from negatives_gen.api import OPENAI_URL, Answer, ChatAPI, read_key
+from negatives_gen.strategies.base import ASK, MAX_ROUNDS, Novelty, Strategy, Tools, derive_seed
+
+if TYPE_CHECKING:
+    from negatives_gen.config import StrategyOptions
+
+# The paper's, to the letter.
+TEMPLATE = (
+    "Given the ground truth instruction and response, can you generate a not helpful response?\n"
+    " Instruction: {}\nResponse: {}\nNot helpful response:"
+)
+# Key of --api -> default. The last three do not decide what is made.
+DEFAULTS: dict[str, Any] = {
+    "model": None,
+    "base_url": OPENAI_URL,
+    "temperature": 1.0,
+    "max_tokens": None,
+    "concurrency": 16,
+    "timeout": 60.0,
+    "retries": 5,
+}
+RUNTIME = ("concurrency", "timeout", "retries")
+
+
+class Unhelpful(Strategy):
+    """Asks once per missing candidate; what is empty, the ground truth or a repetition is asked again, for MAX_ROUNDS.
+
+    A candidate is the answer without surrounding white space, behind the white space that the ground truth begins
+    with. It ends with EOS if the API's model had finished and the answer fits behind the prefix; else it is cut.
+    """
+
+    name = "un"
+    summary = "unhelpful: written by a model behind an API"
+    stage = ASK
+
+    def settings(self, options: "StrategyOptions") -> dict[str, Any]:
+        for key in options.api:
+            if key not in DEFAULTS and SECRET_OPTION.fullmatch(str(key)):
+                raise UserError(f"--api.{key} is not an option: the key comes from $OPENAI_API_KEY only.")
+            if key not in DEFAULTS:
+                raise UserError(
+                    f"unknown option --api.{key}.{did_you_mean(str(key), DEFAULTS)} Known: {', '.join(DEFAULTS)}."
+                )
+        api = {**DEFAULTS, "max_tokens": options.max_new_tokens, **options.api}
+        if not isinstance(api["model"], str) or not api["model"]:
+            raise UserError("strategy 'un' needs --api.model: the name of a chat model that the API serves.")
+        api["base_url"] = _checked_url(api["base_url"])
+        _require_number(api, "temperature", 0)
+        _require_number(api, "max_tokens", 1, whole=True)
+        _require_number(api, "concurrency", 1, whole=True)
+        _require_number(api, "timeout", 0.001)
+        _require_number(api, "retries", 0, whole=True)
+        read_key(api["base_url"])
+        decides = {key: value for key, value in api.items() if key not in RUNTIME}
+        return {**decides, "runtime": {key: api[key] for key in RUNTIME}}
+
+    def add(
+        self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
+    ) -> dict[str, str]:
+        return asyncio.run(self._add(groups, settings, tools))
+
+    async def _add(self, groups: Sequence[Group], settings: dict[str, Any], tools: Tools) -> dict[str, str]:
+        novelty = {group.id: Novelty(group, self.name) for group in groups}
+        refused: dict[str, str] = {}
+        answered = False
+        sampling = {key: settings[key] for key in ("model", "base_url", "temperature", "max_tokens")}
+        async with ChatAPI(**sampling, **settings["runtime"]) as api:
+            for round_number in range(MAX_ROUNDS):
+                requests = [
+                    (group, derive_seed(tools.seed, self.name, group.id, round_number, index) >> 32)
+                    for group in groups
+                    if group.id not in refused
+                    for index in range(settings["count"] - self.missing(group, settings), settings["count"])
+                ]
+                answers = await api.ask(
+                    [TEMPLATE.format(group.prompt, group.response) for group, _ in requests],
+                    [seed for _, seed in requests],
+                )
+                for (group, seed), answer in zip(requests, answers, strict=True):
+                    answered = answered or not answer.refusal
+                    if answer.refusal:
+                        refused[group.id] = answer.refusal
+                        continue
+                    candidate = self._candidate(answer, seed, group, tools)
+                    if candidate and novelty[group.id].take(candidate):
+                        group.negatives.append(candidate)
+        if refused and not answered:  # not a matter of one row, such as its length
+            raise UserError(
+                f"{settings['base_url']} takes every request for a bad one ({next(iter(refused.values()))}). Check the "
+                "--api options."
+            )
+        return self._short(groups, refused, settings)
+
+    def _candidate(self, answer: Answer, seed: int, group: Group, tools: Tools) -> Candidate | None:
+        """The answer as tokens of the reference model; None if it cannot be used."""
+        if answer.finish_reason not in ("stop", "length"):
+            return None
+        truth = group.response
+        text = truth[: len(truth) - len(truth.lstrip())] + answer.text.strip()
+        text = text.encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair, Parquet cannot
+        ids = tools.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if special_ids(tools.tokenizer).intersection(ids):
+            return None
+        room = tools.context - len(group.prompt_ids)
+        if answer.finish_reason == "stop" and len(ids) < room:
+            finish_reason, ids = "stop", [*ids, tools.tokenizer.eos_token_id]
+        else:
+            finish_reason, ids = "length", ids[:room]
+        text = tools.tokenizer.decode(ids, skip_special_tokens=True)
+        return Candidate(self.name, ids, text, finish_reason, seed=seed)
+
+    def _short(self, groups: Sequence[Group], refused: dict[str, str], settings: dict[str, Any]) -> dict[str, str]:
+        short: dict[str, str] = {}
+        for group in groups:
+            if missing := self.missing(group, settings):
+                reached = f"{settings['count'] - missing} of {settings['count']}"
+                why = f"the API refuses it: {refused[group.id]}" if group.id in refused else None
+                short[group.id] = (
+                    f"{reached}: {why}" if why else f"{reached} distinct answers after {MAX_ROUNDS} rounds"
+                )
+        return short
+
+
+def _checked_url(url: Any) -> str:
+    """The address without user and password, which have no place in a manifest, and without a slash at its end."""
+    parts = urlsplit(url) if isinstance(url, str) else None
+    if not parts or parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        raise UserError("--api.base_url must be an address such as http://localhost:8000/v1, with nothing behind it.")
+    return USERINFO.sub("", str(url)).rstrip("/")
+
+
+def _require_number(api: dict[str, Any], key: str, least: float, *, whole: bool = False) -> None:
+    value = api[key]
+    kind = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < float("inf"):
+        spoken = "a whole number" if whole else "a number"
+        raise UserError(f"--api.{key} must be {spoken}, {least} or more, got {value!r}.")
+
+
+STRATEGY = Unhelpful()
