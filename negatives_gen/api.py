@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from data.errors import UserError, first_line
+from data.privacy import HIDDEN
 
 OPENAI_URL = "https://api.openai.com/v1"
 # What servers without keys, such as `vllm serve`, are sent: the client insists on one.
 NO_KEY = "EMPTY"
+REFUSALS = (400, 413, 422)  # bad, too large, not to be processed
 LONGEST_REASON = 200  # characters of what a server says
 AGAIN = "Then run the same command again; it goes on where it stopped."
 
@@ -22,7 +24,7 @@ class Answer:
     Attributes:
         text: "" if there is none.
         finish_reason: "stop", "length" or another of the API's.
-        refusal: why the API takes this prompt for a bad request (400, 422), e.g. that it is too long; else "".
+        refusal: why the API refuses this prompt (400, 413, 422), e.g. that it is too long; else "".
     """
 
     text: str
@@ -94,16 +96,17 @@ class ChatAPI:
                 completion = await self.client.chat.completions.create(
                     model=self.model, messages=[{"role": "user", "content": prompt}], seed=seed, **self.sampling
                 )
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            return Answer("", "", refusal=self._reason(error))
         except (openai.OpenAIError, ValueError) as error:
+            if getattr(error, "status_code", None) in REFUSALS:
+                return Answer("", "", refusal=self._reason(error))
             raise self._explained(error) from None  # a cause would carry the request with its key
         choices = getattr(completion, "choices", None)
         if not choices:
             raise UserError(
                 f"what {self.base_url} answers is no chat completion. Check --api.base_url; it mostly ends in /v1."
             )
-        return Answer(choices[0].message.content or "", str(choices[0].finish_reason))
+        text = getattr(choices[0].message, "content", None)
+        return Answer(text if isinstance(text, str) else "", str(choices[0].finish_reason))
 
     def _explained(self, error: Exception) -> UserError:
         """A client's error in one line: what, where, what to do."""
@@ -139,5 +142,7 @@ class ChatAPI:
     def _reason(self, error: Exception) -> str:
         body = getattr(error, "body", None)
         message = body.get("message") if isinstance(body, dict) else None
-        reason = " ".join(str(message or first_line(error)).split()).replace(self.key, "***")
+        reason = " ".join(str(message or first_line(error)).split())
+        if self.key != NO_KEY:
+            reason = reason.replace(self.key, HIDDEN)
         return reason[:LONGEST_REASON].rstrip(".")

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from data.encode import special_ids
 from data.errors import UserError, did_you_mean
-from data.privacy import SECRET_OPTION, USERINFO
+from data.privacy import SECRET_OPTION
 from data.schema import Candidate, Group
 from negatives_gen.api import OPENAI_URL, Answer, ChatAPI, read_key
 from negatives_gen.strategies.base import ASK, MAX_ROUNDS, Novelty, Strategy, Tools, derive_seed
@@ -83,6 +83,8 @@ class Unhelpful(Strategy):
                     if group.id not in refused
                     for index in range(settings["count"] - self.missing(group, settings), settings["count"])
                 ]
+                if not requests:
+                    break
                 answers = await api.ask(
                     [TEMPLATE.format(group.prompt, group.response) for group, _ in requests],
                     [seed for _, seed in requests],
@@ -125,19 +127,21 @@ class Unhelpful(Strategy):
         for group in groups:
             if missing := self.missing(group, settings):
                 reached = f"{settings['count'] - missing} of {settings['count']}"
-                why = f"the API refuses it: {refused[group.id]}" if group.id in refused else None
-                short[group.id] = (
-                    f"{reached}: {why}" if why else f"{reached} distinct answers after {MAX_ROUNDS} rounds"
-                )
+                short[group.id] = f"{reached} distinct answers after {MAX_ROUNDS} rounds"
+                if group.id in refused:
+                    short[group.id] = f"{reached}: the API refuses the request: {refused[group.id]}"
         return short
 
 
 def _checked_url(url: Any) -> str:
     """The address without user and password, which have no place in a manifest, and without a slash at its end."""
-    parts = urlsplit(url) if isinstance(url, str) else None
-    if not parts or parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise UserError("--api.base_url must be an address such as http://localhost:8000/v1, with nothing behind it.")
-    return USERINFO.sub("", str(url)).rstrip("/")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
 def _require_number(api: dict[str, Any], key: str, least: float, *, whole: bool = False) -> None:
