@@ -114,12 +114,13 @@ class Resources:
                 cores = cores - 1 if cores > 1 else round(0.9 * cores, 3)
             return cores
 
-        if not samples:
-            scorers = gpus or 1
-            return cls(0, 0, scorers, 1 if gpus else 0, share(scorers))
         if not gpus:
-            engines = num_engines or 1
-            return cls(engines, 0, engines, 0, share(2 * engines))
+            # Two scorers of one thread beat one of two, and scoring takes longer than sampling does.
+            engines = (num_engines or 1) if samples else 0
+            scorers = 2 * (engines or 1)
+            return cls(engines, 0, scorers, 0, share(engines + scorers))
+        if not samples:
+            return cls(0, 0, gpus, 1, share(gpus))
         per_engine = int(engine.get("tensor_parallel_size", 1))
         engines = num_engines or max(1, gpus // per_engine)
         if engines * per_engine > gpus:

@@ -16,17 +16,16 @@ def planned(*, cpus: list[float], gpus: int, **options: Any) -> Resources:
 @pytest.mark.parametrize(
     ("options", "cpus", "gpus", "expected"),
     [
-        ({}, [2.0], 0, Resources(1, 0, 1, 0, 1)),
-        ({}, [32.0], 0, Resources(1, 0, 1, 0, 16)),
-        ({}, [1.0], 0, Resources(1, 0, 1, 0, 0.478)),
+        ({}, [2.0], 0, Resources(1, 0, 2, 0, 0.656)),
+        ({}, [32.0], 0, Resources(1, 0, 2, 0, 10)),
         ({}, [16.0], 1, Resources(1, 0.7, 1, 0.3, 8)),
-        ({"samples": False}, [2.0], 0, Resources(0, 0, 1, 0, 2)),
+        ({"samples": False}, [2.0], 0, Resources(0, 0, 2, 0, 1)),
         ({"samples": False}, [16.0], 4, Resources(0, 0, 4, 1, 4)),
         ({"num_engines": 6}, [64.0], 8, Resources(6, 1, 2, 1, 8)),
         ({"engine": {"tensor_parallel_size": 2}, "num_engines": 3}, [64.0], 8, Resources(3, 2, 2, 1, 12)),
-        # An actor lies on one node: three nodes of 2 cores have room for none of 3.
-        ({}, [2.0, 2.0, 2.0], 0, Resources(1, 0, 1, 0, 2)),
-        ({"num_engines": 2}, [0.0, 4.0, 2.0], 0, Resources(2, 0, 2, 0, 1)),
+        # An actor lies on one node: two nodes of 5 cores have room for three actors of 2, not of 3.
+        ({}, [5.0, 5.0], 0, Resources(1, 0, 2, 0, 2)),
+        ({"num_engines": 2}, [0.0, 4.0, 4.0], 0, Resources(2, 0, 4, 0, 1)),
     ],
 )
 def test_every_actor_can_be_placed(options: dict, cpus: list[float], gpus: int, expected: Resources) -> None:
