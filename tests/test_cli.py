@@ -216,6 +216,7 @@ def test_trainer_refuses_another_schema_version_naming_both(
         (["--objective", "cpo-ranked"], ("unknown objective 'cpo-ranked'", "cpo-rank")),
         (["--use", "an=12"], ("an=12", "an=3")),
         (["--use", "bn=1"], ("bn=1", "an=3")),
+        (["--rank_by", "rouge"], ("'rouge'", "holds embedding")),
         (["--max_steps", "many"], ("--max_steps", "many")),
         (["--beta", "0"], ("--beta", "above 0")),
         (["--split", "test"], ("no groups of split 'test'",)),

@@ -32,6 +32,9 @@ class ScriptArguments:
     model: str | None = option(None, "model to start from, a directory or hub id; for cpo the reference itself")
     shards: str | None = option(None, "negative set to train on: the directory or URL that negatives_gen wrote")
     use: str | None = option(None, "which negatives of the set, e.g. an=4; without it, all of them")
+    rank_by: str | None = option(
+        None, "cpo-rank: the ranking signal whose order is learnt, e.g. rouge (default: the set's first)"
+    )
     beta: float = option(5.0, "temperature of the contrast")
     dataset: str | None = option(None, "mle without --shards: 'facts', a local .jsonl/.json/.parquet/.csv, or a hub id")
     task: str = option("prompt-completion", "mle without --shards: how a row becomes prompt and response")

@@ -63,12 +63,15 @@ class ContrastiveGroups(Dataset):
         negatives: the set.
         split: "train", "test" or "all": the groups of which half of the data source.
         use: how many negatives of which strategy, the first ones of each; None takes all.
+        rank_by: ranking signal; None takes the set's first.
 
     Raises:
-        UserError: the set has not that many negatives of a strategy.
+        UserError: the set has not that many negatives of a strategy, or not that signal.
     """
 
-    def __init__(self, negatives: NegativeSet, split: str, use: dict[str, int] | None = None):
+    def __init__(
+        self, negatives: NegativeSet, split: str, use: dict[str, int] | None = None, rank_by: str | None = None
+    ):
         stored = {name: settings["count"] for name, settings in negatives.manifest.job["strategies"].items()}
         self.use = use or stored
         for strategy, count in self.use.items():
@@ -77,7 +80,12 @@ class ContrastiveGroups(Dataset):
                     f"--use asks for {strategy}={count}, but negative set '{negatives.folder.path}' holds "
                     f"{format_counts(stored)} per group. Ask for less, or generate a set with more."
                 )
-        self.signal = negatives.signals[0]
+        self.signal = rank_by or negatives.signals[0]
+        if self.signal not in negatives.signals:
+            raise UserError(
+                f"--rank_by asks for '{rank_by}', but negative set '{negatives.folder.path}' holds "
+                f"{', '.join(negatives.signals)}. Choose one of them, or add it with `python -m negatives_gen extend`."
+            )
         columns = ["prompt_ids", "response_ids", "reference_logp", "negatives"]
         self.table: pa.Table = _rows_of(negatives, split, columns).combine_chunks()
 

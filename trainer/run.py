@@ -166,7 +166,7 @@ def _load_dataset(script: ScriptArguments, tokenizer: Any, identity: dict[str, A
         else:
             negatives.check_reference(identity["weights_sha256"], script.model)
             use = parse_counts(script.use, "--use") if script.use else None
-            dataset = ContrastiveGroups(negatives, script.split, use)
+            dataset = ContrastiveGroups(negatives, script.split, use, script.rank_by)
         checksums = [shard.sha256 for shard in negatives.manifest.shards]
         return dataset, {"shards": checksums}
     assert script.dataset is not None
@@ -228,6 +228,7 @@ def _job(
         **more,
         "split": script.split,
         "use": script.use,
+        "rank_by": script.rank_by,
         "beta": script.beta if script.objective != "mle" else None,
         "batch_size": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
         "training": {name: getattr(training, name) for name in DECISIVE},
