@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 HIDDEN = "***"
-SECRET_OPTION = re.compile(r"(.*[_-])?(api[_-]?key|access[_-]?key|token|secret|password|passwd|credentials?)", re.IGNORECASE)
+SECRET_OPTION = re.compile(
+    r"(.*[_-])?(api[_-]?key|access[_-]?key|token|secret|password|passwd|credentials?)", re.IGNORECASE
+)
 # Options of tokenizers, whose names end alike.
 NO_SECRETS = re.compile(r"(bos|eos|pad|unk|sep|cls|mask)_token")
 SECRET_VARIABLE = re.compile(r".*(KEY|TOKEN|SECRET|PASSWORD)", re.IGNORECASE)

@@ -54,7 +54,7 @@ def test_the_ranking_signal_is_chosen_and_the_ground_truth_stays_first(
 
 
 def test_what_the_set_lacks_is_refused(mixed: NegativeSet) -> None:
-    with pytest.raises(UserError, match="asks for mn=1, but negative set .* holds an=2,bn=1,tn=2 per group"):
+    with pytest.raises(UserError, match=r"asks for mn=1, but negative set .* holds an=2,bn=1,tn=2 per group"):
         ContrastiveGroups(mixed, "train", {"mn": 1})
-    with pytest.raises(UserError, match="asks for 'reward', but negative set .* holds embedding, rouge"):
+    with pytest.raises(UserError, match=r"asks for 'reward', but negative set .* holds embedding, rouge"):
         ContrastiveGroups(mixed, "train", rank_by="reward")
