@@ -124,6 +124,9 @@ class NegativeSetWriter:
     def release(self) -> None:
         """Give the directory up if no shard is finished, so that a job that failed early may be corrected."""
         if not self.finished():
+            for name in self.folder.names():
+                if re.fullmatch(r"shard-\d+\.parquet", name):  # written, but its record was not
+                    self.folder.remove(name)
             self.folder.remove(JOB_FOLDER)
 
     def finished(self) -> set[int]:

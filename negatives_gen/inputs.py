@@ -8,7 +8,7 @@ a crash the examples are those of the first run.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
@@ -78,7 +78,7 @@ class Staged:
 
 
 def stage_inputs(folder: Folder, examples: Iterable[Example], size: int) -> Staged:
-    """Write the examples, `size` to a shard; does nothing if an earlier run of the job has done it.
+    """Write the examples, at most `size` to a shard; does nothing if an earlier run of the job has done it.
 
     Raises:
         UserError: there are no examples, or the place cannot be written.
@@ -87,9 +87,8 @@ def stage_inputs(folder: Folder, examples: Iterable[Example], size: int) -> Stag
         return Staged(**json.loads(folder.read(STAGED)))
     except FileNotFoundError:
         pass
-    digest, rows, count = hashlib.sha256(), iter(examples), 0
-    shards = 0
-    while part := list(islice(rows, size)):
+    digest, count, shards = hashlib.sha256(), 0, 0
+    for part in _cut(iter(examples), size):
         lines = [json.dumps(dataclasses.asdict(example)) for example in part]
         folder.write(_inputs_name(shards), "\n".join(lines).encode())
         for example in part:
@@ -101,6 +100,20 @@ def stage_inputs(folder: Folder, examples: Iterable[Example], size: int) -> Stag
     staged = Staged(count, digest.hexdigest(), shards)
     folder.write(STAGED, json.dumps(dataclasses.asdict(staged)).encode())
     return staged
+
+
+def _cut(examples: Iterator[Example], size: int) -> Iterator[list[Example]]:
+    """Parts of `size` examples; the last two share what is left, or a handful would have no neighbours for BN."""
+    part = list(islice(examples, size))
+    while following := list(islice(examples, size)):
+        if len(following) < size:
+            rest = part + following
+            half = -(-len(rest) // 2)
+            part, following = rest[:half], rest[half:]
+        yield part
+        part = following
+    if part:
+        yield part
 
 
 @dataclass

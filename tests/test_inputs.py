@@ -56,6 +56,17 @@ def test_a_shard_holds_consecutive_examples_whether_usable_or_not(tmp_path: Path
     assert staged(folder, 2)[0]["prompt"] == "Line\u2028break\n"
 
 
+@pytest.mark.parametrize(
+    ("rows", "size", "sizes"), [(8, 4, [4, 4]), (9, 4, [4, 3, 2]), (11, 4, [4, 4, 3]), (5, 8, [5]), (13, 12, [7, 6])]
+)
+def test_the_last_two_shards_share_what_is_left(tmp_path: Path, rows: int, size: int, sizes: list[int]) -> None:
+    folder = Folder(str(tmp_path))
+    done = stage_inputs(folder, [Example(str(i), "p", "r") for i in range(rows)], size)
+    ids = [[row["id"] for row in staged(folder, index)] for index in range(done.shards)]
+    assert [len(part) for part in ids] == sizes
+    assert [one for part in ids for one in part] == [str(i) for i in range(rows)]
+
+
 def test_what_was_staged_is_not_read_again_and_half_of_it_is(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     first = stage_inputs(folder, ReadOnce(list(EXAMPLES)), 2)
