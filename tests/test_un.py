@@ -272,18 +272,12 @@ def test_429_is_tried_again_when_the_server_says(ask: Callable, server: ChatAPIS
     assert server.requests[0] == server.requests[1]
 
 
-@pytest.mark.parametrize("status", [500, 503])
-def test_5xx_is_tried_again(ask: Callable, server: ChatAPIStub, groups: list[Group], status: int) -> None:
-    server.faults = [(status, {}, "down")]
-    assert ask(groups[:1], count=1) == {}
+@pytest.mark.parametrize("fault", [(500, {}, "down"), (503, {}, "down"), 2.0], ids=str)
+def test_5xx_and_time_outs_are_tried_again(ask: Callable, server: ChatAPIStub, groups: list[Group], fault: Any) -> None:
+    server.faults = [fault]
+    assert ask(groups[:1], count=1, timeout=0.8) == {}
     assert len(server.requests) == 2
     assert server.times[1] - server.times[0] > 0.3  # after a pause
-
-
-def test_a_time_out_is_tried_again(ask: Callable, server: ChatAPIStub, groups: list[Group]) -> None:
-    server.faults = [2.0]
-    assert ask(groups[:1], count=1, timeout=0.4) == {}
-    assert len(server.requests) == 2
 
 
 LEAK = {"error": {"message": f"Wrong key {KEY}, look."}}
