@@ -4,7 +4,7 @@ import logging
 
 from data.privacy import scrub
 
-LIBRARIES = ("accelerate", "datasets", "filelock", "fsspec", "httpx", "sentence_transformers")
+LIBRARIES = ("accelerate", "datasets", "filelock", "fsspec", "httpx", "httpx2", "sentence_transformers")
 
 
 class ScrubbingFormatter(logging.Formatter):

@@ -13,7 +13,7 @@ SECRET_OPTION = re.compile(
 NO_SECRETS = re.compile(r"(bos|eos|pad|unk|sep|cls|mask)_token")
 SECRET_VARIABLE = re.compile(r".*(KEY|TOKEN|SECRET|PASSWORD)", re.IGNORECASE)
 SHORTEST_SECRET = 8  # characters; a shorter value would be found in innocent text
-USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 
 
 def without_secrets(value: Any) -> Any:

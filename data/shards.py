@@ -43,7 +43,7 @@ DRIVER_FILE = f"{JOB_FOLDER}/driver"
 # Another name or path for the same content is the same job: hashes decide, not these names.
 NAMES = ("model.name", "data.name", "parent.name", *(f"signals.{signal}.name" for signal in SIGNALS))
 # What does not decide the content.
-RUNTIME = ("strategies.un.runtime",)
+RUNTIME = ("strategies.un.runtime", "strategies.un.base_url")
 
 
 def shard_name(index: int) -> str:

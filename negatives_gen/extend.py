@@ -18,7 +18,7 @@ from data.shards import NegativeSet, NegativeSetWriter
 from data.storage import sha256
 from data.strategies import parse_counts
 from negatives_gen.config import StrategyOptions
-from negatives_gen.strategies import available
+from negatives_gen.strategies import available, load_strategy
 
 HELP = """usage: python -m negatives_gen extend SET --out NEW [--strategies an=15,bn=3] [--signals rouge] [--key value]
 
@@ -123,15 +123,16 @@ def _grown(known: dict[str, dict[str, Any]], config: ExtendConfig) -> dict[str, 
         return known
     grown = dict(known)
     counts = parse_counts(config.strategies, "--strategies", available())
-    for name, settings in config.strategy_settings().items():
+    for name, count in counts.items():
         if name in known:
-            if counts[name] < known[name]["count"]:
+            if count < known[name]["count"]:
                 raise UserError(
-                    f"--strategies asks for {name}={counts[name]}, the set has {known[name]['count']} already. To "
-                    f"train on fewer, use `python -m trainer.run --use {name}={counts[name]}`."
+                    f"--strategies asks for {name}={count}, the set has {known[name]['count']} already. To "
+                    f"train on fewer, use `python -m trainer.run --use {name}={count}`."
                 )
-            settings = {**known[name], "count": counts[name]}
-        grown[name] = settings
+            grown[name] = {**known[name], "count": count}
+        else:
+            grown[name] = {"count": count, **load_strategy(name).settings(config)}
     return dict(sorted(grown.items()))
 
 

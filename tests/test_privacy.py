@@ -22,7 +22,7 @@ def test_manifests_hold_no_secret_and_no_home() -> None:
         "hf_token": "hf_abc", "api-key": "k", "AWS_SECRET_ACCESS_KEY": "s", "max_tokens": 5, "eos_token": "</s>",
         "tokenizer": "/home/ada/tokenizer", "nested": [{"password": "p", "token": 7}], "seed": None,
     }  # fmt: skip
-    assert without_secrets({"engine": engine, "name": "/home/ada", "url": "https://me:pw@host/v1"}) == {
+    assert without_secrets({"engine": engine, "name": "/home/ada", "url": "https://me:p@w@host/v1"}) == {
         "engine": {
             "hf_token": "***", "api-key": "***", "AWS_SECRET_ACCESS_KEY": "***", "max_tokens": 5, "eos_token": "</s>",
             "tokenizer": "~/tokenizer", "nested": [{"password": "***", "token": 7}], "seed": None,
