@@ -1,5 +1,6 @@
 """`python -m negatives_gen plan`: what a job will make and cost, from a small part of it."""
 
+import copy
 import dataclasses
 import math
 import sys
@@ -88,56 +89,66 @@ def predict(config: PlanConfig) -> Plan:
     from negatives_gen.job import local_path, make_work
 
     config.check()
+    source = open_source(local_path(config.dataset), config.task, config.split, config.limit, config.streaming)
+    rows = config.rows or source.num_examples or config.limit
+    if rows is None:
+        raise UserError("a stream does not say how many rows it has: give --rows or --limit.")
+    examples = list(islice(source, config.sample))
+    if len(examples) < 6:
+        raise UserError(f"the data set has only {len(examples)} rows in this split; a plan needs at least 6.")
+    asked = {n: s["count"] for n, s in config.strategy_settings().items() if load_strategy(n).stage == ASK}
     with tempfile.TemporaryDirectory() as folder:
-        config = dataclasses.replace(config, out=folder)
-        source = open_source(local_path(config.dataset), config.task, config.split, config.limit, config.streaming)
-        rows = config.rows or source.num_examples or config.limit
-        if rows is None:
-            raise UserError("a stream does not say how many rows it has: give --rows or --limit.")
-        work = make_work(config, source)
-        asked = {n: s["count"] for n, s in work.strategies.items() if load_strategy(n).stage == ASK}
+        work = make_work(dataclasses.replace(config, out=folder), source)
         work = dataclasses.replace(work, strategies={n: s for n, s in work.strategies.items() if n not in asked})
-        records = _measure(work, list(islice(source, config.sample)), measured=config.tokens_per_second is None)
+        # A part first: it warms up what the whole sample times, and two sizes tell what a shard takes by itself.
+        records = _measure(work, [examples[: len(examples) // 3], examples], config.tokens_per_second is None)
     return _scale(records, rows, config, asked)
 
 
-def _measure(work: Any, examples: Sequence[Any], *, measured: bool) -> list[ShardRecord]:
-    """Records of two shards, of two thirds and of one third of the examples, that really were made, without Ray."""
+def _measure(work: Any, parts: Sequence[Sequence[Any]], measured: bool) -> list[ShardRecord]:
+    """Records of shards that really were made, one of each part, without Ray; with models only if they are measured."""
+    from data.storage import Folder
     from negatives_gen.inputs import stage_inputs
     from negatives_gen.job import require_usable
     from negatives_gen.stages import STAGES
 
-    if len(examples) < 6:
-        raise UserError(f"the data set has only {len(examples)} rows in this split; a plan needs at least 6.")
-    staged = stage_inputs(work.writer.folder, examples, -(-2 * len(examples) // 3))
-    require_usable(work, staged.shards, "the sample")
+    shards = []
+    for number, part in enumerate(parts):
+        folder = Folder(f"{work.writer.folder.path}/{number}")
+        stage_inputs(folder, part, len(part))
+        writer = copy.copy(work.writer)
+        writer.folder = folder
+        shards.append(dataclasses.replace(work, writer=writer, source=dataclasses.replace(work.source, folder=folder)))
+    require_usable(shards[0], 1, "the sample")
     if not measured:
         from data.identity import load_tokenizer
         from negatives_gen.standin import stand_in_components
 
-        shards = [work.source.load(index) for index in range(staged.shards)]
-        work = dataclasses.replace(work, components=stand_in_components(shards, len(load_tokenizer(work.model))))
-    stages = [STAGES[name](work) for name in work.stages]
-    for index in (1, 0):  # the small one first: it warms up what the other one times
-        row: dict[str, Any] = {"shard": index, "error": "", "payload": b""}
+        rows = [shard.source.load(0) for shard in shards]
+        components = stand_in_components(rows, len(load_tokenizer(work.model)))
+        shards = [dataclasses.replace(shard, components=components) for shard in shards]
+    stages = [STAGES[name](shards[0]) for name in work.stages]
+    records = []
+    for shard in shards:
+        row: dict[str, Any] = {"shard": 0, "error": "", "payload": b""}
         for stage in stages:
+            stage.work = shard
             row = stage(row)
         if row["error"]:
             raise UserError(row["error"])
-    return work.writer.collect(staged.shards).shards
+        records += shard.writer.collect(1).shards
+    return records
 
 
 def _scale(records: Sequence[ShardRecord], rows: int, config: PlanConfig, asked: dict[str, int]) -> Plan:
-    large, small = records
-    read, written = (sum(getattr(r, name) for r in records) for name in ("rows_read", "rows"))
-    share = written / read
-    groups = round(rows * share)
+    small, large = records
+    groups = round(rows * large.rows / large.rows_read)
     # A shard takes some bytes, and some more for each of its groups.
     per_group = (large.bytes - small.bytes) / max(1, large.rows - small.rows)
     per_shard = max(0.0, large.bytes - per_group * large.rows)
     shards = math.ceil(rows / config.groups_per_shard)
 
-    tokens = {k: sum(r.tokens[k] for r in records) / max(1, written) for k in ("prompt", "response", "negatives")}
+    tokens = {kind: large.tokens[kind] / large.rows for kind in ("prompt", "response", "negatives")}
     strategies = config.strategy_settings()
     candidates = sum(s["count"] for n, s in strategies.items() if n not in asked)
     answer = min(tokens["response"], float(config.max_new_tokens))
@@ -145,7 +156,7 @@ def _scale(records: Sequence[ShardRecord], rows: int, config: PlanConfig, asked:
         per_group *= 1 + count / (candidates + 1)  # an answer takes as much as another candidate
         tokens["negatives"] += count * answer
     sampling = [name for name in strategies if load_strategy(name).stage == SAMPLE]
-    sampled = sum(r.tokens.get(name, 0) for r in records for name in sampling) / max(1, written)
+    sampled = sum(large.tokens.get(name, 0) for name in sampling) / large.rows
     if config.tokens_per_second is None:
         hours = {name: seconds / large.rows * groups / 3600 for name, seconds in large.seconds.items()}
     else:
