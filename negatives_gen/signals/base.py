@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
+from data.errors import UserError
 from data.schema import Group
 
 
@@ -49,3 +51,29 @@ class Signal:
     def add(self, groups: Sequence[Group]) -> None:
         """Set `similarity[name]` of every candidate that lacks it, in place."""
         raise NotImplementedError
+
+
+class TextSignal(Signal):
+    """A signal that compares two texts, one pair at a time, with no model."""
+
+    library: str
+
+    def __init__(self, options: SignalOptions):
+        pass
+
+    @classmethod
+    def identity(cls, options: SignalOptions) -> dict[str, Any]:
+        try:
+            return {"library": cls.library, "version": metadata.version(cls.library)}
+        except metadata.PackageNotFoundError:
+            raise UserError(f"ranking signal '{cls.name}' needs {cls.library}: pip install {cls.library}.") from None
+
+    def similarity(self, text: str, truth: str) -> float:
+        """Of a candidate's text to its ground truth, in [0, 1]."""
+        raise NotImplementedError
+
+    def add(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            for candidate in group.negatives:
+                if self.name not in candidate.similarity:
+                    candidate.similarity[self.name] = self.similarity(candidate.text, group.response)

@@ -1,0 +1,21 @@
+"""`bleu`: sentence BLEU by sacrebleu (Post, 2018), of n-grams up to the longest there are (effective order)."""
+
+from negatives_gen.signals.base import SignalOptions, TextSignal
+
+
+class Bleu(TextSignal):
+    """In [0, 1] rather than sacrebleu's per cent; 0 where a text has no token."""
+
+    name = "bleu"
+    library = "sacrebleu"
+
+    def __init__(self, options: SignalOptions):
+        from sacrebleu.metrics import BLEU
+
+        self.metric = BLEU(effective_order=True)
+
+    def similarity(self, text: str, truth: str) -> float:
+        return min(1.0, self.metric.sentence_score(text, [truth]).score / 100)
+
+
+SIGNAL = Bleu
