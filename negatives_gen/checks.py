@@ -1,0 +1,247 @@
+"""What must hold in a negative set, as pure functions: what they return are the problems found, in words."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data.manifest import MANIFEST, Manifest, ShardRecord
+from data.schema import REJECT_SCHEMA, SIGNALS, group_schema
+from data.shards import JOB_FOLDER, REJECTS, shard_name
+from data.storage import TEMPORARY_PREFIX
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+TOKENS = ("prompt", "response", "negatives")
+ROUNDING = 1e-3  # of a log-probability above 0, and of an embedding's length
+# |stored - recomputed| of a summed log-probability in nats: another layout, device or thread count rounds otherwise.
+LOGP_BOUND, LOGP_BOUND_PER_TOKEN = 1e-2, 1e-4
+
+
+def manifest_problems(manifest: Manifest, content: bytes) -> list[str]:
+    """Whether a manifest agrees with itself; `content` is the file. What is missing from it is a problem too."""
+    problems = [] if content == manifest.to_json() else ["it is not spelled as it was written"]
+    try:
+        problems += _contradictions(manifest)
+        json.dumps(manifest.job, allow_nan=False)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problems.append(f"it is damaged ({type(error).__name__}: {error})")
+    return problems
+
+
+def _contradictions(manifest: Manifest) -> list[str]:
+    counts, shards, job = manifest.counts, manifest.shards, manifest.job
+    sums = {
+        "rows_read": sum(s.rows_read for s in shards),
+        "rows_written": sum(s.rows for s in shards),
+        "rows_rejected": sum(s.rows_rejected for s in shards),
+        "rows_truncated": sum(s.rows_truncated for s in shards),
+    }
+    problems = [f"{k} is {counts[k]}, the shards' sum {total}" for k, total in sums.items() if counts[k] != total]
+    if counts["rows_read"] != counts["rows_written"] + counts["rows_rejected"]:
+        problems.append("rows read are not rows written + rows rejected")
+    by_reason = sum(counts["rejected_by_reason"].values())
+    for where, rejected in (("rejected_by_reason", by_reason), ("rejects", manifest.rejects["rows"])):
+        if rejected != counts["rows_rejected"]:
+            problems.append(f"{where} counts {rejected} rows, rows_rejected is {counts['rows_rejected']}")
+    examples = manifest.inputs.get("examples")
+    if manifest.inputs and examples != counts["rows_read"]:
+        problems.append(f"inputs counts {examples} examples, rows_read is {counts['rows_read']}")
+    if manifest.rejects["file"] != REJECTS:
+        problems.append(f"rejects lie in '{manifest.rejects['file']}' instead of {REJECTS}")
+
+    strategies = job["strategies"]
+    for name, settings in strategies.items():
+        if type(settings["count"]) is not int or settings["count"] < 1:
+            problems.append(f"strategy {name} has the count {settings['count']!r}")
+    for index, shard in enumerate(shards):
+        if shard.file != shard_name(index):
+            problems.append(f"shard {index} is called '{shard.file}'")
+        if shard.rows_read != shard.rows + shard.rows_rejected:
+            problems.append(f"{shard.file}: rows read are not rows + rows rejected")
+        for name in set(shard.tokens) - {*TOKENS, *strategies}:
+            problems.append(f"{shard.file}: it counts tokens of '{name}', which is no strategy of the set")
+        if shard.tokens["negatives"] != sum(shard.tokens.get(name, 0) for name in strategies):
+            problems.append(f"{shard.file}: tokens of negatives are not the sum of the strategies'")
+        if not all(math.isfinite(seconds) and seconds >= 0 for seconds in shard.seconds.values()):
+            problems.append(f"{shard.file}: seconds that are no time")
+        if shard.attention_path not in ("packed", "padded"):
+            problems.append(f"{shard.file}: attention path '{shard.attention_path}'")
+    hashes = [job["model"]["weights_sha256"], job["tokenizer"]["sha256"], manifest.rejects["sha256"]]
+    hashes += [shard.sha256 for shard in shards]
+    hashes += [manifest.parent["manifest_sha256"]] if manifest.parent else []
+    for value in hashes:
+        if not re.fullmatch("[0-9a-f]{64}", value):
+            problems.append(f"'{value}' is no SHA-256")
+    if not manifest.signals or any(signal not in SIGNALS for signal in manifest.signals):
+        problems.append(f"ranking signals {manifest.signals}, known are {', '.join(SIGNALS)}")
+    if not isinstance(job["model"]["name"], str) or job["model"]["scorer_dtype"] not in DTYPES:
+        problems.append(f"model '{job['model']['name']}' in {job['model']['scorer_dtype']}")
+    if type(job["tokenizer"].get("eos_token_id")) is not int:
+        problems.append("job.tokenizer.eos_token_id is missing")
+    return problems
+
+
+def foreign_files(names: set[str], manifest: Manifest) -> list[str]:
+    """What an interrupted write left, and shards or other Parquet files that the manifest does not know."""
+    known = {MANIFEST, REJECTS, *(shard.file for shard in manifest.shards)}
+    strange = (JOB_FOLDER, TEMPORARY_PREFIX, "shard-")
+    return [
+        f"{name} is no file of the set"
+        for name in sorted(names - known)
+        if name.startswith(strange) or name.endswith(".parquet")
+    ]
+
+
+def schema_problems(table: pa.Table, signals: Sequence[str]) -> list[str]:
+    """Whether a shard has our columns (for the rejects: see `reject_problems`)."""
+    return _differences(table.schema, group_schema(signals))
+
+
+def count_problems(table: pa.Table, record: ShardRecord, strategies: dict[str, dict[str, Any]]) -> list[str]:
+    """Rows and tokens of a shard against its record, and each group's negatives against the job's strategies."""
+    problems = []
+    if table.num_rows != record.rows:
+        problems.append(f"{record.file}: {table.num_rows} rows, the manifest says {record.rows}")
+    negatives = _flat(table)
+    names = negatives["strategy"].to_pylist()
+    lengths = _lengths(negatives["ids"])
+    found: Counter[str] = Counter()
+    for name, length in zip(names, lengths.tolist(), strict=True):
+        found[name] += length
+    found["prompt"] = int(_lengths(table["prompt_ids"]).sum())
+    found["response"] = int(_lengths(table["response_ids"]).sum())
+    found["negatives"] = int(lengths.sum())
+    for name in sorted({*found, *record.tokens}, key=str):
+        if found[name] != record.tokens.get(name, 0):
+            problems.append(
+                f"{record.file}: {found[name]} tokens of {name}, the manifest says {record.tokens.get(name, 0)}"
+            )
+    expected = {name: settings["count"] for name, settings in strategies.items()}
+    groups = table["id"].to_pylist()
+    ends = np.cumsum(_lengths(table["negatives"])).tolist()
+    for group, start, end in zip(groups, [0, *ends], ends, strict=False):
+        if (has := dict(Counter(names[start:end]))) != expected:
+            problems.append(f"{record.file}: group {group} has the negatives {has}, the manifest says {expected}")
+    return problems
+
+
+def token_problems(table: pa.Table, file: str, eos_token_id: int) -> list[str]:
+    """Whether prefixes and continuations have tokens, and every ground truth ends with EOS."""
+    groups = table["id"].to_pylist()
+    negatives = _flat(table)
+    owner = np.repeat(np.arange(len(groups)), _lengths(table["negatives"]))
+    problems = [
+        f"{file}: an empty negative in group {groups[owner[i]]}" for i in _where(_lengths(negatives["ids"]) < 1)
+    ]
+    problems += [f"{file}: group {groups[i]} has no prefix" for i in _where(_lengths(table["prompt_ids"]) < 1)]
+    last = [ids[-1] if ids else None for ids in table["response_ids"].to_pylist()]
+    problems += [
+        f"{file}: the ground truth of group {group} ends with {token}, not with EOS ({eos_token_id})"
+        for group, token in zip(groups, last, strict=True)
+        if token != eos_token_id
+    ]
+    return problems
+
+
+def number_problems(table: pa.Table, file: str, signals: Sequence[str]) -> list[str]:
+    """Whether log-probabilities and similarities are finite, and embeddings of unit length."""
+    groups = np.array(table["id"].to_pylist(), dtype=object)
+    negatives = _flat(table)
+    owners = np.repeat(groups, _lengths(table["negatives"]))
+    columns = [
+        ("reference_logp of the ground truth", groups, table["reference_logp"]),
+        ("reference_logp of a negative", owners, negatives["reference_logp"]),
+        *((f"similarity '{s}' of a negative", owners, pc.struct_field(negatives["similarity"], s)) for s in signals),
+    ]
+    problems = []
+    for what, who, column in columns:
+        values = _floats(column)
+        wrong = ~np.isfinite(values)
+        if what.startswith("reference_logp"):
+            wrong |= values > ROUNDING
+        problems += [f"{file}: {what} in group {who[i]} is {values[i]}" for i in _where(wrong)]
+    if "embedding" in signals:
+        column = table["response_embedding"].combine_chunks()
+        sizes = _lengths(column)
+        squares = np.nan_to_num(_floats(pc.list_flatten(column)), nan=np.inf) ** 2
+        sums = np.add.reduceat(np.append(squares, 0.0), np.cumsum(sizes) - sizes) if len(sizes) else np.zeros(0)
+        length = np.sqrt(np.where(sizes > 0, sums, 0.0))
+        problems += [
+            f"{file}: the embedding of group {groups[i]} has length {length[i]:.4f}, not 1"
+            for i in _where(~(np.abs(length - 1) <= ROUNDING))
+        ]
+    return problems
+
+
+def reject_problems(table: pa.Table, counts: dict[str, Any]) -> list[str]:
+    """Whether the rejects have our columns and the manifest's counts."""
+    if problems := _differences(table.schema, REJECT_SCHEMA):
+        return problems
+    found, said = dict(Counter(table["reason"].to_pylist())), counts["rejected_by_reason"]
+    return [] if found == said else [f"{found}, the manifest says {said}"]
+        [] if found == counts["rejected_by_reason"] else [f"{found}, the manifest says {counts['rejected_by_reason']}"]
+    )
+
+
+class UniqueIds:
+    """Finds repeated ids; holds 16 bytes per id."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def add(self, ids: Sequence[str], file: str) -> list[str]:
+        """Take a shard's ids. Returns those that are none."""
+        good = [name for name in ids if isinstance(name, str) and re.fullmatch("[0-9a-f]{32}", name)]
+        self._bytes += bytes.fromhex("".join(good))
+        wrong = [name for name in ids if name not in set(good)] if len(good) < len(ids) else []
+        return [f"{file}: id {name!r} is not 32 hex digits" for name in wrong]
+
+    def __len__(self) -> int:
+        return len(self._bytes) // 16
+
+    def repeated(self) -> list[str]:
+        """A problem per id that stands there again."""
+        ids = np.frombuffer(self._bytes, dtype=">u8").reshape(-1, 2)
+        ids = ids[np.lexsort((ids[:, 1], ids[:, 0]))]
+        again = ids[1:][(ids[1:] == ids[:-1]).all(axis=1)]
+        return [f"id {row.tobytes().hex()} stands there again" for row in again]
+
+
+def logp_bound(tokens: int) -> float:
+    """How far a recomputed log-probability of so many tokens may lie from the stored one, in nats."""
+    return LOGP_BOUND + LOGP_BOUND_PER_TOKEN * tokens
+
+
+def _differences(found: pa.Schema, expected: pa.Schema) -> list[str]:
+    if found.equals(expected):
+        return []
+    problems = []
+    for name in [*expected.names, *(n for n in found.names if n not in expected.names)]:
+        types = [schema.field(name).type if name in schema.names else "missing" for schema in (found, expected)]
+        if types[0] != types[1]:
+            problems.append(f"column {name} is {types[0]}, the schema says {types[1]}")
+    return problems or [f"columns {found.names} in another order than the schema's"]
+
+
+def _flat(table: pa.Table) -> dict[str, pa.Array]:
+    """The negatives of all groups, one array per field."""
+    flat = pc.list_flatten(table["negatives"].combine_chunks())
+    return {name: pc.struct_field(flat, name) for name in ("strategy", "ids", "reference_logp", "similarity")}
+
+
+def _lengths(lists: Any) -> np.ndarray:
+    return pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _floats(column: Any) -> np.ndarray:
+    return column.to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def _where(condition: np.ndarray) -> list[int]:
+    return np.nonzero(condition)[0].tolist()
