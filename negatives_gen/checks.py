@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data.manifest import MANIFEST, Manifest, ShardRecord
 from data.schema import REJECT_SCHEMA, SIGNALS, group_schema
@@ -99,7 +98,7 @@ def foreign_files(names: set[str], manifest: Manifest) -> list[str]:
 
 
 def schema_problems(table: pa.Table, signals: Sequence[str]) -> list[str]:
-    """Whether a shard has our columns (for the rejects: see `reject_problems`)."""
+    """Whether a shard has our columns."""
     return _differences(table.schema, group_schema(signals))
 
 
@@ -157,7 +156,7 @@ def number_problems(table: pa.Table, file: str, signals: Sequence[str]) -> list[
     columns = [
         ("reference_logp of the ground truth", groups, table["reference_logp"]),
         ("reference_logp of a negative", owners, negatives["reference_logp"]),
-        *((f"similarity '{s}' of a negative", owners, pc.struct_field(negatives["similarity"], s)) for s in signals),
+        *((f"similarity '{s}' of a negative", owners, _fields(negatives["similarity"])[s]) for s in signals),
     ]
     problems = []
     for what, who, column in columns:
@@ -167,9 +166,9 @@ def number_problems(table: pa.Table, file: str, signals: Sequence[str]) -> list[
             wrong |= values > ROUNDING
         problems += [f"{file}: {what} in group {who[i]} is {values[i]}" for i in _where(wrong)]
     if "embedding" in signals:
-        column = table["response_embedding"].combine_chunks()
+        column = _array(table["response_embedding"])
         sizes = _lengths(column)
-        squares = np.nan_to_num(_floats(pc.list_flatten(column)), nan=np.inf) ** 2
+        squares = np.nan_to_num(_floats(column.flatten()), nan=np.inf) ** 2
         sums = np.add.reduceat(np.append(squares, 0.0), np.cumsum(sizes) - sizes) if len(sizes) else np.zeros(0)
         length = np.sqrt(np.where(sizes > 0, sums, 0.0))
         problems += [
@@ -185,8 +184,6 @@ def reject_problems(table: pa.Table, counts: dict[str, Any]) -> list[str]:
         return problems
     found, said = dict(Counter(table["reason"].to_pylist())), counts["rejected_by_reason"]
     return [] if found == said else [f"{found}, the manifest says {said}"]
-        [] if found == counts["rejected_by_reason"] else [f"{found}, the manifest says {counts['rejected_by_reason']}"]
-    )
 
 
 class UniqueIds:
@@ -229,18 +226,26 @@ def _differences(found: pa.Schema, expected: pa.Schema) -> list[str]:
     return problems or [f"columns {found.names} in another order than the schema's"]
 
 
-def _flat(table: pa.Table) -> dict[str, pa.Array]:
+def _flat(table: pa.Table) -> dict[str, Any]:
     """The negatives of all groups, one array per field."""
-    flat = pc.list_flatten(table["negatives"].combine_chunks())
-    return {name: pc.struct_field(flat, name) for name in ("strategy", "ids", "reference_logp", "similarity")}
+    return _fields(_array(table["negatives"]).flatten())
+
+
+def _fields(structs: Any) -> dict[str, Any]:
+    return {field.name: values for field, values in zip(structs.type, structs.flatten(), strict=True)}
+
+
+def _array(column: Any) -> Any:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _lengths(lists: Any) -> np.ndarray:
-    return pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    """Number of elements of each list, 0 for null."""
+    return _array(lists).value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _floats(column: Any) -> np.ndarray:
-    return column.to_numpy(zero_copy_only=False).astype(np.float64)
+    return _array(column).to_numpy(zero_copy_only=False).astype(np.float64)
 
 
 def _where(condition: np.ndarray) -> list[int]:
