@@ -73,6 +73,5 @@ def console() -> "Console":
 
 def printable(text: str) -> str:
     """A text whose control characters are spelled out, or a model could move the terminal's cursor."""
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c) != "Cc" else c.encode("unicode_escape").decode() for c in text
-    )
+    shown = (c in "\n\t" or unicodedata.category(c) not in ("Cc", "Zl", "Zp") for c in text)
+    return "".join(c if ok else c.encode("unicode_escape").decode() for c, ok in zip(text, shown, strict=True))

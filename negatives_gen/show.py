@@ -82,8 +82,10 @@ def inspect(path: str, config: InspectConfig) -> None:
     out = console()
     for group in groups:
         out.print(*group_view(group, negatives.signals, signal), sep="\n")
-    of = f" of {len(negatives)}" if config.split == "all" else f" of split {config.split}"
-    out.print(f"{len(groups)}{of} groups, ranked by {signal}")
+    shown = f"{len(groups)} of {len(negatives)} groups"
+    out.print(
+        f"{shown if config.split == 'all' else f'{len(groups)} groups of split {config.split}'}, ranked by {signal}"
+    )
 
 
 def ranks(group: Group, signal: str) -> list[int]:
