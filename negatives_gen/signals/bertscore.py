@@ -1,0 +1,64 @@
+"""`bertscore`: BERTScore F1 (Zhang et al., 2020) by its authors' library: tokens matched by their embeddings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from data.errors import UserError
+from data.identity import context_length, model_directory, weights_hash
+from data.schema import Group
+from negatives_gen.signals.base import SignalOptions, TextSignal
+
+BATCH_SIZE = {"cpu": 8, "cuda": 64}
+
+
+class BertScore(TextSignal):
+    """Embeddings are the encoder's last hidden states; no idf weights, no baseline. 0 for a text without a token."""
+
+    name = "bertscore"
+    library = "bert-score"
+
+    def __init__(self, options: SignalOptions):
+        import torch
+        from bert_score import BERTScorer
+        from transformers import AutoConfig
+
+        assert options.bertscore_model is not None  # StrategyOptions.signal_names
+        directory = str(model_directory(options.bertscore_model))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.scorer: Any = BERTScorer(
+            model_type=directory,
+            num_layers=AutoConfig.from_pretrained(directory).num_hidden_layers,
+            batch_size=BATCH_SIZE[device],
+            device=device,
+        )
+        self.scorer._model.float()
+        # bert-score cuts a text where the tokenizer says; some say a number beyond the model's positions.
+        self.tokenizer = self.scorer._tokenizer
+        self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, context_length(directory))
+
+    @classmethod
+    def identity(cls, options: SignalOptions) -> dict[str, Any]:
+        assert options.bertscore_model is not None  # as above
+        try:
+            weights = weights_hash(str(model_directory(options.bertscore_model)))
+        except UserError as error:
+            raise UserError(f"--bertscore_model '{options.bertscore_model}' cannot be used: {error}") from error
+        return {"name": options.bertscore_model, "weights_sha256": weights, **super().identity(options)}
+
+    def add(self, groups: Sequence[Group]) -> None:
+        pairs = [(c, g.response) for g in groups for c in g.negatives if self.name not in c.similarity]
+        unique = list(dict.fromkeys((c.text, truth) for c, truth in pairs))
+        usable = [pair for pair in unique if all(map(self._has_tokens, pair))]
+        values = dict.fromkeys(unique, 0.0)
+        if usable:
+            texts, truths = zip(*usable, strict=True)
+            _, _, f1 = self.scorer.score(list(texts), list(truths))
+            values.update(zip(usable, f1.tolist(), strict=True))
+        for candidate, truth in pairs:
+            candidate.similarity[self.name] = values[candidate.text, truth]
+
+    def _has_tokens(self, text: str) -> bool:
+        return bool(text.strip()) and bool(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+SIGNAL = BertScore
