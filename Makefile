@@ -8,12 +8,13 @@ RUNS := runs
 # The index that carries torch's CPU build where the indexes at hand do not.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install quickstart test lint dolly-small clean
+.PHONY: help install quickstart test lint bench dolly-small clean
 
 help:
 	@echo "make quickstart   install into $(VENV) and run both stages and the evaluation on the embedded example"
 	@echo "make test         install into $(VENV) and run all tests"
 	@echo "make lint         ruff and pyright"
+	@echo "make bench        the benchmarks of docs/benchmarks.md (needs ../shared; an hour)"
 	@echo "make dolly-small  the Dolly run of docs/results.md (needs ../shared)"
 	@echo "make clean        remove $(RUNS)/quickstart"
 
@@ -59,13 +60,23 @@ quickstart: install
 	@echo "checkpoints:   $(RUNS)/quickstart/reference, /mle, /cpo, /cpo-rank"
 	@echo "report:        $(RUNS)/quickstart/evaluation/report.md"
 
+# The kill tests mostly wait for processes to start; beside them the others lose little time.
 test: install
-	@$(PY) -m pytest tests
+	@log=$$(mktemp); $(PY) -m pytest tests/test_kill.py > $$log 2>&1 & kills=$$!; trap "kill $$kills 2>/dev/null" INT TERM; \
+	$(PY) -m pytest tests --ignore tests/test_kill.py; code=$$?; \
+	echo "== kill tests (they ran beside the others)"; wait $$kills || code=1; cat $$log; rm $$log; exit $$code
 
 lint: install
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m pyright --pythonpath $(PY)
+
+# Ratios inside one run: nothing else should run on the machine meanwhile.
+bench: export HF_HUB_OFFLINE = 1
+bench: export VLLM_CPU_KVCACHE_SPACE = 1
+bench: install
+	@for benchmark in engine job scorer growth kills; do echo "== $$benchmark"; \
+		$(PY) -m tests.benchmarks.$$benchmark 2>/dev/null || exit 1; done
 
 # Real data, see docs/results.md; each step's time is printed.
 dolly-small: export HF_HUB_OFFLINE = 1
