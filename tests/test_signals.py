@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ TRUTH = "the cat sat on the mat"
 ODD = ("", "   ", "🙂🙂", "שלום עולם", "\x00", "a" * 5000)
 
 
-def values(name: str, texts: list[str], truth: str = TRUTH, **options: str) -> list[float]:
+def values(name: str, texts: list[str], truth: str = TRUTH, **options: Any) -> list[float]:
     group = Group("g", "Where did the cat sit?", truth, [1], [2, 0], negatives=[Candidate("an", [3], t) for t in texts])
     (signal,) = load_signals([name], SignalOptions(**{"model": "", **options}))
     signal.add([group])

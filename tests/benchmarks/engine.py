@@ -7,6 +7,7 @@ a warm-up; the order of the contestants changes from round to round.
 import dataclasses
 import statistics
 import time
+from typing import Any
 
 from data.identity import context_length, load_tokenizer
 from negatives_gen.engine import Engine
@@ -66,7 +67,7 @@ def _transformers_speed(prompts: list[list[int]]) -> float:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     part = sorted(prompts[:24], key=len)
     best = 0.0
     for batch in (2, 4, 8):

@@ -47,7 +47,7 @@ def main() -> None:
         return time.perf_counter() - started, result
 
     best = min(expected, key=lambda batch: timed(lambda: padded_scores(plain, groups[:16], batch))[0])
-    ours, theirs = [], []
+    ours, theirs, packed, padded = [], [], [], []
     for _ in range(ROUNDS):
         seconds, packed = timed(lambda: scorer.score(groups))
         ours.append(len(groups) / seconds)
