@@ -28,8 +28,9 @@ def without_secrets(value: Any) -> Any:
 
 def scrub(text: str) -> str:
     """A line for a log: values of environment variables such as OPENAI_API_KEY hidden, the home directory as ~."""
-    for name, secret in os.environ.items():
-        if SECRET_VARIABLE.fullmatch(name) and len(secret) >= SHORTEST_SECRET:
+    secrets = [value for name, value in os.environ.items() if SECRET_VARIABLE.fullmatch(name)]
+    for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
+        if len(secret) >= SHORTEST_SECRET:
             text = text.replace(secret, HIDDEN)
     return _without_home(USERINFO.sub("", text))
 

@@ -105,7 +105,7 @@ def push_to_hub(path: str, repo_id: str) -> None:
         api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=path)
     except Exception as error:  # the hub client raises a dozen unrelated classes
         raise UserError(
-            f"'{path}' is finished, but cannot be pushed to '{repo_id}': {first_line(error)}. Log in with "
+            f"'{path}' is finished, but cannot be pushed to '{repo_id}': {first_line(error).rstrip('.')}. Log in with "
             "`hf auth login`, then run the same command again."
         ) from error
 

@@ -36,7 +36,9 @@ def test_other_homes_and_names_that_begin_alike_stay() -> None:
     assert without_secrets("/home/adam/x /home/ada-b /data/home/ada/x") == "/home/adam/x /home/ada-b /data/home/ada/x"
 
 
-def test_log_lines_hold_no_secret_and_no_home() -> None:
+def test_log_lines_hold_no_secret_and_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGER_KEY", "sk-0123456789-and-more")
+    assert scrub("sk-0123456789-and-more") == "***"
     assert scrub("cannot write /home/ada/set with sk-0123456789: key") == "cannot write ~/set with ***: key"
     record = logging.LogRecord("x", logging.INFO, "f", 1, "key %s in %s", ("sk-0123456789", Path("/home/ada/x")), None)
     assert ScrubbingFormatter("%(message)s").format(record) == "key *** in ~/x"
