@@ -51,6 +51,10 @@ def _contradictions(manifest: Manifest) -> list[str]:
     examples = manifest.inputs.get("examples")
     if manifest.inputs and examples != counts["rows_read"]:
         problems.append(f"inputs counts {examples} examples, rows_read is {counts['rows_read']}")
+    for key in ("examples", "examples_sha256"):  # of a stream they are known only afterwards
+        source, read = job["data"][key], manifest.inputs.get(key)
+        if source is not None and source != read:
+            problems.append(f"job.data.{key} is {source}, inputs.{key} is {read}")
     if manifest.rejects["file"] != REJECTS:
         problems.append(f"rejects lie in '{manifest.rejects['file']}' instead of {REJECTS}")
 

@@ -1,6 +1,6 @@
 """`python -m negatives_gen export DIR --format F --out FILE`: the set's texts for other trainers.
 
-TRL and LLaMA-Factory put the EOS behind the texts themselves; so the texts have none.
+Each trainer puts the EOS behind the texts itself; so the texts have none.
 """
 
 import json
@@ -56,7 +56,7 @@ def _completion(prompt: str, chosen: str, _: str) -> Row:
     return {"prompt": prompt, "completion": chosen}
 
 
-# OpenRLHF: --prompt_key prompt --chosen_key chosen --rejected_key rejected.
+# OpenRLHF: --prompt_key prompt --chosen_key chosen --rejected_key rejected. It puts a blank before the EOS.
 FORMATS: dict[str, Callable[[str, str, str], Row]] = {
     "trl-preference": _preference,
     TRL_SFT: _completion,
@@ -115,7 +115,10 @@ def main(argv: list[str] | None = None) -> None:
     if done.inexact is None:
         print("The reference model's tokenizer is not where the manifest says: not checked what texts tokenise to.")
     elif done.inexact:
-        print(f"{done.inexact} rows tokenise to other ids than the set's (texts at a seam, or a negative without EOS).")
+        print(
+            f"{done.inexact} rows tokenise to other ids than the set's: a negative cut at its longest length gets an EOS, "
+            "and some ids spell their text otherwise than the tokenizer does."
+        )
 
 
 def export(path: str, config: ExportConfig) -> Exported:
