@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         print("The reference model's tokenizer is not where the manifest says: not checked what texts tokenise to.")
     elif done.inexact:
         print(
-            f"{done.inexact} rows tokenise to other ids than the set's: a negative cut at its longest length gets an EOS, "
+            f"{done.inexact} rows tokenise to other ids than the set's: a negative without EOS gets one, "
             "and some ids spell their text otherwise than the tokenizer does."
         )
 
