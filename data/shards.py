@@ -92,6 +92,7 @@ class NegativeSetWriter:
         self.signals = list(signals)
         self.parent = parent
         self.driver: bytes | None = None
+        self.is_new = not self.folder.exists()
 
     def begin(self) -> bool:
         """Claim the directory. True if there is work left, False if the set is complete already.
@@ -128,6 +129,8 @@ class NegativeSetWriter:
                 if re.fullmatch(r"shard-\d+\.parquet", name):  # written, but its record was not
                     self.folder.remove(name)
             self.folder.remove(JOB_FOLDER)
+            if self.is_new and not self.folder.names() and self.folder.exists():
+                self.folder.remove("")
 
     def finished(self) -> set[int]:
         """Indices of the shards that are finished."""

@@ -89,6 +89,10 @@ class Folder:
         if self.fs.exists(self / name):
             self.fs.rm(self / name, recursive=True)
 
+    def exists(self) -> bool:
+        """Whether the directory is there; an object store has no empty ones."""
+        return self.fs.exists(self.root)
+
     def remove_temporary(self, folder: str = "") -> None:
         """Remove what an interrupted write left behind."""
         for name in self.names(folder):
