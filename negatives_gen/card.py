@@ -93,10 +93,15 @@ def card(manifest: Manifest) -> str:
     )
 
 
-def push_to_hub(path: str, repo_id: str) -> None:
-    """Upload a finished set as a data set of the hub. Raises UserError if it is not on a disk or the hub refuses."""
+def require_disk(path: str) -> None:
+    """Raise UserError if a set there could not be pushed to the hub, whose client reads local directories."""
     if "://" in path:
         raise UserError(f"only a set on a disk can be pushed to the hub; copy '{path}' to one and push that.")
+
+
+def push_to_hub(path: str, repo_id: str) -> None:
+    """Upload a finished set as a data set of the hub. Raises UserError if it is not on a disk or the hub refuses."""
+    require_disk(path)
     from huggingface_hub import HfApi
 
     api = HfApi()

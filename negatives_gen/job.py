@@ -15,7 +15,7 @@ from data.schema import Reject
 from data.shards import NegativeSetWriter
 from data.sources import READERS, SPLIT_SEED, Source, open_source
 from data.tasks import TASKS
-from negatives_gen.card import push_to_hub, write_card
+from negatives_gen.card import push_to_hub, require_disk, write_card
 from negatives_gen.config import GenerateConfig, StrategyOptions
 from negatives_gen.embedder import REFERENCE
 from negatives_gen.inputs import Shard, StagedShards, stage_inputs
@@ -109,6 +109,8 @@ def run_job(
         out: the directory as the user wrote it.
         prepare: called once the directory is ours: number of shards, and `Manifest.inputs`.
     """
+    if config.push_to_hub:
+        require_disk(work.writer.folder.path)  # not after days of work
     manifest = _finished(work.writer, out) or _made(config, work, prepare)
     if config.push_to_hub:
         push_to_hub(work.writer.folder.path, config.push_to_hub)

@@ -106,6 +106,7 @@ def rows(path: Path, *records: dict) -> str:
         ({"strategies": "ann=11"}, ("unknown strategy 'ann'", "'an'")),
         ({"strategies": "an=0"}, ("an=0", "at least 1")),
         ({"strategies": "un=1"}, ("--api.model",)),
+        ({"out": "memory://set", "push_to_hub": "me/set"}, ("only a set on a disk", "memory://set")),
         ({"split": "validation"}, ("unknown split 'validation'", "train, test, all")),
         ({"task": "doly"}, ("unknown task 'doly'", "dolly")),
         ({"limit": "many"}, ("'limit'", "whole number", "'many'")),
