@@ -284,4 +284,4 @@ def test_an_engine_that_cannot_start_ends_the_job_in_one_line(options: dict[str,
     assert len(errors) == 1
     assert "nonsense" in errors[0]
     assert "Traceback" not in done.stderr
-    assert not list((tmp_path / "set").iterdir())
+    assert not (tmp_path / "set").exists()
