@@ -288,6 +288,7 @@ class NegativeSet:
         self.folder = Folder(path)
         self.manifest = read_manifest(self.folder)
         self.signals = self.manifest.signals
+        self._sound: set[int] = set()
         names = self.folder.names()
         for shard in self.manifest.shards:
             if shard.file not in names:
@@ -315,14 +316,6 @@ class NegativeSet:
                 f"tokenizer {tokenizer_sha256[:16]}. Use the reference model's tokenizer, or generate a set with this."
             )
 
-    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All groups in shard order, checksums verified. Raises UserError if a shard is damaged."""
-        tables = list(self.tables(columns))
-        schema = group_schema(self.signals)
-        if columns is not None:
-            schema = pa.schema([schema.field(name) for name in columns])
-        return pa.concat_tables(tables) if tables else schema.empty_table()
-
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The groups of one shard after another, checksums verified. Raises UserError if a shard is damaged."""
         for shard in self.manifest.shards:
@@ -336,6 +329,23 @@ class NegativeSet:
     def shard(self, index: int) -> list[Group]:
         """The groups of one shard. Raises UserError if it is damaged."""
         return [group_from_row(row) for row in self._read(self.manifest.shards[index], None).to_pylist()]
+
+    def shard_table(self, index: int, columns: Sequence[str]) -> pa.Table:
+        """Columns of a shard by their paths in Parquet, such as "negatives.list.element.ids".
+
+        The checksum is verified the first time that this object reads the shard; later only those columns are read.
+
+        Raises:
+            UserError: the shard is missing or damaged.
+        """
+        shard = self.manifest.shards[index]
+        if index not in self._sound:
+            source: Any = BytesIO(self._verified(shard.file, shard.sha256))
+            self._sound.add(index)
+        else:
+            source = self.folder.open(shard.file)
+        with source, pq.ParquetFile(source) as file:
+            return file.read(columns=list(columns))
 
     def rejects(self) -> list[Reject]:
         """Every rejected row with its reason. Raises UserError if their file is missing or damaged."""

@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -53,6 +54,10 @@ class Folder:
     def read(self, name: str) -> bytes:
         """Read a whole file. Raises FileNotFoundError."""
         return self.fs.cat_file(self / name)
+
+    def open(self, name: str) -> Any:
+        """Open a file for reading parts of it. Raises FileNotFoundError."""
+        return self.fs.open(self / name, "rb")
 
     def read_all(self, names: Sequence[str]) -> list[bytes]:
         """Read whole files, from an object store many at a time. Raises FileNotFoundError."""

@@ -1,21 +1,23 @@
-"""What the trainer trains on: groups from a negative set, or ground truths alone, and their layout in batches."""
+"""What the trainer trains on: groups from negative sets, or ground truths alone, and their layout in batches."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from data.errors import UserError
 from data.schema import Group
-from data.shards import NegativeSet
-from data.strategies import format_counts
+from trainer.choice import Choice
 from trainer.logprobs import layout
 from trainer.objectives import ranks_from_similarity
 from trainer.packing import Continuations, TokenBatch
+from trainer.store import GroupStore, Shard
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,85 +25,115 @@ class TrainingGroup:
     """One group to train on: candidate 0 is the ground truth.
 
     Attributes:
+        id: of the group in its set.
         tokens: prefix and K continuations.
-        reference_logps: K summed log-probabilities in nats under the reference model; empty for mle.
-        similarity: K similarities to the ground truth; empty for mle.
+        reference_logps: K summed log-probabilities in nats under the reference model; empty for ground truths alone.
+        similarity: K similarities to the ground truth; empty for ground truths alone.
+        strategies: K - 1 names, of the negatives.
     """
 
+    id: str
     tokens: Continuations
     reference_logps: Sequence[float] = ()
     similarity: Sequence[float] = ()
+    strategies: Sequence[str] = ()
 
 
 class GroundTruths(Dataset):
-    """Prefixes with their ground truths only (K = 1), for next-token prediction."""
+    """Prefixes with their ground truths only (K = 1), held in memory, for next-token prediction."""
 
-    def __init__(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]):
-        self.pairs = pairs
-
-    @classmethod
-    def from_groups(cls, groups: Sequence[Group]) -> "GroundTruths":
-        return cls([(g.prompt_ids, g.response_ids) for g in groups])
-
-    @classmethod
-    def from_negative_set(cls, negatives: NegativeSet, split: str) -> "GroundTruths":
-        columns = _rows_of(negatives, split, ["prompt_ids", "response_ids"]).to_pydict()
-        return cls(list(zip(columns["prompt_ids"], columns["response_ids"], strict=True)))
+    def __init__(self, groups: Sequence[Group]):
+        self.groups = groups
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.groups)
 
-    def __getitem__(self, index: int) -> TrainingGroup:
-        prompt_ids, response_ids = self.pairs[index]
-        return TrainingGroup(Continuations(prompt_ids, [response_ids]))
+    def __getitem__(self, number: int) -> TrainingGroup:
+        group = self.groups[number % len(self)]
+        return TrainingGroup(group.id, Continuations(group.prompt_ids, [group.response_ids]))
+
+    @property
+    def blocks(self) -> list[np.ndarray]:
+        return [np.arange(len(self))]
+
+    def tokens(self, block: np.ndarray) -> np.ndarray:
+        return np.array([len(self.groups[i].prompt_ids) + len(self.groups[i].response_ids) for i in block], dtype=float)
+
+    def keep(self, groups: int) -> None:
+        """All are."""
 
 
 class ContrastiveGroups(Dataset):
-    """Groups of a negative set with a chosen subset of their negatives.
+    """Groups of negative sets with a chosen subset of their negatives; without a choice, ground truths alone.
+
+    Number i + n * len is group i in epoch n, which matters where the choice draws afresh each epoch.
 
     Args:
-        negatives: the set.
-        split: "train", "test" or "all": the groups of which half of the data source.
-        use: how many negatives of which strategy, the first ones of each; None takes all.
-        rank_by: ranking signal; None takes the set's first.
-
-    Raises:
-        UserError: the set has not that many negatives of a strategy, or not that signal.
+        store: the groups.
+        choice: which negatives. Groups of which its bounds leave no negative are dropped; the log counts them.
     """
 
-    def __init__(
-        self, negatives: NegativeSet, split: str, use: dict[str, int] | None = None, rank_by: str | None = None
-    ):
-        stored = {name: settings["count"] for name, settings in negatives.manifest.job["strategies"].items()}
-        self.use = use or stored
-        for strategy, count in self.use.items():
-            if count > stored.get(strategy, 0):
-                raise UserError(
-                    f"--use asks for {strategy}={count}, but negative set '{negatives.folder.path}' holds "
-                    f"{format_counts(stored)} per group. Ask for less, or generate a set with more."
-                )
-        self.signal = rank_by or negatives.signals[0]
-        if self.signal not in negatives.signals:
-            raise UserError(
-                f"--rank_by asks for '{rank_by}', but negative set '{negatives.folder.path}' holds "
-                f"{', '.join(negatives.signals)}. Choose one of them, or add it with `python -m negatives_gen extend`."
-            )
-        columns = ["prompt_ids", "response_ids", "reference_logp", "negatives"]
-        self.table: pa.Table = _rows_of(negatives, split, columns).combine_chunks()
+    def __init__(self, store: GroupStore, choice: Choice | None = None):
+        self.store = store
+        self.choice = choice
+        if choice is not None and choice.filters:
+            self._drop_empty(choice)
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return len(self.store)
 
-    def __getitem__(self, index: int) -> TrainingGroup:
-        row = self.table.slice(index, 1).to_pylist()[0]
-        chosen = []
-        for strategy, count in self.use.items():
-            chosen += [c for c in row["negatives"] if c["strategy"] == strategy][:count]
+    def __getitem__(self, number: int) -> TrainingGroup:
+        epoch, number = divmod(number, len(self))
+        shard, row = self.store.locate(number)
+        prefix, truth = shard.prompts[row], shard.responses[row]
+        if self.choice is None:
+            return TrainingGroup(shard.ids[row], Continuations(prefix, [truth]))
+        places, strategies = self.choice.negatives(shard, row, number, epoch)
         return TrainingGroup(
-            Continuations(row["prompt_ids"], [row["response_ids"], *(c["ids"] for c in chosen)]),
-            [row["reference_logp"], *(c["reference_logp"] for c in chosen)],
-            [1.0, *(c["similarity"][self.signal] for c in chosen)],
+            shard.ids[row],
+            Continuations(prefix, [truth, *(shard.negatives[place] for place in places)]),
+            [shard.reference_logps[row], *shard.negative_logps[places]],
+            [1.0, *shard.similarity[self.choice.signal][places]],
+            strategies,
         )
+
+    @property
+    def blocks(self) -> list[np.ndarray]:
+        return self.store.blocks
+
+    def tokens(self, block: np.ndarray) -> np.ndarray:
+        """Tokens that each group of a block takes in a packed row."""
+        shard, rows = self.store.block_of(block)
+        tokens = shard.prompts.lengths[rows] - 1 + shard.responses.lengths[rows].astype(float)
+        return tokens if self.choice is None else tokens + self.choice.counted(shard)[rows]
+
+    def keep(self, groups: int) -> None:
+        self.store.keep(groups)
+
+    def _drop_empty(self, choice: Choice) -> None:
+        everything = replace(choice, min_similarity=None, max_similarity=None)
+        passed_over = total = 0
+
+        def has_negatives(shard: Shard, rows: np.ndarray) -> np.ndarray:
+            nonlocal passed_over, total
+            owner = np.repeat(np.arange(len(shard.ids)), np.diff(shard.first))
+            before, after = (
+                np.bincount(owner[c.allowed(shard)], minlength=len(shard.ids))[rows] for c in (everything, choice)
+            )
+            total += int(before.sum())
+            passed_over += int((before - after).sum())
+            return after > 0
+
+        groups = len(self.store)
+        dropped = self.store.drop(has_negatives)
+        bounds = [f"--{k} {v}" for k in ("min_similarity", "max_similarity") if (v := getattr(choice, k)) is not None]
+        found = (
+            f"{' and '.join(bounds)} ({choice.signal}) passes over {passed_over} of {total} negatives and "
+            f"leaves {dropped} of {groups} groups without any"
+        )
+        if dropped == groups:
+            raise UserError(f"{found}. Choose wider bounds; `python -m negatives_gen stats` shows the similarities.")
+        log.info("%s", found)
 
 
 @dataclass
@@ -109,25 +141,34 @@ class PackedGroups:
     """One forward pass: some groups' tokens with what the objective needs beside the policy's log-probabilities.
 
     Attributes:
+        ids: G ids of the groups.
         tokens: see `trainer.packing.TokenBatch`; its mask is the mask of the groups, [G, K].
-        reference_logps: [G, K] in nats, 0 where there is no candidate. For mle: zeros.
-        ranks: [G, K], 0 = best. For mle: zeros.
+        reference_logps: [G, K] in nats, 0 where there is no candidate. Of ground truths alone: zeros.
+        ranks: [G, K], 0 = best. Of ground truths alone: zeros.
+        strategies: names;  strategy: [G, K], which of them made each negative, -1 for others and for the ground truth.
         num_truth_tokens: tokens of the ground truths.
     """
 
+    ids: list[str]
     tokens: TokenBatch
     reference_logps: torch.Tensor
     ranks: torch.Tensor
+    strategies: list[str]
+    strategy: torch.Tensor
     num_truth_tokens: int
 
     @property
     def num_groups(self) -> int:
-        return len(self.reference_logps)
+        return len(self.ids)
 
     def to(self, device: Any, **_: Any) -> "PackedGroups":
         """Move to a device (accelerate's loader calls this, with options that do not apply)."""
-        return PackedGroups(
-            self.tokens.to(device), self.reference_logps.to(device), self.ranks.to(device), self.num_truth_tokens
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            reference_logps=self.reference_logps.to(device),
+            ranks=self.ranks.to(device),
+            strategy=self.strategy.to(device),
         )
 
 
@@ -149,29 +190,22 @@ class Collator:
         ]
 
 
-def _rows_of(negatives: NegativeSet, split: str, columns: Sequence[str]) -> pa.Table:
-    """Those columns of the groups that belong to a split. Raises UserError if there are none."""
-    table = negatives.table([*columns, "split"])
-    if split != "all":
-        table = table.filter(pc.field("split") == split)
-    if not table.num_rows:
-        raise UserError(
-            f"negative set '{negatives.folder.path}' holds no groups of split '{split}'. Choose another --split; its "
-            "rejects.parquet says why rows were rejected."
-        )
-    return table.drop_columns(["split"])
-
-
 def _with_targets(groups: Sequence[TrainingGroup], tokens: TokenBatch) -> PackedGroups:
-    reference = torch.zeros(tokens.mask.shape)
-    similarity = torch.zeros(tokens.mask.shape)
+    shape = tuple(tokens.mask.shape)
+    reference, similarity = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+    strategy = np.full(shape, -1, dtype=np.int64)
+    names = sorted({name for group in groups for name in group.strategies})
     for row, group in enumerate(groups):
-        if group.reference_logps:
-            reference[row, : len(group.reference_logps)] = torch.tensor(group.reference_logps)
-            similarity[row, : len(group.similarity)] = torch.tensor(group.similarity)
+        if len(group.reference_logps):
+            reference[row, : len(group.reference_logps)] = group.reference_logps
+            similarity[row, : len(group.similarity)] = group.similarity
+            strategy[row, 1 : 1 + len(group.strategies)] = [names.index(name) for name in group.strategies]
     return PackedGroups(
+        ids=[group.id for group in groups],
         tokens=tokens,
-        reference_logps=reference,
-        ranks=ranks_from_similarity(similarity, tokens.mask),
+        reference_logps=torch.from_numpy(reference),
+        ranks=ranks_from_similarity(torch.from_numpy(similarity), tokens.mask),
+        strategies=names,
+        strategy=torch.from_numpy(strategy),
         num_truth_tokens=sum(len(g.tokens.continuations[0]) for g in groups),
     )

@@ -5,6 +5,8 @@ Candidate 0 is the ground truth. With beta the temperature, h_k = beta * (log pi
 TRL's CPO (Xu et al., arXiv 2401.08417).
 """
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -95,6 +97,20 @@ def mle_loss(policy_logps: torch.Tensor, num_tokens: torch.Tensor | int) -> torc
     return -policy.sum() / num_tokens
 
 
+def pss_loss(policy_logps: torch.Tensor, num_tokens: torch.Tensor | int) -> torch.Tensor:
+    """Next-token prediction of the gold tokens from mixed inputs (parallel scheduled sampling, arXiv 1906.04331).
+
+    Args:
+        policy_logps: [groups, mixtures], of the same ground truth from different inputs.
+        num_tokens: tokens of the ground truths, each counted once, all groups together.
+
+    Returns:
+        Scalar, nats per token, a mean over mixtures; float32 or wider.
+    """
+    policy = policy_logps.to(torch.promote_types(policy_logps.dtype, torch.float32))
+    return -policy.mean(dim=-1).sum() / num_tokens
+
+
 def ranks_from_similarity(similarity: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Ranks of the candidates by similarity, 0 = best: the ground truth first, then falling similarity.
 
@@ -148,3 +164,34 @@ def preference_metrics(
         "rewards/kendall_tau": (agreement * better).sum((-1, -2)) / better.sum((-1, -2)).clamp(min=1),
         "logps/ranking_accuracy": ((policy_logps[:, :1] > policy_logps[:, 1:]) & negatives).sum(-1) / count,
     }
+
+
+def strategy_metrics(
+    policy_logps: torch.Tensor,
+    reference_logps: torch.Tensor,
+    ranks: torch.Tensor,
+    strategy: torch.Tensor,
+    names: Sequence[str],
+    *,
+    beta: float,
+    mask: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """`preference_metrics`'s rewards against the negatives of one strategy at a time, e.g. "rewards/margin/an".
+
+    Args:
+        strategy: [groups, K], the place in `names` of each negative's strategy, -1 for the ground truth.
+
+    Returns:
+        [n] per metric, for the n groups that have negatives of the strategy.
+    """
+    exists = torch.ones_like(policy_logps, dtype=torch.bool) if mask is None else mask
+    found = {}
+    for code, name in enumerate(names):
+        within = exists & (strategy == code)
+        has = within.any(dim=-1)
+        within[:, 0] = True
+        metrics = preference_metrics(
+            policy_logps[has], reference_logps[has], ranks[has], beta=beta, mask=within[has]
+        )
+        found.update({f"{key}/{name}": values for key, values in metrics.items() if key.startswith("rewards/")})
+    return found

@@ -111,29 +111,32 @@ def pack(groups: Sequence[Continuations]) -> TokenBatch:
     """All groups in one packed row (B = 1). Raises ValueError for an empty prefix or continuation."""
     _check(groups)
     width = max(len(g.continuations) for g in groups)
-    input_ids: list[int] = []
+    tokens: list[np.ndarray] = []
     pieces: list[tuple[int, int, int, int]] = []  # start position, length, group, segment
-    target_ids: list[int] = []
+    target_ids: list[np.ndarray] = []
     target_index: list[np.ndarray] = []
     slots: list[tuple[int, int]] = []
+    used = 0
     for g, group in enumerate(groups):
-        last = len(group.prefix) - 1
-        input_ids.extend(group.prefix[:last])
+        prefix = np.asarray(group.prefix, dtype=np.int64)
+        last = len(prefix) - 1
+        tokens.append(prefix[:last])
         pieces.append((0, last, g, PREFIX_SEGMENT))
+        used += last
         for k, continuation in enumerate(group.continuations):
-            begin = len(input_ids)
-            input_ids.append(group.prefix[last])
-            input_ids.extend(continuation[:-1])
-            pieces.append((last, len(continuation), g, 1 + k))
-            target_ids.extend(continuation)
-            target_index.append(np.arange(begin, len(input_ids)))
-            slots.append((g * width + k, len(continuation)))
+            ids = np.asarray(continuation, dtype=np.int64)
+            tokens += [prefix[last:], ids[:-1]]
+            pieces.append((last, len(ids), g, 1 + k))
+            target_ids.append(ids)
+            target_index.append(np.arange(used, used + len(ids)))
+            slots.append((g * width + k, len(ids)))
+            used += len(ids)
     lengths = np.array([length for _, length, _, _ in pieces])
     positions = np.concatenate([np.arange(start, start + length) for start, length, _, _ in pieces])
     return TokenBatch(
-        input_ids=torch.tensor([input_ids]),
+        input_ids=torch.from_numpy(np.concatenate(tokens))[None],
         position_ids=torch.from_numpy(positions)[None],
-        target_ids=torch.tensor(target_ids),
+        target_ids=torch.from_numpy(np.concatenate(target_ids)),
         target_index=torch.from_numpy(np.concatenate(target_index)),
         slot=_repeat(slots),
         mask=_existing(groups, width),

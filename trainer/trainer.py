@@ -1,8 +1,8 @@
 """The trainer: transformers' Trainer whose step goes through packed groups; `trainer.objectives` decides the rest."""
 
 import logging
+import math
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -11,9 +11,20 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from data.errors import UserError
 from trainer.dataset import PackedGroups
 from trainer.logprobs import attention_implementation, candidate_logps
-from trainer.objectives import cpo_loss, cpo_ranking_loss, implicit_rewards, mle_loss, preference_metrics
+from trainer.objectives import (
+    cpo_loss,
+    cpo_ranking_loss,
+    implicit_rewards,
+    mle_loss,
+    preference_metrics,
+    pss_loss,
+    strategy_metrics,
+)
+from trainer.sampler import StepSampler
+from trainer.scheduled import ScheduledSampling
 
 log = logging.getLogger(__name__)
 
@@ -24,38 +35,55 @@ log = logging.getLogger(__name__)
 # three bits more.
 START_TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 2e-2, torch.float16: 2.5e-3}
 START_PASSES = 8  # the forward passes to check it on
+CONTRASTIVE = ("cpo", "cpo-rank")
 
 
 class ContrastiveTrainer(Trainer):
-    """Trains on groups with one of the objectives of `trainer.config.OBJECTIVES`.
+    """Trains on groups with one of the objectives of `trainer.config.OBJECTIVES` (all but dpo).
 
     An optimiser step sees exactly per_device_train_batch_size x gradient_accumulation_steps x processes groups,
-    however many forward passes they take, and each group (mle: each token) weighs the same.
+    however many forward passes they take, and each group (mle, pss and the MLE term: each token) weighs the same.
 
     Args:
-        objective: "mle", "cpo" or "cpo-rank".
+        objective: "mle", "pss", "cpo" or "cpo-rank".
         beta: temperature of the contrast.
         path: "packed" or "padded", for messages.
+        sft_weight: weight of the MLE term on the ground truths beside the contrast.
+        scheduled: for pss, how its mixtures are made.
         Everything else as for transformers' Trainer. The data collator must be `trainer.dataset.Collator`.
     """
 
-    def __init__(self, *args: Any, objective: str, beta: float, path: str, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        objective: str,
+        beta: float,
+        path: str,
+        sft_weight: float = 0.0,
+        scheduled: ScheduledSampling | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         self.objective = objective
         self.beta = beta
         self.path = path
-        self._sums: dict[str, float] = defaultdict(float)
-        self._counts: dict[str, int] = defaultdict(int)
+        self.sft_weight = sft_weight
+        self.scheduled = scheduled
+        self._sums: dict[str, torch.Tensor] = {}
         self._logged_at = time.perf_counter()
-        self._checked_start = objective == "mle"
+        self._checked_start = objective not in CONTRASTIVE
+        # Of the current step: ids of its groups, and of those whose loss was not finite.
+        self._ids: list[str] = []
+        self._unsound: list[str] = []
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[list[PackedGroups]], torch.Tensor]:
-        """The micro-batches of one optimiser step, and what its loss is a mean over: groups, or tokens for mle."""
+        """The micro-batches of one optimiser step, and what its loss is a mean over: [2], groups and truth tokens."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        items = sum(self._num_items(packed) for batch in batches for packed in batch)
-        return batches, self.accelerator.reduce(torch.tensor(float(items), device=device), "sum")  # type: ignore[return-value]
+        every = [packed for batch in batches for packed in batch]
+        items = [sum(packed.num_groups for packed in every), sum(packed.num_truth_tokens for packed in every)]
+        return batches, self.accelerator.reduce(torch.tensor(items, dtype=torch.float32, device=device), "sum")  # type: ignore[return-value]
 
     def training_step(
         self,
@@ -71,41 +99,75 @@ class ContrastiveTrainer(Trainer):
 
         Returns:
             This process's share of the step's loss, detached.
+
+        Raises:
+            UserError: the loss or a gradient of the step is not finite; nothing was updated.
         """
-        assert num_items_in_batch is not None
+        assert isinstance(num_items_in_batch, torch.Tensor)
         if not self._checked_start:
             self._checked_start = True
             if self.state.global_step == 0:
                 self._check_start(inputs[:START_PASSES])
         model.train()
         total = torch.zeros((), device=self.args.device)
-        for index, packed in enumerate(inputs):
-            last = index == len(inputs) - 1
+        passes = list(self._in_step(inputs))
+        for index, (packed, counts) in enumerate(passes):
+            last = index == len(passes) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 packed = packed.to(self.args.device)
                 with self.compute_loss_context_manager():
+                    if self.scheduled is not None:
+                        packed = self.scheduled.mix(model, packed, self._draw(index))
                     policy_logps = candidate_logps(model, packed.tokens)
-                    loss = self._objective(policy_logps, packed)
+                    share = self._share(policy_logps, packed, num_items_in_batch) * counts
                 # DDP averages over processes; the loss is a sum over all of them.
-                share = loss * self._num_items(packed) / num_items_in_batch
                 self.accelerator.backward(share * self.accelerator.num_processes)
+            if counts:
                 total += share.detach() * self.accelerator.num_processes
-            self._record(policy_logps.detach(), packed)
+                self._ids += packed.ids
+                self._record(policy_logps.detach(), packed, share.detach())
+        if self.accelerator.sync_gradients:
+            self._check_finite(model, total)
         return total
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss and metrics on held-out groups, each group once, without gradients."""
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        started = time.perf_counter()
+        sums: dict[str, torch.Tensor] = {}
+        model: Any = self.model
+        model.eval()
+        size, processes = self.args.eval_batch_size, self.accelerator.num_processes
+        with torch.no_grad():
+            for start in range(0, len(dataset), size * processes):
+                start += size * self.accelerator.process_index
+                mine = range(start, min(start + size, len(dataset)))
+                groups = [dataset[i] for i in mine] or [dataset[0]]  # all take part, see `_in_step`
+                for packed, counts in self._in_step(self.data_collator(groups)):
+                    packed = packed.to(self.args.device)
+                    with self.compute_loss_context_manager():
+                        policy_logps = candidate_logps(model, packed.tokens)
+                    if counts and len(mine):
+                        _add(sums, self._metrics(policy_logps, packed))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self._averages(sums).items()}
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 2)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages since the last log: metrics, tokens per second, padding fraction."""
-        if self._counts and "loss" in logs:
+        if self._sums and "loss" in logs:
             now = time.perf_counter()
             elapsed, self._logged_at = now - self._logged_at, now
-            names = sorted(self._sums)
-            totals = torch.tensor([[self._sums[n], self._counts[n]] for n in names], device=self.args.device)
-            totals = self.accelerator.reduce(totals, "sum").tolist()  # type: ignore[union-attr]
-            values = {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
-            tokens = dict(zip(names, totals, strict=True))["padding_fraction"][1]
-            logs = {**logs, **values, "tokens_per_second": round(tokens / elapsed, 1)}
-            self._sums.clear()
-            self._counts.clear()
+            positions = self.accelerator.reduce(self._sums["padding_fraction"].clone(), "sum")  # type: ignore[arg-type]
+            padding, number = positions.tolist()  # type: ignore[union-attr]
+            averages = self._averages(self._sums)
+            averages.pop("loss")  # transformers' own is the same number
+            logs = {**logs, **averages, "tokens_per_second": round((number - padding) / elapsed, 1)}
+            self._sums = {}
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -113,48 +175,133 @@ class ContrastiveTrainer(Trainer):
         tokens = sum(packed.tokens.input_ids.numel() for packed in inputs)
         return 6 * tokens * sum(p.numel() for p in self.model.parameters())  # type: ignore[union-attr]
 
-    def _num_items(self, packed: PackedGroups) -> int:
-        return packed.num_truth_tokens if self.objective == "mle" else packed.num_groups
+    def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        micro_batches = self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return StepSampler(dataset, self.args.train_batch_size * micro_batches, micro_batches, seed)
 
-    def _objective(self, policy_logps: torch.Tensor, packed: PackedGroups) -> torch.Tensor:
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        started = time.perf_counter()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self._logged_at += time.perf_counter() - started  # tokens per second are the training's
+
+    def _in_step(self, passes: Sequence[PackedGroups]) -> Iterator[tuple[PackedGroups, bool]]:
+        """The passes, and whether each counts: FSDP's processes need equally many, so some repeat their last."""
+        number = len(passes)
+        if self.is_fsdp_enabled:
+            numbers: Any = self.accelerator.gather(torch.tensor([number], device=self.args.device))
+            number = int(numbers.max())
+        for index in range(number):
+            yield passes[min(index, len(passes) - 1)], index < len(passes)
+
+    def _share(self, policy_logps: torch.Tensor, packed: PackedGroups, items: torch.Tensor) -> torch.Tensor:
+        """What a pass adds to the loss of its step, a mean over all groups, or truth tokens, of the step."""
+        groups, tokens = items
         if self.objective == "mle":
-            return mle_loss(policy_logps, packed.num_truth_tokens)
+            return mle_loss(policy_logps, tokens)
+        if self.objective == "pss":
+            return pss_loss(policy_logps, tokens)
+        share = self._contrast(policy_logps, packed) * packed.num_groups / groups
+        if self.sft_weight:
+            share = share + self.sft_weight * mle_loss(policy_logps, tokens)
+        return share
+
+    def _contrast(self, policy_logps: torch.Tensor, packed: PackedGroups) -> torch.Tensor:
         reference, mask = packed.reference_logps, packed.tokens.mask
         if self.objective == "cpo":
             return cpo_loss(policy_logps, reference, beta=self.beta, mask=mask)
         return cpo_ranking_loss(policy_logps, reference, packed.ranks, beta=self.beta, mask=mask)
 
-    def _record(self, policy_logps: torch.Tensor, packed: PackedGroups) -> None:
-        def add(name: str, total: float, count: int) -> None:
-            self._sums[name] += total
-            self._counts[name] += count
+    def _draw(self, index: int) -> torch.Generator:
+        """Random numbers of a pass: the same after a resume."""
+        micro_batch = len(self._ids)
+        seed = hash((self.args.seed, self.state.global_step, self.accelerator.process_index, micro_batch, index))
+        return torch.Generator().manual_seed(seed % 2**63)
 
-        if self.objective == "mle":
-            add("logps/ground_truth", policy_logps[:, 0].sum().item(), packed.num_groups)
+    def _record(self, policy_logps: torch.Tensor, packed: PackedGroups, share: torch.Tensor) -> None:
+        if not torch.isfinite(share):
+            self._unsound += packed.ids
+        metrics = self._metrics(policy_logps, packed)
+        positions = packed.tokens.input_ids.numel()
+        metrics["padding_fraction"] = torch.tensor([packed.tokens.padding, positions], dtype=torch.float64)
+        _add(self._sums, metrics)
+
+    def _metrics(self, policy_logps: torch.Tensor, packed: PackedGroups) -> dict[str, torch.Tensor]:
+        """Sum and number of each metric, [2]; the names are the same on every process."""
+        groups, tokens = packed.num_groups, packed.num_truth_tokens
+        found: dict[str, tuple[Any, float]] = {}
+        if self.objective not in CONTRASTIVE:
+            found["loss"] = (mle_loss(policy_logps, 1), tokens)
+            if self.objective == "pss":
+                found["loss"] = (pss_loss(policy_logps, 1), tokens)
+            found["logps/ground_truth"] = (policy_logps[:, 0].sum(), groups)
         else:
-            metrics = preference_metrics(
-                policy_logps, packed.reference_logps, packed.ranks, beta=self.beta, mask=packed.tokens.mask
-            )
-            for name, values in metrics.items():
-                add(name, values.sum().item(), packed.num_groups)
-        add("padding_fraction", packed.tokens.padding, packed.tokens.input_ids.numel())
+            arguments = policy_logps, packed.reference_logps, packed.ranks
+            options: Any = {"beta": self.beta, "mask": packed.tokens.mask}
+            contrast = self._contrast(policy_logps, packed) * groups
+            found["loss"] = (contrast, groups)
+            if self.sft_weight:
+                # Both terms have a log of their own; the sum is transformers' `loss`.
+                found["loss/contrast"] = (contrast, groups)
+                found["loss/sft"] = (mle_loss(policy_logps, 1), tokens)
+            for name, values in preference_metrics(*arguments, **options).items():
+                found[name] = (values.sum(), groups)
+            names = self.data_collator.strategies  # type: ignore[union-attr]
+            if len(names) > 1:
+                by_strategy = strategy_metrics(*arguments, packed.strategy, names, **options)
+                found.update({name: (values.sum(), len(values)) for name, values in by_strategy.items()})
+        return {
+            name: torch.stack([torch.as_tensor(x, dtype=torch.float64, device=policy_logps.device) for x in pair])
+            for name, pair in found.items()
+        }
+
+    def _averages(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Over all processes."""
+        names = sorted(sums)
+        totals = self.accelerator.reduce(torch.stack([sums[name].to(self.args.device) for name in names]), "sum")
+        pairs = totals.tolist()  # type: ignore[union-attr]
+        return {name: total / number for name, (total, number) in zip(names, pairs, strict=True) if number}
+
+    def _check_finite(self, model: nn.Module, total: torch.Tensor) -> None:
+        """Stop before the optimiser step if loss or gradient is not finite. All processes stop together."""
+        ids, unsound, self._ids, self._unsound = self._ids, self._unsound, [], []
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        # float16's scaler lets gradients overflow on purpose and skips such steps by itself.
+        scaled = self.accelerator.scaler is not None
+        norm: Any = total if scaled else torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        worst: Any = self.accelerator.gather((total + norm.to(total)).reshape(1))
+        if bool(torch.isfinite(worst).all()):
+            return
+        step = self.state.global_step + 1
+        what = f"the loss ({total.item():g})" if not math.isfinite(total.item()) else "a gradient"
+        blamed = f" The loss of these is not finite: {', '.join(unsound)}." if unsound else ""
+        raise UserError(
+            f"{what} of step {step} is not finite; stopped before the optimiser step.{blamed} Groups of the step (process "
+            f"{self.accelerator.process_index}): {', '.join(ids)}. Look at them with `python -m negatives_gen inspect DIR "
+            "--row ID`; try a smaller --learning_rate or --beta, or --max_grad_norm 1, from the last checkpoint."
+        )
 
     @torch.no_grad()
     def _check_start(self, passes: Sequence[PackedGroups]) -> None:
         """Warn if the policy is not the reference before the first step: then every h is near 0, the loss log K."""
-        model: Any = self.model  # not DDP's wrapper: the processes may hold different numbers of passes
+        model: Any = self.model
         model.eval()
-        rewards, losses, expected, longest = [], [], [], 0
-        for packed in (packed.to(self.args.device) for packed in passes):
+        rewards, losses, expected, longest, groups = [], [], [], 0, 0
+        for packed, counts in self._in_step(passes):
+            packed = packed.to(self.args.device)
             with self.compute_loss_context_manager():
                 policy_logps = candidate_logps(model, packed.tokens)
+            if not counts:
+                continue
             mask = packed.tokens.mask
             rewards.append(implicit_rewards(policy_logps, packed.reference_logps, beta=self.beta, mask=mask).flatten())
-            losses.append(self._objective(policy_logps, packed).item() * packed.num_groups)
-            counts = mask.sum(-1).float()
-            expected.append((counts.log() if self.objective == "cpo" else (counts + 1).lgamma()).sum().item())
+            losses.append(self._contrast(policy_logps, packed).item() * packed.num_groups)
+            candidates = mask.sum(-1).float()
+            expected.append((candidates.log() if self.objective == "cpo" else (candidates + 1).lgamma()).sum().item())
             longest = max(longest, int(packed.tokens.slot.bincount().max()))
-        groups = sum(packed.num_groups for packed in passes)
+            groups += packed.num_groups
         worst = torch.cat(rewards).abs().max().item()
         dtype = next(model.parameters()).dtype
         compute = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else dtype
@@ -176,3 +323,8 @@ class ContrastiveTrainer(Trainer):
                 self.path,
                 attention_implementation(model),
             )
+
+
+def _add(sums: dict[str, torch.Tensor], metrics: dict[str, torch.Tensor]) -> None:
+    for name, pair in metrics.items():
+        sums[name] = sums[name] + pair.to(sums[name].device) if name in sums else pair

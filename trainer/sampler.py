@@ -1,0 +1,100 @@
+"""The order of an epoch: optimiser steps that hold the same number of groups and nearly the same number of tokens."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from torch.utils.data import Sampler
+
+# Steps' worth of groups that are mixed at a time: enough for strata of different lengths, few enough to keep decoded.
+WINDOW_STEPS = 32
+
+
+class Blocks(Protocol):
+    """A data set whose groups lie in blocks that are read together."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def blocks(self) -> list[np.ndarray]:
+        """Numbers of the groups of each block."""
+        ...
+
+    def tokens(self, block: np.ndarray) -> np.ndarray:
+        """Tokens of each group of a block, about."""
+        ...
+
+    def keep(self, groups: int) -> None:
+        """Keep at least so many groups at hand."""
+        ...
+
+
+class StepSampler(Sampler[int]):
+    """Every group once an epoch, in stretches of `step_groups` that are one optimiser step each.
+
+    Blocks come in random order. Of each window of groups the sampler makes steps that are stratified by length: the
+    groups are sorted by tokens into `step_groups` strata, and a step takes one of each. So gradients are no noisier
+    than with plain shuffling, and steps take about the same time. Within a step, micro-batches are balanced as well.
+
+    What a step holds depends on seed, epoch and `step_groups` only, not on the number of its micro-batches. The numbers
+    are given as number + epoch * len(dataset): a data set that draws its negatives knows the epoch from them, in the
+    data loader's workers too.
+
+    Args:
+        dataset: blocks of groups.
+        step_groups: groups per optimiser step, over all processes.
+        micro_batches: parts of a step: processes x accumulation steps.
+        seed: of the order.
+    """
+
+    def __init__(self, dataset: Blocks, step_groups: int, micro_batches: int = 1, seed: int = 0):
+        if step_groups % micro_batches:
+            raise ValueError(f"{step_groups} groups cannot be divided into {micro_batches} equal micro-batches")
+        self.dataset = dataset
+        self.step_groups = step_groups
+        self.micro_batches = micro_batches
+        self.seed = seed
+        self.epoch = 0
+        dataset.keep(2 * WINDOW_STEPS * step_groups)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        draw = np.random.default_rng((self.seed, self.epoch))
+        offset = self.epoch * len(self.dataset)
+        for step in self._steps(draw):
+            yield from (step + offset).tolist()
+
+    def _steps(self, draw: np.random.Generator) -> Iterator[np.ndarray]:
+        blocks = self.dataset.blocks
+        numbers, tokens = np.zeros(0, dtype=np.int64), np.zeros(0)
+        for count, place in enumerate(draw.permutation(len(blocks)), start=1):
+            numbers = np.concatenate([numbers, blocks[place]])
+            tokens = np.concatenate([tokens, self.dataset.tokens(blocks[place])])
+            if len(numbers) < WINDOW_STEPS * self.step_groups and count < len(blocks):
+                continue
+            order = draw.permutation(len(numbers))
+            numbers, tokens = numbers[order], tokens[order]
+            whole = len(numbers) // self.step_groups * self.step_groups
+            for step in self._stratified(tokens[:whole], draw):
+                yield numbers[step]
+            numbers, tokens = numbers[whole:], tokens[whole:]
+        if len(numbers):
+            yield numbers  # the rest of the epoch, in random order
+
+    def _stratified(self, tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """[steps, step_groups], places in `tokens`: each step has one of every stratum of lengths."""
+        if not len(tokens):
+            return np.zeros((0, self.step_groups), dtype=np.int64)
+        strata = np.argsort(tokens, kind="stable").reshape(self.step_groups, -1)
+        steps = draw.permuted(strata, axis=1).T
+        # Dealt out like cards, there and back, from the longest: micro-batches get about the same number of tokens.
+        parts = self.micro_batches
+        dealt = steps[:, ::-1].reshape(len(steps), -1, parts)
+        dealt[:, 1::2] = dealt[:, 1::2, ::-1].copy()
+        return dealt.transpose(0, 2, 1).reshape(len(steps), self.step_groups)
