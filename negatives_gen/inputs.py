@@ -58,6 +58,7 @@ class Shard:
                     split=group.split,
                     prompt_ids=list(group.prompt_ids),
                     response_ids=list(group.response_ids),
+                    messages=group.messages,
                 )
             )
 
@@ -169,7 +170,8 @@ class ParentShards:
 
 
 def _usable(reject: Reject) -> Group:
-    fields = ("id", "prompt", "response", "prompt_ids", "response_ids", "split")  # all set, see Shard.set_aside
+    # All set, see Shard.set_aside.
+    fields = ("id", "prompt", "response", "prompt_ids", "response_ids", "split", "messages")
     return Group(**{name: getattr(reject, name) for name in fields})
 
 

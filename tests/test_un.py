@@ -158,6 +158,17 @@ def test_every_request_is_the_papers_template_and_the_settings(
     assert len({request["seed"] for request in server.requests}) == 8
 
 
+def test_the_instruction_of_a_chat_is_what_people_wrote(
+    ask: Callable, server: ChatAPIStub, groups: list[Group]
+) -> None:
+    asked = {"role": "user", "content": "Who?"}
+    groups[0].messages = [asked]
+    groups[1].messages = [{"role": "system", "content": "Be brief."}, asked]
+    assert ask(groups[:2]) == {}
+    instructions = {prompt.split("Instruction: ")[1].split("\nResponse:")[0] for prompt in server.prompts}
+    assert instructions == {"Who?", "system: Be brief.\nuser: Who?"}
+
+
 def test_a_server_without_keys_is_sent_none(
     ask: Callable, server: ChatAPIStub, groups: list[Group], monkeypatch: pytest.MonkeyPatch
 ) -> None:

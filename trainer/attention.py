@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 NAME = "sdpa_by_segment"
-# What `mark` leaves on a mask. An attribute, because models pass masks on untouched, and keep them for the recomputation
+# What `mark` leaves on a mask. An attribute, because models pass masks on untouched and keep them for the recomputation
 # of gradient checkpointing; one that makes a new tensor of the mask loses the mark and gets dense attention.
 PIECES = "packed_pieces"
 
@@ -56,7 +56,8 @@ def attention_by_segment(
     for prefix, segments in pieces:
         own = place
         if prefix:
-            outputs.append(scaled_dot_product_attention(queries[own], keys[own], values[own], is_causal=True, **options))
+            own_tokens = queries[own], keys[own], values[own]
+            outputs.append(scaled_dot_product_attention(*own_tokens, is_causal=True, **options))
         else:
             outputs.append(queries[own])
         for size in segments:

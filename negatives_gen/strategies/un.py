@@ -86,7 +86,7 @@ class Unhelpful(Strategy):
                 if not requests:
                     break
                 answers = await api.ask(
-                    [TEMPLATE.format(group.prompt, group.response) for group, _ in requests],
+                    [TEMPLATE.format(_instruction(group), group.response) for group, _ in requests],
                     [seed for _, seed in requests],
                 )
                 for (group, seed), answer in zip(requests, answers, strict=True):
@@ -142,6 +142,15 @@ def _checked_url(url: Any) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise UserError("--api.base_url must be an address such as http://localhost:8000/v1, with nothing behind it.")
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+
+
+def _instruction(group: Group) -> str:
+    """The prompt as people wrote it: without a chat template's control tokens, and roles only where there are more."""
+    if group.messages is None:
+        return group.prompt
+    if len(group.messages) == 1:
+        return group.messages[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in group.messages)
 
 
 def _require_number(api: dict[str, Any], key: str, least: float, *, whole: bool = False) -> None:
