@@ -25,13 +25,13 @@ def test_it_equals_dense_attention_in_values_and_gradients(groups: list[Continua
     assert batch.segment_ids is not None
     assert batch.pieces is not None
     dense = packed_attention(batch.group_ids, batch.segment_ids)
-    inputs: Any = [tensors(dense.shape[-1], heads, seed) for seed, heads in enumerate((4, key_heads, key_heads))]
+    q, k, v = (tensors(dense.shape[-1], heads, seed) for seed, heads in enumerate((4, key_heads, key_heads)))
     module: Any = SimpleNamespace(num_key_value_groups=4 // key_heads)
-    expected, _ = sdpa_attention_forward(module, *inputs, dense, scaling=0.3)
-    found, _ = attention_by_segment(module, *inputs, mark(dense.clone(), batch.pieces), scaling=0.3)
+    expected, _ = sdpa_attention_forward(module, q, k, v, dense, scaling=0.3)
+    found, _ = attention_by_segment(module, q, k, v, mark(dense.clone(), batch.pieces), scaling=0.3)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9))
-    ours, theirs = (torch.autograd.grad((out * weights).sum(), inputs) for out in (found, expected))
+    ours, theirs = (torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (found, expected))
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
 
@@ -39,7 +39,7 @@ def test_it_equals_dense_attention_in_values_and_gradients(groups: list[Continua
 @pytest.mark.parametrize("masked", [False, True])
 def test_without_a_packed_row_it_is_plain_sdpa(masked: bool) -> None:
     module: Any = SimpleNamespace(is_causal=True)
-    inputs: Any = [tensors(6, 4, seed) for seed in range(3)]
+    q, k, v = (tensors(6, 4, seed) for seed in range(3))
     mask = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril() if masked else None
-    found, _ = attention_by_segment(module, *inputs, mask)
-    assert torch.equal(found, sdpa_attention_forward(module, *inputs, mask)[0])
+    found, _ = attention_by_segment(module, q, k, v, mask)
+    assert torch.equal(found, sdpa_attention_forward(module, q, k, v, mask)[0])
