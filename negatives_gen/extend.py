@@ -1,7 +1,8 @@
 """`python -m negatives_gen extend SET --out NEW`: a set with more strategies, candidates or ranking signals.
 
-What the set has is copied, not made or scored again. The result equals a set made in one go with all of it; sampled
-negatives aside, of which count and provenance are equal.
+What the set has is copied, not made or scored again. The result equals a set made in one go with all of it, rejects
+included. Exceptions are `an`, which is sampled, and `un`, which an API writes: of their negatives count and provenance
+are equal, and rows that the set rejects already are not sampled or asked for.
 """
 
 import dataclasses

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 # Draws per missing candidate before a group is given up; a draw may be empty, the ground truth, or a repetition.
 MAX_ROUNDS = 8
 
-# The stages a strategy can run in: with the engine, with an API and no model of ours, or with the scorer.
-SAMPLE, ASK, SCORE = "sample", "ask", "score"
+# The stages a strategy can run in, in their order: with the engine, with an API and no model of ours, with the scorer.
+STAGE_ORDER = SAMPLE, ASK, SCORE = "sample", "ask", "score"
 
 
 class Sampler(Protocol):
@@ -73,6 +73,11 @@ class Strategy:
     summary: str
     stage: str = SCORE
 
+    @property
+    def turn(self) -> tuple[int, str]:
+        """When it runs among the strategies of a job: the least first."""
+        return STAGE_ORDER.index(self.stage), self.name
+
     def settings(self, options: "StrategyOptions") -> dict[str, Any]:
         """What decides the negatives beside count and seed, JSON-like, for the manifest. Raises UserError."""
         raise NotImplementedError
@@ -83,7 +88,7 @@ class Strategy:
         """Append candidates to each group, in place, until it has settings["count"] of this strategy.
 
         Args:
-            groups: those that want negatives; some may have a few of this strategy already.
+            groups: those that want negatives; some may have a few of this strategy already, see `Shard.tried_by`.
             pool: all usable rows of the shard in the order of their ids: `groups` and those that another strategy has
                 given up. What depends on other rows must depend on the pool, or it would depend on that strategy.
 
