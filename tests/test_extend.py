@@ -1,11 +1,12 @@
 """`extend`: what is added equals one go, what was there is neither made nor scored again. Real scorer, no Ray."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data.errors import UserError
@@ -13,9 +14,9 @@ from data.manifest import Manifest
 from data.schema import Group
 from data.shards import NegativeSet
 from negatives_gen.config import GenerateConfig
+from negatives_gen.embedder import Embedder
 from negatives_gen.extend import ExtendConfig, extend
 from negatives_gen.job import generate
-from negatives_gen.signals import SignalOptions, load_signals
 from negatives_gen.stages import Components
 from tests.stubs import EngineStub
 from tests.without_ray import without_ray
@@ -98,7 +99,7 @@ def test_strategies_and_candidates_added_equal_a_set_made_in_one_go(make: Maker,
 def test_rows_that_several_strategies_fail_are_rejected_for_the_same_reason_as_in_one_go(
     make: Maker, first: str, then: str
 ) -> None:
-    """BN has two or three rows in a batch, so some rows fail it; of those and of others the one-word answers fail TN."""
+    """BN has two or three rows in a batch, so some rows fail it; of these and of others one-word answers fail TN."""
     counts = {**dict(c.split("=") for c in first.split(",")), **dict(c.split("=") for c in then.split(","))}
     whole = make("whole", ",".join(f"{name}={counts[name]}" for name in sorted(counts)), batch_size=3)
     reasons = NegativeSet(str(whole)).manifest.counts["rejected_by_reason"]
@@ -130,9 +131,15 @@ def test_sampled_negatives_are_kept_and_more_are_added_up_to_the_count(make: Mak
     }
 
 
-def test_nothing_is_made_or_scored_again(make: Maker) -> None:
-    """Counted by stubs: no engine starts, the scorer sees new candidates only, the embedder not one text."""
+def test_nothing_is_made_or_scored_again(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted by stubs: no engine starts, the scorer and the embedder see new candidates only."""
     scored: list[int] = []
+    embedded: list[str] = []
+
+    class CountingEmbedderStub(Embedder):
+        def embed(self, texts: Sequence[str]) -> np.ndarray:
+            embedded.extend(texts)
+            return super().embed(texts)
 
     class CountingScorerStub:
         path = "packed"
@@ -144,22 +151,21 @@ def test_nothing_is_made_or_scored_again(make: Maker) -> None:
     def no_engine_stub(*_: Any, **__: Any) -> Any:
         raise AssertionError("an engine was started")
 
-    def only_rouge(names: list[str], options: SignalOptions) -> list[Any]:
-        assert names == ["embedding", "rouge"]
-        return load_signals(["rouge"], options)
-
     first = make("first", "an=2,bn=1")
-    components = Components(engine=no_engine_stub, scorer=lambda *_, **__: CountingScorerStub(), signals=only_rouge)
+    monkeypatch.setattr("negatives_gen.signals.embedding.Embedder", CountingEmbedderStub)
+    components = Components(engine=no_engine_stub, scorer=lambda *_, **__: CountingScorerStub())
     added = extended(first, "then", components, signals="rouge")
-    assert scored == []
+    assert (scored, embedded) == ([], [])
     before, after = NegativeSet(str(first)), NegativeSet(str(added))
     for group, other in zip(before.groups(), after.groups(), strict=True):
         assert other.reference_logp == group.reference_logp
         for candidate, same in zip(group.negatives, other.negatives, strict=True):
             assert same.similarity["embedding"] == candidate.similarity["embedding"]
-    components = Components(engine=no_engine_stub, scorer=lambda *_, **__: CountingScorerStub())
-    extended(first, "more", components, strategies="bn=3")
+    more = NegativeSet(str(extended(first, "more", components, strategies="bn=3")))
     assert scored == [2] * len(before)
+    shards = [more.shard(index) for index in range(3)]
+    new = [{c.text for g in shard for c in g.negatives[3:]} for shard in shards]  # behind an, an, bn
+    assert sorted(embedded) == sorted(text for texts in new for text in texts)
 
 
 def test_the_old_set_stays_and_the_new_one_names_it(make: Maker) -> None:
