@@ -6,6 +6,7 @@ are equal, and rows that the set rejects already are not sampled or asked for.
 """
 
 import dataclasses
+import logging
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,15 @@ from data.config import describe_options, load_config, option, resolve_path
 from data.errors import UserError, exit_on_user_error
 from data.log import start_logging
 from data.manifest import MANIFEST, Manifest
-from data.privacy import without_secrets
+from data.privacy import holds_hidden, usable_again, without_secrets
 from data.shards import NegativeSet, NegativeSetWriter
 from data.storage import sha256
 from data.strategies import parse_counts
 from negatives_gen.config import StrategyOptions
 from negatives_gen.strategies import available, load_strategy
+from negatives_gen.strategies.base import SAMPLE
+
+log = logging.getLogger(__name__)
 
 HELP = """usage: python -m negatives_gen extend SET --out NEW [--strategies an=15,bn=3] [--signals rouge] [--key value]
 
@@ -89,6 +93,8 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
 
     strategies = _grown(job["strategies"], config)
     growing = {name: settings for name, settings in strategies.items() if settings != job["strategies"].get(name)}
+    samples = any(load_strategy(name).stage == SAMPLE for name in growing)
+    engine = {**job["engine"], **config.engine} if samples else job["engine"]
     config, names = _with_signals(config, job["signals"])
     options = make_signal_options(config, model)
     identities = signal_identities(config, names, options)
@@ -97,7 +103,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
 
     writer = NegativeSetWriter(
         resolve_path(config.out),
-        without_secrets({**job, "strategies": strategies, "signals": identities}),
+        without_secrets({**job, "strategies": strategies, "signals": identities, "engine": engine}),
         names,
         parent={"name": without_secrets(path), "manifest_sha256": sha256(parent.folder.read(MANIFEST))},
     )
@@ -111,7 +117,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
         context=job["data"]["context"],
         seed=job["seed"],
         dtype=job["model"]["scorer_dtype"],
-        engine_options={**job["engine"], **config.engine},
+        engine_options=_engine_options(job["engine"], config.engine) if samples else {},
         trust_remote_code=config.trust_remote_code,
         components=components or Components(),
     )
@@ -135,6 +141,14 @@ def _grown(known: dict[str, dict[str, Any]], config: ExtendConfig) -> dict[str, 
         else:
             grown[name] = {"count": count, **load_strategy(name).settings(config)}
     return dict(sorted(grown.items()))
+
+
+def _engine_options(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The engine options of the set's manifest under those of the user."""
+    for key, value in known.items():
+        if key not in given and holds_hidden(value):
+            log.warning("the manifest hides engine.%s, this run does without it. Give it again: --engine.%s", key, key)
+    return {**usable_again(known), **given}
 
 
 def _with_signals(config: ExtendConfig, known: dict[str, dict[str, Any]]) -> tuple[ExtendConfig, list[str]]:

@@ -131,6 +131,33 @@ def test_sampled_negatives_are_kept_and_more_are_added_up_to_the_count(make: Mak
     }
 
 
+def test_engine_options_are_the_manifests_under_the_users_and_are_recorded(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    given: list[dict[str, Any]] = []
+
+    class ListeningEngineStub(EngineStub):
+        def __init__(self, model: str, *, seed: int, options: dict[str, Any]):
+            given.append(options)
+            super().__init__(model, seed=seed, options=options)
+
+    first = make("first", "an=1", engine={"hf_token": "hf_0", "tokenizer": "/home/ada/draft", "block_size": 16})
+    assert NegativeSet(str(first)).manifest.job["engine"] == {
+        "hf_token": "***", "tokenizer": "~/draft", "block_size": 16,
+    }  # fmt: skip
+    components = Components(engine=ListeningEngineStub)
+    then = extended(first, "then", components, strategies="an=2", engine={"quantization": "fp8", "block_size": 32})
+    assert given == [{"tokenizer": "/home/ada/draft", "block_size": 32, "quantization": "fp8"}]
+    assert NegativeSet(str(then)).manifest.job["engine"] == {
+        "hf_token": "***", "tokenizer": "~/draft", "block_size": 32, "quantization": "fp8",
+    }  # fmt: skip
+    assert "the manifest hides engine.hf_token" in caplog.text
+    assert "--engine.hf_token" in caplog.text
+    with pytest.raises(UserError, match=r"its engine\.quantization is 'fp8'"):
+        extended(first, "then", components, strategies="an=2", engine={"block_size": 32})
+
+
 def test_nothing_is_made_or_scored_again(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted by stubs: no engine starts, the scorer and the embedder see new candidates only."""
     scored: list[int] = []
