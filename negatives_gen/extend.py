@@ -21,7 +21,7 @@ from data.storage import sha256
 from data.strategies import parse_counts
 from negatives_gen.config import StrategyOptions
 from negatives_gen.strategies import available, load_strategy
-from negatives_gen.strategies.base import SAMPLE
+from negatives_gen.strategies.base import ASK, SAMPLE
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,8 @@ HELP = """usage: python -m negatives_gen extend SET --out NEW [--strategies an=1
 Write a new negative set that holds all of SET and more: --strategies names the counts that the new set shall have
 (strategies not named stay as they are), --signals the ranking signals to add. Nothing of SET is made or scored again,
 and SET stays as it is. How SET's own strategies make negatives is what its manifest says; the options below are for
-what is new. An interrupted run goes on with the same command.
+what is new, save --engine.* and, where the server of `un` has moved, --api.base_url. An interrupted run goes on with
+the same command.
 
 options:
 {options}
@@ -44,12 +45,27 @@ class ExtendConfig(StrategyOptions):
     strategies: str = option("", "counts of the new set, of those strategies that grow or are new, e.g. an=15,bn=3")
     signals: str = option("", "ranking signals to add, e.g. rouge,bleu")
     embedder: str | None = option(None, "sentence-transformers name or path, if it is not where the manifest says")  # type: ignore[assignment]
+    # None: not given. The defaults are StrategyOptions'.
+    top_k: int | None = option(
+        None, f"of a new an: sample among the k most likely tokens (0: all; default: {StrategyOptions.top_k})"
+    )  # type: ignore[assignment]
+    temperature: float | None = option(
+        None, f"of a new an: sampling temperature (default: {StrategyOptions.temperature})"
+    )  # type: ignore[assignment]
+    max_new_tokens: int | None = option(
+        None, f"of a new an or un: its tokens, at most (default: {StrategyOptions.max_new_tokens})"
+    )  # type: ignore[assignment]
+    bn_batch_size: int | None = option(None, f"of a new bn: rows of a batch (default: {StrategyOptions.bn_batch_size})")  # type: ignore[assignment]
+    mn_share: float | None = option(
+        None, f"of a new mn: share of the tokens that are redrawn (default: {StrategyOptions.mn_share})"
+    )  # type: ignore[assignment]
     out: str = option(None, "directory or URL of the new set", required=True)
     model: str | None = option(None, "the reference model, if it is not where the manifest says")
 
     def check(self) -> None:
         if not self.strategies and not self.signals:
             raise UserError("nothing to add: give --strategies, e.g. bn=3, or --signals, e.g. rouge.")
+        self.check_run()
 
 
 @exit_on_user_error
@@ -92,7 +108,8 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     parent.check_tokenizer(tokenizer_hash(load_tokenizer(model, config.trust_remote_code)), name)
 
     strategies = _grown(job["strategies"], config)
-    growing = {name: settings for name, settings in strategies.items() if settings != job["strategies"].get(name)}
+    growing = {name: settings for name, settings in strategies.items() if _grows(name, settings, job["strategies"])}
+    _refuse_idle_options(config, job["strategies"], growing)
     samples = any(load_strategy(name).stage == SAMPLE for name in growing)
     engine = {**job["engine"], **config.engine} if samples else job["engine"]
     config, names = _with_signals(config, job["signals"])
@@ -130,6 +147,7 @@ def _grown(known: dict[str, dict[str, Any]], config: ExtendConfig) -> dict[str, 
         return known
     grown = dict(known)
     counts = parse_counts(config.strategies, "--strategies", available())
+    options = _for_new_strategies(config)
     for name, count in counts.items():
         if name in known:
             if count < known[name]["count"]:
@@ -137,10 +155,42 @@ def _grown(known: dict[str, dict[str, Any]], config: ExtendConfig) -> dict[str, 
                     f"--strategies asks for {name}={count}, the set has {known[name]['count']} already. To "
                     f"train on fewer, use `python -m trainer.run --use {name}={count}`."
                 )
-            grown[name] = {**known[name], "count": count}
+            if count > known[name]["count"]:
+                grown[name] = {**load_strategy(name).settings_to_grow(known[name], options), "count": count}
         else:
-            grown[name] = {"count": count, **load_strategy(name).settings(config)}
+            grown[name] = {"count": count, **load_strategy(name).settings(options)}
     return dict(sorted(grown.items()))
+
+
+def _grows(name: str, settings: dict[str, Any], known: dict[str, dict[str, Any]]) -> bool:
+    return name not in known or settings["count"] > known[name]["count"]
+
+
+def _for_new_strategies(config: ExtendConfig) -> StrategyOptions:
+    """The options, with the usual defaults in place of what is not given."""
+    options = {f.name: getattr(config, f.name) for f in dataclasses.fields(StrategyOptions)}
+    return StrategyOptions(**{name: value for name, value in options.items() if value is not None})
+
+
+def _refuse_idle_options(
+    config: ExtendConfig, known: dict[str, dict[str, Any]], growing: dict[str, dict[str, Any]]
+) -> None:
+    """Raise UserError for an option that would change nothing, which the user would not notice."""
+    serves_new = {given for name in growing.keys() - known.keys() for given in load_strategy(name).options}
+    for name, settings in known.items():
+        for given, key in load_strategy(name).options.items():
+            value = getattr(config, given)
+            if value is not None and given not in serves_new and value != settings.get(key):
+                raise UserError(
+                    f"--{given} {value} would change nothing: the set's own settings hold, its '{name}' has {key} "
+                    f"{settings.get(key)}. Leave --{given} out."
+                )
+    for given, stage in (("api", ASK), ("engine", SAMPLE)):
+        if getattr(config, given) and not any(load_strategy(name).stage == stage for name in growing):
+            names = " or ".join(f"'{name}'" for name in available() if load_strategy(name).stage == stage)
+            raise UserError(
+                f"--{given}.* would change nothing: no {names} is added. Leave it out, or add some by --strategies."
+            )
 
 
 def _engine_options(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -154,6 +204,10 @@ def _engine_options(known: dict[str, Any], given: dict[str, Any]) -> dict[str, A
 def _with_signals(config: ExtendConfig, known: dict[str, dict[str, Any]]) -> tuple[ExtendConfig, list[str]]:
     """The options with the models of the set's own signals filled in, and the names of all signals, the set's first."""
     given = {"embedding": "embedder", "reward": "reward_model", "bertscore": "bertscore_model"}
+    chosen = {*known, *(name.strip() for name in config.signals.split(","))}
+    for name, key in given.items():
+        if getattr(config, key) and name not in chosen:
+            raise UserError(f"--{key} would change nothing: the new set has no signal '{name}'. Add it by --signals.")
     filled = {key: known[name]["name"] for name, key in given.items() if name in known and not getattr(config, key)}
     if not config.embedder and "embedding" not in known:
         filled["embedder"] = StrategyOptions.embedder

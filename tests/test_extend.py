@@ -217,13 +217,34 @@ def test_the_old_set_stays_and_the_new_one_names_it(make: Maker) -> None:
         ({"strategies": "xx=1"}, "unknown strategy 'xx'"),
         ({"signals": "loudness"}, "unknown ranking signal 'loudness'"),
         ({"signals": "rouge", "model": "/no/such/model"}, "'/no/such/model' does not exist"),
+        ({"signals": "rouge", "log_format": "xml"}, "--log_format must be text or json, got 'xml'"),
+        ({"signals": "rouge", "num_engines": 0}, "--num_engines must be at least 1, got 0"),
+        ({"strategies": "bn=2", "bn_batch_size": 64}, "the set's own settings hold, its 'bn' has batch_size 6"),
+        (
+            {"strategies": "tn=3", "api": {"base_url": "http://h/v1"}},
+            r"--api\.\* would change nothing: no 'un'",
+        ),
+        ({"strategies": "tn=3", "engine": {"seed": 1}}, r"--engine\.\* would change nothing: no 'an' is added"),
+        ({"signals": "rouge", "reward_model": "x"}, "--reward_model would change nothing: the new set has no signal"),
+        ({"strategies": "an=1", "top_k": -1}, "--top_k must be 0"),
     ],
 )
 def test_what_cannot_be_added_is_refused_and_nothing_written(make: Maker, options: dict, message: str) -> None:
-    first = make("first", "tn=2")
+    first = make("first", "bn=1,tn=2")
     with pytest.raises(UserError, match=message):
         extended(first, "then", **options)
     assert not (first.parent / "then").exists()
+
+
+def test_options_that_the_set_has_settled_are_refused_unless_a_new_strategy_takes_them(make: Maker) -> None:
+    first = make("first", "an=1", top_k=5)
+    for top_k in (7, 50):  # 50 is the default
+        with pytest.raises(UserError, match=f"--top_k {top_k} would change nothing: .* its 'an' has top_k 5"):
+            extended(first, "then", strategies="an=2", top_k=top_k)
+    then = extended(first, "then", strategies="an=2,mn=1", top_k=5, mn_share=0.5)
+    strategies = NegativeSet(str(then)).manifest.job["strategies"]
+    assert strategies["an"] == {"count": 2, "max_new_tokens": 256, "temperature": 1.0, "top_k": 5}
+    assert strategies["mn"] == {"count": 1, "share": 0.5}
 
 
 def test_another_model_than_the_reference_is_refused(make: Maker, tmp_path: Path) -> None:

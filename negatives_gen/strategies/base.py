@@ -1,9 +1,9 @@
 """What a strategy is: a rule that gives each group its negatives, from a seed and the tools of the stage it runs in."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from data.schema import Candidate, Group
 
@@ -67,11 +67,13 @@ class Strategy:
         name: of the module, of the column `strategy`, of `--strategies NAME=COUNT`.
         summary: half a line for --help.
         stage: SAMPLE, ASK or SCORE.
+        options: option of `StrategyOptions` -> the key of the settings that it decides.
     """
 
     name: str
     summary: str
     stage: str = SCORE
+    options: ClassVar[Mapping[str, str]] = {}
 
     @property
     def turn(self) -> tuple[int, str]:
@@ -81,6 +83,10 @@ class Strategy:
     def settings(self, options: "StrategyOptions") -> dict[str, Any]:
         """What decides the negatives beside count and seed, JSON-like, for the manifest. Raises UserError."""
         raise NotImplementedError
+
+    def settings_to_grow(self, known: dict[str, Any], options: "StrategyOptions") -> dict[str, Any]:
+        """The settings `known` of a set, with what the user may change. Raises UserError for what he may not."""
+        return known
 
     def add(
         self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
