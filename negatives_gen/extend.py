@@ -38,6 +38,11 @@ options:
 """
 
 
+def _of_new(name: str, help: str) -> Any:
+    """An option that a strategy takes only if it is new; None if not given, which differs from the default given."""
+    return option(None, f"of a new {help} (default: {getattr(StrategyOptions, name)})")
+
+
 @dataclass
 class ExtendConfig(StrategyOptions):
     """What to add, and where the new set goes."""
@@ -45,20 +50,11 @@ class ExtendConfig(StrategyOptions):
     strategies: str = option("", "counts of the new set, of those strategies that grow or are new, e.g. an=15,bn=3")
     signals: str = option("", "ranking signals to add, e.g. rouge,bleu")
     embedder: str | None = option(None, "sentence-transformers name or path, if it is not where the manifest says")  # type: ignore[assignment]
-    # None: not given. The defaults are StrategyOptions'.
-    top_k: int | None = option(
-        None, f"of a new an: sample among the k most likely tokens (0: all; default: {StrategyOptions.top_k})"
-    )  # type: ignore[assignment]
-    temperature: float | None = option(
-        None, f"of a new an: sampling temperature (default: {StrategyOptions.temperature})"
-    )  # type: ignore[assignment]
-    max_new_tokens: int | None = option(
-        None, f"of a new an or un: its tokens, at most (default: {StrategyOptions.max_new_tokens})"
-    )  # type: ignore[assignment]
-    bn_batch_size: int | None = option(None, f"of a new bn: rows of a batch (default: {StrategyOptions.bn_batch_size})")  # type: ignore[assignment]
-    mn_share: float | None = option(
-        None, f"of a new mn: share of the tokens that are redrawn (default: {StrategyOptions.mn_share})"
-    )  # type: ignore[assignment]
+    top_k: int | None = _of_new("top_k", "an: sample among the k most likely tokens (0: all)")  # type: ignore[assignment]
+    temperature: float | None = _of_new("temperature", "an: sampling temperature")  # type: ignore[assignment]
+    max_new_tokens: int | None = _of_new("max_new_tokens", "an or un: its tokens, at most")  # type: ignore[assignment]
+    bn_batch_size: int | None = _of_new("bn_batch_size", "bn: rows of a batch")  # type: ignore[assignment]
+    mn_share: float | None = _of_new("mn_share", "mn: share of the tokens that are redrawn")  # type: ignore[assignment]
     out: str = option(None, "directory or URL of the new set", required=True)
     model: str | None = option(None, "the reference model, if it is not where the manifest says")
 
