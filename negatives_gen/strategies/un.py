@@ -1,8 +1,9 @@
 """UN: unhelpful responses, written by a model behind an OpenAI-compatible API (the paper's data for DPO)."""
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from data.encode import special_ids
@@ -43,6 +44,7 @@ class Unhelpful(Strategy):
     name = "un"
     summary = "unhelpful: written by a model behind an API"
     stage = ASK
+    options: ClassVar = {"max_new_tokens": "max_tokens"}
 
     def settings(self, options: "StrategyOptions") -> dict[str, Any]:
         for key in options.api:
@@ -64,6 +66,18 @@ class Unhelpful(Strategy):
         read_key(api["base_url"])
         decides = {key: value for key, value in api.items() if key not in RUNTIME}
         return {**decides, "runtime": {key: api[key] for key in RUNTIME}}
+
+    def settings_to_grow(self, known: dict[str, Any], options: "StrategyOptions") -> dict[str, Any]:
+        """A server may have moved: its address and what RUNTIME names may change."""
+        api = {**{key: known[key] for key in DEFAULTS if key in known}, **known["runtime"]}
+        settings = self.settings(dataclasses.replace(options, api={**api, **options.api}))
+        for key in ("model", "temperature", "max_tokens"):
+            if settings[key] != known[key]:
+                raise UserError(
+                    f"--api.{key} is {settings[key]!r}, the set's 'un' was made with {known[key]!r}, which holds for "
+                    f"all of it. Leave --api.{key} out."
+                )
+        return {**known, **settings}
 
     def add(
         self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
