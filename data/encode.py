@@ -25,6 +25,7 @@ class Encoded:
         prompt, response: the texts, as they are shown.
         response_ids: the last one is EOS.
         truncated: whether the text was cut to the longest length.
+        messages: of a chat, those of the prompt.
     """
 
     prompt: str
@@ -32,6 +33,7 @@ class Encoded:
     prompt_ids: list[int]
     response_ids: list[int]
     truncated: bool = False
+    messages: list[dict[str, str]] | None = None
 
 
 # Pairs (prompt, response), tokenizer, longest length in tokens -> for each pair its tokens, or why there are none.
@@ -133,7 +135,7 @@ def _encode_chats(pairs: Sequence[tuple[list, list]], tokenizer: Any, max_length
     written_prompts = _tokenize(tokenizer, [prompt for prompt, _ in said], add_special_tokens=False)
     written_responses = _tokenize(tokenizer, [response for _, response in said], add_special_tokens=False)
     outcomes: list[Encoded | Problem] = []
-    for row, (_, response) in enumerate(pairs):
+    for row, (messages, response) in enumerate(pairs):
         ids = prompts[row], rests[row], written_prompts[row], written_responses[row]
         failure = templated[row][2] or next((part for part in ids if isinstance(part, tuple)), None)
         if failure:
@@ -145,7 +147,8 @@ def _encode_chats(pairs: Sequence[tuple[list, list]], tokenizer: Any, max_length
         shown = next((text for text in (content, content.strip()) if text in rest_text), None)
         if shown is None:  # a template that rewrites what the assistant says
             shown = tokenizer.decode(response_ids, skip_special_tokens=True)
-        encoded = Encoded(opening, shown, prompt_ids, response_ids)
+        plain = [{"role": message["role"], "content": message["content"]} for message in messages]
+        encoded = Encoded(opening, shown, prompt_ids, response_ids, messages=plain)
         found = _written_special(written_prompt, written_response, special, tokenizer)
         outcomes.append(found or _fitting(encoded, max_length))
     return outcomes

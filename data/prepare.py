@@ -39,7 +39,8 @@ def prepare_groups(examples: Sequence[Example], task: str, tokenizer: Any, max_l
         outcome = example.problem or next(encoded)
         if isinstance(outcome, Encoded):
             ids = outcome.prompt_ids, outcome.response_ids
-            groups.append(Group(example.id, outcome.prompt, outcome.response, *ids, split=example.split))
+            texts = outcome.prompt, outcome.response
+            groups.append(Group(example.id, *texts, *ids, split=example.split, messages=outcome.messages))
             truncated += outcome.truncated
         else:
             rejects.append(Reject(example.id, outcome[0], shown(outcome[1]), shown(example.prompt)))

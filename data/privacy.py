@@ -13,6 +13,7 @@ SECRET_OPTION = re.compile(
 NO_SECRETS = re.compile(r"(bos|eos|pad|unk|sep|cls|mask)_token")
 SECRET_VARIABLE = re.compile(r".*(KEY|TOKEN|SECRET|PASSWORD)", re.IGNORECASE)
 SHORTEST_SECRET = 8  # characters; a shorter value would be found in innocent text
+TILDE = re.compile(r"(?<![\w.~-])~(?![\w.~-])")
 USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 
 
@@ -24,6 +25,22 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_secrets(item) for item in value]
     return _without_home(USERINFO.sub("", value)) if isinstance(value, str) else value
+
+
+def usable_again(value: Any) -> Any:
+    """A value of a manifest as it can be used: ~ as the home directory, hidden entries left out."""
+    if isinstance(value, dict):
+        return {key: usable_again(item) for key, item in value.items() if item != HIDDEN}
+    if isinstance(value, list):
+        return [usable_again(item) for item in value]
+    return TILDE.sub(lambda _: str(Path.home()), value) if isinstance(value, str) else value
+
+
+def holds_hidden(value: Any) -> bool:
+    """Whether a manifest hides the value or a part of it."""
+    if isinstance(value, dict | list):
+        return any(holds_hidden(item) for item in (value.values() if isinstance(value, dict) else value))
+    return value == HIDDEN
 
 
 def scrub(text: str) -> str:

@@ -58,6 +58,7 @@ class Group:
             groups and the held-out ones; trainer and evaluation choose by it, so no held-out group is trained on.
         reference_logp: log-probability in nats of response_ids under the reference model, summed.
         response_embedding: unit-length embedding of the response.
+        messages: of a chat, those that the prompt was written from by the chat template, each with role and content.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Group:
     reference_logp: float | None = None
     response_embedding: list[float] | None = None
     negatives: list[Candidate] = field(default_factory=list)
+    messages: list[dict[str, str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Reject:
         reason, detail: in words; the reason is one of few, to be counted.
         prompt: text; of an unusable row, the first 200 characters.
         strategy: the one that could not give it as many negatives as asked for, else None. Only then there are:
-        response, split, prompt_ids, response_ids: as in `Group`.
+        response, split, prompt_ids, response_ids, messages: as in `Group`.
     """
 
     id: str
@@ -91,6 +93,10 @@ class Reject:
     split: str | None = None
     prompt_ids: list[int] | None = None
     response_ids: list[int] | None = None
+    messages: list[dict[str, str]] | None = None
+
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
 def example_id(prompt: Any, response: Any) -> str:
@@ -126,6 +132,7 @@ def group_schema(signals: Sequence[str]) -> pa.Schema:
             ("response_ids", pa.list_(pa.int32())),
             ("reference_logp", pa.float32()),
             ("response_embedding", pa.list_(pa.float32())),
+            ("messages", MESSAGES),
             ("negatives", pa.list_(candidate)),
         ]
     )
@@ -135,6 +142,7 @@ REJECT_SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "reason", "detail", "prompt", "strategy", "response", "split")),
         *((name, pa.list_(pa.int32())) for name in ("prompt_ids", "response_ids")),
+        ("messages", MESSAGES),
     ]
 )
 

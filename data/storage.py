@@ -7,14 +7,15 @@ there one completed upload is the atomic step (fsspec shows no object until the 
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from data.errors import UserError
+from data.errors import UserError, first_line
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -24,13 +25,15 @@ class Folder:
 
     Args:
         path: local path or URL (s3://, gs://, ...).
+
+    Every method raises UserError if a store cannot be reached or refuses.
     """
 
     def __init__(self, path: str):
         try:
             self.fs, self.root = fsspec.core.url_to_fs(path)
-        except (ValueError, ImportError) as error:
-            raise UserError(f"cannot open '{path}': {error}") from error
+        except Exception as error:  # a store's client may look for credentials here, with errors of its own
+            raise UserError(f"cannot open '{path}': {first_line(error)}") from error
         self.path = path
         self.is_local = isinstance(self.fs, LocalFileSystem)
         if self.is_local and os.path.isfile(self.root):
@@ -39,13 +42,33 @@ class Folder:
     def __truediv__(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}"
 
+    @contextmanager
+    def _reaching(self, verb: str, path: str) -> Iterator[None]:
+        """Make a UserError of what a store's client raises (botocore's errors are not even OSErrors). What is not
+        there stays a FileNotFoundError, and a local disk's errors stay what they are."""
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except Exception as error:
+            if self.is_local:
+                raise
+            raise self._unreachable(verb, path, error) from error
+
+    def _unreachable(self, verb: str, path: str, error: Exception) -> UserError:
+        return UserError(
+            f"cannot {verb} '{self.fs.unstrip_protocol(path)}': {first_line(error).rstrip('.')}. Check that the store "
+            "is up, its address, credentials and permissions; an interrupted job goes on with the same command."
+        )
+
     def names(self, folder: str = "") -> set[str]:
         """Names of the files and folders directly inside (an empty set if it does not exist)."""
         path = self / folder if folder else self.root
         # Another process may have written here: never trust fsspec's listing cache.
         self.fs.invalidate_cache(path)
         try:
-            return {os.path.basename(p.rstrip("/")) for p in self.fs.ls(path, detail=False)}
+            with self._reaching("list", path):
+                return {os.path.basename(p.rstrip("/")) for p in self.fs.ls(path, detail=False)}
         except FileNotFoundError:
             return set()
         except NotADirectoryError:
@@ -53,7 +76,8 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """Read a whole file. Raises FileNotFoundError."""
-        return self.fs.cat_file(self / name)
+        with self._reaching("read", self / name):
+            return self.fs.cat_file(self / name)
 
     def open(self, name: str) -> Any:
         """Open a file for reading parts of it. Raises FileNotFoundError."""
@@ -61,17 +85,21 @@ class Folder:
 
     def read_all(self, names: Sequence[str]) -> list[bytes]:
         """Read whole files, from an object store many at a time. Raises FileNotFoundError."""
-        contents = self.fs.cat([self / name for name in names]) if names else {}
+        with self._reaching("read", self.root):
+            contents = self.fs.cat([self / name for name in names]) if names else {}
         by_path = contents if isinstance(contents, dict) else {self / names[0]: contents}  # fsspec unwraps a single one
         return [by_path[self / name] for name in names]
 
     def write(self, name: str, content: bytes) -> None:
         """Write a whole file atomically, creating folders. Raises UserError if the place cannot be written."""
         path = self / name
-        try:
-            if not self.is_local:
+        if not self.is_local:
+            try:
                 self.fs.pipe_file(path, content)
-                return
+            except Exception as error:  # FileNotFoundError too: there is no such bucket
+                raise self._unreachable("write", path, error) from error
+            return
+        try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=Path(path).parent)
             try:
@@ -89,14 +117,23 @@ class Folder:
                 f"cannot write '{path}': {error.strerror or error}. Check the path, its permissions and free space."
             ) from error
 
+    def upload(self, file: str, name: str) -> None:
+        """Copy a local file to the store. Raises UserError if the place cannot be written."""
+        try:
+            self.fs.put_file(file, self / name)
+        except Exception as error:
+            raise self._unreachable("write", self / name, error) from error
+
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all it holds; nothing happens if it does not exist."""
-        if self.fs.exists(self / name):
-            self.fs.rm(self / name, recursive=True)
+        with self._reaching("remove", self / name):
+            if self.fs.exists(self / name):
+                self.fs.rm(self / name, recursive=True)
 
     def exists(self) -> bool:
         """Whether the directory is there; an object store has no empty ones."""
-        return self.fs.exists(self.root)
+        with self._reaching("open", self.root):
+            return self.fs.exists(self.root)
 
     def remove_temporary(self, folder: str = "") -> None:
         """Remove what an interrupted write left behind."""

@@ -16,6 +16,7 @@ from data.shards import JOB_FOLDER, REJECTS, shard_name
 from data.storage import TEMPORARY_PREFIX
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+TOKENIZER_KEYS = ["chat_template_sha256", "eos_token_id", "sha256"]
 TOKENS = ("prompt", "response", "negatives")
 ROUNDING = 1e-3  # of a log-probability above 0, and of an embedding's length
 # |stored - recomputed| of a summed log-probability in nats: another layout, device or thread count rounds otherwise.
@@ -85,8 +86,8 @@ def _contradictions(manifest: Manifest) -> list[str]:
         problems.append(f"ranking signals {manifest.signals}, known are {', '.join(SIGNALS)}")
     if not isinstance(job["model"]["name"], str) or job["model"]["scorer_dtype"] not in DTYPES:
         problems.append(f"model '{job['model']['name']}' in {job['model']['scorer_dtype']}")
-    if type(job["tokenizer"].get("eos_token_id")) is not int:
-        problems.append("job.tokenizer.eos_token_id is missing")
+    if sorted(job["tokenizer"]) != TOKENIZER_KEYS or type(job["tokenizer"]["eos_token_id"]) is not int:
+        problems.append(f"job.tokenizer is {job['tokenizer']}, it has {', '.join(TOKENIZER_KEYS)}")
     return problems
 
 

@@ -66,6 +66,10 @@ class StrategyOptions:
         """Raise UserError for a value out of range."""
         self.strategy_settings()
         self.signal_names()
+        self.check_run()
+
+    def check_run(self) -> None:
+        """Of what decides how it runs and not what is made: raise UserError for a value out of range."""
         if self.num_engines is not None and self.num_engines < 1:
             raise UserError(f"--num_engines must be at least 1, got {self.num_engines}.")
         if self.log_format not in LOG_FORMATS:

@@ -269,7 +269,7 @@ def _writer(folder: Folder, name: str, columns: Sequence[str]) -> Iterator[Calla
                 os.chmod(temporary, 0o644)
                 os.replace(temporary, folder / name)
             else:
-                folder.fs.put_file(temporary, folder / name)
+                folder.upload(temporary, name)
         finally:
             Path(temporary).unlink(missing_ok=True)
     except OSError as error:

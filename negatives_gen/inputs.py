@@ -20,6 +20,8 @@ from data.schema import Group, Reject
 from data.shards import INPUTS, JOB_FOLDER, NegativeSet
 from data.sources import Example
 from data.storage import Folder
+from negatives_gen.strategies import load_strategy
+from negatives_gen.strategies.base import SCORE, Strategy
 
 STAGED = f"{JOB_FOLDER}/inputs.json"
 
@@ -42,24 +44,28 @@ class Shard:
     truncated: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def tried_by(self, strategy: Strategy) -> list[Group]:
+        """The groups, and the rows of an extended set that a strategy of the same or a later turn had set aside.
+
+        A row's reject names the strategy of the first turn that cannot serve it, whichever was asked first: so the
+        rejects of an extended set are those of one go. Engine and API are not asked for rows that stay rejected.
+        """
+        if strategy.stage != SCORE:
+            return self.groups
+        later = {r.id for r in self.rejects if r.strategy and load_strategy(r.strategy).turn >= strategy.turn}
+        return [*self.groups, *(group for group in self.pool if group.id in later)]
+
     def set_aside(self, strategy: str, short: dict[str, str]) -> None:
         """Reject the groups that a strategy could not serve; they stay in the pool, without their negatives."""
-        for group in [g for g in self.groups if g.id in short]:
-            self.groups.remove(group)
-            group.negatives = []
-            self.rejects.append(
-                Reject(
-                    id=group.id,
-                    reason=f"too few {strategy} negatives",
-                    detail=short[group.id],
-                    prompt=group.prompt,
-                    strategy=strategy,
-                    response=group.response,
-                    split=group.split,
-                    prompt_ids=list(group.prompt_ids),
-                    response_ids=list(group.response_ids),
-                )
-            )
+        self.groups = [group for group in self.groups if group.id not in short]
+        self.rejects = [reject for reject in self.rejects if reject.strategy is None or reject.id not in short]
+        served = {group.id for group in self.groups}
+        for group in self.pool:
+            if group.id not in served:
+                group.negatives = []
+            if group.id in short:
+                self.rejects.append(_reject(group, strategy, short[group.id]))
+        self.rejects.sort(key=_place)
 
 
 class ShardSource(Protocol):
@@ -168,8 +174,28 @@ class ParentShards:
         return Shard(groups, pool, rejects, records[index].rows_truncated)
 
 
+def _reject(group: Group, strategy: str, detail: str) -> Reject:
+    return Reject(
+        id=group.id,
+        reason=f"too few {strategy} negatives",
+        detail=detail,
+        prompt=group.prompt,
+        strategy=strategy,
+        response=group.response,
+        split=group.split,
+        prompt_ids=list(group.prompt_ids),
+        response_ids=list(group.response_ids),
+        messages=group.messages,
+    )
+
+
+def _place(reject: Reject) -> tuple[Any, ...]:
+    """Unusable rows as they were read, then what each strategy set aside by id: an order that no history changes."""
+    return (1, load_strategy(reject.strategy).turn, reject.id) if reject.strategy else (0,)
+
+
 def _usable(reject: Reject) -> Group:
-    fields = ("id", "prompt", "response", "prompt_ids", "response_ids", "split")  # all set, see Shard.set_aside
+    fields = ("id", "prompt", "response", "prompt_ids", "response_ids", "split", "messages")  # all set, see _reject
     return Group(**{name: getattr(reject, name) for name in fields})
 
 

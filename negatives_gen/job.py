@@ -7,7 +7,7 @@ from typing import Any
 
 from data.config import in_ray_job, resolve_path
 from data.errors import UserError
-from data.identity import check_model, context_length, load_tokenizer, tokenizer_hash, weights_hash
+from data.identity import chat_template_hash, check_model, context_length, load_tokenizer, tokenizer_hash, weights_hash
 from data.manifest import Manifest, read_manifest
 from data.prepare import describe_rejects
 from data.privacy import without_secrets
@@ -55,7 +55,7 @@ def generate(config: GenerateConfig, components: Components | None = None) -> Ma
 def make_work(config: GenerateConfig, source: Source, components: Components | None = None) -> Work:
     """What the stages need to know, with all that decides the set in the writer's job. Raises UserError."""
     model = local_path(config.model)
-    check_model(model)
+    check_model(model, trust_remote_code=config.trust_remote_code)
     tokenizer = load_tokenizer(model, config.trust_remote_code)
     context = serving_context(config, model, tokenizer)
     strategies, signals = config.strategy_settings(), config.signal_names()
@@ -63,7 +63,11 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
     job = without_secrets(
         {
             "model": {"name": config.model, "weights_sha256": weights_hash(model), "scorer_dtype": SCORER_DTYPE},
-            "tokenizer": {"sha256": tokenizer_hash(tokenizer), "eos_token_id": tokenizer.eos_token_id},
+            "tokenizer": {
+                "sha256": tokenizer_hash(tokenizer),
+                "eos_token_id": tokenizer.eos_token_id,
+                "chat_template_sha256": chat_template_hash(tokenizer),
+            },
             "data": {
                 "name": config.dataset,
                 "task": config.task,

@@ -14,7 +14,9 @@ from data.config import describe_options, load_config, option
 from data.errors import UserError, exit_on_user_error
 from data.log import start_logging
 from data.manifest import ShardRecord
+from data.schema import Group
 from negatives_gen.config import GenerateConfig
+from negatives_gen.inputs import Shard, ShardSource
 from negatives_gen.strategies import load_strategy
 from negatives_gen.strategies.base import ASK, SAMPLE
 
@@ -101,12 +103,29 @@ def predict(config: PlanConfig) -> Plan:
         work = make_work(dataclasses.replace(config, out=folder), source)
         work = dataclasses.replace(work, strategies={n: s for n, s in work.strategies.items() if n not in asked})
         # A part first: it warms up what the whole sample times, and two sizes tell what a shard takes by itself.
-        records = _measure(work, [examples[: len(examples) // 3], examples], config.tokens_per_second is None)
+        parts = [examples[: len(examples) // 3], examples]
+        records = _measure(work, parts, min(rows, config.groups_per_shard), config.tokens_per_second is None)
     return _scale(records, rows, config, asked)
 
 
-def _measure(work: Any, parts: Sequence[Sequence[Any]], measured: bool) -> list[ShardRecord]:
-    """Records of shards that really were made, one of each part, without Ray; with models only if they are measured."""
+@dataclass
+class SamplePart:
+    """A part of the sample, with the whole sample's pool: a part's own has fewer rows for BN to borrow from."""
+
+    source: ShardSource
+    pool: list[Group]
+
+    def load(self, index: int) -> Shard:
+        return dataclasses.replace(self.source.load(index), pool=self.pool)
+
+
+def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measured: bool) -> list[ShardRecord]:
+    """Records of shards that really were made, one of each part, without Ray; with models only if they are measured.
+
+    Args:
+        parts: examples; the last part is the whole sample.
+        shard_rows: of the job.
+    """
     from data.storage import Folder
     from negatives_gen.inputs import stage_inputs
     from negatives_gen.job import require_usable
@@ -119,7 +138,12 @@ def _measure(work: Any, parts: Sequence[Sequence[Any]], measured: bool) -> list[
         writer = copy.copy(work.writer)
         writer.folder = folder
         shards.append(dataclasses.replace(work, writer=writer, source=dataclasses.replace(work.source, folder=folder)))
-    require_usable(shards[0], 1, "the sample")
+    require_usable(shards[-1], 1, "the sample")
+    pool = shards[-1].source.load(0).pool
+    strategies = _with_real_batches(work.strategies, pool, round(shard_rows * len(pool) / len(parts[-1])))
+    shards = [
+        dataclasses.replace(shard, strategies=strategies, source=SamplePart(shard.source, pool)) for shard in shards
+    ]
     if not measured:
         from data.identity import load_tokenizer
         from negatives_gen.standin import stand_in_components
@@ -128,7 +152,7 @@ def _measure(work: Any, parts: Sequence[Sequence[Any]], measured: bool) -> list[
         components = stand_in_components(rows, len(load_tokenizer(work.model)))
         shards = [dataclasses.replace(shard, components=components) for shard in shards]
     stages = [STAGES[name](shards[0]) for name in work.stages]
-    records = []
+    manifests = []
     for shard in shards:
         row: dict[str, Any] = {"shard": 0, "error": "", "payload": b""}
         for stage in stages:
@@ -136,15 +160,41 @@ def _measure(work: Any, parts: Sequence[Sequence[Any]], measured: bool) -> list[
             row = stage(row)
         if row["error"]:
             raise UserError(row["error"])
-        records += shard.writer.collect(1).shards
-    return records
+        manifests.append(shard.writer.collect(1))
+    small, large = (manifest.shards[0] for manifest in manifests)
+    if not 0 < small.rows < large.rows:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in manifests[-1].counts["rejected_by_reason"].items())
+        raise UserError(
+            f"a sample of {len(parts[-1])} rows gave {large.rows} groups ({reasons}), too few to predict from. Give a "
+            "larger --sample, or ask for fewer negatives."
+        )
+    return [small, large]
+
+
+def _with_real_batches(
+    strategies: dict[str, dict[str, Any]], pool: Sequence[Group], shard_rows: int
+) -> dict[str, dict[str, Any]]:
+    """The strategies with BN's batches no smaller than those of a shard of so many usable rows, as far as the sample
+    goes: rows that find enough others there must find them here. Raises UserError where a real batch has too few."""
+    if "bn" not in strategies:
+        return strategies
+    bn = strategies["bn"]
+    batches = -(-shard_rows // bn["batch_size"]) or 1
+    batch = -(-shard_rows // batches)
+    if bn["count"] >= batch:
+        raise UserError(
+            f"bn={bn['count']} needs more than {bn['count']} usable rows in a batch, the job's have {batch}. Raise "
+            "--bn_batch_size or --groups_per_shard, or ask for fewer."
+        )
+    number = len(pool) // batch or 1
+    return {**strategies, "bn": {**bn, "batch_size": -(-len(pool) // number)}}
 
 
 def _scale(records: Sequence[ShardRecord], rows: int, config: PlanConfig, asked: dict[str, int]) -> Plan:
     small, large = records
     groups = round(rows * large.rows / large.rows_read)
     # A shard takes some bytes, and some more for each of its groups.
-    per_group = (large.bytes - small.bytes) / max(1, large.rows - small.rows)
+    per_group = (large.bytes - small.bytes) / (large.rows - small.rows)
     per_shard = max(0.0, large.bytes - per_group * large.rows)
     shards = math.ceil(rows / config.groups_per_shard)
 

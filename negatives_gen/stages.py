@@ -110,7 +110,8 @@ class Stage:
             strategy = load_strategy(name)
             if strategy.stage == self.name:
                 started = time.perf_counter()
-                shard.set_aside(name, strategy.add(shard.groups, shard.pool, settings, self.tools))
+                short = strategy.add(shard.tried_by(strategy), shard.pool, settings, self.tools)
+                shard.set_aside(name, short)
                 shard.seconds[name] = time.perf_counter() - started
 
 

@@ -171,20 +171,19 @@ def _reference(manifest: Manifest, config: VerifyConfig, report: Report) -> str 
     Raises:
         UserError: --model is another model.
     """
-    from data.identity import check_model, load_tokenizer, tokenizer_hash, weights_hash
+    from data.identity import chat_template_hash, check_model, load_tokenizer, tokenizer_hash, weights_hash
     from negatives_gen.job import local_path
 
     identity = manifest.job["model"]
     name = config.model or identity["name"]
     model = local_path(name)
     try:
-        check_model(model)
+        check_model(model, trust_remote_code=config.trust_remote_code)
+        tokenizer, stored = load_tokenizer(model, config.trust_remote_code), manifest.job["tokenizer"]
         found = {
             "weights": (weights_hash(model), identity["weights_sha256"]),
-            "tokenizer": (
-                tokenizer_hash(load_tokenizer(model, config.trust_remote_code)),
-                manifest.job["tokenizer"]["sha256"],
-            ),
+            "tokenizer": (tokenizer_hash(tokenizer), stored["sha256"]),
+            "chat template": (str(chat_template_hash(tokenizer)), str(stored.get("chat_template_sha256"))),
         }
     except UserError as error:
         if config.model:

@@ -1,11 +1,12 @@
 """`extend`: what is added equals one go, what was there is neither made nor scored again. Real scorer, no Ray."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data.errors import UserError
@@ -13,9 +14,9 @@ from data.manifest import Manifest
 from data.schema import Group
 from data.shards import NegativeSet
 from negatives_gen.config import GenerateConfig
+from negatives_gen.embedder import Embedder
 from negatives_gen.extend import ExtendConfig, extend
 from negatives_gen.job import generate
-from negatives_gen.signals import SignalOptions, load_signals
 from negatives_gen.stages import Components
 from tests.stubs import EngineStub
 from tests.without_ray import without_ray
@@ -40,10 +41,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(reference: Path, rows: Path, tmp_path: Path) -> Maker:
-    def made(name: str, strategies: str, **options: Any) -> Path:
+    def made(name: str, strategies: str, batch_size: int = 6, **options: Any) -> Path:
         config = GenerateConfig(
             model=str(reference), dataset=str(rows), split="all", out=str(tmp_path / name), strategies=strategies,
-            groups_per_shard=12, bn_batch_size=6, embedder="reference", seed=3, **options,
+            groups_per_shard=12, bn_batch_size=batch_size, embedder="reference", seed=3, **options,
         )  # fmt: skip
         with without_ray():
             generate(config, Components(engine=EngineStub))
@@ -70,8 +71,8 @@ def check_equal(found: Path, expected: Path) -> None:
     assert ours.manifest.job == theirs.manifest.job
     assert ours.manifest.counts == theirs.manifest.counts
     assert ours.manifest.inputs == theirs.manifest.inputs
-    # The detail of a reject counts up to what was asked for when it was rejected.
-    assert [replace(r, detail="") for r in ours.rejects()] == [replace(r, detail="") for r in theirs.rejects()]
+    assert list(ours.manifest.counts["rejected_by_reason"]) == list(theirs.manifest.counts["rejected_by_reason"])
+    assert ours.manifest.rejects == theirs.manifest.rejects  # its hash: to the letter
     for group, other in zip(ours.groups(), theirs.groups(), strict=True):
         assert without_floats(group) == without_floats(other)
         assert group.response_embedding == pytest.approx(other.response_embedding, abs=1e-5)
@@ -89,6 +90,22 @@ def test_strategies_and_candidates_added_equal_a_set_made_in_one_go(make: Maker,
     whole = make("whole", "bn=2,mn=4,tn=3")
     assert NegativeSet(str(whole)).manifest.counts["rejected_by_reason"]["too few tn negatives"] == 3
     check_equal(extended(make("first", first), "then", strategies=then, bn_batch_size=6), whole)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("tn=3", "bn=2"), ("bn=2", "tn=3"), ("bn=1,tn=1", "bn=2,tn=3"), ("mn=1,tn=1", "bn=2,mn=4,tn=3")],
+)
+def test_rows_that_several_strategies_fail_are_rejected_for_the_same_reason_as_in_one_go(
+    make: Maker, first: str, then: str
+) -> None:
+    """BN has two or three rows in a batch, so some rows fail it; of these and of others one-word answers fail TN."""
+    counts = {**dict(c.split("=") for c in first.split(",")), **dict(c.split("=") for c in then.split(","))}
+    whole = make("whole", ",".join(f"{name}={counts[name]}" for name in sorted(counts)), batch_size=3)
+    reasons = NegativeSet(str(whole)).manifest.counts["rejected_by_reason"]
+    assert reasons["too few bn negatives"] > 0
+    assert 0 < reasons["too few tn negatives"] < 3
+    check_equal(extended(make("first", first, batch_size=3), "then", strategies=then, bn_batch_size=3), whole)
 
 
 def test_a_ranking_signal_added_equals_one_go(make: Maker) -> None:
@@ -114,9 +131,42 @@ def test_sampled_negatives_are_kept_and_more_are_added_up_to_the_count(make: Mak
     }
 
 
-def test_nothing_is_made_or_scored_again(make: Maker) -> None:
-    """Counted by stubs: no engine starts, the scorer sees new candidates only, the embedder not one text."""
+def test_engine_options_are_the_manifests_under_the_users_and_are_recorded(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    given: list[dict[str, Any]] = []
+
+    class ListeningEngineStub(EngineStub):
+        def __init__(self, model: str, *, seed: int, options: dict[str, Any]):
+            given.append(options)
+            super().__init__(model, seed=seed, options=options)
+
+    first = make("first", "an=1", engine={"hf_token": "hf_0", "tokenizer": "/home/ada/draft", "block_size": 16})
+    assert NegativeSet(str(first)).manifest.job["engine"] == {
+        "hf_token": "***", "tokenizer": "~/draft", "block_size": 16,
+    }  # fmt: skip
+    components = Components(engine=ListeningEngineStub)
+    then = extended(first, "then", components, strategies="an=2", engine={"quantization": "fp8", "block_size": 32})
+    assert given == [{"tokenizer": "/home/ada/draft", "block_size": 32, "quantization": "fp8"}]
+    assert NegativeSet(str(then)).manifest.job["engine"] == {
+        "hf_token": "***", "tokenizer": "~/draft", "block_size": 32, "quantization": "fp8",
+    }  # fmt: skip
+    assert "the manifest hides engine.hf_token" in caplog.text
+    assert "--engine.hf_token" in caplog.text
+    with pytest.raises(UserError, match=r"its engine\.quantization is 'fp8'"):
+        extended(first, "then", components, strategies="an=2", engine={"block_size": 32})
+
+
+def test_nothing_is_made_or_scored_again(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted by stubs: no engine starts, the scorer and the embedder see new candidates only."""
     scored: list[int] = []
+    embedded: list[str] = []
+
+    class CountingEmbedderStub(Embedder):
+        def embed(self, texts: Sequence[str]) -> np.ndarray:
+            embedded.extend(texts)
+            return super().embed(texts)
 
     class CountingScorerStub:
         path = "packed"
@@ -128,22 +178,21 @@ def test_nothing_is_made_or_scored_again(make: Maker) -> None:
     def no_engine_stub(*_: Any, **__: Any) -> Any:
         raise AssertionError("an engine was started")
 
-    def only_rouge(names: list[str], options: SignalOptions) -> list[Any]:
-        assert names == ["embedding", "rouge"]
-        return load_signals(["rouge"], options)
-
     first = make("first", "an=2,bn=1")
-    components = Components(engine=no_engine_stub, scorer=lambda *_, **__: CountingScorerStub(), signals=only_rouge)
+    monkeypatch.setattr("negatives_gen.signals.embedding.Embedder", CountingEmbedderStub)
+    components = Components(engine=no_engine_stub, scorer=lambda *_, **__: CountingScorerStub())
     added = extended(first, "then", components, signals="rouge")
-    assert scored == []
+    assert (scored, embedded) == ([], [])
     before, after = NegativeSet(str(first)), NegativeSet(str(added))
     for group, other in zip(before.groups(), after.groups(), strict=True):
         assert other.reference_logp == group.reference_logp
         for candidate, same in zip(group.negatives, other.negatives, strict=True):
             assert same.similarity["embedding"] == candidate.similarity["embedding"]
-    components = Components(engine=no_engine_stub, scorer=lambda *_, **__: CountingScorerStub())
-    extended(first, "more", components, strategies="bn=3")
+    more = NegativeSet(str(extended(first, "more", components, strategies="bn=3")))
     assert scored == [2] * len(before)
+    shards = [more.shard(index) for index in range(3)]
+    new = [{c.text for g in shard for c in g.negatives[3:]} for shard in shards]  # behind an, an, bn
+    assert sorted(embedded) == sorted(text for texts in new for text in texts)
 
 
 def test_the_old_set_stays_and_the_new_one_names_it(make: Maker) -> None:
@@ -168,13 +217,34 @@ def test_the_old_set_stays_and_the_new_one_names_it(make: Maker) -> None:
         ({"strategies": "xx=1"}, "unknown strategy 'xx'"),
         ({"signals": "loudness"}, "unknown ranking signal 'loudness'"),
         ({"signals": "rouge", "model": "/no/such/model"}, "'/no/such/model' does not exist"),
+        ({"signals": "rouge", "log_format": "xml"}, "--log_format must be text or json, got 'xml'"),
+        ({"signals": "rouge", "num_engines": 0}, "--num_engines must be at least 1, got 0"),
+        ({"strategies": "bn=2", "bn_batch_size": 64}, "the set's own settings hold, its 'bn' has batch_size 6"),
+        (
+            {"strategies": "tn=3", "api": {"base_url": "http://h/v1"}},
+            r"--api\.\* would change nothing: no 'un'",
+        ),
+        ({"strategies": "tn=3", "engine": {"seed": 1}}, r"--engine\.\* would change nothing: no 'an' is added"),
+        ({"signals": "rouge", "reward_model": "x"}, "--reward_model would change nothing: the new set has no signal"),
+        ({"strategies": "an=1", "top_k": -1}, "--top_k must be 0"),
     ],
 )
 def test_what_cannot_be_added_is_refused_and_nothing_written(make: Maker, options: dict, message: str) -> None:
-    first = make("first", "tn=2")
+    first = make("first", "bn=1,tn=2")
     with pytest.raises(UserError, match=message):
         extended(first, "then", **options)
     assert not (first.parent / "then").exists()
+
+
+def test_options_that_the_set_has_settled_are_refused_unless_a_new_strategy_takes_them(make: Maker) -> None:
+    first = make("first", "an=1", top_k=5)
+    for top_k in (7, 50):  # 50 is the default
+        with pytest.raises(UserError, match=f"--top_k {top_k} would change nothing: .* its 'an' has top_k 5"):
+            extended(first, "then", strategies="an=2", top_k=top_k)
+    then = extended(first, "then", strategies="an=2,mn=1", top_k=5, mn_share=0.5)
+    strategies = NegativeSet(str(then)).manifest.job["strategies"]
+    assert strategies["an"] == {"count": 2, "max_new_tokens": 256, "temperature": 1.0, "top_k": 5}
+    assert strategies["mn"] == {"count": 1, "share": 0.5}
 
 
 def test_another_model_than_the_reference_is_refused(make: Maker, tmp_path: Path) -> None:

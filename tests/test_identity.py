@@ -1,6 +1,9 @@
 """data/identity.py and blank.py: what a model directory is, hashes, and a model without a hub."""
 
+import fnmatch
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data import blank, identity
 from data.blank import BlankConfig, write_blank_model
 from data.errors import UserError
-from data.identity import check_model, context_length, load_tokenizer, tokenizer_hash, weights_hash
+from data.identity import chat_template_hash, check_model, context_length, load_tokenizer, tokenizer_hash, weights_hash
 from tests.tiny import save_tiny_model
 
 
@@ -25,6 +28,31 @@ def refusal(call: Callable[[], Any]) -> str:
     with pytest.raises(UserError) as caught:
         call()
     return str(caught.value)
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_hub_model_comes_with_its_chat_template_and_with_code_only_if_trusted(
+    trusted: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, here = tmp_path / "hub", tmp_path / "here"
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    shutil.copytree(model, hub)
+    tokenizer.save_pretrained(hub)
+    (hub / "modeling.py").write_text("")
+
+    def download_stub(_: str, *, allow_patterns: list[str]) -> str:
+        keep = [name for pattern in allow_patterns for name in fnmatch.filter(os.listdir(hub), pattern)]
+        shutil.copytree(hub, here, ignore=lambda _, names: set(names) - set(keep))
+        return str(here)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download_stub)
+    directory = identity.model_directory("someone/model", trusted)
+    assert (directory / "modeling.py").exists() == trusted
+    found, plain = load_tokenizer(str(directory)), AutoTokenizer.from_pretrained(model)
+    assert found.chat_template == tokenizer.chat_template
+    assert tokenizer_hash(found) == tokenizer_hash(plain)
+    assert (chat_template_hash(plain), len(chat_template_hash(found) or "")) == (None, 64)
 
 
 def test_the_weights_hash_ignores_sharding_and_sees_one_changed_weight(model: Path, tmp_path: Path):

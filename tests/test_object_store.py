@@ -11,6 +11,7 @@ import pytest
 
 from data.errors import UserError
 from data.shards import NegativeSet
+from data.storage import Folder
 from negatives_gen.config import GenerateConfig
 from negatives_gen.extend import ExtendConfig, extend
 from negatives_gen.job import generate
@@ -20,22 +21,27 @@ from tests.without_ray import without_ray
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def server() -> Iterator[Any]:
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     host, port = server.get_host_and_port()
     for key, value in {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "secret-test",
-        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
     }.items():  # fmt: skip
         monkeypatch.setenv(key, value)
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     boto3.client("s3").create_bucket(Bucket="negatives")
     yield "s3://negatives"
-    server.stop()
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
@@ -97,5 +103,53 @@ def test_an_interrupted_job_on_s3_goes_on(reference: Path, bucket: str) -> None:
 
 
 def test_a_bucket_that_does_not_exist_is_one_line(reference: Path, bucket: str) -> None:
-    with without_ray(), pytest.raises(UserError, match="cannot write 'no-such-bucket/set/_job/job\\.json'"):
+    with without_ray(), pytest.raises(UserError, match="cannot write 's3://no-such-bucket/set/_job/job\\.json'"):
         generate(config(reference, "s3://no-such-bucket/set"), Components(engine=EngineStub))
+
+
+def test_a_store_without_credentials_is_one_line(
+    reference: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for key in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(key, str(tmp_path / "none"))
+    with (
+        without_ray(),
+        pytest.raises(UserError, match="cannot open 's3://negatives/set': Unable to locate credentials"),
+    ):
+        generate(config(reference, f"{bucket}/set"), Components(engine=EngineStub))
+
+
+def test_a_closed_port_is_one_line_whatever_is_asked(bucket: str, server: Any) -> None:
+    folder = Folder(f"{bucket}/set")
+    stop(server)
+    for verb, ask in {
+        "open": folder.exists, "list": folder.names, "read": lambda: folder.read("a"),
+        "write": lambda: folder.write("a", b""), "remove": lambda: folder.remove("a"),
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=f"cannot {verb} 's3://negatives/set.*': Could not connect .*credentials"):
+            ask()
+    with pytest.raises(UserError, match="cannot read"):
+        folder.read_all(["a", "b"])
+    with pytest.raises(UserError, match="cannot write"):
+        folder.upload(__file__, "a")
+
+
+def test_a_store_that_goes_away_in_mid_run_is_one_line(reference: Path, bucket: str, server: Any) -> None:
+    class StoppingEngineStub(EngineStub):
+        """The store is gone when the first shard is sampled."""
+
+        def sample(self, prompts: Any, **request: Any) -> Any:
+            stop(server)
+            return super().sample(prompts, **request)
+
+    with without_ray(), pytest.raises(UserError, match=r"cannot .* 's3://negatives/gone.*': Could not conn") as caught:
+        generate(config(reference, f"{bucket}/gone"), Components(engine=StoppingEngineStub))
+    assert "\n" not in str(caught.value)
+
+
+def stop(server: Any) -> None:
+    server.stop()
+    server._server.server_close()  # or the kernel would go on taking connections

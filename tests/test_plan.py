@@ -75,6 +75,30 @@ def test_any_number_of_rows_scales_with_them(reference: Path) -> None:
     assert large.bytes == pytest.approx(1000 * small.bytes, rel=0.05)
 
 
+def test_bn_finds_in_the_sample_as_many_rows_as_in_a_shard(reference: Path, tmp_path: Path) -> None:
+    """bn=50 of batches of 64: the sample's 96 rows, cut like a shard, would make two of 48, and its part has 32."""
+    options = {**OPTIONS, "strategies": "bn=50", "groups_per_shard": 256}
+    with without_ray():
+        real = generate(GenerateConfig(model=str(reference), out=str(tmp_path / "set"), limit=256, **options))
+    plan = predict(PlanConfig(model=str(reference), rows=256, tokens_per_second=1000, **options))
+    assert plan.groups == real.counts["rows_written"] == 256
+    assert plan.tokens["negatives"] == pytest.approx(total(real, "bn"), rel=0.05)
+    assert plan.bytes == pytest.approx(sum(shard.bytes for shard in real.shards), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategies": "bn=11", "sample": 8}, r"8 rows gave 0 groups \(8 too few bn negatives\).* a larger --sample"),
+        ({"strategies": "bn=50", "bn_batch_size": 32}, "needs more than 50 usable rows in a batch, the job's have 25"),
+        ({"strategies": "bn=50", "rows": 40}, "the job's have 40"),
+    ],
+)
+def test_too_few_rows_for_bn_are_one_line(reference: Path, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        predict(PlanConfig(model=str(reference), tokens_per_second=1.0, **{**OPTIONS, "rows": 512, **options}))  # type: ignore[arg-type]
+
+
 def test_the_command_says_it_line_by_line(reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", str(reference), "--dataset", "facts", "--strategies", "tn=1", "--embedder", "reference"]
     assert main([*words, "--rows", "2000", "--tokens_per_second", "500", "--devices", "4"]) == 0

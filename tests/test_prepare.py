@@ -255,6 +255,8 @@ def test_texts_and_messages_may_stand_in_one_file(chat_tokenizer: Any):
     examples = [chat("a", "b"), example("c", "d"), chat("e", "f")]
     groups, rejects, _ = prepare_groups(examples, TASK, chat_tokenizer, 128)
     assert [(g.prompt[:7], g.response) for g in groups] == [("<user>a", "b"), ("c", "d"), ("<user>e", "f")]
+    assert groups[0].messages == [{"role": "user", "content": "a"}]
+    assert groups[1].messages is None
     assert rejects == []
 
 

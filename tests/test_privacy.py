@@ -7,7 +7,7 @@ import pytest
 
 from data.errors import UserError, exit_on_user_error
 from data.log import ScrubbingFormatter
-from data.privacy import scrub, without_secrets
+from data.privacy import holds_hidden, scrub, usable_again, without_secrets
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,19 @@ def test_manifests_hold_no_secret_and_no_home() -> None:
         "name": "~",
         "url": "https://host/v1",
     }  # fmt: skip
+
+
+def test_what_a_manifest_holds_can_be_used_again_save_what_it_hides() -> None:
+    engine = {
+        "hf_token": "hf_abc", "eos_token": "</s>", "seed": None,
+        "tokenizer": "/home/ada/tokenizer", "speculative_config": {"model": "/home/ada", "token": "t", "n": [1, "~x"]},
+    }  # fmt: skip
+    recorded = without_secrets(engine)
+    assert usable_again(recorded) == {
+        "eos_token": "</s>", "seed": None,
+        "tokenizer": "/home/ada/tokenizer", "speculative_config": {"model": "/home/ada", "n": [1, "~x"]},
+    }  # fmt: skip
+    assert [key for key, value in recorded.items() if holds_hidden(value)] == ["hf_token", "speculative_config"]
 
 
 def test_other_homes_and_names_that_begin_alike_stay() -> None:

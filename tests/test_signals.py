@@ -12,6 +12,7 @@ from data.errors import UserError
 from data.schema import Candidate, Group
 from negatives_gen.signals import load_signals, signal_class
 from negatives_gen.signals.base import SignalOptions
+from negatives_gen.signals.reward import Reward
 
 TRUTH = "the cat sat on the mat"
 ODD = ("", "   ", "🙂🙂", "שלום עולם", "\x00", "a" * 5000)
@@ -123,6 +124,17 @@ def test_reward_is_the_difference_to_the_ground_truths_reward(reward_model: str)
     assert found[2] == 0.0
     assert len({round(v, 5) for v in found}) == 4
     assert all(math.isfinite(v) for v in values("reward", list(ODD), reward_model=reward_model))
+
+
+def test_the_reward_model_writes_a_chat_by_its_own_template(reward_model: str) -> None:
+    """Not the reference model's text within a message of its own."""
+    tokenizer = AutoTokenizer.from_pretrained(reward_model)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where?"}]
+    group = Group("g", "<s>Be brief.<u>Where?<a>", TRUTH, [1], [2, 0], messages=messages)
+    (signal,) = load_signals(["reward"], SignalOptions("", reward_model=reward_model))
+    assert isinstance(signal, Reward)
+    expected = "system: Be brief.\nuser: Where?\nassistant: On it.\n"
+    assert signal._written(group, "On it.") == (expected if tokenizer.chat_template else group.prompt + "On it.")
 
 
 def test_models_that_cannot_serve_are_refused_in_one_line(reference: Path, reward_model: str, tmp_path: Path) -> None:

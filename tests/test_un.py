@@ -14,6 +14,7 @@ from data.schema import Group
 from data.shards import NegativeSet, NegativeSetWriter
 from data.sources import load_examples
 from negatives_gen.config import GenerateConfig
+from negatives_gen.extend import ExtendConfig, extend
 from negatives_gen.job import generate
 from negatives_gen.strategies import load_strategy
 from negatives_gen.strategies.base import MAX_ROUNDS, Tools
@@ -156,6 +157,17 @@ def test_every_request_is_the_papers_template_and_the_settings(
         assert (request["model"], request["temperature"], request["max_tokens"]) == ("m", 0.7, 33)
     assert server.keys == {f"Bearer {KEY}"}
     assert len({request["seed"] for request in server.requests}) == 8
+
+
+def test_the_instruction_of_a_chat_is_what_people_wrote(
+    ask: Callable, server: ChatAPIStub, groups: list[Group]
+) -> None:
+    asked = {"role": "user", "content": "Who?"}
+    groups[0].messages = [asked]
+    groups[1].messages = [{"role": "system", "content": "Be brief."}, asked]
+    assert ask(groups[:2]) == {}
+    instructions = {prompt.split("Instruction: ")[1].split("\nResponse:")[0] for prompt in server.prompts}
+    assert instructions == {"Who?", "system: Be brief.\nuser: Who?"}
 
 
 def test_a_server_without_keys_is_sent_none(
@@ -354,6 +366,36 @@ def test_a_job_that_the_api_stopped_goes_on_and_its_manifest_holds_no_secret(
     for group in negatives.groups():
         assert [c.strategy for c in group.negatives] == ["tn", "un", "un"]
         assert all(c.reference_logp is not None and "embedding" in c.similarity for c in group.negatives)
+
+
+def test_a_set_whose_server_has_moved_can_grow(server: ChatAPIStub, reference: Path, tmp_path: Path) -> None:
+    moved = ChatAPIStub()
+    threading.Thread(target=moved.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    config = GenerateConfig(
+        model=str(reference), dataset="facts", limit=4, out=str(tmp_path / "set"), strategies="un=1",
+        embedder="reference", api={"model": "m", "base_url": server.url, "temperature": 0.5, "max_tokens": 20},
+    )  # fmt: skip
+
+    def grow(strategies: str, **options: Any) -> dict[str, Any]:
+        asked = ExtendConfig(out=str(tmp_path / strategies), strategies=strategies, **options)
+        return extend(str(tmp_path / "set"), asked).job["strategies"]["un"]
+
+    try:
+        with without_ray():
+            generate(config)
+            old = len(server.requests)
+            with pytest.raises(UserError, match=r"--api\.temperature is 1\.0, the set's 'un' was made with 0\.5"):
+                grow("un=2", api={"temperature": 1.0})
+            with pytest.raises(UserError, match="--max_new_tokens 30 would change nothing"):
+                grow("un=2", max_new_tokens=30)
+            assert grow("un=2", api={"base_url": moved.url, "retries": 1}) == {
+                "count": 2, "model": "m", "base_url": moved.url, "temperature": 0.5, "max_tokens": 20,
+                "runtime": {"concurrency": 16, "timeout": 60.0, "retries": 1},
+            }  # fmt: skip
+        assert (len(server.requests), len(moved.requests)) == (old, 4)
+    finally:
+        moved.shutdown()
+        moved.server_close()
 
 
 # --- a real server ---

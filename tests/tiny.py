@@ -99,7 +99,12 @@ def make_negative_set(out: Path, reference: Path, num_groups: int, num_negatives
             candidate.reference_logp = logp
     job = {
         "model": {"name": str(reference), "weights_sha256": weights_hash(str(reference)), "scorer_dtype": "float32"},
-        "tokenizer": {"sha256": tokenizer_hash(tokenizer)},
+        "tokenizer": {
+            "sha256": tokenizer_hash(tokenizer),
+            "eos_token_id": tokenizer.eos_token_id,
+            "chat_template_sha256": None,
+        },
+        "data": {"name": "facts", "task": "prompt-completion", "split": "train"},
         "strategies": {"an": {"count": num_negatives}},
     }
     writer = NegativeSetWriter(str(out), job, ["embedding"])

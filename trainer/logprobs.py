@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from trainer.attention import NAME as BY_SEGMENT
+from trainer.attention import mark
 from trainer.packing import Continuations, TokenBatch, pack, packed_attention, pad, split_by_budget, split_padded
 
 log = logging.getLogger(__name__)
@@ -123,6 +125,8 @@ def prepare_model(model: Any) -> str:
     # The signature alone, not functools.wraps: accelerate's unwrap_model follows __wrapped__, past this function.
     vars(forward).update({"__signature__": inspect.signature(type(model).forward), RETURNS_LOGPS: True})
     model.forward = types.MethodType(forward, model)  # a method, so that a deep copy calls its own weights
+    if attention_implementation(model) == "sdpa":
+        model.set_attn_implementation(BY_SEGMENT)
     obstacle = _obstacle(model)
     model._logprob_path = "padded" if obstacle else "packed"
     if obstacle:
@@ -285,7 +289,7 @@ def _known_obstacle(model: Any) -> str | None:
     if type(head) is not nn.Linear or head.bias is not None:
         return f"the head of {kind} is not a plain linear map"
     attention = attention_implementation(model)
-    if attention not in ("sdpa", "eager"):
+    if attention not in ("sdpa", BY_SEGMENT, "eager"):
         return f"attention implementation '{attention}' takes no 4-D mask"
     return None
 
@@ -362,7 +366,10 @@ def _attention_mask(model: Any, batch: TokenBatch) -> torch.Tensor | None:
     if batch.group_ids is None or batch.segment_ids is None:
         return batch.attention_mask
     allowed = packed_attention(batch.group_ids, batch.segment_ids)
-    if attention_implementation(model) == "sdpa":
+    attention = attention_implementation(model)
+    if attention == BY_SEGMENT and allowed.device.type == "cpu" and batch.pieces is not None:
+        return mark(allowed, batch.pieces)  # elsewhere a kernel per segment costs more than it saves
+    if attention in ("sdpa", BY_SEGMENT):
         return allowed
     # Eager attention adds its mask to the scores.
     unwrapped = getattr(model, "module", model)

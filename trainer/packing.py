@@ -53,6 +53,7 @@ class TokenBatch:
         position_ids: [B, T], counted from the start of each prefix.
         attention_mask: padded layout: [B, T], 1 where there is a token. Packed layout: None.
         group_ids, segment_ids: packed layout: [B, T], which group, and 0 for the prefix or 1 + k.
+        pieces: packed layout: per group in the row, tokens of the prefix without its last and of each continuation.
         target_ids: [N], the tokens predicted.
         target_index: [N], the position in the flattened [B * T] that predicts each.
         slot: [N], the continuation in the flattened [G * K] that each belongs to.
@@ -68,10 +69,11 @@ class TokenBatch:
     attention_mask: torch.Tensor | None = None
     group_ids: torch.Tensor | None = None
     segment_ids: torch.Tensor | None = None
+    pieces: list[tuple[int, list[int]]] | None = None
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         def move(value: Any) -> Any:
-            return None if value is None else value.to(device, non_blocking=True)
+            return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
 
         return TokenBatch(**{field.name: move(getattr(self, field.name)) for field in dataclasses.fields(self)})
 
@@ -142,6 +144,7 @@ def pack(groups: Sequence[Continuations]) -> TokenBatch:
         mask=_existing(groups, width),
         group_ids=torch.from_numpy(np.repeat([g for _, _, g, _ in pieces], lengths))[None],
         segment_ids=torch.from_numpy(np.repeat([s for _, _, _, s in pieces], lengths))[None],
+        pieces=[(len(group.prefix) - 1, [len(c) for c in group.continuations]) for group in groups],
     )
 
 

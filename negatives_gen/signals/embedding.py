@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from data.schema import Group
 from negatives_gen.embedder import Embedder, embedder_identity
 from negatives_gen.signals.base import Signal, SignalOptions
@@ -22,17 +24,18 @@ class Embedding(Signal):
 
     def add(self, groups: Sequence[Group]) -> None:
         lacking = [(g, [c for c in g.negatives if self.name not in c.similarity]) for g in groups]
-        texts = [g.response for g in groups] + [c.text for _, candidates in lacking for c in candidates]
+        texts = [g.response for g in groups if not g.response_embedding]
+        texts += [c.text for _, candidates in lacking for c in candidates]
         unique = list(dict.fromkeys(texts))
         if not unique:
             return
-        row = {text: i for i, text in enumerate(unique)}
-        vectors = self.embedder.embed(unique)
+        vector_of = dict(zip(unique, self.embedder.embed(unique), strict=True))
         for group, candidates in lacking:
-            truth = vectors[row[group.response]]
-            group.response_embedding = group.response_embedding or truth.tolist()
+            if not group.response_embedding:
+                group.response_embedding = vector_of[group.response].tolist()
+            truth = np.asarray(group.response_embedding, dtype=np.float32)
             for candidate in candidates:
-                candidate.similarity[self.name] = float(vectors[row[candidate.text]] @ truth)
+                candidate.similarity[self.name] = float(vector_of[candidate.text] @ truth)
 
 
 SIGNAL = Embedding

@@ -25,7 +25,7 @@ class Reward(Signal):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         assert options.reward_model is not None  # StrategyOptions.signal_names
-        directory = str(model_directory(options.reward_model))
+        directory = str(model_directory(options.reward_model, options.trust_remote_code))
         code = {"trust_remote_code": options.trust_remote_code}
         self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, truncation_side="left", **code)
         model: Any = AutoModelForSequenceClassification.from_pretrained(
@@ -45,26 +45,25 @@ class Reward(Signal):
     def identity(cls, options: SignalOptions) -> dict[str, Any]:
         assert options.reward_model is not None  # as above
         try:
-            weights = weights_hash(str(model_directory(options.reward_model)))
+            weights = weights_hash(str(model_directory(options.reward_model, options.trust_remote_code)))
         except UserError as error:
             raise UserError(f"--reward_model '{options.reward_model}' cannot be used: {error}") from error
         return {"name": options.reward_model, "weights_sha256": weights}
 
     def add(self, groups: Sequence[Group]) -> None:
         lacking = [(g, [c for c in g.negatives if self.name not in c.similarity]) for g in groups]
-        pairs = [(g.prompt, text) for g, some in lacking if some for text in (g.response, *(c.text for c in some))]
-        unique = list(dict.fromkeys(pairs))
+        asked = [(g, [g.response, *(c.text for c in some)]) for g, some in lacking if some]
+        unique = list(dict.fromkeys(self._written(group, text) for group, texts in asked for text in texts))
         rewards = dict(zip(unique, self._rewards(unique), strict=True))
         for group, candidates in lacking:
             for candidate in candidates:
-                truth = rewards[group.prompt, group.response]
-                candidate.similarity[self.name] = rewards[group.prompt, candidate.text] - truth
+                truth = rewards[self._written(group, group.response)]
+                candidate.similarity[self.name] = rewards[self._written(group, candidate.text)] - truth
 
-    def _rewards(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """The model's score of each (prompt, answer)."""
+    def _rewards(self, texts: Sequence[str]) -> list[float]:
+        """The model's score of each text."""
         import torch
 
-        texts = [self._written(prompt, answer) for prompt, answer in pairs]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         rewards = [0.0] * len(texts)
         size = BATCH_SIZE.get(self.model.device.type, BATCH_SIZE["cuda"])
@@ -84,11 +83,12 @@ class Reward(Signal):
                 rewards[i] = value
         return rewards
 
-    def _written(self, prompt: str, answer: str) -> str:
+    def _written(self, group: Group, answer: str) -> str:
         if not self.tokenizer.chat_template:
-            return prompt + answer
-        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        return self.tokenizer.apply_chat_template(messages, tokenize=False)
+            return group.prompt + answer
+        # A chat's prompt was written by the reference model's template; this model has its own.
+        asked = group.messages or [{"role": "user", "content": group.prompt}]
+        return self.tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": answer}], tokenize=False)
 
 
 SIGNAL = Reward

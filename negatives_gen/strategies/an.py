@@ -1,7 +1,7 @@
 """AN: autoregressive negatives, sampled from the reference model given the prefix (paper section 4.2)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.errors import UserError
 from data.schema import Candidate, Group
@@ -17,6 +17,7 @@ class Autoregressive(Strategy):
     name = "an"
     summary = "autoregressive: sampled from the reference model"
     stage = SAMPLE
+    options: ClassVar = {name: name for name in ("top_k", "temperature", "max_new_tokens")}
 
     def settings(self, options: "StrategyOptions") -> dict[str, Any]:
         if options.top_k < 0:

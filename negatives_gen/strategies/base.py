@@ -1,9 +1,9 @@
 """What a strategy is: a rule that gives each group its negatives, from a seed and the tools of the stage it runs in."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from data.schema import Candidate, Group
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 # Draws per missing candidate before a group is given up; a draw may be empty, the ground truth, or a repetition.
 MAX_ROUNDS = 8
 
-# The stages a strategy can run in: with the engine, with an API and no model of ours, or with the scorer.
-SAMPLE, ASK, SCORE = "sample", "ask", "score"
+# The stages a strategy can run in, in their order: with the engine, with an API and no model of ours, with the scorer.
+STAGE_ORDER = SAMPLE, ASK, SCORE = "sample", "ask", "score"
 
 
 class Sampler(Protocol):
@@ -67,15 +67,26 @@ class Strategy:
         name: of the module, of the column `strategy`, of `--strategies NAME=COUNT`.
         summary: half a line for --help.
         stage: SAMPLE, ASK or SCORE.
+        options: option of `StrategyOptions` -> the key of the settings that it decides.
     """
 
     name: str
     summary: str
     stage: str = SCORE
+    options: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def turn(self) -> tuple[int, str]:
+        """When it runs among the strategies of a job: the least first."""
+        return STAGE_ORDER.index(self.stage), self.name
 
     def settings(self, options: "StrategyOptions") -> dict[str, Any]:
         """What decides the negatives beside count and seed, JSON-like, for the manifest. Raises UserError."""
         raise NotImplementedError
+
+    def settings_to_grow(self, known: dict[str, Any], options: "StrategyOptions") -> dict[str, Any]:
+        """The settings `known` of a set, with what the user may change. Raises UserError for what he may not."""
+        return known
 
     def add(
         self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
@@ -83,7 +94,7 @@ class Strategy:
         """Append candidates to each group, in place, until it has settings["count"] of this strategy.
 
         Args:
-            groups: those that want negatives; some may have a few of this strategy already.
+            groups: those that want negatives; some may have a few of this strategy already, see `Shard.tried_by`.
             pool: all usable rows of the shard in the order of their ids: `groups` and those that another strategy has
                 given up. What depends on other rows must depend on the pool, or it would depend on that strategy.
 

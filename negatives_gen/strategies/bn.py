@@ -1,7 +1,7 @@
 """BN: batch negatives, the ground truths of other prefixes in the same batch (paper section 4.2)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.errors import UserError
 from data.schema import Candidate, Group
@@ -19,6 +19,7 @@ class Batch(Strategy):
 
     name = "bn"
     summary = "batch: ground truths of other prefixes of a batch"
+    options: ClassVar = {"bn_batch_size": "batch_size"}
 
     def settings(self, options: "StrategyOptions") -> dict[str, Any]:
         if options.bn_batch_size < 2:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class Meanfield(Strategy):
 
     name = "mn"
     summary = "meanfield: a share of the ground truth's tokens redrawn in one teacher-forced pass"
+    options: ClassVar = {"mn_share": "share"}
 
     def settings(self, options: "StrategyOptions") -> dict[str, Any]:
         if not 0 < options.mn_share <= 1:

@@ -1,8 +1,9 @@
 """UN: unhelpful responses, written by a model behind an OpenAI-compatible API (the paper's data for DPO)."""
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from data.encode import special_ids
@@ -43,6 +44,7 @@ class Unhelpful(Strategy):
     name = "un"
     summary = "unhelpful: written by a model behind an API"
     stage = ASK
+    options: ClassVar = {"max_new_tokens": "max_tokens"}
 
     def settings(self, options: "StrategyOptions") -> dict[str, Any]:
         for key in options.api:
@@ -65,6 +67,18 @@ class Unhelpful(Strategy):
         decides = {key: value for key, value in api.items() if key not in RUNTIME}
         return {**decides, "runtime": {key: api[key] for key in RUNTIME}}
 
+    def settings_to_grow(self, known: dict[str, Any], options: "StrategyOptions") -> dict[str, Any]:
+        """A server may have moved: its address and what RUNTIME names may change."""
+        api = {**{key: known[key] for key in DEFAULTS if key in known}, **known["runtime"]}
+        settings = self.settings(dataclasses.replace(options, api={**api, **options.api}))
+        for key in ("model", "temperature", "max_tokens"):
+            if settings[key] != known[key]:
+                raise UserError(
+                    f"--api.{key} is {settings[key]!r}, the set's 'un' was made with {known[key]!r}, which holds for "
+                    f"all of it. Leave --api.{key} out."
+                )
+        return {**known, **settings}
+
     def add(
         self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
     ) -> dict[str, str]:
@@ -86,7 +100,7 @@ class Unhelpful(Strategy):
                 if not requests:
                     break
                 answers = await api.ask(
-                    [TEMPLATE.format(group.prompt, group.response) for group, _ in requests],
+                    [TEMPLATE.format(_instruction(group), group.response) for group, _ in requests],
                     [seed for _, seed in requests],
                 )
                 for (group, seed), answer in zip(requests, answers, strict=True):
@@ -142,6 +156,15 @@ def _checked_url(url: Any) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise UserError("--api.base_url must be an address such as http://localhost:8000/v1, with nothing behind it.")
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+
+
+def _instruction(group: Group) -> str:
+    """The prompt as people wrote it: without a chat template's control tokens, and roles only where there are more."""
+    if group.messages is None:
+        return group.prompt
+    if len(group.messages) == 1:
+        return group.messages[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in group.messages)
 
 
 def _require_number(api: dict[str, Any], key: str, least: float, *, whole: bool = False) -> None:
