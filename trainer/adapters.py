@@ -37,6 +37,8 @@ FREE = (
 # Other initialisations also change the base's own weights.
 PLAIN_INITIALISATIONS = (None, True, False, "gaussian", "orthogonal")
 
+MERGE = "Merge both adapters into their base (merge_and_unload) and give the merged models."
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -75,20 +77,17 @@ def read_adapter(directory: Path, name: str) -> Adapter:
     for key in sorted(tensors):
         axis = next((axis for ending, axis in RANK_AXIS.items() if key.endswith(ending)), None)
         if axis is None or tensors[key].dim() != 2:
-            raise UserError(f"{name} holds '{key}', which is no plain LoRA factor. {_MERGE}")
+            raise UserError(f"{name} holds '{key}', which is no plain LoRA factor. {MERGE}")
         if tensors[key].shape[axis] != config["r"]:
             raise UserError(
-                f"'{key}' of {name} has shape {list(tensors[key].shape)}, which is not of rank {config['r']}. {_MERGE}"
+                f"'{key}' of {name} has shape {list(tensors[key].shape)}, which is not of rank {config['r']}. {MERGE}"
             )
     return Adapter(name, directory, config, tensors)
 
 
-_MERGE = "Merge both adapters into their base (merge_and_unload) and give the merged models."
-
-
 def _check_plain_lora(config: dict[str, Any], name: str) -> None:
     if config.get("peft_type") != "LORA":
-        raise UserError(f"{name} is a {config.get('peft_type')} adapter, not LoRA. {_MERGE}")
+        raise UserError(f"{name} is a {config.get('peft_type')} adapter, not LoRA. {MERGE}")
     rank, lora_alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(lora_alpha, int | float):
         raise UserError(f"the {CONFIG} of {name} does not say r and lora_alpha. Copy it again.")
@@ -96,7 +95,7 @@ def _check_plain_lora(config: dict[str, Any], name: str) -> None:
     refused += [] if config.get("bias", "none") == "none" else ["bias"]
     refused += [] if config.get("init_lora_weights") in PLAIN_INITIALISATIONS else ["init_lora_weights"]
     if refused:
-        raise UserError(f"{name} has {refused[0]} = {json.dumps(config[refused[0]])}, not plain LoRA. {_MERGE}")
+        raise UserError(f"{name} has {refused[0]} = {json.dumps(config[refused[0]])}, not plain LoRA. {MERGE}")
 
 
 def check_same_adapters(mle: Adapter, cpo: Adapter) -> None:
@@ -111,7 +110,7 @@ def check_same_adapters(mle: Adapter, cpo: Adapter) -> None:
     for key in sorted(mle.tensors.keys() | cpo.tensors.keys()):
         if key not in mle.tensors or key not in cpo.tensors:
             lacks, has = (cpo, mle) if key in mle.tensors else (mle, cpo)
-            raise UserError(f"tensor '{key}' of {has.name} is missing in {lacks.name}. {_MERGE}")
+            raise UserError(f"tensor '{key}' of {has.name} is missing in {lacks.name}. {MERGE}")
         ours, theirs = mle.tensors[key].shape, cpo.tensors[key].shape
         rank_axis = 1 if key.endswith(FACTOR_B) else 0
         if ours[1 - rank_axis] != theirs[1 - rank_axis]:
@@ -151,7 +150,7 @@ def combine(mle: Adapter, cpo: Adapter, alpha: float) -> "tuple[dict[str, Any], 
 
 
 def write_adapter(mle: Adapter, cpo: Adapter, alpha: float, directory: Path) -> None:
-    """Write config and weights of the ensemble into a directory: at 0 and 1 the files of the one adapter as they are."""
+    """Write config and weights of the ensemble into a directory; at 0 and 1 they are the one adapter's own files."""
     from safetensors.torch import save_file
 
     if alpha in (0, 1):

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,9 +16,8 @@ from data.config import resolve_path
 from data.errors import UserError, did_you_mean, exit_on_user_error, first_line
 from data.identity import (
     TOKENIZER_FILES,
+    WEIGHTS,
     WEIGHTS_INDEX,
-    check_model,
-    load_tokenizer,
     model_directory,
     read_object,
     tokenizer_hash,
@@ -27,8 +26,9 @@ from data.identity import (
 )
 from data.log import start_logging
 from data.storage import TEMPORARY_PREFIX, sha256
-from trainer import adapters
-from trainer.interpolate import check_same_tensors, read_model, write_interpolations
+from trainer.adapters import CONFIG as ADAPTER_CONFIG
+from trainer.adapters import check_same_adapters, is_adapter, read_adapter, write_adapter
+from trainer.interpolate import SAME_ORIGIN, check_same_tensors, read_model, write_interpolations
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,10 @@ RECORD = "ensemble.json"
 # What makes a directory a whole model beside its weights; what training left there stays behind.
 COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 COPIED_FOLDER = "additional_chat_templates"
-NOT_COPIED = (WEIGHTS_INDEX, adapters.CONFIG, RECORD, "trainer_job.json", "trainer_state.json", "all_results.json")
+NOT_COPIED = (WEIGHTS_INDEX, ADAPTER_CONFIG, RECORD, "trainer_job.json", "trainer_state.json", "all_results.json")
+
+# Writes the weights of an ensemble into a directory, for every alpha.
+WriteWeights = Callable[[Mapping[float, Path]], None]
 
 COMMAND = "python -m trainer.ensemble"
 HELP = f"""usage: {COMMAND} --mle A --cpo B --output_dir O [--alpha X ...]
@@ -78,8 +81,9 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv: list[str]) -> argparse.Namespace:
     """Read the command line into mle, cpo, output_dir and alpha. Raises UserError."""
     parser = _Parser(prog=COMMAND, add_help=False, allow_abbrev=False)
-    for name in ("mle", "cpo", "output_dir"):
-        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}" if "_" in name else f"--{name}", dest=name)
+    parser.add_argument("--mle")
+    parser.add_argument("--cpo")
+    parser.add_argument("--output_dir", "--output-dir")
     parser.add_argument("--alpha", nargs="+", action="extend")
     options, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -129,34 +133,15 @@ def write_ensembles(mle: str, cpo: str, alphas: Sequence[float], output: Path) -
             is written then.
     """
     finals = {alpha: output / directory_name(alpha) for alpha in alphas}
-    _check_output(output, finals.values())
-    names = f"--mle '{mle}'", f"--cpo '{cpo}'"
-    directories = model_directory(mle), model_directory(cpo)
-    kinds = [adapters.is_adapter(directory) for directory in directories]
-    if kinds[0] != kinds[1]:
-        adapter, model = names if kinds[0] else names[::-1]
-        raise UserError(
-            f"{adapter} is a LoRA adapter and {model} a whole model. Merge the adapter into its base first "
-            "(merge_and_unload) and give the merged model."
-        )
     try:
-        if kinds[0]:
-            pair = [adapters.read_adapter(d, name) for d, name in zip(directories, names, strict=True)]
-            adapters.check_same_adapters(*pair)
-            _check_same_tokenizer(mle, cpo, directories)
-        else:
-            tensors = _check_models(mle, cpo, names)
+        _check_output(output, finals.values())
+        directories = model_directory(mle), model_directory(cpo)
+        write_weights = _open_pair(mle, cpo, directories)
         records = _records(mle, cpo, directories, alphas)
         todo = [alpha for alpha in alphas if not _is_there(finals[alpha], records[alpha])]
         with _whole_or_not(output, [finals[alpha] for alpha in todo]) as temporary:
             outputs = dict(zip(todo, temporary, strict=True))
-            if kinds[0]:
-                for alpha, directory in outputs.items():
-                    adapters.write_adapter(pair[0], pair[1], alpha, directory)
-            else:
-                for source in weight_files(directories[1]):
-                    log.info("%s for alpha %s", source.name, ", ".join(f"{alpha:g}" for alpha in todo))
-                    write_interpolations(tensors, source, {a: d / source.name for a, d in outputs.items()})
+            write_weights(outputs)
             for alpha, directory in outputs.items():
                 _copy_rest(directories[1], directory)
                 (directory / RECORD).write_text(json.dumps(records[alpha], indent=2) + "\n", encoding="utf-8")
@@ -167,7 +152,7 @@ def write_ensembles(mle: str, cpo: str, alphas: Sequence[float], output: Path) -
     return list(finals.values())
 
 
-def _check_output(output: Path, finals: Any) -> None:
+def _check_output(output: Path, finals: Iterable[Path]) -> None:
     """Refuse, before reading any weights, a directory with something in it that is no ensemble."""
     if output.exists() and not output.is_dir():
         raise UserError(f"output directory '{output}' is a file. Choose another --output_dir.")
@@ -182,40 +167,80 @@ def _check_output(output: Path, finals: Any) -> None:
             raise UserError(f"'{final}' already exists and is no ensemble. Choose another --output_dir.")
 
 
-def _check_models(mle: str, cpo: str, names: tuple[str, str]) -> Mapping[str, Any]:
-    """Check that two whole models can be interpolated; returns where the tensors of `mle` are."""
-    models = []
-    for model, name in zip((mle, cpo), names, strict=True):
-        directory = check_model(model, needs_weights=False)
-        config = read_object(directory / "config.json")
-        if config.get("quantization_config"):
-            raise UserError(f"{name} is quantised; its numbers cannot be interpolated. Give the model before that.")
-        files = weight_files(directory)
-        if not files:
-            raise UserError(
-                f"{name} has no *.safetensors weights (*.bin is not read). Load it and save it with save_pretrained()."
-            )
-        if any(path.parent != directory for path in files):
-            raise UserError(f"the {WEIGHTS_INDEX} of {name} names files outside its directory. Copy the model again.")
-        models.append((directory, config.get("model_type"), read_model(directory)))
-    (ours, our_type, our_tensors), (theirs, their_type, their_tensors) = models
-    if our_type != their_type:
-        raise UserError(f"{names[0]} is a {our_type} model, {names[1]} a {their_type} model. Give two of the same kind.")
-    check_same_tensors(our_tensors, their_tensors, *names)
-    _check_same_tokenizer(mle, cpo, (ours, theirs))
-    return our_tensors
-
-
-def _check_same_tokenizer(mle: str, cpo: str, directories: tuple[Path, Path]) -> None:
-    """Also for adapters, where both bring one: the base's own is the same then anyway."""
-    if not all(any((d / name).is_file() for name in TOKENIZER_FILES) for d in directories):
-        return
-    hashes = [tokenizer_hash(load_tokenizer(model)) for model in (mle, cpo)]
-    if hashes[0] != hashes[1]:
+def _open_pair(mle: str, cpo: str, directories: tuple[Path, Path]) -> WriteWeights:
+    """Check that two models or two adapters can be combined; returns what writes the weights of their ensembles."""
+    names = f"--mle '{mle}'", f"--cpo '{cpo}'"
+    kinds = [is_adapter(directory) for directory in directories]
+    if kinds[0] != kinds[1]:
+        adapter, model = names if kinds[0] else names[::-1]
         raise UserError(
-            f"the tokenizers of --mle '{mle}' and --cpo '{cpo}' differ. Give two models that were fine-tuned from the "
-            "same one."
+            f"{adapter} is a LoRA adapter and {model} a whole model. Merge the adapter into its base first "
+            "(merge_and_unload) and give the merged model."
         )
+    write_weights = (_open_adapters if kinds[0] else _open_models)(names, directories)
+    hashes = [_tokenizer_hash(name, directory) for name, directory in zip(names, directories, strict=True)]
+    if None not in hashes and hashes[0] != hashes[1]:
+        raise UserError(f"the tokenizers of {names[0]} and {names[1]} differ. {SAME_ORIGIN}")
+    return write_weights
+
+
+def _open_adapters(names: tuple[str, str], directories: tuple[Path, Path]) -> WriteWeights:
+    mle, cpo = (read_adapter(directory, name) for directory, name in zip(directories, names, strict=True))
+    check_same_adapters(mle, cpo)
+
+    def write_weights(outputs: Mapping[float, Path]) -> None:
+        for alpha, directory in outputs.items():
+            write_adapter(mle, cpo, alpha, directory)
+
+    return write_weights
+
+
+def _open_models(names: tuple[str, str], directories: tuple[Path, Path]) -> WriteWeights:
+    kinds = [_check_model(name, directory) for name, directory in zip(names, directories, strict=True)]
+    if kinds[0] != kinds[1]:
+        raise UserError(f"{names[0]} is a {kinds[0]} model and {names[1]} a {kinds[1]} model. {SAME_ORIGIN}")
+    mle, cpo = (read_model(directory) for directory in directories)
+    check_same_tensors(mle, cpo, *names)
+
+    def write_weights(outputs: Mapping[float, Path]) -> None:
+        for source in weight_files(directories[1]):
+            log.info("%s for alpha %s", source.name, ", ".join(f"{alpha:g}" for alpha in outputs))
+            write_interpolations(mle, source, {alpha: path / source.name for alpha, path in outputs.items()})
+
+    return write_weights
+
+
+def _check_model(name: str, directory: Path) -> str | None:
+    """Check what a model directory must hold beside tensors that fit; returns its model_type."""
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{name} has no config.json. Give the directory of a transformers model or of an adapter.")
+    config = read_object(directory / "config.json")
+    if config.get("quantization_config"):
+        raise UserError(f"{name} is quantised; its numbers cannot be interpolated. Give the model before that.")
+    files = weight_files(directory)
+    if not files:
+        raise UserError(f"{name} has no *.safetensors weights (*.bin is not read). Save it with save_pretrained().")
+    if any(path.parent != directory for path in files):
+        raise UserError(f"the {WEIGHTS_INDEX} of {name} names files outside its directory. Copy the model again.")
+    if not _has_tokenizer(directory):
+        raise UserError(f"{name} has no tokenizer. Save one beside it: tokenizer.save_pretrained().")
+    return config.get("model_type")
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in TOKENIZER_FILES)
+
+
+def _tokenizer_hash(name: str, directory: Path) -> str | None:
+    """None for an adapter without a tokenizer of its own: it has the base's."""
+    from transformers import AutoTokenizer
+
+    if not _has_tokenizer(directory):
+        return None
+    try:
+        return tokenizer_hash(AutoTokenizer.from_pretrained(directory))
+    except Exception as error:  # whatever tokenizers, sentencepiece or json raise on damaged files
+        raise UserError(f"the tokenizer of {name} cannot be read: {first_line(error)}") from error
 
 
 def _records(
@@ -224,7 +249,7 @@ def _records(
     """The ensemble.json of every alpha: by hashes, so that a moved model is the same one."""
     sides = {}
     for side, model, directory in zip(("mle", "cpo"), (mle, cpo), directories, strict=True):
-        config = directory / (adapters.CONFIG if adapters.is_adapter(directory) else "config.json")
+        config = directory / (ADAPTER_CONFIG if is_adapter(directory) else "config.json")
         sides[side] = {"weights_sha256": weights_hash(model), "config_sha256": sha256(config.read_bytes())}
     return {alpha: {"alpha": alpha, **sides} for alpha in alphas}
 
@@ -241,11 +266,11 @@ def _is_there(final: Path, record: dict[str, Any]) -> bool:
 
 def _copy_rest(source: Path, directory: Path) -> None:
     """Copy config, generation config and tokenizer; the index of sharded weights holds for the copy too."""
-    sharded = (directory / weight_files(source)[0].name).exists() and len(weight_files(source)) > 1
     for path in sorted(source.iterdir()):
-        wanted = path.suffix in COPIED_SUFFIXES and path.name not in NOT_COPIED
-        if path.is_file() and (wanted or (sharded and path.name == WEIGHTS_INDEX)):
+        if path.is_file() and path.suffix in COPIED_SUFFIXES and path.name not in NOT_COPIED:
             shutil.copyfile(path, directory / path.name)
+    if not (source / WEIGHTS).exists() and (source / WEIGHTS_INDEX).exists():
+        shutil.copyfile(source / WEIGHTS_INDEX, directory / WEIGHTS_INDEX)
     if (source / COPIED_FOLDER).is_dir():
         shutil.copytree(source / COPIED_FOLDER, directory / COPIED_FOLDER)
 

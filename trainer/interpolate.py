@@ -4,6 +4,7 @@ Neither model is ever in memory. Each output has the header of the model called 
 order, so that only the numbers differ.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # What is interpolated, by safetensors' names. Other dtypes (indices, masks, quantised codes) must be equal.
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+SAME_ORIGIN = "Give two models that were fine-tuned from the same one."
 CHUNK = 1 << 20  # numbers in memory at a time, of each model
 
 
@@ -55,19 +58,12 @@ def _entry(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
     try:
         begin, end = entry["data_offsets"]
         tensor = StoredTensor(path, entry["dtype"], tuple(entry["shape"]), start + begin, end - begin)
-        expected = _item_size(tensor.dtype)
-        for length in tensor.shape:
-            expected *= length
+        expected = BYTES.get(tensor.dtype, 0) * math.prod(tensor.shape)
     except (KeyError, TypeError, ValueError):
         raise UserError(f"'{path}' is damaged: its header does not say where '{name}' is. Copy it again.") from None
     if tensor.dtype in FLOATS and tensor.size != expected:
         raise UserError(f"'{path}' is damaged: {tensor.size} bytes for tensor '{name}' of {expected}. Copy it again.")
     return tensor
-
-
-def _item_size(dtype: str) -> int:
-    """Bytes of the pieces we read: numbers of a float dtype, plain bytes of any other."""
-    return {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}.get(dtype, 1)
 
 
 def read_model(directory: Path) -> dict[str, StoredTensor]:
@@ -90,27 +86,24 @@ def check_same_tensors(
     for name in sorted(mle.keys() | cpo.keys()):
         if name not in mle or name not in cpo:
             lacks, has = (cpo_name, mle_name) if name in mle else (mle_name, cpo_name)
-            raise UserError(f"tensor '{name}' of {has} is missing in {lacks}. {_SAME_ORIGIN}")
+            raise UserError(f"tensor '{name}' of {has} is missing in {lacks}. {SAME_ORIGIN}")
         ours, theirs = mle[name], cpo[name]
         if ours.shape != theirs.shape:
             raise UserError(
                 f"tensor '{name}' has shape {list(ours.shape)} in {mle_name} and {list(theirs.shape)} in {cpo_name}. "
-                + _SAME_ORIGIN
+                + SAME_ORIGIN
             )
         if ours.dtype in FLOATS and theirs.dtype in FLOATS:
             continue
         if ours.dtype != theirs.dtype:
             raise UserError(
-                f"tensor '{name}' is {ours.dtype} in {mle_name} and {theirs.dtype} in {cpo_name}. {_SAME_ORIGIN}"
+                f"tensor '{name}' is {ours.dtype} in {mle_name} and {theirs.dtype} in {cpo_name}. {SAME_ORIGIN}"
             )
         if any(not m.equal(c) for m, c in zip(_chunks(ours), _chunks(theirs), strict=True)):
             raise UserError(
                 f"tensor '{name}' ({ours.dtype}) cannot be interpolated and differs between {mle_name} and {cpo_name}. "
-                + _SAME_ORIGIN
+                + SAME_ORIGIN
             )
-
-
-_SAME_ORIGIN = "Give two models that were fine-tuned from the same one."
 
 
 def interpolate(mle: "torch.Tensor", cpo: "torch.Tensor", alpha: float) -> "torch.Tensor":
@@ -139,14 +132,14 @@ def write_interpolations(mle: Mapping[str, StoredTensor], source: Path, outputs:
     """
     import torch
 
-    tensors = read_file(source)
+    _, start = read_header(source)
     with source.open("rb") as file:
-        header = file.read(min((t.start for t in tensors.values()), default=source.stat().st_size))
+        header = file.read(start)
     with ExitStack() as stack:
         files = {alpha: stack.enter_context(path.open("xb")) for alpha, path in outputs.items()}
         for file in files.values():
             file.write(header)
-        for name, tensor in tensors.items():
+        for name, tensor in read_file(source).items():
             for m, c in zip(_chunks(mle[name]), _chunks(tensor), strict=True):
                 for alpha, file in files.items():
                     # Equal bytes of another dtype come out as they went in.
