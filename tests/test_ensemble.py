@@ -33,10 +33,10 @@ def make_model(
     seed: int,
     dtype: torch.dtype = torch.float32,
     shard_size: str = "1GB",
-    **more: int,
+    vocab_size: int | None = None,
 ) -> Path:
     """A tiny model of the reference's architecture and tokenizer, with other random weights."""
-    vocab_size = more.get("vocab_size") or len(AutoTokenizer.from_pretrained(reference))
+    vocab_size = vocab_size or len(AutoTokenizer.from_pretrained(reference))
     model = tiny_model("llama", vocab_size=vocab_size, seed=seed, scale=1.0).to(dtype)
     model.save_pretrained(directory, max_shard_size=shard_size)
     for name in TOKENIZER:
@@ -254,7 +254,7 @@ def test_the_directory_of_an_alpha_is_named_by_its_number() -> None:
     ("words", "said"),
     [
         (["--mle", "a"], "needs --cpo, --output_dir"),
-        (["--mle", "a", "--cpo", "b", "--out", "c"], "unknown argument '--out' of python -m trainer.ensemble. Did you"),
+        (["--mle", "a", "--cpo", "b", "--ouput_dir", "c"], "'--ouput_dir' of python -m trainer.ensemble. Did you mean"),
         (["--mle", "a", "--cpo"], "argument --cpo: expected one argument"),
         (["--mle", "./a", "--cpo", "b", "--output_dir", "s3://b/c"], "'s3://b/c' is a URL"),
         (["--mle", "./no/such", "--cpo", "b", "--output_dir", "/no/such"], "model './no/such' does not exist"),
@@ -417,7 +417,7 @@ def make_adapter(directory: Path, base: Path, seed: int, **options: Any) -> Path
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(directory)
+    model.save_pretrained(str(directory))
     for name in TOKENIZER:
         shutil.copyfile(base / name, directory / name)
     return directory
@@ -496,7 +496,7 @@ def test_deltas_of_an_embedding_and_of_half_precision_factors_add_up_in_float32(
         ({"a_variant_of_tomorrow": {"x": 1}}, 'has a_variant_of_tomorrow = {"x": 1}, not plain LoRA'),
         ({"base_model_name_or_path": "other/base"}, "the adapters differ in base_model_name_or_path"),
         ({"target_modules": ["q_proj"]}, "the adapters differ in target_modules"),
-        ({"r": 3}, "has shape [4, 64], which is not of rank 3"),
+        ({"r": 3}, "which is not of rank 3"),
         ({"r": None}, "does not say r and lora_alpha"),
     ],
 )
