@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 SAME_ORIGIN = "Give two models that were fine-tuned from the same one."
-CHUNK = 1 << 20  # numbers in memory at a time, of each model
+CHUNK = 1 << 18  # numbers in memory at a time, of each model
 
 
 @dataclass(frozen=True)
