@@ -73,7 +73,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
 
 def context_length(model: str) -> int:
     """Longest sequence the model takes, in tokens, from its config (max_position_embeddings or n_positions)."""
-    config = _read_object(model_directory(model) / "config.json")
+    config = read_object(model_directory(model) / "config.json")
     text_config = config.get("text_config")
     if isinstance(text_config, dict):
         config = {**config, **text_config}
@@ -91,16 +91,10 @@ def weights_hash(model: str) -> str:
     model.safetensors.index.json names, else all model*.safetensors, else all *.safetensors.
     """
     places: dict[str, tuple[Path, dict, int]] = {}
-    for path in _weight_files(model_directory(model)):
-        with path.open("rb") as file:
-            try:
-                size = struct.unpack("<Q", file.read(8))[0]
-                header = json.loads(file.read(min(size, MAX_HEADER)))
-            except (struct.error, ValueError) as error:
-                raise UserError(f"'{path}' is no safetensors file (an unfetched Git LFS file?). Fetch it.") from error
-        header.pop("__metadata__", None)
+    for path in weight_files(model_directory(model)):
+        header, start = read_header(path)
         for name, entry in header.items():
-            places[name] = (path, entry, 8 + size)
+            places[name] = (path, entry, start)
     if not places:
         raise UserError(
             f"'{model}' has no *.safetensors weights, which identify a model. Save it with save_pretrained()."
@@ -122,12 +116,31 @@ def weights_hash(model: str) -> str:
     return digest.hexdigest()
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The entries (dtype, shape, data_offsets) of a safetensors file by name, and where in it the data starts.
+
+    Raises UserError if the file is none.
+    """
+    with path.open("rb") as file:
+        try:
+            size = struct.unpack("<Q", file.read(8))[0]
+            header = json.loads(file.read(min(size, MAX_HEADER)))
+            header.pop("__metadata__", None)
+        except (struct.error, ValueError, AttributeError) as error:
+            raise UserError(f"'{path}' is no safetensors file (an unfetched Git LFS file?). Fetch it.") from error
+    return header, 8 + size
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that transformers loads a model's weights from (see `weights_hash`); none if there are no safetensors.
+
+    Raises UserError for an index that is damaged or names a missing file.
+    """
     whole, index = directory / WEIGHTS, directory / WEIGHTS_INDEX
     if whole.is_file():  # transformers prefers it even to an index beside it, which may be an earlier save's
         return [whole]
     if index.is_file():
-        names = _read_object(index).get("weight_map")
+        names = read_object(index).get("weight_map")
         if not isinstance(names, dict) or not names:
             raise UserError(f"'{index}' names no files (no weight_map). Copy it again.")
         paths = [directory / name for name in sorted({str(name) for name in names.values()})]
@@ -138,7 +151,8 @@ def _weight_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("model*.safetensors")) or sorted(directory.glob("*.safetensors"))
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file. Raises UserError if it cannot be read or holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # bad JSON and bad UTF-8 are ValueErrors
