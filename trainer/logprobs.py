@@ -96,9 +96,10 @@ def token_logps(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
 def prepare_model(model: Any) -> str:
     """Teach a causal language model to return log-probabilities, and say by which path it does.
 
-    Patches `model.forward` so that a call with `target_ids` returns log-probabilities; every other call, and so
-    `generate` and wrappers such as PEFT and DDP, works as before. Call it before wrapping the model. Where
-    the patch is in place it does nothing; where something took it off, it patches again.
+    Patches `model.forward` so that a call with `target_ids` returns log-probabilities, and one with `uniforms` tokens
+    drawn at the same positions; every other call, and so `generate` and wrappers such as PEFT and DDP, works as before.
+    Call it before wrapping the model. Where the patch is in place it does nothing; where something took it off, it
+    patches again.
 
     Returns:
         "packed", or "padded" if the model cannot take the packed layout; the log says why.
@@ -108,17 +109,30 @@ def prepare_model(model: Any) -> str:
     bound = model.forward
     original = bound.__func__ if inspect.ismethod(bound) else lambda _, *args, **kwargs: bound(*args, **kwargs)
 
-    def forward(self: Any, *args: Any, target_ids: Any = None, target_index: Any = None, **kwargs: Any) -> Any:
-        if target_ids is None:
+    def forward(
+        self: Any,
+        *args: Any,
+        target_ids: Any = None,
+        target_index: Any = None,
+        uniforms: Any = None,
+        never: Sequence[int] = (),
+        **kwargs: Any,
+    ) -> Any:
+        if target_index is None:
             return original(self, *args, **kwargs)
         if self._logprob_path == "packed":
             hidden = self.base_model(*args, use_cache=False, **kwargs)[0].flatten(0, 1)[target_index]
             head = self.get_output_embeddings()
+            if uniforms is not None:
+                parts = [_drawn(head(hidden[rows]), uniforms[rows], never) for rows in _chunks(hidden, head.weight)]
+                return torch.cat(parts)
             if type(head) is nn.Linear:
                 return token_logps(hidden, head.weight, target_ids)
             logits = head(hidden)  # wrapped since: its weight alone would leave out an adapter
         else:
             logits = original(self, *args, use_cache=False, **kwargs).logits.flatten(0, 1)[target_index]
+        if uniforms is not None:
+            return _drawn(logits, uniforms, never)
         logits = logits.to(_reduction_dtype(logits.dtype))
         return logits.log_softmax(-1).gather(-1, target_ids[:, None])[:, 0]
 
@@ -153,6 +167,23 @@ def candidate_logps(model: Any, batch: TokenBatch) -> torch.Tensor:
     logps = model(**_inputs(model, batch), target_ids=batch.target_ids, target_index=batch.target_index)
     sums = torch.zeros(batch.mask.numel(), dtype=logps.dtype, device=logps.device)
     return sums.index_add(0, batch.slot, logps).view(batch.mask.shape)
+
+
+@torch.no_grad()
+def draw_tokens(
+    model: Any, batch: TokenBatch, uniforms: torch.Tensor, *, never: Sequence[int] = ()
+) -> torch.Tensor:
+    """Tokens drawn at every predicted position, each given what really stands before it: one pass.
+
+    Args:
+        model, batch: as for `candidate_logps`.
+        uniforms: [N, draws] in [0, 1); where in the distribution's cumulative sum a draw falls.
+        never: token ids that are not drawn.
+
+    Returns:
+        [N, draws], token ids, int64.
+    """
+    return model(**_inputs(model, batch), target_index=batch.target_index, uniforms=uniforms, never=never)
 
 
 def layout(groups: Sequence[Continuations], path: str, row_tokens: int) -> Iterator[tuple[list[int], TokenBatch]]:
@@ -228,26 +259,19 @@ class Scorer:
         for indices, batch in layout([groups[i] for i in order], self.path, self.row_tokens):
             chosen = [order[index] for index in indices]
             where = torch.from_numpy(np.concatenate([uniforms[i] for i in chosen])).to(self.model.device)
-            tokens = torch.empty(where.shape, dtype=torch.long, device=where.device)
-            for rows, logits in self._target_logits(batch.to(self.model.device)):
-                logits[:, list(never)] = -torch.inf
-                cumulative = logits.double().softmax(-1).cumsum(-1)
-                tokens[rows] = torch.searchsorted(cumulative, where[rows] * cumulative[:, -1:], right=True)
+            tokens = draw_tokens(self.model, batch.to(self.model.device), where, never=never)
             lengths = [len(groups[i].continuations[0]) for i in chosen]
             for i, part in zip(chosen, tokens.split(lengths), strict=True):
                 drawn[i] = part.cpu().numpy()
         return drawn
 
-    def _target_logits(self, batch: TokenBatch) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Logits of the targets' positions, some rows at a time: (which of the N, [rows, V])."""
-        inputs, head = _inputs(self.model, batch), self.model.get_output_embeddings()
-        if self.path == "packed":
-            hidden = self.model.base_model(**inputs, use_cache=False)[0].flatten(0, 1)[batch.target_index]
-            for rows in _chunks(hidden, head.weight):
-                yield rows, head(hidden[rows])
-        else:
-            logits = self.model(**inputs, use_cache=False).logits.flatten(0, 1)[batch.target_index]
-            yield slice(0, len(logits)), logits
+
+def _drawn(logits: torch.Tensor, uniforms: torch.Tensor, never: Sequence[int]) -> torch.Tensor:
+    """[N, draws] tokens of [N, V] logits."""
+    logits = logits.double()
+    logits[:, list(never)] = -torch.inf
+    cumulative = logits.softmax(-1).cumsum(-1)
+    return torch.searchsorted(cumulative, uniforms.to(cumulative) * cumulative[:, -1:], right=True)
 
 
 def _returns_logps(forward: Any) -> bool:

@@ -1,0 +1,56 @@
+"""Parallel scheduled sampling (Duckworth et al., arXiv 1906.04331): train on inputs with some of the model's own tokens.
+
+From the gold continuation, a token is drawn at every position at once from the model's teacher-forced predictions; each
+takes the gold token's place in the input with probability p. Repeated for some passes, each predicting from the mixture
+of the one before. The targets stay gold.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trainer.dataset import PackedGroups
+from trainer.logprobs import draw_tokens
+from trainer.packing import TokenBatch
+
+
+@dataclass(frozen=True)
+class ScheduledSampling:
+    """How mixtures are made.
+
+    Attributes:
+        share: probability that a sampled token takes a gold token's place.
+        passes: sampling passes.
+    """
+
+    share: float
+    passes: int
+
+    def mix(self, model: Any, packed: PackedGroups, generator: torch.Generator) -> PackedGroups:
+        """The same groups with mixed inputs; every continuation gets a mixture of its own.
+
+        Args:
+            model: prepared policy, wrapped or not.
+            packed: ground truths, each as many times as mixtures are wanted.
+            generator: on the CPU, so that the draws do not depend on the device.
+        """
+        tokens, mixed = packed.tokens, packed.tokens
+        numbers = len(tokens.target_ids)
+        for _ in range(self.passes):
+            uniforms, coins = torch.rand(2, numbers, generator=generator).to(tokens.target_ids.device)
+            drawn = draw_tokens(model, mixed, uniforms[:, None])[:, 0]
+            mixed = with_inputs(tokens, torch.where(coins < self.share, drawn, tokens.target_ids))
+        return dataclasses.replace(packed, tokens=mixed)
+
+
+def with_inputs(tokens: TokenBatch, ids: torch.Tensor) -> TokenBatch:
+    """The batch with `ids` [N] where the predicted tokens stand in the input; targets and prefixes stay.
+
+    A predicted token is the input of the next position of its continuation; the last one is no input.
+    """
+    inner = tokens.slot[:-1] == tokens.slot[1:]
+    inputs = tokens.input_ids.flatten().clone()
+    inputs[tokens.target_index[:-1][inner] + 1] = ids[:-1][inner]
+    return dataclasses.replace(tokens, input_ids=inputs.view_as(tokens.input_ids))
