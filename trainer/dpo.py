@@ -56,19 +56,15 @@ def dpo_config(training: TrainingArguments, beta: float) -> DPOConfig:
 
 
 def make_dpo_trainer(
-    groups: ContrastiveGroups, model: Any, peft_config: Any, tokenizer: Any, training: TrainingArguments, beta: float
+    pairs: Dataset, model: Any, peft_config: Any, tokenizer: Any, training: TrainingArguments, beta: float
 ) -> "PairTrainer":
-    """TRL's trainer on the pairs of `groups`.
+    """TRL's trainer on `preference_pairs`.
 
     Args:
         model: the policy as loaded, neither patched nor wrapped; TRL does both.
         peft_config: peft's configuration of an adapter, or None.
-
-    Raises:
-        UserError: see `preference_pairs`.
     """
-    pairs = preference_pairs(groups)
-    log.info("dpo on %d pairs of %d groups, TRL's DPOTrainer", len(pairs), len(groups))
+    log.info("dpo on %d pairs, TRL's DPOTrainer", len(pairs))
     return PairTrainer(
         model=model,
         args=dpo_config(training, beta),

@@ -130,10 +130,11 @@ def _make_trainer(
         if script.objective == "dpo":
             from trl import get_peft_config
 
-            from trainer.dpo import make_dpo_trainer
+            from trainer.dpo import make_dpo_trainer, preference_pairs
 
-            model, adapter = _load_policy(script, model_config, directory), get_peft_config(model_config)
-            return make_dpo_trainer(dataset, model, adapter, tokenizer, training, script.beta)
+            pairs = preference_pairs(dataset)  # it may refuse: before a large model is loaded
+            policy = _load_policy(script, model_config, directory)
+            return make_dpo_trainer(pairs, policy, get_peft_config(model_config), tokenizer, training, script.beta)
         model, path = _load_model(script, model_config, directory)
         log.info(
             "%s on %d groups, %s layout, at most %d tokens per pass", script.objective, len(dataset), path, row_tokens
