@@ -77,10 +77,10 @@ def make_dpo_trainer(
 class PairTrainer(DPOTrainer):
     """DPOTrainer whose data set is prepared already and holds the reference log-probabilities."""
 
-    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset
 
-    def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         return dataset
 
 
