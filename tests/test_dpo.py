@@ -68,6 +68,7 @@ def test_a_pair_is_the_ground_truth_and_one_negative_with_the_ids_of_the_set(neg
             "rejected_ids": negative.ids,
             "ref_chosen_logps": group.reference_logp,
             "ref_rejected_logps": negative.reference_logp,
+            "length": len(group.prompt_ids) + max(len(group.response_ids), len(negative.ids)),
         }
         for group in negatives.groups()
         for negative in group.negatives[:2]
@@ -170,6 +171,16 @@ def test_training_lowers_the_loss(reference: Path, negative_set: Path, tmp_path:
     first, last = trainer.state.log_history[0], trainer.state.log_history[11]
     assert float(last["loss"]) < 0.5 * float(first["loss"])
     assert float(last["rewards/accuracies"]) > 0.9
+
+
+def test_pairs_of_like_length_can_share_a_batch(reference: Path, negative_set: Path, tmp_path: Path) -> None:
+    def padded_tokens(strategy: str) -> int:
+        trainer = make_trainer(reference, negative_set, tmp_path, train_sampling_strategy=strategy)
+        batches = list(trainer.get_train_dataloader())
+        assert [len(batch["input_ids"]) for batch in batches] == [16] * 18
+        return sum(int((batch["attention_mask"] == 0).sum()) for batch in batches)
+
+    assert padded_tokens("group_by_length") < 0.5 * padded_tokens("random")
 
 
 def test_the_command_writes_a_model_with_its_tokenizer_and_record(

@@ -20,11 +20,13 @@ from trainer.dataset import ContrastiveGroups, TrainingGroup
 
 log = logging.getLogger(__name__)
 
-# The columns of TRL's DataCollatorForPreference.
+# The columns of TRL's DataCollatorForPreference, and the tokens of the longer sequence, by which transformers sorts
+# for --train_sampling_strategy group_by_length.
 PAIRS = pa.schema(
     [
         *((name, pa.list_(pa.int32())) for name in ("prompt_ids", "chosen_ids", "rejected_ids")),
         *((name, pa.float32()) for name in ("ref_chosen_logps", "ref_rejected_logps")),
+        ("length", pa.int32()),
     ]
 )
 GROUPS_AT_A_TIME = 1000
@@ -94,4 +96,5 @@ def _pairs_of(group: TrainingGroup) -> Iterator[dict[str, Any]]:
             "rejected_ids": rejected,
             "ref_chosen_logps": chosen_logp,
             "ref_rejected_logps": rejected_logp,
+            "length": len(group.tokens.prefix) + max(len(chosen), len(rejected)),
         }
