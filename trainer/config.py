@@ -14,6 +14,7 @@ OBJECTIVES = {
     "mle": "next-token prediction on the ground truths",
     "cpo": "Contrastive Preference Optimization, best of K (arXiv 2502.16433, eq. 1)",
     "cpo-rank": "CPO with ranking, Plackett-Luce over the similarity order (eq. 2)",
+    "dpo": "the baseline, TRL's DPOTrainer on pairs (ground truth, negative) of one strategy; a batch counts pairs",
 }
 
 # The paper's training settings (section 5), under their names in transformers' TrainingArguments.
@@ -67,5 +68,8 @@ class ScriptArguments:
             raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
         if self.beta <= 0:
             raise UserError(f"--beta must be above 0, got {self.beta}.")
+        for name in ("rank_by", "row_tokens"):
+            if self.objective == "dpo" and getattr(self, name) is not None:
+                raise UserError(f"--{name} does not apply to objective 'dpo', which trains on pairs. Leave it out.")
         if self.row_tokens is not None and self.row_tokens < 1:
             raise UserError(f"--row_tokens must be at least 1, got {self.row_tokens}.")

@@ -1,4 +1,4 @@
-"""`python -m trainer.run`: train a model on a negative set (cpo, cpo-rank), or on ground truths (mle)."""
+"""`python -m trainer.run`: train a model on a negative set (cpo, cpo-rank, dpo), or on ground truths (mle)."""
 
 import dataclasses
 import logging
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
     from trainer.arguments import PaperTrainingArguments
+    from trainer.dpo import PairTrainer
     from trainer.trainer import ContrastiveTrainer
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ def _make_trainer(
     dataset: Any,
     tokenizer: Any,
     row_tokens: int,
-) -> "ContrastiveTrainer":
+) -> "ContrastiveTrainer | PairTrainer":
     """Model and trainer. Writes nothing; of the output directory transformers makes at most the empty folder."""
     from transformers import set_seed
 
@@ -126,6 +127,14 @@ def _make_trainer(
 
     set_seed(training.seed)
     try:
+        if script.objective == "dpo":
+            from trl import get_peft_config
+
+            from trainer.dpo import make_dpo_trainer, preference_pairs
+
+            pairs = preference_pairs(dataset)  # it may refuse: before a large model is loaded
+            policy = _load_policy(script, model_config, directory)
+            return make_dpo_trainer(pairs, policy, get_peft_config(model_config), tokenizer, training, script.beta)
         model, path = _load_model(script, model_config, directory)
         log.info(
             "%s on %d groups, %s layout, at most %d tokens per pass", script.objective, len(dataset), path, row_tokens
@@ -180,11 +189,27 @@ def _load_dataset(script: ScriptArguments, tokenizer: Any, identity: dict[str, A
 
 def _load_model(script: ScriptArguments, model_config: "ModelConfig", directory: Path) -> tuple[Any, str]:
     """The policy, taught to return log-probabilities and wrapped for PEFT if asked; and its path."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from trl import get_peft_config, get_quantization_config
+    from trl import get_peft_config
 
     from trainer.logprobs import prepare_model
+
+    model = _load_policy(script, model_config, directory)
+    path = prepare_model(model)
+    peft_config = get_peft_config(model_config)
+    if peft_config is not None:
+        from peft import get_peft_model, prepare_model_for_kbit_training
+
+        if model_config.load_in_4bit or model_config.load_in_8bit:
+            model = prepare_model_for_kbit_training(model)
+        model = get_peft_model(model, peft_config)
+    return model, path
+
+
+def _load_policy(script: ScriptArguments, model_config: "ModelConfig", directory: Path) -> Any:
+    """The policy as transformers loads it, without dropout unless for mle."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from trl import get_quantization_config
 
     dtype = model_config.dtype
     if dtype not in (None, "auto", *DTYPES):  # argparse checks flags, not what a YAML file says
@@ -207,15 +232,7 @@ def _load_model(script: ScriptArguments, model_config: "ModelConfig", directory:
                 module.p = 0.0
             elif isinstance(getattr(module, "attention_dropout", None), float):
                 module.attention_dropout = 0.0  # type: ignore[assignment]  # torch types attributes as tensors
-    path = prepare_model(model)
-    peft_config = get_peft_config(model_config)
-    if peft_config is not None:
-        from peft import get_peft_model, prepare_model_for_kbit_training
-
-        if model_config.load_in_4bit or model_config.load_in_8bit:
-            model = prepare_model_for_kbit_training(model)
-        model = get_peft_model(model, peft_config)
-    return model, path
+    return model
 
 
 def _job(

@@ -1,0 +1,297 @@
+"""The DPO baseline: TRL's trainer sees the ids and the reference log-probabilities of the set, and nothing else."""
+
+import json
+import math
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+from trl import DPOTrainer
+
+from data.identity import load_tokenizer, tokenizer_hash
+from data.schema import Candidate
+from data.shards import NegativeSet, NegativeSetWriter
+from tests.conftest import run_command
+from tests.test_trainer import first_gradient
+from tests.tiny import save_tiny_model
+from trainer.arguments import PaperTrainingArguments
+from trainer.dataset import ContrastiveGroups
+from trainer.dpo import PairTrainer, dpo_config, make_dpo_trainer, preference_pairs
+from trainer.logprobs import candidate_logps, layout, prepare_model
+from trainer.objectives import cpo_loss
+from trainer.packing import Continuations
+from trainer.run import main
+
+BETA = 5.0
+
+
+def make_trainer(reference: Path, negative_set: Path, output: Path, use: int = 3, **options: Any) -> PairTrainer:
+    options = {"logging_steps": 1, "per_device_train_batch_size": 8, "report_to": "none", **options}
+    training = PaperTrainingArguments(output_dir=str(output), use_cpu=True, save_strategy="no", **options)
+    return make_dpo_trainer(
+        preference_pairs(ContrastiveGroups(NegativeSet(str(negative_set)), "train", {"an": use})),
+        AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
+        None,
+        AutoTokenizer.from_pretrained(reference),
+        training,
+        BETA,
+    )
+
+
+def cli(reference: Path, negative_set: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "--objective", "dpo", "--shards", str(negative_set), "--model", str(reference), "--use", "an=2",
+        "--output_dir", str(output), "--per_device_train_batch_size", "8", "--learning_rate", "1e-3",
+        "--logging_steps", "1", "--use_cpu", "true", "--disable_tqdm", "true", "--report_to", "none", *more,
+    ]  # fmt: skip
+
+
+def losses(output: Path) -> list[float]:
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [float(entry["loss"]) for entry in history if "loss" in entry]
+
+
+def test_a_pair_is_the_ground_truth_and_one_negative_with_the_ids_of_the_set(negative_set: Path) -> None:
+    negatives = NegativeSet(str(negative_set))
+    pairs = preference_pairs(ContrastiveGroups(negatives, "train", {"an": 2}))
+    assert len(pairs) == 96
+    expected = [
+        {
+            "prompt_ids": group.prompt_ids,
+            "chosen_ids": group.response_ids,
+            "rejected_ids": negative.ids,
+            "ref_chosen_logps": group.reference_logp,
+            "ref_rejected_logps": negative.reference_logp,
+            "length": len(group.prompt_ids) + max(len(group.response_ids), len(negative.ids)),
+        }
+        for group in negatives.groups()
+        for negative in group.negatives[:2]
+    ]
+    assert pairs.to_list() == expected
+
+
+def test_the_batch_holds_each_sequence_whole_whatever_its_length(
+    reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    """TRL cuts at 1,024 tokens by default; here nothing is cut, and no EOS is added."""
+    trainer = make_trainer(reference, negative_set, tmp_path)
+    pair = {"prompt_ids": [5] * 1500, "chosen_ids": [6, 7], "rejected_ids": [8]}
+    pair |= {"ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0}
+    batch = trainer.data_collator([pair])
+    assert batch["input_ids"][0].tolist() == [5] * 1500 + [6, 7]
+    assert batch["input_ids"][1, :-1].tolist() == [5] * 1500 + [8]
+    assert batch["completion_mask"].sum(1).tolist() == [2, 1]
+    assert batch["attention_mask"].sum(1).tolist() == [1502, 1501]
+    assert batch["ref_rejected_logps"].tolist() == [-2.0]
+
+
+def test_trl_gets_the_users_training_arguments(tmp_path: Path) -> None:
+    training = PaperTrainingArguments(
+        output_dir=str(tmp_path), seed=3, data_seed=4, lr_scheduler_type="cosine", warmup_steps=2, max_grad_norm=0.5,
+        gradient_accumulation_steps=4, save_steps=7, logging_steps=3, report_to=["none"], adam_beta2=0.9,
+        lr_scheduler_kwargs={"num_cycles": 1.0}, use_cpu=True,
+    )  # fmt: skip
+    config = dpo_config(training, 2.5)
+    ours, theirs = training.to_dict(), config.to_dict()
+    assert {f.name: theirs[f.name] for f in fields(TrainingArguments)} == {
+        f.name: ours[f.name] for f in fields(TrainingArguments)
+    }
+    assert config.beta == 2.5
+    assert config.max_length is None
+    assert (config.gradient_checkpointing, config.bf16) == (False, False)  # where TRL's defaults are True
+    assert config.per_device_train_batch_size == 16  # the paper's 64, here pairs, over 4 accumulation steps
+
+
+def test_the_first_loss_is_log_2_with_the_reference_log_probabilities_of_the_set(
+    reference: Path, negative_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No reference forward: TRL's own is never called, and no second model is kept."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a reference forward")
+
+    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", refuse)
+    monkeypatch.setattr("trl.trainer.dpo_trainer.create_model_from_path", refuse)
+    trainer = make_trainer(reference, negative_set, tmp_path, max_steps=1, learning_rate=0.0)
+    assert trainer.ref_model is None
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert float(first["loss"]) == pytest.approx(math.log(2), abs=2e-4)
+    assert abs(float(first["rewards/margins"])) < 1e-3
+
+
+def moved_policy(reference: Path) -> Any:
+    """A policy that is not the reference, so that the loss is not log 2."""
+    model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    return model
+
+
+def test_trls_loss_and_gradient_are_cpos_with_k_2(reference: Path, negative_set: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(reference, negative_set, tmp_path, per_device_train_batch_size=24, max_steps=1)
+    pairs = trainer.train_dataset.select(range(24))  # type: ignore[union-attr]
+    trainer.train_dataset = pairs
+    moved = moved_policy(reference)
+    trainer.model.load_state_dict(moved.state_dict())  # type: ignore[union-attr]
+    found = first_gradient(trainer)  # type: ignore[arg-type]  # a Trainer is all it needs
+
+    path = prepare_model(moved)
+    rows = pairs.to_list()
+    sequences = [Continuations(r["prompt_ids"], [r["chosen_ids"], r["rejected_ids"]]) for r in rows]
+    ((_, tokens),) = layout(sequences, path, 10**6)
+    stored = torch.tensor([[r["ref_chosen_logps"], r["ref_rejected_logps"]] for r in rows])
+    loss = cpo_loss(candidate_logps(moved, tokens), stored, beta=BETA, mask=tokens.mask)
+    loss.backward()
+
+    assert abs(loss.item() - math.log(2)) > 0.05
+    assert float(trainer.state.log_history[-1]["train_loss"]) == pytest.approx(loss.item(), abs=1e-5)
+    expected = {name: parameter.grad for name, parameter in moved.named_parameters()}
+    assert expected.keys() == found.keys()
+    norm = math.sqrt(sum(g.pow(2).sum().item() for g in expected.values()))
+    difference = math.sqrt(sum((g - found[n]).pow(2).sum().item() for n, g in expected.items()))
+    assert norm > 0
+    assert difference / norm < 1e-4
+
+
+def test_training_lowers_the_loss(reference: Path, negative_set: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(
+        reference, negative_set, tmp_path, use=1, per_device_train_batch_size=48, max_steps=12, learning_rate=1e-3,
+        lr_scheduler_type="constant",
+    )  # fmt: skip
+    trainer.train()
+    first, last = trainer.state.log_history[0], trainer.state.log_history[11]
+    assert float(last["loss"]) < 0.5 * float(first["loss"])
+    assert float(last["rewards/accuracies"]) > 0.9
+
+
+def test_pairs_of_like_length_can_share_a_batch(reference: Path, negative_set: Path, tmp_path: Path) -> None:
+    def padded_tokens(strategy: str) -> int:
+        trainer = make_trainer(reference, negative_set, tmp_path, train_sampling_strategy=strategy)
+        batches = list(trainer.get_train_dataloader())
+        assert [len(batch["input_ids"]) for batch in batches] == [16] * 18
+        return sum(int((batch["attention_mask"] == 0).sum()) for batch in batches)
+
+    assert padded_tokens("group_by_length") < 0.5 * padded_tokens("random")
+
+
+def test_the_command_writes_a_model_with_its_tokenizer_and_record(
+    reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "model"
+    done = run_command("trainer.run", *cli(reference, negative_set, output, "--max_steps", "2"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"model: {output}"
+    assert "dpo on 96 pairs" in done.stderr
+    assert losses(output)[0] == pytest.approx(math.log(2), abs=2e-4)
+    assert tokenizer_hash(load_tokenizer(str(output))) == tokenizer_hash(load_tokenizer(str(reference)))
+    start = load_file(reference / "model.safetensors")
+    trained = AutoModelForCausalLM.from_pretrained(output, use_safetensors=True).state_dict()
+    assert any(not torch.equal(start[name], trained[name]) for name in start)
+    record = json.loads((output / "trainer_job.json").read_text())
+    assert (record["objective"], record["use"], record["beta"], record["batch_size"]) == ("dpo", "an=2", 5.0, 8)
+
+
+def test_resuming_gives_the_same_parameters_as_never_stopping(
+    reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    steps = ["--max_steps", "5", "--save_steps", "2"]
+    assert main(cli(reference, negative_set, whole, *steps)) == 0
+    shutil.copytree(whole, parts)
+    # What an interrupted run leaves: its checkpoints, no final model.
+    for name in ("model.safetensors", "trainer_state.json"):
+        (parts / name).unlink()
+    for name in ("checkpoint-5", "checkpoint-4"):
+        shutil.rmtree(parts / name)
+    assert main(cli(reference, negative_set, parts, *steps)) == 2
+    assert "already holds this job" in capsys.readouterr().err
+    assert main(cli(reference, negative_set, parts, *steps, "--resume_from_checkpoint", "true")) == 0
+    expected, found = load_file(whole / "model.safetensors"), load_file(parts / "model.safetensors")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert losses(parts) == losses(whole)
+    assert main(cli(reference, negative_set, parts, *steps, "--beta", "1")) == 2
+    assert "its beta is 5.0, this job's is 1.0" in capsys.readouterr().err
+
+
+def test_lora_trains_an_adapter(
+    reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "lora"
+    lora = ["--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj", "--max_steps", "3"]
+    assert main(cli(reference, negative_set, output, *lora, "--save_strategy", "no")) == 0
+    assert f"adapter: {output} (merge it" in capsys.readouterr().out
+    assert not (output / "model.safetensors").exists()
+    weights = load_file(output / "adapter_model.safetensors")
+    assert any(name.endswith("lora_B.weight") and tensor.abs().max() > 0 for name, tensor in weights.items())
+    assert losses(output)[0] == pytest.approx(math.log(2), abs=2e-4)
+
+
+@pytest.mark.parametrize(("option", "value"), [("rank_by", "embedding"), ("row_tokens", "512")])
+def test_options_that_do_not_apply_are_refused(
+    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(cli(tmp_path, tmp_path, tmp_path / "out", f"--{option}", value)) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: --{option} does not apply to objective 'dpo', which trains on pairs. Leave it out."
+    )
+
+
+@pytest.fixture(scope="module")
+def two_strategies(reference: Path, negative_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The negative set with its third negative called a batch negative."""
+    source = NegativeSet(str(negative_set))
+    groups = list(source.groups())
+    for group in groups:
+        last = group.negatives[2]
+        group.negatives[2] = Candidate("bn", last.ids, last.text, "stop", None, None, None, last.reference_logp)
+        group.negatives[2].similarity = last.similarity
+    out = tmp_path_factory.mktemp("sets") / "two"
+    writer = NegativeSetWriter(
+        str(out), {**source.manifest.job, "strategies": {"an": {"count": 2}, "bn": {"count": 1}}}, ["embedding"]
+    )
+    writer.begin()
+    writer.write_shard(0, groups, [], seconds={}, attention_path="packed")
+    writer.finish(1)
+    return out
+
+
+@pytest.mark.parametrize("more", [("--use", "an=1,bn=1"), ("--use", "bn=1,an=1"), ()])
+def test_two_strategies_at_once_are_refused_before_anything_is_written(
+    more: tuple[str, ...], reference: Path, two_strategies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = cli(reference, two_strategies, tmp_path / "out", *more)
+    place = words.index("--use")  # cli's own
+    assert main(words[:place] + words[place + 2 :]) == 2
+    asked, first = {"an=1,bn=1": ("an=1,bn=1", "an=1"), "bn=1,an=1": ("bn=1,an=1", "bn=1")}.get(
+        more[-1] if more else "", ("an=2,bn=1", "an=2")
+    )
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: objective 'dpo' takes the negatives of one strategy, not of {asked}. Choose one, e.g. --use {first}."
+    )
+    assert not (tmp_path / "out" / "trainer_job.json").exists()
+
+
+def test_one_strategy_of_two_is_taken(reference: Path, two_strategies: Path) -> None:
+    negatives = NegativeSet(str(two_strategies))
+    pairs: Dataset = preference_pairs(ContrastiveGroups(negatives, "train", {"bn": 1}))
+    assert pairs["rejected_ids"][:] == [group.negatives[2].ids for group in negatives.groups()]
+
+
+def test_a_model_that_is_not_the_reference_is_refused(
+    negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = save_tiny_model(tmp_path / "other", seed=5)
+    assert main(cli(other, negative_set, tmp_path / "out")) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "was made with reference model" in line
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,100 @@
+"""The paper's DPO baseline: TRL's own DPOTrainer on pairs (ground truth, negative) of a negative set.
+
+TRL is fed the ids and the reference log-probabilities of the set: it tokenises nothing, truncates nothing, loads no
+reference model and runs none.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset
+from transformers import TrainingArguments
+from trl import DPOConfig, DPOTrainer
+
+from data.errors import UserError
+from data.strategies import format_counts
+from trainer.dataset import ContrastiveGroups, TrainingGroup
+
+log = logging.getLogger(__name__)
+
+# The columns of TRL's DataCollatorForPreference, and the tokens of the longer sequence, by which transformers sorts
+# for --train_sampling_strategy group_by_length.
+PAIRS = pa.schema(
+    [
+        *((name, pa.list_(pa.int32())) for name in ("prompt_ids", "chosen_ids", "rejected_ids")),
+        *((name, pa.float32()) for name in ("ref_chosen_logps", "ref_rejected_logps")),
+        ("length", pa.int32()),
+    ]
+)
+GROUPS_AT_A_TIME = 1000
+
+
+def preference_pairs(groups: ContrastiveGroups) -> Dataset:
+    """Each group's ground truth against each of its negatives, in the groups' order: the columns of `PAIRS`.
+
+    Raises:
+        UserError: the groups hold negatives of several strategies.
+    """
+    if len(groups.use) > 1:
+        first = next(iter(groups.use.items()))
+        raise UserError(
+            f"objective 'dpo' takes the negatives of one strategy, not of {format_counts(groups.use)}. Choose one, "
+            f"e.g. --use {format_counts(dict([first]))}."
+        )
+    tables = []
+    for start in range(0, len(groups), GROUPS_AT_A_TIME):
+        part = range(start, min(start + GROUPS_AT_A_TIME, len(groups)))
+        tables.append(pa.Table.from_pylist([pair for i in part for pair in _pairs_of(groups[i])], schema=PAIRS))
+    return Dataset(pa.concat_tables(tables))  # type: ignore[arg-type]  # it takes pyarrow's tables too
+
+
+def dpo_config(training: TrainingArguments, beta: float) -> DPOConfig:
+    """The user's training arguments as TRL's, field by field; `per_device_train_batch_size` counts pairs."""
+    given = {f.name: getattr(training, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
+    return DPOConfig(**given, beta=beta, max_length=None, precompute_ref_log_probs=True)
+
+
+def make_dpo_trainer(
+    pairs: Dataset, model: Any, peft_config: Any, tokenizer: Any, training: TrainingArguments, beta: float
+) -> "PairTrainer":
+    """TRL's trainer on `preference_pairs`.
+
+    Args:
+        model: the policy as loaded, neither patched nor wrapped; TRL does both.
+        peft_config: peft's configuration of an adapter, or None.
+    """
+    log.info("dpo on %d pairs, TRL's DPOTrainer", len(pairs))
+    return PairTrainer(
+        model=model,
+        args=dpo_config(training, beta),
+        train_dataset=pairs,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+
+
+class PairTrainer(DPOTrainer):
+    """DPOTrainer whose data set is prepared already and holds the reference log-probabilities."""
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        return dataset
+
+
+def _pairs_of(group: TrainingGroup) -> Iterator[dict[str, Any]]:
+    chosen, *negatives = group.tokens.continuations
+    chosen_logp, *negative_logps = group.reference_logps
+    for rejected, rejected_logp in zip(negatives, negative_logps, strict=True):
+        yield {
+            "prompt_ids": group.tokens.prefix,
+            "chosen_ids": chosen,
+            "rejected_ids": rejected,
+            "ref_chosen_logps": chosen_logp,
+            "ref_rejected_logps": rejected_logp,
+            "length": len(group.tokens.prefix) + max(len(chosen), len(rejected)),
+        }
