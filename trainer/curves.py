@@ -41,12 +41,11 @@ def figure(log_history: LogHistory) -> "Figure":
     drawing = Figure(figsize=(11, 7.5), dpi=110, layout="constrained")
     (loss, change), (margin, ranking) = drawing.subplots(2, 2)
     _draw(loss, log_history, "Loss", "loss (nats)", {"": "loss"})
-    _draw(change, log_history, "Ground truth", "log-probability, policy minus reference (nats)", {"": CHANGE})
-    _draw(
-        margin, log_history, "Margin", "h of ground truth minus mean h of negatives", by_strategy(log_history, MARGIN)
-    )
+    _draw(change, log_history, "Ground truth, policy minus reference", "log-probability (nats)", {"": CHANGE})
+    margins = by_strategy(log_history, MARGIN)
+    _draw(margin, log_history, "Margin, h of ground truth minus mean h of negatives", "h (beta x nats)", margins)
     names = {"top-1 accuracy": "rewards/top1", "Kendall's tau": "rewards/kendall_tau"}
-    _draw(ranking, log_history, "Ranking", "top-1 accuracy (share), tau (-1 to 1)", names)
+    _draw(ranking, log_history, "Ranking", "share of groups; tau, -1 to 1", names)
     for axes in (change, margin):
         if axes.get_lines():
             axes.axhline(0.0, color="grey", linewidth=0.8, zorder=0)  # where the policy is the reference
