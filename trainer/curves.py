@@ -1,0 +1,78 @@
+"""The curves of a training run, from transformers' log history: what training.png shows."""
+
+import math
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LogHistory = Sequence[Mapping[str, Any]]
+
+HELD_OUT = "eval_"
+MARGIN = "rewards/margin"
+CHANGE = "logps/ground_truth_change"
+SINGLE_POINTS = 40  # up to so many points each is marked: a single one would make no line at all
+
+
+def points(log_history: LogHistory, key: str) -> list[tuple[int, float]]:
+    """(step, value) of each log that holds the key, in order; what is no finite number becomes nan, a gap."""
+    found = [(logs["step"], logs[key]) for logs in log_history if key in logs]
+    return [(step, float(v) if v is not None and math.isfinite(v) else math.nan) for step, v in found]
+
+
+def by_strategy(log_history: LogHistory, key: str) -> dict[str, str]:
+    """Name of a line -> key of the logs: one per strategy where there are several, else the key alone."""
+    names = {name.removeprefix(HELD_OUT) for logs in log_history for name in logs}
+    strategies = sorted(name.removeprefix(key + "/") for name in names if name.startswith(key + "/"))
+    return {name: f"{key}/{name}" for name in strategies} if len(strategies) > 1 else {"": key}
+
+
+def figure(log_history: LogHistory) -> "Figure":
+    """Four panels: loss, ground truth against the reference, margin, ranking; train solid, held-out dashed.
+
+    Args:
+        log_history: `TrainerState.log_history`.
+    """
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(11, 7.5), dpi=110, layout="constrained")
+    (loss, change), (margin, ranking) = drawing.subplots(2, 2)
+    _draw(loss, log_history, "Loss", "loss (nats)", {"": "loss"})
+    _draw(change, log_history, "Ground truth, policy minus reference", "log-probability (nats)", {"": CHANGE})
+    margins = by_strategy(log_history, MARGIN)
+    _draw(margin, log_history, "Margin, h of ground truth minus mean h of negatives", "h (beta x nats)", margins)
+    names = {"top-1 accuracy": "rewards/top1", "Kendall's tau": "rewards/kendall_tau"}
+    _draw(ranking, log_history, "Ranking", "share of groups; tau, -1 to 1", names)
+    for axes in (change, margin):
+        if axes.get_lines():
+            axes.axhline(0.0, color="grey", linewidth=0.8, zorder=0)  # where the policy is the reference
+    return drawing
+
+
+def png(drawing: "Figure") -> bytes:
+    """A figure as a PNG file, drawn by Agg: no screen is needed, whatever MPLBACKEND says."""
+    image = BytesIO()
+    drawing.savefig(image, format="png", backend="agg")
+    return image.getvalue()
+
+
+def _draw(axes: "Axes", log_history: LogHistory, title: str, unit: str, keys: Mapping[str, str]) -> None:
+    """One panel; a line's train and held-out values have one colour."""
+    axes.set(title=title, xlabel="optimiser step", ylabel=unit)
+    for index, (name, key) in enumerate(keys.items()):
+        for prefix, where, style in (("", "train", "-"), (HELD_OUT, "held-out", "--")):
+            values = points(log_history, prefix + key)
+            if values:
+                marker = "." if len(values) <= SINGLE_POINTS else ""
+                label = f"{name}, {where}" if name else where
+                axes.plot(*zip(*values, strict=True), style, color=f"C{index}", marker=marker, label=label)
+    if axes.get_lines():
+        axes.legend()
+        axes.grid(alpha=0.3)
+    else:
+        wanted = "\n".join(keys.values())
+        axes.text(0.5, 0.5, f"no data: the logs hold no\n{wanted}", ha="center", va="center", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
