@@ -4,7 +4,7 @@ Imports nothing heavy, so that `--help` answers at once.
 """
 
 from dataclasses import dataclass
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from data.config import option
 from data.errors import UserError, did_you_mean
@@ -12,6 +12,7 @@ from data.sources import SPLITS
 
 OBJECTIVES = {
     "mle": "next-token prediction on the ground truths",
+    "pss": "the baseline, next-token prediction by parallel scheduled sampling (arXiv 1906.04331)",
     "cpo": "Contrastive Preference Optimization, best of K (arXiv 2502.16433, eq. 1)",
     "cpo-rank": "CPO with ranking, Plackett-Luce over the similarity order (eq. 2)",
     "dpo": "the baseline, TRL's DPOTrainer on pairs (ground truth, negative) of one strategy; a batch counts pairs",
@@ -22,7 +23,16 @@ PAPER_BATCH_SIZE = 64
 PAPER_LEARNING_RATE = 1e-5
 PAPER_WEIGHT_DECAY = 0.05
 
-SPOKEN = {str: "text", str | None: "text", bool: "true or false", float: "a number", int | None: "a whole number"}
+SPOKEN = {
+    str: "text",
+    str | None: "text",
+    list[str] | None: "one or more texts",
+    bool: "true or false",
+    float: "a number",
+    float | None: "a number",
+    int: "a whole number",
+    int | None: "a whole number",
+}
 
 
 @dataclass
@@ -31,12 +41,25 @@ class ScriptArguments:
 
     objective: str = option("cpo", "one of " + "; ".join(f"{k}: {v}" for k, v in OBJECTIVES.items()))
     model: str | None = option(None, "model to start from, a directory or hub id; for cpo the reference itself")
-    shards: str | None = option(None, "negative set to train on: the directory or URL that negatives_gen wrote")
-    use: str | None = option(None, "which negatives of the set, e.g. an=4; without it, all of them")
+    shards: list[str] | None = option(None, "negative sets to train on: directories or URLs that negatives_gen wrote")
+    use: str | None = option(
+        None, "which negatives, e.g. an=4,bn=3, or an=4:random for a fresh draw each epoch (default: all)"
+    )
+    min_similarity: float | None = option(None, "leave out negatives less similar to the ground truth, by --rank_by")
+    max_similarity: float | None = option(None, "leave out negatives more similar to the ground truth, by --rank_by")
     rank_by: str | None = option(
         None, "cpo-rank: the ranking signal whose order is learnt, e.g. rouge (default: the set's first)"
     )
     beta: float = option(5.0, "temperature of the contrast")
+    sft_weight: float = option(0.0, "cpo: weight of the MLE term on the ground truths, per token, beside the contrast")
+    pss_share: float = option(0.25, "pss: probability that a sampled token takes a gold token's place in the input")
+    pss_passes: int = option(1, "pss: sampling passes")
+    pss_mixtures: int = option(3, "pss: mixtures per example (the paper's 3)")
+    eval_shards: list[str] | None = option(
+        None, "negative sets of held-out groups for --eval_strategy (default: --shards)"
+    )
+    eval_split: str = option("test", "which half of the data to watch with --eval_strategy")
+    max_eval_samples: int | None = option(None, "watch the first so many held-out groups only")
     dataset: str | None = option(None, "mle without --shards: 'facts', a local .jsonl/.json/.parquet/.csv, or a hub id")
     task: str = option("prompt-completion", "mle without --shards: how a row becomes prompt and response")
     split: str = option("train", "which half of the data, or of the negative set, to train on: train, test or all")
@@ -45,31 +68,61 @@ class ScriptArguments:
         None, "token budget of one forward pass; groups are packed up to it (default: 1024 on a CPU, 8192 on a GPU)"
     )
 
+    def __post_init__(self) -> None:
+        # A YAML file may name one set as a text.
+        for name in ("shards", "eval_shards"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, [getattr(self, name)])
+
     def check(self) -> None:
         """Raise UserError for values of the wrong type, which a YAML file can hold, and for senseless combinations."""
         for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            is_bool = isinstance(value, bool)
-            if is_bool != (kind is bool) or not isinstance(value, float | int if kind is float else kind):
-                raise UserError(f"--{name} must be {SPOKEN[kind]}, got {value!r}.")
+            if not _is(getattr(self, name), kind):
+                raise UserError(f"--{name} must be {SPOKEN[kind]}, got {getattr(self, name)!r}.")
         if self.objective not in OBJECTIVES:
             near = did_you_mean(self.objective, OBJECTIVES)
             raise UserError(f"unknown objective '{self.objective}'.{near} Known: {', '.join(OBJECTIVES)}.")
         if self.model is None:
             raise UserError("python -m trainer.run needs --model: a directory with a transformers model, or a hub id.")
-        if self.shards is None and (self.objective != "mle" or self.dataset is None):
-            hint = " or --dataset" if self.objective == "mle" else ""
+        truths_alone = self.objective in ("mle", "pss")
+        if not self.shards and (not truths_alone or self.dataset is None):
+            hint = " or --dataset" if truths_alone else ""
             raise UserError(f"objective '{self.objective}' needs --shards{hint}: what to train on.")
-        if self.shards is not None and self.dataset is not None:
+        if self.shards and self.dataset is not None:
             raise UserError("give either --shards or --dataset, not both.")
         if self.from_scratch and self.objective != "mle":
             raise UserError("--from_scratch goes with --objective mle only; cpo starts from the reference model.")
-        if self.split not in SPLITS:
-            raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
+        for split in (self.split, self.eval_split):
+            if split not in SPLITS:
+                raise UserError(f"unknown split '{split}'. Use one of {', '.join(SPLITS)}.")
         if self.beta <= 0:
             raise UserError(f"--beta must be above 0, got {self.beta}.")
+        if self.sft_weight < 0 or (self.sft_weight and self.objective not in ("cpo", "cpo-rank")):
+            raise UserError("--sft_weight must be 0 or more, and goes with --objective cpo and cpo-rank.")
+        if not 0 <= self.pss_share <= 1:
+            raise UserError(f"--pss_share must be from 0 to 1, got {self.pss_share}.")
+        for name in ("pss_passes", "pss_mixtures", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} must be at least 1, got {value}.")
+        low, high = self.min_similarity, self.max_similarity
+        if low is not None and high is not None and low > high:
+            raise UserError(f"--min_similarity {low} is above --max_similarity {high}.")
         for name in ("rank_by", "row_tokens"):
             if self.objective == "dpo" and getattr(self, name) is not None:
                 raise UserError(f"--{name} does not apply to objective 'dpo', which trains on pairs. Leave it out.")
+        if self.objective == "dpo" and ":random" in (self.use or ""):
+            raise UserError("objective 'dpo' trains on pairs that are made once. Leave ':random' out of --use.")
         if self.row_tokens is not None and self.row_tokens < 1:
             raise UserError(f"--row_tokens must be at least 1, got {self.row_tokens}.")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of one of the types that options have; 1 is a number, true is none."""
+    if kind == list[str] | None:
+        return value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+    if isinstance(value, bool):
+        return kind is bool
+    if kind in (float, float | None) and isinstance(value, int):
+        return True
+    return isinstance(value, kind)

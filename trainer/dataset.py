@@ -110,6 +110,11 @@ class ContrastiveGroups(Dataset):
     def keep(self, groups: int) -> None:
         self.store.keep(groups)
 
+    @property
+    def strategies(self) -> list[str]:
+        """Names of the strategies of the negatives."""
+        return list(self.choice.counts) if self.choice else []
+
     def _drop_empty(self, choice: Choice) -> None:
         everything = replace(choice, min_similarity=None, max_similarity=None)
         passed_over = total = 0
@@ -145,7 +150,7 @@ class PackedGroups:
         tokens: see `trainer.packing.TokenBatch`; its mask is the mask of the groups, [G, K].
         reference_logps: [G, K] in nats, 0 where there is no candidate. Of ground truths alone: zeros.
         ranks: [G, K], 0 = best. Of ground truths alone: zeros.
-        strategies: names;  strategy: [G, K], which of them made each negative, -1 for others and for the ground truth.
+        strategy: [G, K], which of the collator's strategies made each negative, -1 for the ground truth.
         num_truth_tokens: tokens of the ground truths.
     """
 
@@ -153,7 +158,6 @@ class PackedGroups:
     tokens: TokenBatch
     reference_logps: torch.Tensor
     ranks: torch.Tensor
-    strategies: list[str]
     strategy: torch.Tensor
     num_truth_tokens: int
 
@@ -178,34 +182,40 @@ class Collator:
 
     Attributes:
         path: "packed" or "padded", what `trainer.logprobs.prepare_model` found.
+        strategies: names, numbered for `PackedGroups.strategy`.
+        copies: how often each ground truth is laid out, for as many mixtures of pss.
     """
 
     path: str
     row_tokens: int
+    strategies: Sequence[str] = ()
+    copies: int = 1
 
     def __call__(self, groups: Sequence[TrainingGroup]) -> list[PackedGroups]:
+        sequences = [group.tokens for group in groups]
+        if self.copies > 1:
+            sequences = [Continuations(s.prefix, list(s.continuations) * self.copies) for s in sequences]
         return [
-            _with_targets([groups[i] for i in indices], tokens)
-            for indices, tokens in layout([g.tokens for g in groups], self.path, self.row_tokens)
+            _with_targets([groups[i] for i in indices], tokens, self.strategies)
+            for indices, tokens in layout(sequences, self.path, self.row_tokens)
         ]
 
 
-def _with_targets(groups: Sequence[TrainingGroup], tokens: TokenBatch) -> PackedGroups:
+def _with_targets(groups: Sequence[TrainingGroup], tokens: TokenBatch, names: Sequence[str]) -> PackedGroups:
     shape = tuple(tokens.mask.shape)
     reference, similarity = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
     strategy = np.full(shape, -1, dtype=np.int64)
-    names = sorted({name for group in groups for name in group.strategies})
     for row, group in enumerate(groups):
         if len(group.reference_logps):
             reference[row, : len(group.reference_logps)] = group.reference_logps
             similarity[row, : len(group.similarity)] = group.similarity
-            strategy[row, 1 : 1 + len(group.strategies)] = [names.index(name) for name in group.strategies]
+            made_by = [names.index(name) if name in names else -1 for name in group.strategies]
+            strategy[row, 1 : 1 + len(made_by)] = made_by
     return PackedGroups(
         ids=[group.id for group in groups],
         tokens=tokens,
         reference_logps=torch.from_numpy(reference),
         ranks=ranks_from_similarity(torch.from_numpy(similarity), tokens.mask),
-        strategies=names,
         strategy=torch.from_numpy(strategy),
         num_truth_tokens=sum(len(g.tokens.continuations[0]) for g in groups),
     )

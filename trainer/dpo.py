@@ -38,10 +38,12 @@ def preference_pairs(groups: ContrastiveGroups) -> Dataset:
     Raises:
         UserError: the groups hold negatives of several strategies.
     """
-    if len(groups.use) > 1:
-        first = next(iter(groups.use.items()))
+    assert groups.choice is not None
+    use = groups.choice.counts
+    if len(use) > 1:
+        first = next(iter(use.items()))
         raise UserError(
-            f"objective 'dpo' takes the negatives of one strategy, not of {format_counts(groups.use)}. Choose one, "
+            f"objective 'dpo' takes the negatives of one strategy, not of {format_counts(use)}. Choose one, "
             f"e.g. --use {format_counts(dict([first]))}."
         )
     tables = []

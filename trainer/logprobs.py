@@ -170,9 +170,7 @@ def candidate_logps(model: Any, batch: TokenBatch) -> torch.Tensor:
 
 
 @torch.no_grad()
-def draw_tokens(
-    model: Any, batch: TokenBatch, uniforms: torch.Tensor, *, never: Sequence[int] = ()
-) -> torch.Tensor:
+def draw_tokens(model: Any, batch: TokenBatch, uniforms: torch.Tensor, *, never: Sequence[int] = ()) -> torch.Tensor:
     """Tokens drawn at every predicted position, each given what really stands before it: one pass.
 
     Args:

@@ -190,8 +190,6 @@ def strategy_metrics(
         within = exists & (strategy == code)
         has = within.any(dim=-1)
         within[:, 0] = True
-        metrics = preference_metrics(
-            policy_logps[has], reference_logps[has], ranks[has], beta=beta, mask=within[has]
-        )
+        metrics = preference_metrics(policy_logps[has], reference_logps[has], ranks[has], beta=beta, mask=within[has])
         found.update({f"{key}/{name}": values for key, values in metrics.items() if key.startswith("rewards/")})
     return found

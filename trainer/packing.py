@@ -22,14 +22,15 @@ import numpy as np
 import torch
 
 PREFIX_SEGMENT = 0
+Tokens = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
 class Continuations:
-    """A prefix and the continuations to score after it, as token ids; none of them is empty."""
+    """A prefix and the continuations to score after it, as token ids (lists or arrays); none of them is empty."""
 
-    prefix: Sequence[int]
-    continuations: Sequence[Sequence[int]]
+    prefix: Tokens
+    continuations: Sequence[Tokens]
 
     @property
     def packed_length(self) -> int:
@@ -152,22 +153,22 @@ def pad(groups: Sequence[Continuations]) -> TokenBatch:
     """One padded row per continuation: the plain layout, for models that cannot take the packed mask."""
     _check(groups)
     width = max(len(g.continuations) for g in groups)
-    rows = [([*g.prefix, *c], len(g.prefix), len(c)) for g in groups for c in g.continuations]
+    rows = [(np.concatenate([g.prefix, c]), len(g.prefix), len(c)) for g in groups for c in g.continuations]
     longest = max(len(row) for row, _, _ in rows)
     input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
     attention_mask = torch.zeros(len(rows), longest, dtype=torch.long)
-    target_ids: list[int] = []
+    target_ids: list[np.ndarray] = []
     target_index: list[np.ndarray] = []
     for b, (row, start, length) in enumerate(rows):
-        input_ids[b, : len(row)] = torch.tensor(row)
+        input_ids[b, : len(row)] = torch.from_numpy(row)
         attention_mask[b, : len(row)] = 1
-        target_ids += row[start:]
+        target_ids.append(row[start:].astype(np.int64))
         target_index.append(b * longest + np.arange(start - 1, start - 1 + length))
     slots = [(g * width + k, len(c)) for g, group in enumerate(groups) for k, c in enumerate(group.continuations)]
     return TokenBatch(
         input_ids=input_ids,
         position_ids=torch.arange(longest).expand(len(rows), -1).contiguous(),
-        target_ids=torch.tensor(target_ids),
+        target_ids=torch.from_numpy(np.concatenate(target_ids)),
         target_index=torch.from_numpy(np.concatenate(target_index)),
         slot=_repeat(slots),
         mask=_existing(groups, width),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from trainer.arguments import PaperTrainingArguments
     from trainer.dpo import PairTrainer
     from trainer.trainer import ContrastiveTrainer
+    from trainer.training_data import TrainingData
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ DECISIVE = (
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
     *("bf16", "fp16", "neftune_noise_alpha"),
 )
+PSS = ("pss_share", "pss_passes", "pss_mixtures")
 DTYPES = ("float32", "bfloat16", "float16")
 
 HELP = """usage: python -m trainer.run --shards DIR --model M --output_dir O --objective cpo [--key value ...]
@@ -74,6 +77,9 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
         UserError: unusable model, data, negative set or checkpoint, or an output directory that holds another job.
     """
     from data.identity import check_model, load_tokenizer, tokenizer_hash, weights_hash
+    from trainer.safety import CheckpointOnSigterm
+    from trainer.training_data import load_training_data
+    from trainer.watch import Curves, GroundTruthWatch, MetricsFile
 
     assert script.model is not None  # ScriptArguments.check
     is_main = training.process_index == 0
@@ -92,16 +98,27 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
     else:
         identity["weights_sha256"] = weights_hash(script.model)
     row_tokens = script.row_tokens or (8192 if training.device.type == "cuda" else 1024)
-    dataset, source = _load_dataset(script, tokenizer, identity)
-    job = _job(script, training, model_config, {"model": identity, "data": source, "row_tokens": row_tokens})
+    seed = training.seed if training.data_seed is None else training.data_seed
+    watched = str(getattr(training.eval_strategy, "value", training.eval_strategy)) != "no"
+    data = load_training_data(script, tokenizer, identity, seed=seed, watched=watched)
+    job = _job(script, training, model_config, {"model": identity, "data": data.source, "row_tokens": row_tokens})
     if is_main:
         check_output(output, job, resume, checkpoint)
-    trainer = _make_trainer(script, training, model_config, directory, dataset, tokenizer, row_tokens)
+    trainer = _make_trainer(script, training, model_config, directory, data, tokenizer, row_tokens)
+    sigterm = CheckpointOnSigterm(trainer.accelerator)
+    for callback in (MetricsFile(), GroundTruthWatch(), Curves(), sigterm):
+        trainer.add_callback(callback)
     if is_main:
         claim_output(output, job)
     if resume and not checkpoint:
         log.info("no checkpoint in %s yet, starting from step 0", output)
     trainer.train(resume_from_checkpoint=checkpoint)
+    if sigterm.stopped:
+        log.warning(
+            "SIGTERM: stopped at step %d, checkpoint saved; go on with --resume_from_checkpoint true",
+            trainer.state.global_step,
+        )
+        sys.exit(128 + signal.SIGTERM)
     trainer.save_model()
     trainer.save_state()
     if is_main and model_config.use_peft:
@@ -115,7 +132,7 @@ def _make_trainer(
     training: "PaperTrainingArguments",
     model_config: "ModelConfig",
     directory: Path,
-    dataset: Any,
+    data: "TrainingData",
     tokenizer: Any,
     row_tokens: int,
 ) -> "ContrastiveTrainer | PairTrainer":
@@ -123,6 +140,7 @@ def _make_trainer(
     from transformers import set_seed
 
     from trainer.dataset import Collator
+    from trainer.scheduled import ScheduledSampling
     from trainer.trainer import ContrastiveTrainer
 
     set_seed(training.seed)
@@ -132,22 +150,29 @@ def _make_trainer(
 
             from trainer.dpo import make_dpo_trainer, preference_pairs
 
-            pairs = preference_pairs(dataset)  # it may refuse: before a large model is loaded
+            pairs = preference_pairs(data.train)  # it may refuse: before a large model is loaded
             policy = _load_policy(script, model_config, directory)
             return make_dpo_trainer(pairs, policy, get_peft_config(model_config), tokenizer, training, script.beta)
         model, path = _load_model(script, model_config, directory)
         log.info(
-            "%s on %d groups, %s layout, at most %d tokens per pass", script.objective, len(dataset), path, row_tokens
+            *("%s on %d groups, %s layout, at most %d tokens per pass", script.objective, len(data.train)),
+            *(path, row_tokens),
         )
+        pss = script.objective == "pss"
         return ContrastiveTrainer(
             model=model,
             args=training,
-            train_dataset=dataset,
-            data_collator=Collator(path, row_tokens),
+            train_dataset=data.train,
+            eval_dataset=data.held_out,
+            data_collator=Collator(
+                path, row_tokens, getattr(data.train, "strategies", ()), script.pss_mixtures if pss else 1
+            ),
             processing_class=tokenizer,
             objective=script.objective,
             beta=script.beta,
             path=path,
+            sft_weight=script.sft_weight,
+            scheduled=ScheduledSampling(script.pss_share, script.pss_passes) if pss else None,
         )
     except UserError:
         raise
@@ -155,36 +180,6 @@ def _make_trainer(
         raise UserError(
             f"cannot set up the training of model '{script.model}' with these options: {first_line(error)}"
         ) from error
-
-
-def _load_dataset(script: ScriptArguments, tokenizer: Any, identity: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The training data, and what identifies it."""
-    from data.identity import context_length
-    from data.prepare import describe_rejects, prepare_groups, require_groups
-    from data.shards import NegativeSet
-    from data.sources import fingerprint, load_examples
-    from data.strategies import parse_counts
-    from trainer.dataset import ContrastiveGroups, GroundTruths
-
-    assert script.model is not None
-    if script.shards is not None:
-        negatives = NegativeSet(script.shards)
-        negatives.check_tokenizer(identity["tokenizer_sha256"], script.model)
-        if script.objective == "mle":
-            dataset = GroundTruths.from_negative_set(negatives, script.split)
-        else:
-            negatives.check_reference(identity["weights_sha256"], script.model)
-            use = parse_counts(script.use, "--use") if script.use else None
-            dataset = ContrastiveGroups(negatives, script.split, use, script.rank_by)
-        checksums = [shard.sha256 for shard in negatives.manifest.shards]
-        return dataset, {"shards": checksums}
-    assert script.dataset is not None
-    examples = load_examples(script.dataset, script.task, script.split)
-    groups, rejects, _ = prepare_groups(examples, script.task, tokenizer, context_length(script.model))
-    require_groups(groups, rejects, f"data set '{script.dataset}'")
-    if rejects:
-        log.warning("%d rows read, %s", len(examples), describe_rejects(rejects))
-    return GroundTruths.from_groups(groups), {"examples_sha256": fingerprint(examples)}
 
 
 def _load_model(script: ScriptArguments, model_config: "ModelConfig", directory: Path) -> tuple[Any, str]:
@@ -225,7 +220,7 @@ def _load_policy(script: ScriptArguments, model_config: "ModelConfig", directory
             options["quantization_config"] = quantization
             options["device_map"] = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
         model = AutoModelForCausalLM.from_pretrained(directory, use_safetensors=True, **options)
-    if script.objective != "mle":
+    if script.objective not in ("mle", "pss"):
         # Dropout would make the policy differ from the reference that was scored without it.
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -246,7 +241,9 @@ def _job(
         "split": script.split,
         "use": script.use,
         "rank_by": script.rank_by,
-        "beta": script.beta if script.objective != "mle" else None,
+        "beta": script.beta if script.objective not in ("mle", "pss") else None,
+        **{name: getattr(script, name) for name in ("min_similarity", "max_similarity", "sft_weight")},
+        **({name: getattr(script, name) for name in PSS} if script.objective == "pss" else {}),
         "batch_size": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
         "training": {name: getattr(training, name) for name in DECISIVE},
         # By its hashes, not its name: see "model".

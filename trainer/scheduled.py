@@ -1,4 +1,4 @@
-"""Parallel scheduled sampling (Duckworth et al., arXiv 1906.04331): train on inputs with some of the model's own tokens.
+"""Parallel scheduled sampling (Duckworth et al., arXiv 1906.04331): inputs hold some of the model's own tokens.
 
 From the gold continuation, a token is drawn at every position at once from the model's teacher-forced predictions; each
 takes the gold token's place in the input with probability p. Repeated for some passes, each predicting from the mixture

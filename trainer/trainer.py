@@ -145,7 +145,8 @@ class ContrastiveTrainer(Trainer):
                 start += size * self.accelerator.process_index
                 mine = range(start, min(start + size, len(dataset)))
                 groups = [dataset[i] for i in mine] or [dataset[0]]  # all take part, see `_in_step`
-                for packed, counts in self._in_step(self.data_collator(groups)):
+                passes: Any = self.data_collator(groups)
+                for packed, counts in self._in_step(passes):
                     packed = packed.to(self.args.device)
                     with self.compute_loss_context_manager():
                         policy_logps = candidate_logps(model, packed.tokens)
@@ -278,9 +279,9 @@ class ContrastiveTrainer(Trainer):
         what = f"the loss ({total.item():g})" if not math.isfinite(total.item()) else "a gradient"
         blamed = f" The loss of these is not finite: {', '.join(unsound)}." if unsound else ""
         raise UserError(
-            f"{what} of step {step} is not finite; stopped before the optimiser step.{blamed} Groups of the step (process "
-            f"{self.accelerator.process_index}): {', '.join(ids)}. Look at them with `python -m negatives_gen inspect DIR "
-            "--row ID`; try a smaller --learning_rate or --beta, or --max_grad_norm 1, from the last checkpoint."
+            f"{what} of step {step} is not finite; stopped before the optimiser step.{blamed} Groups of the step "
+            f"(process {self.accelerator.process_index}): {', '.join(ids)}. Look at them with `python -m negatives_gen "
+            "inspect DIR --row ID`; try a smaller --learning_rate or --beta from the last checkpoint."
         )
 
     @torch.no_grad()
