@@ -31,12 +31,12 @@ def mixed(tmp_path: Path) -> NegativeSet:
     ("use", "tokens"),
     [
         (None, [9, 10, 11, 12, 13, 14]),
-        ({"tn": 1, "an": 1}, [9, 13, 10]),
-        ({"bn": 1, "tn": 2}, [9, 12, 13, 14]),
+        ("tn=1,an=1", [9, 13, 10]),
+        ("bn=1,tn=2", [9, 12, 13, 14]),
     ],
 )
-def test_any_subset_is_taken_from_the_one_store(mixed: NegativeSet, use: dict | None, tokens: list[int]) -> None:
-    group = ContrastiveGroups(mixed, "train", use)[0]
+def test_any_subset_is_taken_from_the_one_store(mixed: NegativeSet, use: str | None, tokens: list[int]) -> None:
+    group = ContrastiveGroups.of([mixed], "train", use)[0]
     assert [c[0] for c in group.tokens.continuations] == tokens
     assert list(group.reference_logps) == [-1.0, *(8.0 - token for token in tokens[1:])]
 
@@ -48,13 +48,14 @@ def test_any_subset_is_taken_from_the_one_store(mixed: NegativeSet, use: dict | 
 def test_the_ranking_signal_is_chosen_and_the_ground_truth_stays_first(
     mixed: NegativeSet, rank_by: str | None, ranks: list[int]
 ) -> None:
-    dataset = ContrastiveGroups(mixed, "train", rank_by=rank_by)
-    (batch,) = Collator("packed", 100)([dataset[0]])
+    dataset = ContrastiveGroups.of([mixed], "train", rank_by=rank_by)
+    (batch,) = Collator("packed", 100, dataset.strategies)([dataset[0]])
+    assert batch.strategy.tolist() == [[-1, 0, 0, 1, 2, 2]]
     assert batch.ranks.tolist() == [ranks]
 
 
 def test_what_the_set_lacks_is_refused(mixed: NegativeSet) -> None:
     with pytest.raises(UserError, match=r"asks for mn=1, but negative set .* holds an=2,bn=1,tn=2 per group"):
-        ContrastiveGroups(mixed, "train", {"mn": 1})
+        ContrastiveGroups.of([mixed], "train", "mn=1")
     with pytest.raises(UserError, match=r"asks for 'reward', but negative set .* holds embedding, rouge"):
-        ContrastiveGroups(mixed, "train", rank_by="reward")
+        ContrastiveGroups.of([mixed], "train", rank_by="reward")

@@ -35,7 +35,7 @@ def make_trainer(reference: Path, negative_set: Path, output: Path, use: int = 3
     options = {"logging_steps": 1, "per_device_train_batch_size": 8, "report_to": "none", **options}
     training = PaperTrainingArguments(output_dir=str(output), use_cpu=True, save_strategy="no", **options)
     return make_dpo_trainer(
-        preference_pairs(ContrastiveGroups(NegativeSet(str(negative_set)), "train", {"an": use})),
+        preference_pairs(ContrastiveGroups.of([NegativeSet(str(negative_set))], "train", f"an={use}")),
         AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
         None,
         AutoTokenizer.from_pretrained(reference),
@@ -59,7 +59,7 @@ def losses(output: Path) -> list[float]:
 
 def test_a_pair_is_the_ground_truth_and_one_negative_with_the_ids_of_the_set(negative_set: Path) -> None:
     negatives = NegativeSet(str(negative_set))
-    pairs = preference_pairs(ContrastiveGroups(negatives, "train", {"an": 2}))
+    pairs = preference_pairs(ContrastiveGroups.of([negatives], "train", "an=2"))
     assert len(pairs) == 96
     expected = [
         {
@@ -283,7 +283,7 @@ def test_two_strategies_at_once_are_refused_before_anything_is_written(
 
 def test_one_strategy_of_two_is_taken(reference: Path, two_strategies: Path) -> None:
     negatives = NegativeSet(str(two_strategies))
-    pairs: Dataset = preference_pairs(ContrastiveGroups(negatives, "train", {"bn": 1}))
+    pairs: Dataset = preference_pairs(ContrastiveGroups.of([negatives], "train", "bn=1"))
     assert pairs["rejected_ids"][:] == [group.negatives[2].ids for group in negatives.groups()]
 
 

@@ -90,20 +90,31 @@ def test_a_finished_set_holds_the_shards_rejects_and_manifest_only(finished: Pat
     assert set(all_files(finished)) == {"manifest.json", "rejects.parquet", *map(shard_name, range(3))}
 
 
-def test_the_table_has_the_documented_schema_and_the_chosen_columns_in_order(finished: Path):
+def test_tables_have_the_documented_schema_and_the_chosen_columns(finished: Path):
     negative_set = NegativeSet(str(finished))
-    assert negative_set.table().schema.equals(group_schema(SIGNALS))
-    assert negative_set.table().column_names[:4] == ["id", "prompt", "response", "split"]
-    assert negative_set.table(["split"]).to_pydict() == {"split": ["train", "train", "test"]}
-    assert negative_set.table(["response_ids", "id"]).to_pylist()[2] == {"response_ids": [7, 0], "id": group(3).id}
+    first, _, third = negative_set.tables()
+    assert first.schema.equals(group_schema(SIGNALS))
+    assert first.column_names[:4] == ["id", "prompt", "response", "split"]
+    assert [table["split"].to_pylist() for table in negative_set.tables(["split"])] == [
+        ["train", "train"],
+        [],
+        ["test"],
+    ]
+    assert third.select(["response_ids", "id"]).to_pylist() == [{"response_ids": [7, 0], "id": group(3).id}]
 
 
-def test_a_set_without_shards_is_an_empty_table(tmp_path: Path):
-    writer = NegativeSetWriter(str(tmp_path), JOB, SIGNALS)
-    writer.begin()
-    writer.finish(0)
-    table = NegativeSet(str(tmp_path)).table(["id"])
-    assert (table.num_rows, table.column_names) == (0, ["id"])
+def test_parts_of_a_shard_are_read_by_their_paths_and_its_checksum_verified_once(finished: Path):
+    negative_set = NegativeSet(str(finished))
+    paths = ["id", "negatives.list.element.strategy"]
+    table = negative_set.shard_table(0, paths)
+    assert table.column_names == ["id", "negatives"]
+    assert table["negatives"][0].as_py() == [{"strategy": "an"}, {"strategy": "an"}, {"strategy": "bn"}]
+    content = (finished / shard_name(0)).read_bytes()
+    (finished / shard_name(0)).write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
+    with pytest.raises(UserError, match=r"shard-00000.parquet of negative set .* is damaged"):
+        NegativeSet(str(finished)).shard_table(0, paths)
+    (finished / shard_name(0)).write_bytes(content)
+    assert negative_set.shard_table(0, ["id"]).equals(table.select(["id"]))
 
 
 def test_the_manifest_counts_rows_tokens_bytes_and_seconds(finished: Path):

@@ -23,6 +23,7 @@ from trainer.dataset import Collator, ContrastiveGroups, GroundTruths
 from trainer.logprobs import attention_implementation, prepare_model
 from trainer.output import find_checkpoint, resume_from
 from trainer.run import _job, main
+from trainer.store import GroupStore
 from trainer.trainer import ContrastiveTrainer
 
 
@@ -33,9 +34,9 @@ def make_trainer(reference: Path, negative_set: Path, tmp_path: Path, **options:
     path = prepare_model(model)
     negatives = NegativeSet(str(negative_set))
     dataset = (
-        GroundTruths.from_negative_set(negatives, "train")
+        ContrastiveGroups(GroupStore([negatives], "train"))
         if objective == "mle"
-        else ContrastiveGroups(negatives, "train", options.pop("use", None))
+        else ContrastiveGroups.of([negatives], "train", options.pop("use", None))
     )
     arguments = PaperTrainingArguments(output_dir=str(tmp_path), use_cpu=True, save_strategy="no", **options)
     return ContrastiveTrainer(
@@ -143,10 +144,10 @@ def test_cpo_training_lowers_the_loss_and_ranks_the_ground_truth_first(
 
 def test_use_takes_the_first_negatives_of_a_strategy(reference: Path, negative_set: Path, tmp_path: Path) -> None:
     negatives = NegativeSet(str(negative_set))
-    every = ContrastiveGroups(negatives, "train")[5]
-    chosen = ContrastiveGroups(negatives, "train", {"an": 2})[5]
-    assert chosen.tokens.continuations == every.tokens.continuations[:3]
-    assert chosen.reference_logps == every.reference_logps[:3]
+    every = ContrastiveGroups.of([negatives], "train")[5]
+    chosen = ContrastiveGroups.of([negatives], "train", "an=2")[5]
+    assert [c.tolist() for c in chosen.tokens.continuations] == [c.tolist() for c in every.tokens.continuations[:3]]
+    assert list(chosen.reference_logps) == list(every.reference_logps[:3])
     assert len(every.tokens.continuations) == 4
 
 
@@ -155,7 +156,8 @@ def test_mle_equals_the_loss_of_trls_sft_trainer(reference: Path, negative_set: 
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    pairs = GroundTruths.from_negative_set(NegativeSet(str(negative_set)), "train").pairs[:16]
+    groups = list(NegativeSet(str(negative_set)).groups())[:16]
+    pairs = [(group.prompt_ids, group.response_ids) for group in groups]
     rows = [{"input_ids": [*p, *c], "completion_mask": [0] * len(p) + [1] * len(c)} for p, c in pairs]
     options: dict[str, Any] = {"max_steps": 1, "logging_steps": 1, "per_device_train_batch_size": 16, "use_cpu": True}
     sft = SFTTrainer(
@@ -174,7 +176,7 @@ def test_mle_equals_the_loss_of_trls_sft_trainer(reference: Path, negative_set: 
     sft.train()
     options.pop("use_cpu")
     ours = make_trainer(reference, negative_set, tmp_path, objective="mle", **options)
-    ours.train_dataset = GroundTruths(pairs)
+    ours.train_dataset = GroundTruths(groups)
     ours.train()
     expected = float(sft.state.log_history[0]["loss"])
     assert float(ours.state.log_history[0]["loss"]) == pytest.approx(expected, abs=2e-4)

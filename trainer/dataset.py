@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from data.errors import UserError
 from data.schema import Group
+from data.shards import NegativeSet
 from trainer.choice import Choice
 from trainer.logprobs import layout
 from trainer.objectives import ranks_from_similarity
@@ -78,6 +79,18 @@ class ContrastiveGroups(Dataset):
         self.choice = choice
         if choice is not None and choice.filters:
             self._drop_empty(choice)
+
+    @classmethod
+    def of(
+        cls,
+        sets: Sequence[NegativeSet],
+        split: str,
+        use: str | None = None,
+        rank_by: str | None = None,
+        **options: Any,
+    ) -> "ContrastiveGroups":
+        """The groups of a split of some sets, with the negatives that `trainer.choice.Choice.of` names."""
+        return cls(GroupStore(sets, split), Choice.of(sets, use, rank_by, **options))
 
     def __len__(self) -> int:
         return len(self.store)

@@ -8,7 +8,6 @@ from torch.utils.data import Dataset, Subset
 
 from data.errors import UserError
 from data.shards import NegativeSet
-from trainer.choice import Choice
 from trainer.config import ScriptArguments
 from trainer.dataset import ContrastiveGroups, GroundTruths
 from trainer.store import GroupStore
@@ -77,15 +76,15 @@ def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any])
 def _groups(sets: list[NegativeSet], script: ScriptArguments, split: str, seed: int) -> ContrastiveGroups:
     if script.objective in GROUND_TRUTHS_ALONE:
         return ContrastiveGroups(GroupStore(sets, split))
-    choice = Choice.of(
+    return ContrastiveGroups.of(
         sets,
+        split,
         script.use,
         script.rank_by,
         min_similarity=script.min_similarity,
         max_similarity=script.max_similarity,
         seed=seed,
     )
-    return ContrastiveGroups(GroupStore(sets, split), choice)
 
 
 def _ground_truths(script: ScriptArguments, split: str, tokenizer: Any) -> tuple[GroundTruths, dict[str, Any]]:
