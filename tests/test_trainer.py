@@ -277,7 +277,7 @@ def test_flags_override_the_yaml_and_the_yaml_the_defaults(tmp_path: Path) -> No
     config = tmp_path / "train.yaml"
     config.write_text("shards: from-yaml\nmodel: m\nlearning_rate: 3e-4\nbeta: 2\noutput_dir: o\n")
     script, training, _ = parse(["--config", str(config), "--beta", "7"])
-    assert (script.shards, script.beta, training.learning_rate) == ("from-yaml", 7.0, 3e-4)
+    assert (script.shards, script.beta, training.learning_rate) == (["from-yaml"], 7.0, 3e-4)
 
 
 def test_from_scratch_trains_a_model_that_has_no_weights_yet(tmp_path: Path) -> None:
