@@ -39,7 +39,11 @@ class StrategyOptions:
     trust_remote_code: bool = option(False, "run Python code that comes with a model (true only if you trust it)")
     num_engines: int | None = option(None, "vLLM engines (default: one per GPU, or one on CPUs)")
     engine: dict[str, Any] = option({}, "any argument of vLLM's LLM, untouched: --engine.tensor_parallel_size 2")
-    log_format: str = option("text", "progress as text for people, or as json lines for clusters")
+    log_format: str = option(
+        "text",
+        "text for people, or json for clusters: progress, log and errors as one JSON object a line (what stays text: "
+        "errors in the command line itself, and what Ray and vLLM print)",
+    )
     push_to_hub: str | None = option(None, "hub data set to upload the finished set to, e.g. me/my-negatives")
 
     def strategy_settings(self) -> dict[str, dict[str, Any]]:
