@@ -89,7 +89,9 @@ class GenerateConfig(StrategyOptions):
     split: str = option("train", "train, test or all; halves that depend on the rows' content alone")
     limit: int | None = option(None, "read only the first so many examples of the split")
     streaming: bool = option(
-        False, "read the data set as a stream, row by row in its own order, without a copy on disk"
+        False,
+        "read the data set as a stream in its own order, to its end or --limit before an engine starts; "
+        "its examples lie under --out until the set is finished",
     )
     max_length: int | None = option(None, "prompt and response in tokens, at most (default: the model's context)")
     groups_per_shard: int = option(512, "examples per shard, the unit of work, of resume and of retry")
