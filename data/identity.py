@@ -19,7 +19,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 
 
 def model_directory(model: str) -> Path:
-    """The local directory of a model: itself, or a hub id's snapshot (downloaded once, safetensors only).
+    """The local directory of a model: itself, or a hub id's snapshot (downloaded once; weights as safetensors only).
 
     Raises UserError if there is no such directory and no such model on the hub.
     """
@@ -30,7 +30,7 @@ def model_directory(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]))
+        return Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt", "*.py"]))
     except Exception as error:  # the hub client raises a dozen unrelated classes
         raise UserError(
             f"model '{model}' is neither a local directory nor a hub model that can be reached ({first_line(error)})."
