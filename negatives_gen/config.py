@@ -36,7 +36,9 @@ class StrategyOptions:
     )
     reward_model: str | None = option(None, "reward: a sequence-classification model, directory or hub id")
     bertscore_model: str | None = option(None, "bertscore: an encoder, directory or hub id")
-    trust_remote_code: bool = option(False, "run Python code that comes with a model (true only if you trust it)")
+    trust_remote_code: bool = option(
+        False, "run Python code that comes with a model (true only if you trust it); not of a bertscore_model"
+    )
     num_engines: int | None = option(None, "vLLM engines (default: one per GPU, or one on CPUs)")
     engine: dict[str, Any] = option({}, "any argument of vLLM's LLM, untouched: --engine.tensor_parallel_size 2")
     log_format: str = option(
