@@ -155,6 +155,9 @@ def _set(
 ) -> None:
     group, dot, name = key.partition(".")
     if dot and group in fields and _is_dict(hints[group]):
+        if "." in name:
+            outer, _, inner = name.partition(".")
+            raise UserError(f"'{key}' {where}: a key within a key is written --{group}.{outer} '{{{inner}: VALUE}}'.")
         try:
             values.setdefault(group, {})[name] = yaml.safe_load(value) if isinstance(value, str) else value
         except yaml.YAMLError as error:

@@ -2,9 +2,11 @@
 
 import difflib
 import functools
+import logging
 import sys
 from collections.abc import Callable, Iterable
 
+from data.log import logs_json
 from data.privacy import scrub
 
 
@@ -44,7 +46,10 @@ def user_error_in(error: BaseException | None) -> UserError | None:
 
 
 def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Make a command's main() print a UserError as one line on stderr and return exit code 2."""
+    """Make a command's main() print a UserError as one line on stderr and return exit code 2.
+
+    Where the command logs JSON the line is a record of the log.
+    """
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
@@ -55,7 +60,10 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
             if said is None:
                 raise
             line = " ".join(str(said).split())
-            print(f"error: {scrub(line)}", file=sys.stderr)
+            if logs_json():
+                logging.getLogger(__name__).error(line)
+            else:
+                print(f"error: {scrub(line)}", file=sys.stderr)
             return 2
 
     return wrapped

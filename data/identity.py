@@ -17,14 +17,12 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
-# jinja: transformers keeps chat templates in a file of their own.
-HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+# jinja: transformers keeps chat templates in a file of their own. py: code, which runs only with trust_remote_code.
+HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
 
 
-def model_directory(model: str, trust_remote_code: bool = False) -> Path:
-    """The local directory of a model: itself, or a hub id's snapshot (downloaded once, safetensors only).
-
-    Python code that comes with a model is fetched only if it is trusted.
+def model_directory(model: str) -> Path:
+    """The local directory of a model: itself, or a hub id's snapshot (downloaded once; weights as safetensors only).
 
     Raises UserError if there is no such directory and no such model on the hub.
     """
@@ -35,16 +33,16 @@ def model_directory(model: str, trust_remote_code: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=[*HUB_FILES, *(["*.py"] if trust_remote_code else [])]))
+        return Path(snapshot_download(model, allow_patterns=list(HUB_FILES)))
     except Exception as error:  # the hub client raises a dozen unrelated classes
         raise UserError(
             f"model '{model}' is neither a local directory nor a hub model that can be reached ({first_line(error)})."
         ) from error
 
 
-def check_model(model: str, *, needs_weights: bool = True, trust_remote_code: bool = False) -> Path:
+def check_model(model: str, *, needs_weights: bool = True) -> Path:
     """Check that a model directory has a config, a tokenizer and safetensors weights; return the directory."""
-    directory = model_directory(model, trust_remote_code)
+    directory = model_directory(model)
     if not (directory / "config.json").is_file():
         raise UserError(f"model '{model}' has no config.json. Give the directory of a transformers model.")
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
@@ -61,7 +59,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model (a transformers tokenizer). Raises UserError if there is none or it lacks an EOS."""
     from transformers import AutoTokenizer
 
-    directory = check_model(model, needs_weights=False, trust_remote_code=trust_remote_code)
+    directory = check_model(model, needs_weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever tokenizers, sentencepiece or json raise on damaged files

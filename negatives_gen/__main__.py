@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int | None:
         print(HELP.format(verbs=verbs, options=describe_options(GenerateConfig)))
         return None
     config = load_config(GenerateConfig, argv, command="python -m negatives_gen")
-    start_logging()
+    start_logging(config.log_format)
     from negatives_gen.job import generate
     from negatives_gen.progress import print_outcome
 

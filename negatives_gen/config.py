@@ -36,10 +36,16 @@ class StrategyOptions:
     )
     reward_model: str | None = option(None, "reward: a sequence-classification model, directory or hub id")
     bertscore_model: str | None = option(None, "bertscore: an encoder, directory or hub id")
-    trust_remote_code: bool = option(False, "run Python code that comes with a model (true only if you trust it)")
+    trust_remote_code: bool = option(
+        False, "run Python code that comes with a model (true only if you trust it); not of a bertscore_model"
+    )
     num_engines: int | None = option(None, "vLLM engines (default: one per GPU, or one on CPUs)")
     engine: dict[str, Any] = option({}, "any argument of vLLM's LLM, untouched: --engine.tensor_parallel_size 2")
-    log_format: str = option("text", "progress as text for people, or as json lines for clusters")
+    log_format: str = option(
+        "text",
+        "text for people, or json for clusters: progress, log and errors as one JSON object a line (what stays text: "
+        "errors in the command line itself, and what Ray and vLLM print)",
+    )
     push_to_hub: str | None = option(None, "hub data set to upload the finished set to, e.g. me/my-negatives")
 
     def strategy_settings(self) -> dict[str, dict[str, Any]]:
@@ -89,7 +95,9 @@ class GenerateConfig(StrategyOptions):
     split: str = option("train", "train, test or all; halves that depend on the rows' content alone")
     limit: int | None = option(None, "read only the first so many examples of the split")
     streaming: bool = option(
-        False, "read the data set as a stream, row by row in its own order, without a copy on disk"
+        False,
+        "read the data set as a stream in its own order, to its end or --limit before an engine starts; "
+        "its examples lie under --out until the set is finished",
     )
     max_length: int | None = option(None, "prompt and response in tokens, at most (default: the model's context)")
     groups_per_shard: int = option(512, "examples per shard, the unit of work, of resume and of retry")

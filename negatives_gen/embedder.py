@@ -7,6 +7,7 @@ import numpy as np
 
 from data.errors import UserError
 from data.identity import model_directory, weights_hash
+from negatives_gen.loading import loading
 
 REFERENCE = "reference"
 
@@ -29,17 +30,23 @@ class Embedder:
     Args:
         embedder: name or path, or "reference" for mean-pooled last hidden states of the reference model.
         model: directory of the reference model.
+        trust_remote_code: run code that comes with it.
+
+    Raises:
+        UserError: it cannot be loaded.
     """
 
-    def __init__(self, embedder: str, model: str):
+    def __init__(self, embedder: str, model: str, trust_remote_code: bool = False):
         from sentence_transformers import SentenceTransformer
 
         directory = str(model_directory(model if embedder == REFERENCE else embedder))
-        self.model: Any = (
-            SentenceTransformer(modules=_mean_pooled(directory))
-            if embedder == REFERENCE
-            else SentenceTransformer(directory)
-        ).float()  # in bfloat16 close candidates would tie, and a CPU would be half as fast
+        with loading(f"embedder '{embedder}'"):
+            loaded = (
+                SentenceTransformer(modules=_mean_pooled(directory, trust_remote_code))
+                if embedder == REFERENCE
+                else SentenceTransformer(directory, trust_remote_code=trust_remote_code)
+            )
+        self.model: Any = loaded.float()  # in bfloat16 close candidates would tie, and a CPU would be half as fast
         # A CPU gains nothing from a large batch and loses by its padding: 64 takes 2.5 times as long as 8.
         self.batch_size = 64 if self.model.device.type == "cuda" else 8
 
@@ -51,10 +58,11 @@ class Embedder:
         return np.asarray(vectors, dtype=np.float32)
 
 
-def _mean_pooled(directory: str) -> list[Any]:
+def _mean_pooled(directory: str, trust_remote_code: bool) -> list[Any]:
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-    transformer = Transformer(directory)
+    code = {"trust_remote_code": trust_remote_code}
+    transformer = Transformer(directory, model_kwargs=code, processor_kwargs=code, config_kwargs=code)
     tokenizer: Any = transformer.tokenizer
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

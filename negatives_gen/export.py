@@ -276,7 +276,3 @@ def _writer(folder: Folder, name: str, columns: Sequence[str]) -> Iterator[Calla
         raise UserError(
             f"cannot write '{folder / name}': {error.strerror or error}. Check path, permissions and free space."
         ) from error
-
-
-def _json_line(row: Row) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode()

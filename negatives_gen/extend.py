@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     if not argv or argv[0].startswith("-"):
         raise UserError("python -m negatives_gen extend needs the set to extend: extend SET --out NEW ...")
     config = load_config(ExtendConfig, argv[1:], command="python -m negatives_gen extend")
-    start_logging()
+    start_logging(config.log_format)
     from negatives_gen.progress import print_outcome
 
     print_outcome(extend(argv[0], config), config.out, config.log_format)

@@ -1,8 +1,8 @@
 """What a shard is made from: examples staged by the driver, or a shard of the set that is being extended.
 
 The driver reads the data source once, from beginning to end, and writes each shard's examples to `_job/inputs`; a
-worker reads its shard from there. So the driver holds one shard at a time, a stream need not be read twice, and after
-a crash the examples are those of the first run.
+worker reads its shard from there. So the driver holds one shard at a time, and ids to find duplicates by; a stream
+need not be read twice, and after a crash the examples are those of the first run.
 """
 
 import dataclasses

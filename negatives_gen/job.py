@@ -55,7 +55,7 @@ def generate(config: GenerateConfig, components: Components | None = None) -> Ma
 def make_work(config: GenerateConfig, source: Source, components: Components | None = None) -> Work:
     """What the stages need to know, with all that decides the set in the writer's job. Raises UserError."""
     model = local_path(config.model)
-    check_model(model, trust_remote_code=config.trust_remote_code)
+    check_model(model)
     tokenizer = load_tokenizer(model, config.trust_remote_code)
     context = serving_context(config, model, tokenizer)
     strategies, signals = config.strategy_settings(), config.signal_names()

@@ -155,7 +155,9 @@ def _start_ray() -> None:
     # Ray starts its workers at niceness 15; on a machine that does anything else they would hardly run.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray keeps a worker's import path and environment apart from the driver's unless told.
-    passed = {k: v for k, v in os.environ.items() if k.startswith(("VLLM_", "HF_", "TORCH_COMPILE", "OMP_NUM"))}
+    passed = {
+        k: v for k, v in os.environ.items() if k.startswith(("VLLM_", "HF_", "TORCH_COMPILE", "OMP_NUM", "TQDM_"))
+    }
     import_path = os.pathsep.join(p for p in sys.path if p) or "."
     ray.init(
         address="local",

@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         print(HELP.format(options=describe_options(PlanConfig)))
         return
     config = load_config(PlanConfig, argv, command="python -m negatives_gen plan")
-    start_logging()
+    start_logging(config.log_format)
     print_plan(predict(config), config.devices)
 
 

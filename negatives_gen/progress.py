@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 from data.manifest import Manifest
+from data.privacy import scrub
 
 
 class Progress:
@@ -60,7 +61,7 @@ class Progress:
 
 def print_outcome(manifest: Manifest, out: str, log_format: str = "text") -> None:
     """The last words of a job, on stdout."""
-    counts = manifest.counts
+    counts, out = manifest.counts, scrub(out)
     if log_format == "json":
         print(json.dumps({"event": "done", "out": out, **counts}))
         return

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.errors import UserError, first_line
+from data.errors import UserError
 from data.identity import load_tokenizer
 from data.shards import NegativeSetWriter
 from negatives_gen.engine import Engine
 from negatives_gen.inputs import Shard, ShardSource
+from negatives_gen.loading import loading
 from negatives_gen.signals import Signal, SignalOptions, load_signals
 from negatives_gen.strategies import load_strategy
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE, Tools
@@ -20,11 +21,8 @@ def load_scorer(model: str, *, dtype: str, trust_remote_code: bool) -> Any:
     """The reference model as a `trainer.logprobs.Scorer`. Raises UserError if transformers cannot load it."""
     from trainer.logprobs import Scorer
 
-    try:
+    with loading(f"'{model}'"):
         return Scorer.load(model, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        hint = " If you trust its code: --trust_remote_code true." if "custom code" in str(error) else ""
-        raise UserError(f"transformers cannot load '{model}': {first_line(error)}{hint}") from error
 
 
 @dataclass(frozen=True)

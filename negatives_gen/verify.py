@@ -178,7 +178,7 @@ def _reference(manifest: Manifest, config: VerifyConfig, report: Report) -> str 
     name = config.model or identity["name"]
     model = local_path(name)
     try:
-        check_model(model, trust_remote_code=config.trust_remote_code)
+        check_model(model)
         tokenizer, stored = load_tokenizer(model, config.trust_remote_code), manifest.job["tokenizer"]
         found = {
             "weights": (weights_hash(model), identity["weights_sha256"]),

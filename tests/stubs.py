@@ -79,11 +79,11 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     stub_scorer = "--stub-scorer" in argv
     config = load_config(GenerateConfig, [word for word in argv if word != "--stub-scorer"], command="tests.stubs")
-    start_logging()
+    start_logging(config.log_format)
     components = Components(engine=EngineStub, signals=signals_stub)
     if stub_scorer:
         components = Components(engine=EngineStub, scorer=ScorerStub, signals=signals_stub)
-    print_outcome(generate(config, components), config.out)
+    print_outcome(generate(config, components), config.out, config.log_format)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def refused(main: Main, arguments: list[str], capsys: pytest.CaptureFixture[str]
     return errors[0]
 
 
-def generate(reference: Path, out: Path, **changes: str) -> list[str]:
+def generate(reference: Path, out: Path, /, **changes: str) -> list[str]:
     options = {"model": str(reference), "dataset": "facts", "embedder": "reference", "out": str(out), **changes}
     return [word for key, value in options.items() for word in (f"--{key}", value)]
 

@@ -78,6 +78,14 @@ def test_an_engine_value_that_is_no_yaml_is_refused():
     )
 
 
+def test_a_mapping_under_an_engine_key_is_written_as_yaml_and_dots_in_it_are_refused():
+    config = parse("--out", "x", "--engine.speculative_config", "{model: X, num_speculative_tokens: 4}")
+    assert config.engine == {"speculative_config": {"model": "X", "num_speculative_tokens": 4}}
+    assert "is written --engine.speculative_config '{model: VALUE}'." in refusal(
+        "--engine.speculative_config.model", "X"
+    )
+
+
 def test_a_repeated_flag_collects_and_replaces_the_files_list(tmp_path: Path):
     path = yaml_file(tmp_path, "out: x\nstrategies: [mn, tn]\n")
     assert parse("--config", path).strategies == ["mn", "tn"]

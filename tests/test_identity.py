@@ -30,16 +30,16 @@ def refusal(call: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("trusted", [False, True])
-def test_a_hub_model_comes_with_its_chat_template_and_with_code_only_if_trusted(
-    trusted: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_hub_model_comes_with_its_chat_template_and_its_code_but_no_pickles(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub, here = tmp_path / "hub", tmp_path / "here"
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = "{{ messages[0].content }}"
     shutil.copytree(model, hub)
     tokenizer.save_pretrained(hub)
-    (hub / "modeling.py").write_text("")
+    for name in ("modeling.py", "pytorch_model.bin"):
+        (hub / name).write_text("")
 
     def download_stub(_: str, *, allow_patterns: list[str]) -> str:
         keep = [name for pattern in allow_patterns for name in fnmatch.filter(os.listdir(hub), pattern)]
@@ -47,8 +47,8 @@ def test_a_hub_model_comes_with_its_chat_template_and_with_code_only_if_trusted(
         return str(here)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download_stub)
-    directory = identity.model_directory("someone/model", trusted)
-    assert (directory / "modeling.py").exists() == trusted
+    directory = identity.model_directory("someone/model")
+    assert sorted(p.name for p in hub.iterdir() if not (directory / p.name).exists()) == ["pytorch_model.bin"]
     found, plain = load_tokenizer(str(directory)), AutoTokenizer.from_pretrained(model)
     assert found.chat_template == tokenizer.chat_template
     assert tokenizer_hash(found) == tokenizer_hash(plain)

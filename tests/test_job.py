@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from datasets import load_dataset
 from data.errors import UserError
 from data.manifest import Manifest
 from data.shards import NegativeSet
+from negatives_gen.__main__ import main
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job import generate
 from negatives_gen.progress import Progress
 from negatives_gen.stages import Components
-from tests.stubs import EngineStub
+from tests.stubs import EngineStub, ScorerStub, signals_stub
 from tests.without_ray import without_ray
 
 
@@ -209,3 +211,29 @@ def test_progress_is_text_for_people_and_json_for_clusters(capsys: pytest.Captur
     }  # fmt: skip
     assert last["seconds_left"] >= 0
     assert last["tokens_per_second"] > 0
+
+
+def test_json_for_clusters_has_no_other_line_and_no_home(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # or pytest's would be there already
+    monkeypatch.setenv("TQDM_DISABLE", "0")  # put back afterwards
+    stubs = Components(engine=EngineStub, scorer=ScorerStub, signals=signals_stub)
+    monkeypatch.setattr("negatives_gen.job.Components", lambda: stubs)
+    words = ["--model", str(reference), "--dataset", "facts", "--limit", "8", "--strategies", "an=2", "--embedder"]
+    words += ["reference", "--log_format", "json", "--out", str(tmp_path / "set")]
+    try:
+        with without_ray():
+            assert [main(words), main(words), main([*words, "--seed", "1"])] == [0, 0, 2]
+    finally:
+        logging.captureWarnings(False)
+    said = capsys.readouterr()
+    outcome = json.loads(said.out.splitlines()[0])
+    assert (outcome["event"], outcome["out"], outcome["rows_written"]) == ("done", "~/set", 8)
+    *_, complete, error = map(json.loads, said.err.splitlines())
+    assert (complete["level"], complete["logger"]) == ("INFO", "negatives_gen.job")
+    assert complete["message"] == "~/set is complete already"
+    assert error["level"] == "ERROR"
+    assert "already holds another job: its seed is 0" in error["message"]
+    assert str(tmp_path) not in said.out + said.err

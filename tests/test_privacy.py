@@ -1,12 +1,14 @@
 """No key and no home path in manifests or logs."""
 
+import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
 
 from data.errors import UserError, exit_on_user_error
-from data.log import ScrubbingFormatter
+from data.log import JSONFormatter, ScrubbingFormatter
 from data.privacy import holds_hidden, scrub, usable_again, without_secrets
 
 
@@ -55,6 +57,17 @@ def test_log_lines_hold_no_secret_and_no_home(monkeypatch: pytest.MonkeyPatch) -
     assert scrub("cannot write /home/ada/set with sk-0123456789: key") == "cannot write ~/set with ***: key"
     record = logging.LogRecord("x", logging.INFO, "f", 1, "key %s in %s", ("sk-0123456789", Path("/home/ada/x")), None)
     assert ScrubbingFormatter("%(message)s").format(record) == "key *** in ~/x"
+    line = JSONFormatter().format(record)
+    assert json.loads(line) == {
+        "time": round(record.created, 3), "level": "INFO", "logger": "x", "message": "key *** in ~/x",
+    }  # fmt: skip
+    try:
+        raise OSError("no '/home/ada/x'")
+    except OSError:
+        record.exc_info = sys.exc_info()
+    line = JSONFormatter().format(record)
+    assert "\n" not in line
+    assert json.loads(line)["exception"].endswith("OSError: no '~/x'")
 
 
 def test_errors_hold_no_secret_and_no_home(capsys: pytest.CaptureFixture[str]) -> None:

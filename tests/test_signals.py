@@ -1,6 +1,8 @@
 """Ranking signals, each against numbers worked out by hand."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,70 @@ def test_the_reward_model_writes_a_chat_by_its_own_template(reward_model: str) -
     assert isinstance(signal, Reward)
     expected = "system: Be brief.\nuser: Where?\nassistant: On it.\n"
     assert signal._written(group, "On it.") == (expected if tokenizer.chat_template else group.prompt + "On it.")
+
+
+CUSTOM_CODE = """
+from transformers import LlamaConfig, LlamaModel, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class CustomConfig(LlamaConfig):
+    model_type = "custom"
+
+
+class CustomModel(LlamaModel):
+    config_class = CustomConfig
+
+
+class CustomReward(PreTrainedModel):
+    config_class = CustomConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = CustomModel(config)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask, **_):
+        return SequenceClassifierOutput(logits=attention_mask.sum(1, keepdim=True).float())
+"""
+
+
+@pytest.fixture
+def custom_model(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model whose config names classes in a file beside it; as a reward model it counts tokens."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "custom"
+    config = AutoConfig.from_pretrained(reference, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(reference).save_pretrained(folder)
+    (folder / "custom_code.py").write_text(CUSTOM_CODE)
+    names = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForSequenceClassification": "Reward"}
+    written = json.loads((folder / "config.json").read_text())
+    written |= {"model_type": "custom", "auto_map": {auto: f"custom_code.Custom{name}" for auto, name in names.items()}}
+    (folder / "config.json").write_text(json.dumps(written))
+    return str(folder)
+
+
+def test_code_that_comes_with_a_model_runs_only_if_trusted(custom_model: str) -> None:
+    uses = {"reward": {"reward_model": custom_model}, "embedding": {"embedder": custom_model}}
+    for name, options in (*uses.items(), ("embedding", {"model": custom_model, "embedder": "reference"})):
+        with pytest.raises(UserError, match=r"custom code.*--trust_remote_code true\.$") as refused:
+            values(name, [TRUTH], **options)
+        assert "\n" not in str(refused.value)
+        assert values(name, [TRUTH], trust_remote_code=True, **options) == pytest.approx([float(name != "reward")])
+    tokenizer = AutoTokenizer.from_pretrained(custom_model, trust_remote_code=True)
+    lengths = [len(tokenizer("Where did the cat sit?" + text)["input_ids"]) for text in ("the cat", TRUTH)]
+    assert values("reward", ["the cat"], trust_remote_code=True, **uses["reward"]) == [lengths[0] - lengths[1]]
+    with pytest.raises(UserError, match=r"custom code.* bert-score runs no code of a model"):
+        values("bertscore", [TRUTH], bertscore_model=custom_model, trust_remote_code=True)
+
+
+def test_a_damaged_model_is_refused_in_one_line(reward_model: str, tmp_path: Path) -> None:
+    for name, option in (("reward", "reward_model"), ("embedding", "embedder"), ("bertscore", "bertscore_model")):
+        broken = shutil.copytree(reward_model, tmp_path / name)
+        (broken / "model.safetensors").write_bytes(b"nothing")
+        with pytest.raises(UserError, match=rf"^transformers cannot load .*'{broken}': [^\n]+$"):
+            values(name, [TRUTH], **{option: str(broken)})
 
 
 def test_models_that_cannot_serve_are_refused_in_one_line(reference: Path, reward_model: str, tmp_path: Path) -> None:

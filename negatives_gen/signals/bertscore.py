@@ -6,8 +6,10 @@ from typing import Any
 from data.errors import UserError
 from data.identity import context_length, model_directory, weights_hash
 from data.schema import Group
+from negatives_gen.loading import loading
 from negatives_gen.signals.base import SignalOptions, TextSignal
 
+NO_CODE = " bert-score runs no code of a model: give an encoder that transformers knows."
 BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 
@@ -25,12 +27,14 @@ class BertScore(TextSignal):
         assert options.bertscore_model is not None  # StrategyOptions.signal_names
         directory = str(model_directory(options.bertscore_model))
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.scorer: Any = BERTScorer(
-            model_type=directory,
-            num_layers=AutoConfig.from_pretrained(directory).num_hidden_layers,
-            batch_size=BATCH_SIZE[device],
-            device=device,
-        )
+        with loading(f"--bertscore_model '{options.bertscore_model}'", NO_CODE):
+            self.scorer: Any = BERTScorer(
+                model_type=directory,
+                # Told not to, transformers refuses; not told, it asks on the terminal.
+                num_layers=AutoConfig.from_pretrained(directory, trust_remote_code=False).num_hidden_layers,
+                batch_size=BATCH_SIZE[device],
+                device=device,
+            )
         self.scorer._model.float()
         # bert-score cuts a text where the tokenizer says; some say a number beyond the model's positions.
         self.tokenizer = self.scorer._tokenizer

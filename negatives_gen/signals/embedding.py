@@ -16,7 +16,7 @@ class Embedding(Signal):
     name = "embedding"
 
     def __init__(self, options: SignalOptions):
-        self.embedder = Embedder(options.embedder, options.model)
+        self.embedder = Embedder(options.embedder, options.model, options.trust_remote_code)
 
     @classmethod
     def identity(cls, options: SignalOptions) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 from data.errors import UserError
 from data.identity import model_directory, weights_hash
 from data.schema import Group
+from negatives_gen.loading import loading
 from negatives_gen.signals.base import Signal, SignalOptions
 
 BATCH_SIZE = {"cpu": 8, "cuda": 64}
@@ -25,12 +26,13 @@ class Reward(Signal):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         assert options.reward_model is not None  # StrategyOptions.signal_names
-        directory = str(model_directory(options.reward_model, options.trust_remote_code))
+        directory = str(model_directory(options.reward_model))
         code = {"trust_remote_code": options.trust_remote_code}
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, truncation_side="left", **code)
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            directory, dtype=torch.float32, use_safetensors=True, **code
-        )
+        with loading(f"--reward_model '{options.reward_model}'"):
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, truncation_side="left", **code)
+            model: Any = AutoModelForSequenceClassification.from_pretrained(
+                directory, dtype=torch.float32, use_safetensors=True, **code
+            )
         if model.config.num_labels != 1:
             raise UserError(
                 f"--reward_model '{options.reward_model}' has {model.config.num_labels} labels; a reward model has one."
@@ -45,7 +47,7 @@ class Reward(Signal):
     def identity(cls, options: SignalOptions) -> dict[str, Any]:
         assert options.reward_model is not None  # as above
         try:
-            weights = weights_hash(str(model_directory(options.reward_model, options.trust_remote_code)))
+            weights = weights_hash(str(model_directory(options.reward_model)))
         except UserError as error:
             raise UserError(f"--reward_model '{options.reward_model}' cannot be used: {error}") from error
         return {"name": options.reward_model, "weights_sha256": weights}
