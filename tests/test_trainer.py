@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from data.errors import UserError
 from data.shards import NegativeSet
 from tests.conftest import ROOT, run_command
 from trainer.arguments import PaperTrainingArguments, parse
@@ -399,3 +401,124 @@ def test_an_interrupted_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert find_checkpoint("true", tmp_path / "new") is None
     assert resume_from("False") is None
     assert resume_from(True) == "true"
+
+
+@pytest.mark.parametrize("objective", ["cpo", "cpo-rank"])
+def test_the_mle_term_is_added_with_its_weight_from_the_same_forward(
+    objective: str, reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    """loss = contrast + w * MLE, gradients too, with micro-batches and passes of unequal size."""
+    options: dict[str, Any] = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 1}
+
+    def make(objective: str, weight: float = 0.0) -> ContrastiveTrainer:
+        trainer = make_trainer(reference, negative_set, tmp_path, objective=objective, row_tokens=60, **options)
+        trainer.sft_weight = weight
+        return trainer
+
+    both, contrast, mle = make(objective, 0.5), make(objective), make("mle")
+    found, first, second = (first_gradient(trainer) for trainer in (both, contrast, mle))
+    for name, gradient in found.items():
+        expected = first[name] + 0.5 * second[name]
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item() + 1e-9)
+
+
+def test_held_out_groups_count_once_each_and_their_averages_are_the_sets(
+    reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(reference, negative_set, tmp_path, per_device_eval_batch_size=5, objective="cpo-rank")
+    trainer.eval_dataset = ContrastiveGroups.of([NegativeSet(str(negative_set))], "train")
+    found = trainer.evaluate()
+    groups = list(NegativeSet(str(negative_set)).groups())
+    assert found["eval_loss"] == pytest.approx(math.log(24), abs=2e-3)
+    truths = [g.reference_logp for g in groups]
+    assert found["eval_logps/ground_truth"] == pytest.approx(sum(truths) / len(truths), abs=1e-3)  # type: ignore[arg-type]
+    expected = [sum(g.reference_logp > c.reference_logp for c in g.negatives) / 3 for g in groups]  # type: ignore[operator]
+    assert found["eval_logps/ranking_accuracy"] == pytest.approx(sum(expected) / len(expected), abs=0.03)
+    assert trainer.state.log_history[-1]["eval_loss"] == found["eval_loss"]
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_stops_before_the_optimiser_step_with_the_groups(
+    where: str, reference: Path, negative_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(
+        reference, negative_set, tmp_path, per_device_train_batch_size=4, max_steps=3, row_tokens=1, learning_rate=1e-3
+    )
+    before = {}
+    share, steps = trainer._share, iter(range(1000))
+
+    def fault_stub(policy_logps: torch.Tensor, packed: Any, items: torch.Tensor) -> torch.Tensor:
+        """The third group of the second step."""
+        value = share(policy_logps, packed, items)
+        if next(steps) == 4 + 2:
+            before.update({k: v.clone() for k, v in trainer.model.state_dict().items()})  # type: ignore[union-attr]
+            value = value * torch.nan if where == "loss" else _Infinite.apply(value)  # type: ignore[assignment]
+        return value
+
+    monkeypatch.setattr(trainer, "_share", fault_stub)
+    with pytest.raises(UserError) as caught:
+        trainer.train()
+    message = str(caught.value)
+    ids = [g.id for g in NegativeSet(str(negative_set)).groups()]
+    named = [group_id for group_id in ids if group_id in message]
+    assert len(named) == 4
+    assert "of step 2 is not finite; stopped before the optimiser step" in message
+    assert ("The loss of these is not finite: " in message) == (where == "loss")
+    for name, value in trainer.model.state_dict().items():  # type: ignore[union-attr]
+        assert torch.equal(value, before[name]), name
+
+
+class _Infinite(torch.autograd.Function):
+    """Finite in value, infinite in gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return gradients[0] * torch.inf
+
+
+def test_sigterm_saves_a_checkpoint_and_resuming_gives_what_never_stopping_gives(
+    reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    options = ["--max_steps", "9", "--save_strategy", "no", "--logging_steps", "1"]
+    assert main(cli(reference, negative_set, tmp_path / "whole", *options)) == 0
+    words = cli(reference, negative_set, tmp_path / "cut", *options)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.run", *words], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    if process.returncode == 0:
+        pytest.skip("it had finished before the signal came")
+    assert process.returncode == 143, errors
+    assert "SIGTERM: stopped at step" in errors
+    assert main([*words, "--resume_from_checkpoint", "true"]) == 0
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    for name, value in whole.items():
+        assert torch.equal(value, cut[name]), name
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]
+    losses = [[json.loads(line)["loss"] for line in part if '"loss"' in line] for part in lines]
+    assert losses[0] == losses[1]
+
+
+def test_a_set_that_changed_between_stop_and_resume_is_refused(
+    reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, out = tmp_path / "set", tmp_path / "out"
+    shutil.copytree(negative_set, copy)
+    words = cli(reference, copy, out, "--max_steps", "2", "--save_steps", "1")
+    assert main(words) == 0
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["shards"][0]["sha256"] = "0" * 64
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    capsys.readouterr()
+    assert main([*words, "--resume_from_checkpoint", "true"]) == 2
+    assert "already holds another job: its data.shards" in capsys.readouterr().err

@@ -1,0 +1,83 @@
+"""The order of an epoch: every group once, steps of one size, of like lengths, however they are divided."""
+
+import numpy as np
+import pytest
+
+from trainer.sampler import WINDOW_STEPS, StepSampler
+
+
+class BlocksStub:
+    """Groups in blocks of given sizes, with lengths as skewed as Dolly's."""
+
+    def __init__(self, sizes: list[int]):
+        ends = np.cumsum(sizes)
+        self.blocks = [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+        self.lengths = np.random.default_rng(0).lognormal(6, 0.8, int(ends[-1]))
+        self.kept = 0
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def tokens(self, block: np.ndarray) -> np.ndarray:
+        self.read.append(int(block[0]))
+        return self.lengths[block]
+
+    def keep(self, groups: int) -> None:
+        self.kept = groups
+
+
+@pytest.mark.parametrize("sizes", [[7], [100, 100, 3], [512] * 9])
+@pytest.mark.parametrize("step", [1, 8, 64])
+def test_every_group_comes_once_an_epoch_and_numbers_tell_the_epoch(sizes: list[int], step: int) -> None:
+    sampler = StepSampler(BlocksStub(sizes), step)
+    first = list(sampler)
+    sampler.set_epoch(3)
+    fourth = list(sampler)
+    assert sorted(first) == list(range(sum(sizes)))
+    assert sorted(fourth) == list(range(3 * sum(sizes), 4 * sum(sizes)))
+    assert sum(sizes) < 8 or [n % sum(sizes) for n in fourth] != first
+
+
+def test_the_order_depends_on_the_seed_and_nothing_else() -> None:
+    orders = [list(StepSampler(BlocksStub([50, 70]), 8, seed=seed)) for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8, 16])
+def test_a_step_holds_the_same_groups_however_it_is_divided(parts: int) -> None:
+    whole = np.array(list(StepSampler(BlocksStub([300, 212]), 16)))
+    divided = np.array(list(StepSampler(BlocksStub([300, 212]), 16, parts)))
+    assert np.array_equal(np.sort(whole.reshape(-1, 16)), np.sort(divided.reshape(-1, 16)))
+
+
+def test_steps_have_like_numbers_of_tokens_where_plain_shuffling_spreads_them() -> None:
+    blocks = BlocksStub([512] * 16)
+    order = np.array(list(StepSampler(blocks, 64, 4)))
+    steps = blocks.lengths[order].reshape(-1, 64).sum(1)
+    shuffled = np.random.default_rng(1).permuted(blocks.lengths).reshape(-1, 64).sum(1)
+    assert np.percentile(steps, 95) / np.median(steps) < 1.1
+    assert np.percentile(shuffled, 95) / np.median(shuffled) > 1.15
+    micro = blocks.lengths[order].reshape(-1, 4, 16).sum(2)
+    assert np.median(micro.max(1) / micro.min(1)) < 1.5
+
+
+def test_each_step_has_one_group_of_every_stratum_of_its_window() -> None:
+    blocks = BlocksStub([4 * WINDOW_STEPS])
+    steps = np.array(list(StepSampler(blocks, 4))).reshape(-1, 4)
+    strata = np.argsort(np.argsort(blocks.lengths))[steps] // WINDOW_STEPS
+    assert (np.sort(strata) == np.arange(4)).all()
+
+
+def test_blocks_are_read_as_they_are_needed_and_two_windows_kept() -> None:
+    blocks = BlocksStub([256] * 20)
+    order = iter(StepSampler(blocks, 8))
+    assert blocks.kept == 2 * WINDOW_STEPS * 8
+    next(order)
+    assert len(blocks.read) == 1  # 256 groups are a window of 32 steps of 8
+    assert sorted({*blocks.read, *(0 for _ in order)}) == [256 * i for i in range(20)]
+
+
+def test_unequal_micro_batches_are_a_bug() -> None:
+    with pytest.raises(ValueError, match="10 groups cannot be divided into 4 equal micro-batches"):
+        StepSampler(BlocksStub([20]), 10, 4)

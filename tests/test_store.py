@@ -1,0 +1,149 @@
+"""Groups of several sets by number: the right ones, read when needed, and the choice among their negatives."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.errors import UserError
+from data.schema import Candidate, Group, example_id
+from data.shards import NegativeSet, NegativeSetWriter
+from trainer.dataset import ContrastiveGroups
+from trainer.store import GroupStore
+
+STRATEGIES = {"an": {"count": 4}, "bn": {"count": 2}}
+
+
+def group(number: int, split: str = "train") -> Group:
+    """Tokens tell group and candidate: candidate c of group n holds 100 n + c, similarity (c + 1) / 10."""
+    made = Group(example_id(str(number), "r"), "p", "r", [number] * (1 + number % 3), [7, 0], split, float(-number))
+    for c in range(6):
+        ids = [100 * number + c] * (1 + (number + c) % 4)
+        made.negatives.append(
+            Candidate(
+                "an" if c < 4 else "bn", ids, "t", reference_logp=-1.0 * c, similarity={"embedding": (c + 1) / 10}
+            )
+        )
+    return made
+
+
+def write(path: Path, groups: list[Group], shard: int, split: str | None = None, **job: object) -> NegativeSet:
+    content = {"strategies": STRATEGIES, **({"data": {"split": split}} if split else {}), **job}
+    writer = NegativeSetWriter(str(path), content, ["embedding"])
+    writer.begin()
+    parts = [groups[i : i + shard] for i in range(0, len(groups), shard)]
+    for index, part in enumerate(parts):
+        writer.write_shard(index, part, [], seconds={}, attention_path="packed")
+    writer.finish(len(parts))
+    return NegativeSet(str(path))
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> list[NegativeSet]:
+    """A set of both halves in shards of 4, and one of the training half."""
+    both = [group(n, "test" if n % 2 else "train") for n in range(10)]
+    return [write(tmp_path / "a", both, 4, "all"), write(tmp_path / "b", [group(n) for n in range(10, 15)], 2, "train")]
+
+
+@pytest.mark.parametrize(
+    ("split", "numbers", "blocks"),
+    [
+        ("train", [0, 2, 4, 6, 8, 10, 11, 12, 13, 14], [2, 2, 1, 2, 2, 1]),
+        ("test", [1, 3, 5, 7, 9], [2, 2, 1]),
+        ("all", list(range(15)), [4, 4, 2, 2, 2, 1]),
+    ],
+)
+def test_a_split_of_several_sets_is_numbered_through(
+    sets: list[NegativeSet], split: str, numbers: list[int], blocks: list[int]
+) -> None:
+    groups = ContrastiveGroups.of(sets, split)
+    assert [groups[i].tokens.prefix[0] for i in range(len(groups))] == numbers
+    assert [len(block) for block in groups.blocks] == blocks
+    assert np.concatenate(groups.blocks).tolist() == list(range(len(numbers)))
+    found = groups[1]
+    expected = group(numbers[1])
+    assert found.id == expected.id
+    assert [c.tolist() for c in found.tokens.continuations] == [[7, 0], *(c.ids for c in expected.negatives)]
+    assert list(found.reference_logps) == [-numbers[1], 0.0, -1.0, -2.0, -3.0, -4.0, -5.0]
+    assert list(found.strategies) == ["an"] * 4 + ["bn"] * 2
+
+
+def test_the_tokens_of_a_block_are_those_of_its_packed_rows(sets: list[NegativeSet]) -> None:
+    for use in (None, "an=2", "bn=1,an=3"):
+        groups = ContrastiveGroups.of(sets, "train", use)
+        for block in groups.blocks:
+            assert groups.tokens(block).tolist() == [groups[i].tokens.packed_length for i in block]
+    truths = ContrastiveGroups(GroupStore(sets, "train"))
+    assert truths.tokens(truths.blocks[0]).tolist() == [truths[i].tokens.packed_length for i in truths.blocks[0]]
+
+
+def test_no_more_shards_are_held_than_needed(sets: list[NegativeSet]) -> None:
+    store = GroupStore(sets, "all")
+    store.kept_groups = 5
+    for number in (0, 5, 9, 10, 14, 0):
+        shard, row = store.locate(number)
+        assert shard.prompts[row][0] == number
+        assert sum(len(held.ids) for held in store._cache.values()) <= 5
+    store.keep(100)
+    assert store.kept_groups == 100
+
+
+def test_a_random_choice_is_another_each_epoch_and_the_same_again(sets: list[NegativeSet]) -> None:
+    groups = ContrastiveGroups.of(sets, "train", "an=2:random,bn=1", seed=5)
+    again = ContrastiveGroups.of(sets, "train", "an=2:random,bn=1", seed=5)
+    other = ContrastiveGroups.of(sets, "train", "an=2:random,bn=1", seed=6)
+
+    def drawn(of: ContrastiveGroups, number: int) -> list[int]:
+        return [int(c[0]) % 100 for c in of[number].tokens.continuations[1:]]
+
+    epochs = [[drawn(groups, i + epoch * len(groups)) for i in range(len(groups))] for epoch in range(60)]
+    assert epochs[7] == [drawn(again, i + 7 * len(groups)) for i in range(len(groups))]
+    assert epochs[7] != [drawn(other, i + 7 * len(groups)) for i in range(len(groups))]
+    counts = Counter(c for epoch in epochs for negatives in epoch for c in negatives)
+    assert counts[4] == 600
+    assert counts[5] == 0  # bn: the first one
+    assert all(abs(counts[c] - 300) < 60 for c in range(4))  # 600 draws of 2 of 4: 300 each, sd 12
+    assert all(len(set(negatives)) == 3 for epoch in epochs for negatives in epoch)
+
+
+def test_bounds_pass_negatives_over_for_the_next_ones_and_are_counted(
+    sets: list[NegativeSet], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    groups = ContrastiveGroups.of(sets, "train", "an=2,bn=1", min_similarity=0.2, max_similarity=0.5)
+    assert [int(c[0]) for c in groups[1].tokens.continuations[1:]] == [201, 202, 204]
+    assert (
+        "--min_similarity 0.2 and --max_similarity 0.5 (embedding) passes over 20 of 60 negatives and leaves 0 of 10 "
+        "groups without any" in caplog.text
+    )
+    assert groups.tokens(groups.blocks[0]).tolist() == [groups[i].tokens.packed_length for i in groups.blocks[0]]
+
+
+def test_groups_without_a_negative_left_are_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    some = [group(n) for n in range(6)]
+    for n in (1, 4):
+        for candidate in some[n].negatives:
+            candidate.similarity["embedding"] = 0.95
+    caplog.set_level("INFO")
+    negatives = write(tmp_path / "set", some, 3, "train")
+    groups = ContrastiveGroups.of([negatives], "train", "an=4", max_similarity=0.9)
+    assert [groups[i].tokens.prefix[0] for i in range(len(groups))] == [0, 2, 3, 5]
+    assert "passes over 8 of 24 negatives and leaves 2 of 6 groups without any" in caplog.text
+    with pytest.raises(UserError, match=r"leaves 6 of 6 groups without any\. Choose wider bounds"):
+        ContrastiveGroups.of([negatives], "train", "an=4", min_similarity=0.99)
+
+
+def test_sets_with_other_negatives_need_use(sets: list[NegativeSet], tmp_path: Path) -> None:
+    fewer = write(tmp_path / "c", [group(20)], 2, strategies={"an": {"count": 2}})
+    with pytest.raises(UserError, match=r"holds an=4,bn=2 per group, '.*c' an=2. Say with --use what to take of both"):
+        ContrastiveGroups.of([*sets, fewer], "train")
+    with pytest.raises(UserError, match=r"--use asks for an=3, but negative set '.*c' holds an=2 per group"):
+        ContrastiveGroups.of([*sets, fewer], "train", "an=3")
+    assert len(ContrastiveGroups.of([*sets, fewer], "train", "an=2")) == 11
+
+
+def test_a_split_without_groups_is_refused(tmp_path: Path) -> None:
+    negatives = write(tmp_path / "set", [group(1)], 1, "train")
+    with pytest.raises(UserError, match="holds no groups of split 'test'"):
+        GroupStore([negatives], "test")
