@@ -48,10 +48,10 @@ def main() -> None:
         result = call()
         return time.perf_counter() - started, result
 
-    best, unsorted = (
-        min(expected, key=lambda batch: timed(lambda: padded_scores(plain, groups[:16], batch, by_length))[0])
-        for by_length in (True, False)
-    )
+    def best_batch(by_length: bool) -> int:
+        return min(expected, key=lambda batch: timed(lambda: padded_scores(plain, groups[:16], batch, by_length))[0])
+
+    best, unsorted = best_batch(True), best_batch(False)
     ours, theirs, in_order, packed, padded = [], [], [], [], []
     for _ in range(ROUNDS):
         seconds, packed = timed(lambda: scorer.score(groups))
