@@ -49,8 +49,10 @@ class _TokenLogps(torch.autograd.Function):
         cast = weight.to(hidden.dtype)
         for rows in _chunks(hidden, weight):
             logits = (hidden[rows] @ cast.T).to(logps.dtype)
-            normalisers[rows] = torch.logsumexp(logits, dim=-1)
-            logps[rows] = logits.gather(-1, targets[rows, None])[:, 0] - normalisers[rows]
+            chosen = targets[rows, None]
+            # One fused pass over the logits; torch.logsumexp takes five.
+            logps[rows] = torch.log_softmax(logits, dim=-1).gather(-1, chosen)[:, 0]
+            normalisers[rows] = logits.gather(-1, chosen)[:, 0] - logps[rows]
         ctx.save_for_backward(hidden, weight, targets, normalisers)
         return logps
 

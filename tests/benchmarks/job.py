@@ -17,7 +17,7 @@ from pathlib import Path
 from negatives_gen.config import GenerateConfig
 from tests.benchmarks.dolly import DOLLY, MODEL
 
-ROWS = 256
+ROWS = 512
 OPTIONS = {
     "model": MODEL, "dataset": DOLLY, "task": "dolly", "limit": ROWS, "groups_per_shard": 64,
     "strategies": "an=4,bn=2,mn=3,tn=2", "max_new_tokens": 64, "embedder": "reference",
