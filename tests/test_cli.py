@@ -343,16 +343,17 @@ def test_trainer_does_not_retrain_a_finished_run(
     assert "damaged" in refused(trainer.run.main, [*arguments, "true"], capsys)
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DeepSpeed"])
-def test_trainer_refuses_sharded_training(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainer_refuses_deepspeed_and_names_fsdp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trl import ModelConfig
 
     from trainer.arguments import PaperTrainingArguments, _refuse_unsupported
 
     training = PaperTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     _refuse_unsupported(training, ModelConfig())
-    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
-    with pytest.raises(UserError, match=f"{name} is not supported yet"):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    _refuse_unsupported(training, ModelConfig())
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match="DeepSpeed is not supported. Use FSDP"):
         _refuse_unsupported(training, ModelConfig())
 
 

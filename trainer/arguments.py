@@ -102,12 +102,11 @@ def _known_keys() -> tuple[set[str], set[str]]:
 
 def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig) -> None:
     """Options that transformers and TRL have and this trainer would ignore or get wrong."""
-    for name, spoken in (("fsdp", "FSDP"), ("deepspeed", "DeepSpeed")):
-        launched = os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower()
-        if getattr(training, name) or launched not in ("", "0", "false", "no"):
-            raise UserError(
-                f"{spoken} is not supported yet. Use plain data parallelism: accelerate launch --multi_gpu."
-            )
+    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower()
+    if training.deepspeed or launched not in ("", "0", "false", "no"):
+        raise UserError(
+            "DeepSpeed is not supported. Use FSDP: accelerate launch --config_file recipes/accelerate/fsdp.yaml."
+        )
     if training.n_gpu > 1:
         raise UserError(
             f"one process sees {training.n_gpu} GPUs. Start one per GPU, `accelerate launch -m trainer.run ...`, or "
