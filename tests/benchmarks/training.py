@@ -1,8 +1,8 @@
 """A training step of ours against TRL's pairs, padded K-way with a reference model, and a plain next-token step.
 
 `python -m tests.benchmarks.training [gpt2] [llama]`. Groups with K = 12 and lengths drawn from Dolly's training half
-under GPT-2's tokenizer; random weights, float32, AdamW; a step is 16 groups. Each contestant is a process of its own, so
-that its peak memory is its own; it takes one step to warm up, then STEPS that count. TRL gets the same groups as 11
+under GPT-2's tokenizer; random weights, float32, AdamW; a step is 16 groups. Each contestant is a process of its own,
+so that its peak memory is its own; it takes one step to warm up, then STEPS that count. TRL gets the same groups as 11
 pairs each, its reference log-probabilities computed beforehand (its own time for that is reported apart), and several
 batch sizes; padded K-way several numbers of groups per pass.
 """
