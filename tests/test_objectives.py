@@ -14,6 +14,7 @@ from trainer.objectives import (
     mle_loss,
     preference_metrics,
     ranks_from_similarity,
+    strategy_metrics,
 )
 
 # h = 2 * (policy - reference) = [1, 0, -2] for candidates 0, 1, 2.
@@ -291,3 +292,19 @@ def test_mle_is_reduced_in_float32_or_wider(dtype: torch.dtype, wide: torch.dtyp
     loss = mle_loss(-torch.tensor([[512.0, 9.0], [3.0, 9.0]], dtype=dtype), 1)
     assert loss.dtype == wide
     assert loss.item() == 515.0
+
+
+def test_strategy_metrics_are_the_metrics_against_one_strategys_negatives():
+    policy = torch.tensor([[-1.0, -2.0, -3.0, -9.0], [-4.0, -1.0, -2.0, 0.0]])
+    reference = torch.tensor([[-2.0, -2.0, -1.0, -1.0], [-4.0, -3.0, -1.0, 0.0]])
+    ranks = torch.tensor([[0, 2, 1, 3], [0, 1, 2, 3]])
+    strategy = torch.tensor([[-1, 0, 0, 1], [-1, 0, 0, -1]])
+    mask = torch.tensor([[True] * 4, [True, True, True, False]])
+    # h / beta: [1, 0, -2, -8] and [0, 2, -1].
+    found = strategy_metrics(policy, reference, ranks, strategy, ["an", "bn"], beta=2.0, mask=mask)
+    assert found["rewards/margin/an"].tolist() == [2 * (1 - -1), 2 * (0 - 0.5)]
+    assert found["rewards/top1/an"].tolist() == [1.0, 0.0]
+    # Pairs in order of rank, group 1: truth > second (1 > -2), truth > first (1 > 0), second > first (-2 < 0).
+    assert found["rewards/kendall_tau/an"].tolist() == pytest.approx([(1 + 1 - 1) / 3, (-1 + 1 + 1) / 3])
+    assert found["rewards/margin/bn"].tolist() == [2 * (1 + 8)]  # the second group has none
+    assert set(found) == {f"rewards/{key}/{s}" for key in ("margin", "top1", "kendall_tau") for s in ("an", "bn")}
