@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.errors import UserError
+from data.errors import UserError, first_line
 from negatives_gen.stages import AskStage, SampleStage, ScoreStage, Work
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
 
@@ -143,15 +143,32 @@ class Resources:
 
 
 def _start_ray() -> None:
-    """Join the cluster of the job or of $RAY_ADDRESS, else start Ray in this process."""
+    """Join the cluster of the job or of $RAY_ADDRESS, else start Ray in this process.
+
+    Raises:
+        UserError: there is no such cluster, or Ray does not come up.
+    """
     import ray
 
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
-    if address:  # the cluster and `ray job submit` decide the workers' environment
-        ray.init(address=address, logging_level=logging.WARNING)
-        return
+    try:
+        if address:  # the cluster and `ray job submit` decide the workers' environment
+            ray.init(address=address, logging_level=logging.WARNING)
+        else:
+            _start_local_ray()
+    except Exception as error:  # Ray raises bare Exceptions here, for one where a start takes over 30 s
+        where = f"Ray cluster '{address}' cannot be joined" if address else "Ray did not start on this machine"
+        raise UserError(
+            f"{where}: {first_line(error).rstrip('.')}. "
+            + ("Check $RAY_ADDRESS." if address else "It may be too busy: run the same command again.")
+        ) from error
+
+
+def _start_local_ray() -> None:
+    import ray
+
     # Ray starts its workers at niceness 15; on a machine that does anything else they would hardly run.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray keeps a worker's import path and environment apart from the driver's unless told.

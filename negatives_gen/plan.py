@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import logging
 import math
 import sys
 import tempfile
@@ -19,6 +20,8 @@ from negatives_gen.config import GenerateConfig
 from negatives_gen.inputs import Shard, ShardSource
 from negatives_gen.strategies import load_strategy
 from negatives_gen.strategies.base import ASK, SAMPLE
+
+log = logging.getLogger(__name__)
 
 HELP = """usage: python -m negatives_gen plan --config FILE.yaml [--rows N] [--tokens_per_second X] [--devices D]
 
@@ -104,6 +107,8 @@ def predict(config: PlanConfig) -> Plan:
         work = dataclasses.replace(work, strategies={n: s for n, s in work.strategies.items() if n not in asked})
         # A part first: it warms up what the whole sample times, and two sizes tell what a shard takes by itself.
         parts = [examples[: len(examples) // 3], examples]
+        if config.tokens_per_second is None:
+            log.info("measuring %d rows with the real models, which takes a minute or more to load", len(examples))
         records = _measure(work, parts, min(rows, config.groups_per_shard), config.tokens_per_second is None)
     return _scale(records, rows, config, asked)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from data.errors import UserError
-from negatives_gen.pipeline import Resources
+from negatives_gen.pipeline import Resources, _start_ray
 from negatives_gen.stages import Work
 
 
@@ -59,3 +59,31 @@ def test_only_the_stages_that_there_is_work_for_are_started(strategies: dict, st
     nothing: Any = None
     work = Work("m", nothing, strategies, [], nothing, nothing, context=1, seed=0, dtype="float32", engine_options={})
     assert work.stages == stages
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (
+            None,
+            "Ray did not start on this machine: The node timed out. It may be too busy: run the same command again.",
+        ),
+        ("10.0.0.1:6379", "Ray cluster '10.0.0.1:6379' cannot be joined: The node timed out. Check $RAY_ADDRESS."),
+    ],
+)
+def test_a_ray_that_does_not_come_up_is_one_line(
+    address: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def init_stub(**_: Any) -> None:
+        raise Exception("The node timed out.\nMore of it.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init_stub)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError) as caught:
+        _start_ray()
+    assert str(caught.value) == message
