@@ -6,7 +6,7 @@ import os
 
 from data.privacy import scrub
 
-LIBRARIES = ("accelerate", "datasets", "filelock", "fsspec", "httpx", "httpx2", "sentence_transformers")
+LIBRARIES = ("accelerate", "datasets", "filelock", "fsspec", "httpx", "httpx2", "matplotlib", "sentence_transformers")
 
 
 class ScrubbingFormatter(logging.Formatter):
