@@ -1,7 +1,7 @@
 """Fifty steps of each objective against values written down when the objectives had been checked by hand.
 
-They fail when the maths drifts: an objective, the packing, the order of groups, the optimiser's settings. Where a change
-is meant to move them, `python -m tests.test_golden` prints the new ones; say in the changelog why they moved.
+They fail when the maths drifts: an objective, the packing, the order of groups, the optimiser's settings. Where a
+change is meant to move them, `python -m tests.test_golden` prints the new ones; say in the changelog why they moved.
 """
 
 import sys
