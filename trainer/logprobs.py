@@ -23,8 +23,9 @@ from trainer.packing import Continuations, TokenBatch, pack, packed_attention, p
 
 log = logging.getLogger(__name__)
 
-# Logits held at a time, in elements: small enough to stay in cache on a CPU, large enough to fill a GPU.
-CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
+# Logits held at a time, in elements. Large enough that a matrix product outweighs reading the head and adding to its
+# gradient once per chunk, see docs/benchmarks.md; small beside the model.
+CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
 # Marks the forward that `prepare_model` puts in place.
 RETURNS_LOGPS = "returns_logps"
 
@@ -39,20 +40,20 @@ ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch
 class _TokenLogps(torch.autograd.Function):
     """log softmax(hidden @ weight.T)[target] for each row, chunk by chunk, recomputed in the backward pass.
 
-    With p = softmax(logits) and upstream gradient g, d logits = g * (onehot(target) - p).
+    With p = softmax(logits) and upstream gradient g, d logits = g * (onehot(target) - p). What is as wide as the
+    vocabulary is passed over as seldom as can be, in one buffer that all chunks share: g goes into the narrow side of
+    both products instead.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logps = torch.empty(len(targets), dtype=_reduction_dtype(hidden.dtype), device=hidden.device)
         normalisers = torch.empty_like(logps)
-        cast = weight.to(hidden.dtype)
-        for rows in _chunks(hidden, weight):
-            logits = (hidden[rows] @ cast.T).to(logps.dtype)
-            chosen = targets[rows, None]
-            # One fused pass over the logits; torch.logsumexp takes five.
-            logps[rows] = torch.log_softmax(logits, dim=-1).gather(-1, chosen)[:, 0]
-            normalisers[rows] = logits.gather(-1, chosen)[:, 0] - logps[rows]
+        for rows, logits in _logits(hidden, weight):
+            chosen = logits.gather(-1, targets[rows, None])[:, 0]
+            top = logits.amax(-1, keepdim=True)
+            normalisers[rows] = logits.sub_(top).exp_().sum(-1).log_().add_(top[:, 0])
+            logps[rows] = chosen - normalisers[rows]
         ctx.save_for_backward(hidden, weight, targets, normalisers)
         return logps
 
@@ -61,23 +62,38 @@ class _TokenLogps(torch.autograd.Function):
     def backward(  # type: ignore[override]  # the decorator's stub loses the name of ctx
         ctx: Any, *grads: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        (upstream,) = grads
         hidden, weight, targets, normalisers = ctx.saved_tensors
+        upstream = -grads[0].to(hidden.dtype)[:, None]
         cast = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # In float32: a bfloat16 sum over many chunks would drop the small terms.
         wide = _reduction_dtype(weight.dtype)
         grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
-        for rows in _chunks(hidden, weight):
-            logits = (hidden[rows] @ cast.T).to(normalisers.dtype)
-            scaled = torch.exp(logits - normalisers[rows, None]).mul_(-upstream[rows, None])
-            scaled.scatter_add_(-1, targets[rows, None], upstream[rows, None])
-            scaled = scaled.to(hidden.dtype)
+        for rows, logits in _logits(hidden, weight):
+            difference = logits.sub_(normalisers[rows, None]).exp_()  # p - onehot(target)
+            difference.scatter_add_(-1, targets[rows, None], difference.new_full((len(difference), 1), -1))
+            difference = difference.to(hidden.dtype)
             if grad_hidden is not None:
-                grad_hidden[rows] = scaled @ cast
+                torch.mul(difference @ cast, upstream[rows], out=grad_hidden[rows])
             if grad_weight is not None:
-                grad_weight.add_(scaled.T @ hidden[rows])
+                weighted = hidden[rows] * upstream[rows]
+                if wide == hidden.dtype:
+                    grad_weight.addmm_(difference.T, weighted)
+                else:
+                    grad_weight.add_(difference.T @ weighted)
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None
+
+
+def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Chunks of rows and their logits, float32 or wider, to be overwritten: the next chunk's take their place."""
+    weight = weight.to(hidden.dtype)
+    buffer: torch.Tensor | None = None
+    for rows in _chunks(hidden, weight):
+        part = hidden[rows]
+        if buffer is None:
+            buffer = part.new_empty(len(part), len(weight))
+        logits = torch.mm(part, weight.T, out=buffer[: len(part)])
+        yield rows, logits.to(_reduction_dtype(logits.dtype))
 
 
 def token_logps(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -2,16 +2,15 @@
 
 `python -m tests.benchmarks.training [gpt2] [llama]`. Groups with K = 12 and lengths drawn from Dolly's training half
 under GPT-2's tokenizer; random weights, float32, AdamW; a step is 16 groups. Each contestant is a process of its own,
-so that its peak memory is its own; it takes one step to warm up, then STEPS that count. TRL gets the same groups as 11
-pairs each, its reference log-probabilities computed beforehand (its own time for that is reported apart), and several
-batch sizes; padded K-way several numbers of groups per pass.
+so that its peak memory is its own, and takes the same groups. TRL gets them as 11 pairs each, its reference
+log-probabilities computed beforehand (its own time for that is reported apart), with both of transformers' samplers
+that know lengths and several batch sizes; padded K-way several numbers of groups per pass.
 """
 
 import itertools
 import json
 import random
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,24 +24,25 @@ from tests.benchmarks.dolly import DOLLY, SHARED
 from trainer.dataset import Collator, PackedGroups, TrainingGroup
 from trainer.packing import Continuations, pad
 
-K, STEP, STEPS, LONGEST, BETA = 12, 16, 4, 256, 5.0
+K, STEP, STEPS, LONGEST, BETA = 12, 16, 3, 256, 5.0
 ROW_TOKENS = 1024
 MODELS: dict[str, dict[str, Any]] = {
     # 17.7 M and 17.6 M parameters.
-    "gpt2": {"model_type": "gpt2", "n_embd": 256, "n_layer": 6, "n_head": 4, "n_positions": 1024, "vocab_size": 50257},
+    "gpt2": {"model_type": "gpt2", "n_embd": 256, "n_layer": 6, "n_head": 4, "n_positions": 1024},
     "llama": {
         "model_type": "llama", "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6,
-        "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 1024, "vocab_size": 50257,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 1024,
         "tie_word_embeddings": True,
     },
 }  # fmt: skip
 
 
-def make_model(kind: str) -> Any:
+def make_model(kind: str, vocab_size: int = 50257) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**MODELS[kind]))
+    settings = {**MODELS[kind], "vocab_size": vocab_size}
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -78,12 +78,15 @@ def _gpt2_tokenizer() -> Any:
 
 
 def step_times(trainer: Any) -> list[float]:
-    """Seconds of each optimiser step of a Trainer but the first, from batch to batch."""
+    """Seconds of each optimiser step of a Trainer, from batch to batch."""
     from transformers import TrainerCallback
 
     moments: list[float] = []
 
     class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            moments.append(time.perf_counter())
+
         def on_step_end(self, *_: Any, **__: Any) -> None:
             moments.append(time.perf_counter())
 
@@ -92,12 +95,12 @@ def step_times(trainer: Any) -> list[float]:
     return [b - a for a, b in itertools.pairwise(moments)]
 
 
-def ours(kind: str, folder: str) -> dict[str, Any]:
+def ours(kind: str, folder: str, vocab_size: int = 50257) -> dict[str, Any]:
     from trainer.arguments import PaperTrainingArguments
     from trainer.logprobs import prepare_model
     from trainer.trainer import ContrastiveTrainer
 
-    model, groups = make_model(kind), make_groups(STEP * (STEPS + 1))
+    model, groups = make_model(kind, vocab_size), make_groups(STEP * STEPS)
     path = prepare_model(model)
     trainer = ContrastiveTrainer(
         model=model, args=PaperTrainingArguments(**arguments(folder), per_device_train_batch_size=STEP),
@@ -105,7 +108,7 @@ def ours(kind: str, folder: str) -> dict[str, Any]:
         objective="cpo", beta=BETA, path=path,
     )  # fmt: skip
     trainer._checked_start = True  # its random weights are no reference
-    tokens = sum(g.tokens.packed_length for g in groups[STEP:])
+    tokens = sum(g.tokens.packed_length for g in groups)
     return {"seconds": step_times(trainer), "tokens": tokens, "path": path}
 
 
@@ -138,24 +141,24 @@ class InOrder(torch.utils.data.Dataset):
 
 def arguments(folder: str) -> dict[str, Any]:
     return {
-        "output_dir": folder, "use_cpu": True, "save_strategy": "no", "report_to": "none", "max_steps": STEPS + 1,
+        "output_dir": folder, "use_cpu": True, "save_strategy": "no", "report_to": "none", "max_steps": STEPS,
         "logging_steps": 1000, "disable_tqdm": True, "learning_rate": 1e-5, "lr_scheduler_type": "constant",
         "bf16": False, "gradient_checkpointing": False,
     }  # fmt: skip
 
 
-def trl(kind: str, folder: str, batch: int) -> dict[str, Any]:
+def trl(kind: str, folder: str, sampler: str, batch: int) -> dict[str, Any]:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
     from trainer.dpo import PairTrainer, _pairs_of
 
-    model, groups = make_model(kind), make_groups(STEP * (STEPS + 1))
+    model, groups = make_model(kind), make_groups(STEP * STEPS)
     pairs = Dataset.from_list([pair for group in groups for pair in _pairs_of(group)])
     config = DPOConfig(
         **arguments(folder), beta=BETA, max_length=None, precompute_ref_log_probs=True,
         per_device_train_batch_size=batch, gradient_accumulation_steps=STEP * (K - 1) // batch,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy=sampler, remove_unused_columns=False,
     )  # fmt: skip
     trainer = PairTrainer(model=model, args=config, train_dataset=pairs, processing_class=_gpt2_tokenizer())
     seconds = step_times(trainer)
@@ -166,16 +169,20 @@ def trl(kind: str, folder: str, batch: int) -> dict[str, Any]:
 
 
 def padded(kind: str, _: str, per_pass: int) -> dict[str, Any]:
-    """As an ordinary K-way trainer does it: padded rows, logits of whole rows, the reference in the loop."""
+    """As an ordinary K-way trainer does it: padded rows, TRL's log-probabilities, the reference in the loop."""
+    from trl.trainer.utils import selective_log_softmax
+
     from trainer.objectives import cpo_loss
 
-    policy, reference, groups = make_model(kind), make_model(kind).eval(), make_groups(STEP * (STEPS + 1))
+    policy, reference, groups = make_model(kind), make_model(kind).eval(), make_groups(STEP * STEPS)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5)
 
     def logps(model: Any, batch: PackedGroups) -> torch.Tensor:
         t = batch.tokens
-        logits = model(input_ids=t.input_ids, attention_mask=t.attention_mask).logits
-        values = logits.log_softmax(-1).flatten(0, 1)[t.target_index, t.target_ids]
+        logits = model(input_ids=t.input_ids, attention_mask=t.attention_mask).logits[:, :-1]
+        every = selective_log_softmax(logits, t.input_ids[:, 1:])
+        row, column = t.target_index // t.input_ids.shape[1], t.target_index % t.input_ids.shape[1]
+        values = every[row, column]
         return torch.zeros(t.mask.numel()).index_add(0, t.slot, values).view(t.mask.shape)
 
     seconds = []
@@ -192,7 +199,7 @@ def padded(kind: str, _: str, per_pass: int) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
-    return {"seconds": seconds[1:]}
+    return {"seconds": seconds}
 
 
 def _padded_groups(groups: list[TrainingGroup]) -> Any:
@@ -203,7 +210,7 @@ def _padded_groups(groups: list[TrainingGroup]) -> Any:
 
 def plain(kind: str, _: str) -> dict[str, Any]:
     """Next-token prediction on full rows of packed text, as many tokens a step as ours."""
-    model, groups = make_model(kind), make_groups(STEP * (STEPS + 1))
+    model, groups = make_model(kind), make_groups(STEP * STEPS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     generator = torch.Generator().manual_seed(0)
     seconds, total = [], 0
@@ -212,20 +219,20 @@ def plain(kind: str, _: str) -> dict[str, Any]:
         rows = tokens // ROW_TOKENS
         began = time.perf_counter()
         for _ in range(rows):
-            ids = torch.randint(MODELS[kind]["vocab_size"], (1, ROW_TOKENS), generator=generator)
+            ids = torch.randint(50257, (1, ROW_TOKENS), generator=generator)
             (model(input_ids=ids, labels=ids).loss / rows).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
-        total += rows * ROW_TOKENS if start else 0
-    return {"seconds": seconds[1:], "tokens": total}
+        total += rows * ROW_TOKENS
+    return {"seconds": seconds, "tokens": total}
 
 
 CONTESTANTS = {"ours": ours, "trl": trl, "padded": padded, "plain": plain}
 
 
-def run(kind: str, name: str, *more: int) -> dict[str, Any]:
+def run(kind: str, name: str, *more: Any) -> dict[str, Any]:
     """One contestant in a process of its own."""
     words = [sys.executable, "-m", "tests.benchmarks.training", "--run", kind, name, *map(str, more)]
     done = subprocess.run(words, capture_output=True, text=True)
@@ -240,7 +247,8 @@ def main() -> None:
     if sys.argv[1:2] == ["--run"]:
         kind, name, *more = sys.argv[2:]
         with tempfile.TemporaryDirectory() as folder:
-            found = CONTESTANTS[name](kind, folder, *map(int, more))  # type: ignore[operator]
+            values = [int(word) if word.isdigit() else word for word in more]
+            found = CONTESTANTS[name](kind, folder, *values)  # type: ignore[operator]
         found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps(found))
         return
@@ -250,29 +258,34 @@ def main() -> None:
 
 def report(kind: str) -> None:
     parameters = sum(p.numel() for p in make_model(kind).parameters()) / 1e6
-    print(f"{kind}, {parameters:.1f} M parameters, K = {K}, {STEP} groups a step, {STEPS} steps, median", flush=True)
+    print(f"{kind}, {parameters:.1f} M parameters, K = {K}, {STEP} groups a step, {STEPS} steps", flush=True)
     mine, text = run(kind, "ours"), run(kind, "plain")
-    base = statistics.median(mine["seconds"])
-    slowest = max(mine["seconds"]) / base
-    row(f"ours, {mine['path']}", base, mine, f"slowest step {slowest:.2f} x the median")
+    row(f"ours, {mine['path']}", mine, "")
     each, other = (1e6 * sum(found["seconds"]) / found["tokens"] for found in (mine, text))
-    row("plain next-token step", None, text, f"ours {each:.0f}, plain {other:.0f} us per token: {each / other:.2f} x")
-    for name, sizes in (("padded", (1, 2)), ("trl", (2, 4, 8))):
-        for size in sizes:
-            found = run(kind, name, size)
-            if "failed" in found:
-                print(f"| {name}, {size} at a time | failed: {found['failed'].splitlines()[-1][:100]} |", flush=True)
-                continue
-            seconds = statistics.median(found["seconds"])
-            note = f"ours {seconds / base:.2f} x as fast, {mine['memory'] / found['memory']:.2f} of the memory"
-            if "reference" in found:
-                note += f"; its reference pass {found['reference']:.1f} s for a step's pairs"
-            row(f"{name}, {size} at a time", seconds, found, note)
+    row("plain next-token step", text, f"ours {each:.0f}, plain {other:.0f} us per token: {each / other:.2f} x")
+    for name, more in [
+        *(("padded", (size,)) for size in (1, 2)),
+        *(("trl", ("batch_rebalance", size)) for size in (2, 4, 8)),
+        ("trl", ("group_by_length", 4)),
+    ]:
+        found, title = run(kind, name, *more), " ".join(map(str, (name, *more)))
+        if "failed" in found:
+            print(f"| {title} | failed: {found['failed'].splitlines()[-1][:100]} |", flush=True)
+            continue
+        faster = sum(found["seconds"]) / sum(mine["seconds"])
+        note = f"ours {faster:.2f} x as fast, {mine['memory'] / found['memory']:.2f} of the memory"
+        if "reference" in found:
+            note += f"; its reference pass {found['reference']:.1f} s for a step's pairs"
+        row(title, found, note)
+    wide = run(kind, "ours", 2 * 50257)
+    embedding = 50257 * make_model(kind).get_input_embeddings().weight.shape[1] * 4 / 2**20
+    note = f"grew by {(wide['memory'] - mine['memory']) / embedding:.1f} x the {embedding:.0f} MiB of the embedding"
+    row("ours, twice the vocabulary", wide, note)
 
 
-def row(name: str, seconds: float | None, found: dict[str, Any], note: str) -> None:
-    speed = f"{STEP / seconds:.2f} groups/s" if seconds else ""
-    print(f"| {name} | {speed} | {found['memory']:.0f} MiB | {note} |", flush=True)
+def row(name: str, found: dict[str, Any], note: str) -> None:
+    speed = STEP * STEPS / sum(found["seconds"])
+    print(f"| {name} | {speed:.2f} groups/s | {found['memory']:.0f} MiB | {note} |", flush=True)
 
 
 if __name__ == "__main__":
