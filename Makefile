@@ -14,7 +14,7 @@ help:
 	@echo "make quickstart   install into $(VENV) and run both stages and the evaluation on the embedded example"
 	@echo "make test         install into $(VENV) and run all tests"
 	@echo "make lint         ruff and pyright"
-	@echo "make bench        the benchmarks of docs/benchmarks.md (needs ../shared; an hour)"
+	@echo "make bench        the benchmarks of docs/benchmarks.md (needs ../shared; two hours)"
 	@echo "make dolly-small  the Dolly run of docs/results.md (needs ../shared)"
 	@echo "make clean        remove $(RUNS)/quickstart"
 
@@ -75,7 +75,7 @@ lint: install
 bench: export HF_HUB_OFFLINE = 1
 bench: export VLLM_CPU_KVCACHE_SPACE = 1
 bench: install
-	@for benchmark in engine job plan scorer growth kills; do echo "== $$benchmark"; \
+	@for benchmark in engine job plan scorer growth kills training stream reuse; do echo "== $$benchmark"; \
 		$(PY) -m tests.benchmarks.$$benchmark 2>/dev/null || exit 1; done
 
 # Real data, see docs/results.md; each step's time is printed.

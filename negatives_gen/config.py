@@ -11,6 +11,7 @@ from data.strategies import parse_counts
 from data.tasks import TASKS, check_task
 from negatives_gen.strategies import available, load_strategy
 
+SCORER_DTYPES = ("float32", "bfloat16", "float16")
 LOG_FORMATS = ("text", "json")
 
 
@@ -100,6 +101,9 @@ class GenerateConfig(StrategyOptions):
         "its examples lie under --out until the set is finished",
     )
     max_length: int | None = option(None, "prompt and response in tokens, at most (default: the model's context)")
+    scorer_dtype: str = option(
+        "float32", "in what the reference scores: float32, bfloat16 or float16; train in the same, see --dtype there"
+    )
     groups_per_shard: int = option(512, "examples per shard, the unit of work, of resume and of retry")
     seed: int = option(0, "seed of everything that is drawn")
 
@@ -108,6 +112,8 @@ class GenerateConfig(StrategyOptions):
         check_task(self.task)
         if self.split not in SPLITS:
             raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
+        if self.scorer_dtype not in SCORER_DTYPES:
+            raise UserError(f"unknown --scorer_dtype '{self.scorer_dtype}'. Use one of {', '.join(SCORER_DTYPES)}.")
         at_least_one = {
             "limit": self.limit,
             "max_length": self.max_length,

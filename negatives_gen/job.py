@@ -26,8 +26,6 @@ from negatives_gen.stages import Components, Work
 
 log = logging.getLogger(__name__)
 
-SCORER_DTYPE = "float32"
-
 
 def generate(config: GenerateConfig, components: Components | None = None) -> Manifest:
     """Make the negative set that `config` describes, or finish it if an earlier run was interrupted.
@@ -62,7 +60,7 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
     signal_options = make_signal_options(config, model)
     job = without_secrets(
         {
-            "model": {"name": config.model, "weights_sha256": weights_hash(model), "scorer_dtype": SCORER_DTYPE},
+            "model": {"name": config.model, "weights_sha256": weights_hash(model), "scorer_dtype": config.scorer_dtype},
             "tokenizer": {
                 "sha256": tokenizer_hash(tokenizer),
                 "eos_token_id": tokenizer.eos_token_id,
@@ -97,7 +95,7 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
         writer=writer,
         context=context,
         seed=config.seed,
-        dtype=SCORER_DTYPE,
+        dtype=config.scorer_dtype,
         engine_options=config.engine,
         trust_remote_code=config.trust_remote_code,
         components=components or Components(),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from trainer.attention import attention_by_segment, mark
+from trainer.attention import attention_over_packed_rows, mark
 from trainer.packing import Continuations, pack, packed_attention
 
 GROUPS = [Continuations([1] * prefix, [[2] * n for n in lengths]) for prefix, lengths in ((5, (3, 1, 7)), (1, (2, 4)))]
@@ -28,7 +28,7 @@ def test_it_equals_dense_attention_in_values_and_gradients(groups: list[Continua
     q, k, v = (tensors(dense.shape[-1], heads, seed) for seed, heads in enumerate((4, key_heads, key_heads)))
     module: Any = SimpleNamespace(num_key_value_groups=4 // key_heads)
     expected, _ = sdpa_attention_forward(module, q, k, v, dense, scaling=0.3)
-    found, _ = attention_by_segment(module, q, k, v, mark(dense.clone(), batch.pieces), scaling=0.3)
+    found, _ = attention_over_packed_rows(module, q, k, v, mark(dense.clone(), batch.pieces), scaling=0.3)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9))
     ours, theirs = (torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (found, expected))
@@ -41,5 +41,5 @@ def test_without_a_packed_row_it_is_plain_sdpa(masked: bool) -> None:
     module: Any = SimpleNamespace(is_causal=True)
     q, k, v = (tensors(6, 4, seed) for seed in range(3))
     mask = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril() if masked else None
-    found, _ = attention_by_segment(module, q, k, v, mask)
+    found, _ = attention_over_packed_rows(module, q, k, v, mask)
     assert torch.equal(found, sdpa_attention_forward(module, q, k, v, mask)[0])

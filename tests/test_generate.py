@@ -133,6 +133,28 @@ def test_sampler_scorer_and_a_fresh_scorer_agree_on_the_same_ids(generated: Path
             assert candidate.sampler_logp == pytest.approx(logp, abs=1e-3)
 
 
+def test_the_trainer_computes_the_log_probabilities_that_the_scorer_stored(
+    generated: Path, trained: Path, tmp_path: Path
+) -> None:
+    """Of the same ids, in rows of its own making, in training mode."""
+    import torch
+
+    from trainer.arguments import parse
+    from trainer.dataset import Collator, ContrastiveGroups
+    from trainer.logprobs import candidate_logps
+    from trainer.run import _load_model
+
+    script, _, model_config = parse(["--shards", str(generated), "--model", str(trained), "--output_dir", "unused"])
+    model, path = _load_model(script, model_config, trained)
+    model.train()
+    dataset = ContrastiveGroups.of([NegativeSet(str(generated))], "all")
+    passes = Collator(path, 150, ["an"])([dataset[i] for i in range(len(dataset))])
+    assert len(passes) > 1
+    for packed in passes:
+        logps = candidate_logps(model, packed.tokens)
+        torch.testing.assert_close(logps, packed.reference_logps, rtol=0, atol=1e-4)
+
+
 def test_similarity_is_the_cosine_of_stored_and_recomputed_embeddings(generated: Path, trained: Path) -> None:
     from negatives_gen.embedder import Embedder
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.identity import load_tokenizer
 from data.shards import NegativeSet
 from tests.tiny import make_negative_set, save_tiny_model
 from trainer.arguments import PaperTrainingArguments
@@ -26,38 +27,47 @@ GOLDEN = {
     "pss": [6.48212, 6.24838, 6.05122, 5.87564, 5.66900, 5.49153],
     "cpo": [1.38629, 0.79644, 0.35210, 0.15274, 0.06185, 0.03826],
     "cpo-rank": [3.17805, 2.62111, 1.96680, 1.68010, 1.29159, 1.10036],
+    "dpo": [0.69315, 0.38786, 0.17590, 0.08201, 0.04203, 0.02306],
     "cpo + 0.5 mle": [4.62267, 3.96525, 3.44311, 3.15326, 2.95902, 2.82005],
 }
-OBJECTIVES = ("mle", "pss", "cpo", "cpo-rank", "cpo + 0.5 mle")
+OBJECTIVES = ("mle", "pss", "cpo", "cpo-rank", "cpo + 0.5 mle", "dpo")
 
 
 def trajectory(objective: str, reference: Path, negatives: NegativeSet, out: Path) -> list[float]:
     """Losses of the steps in STEPS."""
-    from transformers import AutoModelForCausalLM, PrinterCallback
+    from transformers import AutoModelForCausalLM, PrinterCallback, Trainer
+
+    from trainer.dpo import make_dpo_trainer, preference_pairs
 
     name, _, weight = objective.partition(" + ")
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
-    path = prepare_model(model)
-    dataset = (
-        ContrastiveGroups.of([negatives], "train")
-        if name in CONTRASTIVE
-        else ContrastiveGroups(GroupStore([negatives], "train"))
-    )
-    trainer = ContrastiveTrainer(
-        model=model,
-        args=PaperTrainingArguments(
-            output_dir=str(out), use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True, max_steps=50,
-            logging_steps=1, per_device_train_batch_size=8, learning_rate=2e-4, lr_scheduler_type="constant",
-        ),
-        train_dataset=dataset,
-        data_collator=Collator(path, 256, dataset.strategies, 3 if name == "pss" else 1),
-        objective=name,
-        beta=0.5,
-        path=path,
-        sft_weight=float(weight.removesuffix(" mle")) if weight else 0.0,
-        scheduled=ScheduledSampling(0.25, 2) if name == "pss" else None,
+    arguments = PaperTrainingArguments(
+        output_dir=str(out), use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True, max_steps=50,
+        logging_steps=1, per_device_train_batch_size=8, learning_rate=2e-4, lr_scheduler_type="constant",
     )  # fmt: skip
+    trainer: Trainer
+    if name == "dpo":
+        pairs = preference_pairs(ContrastiveGroups.of([negatives], "train"))
+        trainer = make_dpo_trainer(pairs, model, None, load_tokenizer(str(reference)), arguments, 0.5)
+    else:
+        path = prepare_model(model)
+        dataset = (
+            ContrastiveGroups.of([negatives], "train")
+            if name in CONTRASTIVE
+            else ContrastiveGroups(GroupStore([negatives], "train"))
+        )
+        trainer = ContrastiveTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            data_collator=Collator(path, 256, dataset.strategies, 3 if name == "pss" else 1),
+            objective=name,
+            beta=0.5,
+            path=path,
+            sft_weight=float(weight.removesuffix(" mle")) if weight else 0.0,
+            scheduled=ScheduledSampling(0.25, 2) if name == "pss" else None,
+        )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     losses = {logs["step"]: float(logs["loss"]) for logs in trainer.state.log_history if "loss" in logs}

@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.tiny import tiny_model
 from trainer import logprobs
-from trainer.attention import NAME as BY_SEGMENT
+from trainer.attention import NAME as PACKED_ROWS
 from trainer.logprobs import Scorer, candidate_logps, layout, prepare_model, token_logps
 from trainer.packing import Continuations, pack, pad
 
@@ -63,7 +63,7 @@ def test_packed_equals_one_by_one_in_values_and_gradients(architecture: str, att
     model = tiny_model(architecture)
     model.set_attn_implementation(attention)
     assert prepare_model(model) == "packed"
-    assert model.config._attn_implementation == {"sdpa": BY_SEGMENT}.get(attention, attention)
+    assert model.config._attn_implementation == {"sdpa": PACKED_ROWS}.get(attention, attention)
     logps, expected = candidate_logps(model, pack(GROUPS)), plain_logps(model)
     torch.testing.assert_close(logps, expected, rtol=0, atol=1e-4)
     assert_same_gradients(model, logps, expected)

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data.errors import UserError
 from data.shards import NegativeSet
 from tests.conftest import ROOT, run_command
+from tests.tiny import make_negative_set
 from trainer.arguments import PaperTrainingArguments, parse
 from trainer.dataset import Collator, ContrastiveGroups, GroundTruths
 from trainer.logprobs import attention_implementation, prepare_model
@@ -32,7 +33,7 @@ from trainer.trainer import ContrastiveTrainer
 def make_trainer(reference: Path, negative_set: Path, tmp_path: Path, **options: Any) -> ContrastiveTrainer:
     objective = options.pop("objective", "cpo")
     row_tokens = options.pop("row_tokens", 256)
-    model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(reference, dtype=options.pop("dtype", torch.float32))
     path = prepare_model(model)
     negatives = NegativeSet(str(negative_set))
     dataset = (
@@ -211,6 +212,23 @@ def test_resuming_mid_epoch_gives_the_same_parameters_as_never_stopping(
     assert any(not torch.equal(start[name], found[name]) for name in found)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [("--objective", "cpo-rank", "--use", "an=2:random"), ("--objective", "pss"), ("--objective", "dpo")],
+    ids=["cpo-rank", "pss", "dpo"],
+)
+def test_the_same_seed_gives_the_same_bits_and_another_one_others(
+    options: tuple[str, ...], reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    weights = {}
+    for name, seed in (("once", "7"), ("again", "7"), ("other", "8")):
+        more = ["--max_steps", "7", "--save_strategy", "no", "--seed", seed]
+        assert main(cli(reference, negative_set, tmp_path / name, *more, *options)) == 0
+        weights[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert weights["once"] == weights["again"]
+    assert weights["once"] != weights["other"]
+
+
 def test_the_final_model_lies_in_the_output_directory_with_its_tokenizer(
     reference: Path, negative_set: Path, tmp_path: Path
 ) -> None:
@@ -256,6 +274,47 @@ def test_no_warning_when_the_policy_is_the_reference(
     with caplog.at_level(logging.WARNING):
         make_trainer(reference, negative_set, tmp_path, max_steps=1).train()
     assert "differs from the reference" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [(["q_proj"], ["q_proj"]), (["q_proj", "v_proj"],) * 2, (["all-linear"], "all-linear")]
+)
+def test_lora_target_modules_are_names_also_when_there_is_one(given: list[str], kept: Any) -> None:
+    words = ["--shards", "s", "--model", "m", "--output_dir", "o", "--use_peft", "--lora_target_modules", *given]
+    assert parse(words)[2].lora_target_modules == kept
+
+
+@pytest.mark.parametrize(("objective", "expected"), [("cpo", math.log(4)), ("cpo-rank", math.log(24))])
+def test_in_bfloat16_the_loss_starts_within_the_bound(
+    objective: str, expected: float, reference: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Scored and trained in bfloat16, packed otherwise."""
+    make_negative_set(tmp_path / "set", reference, num_groups=16, num_negatives=3, dtype="bfloat16")
+    with caplog.at_level(logging.INFO, logger="trainer.trainer"):
+        trainer = make_trainer(
+            reference, tmp_path / "set", tmp_path / "out", objective=objective, dtype=torch.bfloat16, row_tokens=70,
+            max_steps=1, logging_steps=1, per_device_train_batch_size=16,
+        )  # fmt: skip
+        trainer.train()
+    (line,) = (r.getMessage() for r in caplog.records if r.getMessage().startswith("before the first step"))
+    worst, bound = (float(line.split(before)[1].split()[0].rstrip(":")) for before in ("max |h| ", "(bound "))
+    assert "torch.bfloat16" in line
+    assert worst <= bound == pytest.approx(5.0 * 2e-2 * int(line.split("up to ")[1].split()[0]), rel=0.05)
+    assert float(trainer.state.log_history[0]["loss"]) == pytest.approx(expected, abs=0.1)
+    assert "differs from the reference" not in caplog.text
+
+
+def test_a_set_that_was_scored_in_another_dtype_is_named(
+    reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["--shards", str(negative_set), "--model", str(reference), "--use_cpu", "true", "--max_steps", "1"]
+    words += ["--per_device_train_batch_size", "2", "--save_strategy", "no", "--report_to", "none"]
+    with caplog.at_level(logging.WARNING):
+        assert main([*words, "--output_dir", str(tmp_path / "same")]) == 0
+        assert "was scored in" not in caplog.text
+        assert main([*words, "--output_dir", str(tmp_path / "other"), "--bf16", "true"]) == 0
+    assert "was scored in float32, packed layout; this run computes in bfloat16, packed layout" in caplog.text
+    assert "--scorer_dtype bfloat16" in caplog.text
 
 
 def test_defaults_are_the_papers(tmp_path: Path) -> None:
@@ -484,7 +543,7 @@ class _Infinite(torch.autograd.Function):
 def test_sigterm_saves_a_checkpoint_and_resuming_gives_what_never_stopping_gives(
     reference: Path, negative_set: Path, tmp_path: Path
 ) -> None:
-    options = ["--max_steps", "9", "--save_strategy", "no", "--logging_steps", "1"]
+    options = ["--max_steps", "60", "--save_strategy", "no", "--logging_steps", "1"]
     assert main(cli(reference, negative_set, tmp_path / "whole", *options)) == 0
     words = cli(reference, negative_set, tmp_path / "cut", *options)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -497,8 +556,6 @@ def test_sigterm_saves_a_checkpoint_and_resuming_gives_what_never_stopping_gives
         time.sleep(0.01)
     process.terminate()
     _, errors = process.communicate(timeout=120)
-    if process.returncode == 0:
-        pytest.skip("it had finished before the signal came")
     assert process.returncode == 143, errors
     assert "SIGTERM: stopped at step" in errors
     assert main([*words, "--resume_from_checkpoint", "true"]) == 0

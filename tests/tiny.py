@@ -68,7 +68,7 @@ def save_tiny_model(directory: Path, architecture: str = "llama", seed: int = 0)
     return directory
 
 
-def make_negative_set(out: Path, reference: Path, num_groups: int, num_negatives: int) -> None:
+def make_negative_set(out: Path, reference: Path, num_groups: int, num_negatives: int, dtype: str = "float32") -> None:
     """Write a negative set without sampling: negatives are the ground truth's tokens shuffled, really scored."""
     import random
 
@@ -89,7 +89,7 @@ def make_negative_set(out: Path, reference: Path, num_groups: int, num_negatives
             ids = [*draw.sample(group.response_ids[:-1], len(group.response_ids) - 1), tokenizer.eos_token_id]
             text = tokenizer.decode(ids, skip_special_tokens=True)
             group.negatives.append(Candidate("an", ids, text, "stop", similarity={"embedding": draw.random()}))
-    scorer = Scorer.load(str(reference))
+    scorer = Scorer.load(str(reference), dtype=dtype)
     scores = scorer.score(
         [Continuations(g.prompt_ids, [g.response_ids, *(c.ids for c in g.negatives)]) for g in groups]
     )
@@ -98,7 +98,7 @@ def make_negative_set(out: Path, reference: Path, num_groups: int, num_negatives
         for candidate, logp in zip(group.negatives, others, strict=True):
             candidate.reference_logp = logp
     job = {
-        "model": {"name": str(reference), "weights_sha256": weights_hash(str(reference)), "scorer_dtype": "float32"},
+        "model": {"name": str(reference), "weights_sha256": weights_hash(str(reference)), "scorer_dtype": dtype},
         "tokenizer": {
             "sha256": tokenizer_hash(tokenizer),
             "eos_token_id": tokenizer.eos_token_id,

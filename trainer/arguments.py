@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -22,8 +23,8 @@ class PaperTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(
         default=0,
         metadata={
-            "help": "Groups per device and accumulation step. 0: the paper's batch of 64 groups, divided by devices "
-            "and accumulation steps."
+            "help": "Groups (dpo: pairs) per device and accumulation step. 0: the paper's batch of 64, divided by "
+            "devices and accumulation steps."
         },
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every X update steps, as TRL does."})
@@ -86,6 +87,9 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
     script, training, model = parsed
     script.model = script.model if script.model is not None else model.model_name_or_path
     model.model_name_or_path = script.model
+    if isinstance(model.lora_target_modules, str) and re.fullmatch(r"\w+", model.lora_target_modules):
+        # TRL unwraps a list of one, which PEFT then takes for a pattern of whole module paths.
+        model.lora_target_modules = [model.lora_target_modules]
     script.check()
     if "output_dir" not in given:
         raise UserError("python -m trainer.run needs --output_dir: where the model and its checkpoints go.")

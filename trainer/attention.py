@@ -1,20 +1,23 @@
 """Attention over packed rows, segment by segment: the work of the mask's True entries and no more.
 
 A dense mask makes every token look at the whole row. Here a prefix attends to itself, and each continuation to its
-prefix and itself. transformers finds the function under NAME, as it finds any attention implementation; without a
-packed row (generation, the padded layout) it is plain SDPA.
+prefix and itself. transformers finds the function under NAME, as it finds any attention implementation. A block mask
+goes to FlexAttention instead (`trainer.flex`); without a packed row (generation, the padded layout) it is plain SDPA.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "sdpa_by_segment"
+from trainer.flex import attention_by_block
+
+NAME = "packed_rows"
 # What `mark` leaves on a mask. An attribute, because models pass masks on untouched and keep them for the recomputation
 # of gradient checkpointing; one that makes a new tensor of the mask loses the mark and gets dense attention.
 PIECES = "packed_pieces"
@@ -29,26 +32,43 @@ def mark(mask: torch.Tensor, pieces: Pieces) -> torch.Tensor:
     return mask
 
 
-def attention_by_segment(
+def attention_over_packed_rows(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | BlockMask | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: [B, heads, T, D] in, [B, T, heads, D] out."""
+    if isinstance(attention_mask, BlockMask):
+        output = attention_by_block(query, key, value, attention_mask, dropout=dropout, scaling=scaling)
+        return output.transpose(1, 2).contiguous(), None
     marked = getattr(attention_mask, PIECES, None)
     if marked is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     groups = getattr(module, "num_key_value_groups", 1)
-    pieces, staircase = marked
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    output = attention_by_segment(query, key, value, *marked, dropout=dropout, scaling=scaling)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def attention_by_segment(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pieces: Pieces,
+    staircase: torch.Tensor,
+    *,
+    dropout: float,
+    scaling: float | None,
+) -> torch.Tensor:
+    """[B, heads, T, D] in and out: one SDPA for each prefix and each continuation of a row."""
     sizes = [size for prefix, segments in pieces for size in (prefix, *segments)]
     # One split and one concatenation: slices would each have a gradient as large as the row.
-    queries = query.split(sizes, dim=2)
-    keys, values = repeat_kv(key, groups).split(sizes, dim=2), repeat_kv(value, groups).split(sizes, dim=2)
+    queries, keys, values = (tensor.split(sizes, dim=2) for tensor in (query, key, value))
     longest = staircase.shape[1] - staircase.shape[0]
     steps = staircase.to(query.dtype)
     options: dict[str, Any] = {"dropout_p": dropout, "scale": scaling}
@@ -67,7 +87,7 @@ def attention_by_segment(
             mask = steps[:size, longest - prefix : longest + size]
             outputs.append(scaled_dot_product_attention(queries[place], k, v, attn_mask=mask, **options))
         place += 1
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(outputs, dim=2)
 
 
 def _staircase(pieces: Pieces, device: torch.device) -> torch.Tensor:
@@ -82,5 +102,5 @@ def _staircase(pieces: Pieces, device: torch.device) -> torch.Tensor:
     return torch.zeros(size, longest + size, device=device).masked_fill(column - longest > row, -torch.inf)
 
 
-AttentionInterface.register(NAME, attention_by_segment)
+AttentionInterface.register(NAME, attention_over_packed_rows)
 AttentionMaskInterface.register(NAME, sdpa_mask)

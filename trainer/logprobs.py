@@ -1,8 +1,9 @@
 """The one place where token sequences become log-probabilities: for the scorer, the trainer and the evaluation.
 
-The packed layout of `trainer.packing` goes through the model's backbone with a boolean 4-D attention mask; the
-head is applied only where there is a target, in chunks, so that logits are never materialised. Whether a model
-takes this is found out by trying (`prepare_model`); one that does not gets the padded layout and its own forward.
+The packed layout of `trainer.packing` goes through the model's backbone with a 4-D attention mask (dense, or on a GPU
+FlexAttention's blocks); the head is applied only where there is a target, in chunks, so that logits are never
+materialised. Whether a model takes this is found out by trying (`prepare_model`); one that does not gets the padded
+layout and its own forward.
 """
 
 import inspect
@@ -16,9 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.nn.attention.flex_attention import BlockMask
 
-from trainer.attention import NAME as BY_SEGMENT
+from data.errors import first_line
+from trainer.attention import NAME as PACKED_ROWS
 from trainer.attention import mark
+from trainer.flex import computed_in, packed_block_mask, works_on
 from trainer.packing import Continuations, TokenBatch, pack, packed_attention, pad, split_by_budget, split_padded
 
 log = logging.getLogger(__name__)
@@ -157,12 +161,18 @@ def prepare_model(model: Any) -> str:
     # The signature alone, not functools.wraps: accelerate's unwrap_model follows __wrapped__, past this function.
     vars(forward).update({"__signature__": inspect.signature(type(model).forward), RETURNS_LOGPS: True})
     model.forward = types.MethodType(forward, model)  # a method, so that a deep copy calls its own weights
-    if attention_implementation(model) == "sdpa":
-        model.set_attn_implementation(BY_SEGMENT)
+    if attention_implementation(model) in ("sdpa", "flex_attention"):
+        model.set_attn_implementation(PACKED_ROWS)
+    model._takes_block_masks = False
     obstacle = _obstacle(model)
     model._logprob_path = "padded" if obstacle else "packed"
     if obstacle:
         log.warning("Using the padded layout, slower than the packed one: %s.", obstacle)
+    elif torch.cuda.is_available() and attention_implementation(model) == PACKED_ROWS:
+        block_obstacle = _block_obstacle(model)
+        model._takes_block_masks = block_obstacle is None
+        if block_obstacle:
+            log.warning("Using dense attention masks, slower than FlexAttention: %s.", block_obstacle)
     return model._logprob_path
 
 
@@ -329,7 +339,7 @@ def _known_obstacle(model: Any) -> str | None:
     if type(head) is not nn.Linear or head.bias is not None:
         return f"the head of {kind} is not a plain linear map"
     attention = attention_implementation(model)
-    if attention not in ("sdpa", BY_SEGMENT, "eager"):
+    if attention not in ("sdpa", PACKED_ROWS, "eager"):
         return f"attention implementation '{attention}' takes no 4-D mask"
     return None
 
@@ -371,6 +381,30 @@ def _probed_obstacle(model: Any) -> str | None:
     return None
 
 
+@torch.no_grad()
+def _block_obstacle(model: Any) -> str | None:
+    """Why FlexAttention's block masks would be wrong for this model, or None: tried on the probe's packed groups."""
+    config = model.config.get_text_config()
+    training = model.training
+    model.eval()
+    try:
+        batch = _probe_batches(config.vocab_size)[1].to(model.device)
+        assert batch.group_ids is not None
+        assert batch.segment_ids is not None
+        dense = model.base_model(**_inputs(model, batch), use_cache=False)[0]
+        blocks = packed_block_mask(batch.group_ids, batch.segment_ids)
+        inputs = {**_inputs(model, batch), "attention_mask": blocks}
+        states = model.base_model(**inputs, use_cache=False)[0]
+    except Exception as error:  # a model's own code meets a mask that is no tensor, or a compiler fails
+        return f"{config.model_type} does not run with block masks ({first_line(error)})"
+    finally:
+        model.train(training)
+    off = _distance(states.flatten(0, 1), dense.flatten(0, 1)).mean().item()
+    if not off <= ROUNDING.get(states.dtype, ROUNDING[torch.bfloat16]):
+        return f"{config.model_type} gives other hidden states with block masks (off by {off:.2g} of their spread)"
+    return None
+
+
 def _probe_batches(vocab_size: int) -> tuple[TokenBatch, TokenBatch, TokenBatch]:
     """The probe's groups padded, packed, and packed with changes to the very first continuation and the last group.
 
@@ -397,19 +431,33 @@ def _distance(values: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     return (values - expected).norm(dim=-1) / spread.clamp(min=torch.finfo(expected.dtype).tiny)
 
 
-def _inputs(model: Any, batch: TokenBatch) -> dict[str, torch.Tensor | None]:
+def _inputs(model: Any, batch: TokenBatch) -> dict[str, Any]:
     mask = _attention_mask(model, batch)
     return {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "attention_mask": mask}
 
 
-def _attention_mask(model: Any, batch: TokenBatch) -> torch.Tensor | None:
+def _takes_block_masks(model: Any) -> bool:
+    """Whether the model takes them, and FlexAttention works for its heads on its device."""
+    model = getattr(model, "module", model)
+    if not getattr(model, "_takes_block_masks", False):
+        return False
+    config, device = model.config.get_text_config(), model.device
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return works_on(device, computed_in(next(model.parameters())), heads, key_heads, size)
+
+
+def _attention_mask(model: Any, batch: TokenBatch) -> torch.Tensor | BlockMask | None:
     if batch.group_ids is None or batch.segment_ids is None:
         return batch.attention_mask
+    if batch.input_ids.is_cuda and _takes_block_masks(model):
+        return packed_block_mask(batch.group_ids, batch.segment_ids)
     allowed = packed_attention(batch.group_ids, batch.segment_ids)
     attention = attention_implementation(model)
-    if attention == BY_SEGMENT and allowed.device.type == "cpu" and batch.pieces is not None:
+    if attention == PACKED_ROWS and allowed.device.type == "cpu" and batch.pieces is not None:
         return mark(allowed, batch.pieces)  # elsewhere a kernel per segment costs more than it saves
-    if attention in ("sdpa", BY_SEGMENT):
+    if attention in ("sdpa", PACKED_ROWS):
         return allowed
     # Eager attention adds its mask to the scores.
     unwrapped = getattr(model, "module", model)

@@ -98,10 +98,11 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
     else:
         identity["weights_sha256"] = weights_hash(script.model)
     row_tokens = script.row_tokens or (8192 if training.device.type == "cuda" else 1024)
+    decisive = {"model": identity, "row_tokens": None if script.objective == "dpo" else row_tokens}
     seed = training.seed if training.data_seed is None else training.data_seed
     watched = str(getattr(training.eval_strategy, "value", training.eval_strategy)) != "no"
     data = load_training_data(script, tokenizer, identity, seed=seed, watched=watched)
-    job = _job(script, training, model_config, {"model": identity, "data": data.source, "row_tokens": row_tokens})
+    job = _job(script, training, model_config, {**decisive, "data": data.source})
     if is_main:
         check_output(output, job, resume, checkpoint)
     trainer = _make_trainer(script, training, model_config, directory, data, tokenizer, row_tokens)
@@ -158,6 +159,7 @@ def _make_trainer(
             *("%s on %d groups, %s layout, at most %d tokens per pass", script.objective, len(data.train)),
             *(path, row_tokens),
         )
+        _compare_with_scorer(data.scored, model, training, path)
         pss = script.objective == "pss"
         return ContrastiveTrainer(
             model=model,
@@ -180,6 +182,21 @@ def _make_trainer(
         raise UserError(
             f"cannot set up the training of model '{script.model}' with these options: {first_line(error)}"
         ) from error
+
+
+def _compare_with_scorer(
+    scored: list[tuple[str, str]], model: Any, training: "PaperTrainingArguments", path: str
+) -> None:
+    """Warn where the reference was scored otherwise than the policy will be: rounding alone then makes an h."""
+    dtype = "bfloat16" if training.bf16 else "float16" if training.fp16 else str(model.dtype).removeprefix("torch.")
+    for other in scored:
+        if other != (dtype, path):
+            log.warning(
+                "The reference was scored in %s, %s layout; this run computes in %s, %s layout. Each token then starts "
+                "off by rounding, which beta times the tokens of a response magnify. Train with --dtype %s, or make "
+                "the set with --scorer_dtype %s.",
+                *(*other, dtype, path, other[0], dtype),
+            )
 
 
 def _load_model(script: ScriptArguments, model_config: "ModelConfig", directory: Path) -> tuple[Any, str]:

@@ -25,11 +25,13 @@ class TrainingData:
         train: groups to train on.
         held_out: groups to watch, or None.
         source: checksums: a checkpoint may be resumed on the same data only.
+        scored: in which (dtype, layout) the reference scored the groups; empty for ground truths alone.
     """
 
     train: Any
     held_out: Dataset | None
     source: dict[str, Any]
+    scored: list[tuple[str, str]]
 
 
 def load_training_data(
@@ -45,6 +47,7 @@ def load_training_data(
     Raises:
         UserError: no such data, sets of another model or tokenizer, or no group left.
     """
+    scored: set[tuple[str, str]] = set()
     if script.shards:
         sets = _opened(script.shards, script, identity)
         groups = _groups(sets, script, script.split, seed)
@@ -53,12 +56,15 @@ def load_training_data(
             others = _opened(script.eval_shards, script, identity) if script.eval_shards else sets
             held_out = _groups(others, script, script.eval_split, seed)
         source: dict[str, Any] = {"shards": [s.sha256 for one in sets for s in one.manifest.shards]}
+        if script.objective not in GROUND_TRUTHS_ALONE:
+            manifests = [one.manifest for one in sets]
+            scored = {(m.job["model"]["scorer_dtype"], shard.attention_path) for m in manifests for shard in m.shards}
     else:
         groups, source = _ground_truths(script, script.split, tokenizer)
         held_out = _ground_truths(script, script.eval_split, tokenizer)[0] if watched else None
     if held_out is not None and script.max_eval_samples is not None:
         held_out = Subset(held_out, range(min(script.max_eval_samples, len(held_out))))  # type: ignore[arg-type]
-    return TrainingData(groups, held_out, source)
+    return TrainingData(groups, held_out, source, sorted(scored))
 
 
 def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any]) -> list[NegativeSet]:
