@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from trl import DPOTrainer
 
+from data.errors import UserError
 from data.identity import load_tokenizer, tokenizer_hash
 from data.schema import Candidate
 from data.shards import NegativeSet, NegativeSetWriter
 from tests.conftest import run_command
-from tests.test_trainer import first_gradient
+from tests.test_trainer import Infinite, first_gradient
 from tests.tiny import save_tiny_model
 from trainer.arguments import PaperTrainingArguments
 from trainer.dataset import ContrastiveGroups
@@ -63,6 +64,7 @@ def test_a_pair_is_the_ground_truth_and_one_negative_with_the_ids_of_the_set(neg
     assert len(pairs) == 96
     expected = [
         {
+            "id": group.id,
             "prompt_ids": group.prompt_ids,
             "chosen_ids": group.response_ids,
             "rejected_ids": negative.ids,
@@ -81,7 +83,7 @@ def test_the_batch_holds_each_sequence_whole_whatever_its_length(
 ) -> None:
     """TRL cuts at 1,024 tokens by default; here nothing is cut, and no EOS is added."""
     trainer = make_trainer(reference, negative_set, tmp_path)
-    pair = {"prompt_ids": [5] * 1500, "chosen_ids": [6, 7], "rejected_ids": [8]}
+    pair = {"id": "a", "prompt_ids": [5] * 1500, "chosen_ids": [6, 7], "rejected_ids": [8]}
     pair |= {"ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0}
     batch = trainer.data_collator([pair])
     assert batch["input_ids"][0].tolist() == [5] * 1500 + [6, 7]
@@ -171,6 +173,41 @@ def test_training_lowers_the_loss(reference: Path, negative_set: Path, tmp_path:
     first, last = trainer.state.log_history[0], trainer.state.log_history[11]
     assert float(last["loss"]) < 0.5 * float(first["loss"])
     assert float(last["rewards/accuracies"]) > 0.9
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_stops_before_the_optimiser_step_with_the_groups(
+    where: str, reference: Path, negative_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two micro-batches of two pairs each; the fault is in the second one of the second step."""
+    trainer = make_trainer(
+        reference, negative_set, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=3,
+        learning_rate=1e-3,
+    )  # fmt: skip
+    before: dict[str, torch.Tensor] = {}
+    batches: list[list[str]] = []
+    compute_loss = trainer.compute_loss
+
+    def fault_stub(*arguments: Any, **options: Any) -> torch.Tensor:
+        batches.append(arguments[1]["id"])
+        value = compute_loss(*arguments, **options)
+        if len(batches) == 4:
+            before.update({k: v.clone() for k, v in trainer.model.state_dict().items()})  # type: ignore[union-attr]
+            value = value * torch.nan if where == "loss" else Infinite.apply(value)
+        return value
+
+    monkeypatch.setattr(trainer, "compute_loss", fault_stub)
+    with pytest.raises(UserError) as caught:
+        trainer.train()
+    step, second = (list(dict.fromkeys(ids)) for ids in (batches[2] + batches[3], batches[3]))
+    assert len(batches) == 4
+    assert str(caught.value).startswith({"loss": "the loss (nan)", "gradient": "a gradient"}[where])
+    assert "of step 2 is not finite; stopped before the optimiser step" in str(caught.value)
+    assert f"Groups of the step (process 0): {', '.join(step)}. " in str(caught.value)
+    blamed = f"The loss of these is not finite: {', '.join(second)}. "
+    assert (blamed in str(caught.value)) == (where == "loss")
+    for name, value in trainer.model.state_dict().items():  # type: ignore[union-attr]
+        assert torch.equal(value, before[name]), name
 
 
 def test_pairs_of_like_length_can_share_a_batch(reference: Path, negative_set: Path, tmp_path: Path) -> None:

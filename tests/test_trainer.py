@@ -512,7 +512,7 @@ def test_what_is_not_finite_stops_before_the_optimiser_step_with_the_groups(
         value = share(policy_logps, packed, items)
         if next(steps) == 4 + 2:
             before.update({k: v.clone() for k, v in trainer.model.state_dict().items()})  # type: ignore[union-attr]
-            value = value * torch.nan if where == "loss" else _Infinite.apply(value)  # type: ignore[assignment]
+            value = value * torch.nan if where == "loss" else Infinite.apply(value)  # type: ignore[assignment]
         return value
 
     monkeypatch.setattr(trainer, "_share", fault_stub)
@@ -528,7 +528,7 @@ def test_what_is_not_finite_stops_before_the_optimiser_step_with_the_groups(
         assert torch.equal(value, before[name]), name
 
 
-class _Infinite(torch.autograd.Function):
+class Infinite(torch.autograd.Function):
     """Finite in value, infinite in gradient."""
 
     @staticmethod

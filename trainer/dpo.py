@@ -10,20 +10,25 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import torch
 from datasets import Dataset
+from torch import nn
 from transformers import TrainingArguments
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from data.errors import UserError
 from data.strategies import format_counts
 from trainer.dataset import ContrastiveGroups, TrainingGroup
+from trainer.safety import check_finite
 
 log = logging.getLogger(__name__)
 
-# The columns of TRL's DataCollatorForPreference, and the tokens of the longer sequence, by which transformers sorts
-# for --train_sampling_strategy group_by_length.
+# The group's id, the columns of TRL's DataCollatorForPreference, and the tokens of the longer sequence, by which
+# transformers sorts for --train_sampling_strategy group_by_length.
 PAIRS = pa.schema(
     [
+        ("id", pa.string()),
         *((name, pa.list_(pa.int32())) for name in ("prompt_ids", "chosen_ids", "rejected_ids")),
         *((name, pa.float32()) for name in ("ref_chosen_logps", "ref_rejected_logps")),
         ("length", pa.int32()),
@@ -78,8 +83,60 @@ def make_dpo_trainer(
     )
 
 
+@dataclasses.dataclass
+class PairCollator(DataCollatorForPreference):
+    """TRL's batch, and the id of each pair's group."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**super().torch_call(examples), "id": [example["id"] for example in examples]}
+
+
 class PairTrainer(DPOTrainer):
-    """DPOTrainer whose data set is prepared already and holds the reference log-probabilities."""
+    """DPOTrainer whose data set is prepared already and holds the reference log-probabilities.
+
+    It stops before an optimiser step whose loss or gradient is not finite: TRL would go on, and transformers would
+    leave the value out of the log.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # TRL has chosen the padding token by now.
+        self.data_collator = PairCollator(**vars(self.data_collator))
+        # Of the current step: ids of its groups, of those whose micro-batch had a loss that was not finite, the loss.
+        self._ids: list[str] = []
+        self._unsound: list[str] = []
+        self._loss: Any = 0.0
+
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """TRL's.
+
+        Raises:
+            UserError: the loss or a gradient of the step is not finite; nothing was updated.
+        """
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._ids += inputs["id"]
+        self._unsound += [] if torch.isfinite(loss) else inputs["id"]
+        self._loss = self._loss + loss
+        if self.accelerator.sync_gradients:
+            self._check_finite(model)
+        return loss
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's, of a batch without the ids, which it would hand to the model."""
+        return super().compute_loss(model, {k: v for k, v in inputs.items() if k != "id"}, *args, **kwargs)
+
+    def _check_finite(self, model: nn.Module) -> None:
+        # The pairs of a group share an id.
+        ids, unsound, loss = list(dict.fromkeys(self._ids)), list(dict.fromkeys(self._unsound)), self._loss
+        self._ids, self._unsound, self._loss = [], [], 0.0
+        if len(unsound) == len(ids):
+            unsound = []  # they are named anyway
+        check_finite(self.accelerator, model, loss, self.state.global_step + 1, ids, unsound)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if "id" not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, "id"]
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset
@@ -93,6 +150,7 @@ def _pairs_of(group: TrainingGroup) -> Iterator[dict[str, Any]]:
     chosen_logp, *negative_logps = group.reference_logps
     for rejected, rejected_logp in zip(negatives, negative_logps, strict=True):
         yield {
+            "id": group.id,
             "prompt_ids": group.tokens.prefix,
             "chosen_ids": chosen,
             "rejected_ids": rejected,

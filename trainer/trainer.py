@@ -1,7 +1,6 @@
 """The trainer: transformers' Trainer whose step goes through packed groups; `trainer.objectives` decides the rest."""
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -11,7 +10,6 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from data.errors import UserError
 from trainer.dataset import PackedGroups
 from trainer.logprobs import attention_implementation, candidate_logps
 from trainer.objectives import (
@@ -23,6 +21,7 @@ from trainer.objectives import (
     pss_loss,
     strategy_metrics,
 )
+from trainer.safety import check_finite
 from trainer.sampler import StepSampler
 from trainer.scheduled import ScheduledSampling
 
@@ -265,24 +264,8 @@ class ContrastiveTrainer(Trainer):
         return {name: total / number for name, (total, number) in zip(names, pairs, strict=True) if number}
 
     def _check_finite(self, model: nn.Module, total: torch.Tensor) -> None:
-        """Stop before the optimiser step if loss or gradient is not finite. All processes stop together."""
         ids, unsound, self._ids, self._unsound = self._ids, self._unsound, [], []
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        # float16's scaler lets gradients overflow on purpose and skips such steps by itself.
-        scaled = self.accelerator.scaler is not None
-        norm: Any = total if scaled else torch.nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        worst: Any = self.accelerator.gather((total + norm.to(total)).reshape(1))
-        if bool(torch.isfinite(worst).all()):
-            return
-        step = self.state.global_step + 1
-        what = f"the loss ({total.item():g})" if not math.isfinite(total.item()) else "a gradient"
-        blamed = f" The loss of these is not finite: {', '.join(unsound)}." if unsound else ""
-        raise UserError(
-            f"{what} of step {step} is not finite; stopped before the optimiser step.{blamed} Groups of the step "
-            f"(process {self.accelerator.process_index}): {', '.join(ids)}. Look at them with `python -m negatives_gen "
-            "inspect DIR --row ID`; try a smaller --learning_rate or --beta from the last checkpoint."
-        )
+        check_finite(self.accelerator, model, total, self.state.global_step + 1, ids, unsound)
 
     @torch.no_grad()
     def _check_start(self, passes: Sequence[PackedGroups]) -> None:
