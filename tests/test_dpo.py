@@ -1,6 +1,7 @@
 """The DPO baseline: TRL's trainer sees the ids and the reference log-probabilities of the set, and nothing else."""
 
 import json
+import logging
 import math
 import shutil
 from dataclasses import fields
@@ -126,6 +127,48 @@ def test_the_first_loss_is_log_2_with_the_reference_log_probabilities_of_the_set
     first = trainer.state.log_history[0]
     assert float(first["loss"]) == pytest.approx(math.log(2), abs=2e-4)
     assert abs(float(first["rewards/margins"])) < 1e-3
+
+
+def test_the_start_is_reported_with_its_bound(
+    reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(reference, negative_set, tmp_path, max_steps=1)
+    with caplog.at_level(logging.INFO, logger="trainer.start"):
+        trainer.train()
+    (record,) = (r for r in caplog.records if r.name == "trainer.start")
+    line = record.getMessage()
+    assert line.startswith("before the first step, on 8 pairs: ")
+    assert line.endswith("loss 0.6931 (log 2 is 0.6931)")
+    worst, bound = (float(line.split(before)[1].split()[0].rstrip(":")) for before in ("max |h| ", "(bound "))
+    assert worst < 1e-3
+    assert bound == pytest.approx(BETA * 3e-5 * int(line.split("up to ")[1].split()[0]), rel=0.05)
+    assert list(trainer._metrics["eval"]) == []  # the check is no evaluation
+
+
+def test_a_policy_that_is_not_the_reference_is_named_before_the_first_step(
+    reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its h are those of TRL's own first log."""
+    trainer = make_trainer(reference, negative_set, tmp_path, max_steps=1, per_device_train_batch_size=1)
+    trainer.model.load_state_dict(moved_policy(reference).state_dict())  # type: ignore[union-attr]
+    trainer.train()
+    (line,) = (r.getMessage() for r in caplog.records if "differs from the reference before the first" in r.msg)
+    first = trainer.state.log_history[0]
+    largest = max(abs(float(first[name])) for name in ("rewards/chosen", "rewards/rejected"))
+    assert f"max |h| {largest:.2g} " in line
+    assert f"loss {float(first['loss']):.4f} (log 2 is 0.6931)" in line
+    assert "computed in torch.float32, path 'padded', attention" in line
+
+
+def test_a_set_that_was_scored_in_another_dtype_is_named(
+    reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The layout is TRL's own, and always another one."""
+    more = ("--max_steps", "1", "--save_strategy", "no")
+    assert main(cli(reference, negative_set, tmp_path / "same", *more)) == 0
+    assert "was scored in" not in caplog.text
+    assert main(cli(reference, negative_set, tmp_path / "other", *more, "--bf16", "true")) == 0
+    assert "The reference was scored in float32; this run computes in bfloat16. Each" in caplog.text
 
 
 def moved_policy(reference: Path) -> Any:

@@ -290,7 +290,7 @@ def test_in_bfloat16_the_loss_starts_within_the_bound(
 ) -> None:
     """Scored and trained in bfloat16, packed otherwise."""
     make_negative_set(tmp_path / "set", reference, num_groups=16, num_negatives=3, dtype="bfloat16")
-    with caplog.at_level(logging.INFO, logger="trainer.trainer"):
+    with caplog.at_level(logging.INFO, logger="trainer.start"):
         trainer = make_trainer(
             reference, tmp_path / "set", tmp_path / "out", objective=objective, dtype=torch.bfloat16, row_tokens=70,
             max_steps=1, logging_steps=1, per_device_train_batch_size=16,
@@ -396,7 +396,7 @@ def test_the_start_is_reported_with_its_bound(
     reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Many passes: those of the micro-batch that are checked are counted, and h is 0 but for float32's rounding."""
-    with caplog.at_level(logging.INFO, logger="trainer.trainer"):
+    with caplog.at_level(logging.INFO, logger="trainer.start"):
         make_trainer(
             reference, negative_set, tmp_path, max_steps=1, row_tokens=1, per_device_train_batch_size=12
         ).train()

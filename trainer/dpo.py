@@ -6,6 +6,7 @@ reference model and runs none.
 
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from data.errors import UserError
 from data.strategies import format_counts
 from trainer.dataset import ContrastiveGroups, TrainingGroup
 from trainer.safety import check_finite
+from trainer.start import report_start
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +108,7 @@ class PairTrainer(DPOTrainer):
         self._ids: list[str] = []
         self._unsound: list[str] = []
         self._loss: Any = 0.0
+        self._checked_start = False
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """TRL's.
@@ -113,6 +116,10 @@ class PairTrainer(DPOTrainer):
         Raises:
             UserError: the loss or a gradient of the step is not finite; nothing was updated.
         """
+        if not self._checked_start:
+            self._checked_start = True
+            if self.state.global_step == 0:
+                self._check_start(self._prepare_inputs(inputs))
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._ids += inputs["id"]
         self._unsound += [] if torch.isfinite(loss) else inputs["id"]
@@ -132,6 +139,38 @@ class PairTrainer(DPOTrainer):
         if len(unsound) == len(ids):
             unsound = []  # they are named anyway
         check_finite(self.accelerator, model, loss, self.state.global_step + 1, ids, unsound)
+
+    @torch.no_grad()
+    def _check_start(self, inputs: dict[str, Any]) -> None:
+        """Warn if the policy is not the reference before the first step, on the first micro-batch."""
+        model, mask = self.model, inputs["completion_mask"]
+        assert model is not None
+        model.eval()
+        with self.compute_loss_context_manager():
+            # As TRL calls it for its loss.
+            outputs = model(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                labels=inputs["input_ids"].masked_fill(mask == 0, -100),
+                use_cache=False,
+                fused_lm_head=True,
+            )
+        reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+        # Prompt tuning puts tokens of its own in front.
+        policy = outputs.log_probs[:, -(mask.shape[1] - 1) :].sum(1)
+        rewards = self.beta * (policy.float() - reference)
+        chosen, rejected = rewards.chunk(2)
+        loss = -nn.functional.logsigmoid(chosen - rejected).mean().item()
+        report_start(
+            model,
+            self.args,
+            rewards,
+            beta=self.beta,
+            longest=int(mask.sum(1).max()),
+            what=f"{len(chosen)} pairs",
+            loss=f"{loss:.4f} (log 2 is {math.log(2):.4f})",
+            path="padded",
+        )
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

@@ -153,6 +153,7 @@ def _make_trainer(
 
             pairs = preference_pairs(data.train)  # it may refuse: before a large model is loaded
             policy = _load_policy(script, model_config, directory)
+            _compare_with_scorer(data.scored, policy, training, None)
             return make_dpo_trainer(pairs, policy, get_peft_config(model_config), tokenizer, training, script.beta)
         model, path = _load_model(script, model_config, directory)
         log.info(
@@ -185,17 +186,23 @@ def _make_trainer(
 
 
 def _compare_with_scorer(
-    scored: list[tuple[str, str]], model: Any, training: "PaperTrainingArguments", path: str
+    scored: list[tuple[str, str]], model: Any, training: "PaperTrainingArguments", path: str | None
 ) -> None:
-    """Warn where the reference was scored otherwise than the policy will be: rounding alone then makes an h."""
+    """Warn where the reference was scored otherwise than the policy will be: rounding alone then makes an h.
+
+    Args:
+        path: this run's layout; None: not to be compared, as for TRL, which always pads.
+    """
     dtype = "bfloat16" if training.bf16 else "float16" if training.fp16 else str(model.dtype).removeprefix("torch.")
-    for other in scored:
-        if other != (dtype, path):
+    mine = f"{dtype}, {path} layout" if path else dtype
+    theirs = {f"{other}, {layout} layout" if path else other: other for other, layout in scored}
+    for spoken, other in theirs.items():
+        if spoken != mine:
             log.warning(
-                "The reference was scored in %s, %s layout; this run computes in %s, %s layout. Each token then starts "
-                "off by rounding, which beta times the tokens of a response magnify. Train with --dtype %s, or make "
-                "the set with --scorer_dtype %s.",
-                *(*other, dtype, path, other[0], dtype),
+                "The reference was scored in %s; this run computes in %s. Each token then starts off by rounding, "
+                "which beta times the tokens of a response magnify. Train with --dtype %s, or make the set with "
+                "--scorer_dtype %s.",
+                *(spoken, mine, other, dtype),
             )
 
 

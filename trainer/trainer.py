@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Trainer
 
 from trainer.dataset import PackedGroups
-from trainer.logprobs import attention_implementation, candidate_logps
+from trainer.logprobs import candidate_logps
 from trainer.objectives import (
     cpo_loss,
     cpo_ranking_loss,
@@ -24,16 +24,11 @@ from trainer.objectives import (
 from trainer.safety import check_finite
 from trainer.sampler import StepSampler
 from trainer.scheduled import ScheduledSampling
+from trainer.start import report_start
 
 log = logging.getLogger(__name__)
 
-# Before the first step the policy is the reference, so h = beta * (policy - reference) is 0 but for rounding: at most
-# beta * tokens of the continuation * this many nats. Scorer and trainer may pack a group differently, which moves the
-# last digits of float32: 2.4e-7 nats per token measured on a tiny model, a few 1e-5 on deep ones. bfloat16 keeps 8
-# bits: each token is off by about a hundredth, and at beta 5 and 100 tokens |h| may reach several nats. float16 keeps
-# three bits more.
-START_TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 2e-2, torch.float16: 2.5e-3}
-START_PASSES = 8  # the forward passes to check it on
+START_PASSES = 8  # the forward passes to compare policy and reference on, before the first step
 CONTRASTIVE = ("cpo", "cpo-rank")
 
 
@@ -286,27 +281,17 @@ class ContrastiveTrainer(Trainer):
             expected.append((candidates.log() if self.objective == "cpo" else (candidates + 1).lgamma()).sum().item())
             longest = max(longest, int(packed.tokens.slot.bincount().max()))
             groups += packed.num_groups
-        worst = torch.cat(rewards).abs().max().item()
-        dtype = next(model.parameters()).dtype
-        compute = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else dtype
-        bound = self.beta * longest * START_TOLERANCE.get(compute, START_TOLERANCE[torch.float32])
-        found = (
-            f"max |h| {worst:.2g} (bound {bound:.2g}: beta {self.beta:g}, up to {longest} tokens, {compute}), loss "
-            f"{sum(losses) / groups:.4f} ({'log K' if self.objective == 'cpo' else 'log K!'} is "
-            f"{sum(expected) / groups:.4f})"
+        name = "log K" if self.objective == "cpo" else "log K!"
+        report_start(
+            model,
+            self.args,
+            torch.cat(rewards),
+            beta=self.beta,
+            longest=longest,
+            what=f"{groups} groups",
+            loss=f"{sum(losses) / groups:.4f} ({name} is {sum(expected) / groups:.4f})",
+            path=self.path,
         )
-        log.info("before the first step, on %d groups: %s", groups, found)
-        if not worst <= bound:  # nan is beyond it too
-            log.warning(
-                "The policy differs from the reference before the first step: %s. Compare how the set was scored (its "
-                "manifest: dtype and attention path) with this run: weights in %s, computed in %s, path '%s', "
-                "attention '%s'.",
-                found,
-                dtype,
-                compute,
-                self.path,
-                attention_implementation(model),
-            )
 
 
 def _add(sums: dict[str, torch.Tensor], metrics: dict[str, torch.Tensor]) -> None:
