@@ -21,14 +21,16 @@ from data.schema import Candidate
 from data.shards import NegativeSet, NegativeSetWriter
 from tests.conftest import run_command
 from tests.test_trainer import Infinite, first_gradient
-from tests.tiny import save_tiny_model
+from tests.tiny import make_negative_set, save_tiny_model
 from trainer.arguments import PaperTrainingArguments
+from trainer.curves import figure
 from trainer.dataset import ContrastiveGroups
 from trainer.dpo import PairTrainer, dpo_config, make_dpo_trainer, preference_pairs
 from trainer.logprobs import candidate_logps, layout, prepare_model
 from trainer.objectives import cpo_loss
 from trainer.packing import Continuations
 from trainer.run import main
+from trainer.watch import GroundTruthWatch
 
 BETA = 5.0
 
@@ -278,6 +280,67 @@ def test_the_command_writes_a_model_with_its_tokenizer_and_record(
     assert any(not torch.equal(start[name], trained[name]) for name in start)
     record = json.loads((output / "trainer_job.json").read_text())
     assert (record["objective"], record["use"], record["beta"], record["batch_size"]) == ("dpo", "an=2", 5.0, 8)
+
+
+@pytest.fixture(scope="module")
+def both_halves(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sets") / "halves"
+    make_negative_set(out, reference, num_groups=32, num_negatives=2, split="all")
+    return out
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_held_out_pairs_are_watched_under_our_names(reference: Path, both_halves: Path, tmp_path: Path) -> None:
+    """In batches of equal size, of whose means TRL logs the mean."""
+    watch = ["--eval_strategy", "steps", "--eval_steps", "3", "--max_eval_samples", "8", "--max_steps", "6"]
+    assert main(cli(reference, both_halves, tmp_path, *watch, "--save_strategy", "no")) == 0
+    lines = metrics(tmp_path)
+    train, held_out = ([line for line in lines if f"{prefix}loss" in line] for prefix in ("", "eval_"))
+    assert [line["step"] for line in train] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in held_out] == [3, 6]
+
+    groups = [group for group in NegativeSet(str(both_halves)).groups() if group.split == "test"]
+    assert len(groups) == 16
+    truths = [group.reference_logp for group in groups[:8]]
+    for prefix, kept in (("", train), ("eval_", held_out)):
+        for line in kept:
+            assert line[f"{prefix}logps/ground_truth_change"] == pytest.approx(line[f"{prefix}rewards/chosen"] / BETA)
+            assert line[f"{prefix}logps/ground_truth"] == line[f"{prefix}logps/chosen"]
+            assert line[f"{prefix}rewards/margin"] == line[f"{prefix}rewards/margins"]
+            assert line[f"{prefix}rewards/top1"] == line[f"{prefix}rewards/accuracies"]
+    for line in held_out:
+        reference_logp = line["eval_logps/ground_truth"] - line["eval_logps/ground_truth_change"]
+        assert reference_logp == pytest.approx(sum(truths) / 8, abs=1e-3)  # type: ignore[arg-type]
+    assert abs(train[0]["logps/ground_truth_change"]) < 1e-3
+    assert train[-1]["rewards/margin"] > 0.5
+    assert held_out[-1]["eval_loss"] < math.log(2)
+
+    loss, *others = figure(lines).axes
+    assert all(axes.get_lines() for axes in (loss, *others))
+    assert (tmp_path / "training.png").exists()
+
+
+def test_a_ground_truth_that_falls_is_named(
+    reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All the logs of a run in which the policy unlearns everything, and the ground truths a little less."""
+    trainer = make_trainer(reference, negative_set, tmp_path, max_steps=12, learning_rate=0.0)
+    compute_loss = trainer.compute_loss
+
+    def falling_stub(*arguments: Any, **options: Any) -> torch.Tensor:
+        loss = compute_loss(*arguments, **options)
+        metrics, step = trainer._metrics["train"], float(trainer.state.global_step)
+        metrics["rewards/chosen"][-1], metrics["rewards/margins"][-1] = -BETA * step, step
+        return loss
+
+    trainer.compute_loss = falling_stub  # type: ignore[method-assign]
+    trainer.add_callback(GroundTruthWatch())
+    trainer.train()
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "trainer.watch")
+    assert line.startswith("By step 9 the train ground truths have become less likely than under the reference (-6.00")
 
 
 def test_resuming_gives_the_same_parameters_as_never_stopping(

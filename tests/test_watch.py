@@ -235,8 +235,8 @@ def test_the_warning_comes_once_in_one_line_and_says_what_to_try(
     assert caplog.messages == [
         "By step 80 the train ground truths have become less likely than under the reference (-6.00 nats, and falling "
         "over the last 9 logs) while the margin grows (now 12.00). To keep them likely try a smaller --beta or "
-        "--learning_rate, fewer steps, --sft_weight 0.1 to 1, or an ensemble with the MLE model: python -m "
-        "trainer.ensemble."
+        "--learning_rate, fewer steps, --sft_weight 0.1 to 1 (of cpo and cpo-rank), or an ensemble with the MLE "
+        "model: python -m trainer.ensemble."
     ]
 
 

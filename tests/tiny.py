@@ -1,5 +1,6 @@
 """Small models and data that tests make for themselves."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,22 @@ def save_tiny_model(directory: Path, architecture: str = "llama", seed: int = 0)
     return directory
 
 
-def make_negative_set(out: Path, reference: Path, num_groups: int, num_negatives: int, dtype: str = "float32") -> None:
-    """Write a negative set without sampling: negatives are the ground truth's tokens shuffled, really scored."""
+def make_negative_set(
+    out: Path,
+    reference: Path,
+    num_groups: int,
+    num_negatives: int,
+    dtype: str = "float32",
+    *,
+    strategies: Sequence[str] = ("an",),
+    split: str = "train",
+) -> None:
+    """Write a negative set without sampling: negatives are the ground truth's tokens shuffled, really scored.
+
+    Args:
+        num_groups: of split "all", half of them from each half of the data.
+        num_negatives: of each strategy.
+    """
     import random
 
     from data.identity import context_length, load_tokenizer, tokenizer_hash, weights_hash
@@ -81,14 +96,14 @@ def make_negative_set(out: Path, reference: Path, num_groups: int, num_negatives
     from trainer.packing import Continuations
 
     tokenizer = load_tokenizer(str(reference))
-    examples = load_examples("facts", "prompt-completion", "train", num_groups)
+    examples = load_examples("facts", "prompt-completion", split, num_groups)
     groups, rejects, _ = prepare_groups(examples, "prompt-completion", tokenizer, context_length(str(reference)))
     draw = random.Random(0)
     for group in groups:
-        for _ in range(num_negatives):
+        for strategy in [name for name in strategies for _ in range(num_negatives)]:
             ids = [*draw.sample(group.response_ids[:-1], len(group.response_ids) - 1), tokenizer.eos_token_id]
             text = tokenizer.decode(ids, skip_special_tokens=True)
-            group.negatives.append(Candidate("an", ids, text, "stop", similarity={"embedding": draw.random()}))
+            group.negatives.append(Candidate(strategy, ids, text, "stop", similarity={"embedding": draw.random()}))
     scorer = Scorer.load(str(reference), dtype=dtype)
     scores = scorer.score(
         [Continuations(g.prompt_ids, [g.response_ids, *(c.ids for c in g.negatives)]) for g in groups]
@@ -104,8 +119,8 @@ def make_negative_set(out: Path, reference: Path, num_groups: int, num_negatives
             "eos_token_id": tokenizer.eos_token_id,
             "chat_template_sha256": None,
         },
-        "data": {"name": "facts", "task": "prompt-completion", "split": "train"},
-        "strategies": {"an": {"count": num_negatives}},
+        "data": {"name": "facts", "task": "prompt-completion", "split": split},
+        "strategies": {name: {"count": num_negatives} for name in strategies},
     }
     writer = NegativeSetWriter(str(out), job, ["embedding"])
     writer.begin()

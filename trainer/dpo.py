@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.utils.data import Subset
 from transformers import TrainingArguments
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -38,15 +39,22 @@ PAIRS = pa.schema(
 )
 GROUPS_AT_A_TIME = 1000
 
+# Our names of what TRL logs, for `trainer.watch`; a pair has no Kendall's tau.
+OUR_NAMES = {
+    "logps/chosen": "logps/ground_truth",
+    "rewards/margins": "rewards/margin",
+    "rewards/accuracies": "rewards/top1",
+}
 
-def preference_pairs(groups: ContrastiveGroups) -> Dataset:
+
+def preference_pairs(groups: ContrastiveGroups | Subset[TrainingGroup]) -> Dataset:
     """Each group's ground truth against each of its negatives, in the groups' order: the columns of `PAIRS`.
 
     Raises:
         UserError: the groups hold negatives of several strategies.
     """
-    assert groups.choice is not None
-    use = groups.choice.counts
+    whole: Any = groups.dataset if isinstance(groups, Subset) else groups
+    use = whole.choice.counts
     if len(use) > 1:
         first = next(iter(use.items()))
         raise UserError(
@@ -67,19 +75,27 @@ def dpo_config(training: TrainingArguments, beta: float) -> DPOConfig:
 
 
 def make_dpo_trainer(
-    pairs: Dataset, model: Any, peft_config: Any, tokenizer: Any, training: TrainingArguments, beta: float
+    pairs: Dataset,
+    model: Any,
+    peft_config: Any,
+    tokenizer: Any,
+    training: TrainingArguments,
+    beta: float,
+    held_out: Dataset | None = None,
 ) -> "PairTrainer":
     """TRL's trainer on `preference_pairs`.
 
     Args:
         model: the policy as loaded, neither patched nor wrapped; TRL does both.
         peft_config: peft's configuration of an adapter, or None.
+        held_out: pairs to watch.
     """
     log.info("dpo on %d pairs, TRL's DPOTrainer", len(pairs))
     return PairTrainer(
         model=model,
         args=dpo_config(training, beta),
         train_dataset=pairs,
+        eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=peft_config,
     )
@@ -127,6 +143,16 @@ class PairTrainer(DPOTrainer):
         if self.accelerator.sync_gradients:
             self._check_finite(model)
         return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's metrics, averages over pairs, under our names too."""
+        found = self._metrics["train" if self.model.training else "eval"]  # type: ignore[union-attr]
+        for theirs, ours in OUR_NAMES.items():
+            if theirs in found:
+                found[ours] = found[theirs]
+        if "rewards/chosen" in found:
+            found["logps/ground_truth_change"] = [reward / self.beta for reward in found["rewards/chosen"]]
+        super().log(logs, start_time)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's, of a batch without the ids, which it would hand to the model."""

@@ -151,10 +151,14 @@ def _make_trainer(
 
             from trainer.dpo import make_dpo_trainer, preference_pairs
 
-            pairs = preference_pairs(data.train)  # it may refuse: before a large model is loaded
+            # It may refuse: before a large model is loaded.
+            pairs = preference_pairs(data.train)
+            held_out = preference_pairs(data.held_out) if data.held_out is not None else None
             policy = _load_policy(script, model_config, directory)
             _compare_with_scorer(data.scored, policy, training, None)
-            return make_dpo_trainer(pairs, policy, get_peft_config(model_config), tokenizer, training, script.beta)
+            return make_dpo_trainer(
+                *(pairs, policy, get_peft_config(model_config), tokenizer, training, script.beta), held_out
+            )
         model, path = _load_model(script, model_config, directory)
         log.info(
             *("%s on %d groups, %s layout, at most %d tokens per pass", script.objective, len(data.train)),

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from data.errors import UserError
 from data.shards import NegativeSet
@@ -29,7 +29,7 @@ class TrainingData:
     """
 
     train: Any
-    held_out: Dataset | None
+    held_out: Any
     source: dict[str, Any]
     scored: list[tuple[str, str]]
 

@@ -105,8 +105,8 @@ class GroundTruthWatch(TrainerCallback, ExportableState):
         log.warning(
             "By step %d the %s ground truths have become less likely than under the reference (%+.2f nats, and falling "
             "over the last %d logs) while the margin grows (now %.2f). To keep them likely try a smaller --beta or "
-            "--learning_rate, fewer steps, --sft_weight 0.1 to 1, or an ensemble with the MLE model: python -m "
-            "trainer.ensemble.",
+            "--learning_rate, fewer steps, --sft_weight 0.1 to 1 (of cpo and cpo-rank), or an ensemble with the MLE "
+            "model: python -m trainer.ensemble.",
             state.global_step,
             where,
             mean(changes[-RECENT:]),
