@@ -326,7 +326,7 @@ def test_held_out_pairs_are_watched_under_our_names(reference: Path, both_halves
 def test_a_ground_truth_that_falls_is_named(
     reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All the logs of a run in which the policy unlearns everything, and the ground truths a little less."""
+    """TRL's metrics, made to fall, reach the watch under the names that it reads."""
     trainer = make_trainer(reference, negative_set, tmp_path, max_steps=12, learning_rate=0.0)
     compute_loss = trainer.compute_loss
 
