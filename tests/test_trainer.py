@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from data.errors import UserError
 from data.shards import NegativeSet
@@ -253,6 +254,37 @@ def test_lora_trains_the_adapter_from_the_same_shards(
     assert any(name.endswith("lora_B.weight") and tensor.abs().max() > 0 for name, tensor in weights.items())
     history = json.loads((output / "trainer_state.json").read_text())["log_history"]
     assert float(history[0]["loss"]) == pytest.approx(math.log(24), abs=2e-3)
+
+
+@pytest.mark.parametrize("peft", [False, True])
+def test_gradient_checkpointing_changes_no_loss(
+    peft: bool, reference: Path, negative_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it does happen: each layer's forward pass is repeated for the backward one."""
+    passes: list[bool] = []
+    forward = LlamaDecoderLayer.forward
+
+    def counted_stub(*arguments: Any, **options: Any) -> Any:
+        passes.append(torch.is_grad_enabled())
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", counted_stub)
+    options = ["--max_steps", "4", "--save_strategy", "no", "--logging_steps", "1", "--report_to", "none"]
+    if peft:
+        options += ["--use_peft", "true", "--lora_target_modules", "q_proj", "--learning_rate", "1e-2"]
+    losses, counts = [], []
+    for checkpointing in ("false", "true"):
+        output = tmp_path / checkpointing
+        passes.clear()
+        words = cli(reference, negative_set, output, *options, "--gradient_checkpointing", checkpointing)
+        assert main(words) == 0
+        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines if "loss" in line])
+        counts.append(sum(passes))
+    assert counts[1] >= 2 * counts[0] > 0
+    assert len(losses[0]) == 4
+    assert losses[0][-1] < losses[0][0] - 0.01
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
 def test_a_policy_that_is_not_the_reference_is_named_before_the_first_step(
