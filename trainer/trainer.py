@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from data.errors import UserError
 from trainer.dataset import PackedGroups
@@ -70,7 +70,7 @@ class ContrastiveTrainer(Trainer):
         self.sft_weight = sft_weight
         self.scheduled = scheduled
         self._sums: dict[str, torch.Tensor] = {}
-        self._logged_at = time.perf_counter()
+        self._logged_at: float | None = None
         self._checked_start = objective not in CONTRASTIVE
         # Of the current step: ids of its groups, and of those whose loss was not finite.
         self._ids: list[str] = []
@@ -108,6 +108,8 @@ class ContrastiveTrainer(Trainer):
             self._checked_start = True
             if self.state.global_step == 0:
                 self._check_start(inputs[:START_PASSES])
+        if self._logged_at is None:  # tokens per second are the training's: not before its first step
+            self._logged_at = time.perf_counter()
         model.train()
         total = torch.zeros((), device=self.args.device)
         passes = list(self._in_step(inputs))
@@ -117,7 +119,7 @@ class ContrastiveTrainer(Trainer):
                 packed = packed.to(self.args.device)
                 with self.compute_loss_context_manager():
                     if self.scheduled is not None:
-                        packed = self.scheduled.mix(model, packed, self._draw(index))
+                        packed = self.scheduled.mix(model, packed, (self.args.seed, self.state.global_step))
                     policy_logps = candidate_logps(model, packed.tokens)
                     share = self._share(policy_logps, packed, num_items_in_batch) * counts
                 # DDP averages over processes; the loss is a sum over all of them.
@@ -162,6 +164,7 @@ class ContrastiveTrainer(Trainer):
         """Add the averages since the last log: metrics, tokens per second, padding fraction."""
         if self._sums and "loss" in logs:
             now = time.perf_counter()
+            assert self._logged_at is not None
             elapsed, self._logged_at = now - self._logged_at, now
             positions = self.accelerator.reduce(self._sums["padding_fraction"].clone(), "sum")  # type: ignore[arg-type]
             padding, number = positions.tolist()  # type: ignore[union-attr]
@@ -185,7 +188,8 @@ class ContrastiveTrainer(Trainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         started = time.perf_counter()
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        self._logged_at += time.perf_counter() - started  # tokens per second are the training's
+        if self._logged_at is not None:
+            self._logged_at += time.perf_counter() - started
 
     def _in_step(self, passes: Sequence[PackedGroups]) -> Iterator[tuple[PackedGroups, bool]]:
         """The passes, and whether each counts: FSDP's processes need equally many, so some repeat their last."""
@@ -214,12 +218,6 @@ class ContrastiveTrainer(Trainer):
             return cpo_loss(policy_logps, reference, beta=self.beta, mask=mask)
         return cpo_ranking_loss(policy_logps, reference, packed.ranks, beta=self.beta, mask=mask)
 
-    def _draw(self, index: int) -> torch.Generator:
-        """Random numbers of a pass: the same after a resume."""
-        micro_batch = len(self._ids)
-        seed = hash((self.args.seed, self.state.global_step, self.accelerator.process_index, micro_batch, index))
-        return torch.Generator().manual_seed(seed % 2**63)
-
     def _record(self, policy_logps: torch.Tensor, packed: PackedGroups, share: torch.Tensor) -> None:
         if not torch.isfinite(share):
             self._unsound += packed.ids
@@ -243,7 +241,7 @@ class ContrastiveTrainer(Trainer):
             contrast = self._contrast(policy_logps, packed) * groups
             found["loss"] = (contrast, groups)
             if self.sft_weight:
-                # Both terms have a log of their own; the sum is transformers' `loss`.
+                # Both terms have a log of their own; `_averages` adds them up.
                 found["loss/contrast"] = (contrast, groups)
                 found["loss/sft"] = (mle_loss(policy_logps, 1), tokens)
             for name, values in preference_metrics(*arguments, **options).items():
@@ -262,7 +260,10 @@ class ContrastiveTrainer(Trainer):
         names = sorted(sums)
         totals = self.accelerator.reduce(torch.stack([sums[name].to(self.args.device) for name in names]), "sum")
         pairs = totals.tolist()  # type: ignore[union-attr]
-        return {name: total / number for name, (total, number) in zip(names, pairs, strict=True) if number}
+        found = {name: total / number for name, (total, number) in zip(names, pairs, strict=True) if number}
+        if "loss/sft" in found:
+            found["loss"] = found["loss/contrast"] + self.sft_weight * found["loss/sft"]
+        return found
 
     def _check_finite(self, model: nn.Module, total: torch.Tensor) -> None:
         """Stop before the optimiser step if loss or gradient is not finite. All processes stop together."""
@@ -304,8 +305,7 @@ class ContrastiveTrainer(Trainer):
             longest = max(longest, int(packed.tokens.slot.bincount().max()))
             groups += packed.num_groups
         worst = torch.cat(rewards).abs().max().item()
-        dtype = next(model.parameters()).dtype
-        compute = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else dtype
+        dtype, compute = next(model.parameters()).dtype, computed_in(self.args, model)
         bound = self.beta * longest * START_TOLERANCE.get(compute, START_TOLERANCE[torch.float32])
         found = (
             f"max |h| {worst:.2g} (bound {bound:.2g}: beta {self.beta:g}, up to {longest} tokens, {compute}), loss "
@@ -324,6 +324,12 @@ class ContrastiveTrainer(Trainer):
                 self.path,
                 attention_implementation(model),
             )
+
+
+def computed_in(args: TrainingArguments, model: Any) -> torch.dtype:
+    """What matrix products are computed in: that of mixed precision (a flag's or accelerate's), else the weights'."""
+    mixed: dict[str | None, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return mixed.get(args.mixed_precision) or next(model.parameters()).dtype
 
 
 def _add(sums: dict[str, torch.Tensor], metrics: dict[str, torch.Tensor]) -> None:

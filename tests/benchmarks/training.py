@@ -113,7 +113,7 @@ def ours(kind: str, folder: str, vocab_size: int = 50257) -> dict[str, Any]:
 
 
 class InOrder(torch.utils.data.Dataset):
-    """Groups as one block, all of the same stated length: the sampler's order is a plain shuffle."""
+    """Groups as one block, for the trainer's sampler."""
 
     def __init__(self, groups: list[TrainingGroup]):
         self.groups = groups
