@@ -218,7 +218,7 @@ def plain(kind: str, _: str) -> dict[str, Any]:
         tokens = sum(g.tokens.packed_length for g in groups[start : start + STEP])
         rows = tokens // ROW_TOKENS
         began = time.perf_counter()
-        for _ in range(rows):
+        for _row in range(rows):
             ids = torch.randint(50257, (1, ROW_TOKENS), generator=generator)
             (model(input_ids=ids, labels=ids).loss / rows).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
