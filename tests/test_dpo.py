@@ -401,7 +401,11 @@ def on_two_processes(command: list[str]) -> list[tuple[int, str]]:
         )
         for rank in ("0", "1")
     ]
-    messages = [process.communicate(timeout=300)[1] for process in processes]
+    try:
+        messages = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # where one waits for the other for ever
     return [(process.returncode, text) for process, text in zip(processes, messages, strict=True)]
 
 

@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_two_fsdp_processes_have_the_gradients_of_one(architecture: str, tmp_pat
 def test_the_recipes_are_accelerates(name: str, kind: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    config = load_config_from_file(str(ROOT / f"recipes/accelerate/{name}.yaml"))
+    config: Any = load_config_from_file(str(ROOT / f"recipes/accelerate/{name}.yaml"))
     assert str(config.distributed_type).endswith(kind)
     assert config.mixed_precision == "bf16"
     if kind == "FSDP":

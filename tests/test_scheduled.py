@@ -59,9 +59,9 @@ def test_the_first_pass_predicts_from_gold_and_the_next_from_the_mixture() -> No
     model.forward = follow
     group = TrainingGroup("g", Continuations([1, 2, 3], [[11, 12, 13]]))
     (packed,) = Collator("packed", 100, copies=2)([group])
-    once = ScheduledSampling(share=1.0, passes=1).mix(model, packed, torch.Generator())
-    twice = ScheduledSampling(share=1.0, passes=2).mix(model, packed, torch.Generator())
-    never = ScheduledSampling(share=0.0, passes=2).mix(model, packed, torch.Generator())
+    once = ScheduledSampling(share=1.0, passes=1).mix(model, packed, (0,))
+    twice = ScheduledSampling(share=1.0, passes=2).mix(model, packed, (0,))
+    never = ScheduledSampling(share=0.0, passes=2).mix(model, packed, (0,))
     # Gold inputs 3 11 12 predict 4 12 13; the first two of these are inputs.
     assert seen[0] == [3, 11, 12] * 2
     assert once.tokens.input_ids.tolist() == [[1, 2, 3, 4, 12, 3, 4, 12]]
@@ -76,11 +76,33 @@ def test_each_mixture_is_of_its_own_and_its_share_is_as_asked() -> None:
     prepare_model(model)
     group = TrainingGroup("g", Continuations([1], [list(range(2, 90))]))
     (packed,) = Collator("packed", 10_000, copies=40)([group])
-    mixed = ScheduledSampling(share=0.25, passes=1).mix(model, packed, torch.Generator().manual_seed(1))
+    mixed = ScheduledSampling(share=0.25, passes=1).mix(model, packed, (1,))
     changed = (mixed.tokens.input_ids != packed.tokens.input_ids)[0].view(40, 88)
     assert not changed[:, 0].any()  # the prefix's last token
     assert abs(changed[:, 1:].float().mean().item() - 0.25) < 0.03  # 3,480 draws: sd 0.007, less 1% that draw gold
     assert len({tuple(row.tolist()) for row in changed}) == 40
+
+
+@pytest.mark.parametrize("path", ["packed", "padded"])
+def test_a_groups_mixtures_are_the_same_in_any_pass(path: str) -> None:
+    model = tiny_model("gpt2")
+    prepare_model(model)
+    groups = [TrainingGroup(f"g{i}", Continuations(g.prefix, g.continuations[:1])) for i, g in enumerate(GROUPS)]
+    sampling = ScheduledSampling(share=0.5, passes=2)
+
+    def mixtures(row_tokens: int, order: list[TrainingGroup]) -> dict[str, list[list[int]]]:
+        found: dict[str, list[list[int]]] = {}
+        model._logprob_path = path
+        for packed in Collator(path, row_tokens, copies=3)(order):
+            tokens = sampling.mix(model, packed, (7, 3)).tokens
+            inputs = tokens.input_ids.flatten()[tokens.target_index]
+            for slot in range(tokens.mask.numel()):
+                found.setdefault(packed.ids[slot // 3], []).append(inputs[tokens.slot == slot].tolist())
+        return found
+
+    together, apart = mixtures(1000, groups), mixtures(1, groups[::-1])
+    assert together == apart
+    assert any(mixture != together["g0"][0] for mixture in together["g0"])
 
 
 def test_the_loss_is_a_mean_over_mixtures_and_tokens_and_mles_without_any() -> None:

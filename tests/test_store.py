@@ -64,7 +64,7 @@ def test_a_split_of_several_sets_is_numbered_through(
     found = groups[1]
     expected = group(numbers[1])
     assert found.id == expected.id
-    assert [c.tolist() for c in found.tokens.continuations] == [[7, 0], *(c.ids for c in expected.negatives)]
+    assert [list(c) for c in found.tokens.continuations] == [[7, 0], *(c.ids for c in expected.negatives)]
     assert list(found.reference_logps) == [-numbers[1], 0.0, -1.0, -2.0, -3.0, -4.0, -5.0]
     assert list(found.strategies) == ["an"] * 4 + ["bn"] * 2
 

@@ -27,6 +27,7 @@ from trainer.dataset import Collator, ContrastiveGroups, GroundTruths
 from trainer.logprobs import attention_implementation, prepare_model
 from trainer.output import find_checkpoint, resume_from
 from trainer.run import _job, main
+from trainer.scheduled import ScheduledSampling
 from trainer.store import GroupStore
 from trainer.trainer import ContrastiveTrainer
 
@@ -39,7 +40,7 @@ def make_trainer(reference: Path, negative_set: Path, tmp_path: Path, **options:
     negatives = NegativeSet(str(negative_set))
     dataset = (
         ContrastiveGroups(GroupStore([negatives], "train"))
-        if objective == "mle"
+        if objective in ("mle", "pss")
         else ContrastiveGroups.of([negatives], "train", options.pop("use", None))
     )
     arguments = PaperTrainingArguments(output_dir=str(tmp_path), use_cpu=True, save_strategy="no", **options)
@@ -47,10 +48,11 @@ def make_trainer(reference: Path, negative_set: Path, tmp_path: Path, **options:
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=Collator(path, row_tokens),
+        data_collator=Collator(path, row_tokens, copies=3 if objective == "pss" else 1),
         objective=objective,
         beta=5.0,
         path=path,
+        scheduled=ScheduledSampling(0.25, 2) if objective == "pss" else None,
     )
 
 
@@ -73,7 +75,7 @@ def first_gradient(trainer: ContrastiveTrainer) -> dict[str, torch.Tensor]:
     return gradients
 
 
-@pytest.mark.parametrize("objective", ["mle", "cpo", "cpo-rank"])
+@pytest.mark.parametrize("objective", ["mle", "pss", "cpo", "cpo-rank"])
 def test_batch_8_and_batch_1_times_accumulation_8_give_the_same_gradient(
     objective: str, reference: Path, negative_set: Path, tmp_path: Path
 ) -> None:
@@ -150,7 +152,7 @@ def test_use_takes_the_first_negatives_of_a_strategy(reference: Path, negative_s
     negatives = NegativeSet(str(negative_set))
     every = ContrastiveGroups.of([negatives], "train")[5]
     chosen = ContrastiveGroups.of([negatives], "train", "an=2")[5]
-    assert [c.tolist() for c in chosen.tokens.continuations] == [c.tolist() for c in every.tokens.continuations[:3]]
+    assert [list(c) for c in chosen.tokens.continuations] == [list(c) for c in every.tokens.continuations[:3]]
     assert list(chosen.reference_logps) == list(every.reference_logps[:3])
     assert len(every.tokens.continuations) == 4
 
@@ -349,6 +351,28 @@ def test_a_set_that_was_scored_in_another_dtype_is_named(
     assert "--scorer_dtype bfloat16" in caplog.text
 
 
+def test_mixed_precision_of_accelerates_configuration_counts_like_the_flag(
+    reference: Path,
+    negative_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """recipes/accelerate set it; the start is then bounded as bfloat16's, and a resume in float32 is refused."""
+    words = cli(reference, negative_set, tmp_path / "out", "--max_steps", "2", "--save_steps", "1")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with caplog.at_level(logging.INFO):
+        assert main(words) == 0
+    assert "this run computes in bfloat16, packed layout" in caplog.text
+    (line,) = (r.getMessage() for r in caplog.records if r.getMessage().startswith("before the first step"))
+    assert "torch.bfloat16" in line
+    assert json.loads((tmp_path / "out/trainer_job.json").read_text())["training"]["mixed_precision"] == "bf16"
+    shutil.rmtree(tmp_path / "out/checkpoint-2")
+    (tmp_path / "out/model.safetensors").unlink()
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    assert main([*words, "--resume_from_checkpoint", "true"]) == 2
+
+
 def test_defaults_are_the_papers(tmp_path: Path) -> None:
     script, training, model = parse(["--shards", "s", "--model", "m", "--output_dir", str(tmp_path)])
     assert script.beta == 5.0
@@ -508,7 +532,13 @@ def test_the_mle_term_is_added_with_its_weight_from_the_same_forward(
 
     both, contrast, mle = make(objective, 0.5), make(objective), make("mle")
     mle.train_dataset = contrast.train_dataset  # the same steps: they depend on the lengths of groups
+    forwards: dict[int, int] = {}
+    for trainer in (both, contrast):
+        backbone: Any = trainer.model.base_model  # type: ignore[union-attr]
+        backbone.register_forward_hook(lambda m, *_: forwards.update({id(m): forwards.get(id(m), 0) + 1}))
     found, first, second = (first_gradient(trainer) for trainer in (both, contrast, mle))
+    assert len(set(forwards.values())) == 1
+    assert len(forwards) == 2
     for name, gradient in found.items():
         expected = first[name] + 0.5 * second[name]
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item() + 1e-9)
@@ -527,6 +557,16 @@ def test_held_out_groups_count_once_each_and_their_averages_are_the_sets(
     expected = [sum(g.reference_logp > c.reference_logp for c in g.negatives) / 3 for g in groups]  # type: ignore[operator]
     assert found["eval_logps/ranking_accuracy"] == pytest.approx(sum(expected) / len(expected), abs=0.03)
     assert trainer.state.log_history[-1]["eval_loss"] == found["eval_loss"]
+
+
+def test_the_held_out_loss_is_the_one_that_is_trained(reference: Path, negative_set: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(reference, negative_set, tmp_path, objective="cpo")
+    trainer.sft_weight = 0.5
+    trainer.eval_dataset = trainer.train_dataset
+    found = trainer.evaluate()
+    assert found["eval_loss/contrast"] == pytest.approx(math.log(4), abs=2e-3)
+    assert found["eval_loss/sft"] > 1
+    assert found["eval_loss"] == pytest.approx(found["eval_loss/contrast"] + 0.5 * found["eval_loss/sft"])
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

@@ -1,4 +1,4 @@
-"""`python -m trainer.run`: train a model on a negative set (cpo, cpo-rank, dpo), or on ground truths (mle)."""
+"""`python -m trainer.run`: train a model on a negative set (cpo, cpo-rank, dpo), or on ground truths (mle, pss)."""
 
 import dataclasses
 import logging
@@ -29,7 +29,7 @@ DECISIVE = (
     *("seed", "data_seed", "max_steps", "num_train_epochs", "dataloader_drop_last"),
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
-    *("bf16", "fp16", "neftune_noise_alpha"),
+    *("mixed_precision", "neftune_noise_alpha"),
 )
 PSS = ("pss_share", "pss_passes", "pss_mixtures")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -37,7 +37,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 HELP = """usage: python -m trainer.run --shards DIR --model M --output_dir O --objective cpo [--key value ...]
 
 Train on the shards of a negative set with Contrastive Preference Optimization (arXiv 2502.16433: K-way, with a
-reference model; not TRL's CPO of arXiv 2401.08417), or by next-token prediction. The final model and its tokenizer
+reference model; not TRL's CPO of arXiv 2401.08417) or a baseline: dpo, mle, pss. The final model and its tokenizer
 lie in --output_dir itself.
 
 our options:
@@ -197,7 +197,9 @@ def _compare_with_scorer(
     Args:
         path: this run's layout; None: not to be compared, as for TRL, which always pads.
     """
-    dtype = "bfloat16" if training.bf16 else "float16" if training.fp16 else str(model.dtype).removeprefix("torch.")
+    from trainer.start import computed_in
+
+    dtype = str(computed_in(training, model)).removeprefix("torch.")
     mine = f"{dtype}, {path} layout" if path else dtype
     theirs = {f"{other}, {layout} layout" if path else other: other for other, layout in scored}
     for spoken, other in theirs.items():
@@ -229,7 +231,7 @@ def _load_model(script: ScriptArguments, model_config: "ModelConfig", directory:
 
 
 def _load_policy(script: ScriptArguments, model_config: "ModelConfig", directory: Path) -> Any:
-    """The policy as transformers loads it, without dropout unless for mle."""
+    """The policy as transformers loads it, without dropout unless for mle and pss."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from trl import get_quantization_config

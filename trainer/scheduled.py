@@ -6,9 +6,11 @@ of the one before. The targets stay gold.
 """
 
 import dataclasses
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from trainer.dataset import PackedGroups
@@ -28,18 +30,22 @@ class ScheduledSampling:
     share: float
     passes: int
 
-    def mix(self, model: Any, packed: PackedGroups, generator: torch.Generator) -> PackedGroups:
+    def mix(self, model: Any, packed: PackedGroups, seed: tuple[int, ...]) -> PackedGroups:
         """The same groups with mixed inputs; every continuation gets a mixture of its own.
 
         Args:
             model: prepared policy, wrapped or not.
             packed: ground truths, each as many times as mixtures are wanted.
-            generator: on the CPU, so that the draws do not depend on the device.
+            seed: with a group's id it decides the group's draws, so that they do not depend on how groups are laid out
+                or divided over processes.
         """
         tokens, mixed = packed.tokens, packed.tokens
-        numbers = len(tokens.target_ids)
-        for _ in range(self.passes):
-            uniforms, coins = torch.rand(2, numbers, generator=generator).to(tokens.target_ids.device)
+        numbers = (tokens.slot // tokens.mask.shape[1]).bincount(minlength=packed.num_groups).tolist()
+        draws = [
+            np.random.default_rng((*seed, zlib.crc32(group.encode()))).random((self.passes, 2, number))
+            for group, number in zip(packed.ids, numbers, strict=True)
+        ]
+        for uniforms, coins in torch.from_numpy(np.concatenate(draws, axis=-1)).to(tokens.target_ids.device):
             drawn = draw_tokens(model, mixed, uniforms[:, None])[:, 0]
             mixed = with_inputs(tokens, torch.where(coins < self.share, drawn, tokens.target_ids))
         return dataclasses.replace(packed, tokens=mixed)

@@ -39,8 +39,7 @@ def report_start(
         path: layout of the forward passes.
     """
     worst = rewards.abs().max().item()
-    dtype = next(model.parameters()).dtype
-    compute = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else dtype
+    dtype, compute = next(model.parameters()).dtype, computed_in(arguments, model)
     bound = beta * longest * START_TOLERANCE.get(compute, START_TOLERANCE[torch.float32])
     found = f"max |h| {worst:.2g} (bound {bound:.2g}: beta {beta:g}, up to {longest} tokens, {compute}), loss {loss}"
     log.info("before the first step, on %s: %s", what, found)
@@ -55,3 +54,9 @@ def report_start(
             path,
             attention_implementation(model),
         )
+
+
+def computed_in(args: TrainingArguments, model: Any) -> torch.dtype:
+    """What matrix products are computed in: that of mixed precision (a flag's or accelerate's), else the weights'."""
+    mixed: dict[str | None, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return mixed.get(args.mixed_precision) or next(model.parameters()).dtype

@@ -64,7 +64,7 @@ class ContrastiveTrainer(Trainer):
         self.sft_weight = sft_weight
         self.scheduled = scheduled
         self._sums: dict[str, torch.Tensor] = {}
-        self._logged_at = time.perf_counter()
+        self._logged_at: float | None = None
         self._checked_start = objective not in CONTRASTIVE
         # Of the current step: ids of its groups, and of those whose loss was not finite.
         self._ids: list[str] = []
@@ -102,6 +102,8 @@ class ContrastiveTrainer(Trainer):
             self._checked_start = True
             if self.state.global_step == 0:
                 self._check_start(inputs[:START_PASSES])
+        if self._logged_at is None:  # tokens per second are the training's: not before its first step
+            self._logged_at = time.perf_counter()
         model.train()
         total = torch.zeros((), device=self.args.device)
         passes = list(self._in_step(inputs))
@@ -111,7 +113,7 @@ class ContrastiveTrainer(Trainer):
                 packed = packed.to(self.args.device)
                 with self.compute_loss_context_manager():
                     if self.scheduled is not None:
-                        packed = self.scheduled.mix(model, packed, self._draw(index))
+                        packed = self.scheduled.mix(model, packed, (self.args.seed, self.state.global_step))
                     policy_logps = candidate_logps(model, packed.tokens)
                     share = self._share(policy_logps, packed, num_items_in_batch) * counts
                 # DDP averages over processes; the loss is a sum over all of them.
@@ -156,6 +158,7 @@ class ContrastiveTrainer(Trainer):
         """Add the averages since the last log: metrics, tokens per second, padding fraction."""
         if self._sums and "loss" in logs:
             now = time.perf_counter()
+            assert self._logged_at is not None
             elapsed, self._logged_at = now - self._logged_at, now
             positions = self.accelerator.reduce(self._sums["padding_fraction"].clone(), "sum")  # type: ignore[arg-type]
             padding, number = positions.tolist()  # type: ignore[union-attr]
@@ -179,7 +182,8 @@ class ContrastiveTrainer(Trainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         started = time.perf_counter()
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        self._logged_at += time.perf_counter() - started  # tokens per second are the training's
+        if self._logged_at is not None:
+            self._logged_at += time.perf_counter() - started
 
     def _in_step(self, passes: Sequence[PackedGroups]) -> Iterator[tuple[PackedGroups, bool]]:
         """The passes, and whether each counts: FSDP's processes need equally many, so some repeat their last."""
@@ -208,12 +212,6 @@ class ContrastiveTrainer(Trainer):
             return cpo_loss(policy_logps, reference, beta=self.beta, mask=mask)
         return cpo_ranking_loss(policy_logps, reference, packed.ranks, beta=self.beta, mask=mask)
 
-    def _draw(self, index: int) -> torch.Generator:
-        """Random numbers of a pass: the same after a resume."""
-        micro_batch = len(self._ids)
-        seed = hash((self.args.seed, self.state.global_step, self.accelerator.process_index, micro_batch, index))
-        return torch.Generator().manual_seed(seed % 2**63)
-
     def _record(self, policy_logps: torch.Tensor, packed: PackedGroups, share: torch.Tensor) -> None:
         if not torch.isfinite(share):
             self._unsound += packed.ids
@@ -237,7 +235,7 @@ class ContrastiveTrainer(Trainer):
             contrast = self._contrast(policy_logps, packed) * groups
             found["loss"] = (contrast, groups)
             if self.sft_weight:
-                # Both terms have a log of their own; the sum is transformers' `loss`.
+                # Both terms have a log of their own; `_averages` adds them up.
                 found["loss/contrast"] = (contrast, groups)
                 found["loss/sft"] = (mle_loss(policy_logps, 1), tokens)
             for name, values in preference_metrics(*arguments, **options).items():
@@ -256,7 +254,10 @@ class ContrastiveTrainer(Trainer):
         names = sorted(sums)
         totals = self.accelerator.reduce(torch.stack([sums[name].to(self.args.device) for name in names]), "sum")
         pairs = totals.tolist()  # type: ignore[union-attr]
-        return {name: total / number for name, (total, number) in zip(names, pairs, strict=True) if number}
+        found = {name: total / number for name, (total, number) in zip(names, pairs, strict=True) if number}
+        if "loss/sft" in found:
+            found["loss"] = found["loss/contrast"] + self.sft_weight * found["loss/sft"]
+        return found
 
     def _check_finite(self, model: nn.Module, total: torch.Tensor) -> None:
         ids, unsound, self._ids, self._unsound = self._ids, self._unsound, [], []

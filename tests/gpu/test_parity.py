@@ -96,7 +96,8 @@ def test_the_loss_starts_at_log_k(
     from trainer.trainer import ContrastiveTrainer
 
     make_negative_set(tmp_path / "set", reference, num_groups=16, num_negatives=3, dtype=dtype)
-    model: Any = AutoModelForCausalLM.from_pretrained(reference, dtype=getattr(torch, dtype)).to("cuda")
+    model: Any = AutoModelForCausalLM.from_pretrained(reference, dtype=getattr(torch, dtype))
+    model.to("cuda")
     path = prepare_model(model)
     arguments = TrainingArguments(
         output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=16, logging_steps=1, bf16=False,
