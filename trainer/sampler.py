@@ -1,10 +1,11 @@
 """The order of an epoch: optimiser steps that hold the same number of groups and nearly the same number of tokens."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 # Steps' worth of groups that are mixed at a time: enough for strata of different lengths, few enough to keep decoded.
 WINDOW_STEPS = 32
@@ -98,3 +99,20 @@ class StepSampler(Sampler[int]):
         dealt = steps[:, ::-1].reshape(len(steps), -1, parts)
         dealt[:, 1::2] = dealt[:, 1::2, ::-1].copy()
         return dealt.transpose(0, 2, 1).reshape(len(steps), self.step_groups)
+
+
+class EpochOfSampler(TrainerCallback):
+    """Tells the sampler of the training data which epoch begins, however the data loader wraps it.
+
+    transformers and accelerate descend two levels. On several processes a loader that skips what was trained before a
+    resume has three, and its sampler would stay in epoch 0.
+    """
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        sampler = kwargs["train_dataloader"].batch_sampler
+        while (inner := getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)) is not None:
+            sampler = inner
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(int(state.epoch or 0))
