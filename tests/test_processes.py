@@ -1,5 +1,6 @@
 """Several processes train as one does: the same groups per step, exact resume, and they stop together."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -47,3 +48,22 @@ def test_resuming_in_a_later_epoch_gives_the_same_parameters_as_never_stopping(
     train(processes, [*words, "--resume_from_checkpoint", "true"])
     resumed = load_file(out / "model.safetensors")
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_held_out_groups_fewer_than_processes_are_averaged_as_in_one(
+    reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    """Three groups, two per process and pass, then one: the second process has one, then none at all."""
+    found = {}
+    for processes, groups in ((1, 3), (2, 3), (1, 1), (2, 1)):
+        out = tmp_path / f"{processes}-{groups}"
+        words = cli(reference, negative_set, out, "--max_steps", "1", "--save_strategy", "no", "--report_to", "none")
+        words += ["--eval_strategy", "steps", "--eval_steps", "1", "--per_device_eval_batch_size", "2"]
+        train(processes, [*words, "--eval_split", "train", "--max_eval_samples", str(groups)])
+        logs = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        (found[processes, groups],) = (log for log in logs if "eval_loss" in log)
+    for groups in (3, 1):
+        assert found[1, groups].keys() == found[2, groups].keys()
+        for name, value in found[1, groups].items():
+            if name != "eval_runtime":
+                assert found[2, groups][name] == pytest.approx(value, rel=1e-3, abs=1e-3), name

@@ -122,10 +122,8 @@ class ContrastiveTrainer(Trainer):
                     share = self._share(policy_logps, packed, num_items_in_batch) * counts
                 # DDP averages over processes; the loss is a sum over all of them.
                 self.accelerator.backward(share * self.accelerator.num_processes)
-            if counts:
-                total += share.detach() * self.accelerator.num_processes
-                self._ids += packed.ids
-                self._record(policy_logps.detach(), packed, share.detach())
+            total += share.detach() * self.accelerator.num_processes
+            self._record(policy_logps.detach(), packed, share.detach(), counts)
         if self.accelerator.sync_gradients:
             self._check_finite(model, total)
         return total
@@ -150,8 +148,7 @@ class ContrastiveTrainer(Trainer):
                     packed = packed.to(self.args.device)
                     with self.compute_loss_context_manager():
                         policy_logps = candidate_logps(model, packed.tokens)
-                    if counts and len(mine):
-                        _add(sums, self._metrics(policy_logps, packed))
+                    _add(sums, self._metrics(policy_logps, packed, counts and len(mine) > 0))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self._averages(sums).items()}
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 2)
         self.log(metrics)
@@ -220,16 +217,17 @@ class ContrastiveTrainer(Trainer):
         seed = hash((self.args.seed, self.state.global_step, self.accelerator.process_index, micro_batch, index))
         return torch.Generator().manual_seed(seed % 2**63)
 
-    def _record(self, policy_logps: torch.Tensor, packed: PackedGroups, share: torch.Tensor) -> None:
-        if not torch.isfinite(share):
-            self._unsound += packed.ids
-        metrics = self._metrics(policy_logps, packed)
-        positions = packed.tokens.input_ids.numel()
-        metrics["padding_fraction"] = torch.tensor([packed.tokens.padding, positions], dtype=torch.float64)
+    def _record(self, policy_logps: torch.Tensor, packed: PackedGroups, share: torch.Tensor, counts: bool) -> None:
+        if counts:
+            self._ids += packed.ids
+            self._unsound += [] if torch.isfinite(share) else packed.ids
+        metrics = self._metrics(policy_logps, packed, counts)
+        positions = packed.tokens.input_ids.numel() * counts
+        metrics["padding_fraction"] = torch.tensor([packed.tokens.padding * counts, positions], dtype=torch.float64)
         _add(self._sums, metrics)
 
-    def _metrics(self, policy_logps: torch.Tensor, packed: PackedGroups) -> dict[str, torch.Tensor]:
-        """Sum and number of each metric, [2]; the names are the same on every process."""
+    def _metrics(self, policy_logps: torch.Tensor, packed: PackedGroups, counts: bool) -> dict[str, torch.Tensor]:
+        """Sum and number of each metric, [2]; zeros if the pass does not count. Every process has the same names."""
         groups, tokens = packed.num_groups, packed.num_truth_tokens
         found: dict[str, tuple[Any, float]] = {}
         if self.objective not in CONTRASTIVE:
@@ -254,6 +252,8 @@ class ContrastiveTrainer(Trainer):
                 found.update({name: (values.sum(), len(values)) for name, values in by_strategy.items()})
         return {
             name: torch.stack([torch.as_tensor(x, dtype=torch.float64, device=policy_logps.device) for x in pair])
+            if counts
+            else torch.zeros(2, dtype=torch.float64, device=policy_logps.device)
             for name, pair in found.items()
         }
 
