@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from tests.processes import TwoProcesses
 from tests.test_trainer import cli
+from tests.tiny import make_negative_set
 from trainer.run import main
 
 
@@ -67,3 +68,52 @@ def test_held_out_groups_fewer_than_processes_are_averaged_as_in_one(
         for name, value in found[1, groups].items():
             if name != "eval_runtime":
                 assert found[2, groups][name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
+
+
+def difference(start: Path, one: Path, other: Path) -> float:
+    """How far two trained models are apart, as a share of how far the first has moved."""
+    tensors = [load_file(directory / "model.safetensors") for directory in (start, one, other)]
+    first, expected, found = (torch.cat([t[name].flatten() for name in sorted(t)]) for t in tensors)
+    assert (expected - first).norm() > 1e-3
+    return float((expected - found).norm() / (expected - first).norm())
+
+
+@pytest.fixture(scope="module")
+def odd_set(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """13 groups, K = 3."""
+    out = tmp_path_factory.mktemp("sets") / "odd"
+    make_negative_set(out, reference, num_groups=13, num_negatives=2)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("objective", "drop_last", "steps"), [("cpo", "false", 4), ("mle", "false", 4), ("cpo", "true", 2)]
+)
+def test_whole_epochs_are_the_same_with_accumulation_and_in_two_processes(
+    objective: str, drop_last: str, steps: int, reference: Path, odd_set: Path, tmp_path: Path
+) -> None:
+    """Two epochs of 13 groups in steps of 12: the last one has one group, so most micro-batches have none."""
+    options = [
+        "--objective",
+        objective,
+        "--num_train_epochs",
+        "2",
+        "--dataloader_drop_last",
+        drop_last,
+        "--optim",
+        "sgd",
+    ]
+    options += ["--lr_scheduler_type", "constant", "--save_strategy", "no", "--max_grad_norm", "0"]
+    options += ["--learning_rate", "1e-2", "--logging_steps", "1", "--row_tokens", "40"]
+    ways = {"alone": (1, 12, 1), "accumulated": (1, 12 // 4, 4), "together": (2, 12, 1), "both": (2, 12 // 3, 3)}
+    losses = {}
+    for name, (processes, batch, accumulation) in ways.items():
+        words = cli(reference, odd_set, tmp_path / name, *options, "--gradient_accumulation_steps", str(accumulation))
+        words[words.index("--per_device_train_batch_size") + 1] = str(batch)
+        train(processes, words)
+        logs = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = [log["loss"] for log in logs if "loss" in log]
+    assert len(losses["alone"]) == steps
+    for name in ("accumulated", "together", "both"):
+        assert losses[name] == pytest.approx(losses["alone"], abs=2e-4), name
+        assert difference(reference, tmp_path / "alone", tmp_path / name) < 1e-4, name

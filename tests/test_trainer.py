@@ -419,6 +419,27 @@ def test_a_small_difference_that_a_long_response_adds_up_is_noticed(
     assert "max |h| 0.25" in caplog.text
 
 
+def test_a_process_without_groups_in_the_first_step_has_nothing_to_check(
+    reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(reference, negative_set, tmp_path, max_steps=1)
+    passes: Any = trainer.data_collator([trainer.train_dataset[~3], trainer.train_dataset[~3]])  # type: ignore[index]
+    assert [(packed.ids, packed.counts) for packed in passes] == [([trainer.train_dataset[3].id], False)]  # type: ignore[index]
+    with caplog.at_level(logging.INFO):
+        trainer._check_start(passes)
+    assert "before the first step" not in caplog.text
+
+
+def test_drop_last_that_leaves_nothing_is_refused_before_anything_is_written(
+    reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = cli(reference, negative_set, tmp_path / "out", "--dataloader_drop_last", "true")
+    words[words.index("--per_device_train_batch_size") + 1] = "64"
+    assert main(words) == 2
+    assert "leaves none of the 48 groups: a step takes 64. Set it to false" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "trainer_job.json").exists()
+
+
 def test_transformers_says_which_attention_a_model_uses(
     reference: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

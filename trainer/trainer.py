@@ -41,8 +41,9 @@ CONTRASTIVE = ("cpo", "cpo-rank")
 class ContrastiveTrainer(Trainer):
     """Trains on groups with one of the objectives of `trainer.config.OBJECTIVES` (all but dpo).
 
-    An optimiser step sees exactly per_device_train_batch_size x gradient_accumulation_steps x processes groups,
-    however many forward passes they take, and each group (mle, pss and the MLE term: each token) weighs the same.
+    An optimiser step sees exactly per_device_train_batch_size x gradient_accumulation_steps x processes groups (the
+    last one of an epoch those that are left, or with dataloader_drop_last there is none), however many forward passes
+    they take, and each group (mle, pss and the MLE term: each token) weighs the same.
 
     Args:
         objective: "mle", "pss", "cpo" or "cpo-rank".
@@ -75,13 +76,15 @@ class ContrastiveTrainer(Trainer):
         # Of the current step: ids of its groups, and of those whose loss was not finite.
         self._ids: list[str] = []
         self._unsound: list[str] = []
+        if self.train_dataset is not None:
+            self._get_train_sampler()  # it may refuse: before anything is written
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[list[PackedGroups]], torch.Tensor]:
         """The micro-batches of one optimiser step, and what its loss is a mean over: [2], groups and truth tokens."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        every = [packed for batch in batches for packed in batch]
+        every = [packed for batch in batches for packed in batch if packed.counts]
         items = [sum(packed.num_groups for packed in every), sum(packed.num_truth_tokens for packed in every)]
         return batches, self.accelerator.reduce(torch.tensor(items, dtype=torch.float32, device=device), "sum")  # type: ignore[return-value]
 
@@ -177,7 +180,9 @@ class ContrastiveTrainer(Trainer):
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         micro_batches = self.args.gradient_accumulation_steps * self.accelerator.num_processes
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return StepSampler(dataset, self.args.train_batch_size * micro_batches, micro_batches, seed)
+        return StepSampler(
+            dataset, self.args.train_batch_size * micro_batches, micro_batches, seed, self.args.dataloader_drop_last
+        )
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         started = time.perf_counter()
@@ -185,13 +190,18 @@ class ContrastiveTrainer(Trainer):
         self._logged_at += time.perf_counter() - started  # tokens per second are the training's
 
     def _in_step(self, passes: Sequence[PackedGroups]) -> Iterator[tuple[PackedGroups, bool]]:
-        """The passes, and whether each counts: FSDP's processes need equally many, so some repeat their last."""
+        """The passes, and whether each counts.
+
+        FSDP's processes need equally many, so some repeat their last. A process with no group in the last step of an
+        epoch passes one that does not count.
+        """
         number = len(passes)
         if self.is_fsdp_enabled:
             numbers: Any = self.accelerator.gather(torch.tensor([number], device=self.args.device))
             number = int(numbers.max())
         for index in range(number):
-            yield passes[min(index, len(passes) - 1)], index < len(passes)
+            packed = passes[min(index, len(passes) - 1)]
+            yield packed, packed.counts and index < len(passes)
 
     def _share(self, policy_logps: torch.Tensor, packed: PackedGroups, items: torch.Tensor) -> torch.Tensor:
         """What a pass adds to the loss of its step, a mean over all groups, or truth tokens, of the step."""
@@ -303,6 +313,8 @@ class ContrastiveTrainer(Trainer):
             expected.append((candidates.log() if self.objective == "cpo" else (candidates + 1).lgamma()).sum().item())
             longest = max(longest, int(packed.tokens.slot.bincount().max()))
             groups += packed.num_groups
+        if not groups:
+            return
         worst = torch.cat(rewards).abs().max().item()
         dtype = next(model.parameters()).dtype
         compute = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else dtype
