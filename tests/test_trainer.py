@@ -334,6 +334,18 @@ def test_the_papers_batch_is_shared_by_accumulation_steps(tmp_path: Path) -> Non
     assert training.per_device_train_batch_size == 8
 
 
+@pytest.mark.parametrize(("processes", "steps"), [("3", "1"), ("128", "1"), ("4", "32"), ("1", "6")])
+def test_a_batch_that_is_not_the_papers_must_be_asked_for(
+    processes: str, steps: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    words = ["--shards", "s", "--model", "m", "--output_dir", str(tmp_path), "--gradient_accumulation_steps", steps]
+    with pytest.raises(UserError, match=f"64 cannot be divided by {processes} processes x {steps} acc") as caught:
+        parse(words)
+    assert "Set --per_device_train_batch_size" in str(caught.value)
+    assert parse([*words, "--per_device_train_batch_size", "21"])[1].per_device_train_batch_size == 21
+
+
 def test_flags_override_the_yaml_and_the_yaml_the_defaults(tmp_path: Path) -> None:
     config = tmp_path / "train.yaml"
     config.write_text("shards: from-yaml\nmodel: m\nlearning_rate: 3e-4\nbeta: 2\noutput_dir: o\n")
