@@ -26,9 +26,7 @@ class TwoProcesses:
     @classmethod
     def start(cls, function: Callable[..., Any], *arguments: Any) -> "TwoProcesses":
         """Call a function of a module in each of two processes; they end with the code that it returns."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        port = free_port()
         folder = Path(tempfile.mkdtemp())
         printed = [folder / "0", folder / "1"]
         given = [(rank, port, str(printed[rank]), function, arguments) for rank in (0, 1)]
@@ -47,6 +45,12 @@ class TwoProcesses:
         outputs = [path.read_text() for path in self.printed]
         assert ended == [code, code], "\n".join(outputs)
         return outputs
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def _call(rank: int, port: str, printed: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -2,16 +2,21 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.processes import TwoProcesses
+from data.shards import NegativeSet
+from tests.conftest import ROOT, run_command
+from tests.processes import TwoProcesses, free_port
 from tests.test_trainer import cli
 from tests.tiny import make_negative_set
 from trainer.run import main
+from trainer.trainer import ContrastiveTrainer
 
 
 def train(processes: int, words: list[str]) -> None:
@@ -117,3 +122,69 @@ def test_whole_epochs_are_the_same_with_accumulation_and_in_two_processes(
     for name in ("accumulated", "together", "both"):
         assert losses[name] == pytest.approx(losses["alone"], abs=2e-4), name
         assert difference(reference, tmp_path / "alone", tmp_path / name) < 1e-4, name
+
+
+def test_accelerate_launches_the_recipe(reference: Path, negative_set: Path, tmp_path: Path) -> None:
+    """The paper's batch is shared by the two processes that it starts."""
+    words = cli(reference, negative_set, tmp_path / "out", "--max_steps", "1", "--save_strategy", "no")
+    place = words.index("--per_device_train_batch_size")
+    del words[place : place + 2]
+    launcher = ["--config_file", "recipes/accelerate/ddp.yaml", "--num_processes", "2", "--mixed_precision", "no"]
+    launcher += ["--main_process_port", free_port(), "-m", "trainer.run"]
+    # The recipe is for GPUs: the environment, not accelerate's --cpu, which starts a single process.
+    done = run_command(
+        "accelerate.commands.launch", *launcher, *words, "--ddp_backend", "gloo", env={"ACCELERATE_USE_CPU": "true"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"model: {tmp_path / 'out'}") == 1
+    assert json.loads((tmp_path / "out" / "trainer_job.json").read_text())["batch_size"] == 64
+    assert "--num_processes N" in (ROOT / "recipes/accelerate/ddp.yaml").read_text().splitlines()[0]
+
+
+def test_sigterm_to_one_process_stops_both_with_a_checkpoint_to_go_on_from(
+    reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    options = ["--max_steps", "40", "--save_strategy", "no", "--logging_steps", "1"]
+    train(2, cli(reference, negative_set, tmp_path / "whole", *options))
+    words = cli(reference, negative_set, tmp_path / "cut", *options)
+    words[words.index("--per_device_train_batch_size") + 1] = "4"
+    two = TwoProcesses.start(main, [*words, "--ddp_backend", "gloo"])
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert all(process.is_alive() for process in two.processes)
+        time.sleep(0.01)
+    two.processes[1].terminate()
+    outputs = two.finish(143)
+    assert all("SIGTERM: stopped at step" in output for output in outputs)
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    TwoProcesses.start(main, [*words, "--ddp_backend", "gloo", "--resume_from_checkpoint", "true"]).finish()
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+
+
+def main_with_fault(words: list[str]) -> int:
+    """In the second process the loss of step 3 is not a number."""
+    share = ContrastiveTrainer._share
+
+    def fault_stub(self: ContrastiveTrainer, *arguments: Any) -> torch.Tensor:
+        faulty = self.accelerator.process_index == 1 and self.state.global_step == 2
+        return share(self, *arguments) * (torch.nan if faulty else 1.0)
+
+    ContrastiveTrainer._share = fault_stub  # type: ignore[method-assign]
+    return main(words)
+
+
+def test_what_is_not_finite_in_one_process_stops_both_and_that_process_names_its_groups(
+    reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    options = ["--max_steps", "5", "--save_strategy", "no", "--logging_steps", "1", "--ddp_backend", "gloo"]
+    words = cli(reference, negative_set, tmp_path / "out", *options)
+    outputs = TwoProcesses.start(main_with_fault, words).finish(2)
+    assert "a gradient of step 3 is not finite; stopped before the optimiser step" in outputs[0]
+    assert "The loss of these is not finite" not in outputs[0]
+    assert "the loss (nan) of step 3 is not finite; stopped before the optimiser step" in outputs[1]
+    ids = [g.id for g in NegativeSet(str(negative_set)).groups()]
+    blamed = outputs[1].split("The loss of these is not finite: ")[1].split(". Groups of the step")[0]
+    assert len(blamed.split(", ")) == 8
+    assert set(blamed.split(", ")) < set(ids)
+    assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 2
