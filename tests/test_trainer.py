@@ -212,6 +212,23 @@ def test_resuming_mid_epoch_gives_the_same_parameters_as_never_stopping(
     assert any(not torch.equal(start[name], found[name]) for name in found)
 
 
+@pytest.mark.parametrize("persistent", ["false", "true"])
+def test_workers_of_the_data_loader_give_the_same_bits(
+    persistent: str, reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    """Over two epochs of three steps: a worker that stays for the second one draws other negatives in it too."""
+    options = ["--use", "an=2:random", "--max_steps", "6", "--save_strategy", "no", "--logging_steps", "1"]
+    weights = []
+    for workers in ("0", "2"):
+        words = cli(reference, negative_set, tmp_path / workers, *options, "--dataloader_num_workers", workers)
+        words[words.index("--per_device_train_batch_size") + 1] = "20"
+        if workers != "0":
+            words += ["--dataloader_persistent_workers", persistent]
+        assert main(words) == 0
+        weights.append(load_file(tmp_path / workers / "model.safetensors"))
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
 @pytest.mark.parametrize(
     "options",
     [("--objective", "cpo-rank", "--use", "an=2:random"), ("--objective", "pss"), ("--objective", "dpo")],
