@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from data.errors import UserError
 from trainer.sampler import WINDOW_STEPS, StepSampler
 
 
@@ -27,13 +28,18 @@ class BlocksStub:
         self.kept = groups
 
 
+def counted(sampler: StepSampler) -> list[int]:
+    """The numbers of an epoch but those that fill its last step."""
+    return [number for number in sampler if number >= 0]
+
+
 @pytest.mark.parametrize("sizes", [[7], [100, 100, 3], [512] * 9])
 @pytest.mark.parametrize("step", [1, 8, 64])
 def test_every_group_comes_once_an_epoch_and_numbers_tell_the_epoch(sizes: list[int], step: int) -> None:
     sampler = StepSampler(BlocksStub(sizes), step)
-    first = list(sampler)
+    first = counted(sampler)
     sampler.set_epoch(3)
-    fourth = list(sampler)
+    fourth = counted(sampler)
     assert sorted(first) == list(range(sum(sizes)))
     assert sorted(fourth) == list(range(3 * sum(sizes), 4 * sum(sizes)))
     assert sum(sizes) < 8 or [n % sum(sizes) for n in fourth] != first
@@ -82,3 +88,28 @@ def test_blocks_are_read_as_they_are_needed_and_two_windows_kept() -> None:
 def test_unequal_micro_batches_are_a_bug() -> None:
     with pytest.raises(ValueError, match="10 groups cannot be divided into 4 equal micro-batches"):
         StepSampler(BlocksStub([20]), 10, 4)
+
+
+@pytest.mark.parametrize(("parts", "each"), [(1, [10]), (2, [5, 5]), (4, [3, 3, 2, 2]), (16, [1] * 10 + [0] * 6)])
+def test_the_last_step_deals_what_is_left_evenly_and_fills_its_places_with_what_does_not_count(
+    parts: int, each: list[int]
+) -> None:
+    sampler = StepSampler(BlocksStub([30, 12]), 16, parts)
+    sampler.set_epoch(2)
+    order = np.array(list(sampler))
+    assert len(order) == len(sampler) == 48
+    assert (order[:32] >= 0).all()
+    last = order[32:].reshape(parts, -1)
+    assert (last >= 0).sum(1).tolist() == each
+    assert set(~last[last < 0]) <= set(last[last >= 0])
+    whole = StepSampler(BlocksStub([30, 12]), 16)
+    whole.set_epoch(2)
+    assert sorted(last[last >= 0]) == sorted(list(whole)[32:42])
+
+
+def test_drop_last_leaves_the_last_step_out_and_is_refused_where_nothing_is_left() -> None:
+    whole, dropped = (list(StepSampler(BlocksStub([30, 12]), 16, 4, drop_last=drop)) for drop in (False, True))
+    assert dropped == whole[:32]
+    assert len(StepSampler(BlocksStub([30, 12]), 16, 4, drop_last=True)) == 32
+    with pytest.raises(UserError, match="leaves none of the 42 groups: a step takes 64"):
+        StepSampler(BlocksStub([30, 12]), 64, drop_last=True)

@@ -215,6 +215,23 @@ def test_resuming_mid_epoch_gives_the_same_parameters_as_never_stopping(
     assert any(not torch.equal(start[name], found[name]) for name in found)
 
 
+@pytest.mark.parametrize("persistent", ["false", "true"])
+def test_workers_of_the_data_loader_give_the_same_bits(
+    persistent: str, reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    """Over two epochs of three steps: a worker that stays for the second one draws other negatives in it too."""
+    options = ["--use", "an=2:random", "--max_steps", "6", "--save_strategy", "no", "--logging_steps", "1"]
+    weights = []
+    for workers in ("0", "2"):
+        words = cli(reference, negative_set, tmp_path / workers, *options, "--dataloader_num_workers", workers)
+        words[words.index("--per_device_train_batch_size") + 1] = "20"
+        if workers != "0":
+            words += ["--dataloader_persistent_workers", persistent]
+        assert main(words) == 0
+        weights.append(load_file(tmp_path / workers / "model.safetensors"))
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
 @pytest.mark.parametrize(
     "options",
     [("--objective", "cpo-rank", "--use", "an=2:random"), ("--objective", "pss"), ("--objective", "dpo")],
@@ -390,6 +407,18 @@ def test_the_papers_batch_is_shared_by_accumulation_steps(tmp_path: Path) -> Non
     assert training.per_device_train_batch_size == 8
 
 
+@pytest.mark.parametrize(("processes", "steps"), [("3", "1"), ("128", "1"), ("4", "32"), ("1", "6")])
+def test_a_batch_that_is_not_the_papers_must_be_asked_for(
+    processes: str, steps: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    words = ["--shards", "s", "--model", "m", "--output_dir", str(tmp_path), "--gradient_accumulation_steps", steps]
+    with pytest.raises(UserError, match=f"64 cannot be divided by {processes} processes x {steps} acc") as caught:
+        parse(words)
+    assert "Set --per_device_train_batch_size" in str(caught.value)
+    assert parse([*words, "--per_device_train_batch_size", "21"])[1].per_device_train_batch_size == 21
+
+
 def test_flags_override_the_yaml_and_the_yaml_the_defaults(tmp_path: Path) -> None:
     config = tmp_path / "train.yaml"
     config.write_text("shards: from-yaml\nmodel: m\nlearning_rate: 3e-4\nbeta: 2\noutput_dir: o\n")
@@ -473,6 +502,27 @@ def test_a_small_difference_that_a_long_response_adds_up_is_noticed(
     with caplog.at_level(logging.WARNING):
         trainer._check_start(passes)
     assert "max |h| 0.25" in caplog.text
+
+
+def test_a_process_without_groups_in_the_first_step_has_nothing_to_check(
+    reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(reference, negative_set, tmp_path, max_steps=1)
+    passes: Any = trainer.data_collator([trainer.train_dataset[~3], trainer.train_dataset[~3]])  # type: ignore[index]
+    assert [(packed.ids, packed.counts) for packed in passes] == [([trainer.train_dataset[3].id], False)]  # type: ignore[index]
+    with caplog.at_level(logging.INFO):
+        trainer._check_start(passes)
+    assert "before the first step" not in caplog.text
+
+
+def test_drop_last_that_leaves_nothing_is_refused_before_anything_is_written(
+    reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = cli(reference, negative_set, tmp_path / "out", "--dataloader_drop_last", "true")
+    words[words.index("--per_device_train_batch_size") + 1] = "64"
+    assert main(words) == 2
+    assert "leaves none of the 48 groups: a step takes 64. Set it to false" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "trainer_job.json").exists()
 
 
 def test_transformers_says_which_attention_a_model_uses(

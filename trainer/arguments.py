@@ -31,8 +31,14 @@ class PaperTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         if self.per_device_train_batch_size == 0:
-            share = int(os.environ.get("WORLD_SIZE", "1")) * max(1, self.gradient_accumulation_steps)
-            self.per_device_train_batch_size = max(1, PAPER_BATCH_SIZE // share)
+            processes, steps = int(os.environ.get("WORLD_SIZE", "1")), max(1, self.gradient_accumulation_steps)
+            if PAPER_BATCH_SIZE % (processes * steps):
+                raise UserError(
+                    f"the paper's batch of {PAPER_BATCH_SIZE} cannot be divided by {processes} processes x {steps} "
+                    "accumulation steps. Set --per_device_train_batch_size, what one process takes per accumulation "
+                    "step."
+                )
+            self.per_device_train_batch_size = PAPER_BATCH_SIZE // (processes * steps)
         super().__post_init__()
         # Batches are groups laid out by our collator, not columns that match the model's arguments.
         self.remove_unused_columns = False

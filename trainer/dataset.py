@@ -31,6 +31,7 @@ class TrainingGroup:
         reference_logps: K summed log-probabilities in nats under the reference model; empty for ground truths alone.
         similarity: K similarities to the ground truth; empty for ground truths alone.
         strategies: K - 1 names, of the negatives.
+        counts: False where it only fills the last step of an epoch.
     """
 
     id: str
@@ -38,6 +39,7 @@ class TrainingGroup:
     reference_logps: Sequence[float] = ()
     similarity: Sequence[float] = ()
     strategies: Sequence[str] = ()
+    counts: bool = True
 
 
 class GroundTruths(Dataset):
@@ -50,6 +52,8 @@ class GroundTruths(Dataset):
         return len(self.groups)
 
     def __getitem__(self, number: int) -> TrainingGroup:
+        if number < 0:
+            return replace(self[~number], counts=False)
         group = self.groups[number % len(self)]
         return TrainingGroup(group.id, Continuations(group.prompt_ids, [group.response_ids]))
 
@@ -67,7 +71,8 @@ class GroundTruths(Dataset):
 class ContrastiveGroups(Dataset):
     """Groups of negative sets with a chosen subset of their negatives; without a choice, ground truths alone.
 
-    Number i + n * len is group i in epoch n, which matters where the choice draws afresh each epoch.
+    Number i + n * len is group i in epoch n, which matters where the choice draws afresh each epoch. Number ~i is group
+    i that does not count, see `trainer.sampler`.
 
     Args:
         store: the groups.
@@ -96,6 +101,8 @@ class ContrastiveGroups(Dataset):
         return len(self.store)
 
     def __getitem__(self, number: int) -> TrainingGroup:
+        if number < 0:
+            return replace(self[~number], counts=False)
         epoch, number = divmod(number, len(self))
         shard, row = self.store.locate(number)
         prefix, truth = shard.prompts[row], shard.responses[row]
@@ -165,6 +172,7 @@ class PackedGroups:
         ranks: [G, K], 0 = best. Of ground truths alone: zeros.
         strategy: [G, K], which of the collator's strategies made each negative, -1 for the ground truth.
         num_truth_tokens: tokens of the ground truths.
+        counts: False for a pass that is made only because other processes make one.
     """
 
     ids: list[str]
@@ -173,6 +181,7 @@ class PackedGroups:
     ranks: torch.Tensor
     strategy: torch.Tensor
     num_truth_tokens: int
+    counts: bool = True
 
     @property
     def num_groups(self) -> int:
@@ -193,6 +202,8 @@ class PackedGroups:
 class Collator:
     """Lays out a batch of groups as forward passes of at most `row_tokens` tokens each (one large group may exceed).
 
+    Groups that do not count are left out; of a batch that has no other, one makes a pass that does not count.
+
     Attributes:
         path: "packed" or "padded", what `trainer.logprobs.prepare_model` found.
         strategies: names, numbered for `PackedGroups.strategy`.
@@ -205,6 +216,7 @@ class Collator:
     copies: int = 1
 
     def __call__(self, groups: Sequence[TrainingGroup]) -> list[PackedGroups]:
+        groups = [group for group in groups if group.counts] or groups[:1]
         sequences = [group.tokens for group in groups]
         if self.copies > 1:
             sequences = [Continuations(s.prefix, list(s.continuations) * self.copies) for s in sequences]
@@ -231,4 +243,5 @@ def _with_targets(groups: Sequence[TrainingGroup], tokens: TokenBatch, names: Se
         ranks=ranks_from_similarity(torch.from_numpy(similarity), tokens.mask),
         strategy=torch.from_numpy(strategy),
         num_truth_tokens=sum(len(g.tokens.continuations[0]) for g in groups),
+        counts=groups[0].counts,
     )

@@ -78,6 +78,7 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
     """
     from data.identity import check_model, load_tokenizer, tokenizer_hash, weights_hash
     from trainer.safety import CheckpointOnSigterm
+    from trainer.sampler import EpochOfSampler
     from trainer.training_data import load_training_data
     from trainer.watch import Curves, GroundTruthWatch, MetricsFile
 
@@ -107,7 +108,7 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
         check_output(output, job, resume, checkpoint)
     trainer = _make_trainer(script, training, model_config, directory, data, tokenizer, row_tokens)
     sigterm = CheckpointOnSigterm(trainer.accelerator)
-    for callback in (MetricsFile(), GroundTruthWatch(), Curves(), sigterm):
+    for callback in (EpochOfSampler(), MetricsFile(), GroundTruthWatch(), Curves(), sigterm):
         trainer.add_callback(callback)
     if is_main:
         claim_output(output, job)

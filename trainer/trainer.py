@@ -1,5 +1,6 @@
 """The trainer: transformers' Trainer whose step goes through packed groups; `trainer.objectives` decides the rest."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -35,8 +36,9 @@ CONTRASTIVE = ("cpo", "cpo-rank")
 class ContrastiveTrainer(Trainer):
     """Trains on groups with one of the objectives of `trainer.config.OBJECTIVES` (all but dpo).
 
-    An optimiser step sees exactly per_device_train_batch_size x gradient_accumulation_steps x processes groups,
-    however many forward passes they take, and each group (mle, pss and the MLE term: each token) weighs the same.
+    An optimiser step sees exactly per_device_train_batch_size x gradient_accumulation_steps x processes groups (the
+    last one of an epoch those that are left, or with dataloader_drop_last there is none), however many forward passes
+    they take, and each group (mle, pss and the MLE term: each token) weighs the same.
 
     Args:
         objective: "mle", "pss", "cpo" or "cpo-rank".
@@ -69,13 +71,15 @@ class ContrastiveTrainer(Trainer):
         # Of the current step: ids of its groups, and of those whose loss was not finite.
         self._ids: list[str] = []
         self._unsound: list[str] = []
+        if self.train_dataset is not None:
+            self._get_train_sampler()  # it may refuse: before anything is written
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[list[PackedGroups]], torch.Tensor]:
         """The micro-batches of one optimiser step, and what its loss is a mean over: [2], groups and truth tokens."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        every = [packed for batch in batches for packed in batch]
+        every = [packed for batch in batches for packed in batch if packed.counts]
         items = [sum(packed.num_groups for packed in every), sum(packed.num_truth_tokens for packed in every)]
         return batches, self.accelerator.reduce(torch.tensor(items, dtype=torch.float32, device=device), "sum")  # type: ignore[return-value]
 
@@ -118,10 +122,8 @@ class ContrastiveTrainer(Trainer):
                     share = self._share(policy_logps, packed, num_items_in_batch) * counts
                 # DDP averages over processes; the loss is a sum over all of them.
                 self.accelerator.backward(share * self.accelerator.num_processes)
-            if counts:
-                total += share.detach() * self.accelerator.num_processes
-                self._ids += packed.ids
-                self._record(policy_logps.detach(), packed, share.detach())
+            total += share.detach() * self.accelerator.num_processes
+            self._record(policy_logps.detach(), packed, share.detach(), counts)
         if self.accelerator.sync_gradients:
             self._check_finite(model, total)
         return total
@@ -129,25 +131,24 @@ class ContrastiveTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Loss and metrics on held-out groups, each group once, without gradients."""
+        """Loss and metrics on held-out groups, each group once, without gradients. For pss the loss is mle's."""
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         started = time.perf_counter()
         sums: dict[str, torch.Tensor] = {}
         model: Any = self.model
         model.eval()
         size, processes = self.args.eval_batch_size, self.accelerator.num_processes
+        collate: Any = dataclasses.replace(self.data_collator, copies=1)  # type: ignore[type-var]  # no mixtures
         with torch.no_grad():
             for start in range(0, len(dataset), size * processes):
                 start += size * self.accelerator.process_index
                 mine = range(start, min(start + size, len(dataset)))
                 groups = [dataset[i] for i in mine] or [dataset[0]]  # all take part, see `_in_step`
-                passes: Any = self.data_collator(groups)
-                for packed, counts in self._in_step(passes):
+                for packed, counts in self._in_step(collate(groups)):
                     packed = packed.to(self.args.device)
                     with self.compute_loss_context_manager():
                         policy_logps = candidate_logps(model, packed.tokens)
-                    if counts and len(mine):
-                        _add(sums, self._metrics(policy_logps, packed))
+                    _add(sums, self._metrics(policy_logps, packed, counts and len(mine) > 0))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self._averages(sums).items()}
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 2)
         self.log(metrics)
@@ -177,7 +178,9 @@ class ContrastiveTrainer(Trainer):
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         micro_batches = self.args.gradient_accumulation_steps * self.accelerator.num_processes
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return StepSampler(dataset, self.args.train_batch_size * micro_batches, micro_batches, seed)
+        return StepSampler(
+            dataset, self.args.train_batch_size * micro_batches, micro_batches, seed, self.args.dataloader_drop_last
+        )
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         started = time.perf_counter()
@@ -186,13 +189,18 @@ class ContrastiveTrainer(Trainer):
             self._logged_at += time.perf_counter() - started
 
     def _in_step(self, passes: Sequence[PackedGroups]) -> Iterator[tuple[PackedGroups, bool]]:
-        """The passes, and whether each counts: FSDP's processes need equally many, so some repeat their last."""
+        """The passes, and whether each counts.
+
+        FSDP's processes need equally many, so some repeat their last. A process with no group in the last step of an
+        epoch passes one that does not count.
+        """
         number = len(passes)
         if self.is_fsdp_enabled:
             numbers: Any = self.accelerator.gather(torch.tensor([number], device=self.args.device))
             number = int(numbers.max())
         for index in range(number):
-            yield passes[min(index, len(passes) - 1)], index < len(passes)
+            packed = passes[min(index, len(passes) - 1)]
+            yield packed, packed.counts and index < len(passes)
 
     def _share(self, policy_logps: torch.Tensor, packed: PackedGroups, items: torch.Tensor) -> torch.Tensor:
         """What a pass adds to the loss of its step, a mean over all groups, or truth tokens, of the step."""
@@ -212,16 +220,17 @@ class ContrastiveTrainer(Trainer):
             return cpo_loss(policy_logps, reference, beta=self.beta, mask=mask)
         return cpo_ranking_loss(policy_logps, reference, packed.ranks, beta=self.beta, mask=mask)
 
-    def _record(self, policy_logps: torch.Tensor, packed: PackedGroups, share: torch.Tensor) -> None:
-        if not torch.isfinite(share):
-            self._unsound += packed.ids
-        metrics = self._metrics(policy_logps, packed)
-        positions = packed.tokens.input_ids.numel()
-        metrics["padding_fraction"] = torch.tensor([packed.tokens.padding, positions], dtype=torch.float64)
+    def _record(self, policy_logps: torch.Tensor, packed: PackedGroups, share: torch.Tensor, counts: bool) -> None:
+        if counts:
+            self._ids += packed.ids
+            self._unsound += [] if torch.isfinite(share) else packed.ids
+        metrics = self._metrics(policy_logps, packed, counts)
+        positions = packed.tokens.input_ids.numel() * counts
+        metrics["padding_fraction"] = torch.tensor([packed.tokens.padding * counts, positions], dtype=torch.float64)
         _add(self._sums, metrics)
 
-    def _metrics(self, policy_logps: torch.Tensor, packed: PackedGroups) -> dict[str, torch.Tensor]:
-        """Sum and number of each metric, [2]; the names are the same on every process."""
+    def _metrics(self, policy_logps: torch.Tensor, packed: PackedGroups, counts: bool) -> dict[str, torch.Tensor]:
+        """Sum and number of each metric, [2]; zeros if the pass does not count. Every process has the same names."""
         groups, tokens = packed.num_groups, packed.num_truth_tokens
         found: dict[str, tuple[Any, float]] = {}
         if self.objective not in CONTRASTIVE:
@@ -246,6 +255,8 @@ class ContrastiveTrainer(Trainer):
                 found.update({name: (values.sum(), len(values)) for name, values in by_strategy.items()})
         return {
             name: torch.stack([torch.as_tensor(x, dtype=torch.float64, device=policy_logps.device) for x in pair])
+            if counts
+            else torch.zeros(2, dtype=torch.float64, device=policy_logps.device)
             for name, pair in found.items()
         }
 
@@ -282,6 +293,8 @@ class ContrastiveTrainer(Trainer):
             expected.append((candidates.log() if self.objective == "cpo" else (candidates + 1).lgamma()).sum().item())
             longest = max(longest, int(packed.tokens.slot.bincount().max()))
             groups += packed.num_groups
+        if not groups:
+            return
         name = "log K" if self.objective == "cpo" else "log K!"
         report_start(
             model,
