@@ -1,15 +1,21 @@
 """Groups of several sets by number: the right ones, read when needed, and the choice among their negatives."""
 
+import json
+import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from data.errors import UserError
 from data.schema import Candidate, Group, example_id
 from data.shards import NegativeSet, NegativeSetWriter
 from trainer.dataset import ContrastiveGroups
+from trainer.sampler import WINDOW_STEPS, StepSampler
 from trainer.store import GroupStore
 
 STRATEGIES = {"an": {"count": 4}, "bn": {"count": 2}}
@@ -64,7 +70,7 @@ def test_a_split_of_several_sets_is_numbered_through(
     found = groups[1]
     expected = group(numbers[1])
     assert found.id == expected.id
-    assert [c.tolist() for c in found.tokens.continuations] == [[7, 0], *(c.ids for c in expected.negatives)]
+    assert [list(c) for c in found.tokens.continuations] == [[7, 0], *(c.ids for c in expected.negatives)]
     assert list(found.reference_logps) == [-numbers[1], 0.0, -1.0, -2.0, -3.0, -4.0, -5.0]
     assert list(found.strategies) == ["an"] * 4 + ["bn"] * 2
 
@@ -85,8 +91,96 @@ def test_no_more_shards_are_held_than_needed(sets: list[NegativeSet]) -> None:
         shard, row = store.locate(number)
         assert shard.prompts[row][0] == number
         assert sum(len(held.ids) for held in store._cache.values()) <= 5
+    store.kept_groups = 0
     store.keep(100)
-    assert store.kept_groups == 100
+    assert store.kept_groups == 100 + 3 * 4
+
+
+def write_copies(path: Path, rows: int, shards: int, halves: bool = False) -> NegativeSet:
+    """Shards of so many groups, with halves every second one held out; one is written, the others are copies."""
+    groups = [group(n, "test" if halves and n % 2 else "train") for n in range(rows)]
+    for made in groups:
+        made.negatives = made.negatives[:1]
+    write(path, groups, rows, "all" if halves else "train", strategies={"an": {"count": 1}})
+    manifest = json.loads((path / "manifest.json").read_text())
+    (record,) = manifest["shards"]
+    manifest["shards"] = [{**record, "file": f"shard-{index:05d}.parquet"} for index in range(shards)]
+    for one in manifest["shards"][1:]:
+        shutil.copy(path / record["file"], path / one["file"])
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return NegativeSet(str(path))
+
+
+class Counted(NegativeSet):
+    """Writes down, for all processes, which shard was read for decoding."""
+
+    log: Path
+
+    def shard_table(self, index: int, columns: Sequence[str]) -> Any:
+        if "prompt_ids" in columns:
+            with self.log.open("a") as file:
+                file.write(f"{index}\n")
+        return super().shard_table(index, columns)
+
+    def decodes(self) -> Counter[str]:
+        """How often each shard was, since the last call."""
+        found = Counter(self.log.read_text().split())
+        self.log.write_text("")
+        return found
+
+
+def counted(tmp_path: Path, *args: Any) -> Counted:
+    negatives = Counted(write_copies(tmp_path / "set", *args).folder.path)
+    negatives.log = tmp_path / "log"
+    negatives.log.touch()
+    return negatives
+
+
+SHAPES = [(512, 18, False), (500, 18, False), (500, 36, True), (1500, 8, False), (3000, 4, False), (40, 220, False)]
+
+
+@pytest.mark.parametrize(("rows", "shards", "halves"), SHAPES)
+def test_an_epoch_decodes_each_shard_once_and_holds_a_bounded_number_of_groups(
+    rows: int, shards: int, halves: bool, tmp_path: Path
+) -> None:
+    """Several windows of 32 steps of 64 groups."""
+    negatives = counted(tmp_path, rows, shards, halves)
+    groups = ContrastiveGroups.of([negatives], "train")
+    block = rows // 2 if halves else rows
+    assert len(groups) == block * shards
+    sampler = StepSampler(groups, 64)
+    bound = (2 * WINDOW_STEPS + 1) * 64 + 3 * block
+    assert groups.store.kept_groups == max(4096, bound)
+    for epoch in range(2):
+        groups.store._cache.clear()
+        sampler.set_epoch(epoch)
+        for number in sampler:
+            groups[number]
+            assert sum(len(shard.ids) for shard in groups.store._cache.values()) <= groups.store.kept_groups
+        assert negatives.decodes() == {str(index): 1 for index in range(shards)}
+
+
+def test_workers_of_the_loader_decode_each_shard_once_each(tmp_path: Path) -> None:
+    negatives = counted(tmp_path, 1500, 8)
+    groups = ContrastiveGroups.of([negatives], "train")
+    loader = DataLoader(
+        groups, batch_size=64, sampler=StepSampler(groups, 64), num_workers=2, collate_fn=len,
+        multiprocessing_context="fork",
+    )  # fmt: skip
+    assert sum(loader) == 12_000
+    # The main process needs the lengths.
+    assert max(negatives.decodes().values()) <= 3
+
+
+def test_only_the_groups_that_count_are_held(tmp_path: Path) -> None:
+    some = [group(n, "test" if n % 3 else "train") for n in range(9)]
+    for made in some[::6]:
+        made.negatives[3].similarity["embedding"] = 0.99
+    groups = ContrastiveGroups.of([write(tmp_path / "set", some, 9, "all")], "train", "an=4", min_similarity=0.9)
+    assert [groups[i].tokens.prefix[0] for i in range(len(groups))] == [0, 6]
+    (shard,) = groups.store._cache.values()
+    assert [len(shard.ids), len(shard.negatives.lengths)] == [2, 12]
+    assert groups.tokens(groups.blocks[0]).tolist() == [groups[i].tokens.packed_length for i in range(2)]
 
 
 def test_a_random_choice_is_another_each_epoch_and_the_same_again(sets: list[NegativeSet]) -> None:

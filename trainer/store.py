@@ -1,8 +1,8 @@
 """Groups of one or more negative sets by number, read shard by shard when they are needed.
 
-Opening reads the manifests, and the `split` column only where a set holds both halves. A shard is decoded into flat
-arrays when one of its groups is asked for, its checksum verified the first time, and dropped when others were needed
-since. Memory does not grow with the number of groups.
+Opening reads the manifests, and the `split` column only where a set holds both halves. The groups of the split in a
+shard are decoded into flat arrays when one of them is asked for, its checksum verified the first time, and dropped when
+others were needed since. Memory does not grow with the number of groups: see `GroupStore.keep`.
 """
 
 from collections import OrderedDict
@@ -20,7 +20,7 @@ COLUMNS = (
     *("id", "prompt_ids", "response_ids", "reference_logp"),
     *(f"negatives.list.element.{name}" for name in ("strategy", "ids", "reference_logp", "similarity")),
 )
-# Decoded groups kept at least. A group of 12 continuations of 100 tokens takes 5 KB.
+# Decoded groups kept where nobody asks for more. A group of 12 continuations of 100 tokens takes 5 KB.
 KEPT_GROUPS = 4096
 
 
@@ -47,13 +47,13 @@ class Ragged:
 
 @dataclass(frozen=True)
 class Shard:
-    """The groups of one shard as arrays: R rows, C negatives of all rows together.
+    """The groups of one shard that count, as arrays: R groups, C negatives of all of them together.
 
     Attributes:
         ids: [R], id of each group.
         prompts, responses: R token sequences.
         reference_logps: [R], of the ground truths, nats.
-        first: [R + 1]; the negatives of row r are first[r]:first[r + 1].
+        first: [R + 1]; the negatives of group r are first[r]:first[r + 1].
         strategies: names of the strategies;  strategy: [C], which of them made each negative.
         negatives: C token sequences.
         negative_logps: [C], nats.
@@ -143,29 +143,30 @@ class GroupStore:
         return [np.arange(a, b) for a, b in zip(self._starts[:-1], self._starts[1:], strict=True) if b > a]
 
     def keep(self, groups: int) -> None:
-        """Keep at least so many decoded groups."""
-        self.kept_groups = max(self.kept_groups, groups)
+        """Hold up to so many decoded groups and three of the largest blocks."""
+        largest = int(np.diff(self._starts).max())
+        self.kept_groups = max(self.kept_groups, groups + 3 * largest)
 
     def locate(self, number: int) -> tuple[Shard, int]:
         """The shard that holds a group, decoded, and the group's row in it."""
         place = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return self._decoded(place), int(self._shards[place][2][number - self._starts[place]])
+        return self._decoded(place), int(number - self._starts[place])
 
-    def block_of(self, numbers: np.ndarray) -> tuple[Shard, np.ndarray]:
-        """The shard that holds the groups of one of `blocks`, decoded, and their rows in it."""
-        place = int(np.searchsorted(self._starts, numbers[0], side="right")) - 1
-        return self._decoded(place), self._shards[place][2]
+    def block_of(self, numbers: np.ndarray) -> Shard:
+        """The groups of one of `blocks`, decoded."""
+        return self._decoded(int(np.searchsorted(self._starts, numbers[0], side="right")) - 1)
 
-    def drop(self, keep: Callable[[Shard, np.ndarray], np.ndarray]) -> int:
+    def drop(self, keep: Callable[[Shard], np.ndarray]) -> int:
         """Leave out groups for good; returns how many. Reads every shard once.
 
         Args:
-            keep: for a shard and the rows in it that count, [n]: True where a group stays, [n].
+            keep: for the groups of a shard, [R]: True where one stays, [R].
         """
         before = len(self)
         for place, (number, index, rows) in enumerate(self._shards):
             if len(rows):
-                self._shards[place] = (number, index, rows[keep(self._decoded(place), rows)])
+                self._shards[place] = (number, index, rows[keep(self._decoded(place))])
+                del self._cache[place]
         self._number()
         return before - len(self)
 
@@ -174,8 +175,9 @@ class GroupStore:
 
     def _decoded(self, place: int) -> Shard:
         if place not in self._cache:
-            number, index, _ = self._shards[place]
-            self._cache[place] = Shard.of(self.sets[number].shard_table(index, COLUMNS))
+            number, index, rows = self._shards[place]
+            table = self.sets[number].shard_table(index, COLUMNS)
+            self._cache[place] = Shard.of(table if len(rows) == table.num_rows else table.take(rows))
             held = sum(len(shard.ids) for shard in self._cache.values())
             while held > self.kept_groups and len(self._cache) > 1:
                 _, dropped = self._cache.popitem(last=False)
