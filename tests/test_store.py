@@ -4,10 +4,12 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import DataLoader
 
@@ -170,6 +172,58 @@ def test_workers_of_the_loader_decode_each_shard_once_each(tmp_path: Path) -> No
     assert sum(loader) == 12_000
     # The main process needs the lengths.
     assert max(negatives.decodes().values()) <= 3
+
+
+def test_opening_a_set_of_one_half_reads_no_shard(tmp_path: Path) -> None:
+    negatives = write(tmp_path / "set", [group(n) for n in range(6)], 3, "train")
+    for file in (tmp_path / "set").glob("shard-*.parquet"):
+        file.write_bytes(b"")
+    for split in ("train", "all"):
+        store = GroupStore([negatives], split)
+        assert len(store) == 6
+        with pytest.raises(UserError, match=r"shard-00001.parquet of negative set .* is damaged: its SHA-256 is"):
+            store.locate(5)
+    with pytest.raises(UserError, match="holds no groups of split 'test'"):
+        GroupStore([negatives], "test")
+
+
+def test_opening_a_set_of_both_halves_reads_the_split_and_the_first_decode_verifies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = [group(n, "test" if n % 2 else "train") for n in range(1000)]
+    for made in some:
+        made.response_embedding = np.random.default_rng(made.prompt_ids[0]).random(100).tolist()
+    negatives = write(tmp_path / "set", some, 1000, "all")
+    path = tmp_path / "set" / "shard-00000.parquet"
+    row_group = pq.ParquetFile(path).metadata.row_group(0)
+    columns = {row_group.column(i).path_in_schema: row_group.column(i) for i in range(row_group.num_columns)}
+    content = bytearray(path.read_bytes())
+    content[columns["response_embedding.list.element"].data_page_offset + 1000] ^= 1
+    path.write_bytes(content)
+
+    read: list[int] = []
+
+    class Watched(BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            found = super().read(size)
+            read.append(len(found))
+            return found
+
+    monkeypatch.setattr(negatives.folder, "open", lambda name: Watched(path.read_bytes()))
+    store = GroupStore([negatives], "test")
+    assert len(store) == 500
+    # pyarrow looks for the footer in the last 64 KiB.
+    assert sum(read) <= 2**16 + 2 * columns["split"].total_compressed_size + 2**15 < len(content) / 3
+    with pytest.raises(UserError, match=r"shard-00000.parquet of negative set .* is damaged: its SHA-256 is"):
+        store.locate(0)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:-100]), Path.unlink])
+def test_a_shard_whose_split_cannot_be_read_is_named(damage: Any, tmp_path: Path) -> None:
+    negatives = write(tmp_path / "set", [group(n, "test" if n % 2 else "train") for n in range(4)], 2, "all")
+    damage(tmp_path / "set" / "shard-00001.parquet")
+    with pytest.raises(UserError, match=r"shard-00001.parquet of negative set .* is damaged|set' lacks shard-00001"):
+        GroupStore([negatives], "train")
 
 
 def test_only_the_groups_that_count_are_held(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ class GroupStore:
 
 
 def _rows_of_split(negatives: NegativeSet, split: str) -> list[np.ndarray]:
-    """Per shard, the rows that belong to a split."""
+    """Per shard, the rows that belong to a split. Of a set of both halves, reads the `split` column only."""
     manifest = negatives.manifest
     made_from = manifest.job.get("data", {}).get("split")
     if split in ("all", made_from):
@@ -196,8 +196,7 @@ def _rows_of_split(negatives: NegativeSet, split: str) -> list[np.ndarray]:
         return [np.arange(0) for _ in manifest.shards]
     found = []
     for index in range(len(manifest.shards)):
-        column = negatives.shard_table(index, ["split"]).column("split").to_numpy()
-        found.append(np.flatnonzero(column == split))
+        found.append(np.flatnonzero(negatives.peek(index, "split").to_numpy() == split))
     return found
 
 
