@@ -94,6 +94,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
     if "output_dir" not in given:
         raise UserError("python -m trainer.run needs --output_dir: where the model and its checkpoints go.")
     _refuse_unsupported(training, model)
+    _refuse_unwatched(script, training)
     return script, training, model
 
 
@@ -120,6 +121,26 @@ def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig) ->
         raise UserError(
             f"--model_revision '{model.model_revision}' is not supported. Download that revision and give its "
             "directory as --model."
+        )
+
+
+def _refuse_unwatched(script: ScriptArguments, training: PaperTrainingArguments) -> None:
+    """Options of held-out groups that nobody watches, and held-out groups that are trained on."""
+    watched = str(getattr(training.eval_strategy, "value", training.eval_strategy)) != "no"
+    if not watched:
+        given = {name: getattr(script, name) for name in ("eval_shards", "eval_split", "max_eval_samples")}
+        defaults = {f.name: f.default for f in dataclasses.fields(ScriptArguments)}
+        idle = [name for name, value in given.items() if value != defaults[name]]
+        if training.eval_on_start:
+            idle.append("eval_on_start")
+        if idle:
+            raise UserError(f"--{idle[0]} does nothing without --eval_strategy. Add --eval_strategy steps.")
+    elif script.objective == "dpo":
+        raise UserError("--eval_strategy does not apply to objective 'dpo', which watches no pairs. Leave it out.")
+    elif not script.eval_shards and (script.split == script.eval_split or "all" in (script.split, script.eval_split)):
+        raise UserError(
+            f"--eval_strategy would watch groups that are trained on: --split is '{script.split}', --eval_split "
+            f"'{script.eval_split}'. Train on one half and watch the other, or give other sets as --eval_shards."
         )
 
 

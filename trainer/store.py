@@ -22,6 +22,7 @@ COLUMNS = (
 )
 # Decoded groups kept where nobody asks for more. A group of 12 continuations of 100 tokens takes 5 KB.
 KEPT_GROUPS = 4096
+ANOTHER_SPLIT = "Choose another --split; its rejects.parquet says why rows were rejected."
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class GroupStore:
     Args:
         sets: negative sets; that they belong together is for the caller to check.
         split: "train", "test" or "all".
+        advice: what to do where there is no group of that split.
 
     Attributes:
         blocks: per shard with groups of the split, the numbers of its groups, [n] each, in order.
@@ -113,7 +115,7 @@ class GroupStore:
         UserError: no group of that split.
     """
 
-    def __init__(self, sets: Sequence[NegativeSet], split: str):
+    def __init__(self, sets: Sequence[NegativeSet], split: str, advice: str = ANOTHER_SPLIT):
         self.sets = list(sets)
         self.split = split
         # Per shard: set, number in the set, and the rows that count.
@@ -126,10 +128,7 @@ class GroupStore:
         self._number()
         if not len(self):
             places = ", ".join(f"'{negatives.folder.path}'" for negatives in self.sets)
-            raise UserError(
-                f"negative set {places} holds no groups of split '{split}'. Choose another --split; its "
-                "rejects.parquet says why rows were rejected."
-            )
+            raise UserError(f"negative set {places} holds no groups of split '{split}'. {advice}")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -141,6 +140,13 @@ class GroupStore:
     @property
     def blocks(self) -> list[np.ndarray]:
         return [np.arange(a, b) for a, b in zip(self._starts[:-1], self._starts[1:], strict=True) if b > a]
+
+    def ids(self, number: int) -> pa.ChunkedArray:
+        """Ids of the groups of one of the sets; no other column is read."""
+        found = [
+            self.sets[number].peek(index, "id").take(rows) for owner, index, rows in self._shards if owner == number
+        ]
+        return pa.chunked_array([chunk for column in found for chunk in column.chunks], pa.string())
 
     def keep(self, groups: int) -> None:
         """Hold up to so many decoded groups and three of the largest blocks."""
