@@ -94,6 +94,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
     if "output_dir" not in given:
         raise UserError("python -m trainer.run needs --output_dir: where the model and its checkpoints go.")
     _refuse_unsupported(training, model)
+    _refuse_ignored(script, training)
     _refuse_unwatched(script, training)
     return script, training, model
 
@@ -106,7 +107,7 @@ def _known_keys() -> tuple[set[str], set[str]]:
 
 
 def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig) -> None:
-    """Options that transformers and TRL have and this trainer would ignore or get wrong."""
+    """What transformers and TRL can do and this trainer would get wrong."""
     launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower()
     if training.deepspeed or launched not in ("", "0", "false", "no"):
         raise UserError(
@@ -121,6 +122,22 @@ def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig) ->
         raise UserError(
             f"--model_revision '{model.model_revision}' is not supported. Download that revision and give its "
             "directory as --model."
+        )
+
+
+def _refuse_ignored(script: ScriptArguments, training: PaperTrainingArguments) -> None:
+    """Options of transformers that this trainer would ignore, or that break its steps."""
+    if training.label_smoothing_factor:
+        raise UserError("--label_smoothing_factor is not supported: no objective smooths labels. Leave it out.")
+    if training.auto_find_batch_size:
+        raise UserError(
+            "--auto_find_batch_size is not supported: a step holds exactly the batch that was asked for. Lower "
+            "--row_tokens, or --per_device_train_batch_size with more --gradient_accumulation_steps."
+        )
+    if training.train_sampling_strategy != "random" and script.objective != "dpo":
+        raise UserError(
+            "--train_sampling_strategy goes with --objective dpo only; steps of groups are stratified by length. Leave "
+            "it out."
         )
 
 

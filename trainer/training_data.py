@@ -11,13 +11,12 @@ from torch.utils.data import Dataset, Subset
 from data.errors import UserError
 from data.shards import NegativeSet
 from trainer.choice import Choice
-from trainer.config import ScriptArguments
+from trainer.config import GROUND_TRUTHS_ALONE, ScriptArguments
 from trainer.dataset import ContrastiveGroups, GroundTruths
 from trainer.store import ANOTHER_SPLIT, GroupStore
 
 log = logging.getLogger(__name__)
 
-GROUND_TRUTHS_ALONE = ("mle", "pss")
 OTHER_HELD_OUT = "Watch another half with --eval_split, or other sets with --eval_shards."
 
 
