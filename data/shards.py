@@ -344,8 +344,26 @@ class NegativeSet:
             self._sound.add(index)
         else:
             source = self.folder.open(shard.file)
-        with source, pq.ParquetFile(source) as file:
+        with source, pq.ParquetFile(source, pre_buffer=True) as file:  # few requests for many columns
             return file.read(columns=list(columns))
+
+    def peek(self, index: int, column: str) -> pa.ChunkedArray:
+        """One column of a shard, without reading the rest of it, so without verifying its checksum.
+
+        For what must be known before anything is used: whatever is used later goes through `shard_table`.
+
+        Raises:
+            UserError: the shard is missing, or damaged so that the column cannot be read.
+        """
+        shard = self.manifest.shards[index]
+        try:
+            with self.folder.open(shard.file) as source, pq.ParquetFile(source) as file:
+                return file.read(columns=[column]).column(column)
+        except FileNotFoundError:
+            raise self._lacks(shard.file) from None
+        except Exception:  # pyarrow and a store's client have errors of many kinds; reading the whole says which it is
+            self._verified(shard.file, shard.sha256)
+            raise
 
     def rejects(self) -> list[Reject]:
         """Every rejected row with its reason. Raises UserError if their file is missing or damaged."""

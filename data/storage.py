@@ -80,8 +80,9 @@ class Folder:
             return self.fs.cat_file(self / name)
 
     def open(self, name: str) -> Any:
-        """Open a file for reading parts of it. Raises FileNotFoundError."""
-        return self.fs.open(self / name, "rb")
+        """Open a file for reading parts of it, and no more than those. Raises FileNotFoundError."""
+        with self._reaching("read", self / name):
+            return self.fs.open(self / name, "rb", cache_type="none")
 
     def read_all(self, names: Sequence[str]) -> list[bytes]:
         """Read whole files, from an object store many at a time. Raises FileNotFoundError."""

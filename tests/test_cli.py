@@ -224,6 +224,26 @@ def test_trainer_refuses_another_schema_version_naming_both(
         (["--split", "test"], ("no groups of split 'test'",)),
         (["--config", "/no/such.yaml"], ("/no/such.yaml", "cannot read")),
         (["--dataset", "facts"], ("--shards or --dataset",)),
+        (["--sft_weight", "-1"], ("--sft_weight must be 0 or more",)),
+        (["--sft_weight", "1", "--objective", "mle"], ("--sft_weight", "goes with --objective cpo and cpo-rank")),
+        (["--objective", "pss", "--pss_share", "1.5"], ("--pss_share must be from 0 to 1, got 1.5",)),
+        (["--objective", "pss", "--pss_passes", "0"], ("--pss_passes must be at least 1, got 0",)),
+        (["--objective", "pss", "--pss_mixtures", "0"], ("--pss_mixtures must be at least 1, got 0",)),
+        (["--pss_mixtures", "2"], ("--pss_mixtures does not apply to objective 'cpo'. Leave it out.",)),
+        (["--min_similarity", "0.8", "--max_similarity", "0.2"], ("--min_similarity 0.8 is above --max_similarity",)),
+        (["--min_similarity", "2"], ("leaves 48 of 48 groups without any", "Choose wider bounds")),
+        (["--objective", "mle", "--use", "an=1"], ("--use does not apply to objective 'mle', which trains on ground",)),
+        (["--objective", "pss", "--rank_by", "rouge"], ("--rank_by does not apply to objective 'pss'",)),
+        (["--objective", "mle", "--min_similarity", "0"], ("--min_similarity does not apply to objective 'mle'",)),
+        (["--objective", "mle", "--max_similarity", "1"], ("--max_similarity does not apply to objective 'mle'",)),
+        (["--task", "dolly"], ("--task does not apply to --shards",)),
+        (["--eval_shards", "runs/o"], ("--eval_shards does nothing without --eval_strategy",)),
+        (["--eval_split", "train"], ("--eval_split does nothing without --eval_strategy",)),
+        (["--max_eval_samples", "5"], ("--max_eval_samples does nothing without --eval_strategy",)),
+        (["--eval_on_start", "true"], ("--eval_on_start does nothing without --eval_strategy",)),
+        (["--label_smoothing_factor", "0.1"], ("--label_smoothing_factor is not supported",)),
+        (["--auto_find_batch_size", "true"], ("--auto_find_batch_size is not supported",)),
+        (["--train_sampling_strategy", "group_by_length"], ("goes with --objective dpo only",)),
     ],
 )
 def test_trainer_refuses_wrong_options_in_one_line(
@@ -237,6 +257,21 @@ def test_trainer_refuses_wrong_options_in_one_line(
     line = refused(trainer.run.main, train(reference, negative_set, tmp_path / "out", *more), capsys)
     assert all(piece in line for piece in said), line
     assert not (tmp_path / "out").exists()
+
+
+def test_one_yaml_serves_objectives_with_and_without_a_temperature(tmp_path: Path) -> None:
+    from trainer.arguments import parse
+
+    recipe = ROOT / "recipes" / "quickstart-train.yaml"
+    for objective in ("mle", "pss", "cpo", "cpo-rank"):
+        script, _, _ = parse(["--config", str(recipe), "--objective", objective, "--output_dir", str(tmp_path)])
+        assert (script.objective, script.beta) == (objective, 5)
+
+
+def test_eval_shards_go_with_shards(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--objective", "mle", "--model", str(reference), "--dataset", "facts", "--output_dir", str(tmp_path / "o")]
+    line = refused(trainer.run.main, [*words, "--eval_strategy", "steps", "--eval_shards", "s"], capsys)
+    assert "--eval_shards does not apply to --dataset. Leave it out." in line
 
 
 def test_trainer_refuses_an_output_directory_with_another_job_naming_the_difference(

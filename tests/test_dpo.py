@@ -448,14 +448,47 @@ def test_two_processes_stop_together_each_with_its_groups(reference: Path, both_
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize(("option", "value"), [("rank_by", "embedding"), ("row_tokens", "512")])
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("rank_by", "embedding", "objective 'dpo' without --min_similarity or --max_similarity"),
+        ("row_tokens", "512", "objective 'dpo', which trains on pairs"),
+        ("pss_passes", "2", "objective 'dpo'"),
+    ],
+)
 def test_options_that_do_not_apply_are_refused(
-    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: str, value: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(cli(tmp_path, tmp_path, tmp_path / "out", f"--{option}", value)) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        f"error: --{option} does not apply to objective 'dpo', which trains on pairs. Leave it out."
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: --{option} does not apply to {reason}. Leave it out."
+
+
+def test_rank_by_says_by_which_signal_pairs_are_filtered(
+    reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    groups = list(NegativeSet(str(negative_set)).groups())
+    for group in groups:
+        for candidate in group.negatives:
+            candidate.similarity["rouge"] = 1.0 - candidate.similarity["embedding"]
+    writer = NegativeSetWriter(
+        str(tmp_path / "set"), NegativeSet(str(negative_set)).manifest.job, ["embedding", "rouge"]
     )
+    writer.begin()
+    writer.write_shard(0, groups, [], seconds={}, attention_path="packed")
+    writer.finish(1)
+    expected = {
+        signal: sum(min(2, sum(c.similarity[signal] >= 0.6 for c in group.negatives)) for group in groups)
+        for signal in ("embedding", "rouge")
+    }
+    assert expected["embedding"] != expected["rouge"]
+    caplog.set_level("INFO")
+    for signal, pairs in expected.items():
+        more = ["--rank_by", signal, "--min_similarity", "0.6", "--max_steps", "1", "--save_strategy", "no"]
+        assert main(cli(reference, tmp_path / "set", tmp_path / signal, *more)) == 0
+        assert f"--min_similarity 0.6 ({signal}) passes over" in caplog.text
+        assert f"dpo on {pairs} pairs" in caplog.text
+        record = json.loads((tmp_path / signal / "trainer_job.json").read_text())
+        assert (record["rank_by"], record["min_similarity"]) == (signal, 0.6)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """A negative set on an object store: a local S3 server (moto). Real scorer, stub engine, no Ray."""
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,34 @@ def test_an_interrupted_job_on_s3_goes_on(reference: Path, bucket: str) -> None:
     assert not [key for key in after if "_job" in key or ".tmp" in key]
     assert len(NegativeSet(f"{bucket}/set")) == 20
     assert "secret-test" not in json.dumps([value.decode("latin1") for value in after.values()])
+
+
+def test_the_split_of_a_set_on_s3_is_read_without_the_rest(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from s3fs.core import S3File
+
+    from tests.test_store import group, write
+    from trainer.store import GroupStore
+
+    some = [group(n, "test" if n % 2 else "train") for n in range(1000)]
+    draw = random.Random(0)
+    for made in some:
+        made.response_embedding = [draw.random() for _ in range(100)]
+    negatives = write(tmp_path / "set", some, 1000, "all")
+    for file in (tmp_path / "set").iterdir():
+        Folder(f"{bucket}/set").write(file.name, file.read_bytes())
+    fetch, read = S3File._fetch_range, []
+
+    def counted(self: Any, start: int, end: int) -> Any:
+        read.append(end - start)
+        return fetch(self, start, end)
+
+    monkeypatch.setattr(S3File, "_fetch_range", counted)
+    store = GroupStore([NegativeSet(f"{bucket}/set")], "test")
+    assert 0 < sum(read) < 2**17 < negatives.manifest.shards[0].bytes / 2
+    shard, row = store.locate(499)
+    assert shard.prompts[row][0] == 999
 
 
 def test_a_bucket_that_does_not_exist_is_one_line(reference: Path, bucket: str) -> None:

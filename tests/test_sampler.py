@@ -78,11 +78,23 @@ def test_each_step_has_one_group_of_every_stratum_of_its_window() -> None:
 def test_blocks_are_read_as_they_are_needed_and_two_windows_kept() -> None:
     blocks = BlocksStub([256] * 20)
     order = iter(StepSampler(blocks, 8))
-    assert blocks.kept == 2 * WINDOW_STEPS * 8
+    assert blocks.kept == (2 * WINDOW_STEPS + 1) * 8
     next(order)
     assert len(blocks.read) == 1  # 256 groups are a window of 32 steps of 8
     assert sum(1 for _ in order) == 20 * 256 - 1
     assert sorted(blocks.read) == [256 * i for i in range(20)]
+
+
+def test_a_window_needs_the_last_block_of_the_one_before_and_no_other() -> None:
+    """Windows of three blocks of 101 groups; what makes no whole step of 8 waits."""
+    blocks, seen, waited = BlocksStub([101] * 30), [], 0
+    for number in StepSampler(blocks, 8):
+        seen.append(number)
+        place = blocks.read[::-1].index(number // 101 * 101)  # 0: the block read last
+        assert place <= 3
+        waited += place == 3
+    assert sorted(seen) == list(range(30 * 101))
+    assert waited == 7 + 6 + 5 + 4 + 3 + 2 + 1 + 0 + 7
 
 
 def test_unequal_micro_batches_are_a_bug() -> None:

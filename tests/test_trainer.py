@@ -546,15 +546,51 @@ def test_transformers_says_which_attention_a_model_uses(
         ("--use_peft", "true"),
         ("--row_tokens", "64"),
         ("--lr_scheduler_type", "cosine"),
+        ("--split", "all"),
+        ("--use", "an=1"),
+        ("--rank_by", "rouge"),
+        ("--min_similarity", "0.2"),
+        ("--max_similarity", "0.8"),
+        ("--sft_weight", "0.5"),
+        ("--objective", "pss", "--pss_share", "0.5"),
+        ("--objective", "pss", "--pss_passes", "2"),
+        ("--objective", "pss", "--pss_mixtures", "2"),
+        ("--objective", "dpo", "--train_sampling_strategy", "group_by_length"),
+        ("--objective", "dpo", "--beta", "1"),
     ],
 )
-def test_the_record_holds_what_decides_the_result(more: tuple[str, str]) -> None:
+def test_the_record_holds_what_decides_the_result(more: tuple[str, ...]) -> None:
     def record(*words: str) -> dict[str, Any]:
         script, training, model = parse(["--shards", "s", "--model", "m", "--output_dir", "o", *words])
         return json.loads(json.dumps(_job(script, training, model, {"row_tokens": script.row_tokens})))
 
-    assert record(*more) != record()
-    assert record("--logging_steps", "3") == record()
+    without = more[:-2]
+    assert record(*more) != record(*without)
+    assert record(*without, "--logging_steps", "3") == record(*without)
+
+
+@pytest.mark.parametrize(
+    ("objective", "option", "value"),
+    [
+        ("cpo", "sft_weight", "0.5"),
+        ("cpo-rank", "sft_weight", "0.5"),
+        ("pss", "pss_share", "0.75"),
+        ("pss", "pss_passes", "2"),
+        ("pss", "pss_mixtures", "1"),
+        ("cpo", "min_similarity", "0.4"),
+        ("dpo", "max_similarity", "0.6"),
+    ],
+)
+def test_an_option_of_the_command_reaches_the_training(
+    objective: str, option: str, value: str, reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    """Other weights after a step."""
+    weights = []
+    common = ["--objective", objective, "--max_steps", "1", "--save_strategy", "no"]
+    for name, more in (("with", [f"--{option}", value]), ("without", [])):
+        assert main(cli(reference, negative_set, tmp_path / name, *common, *more)) == 0
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert weights[0] != weights[1]
 
 
 def test_an_interrupted_checkpoint_is_passed_over(tmp_path: Path) -> None:

@@ -100,6 +100,8 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
     if "output_dir" not in given:
         raise UserError("python -m trainer.run needs --output_dir: where the model and its checkpoints go.")
     _refuse_unsupported(training, model)
+    _refuse_ignored(script, training)
+    _refuse_unwatched(script, training)
     return script, training, model
 
 
@@ -111,7 +113,7 @@ def _known_keys() -> tuple[set[str], set[str]]:
 
 
 def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig) -> None:
-    """Options that transformers and TRL have and this trainer would ignore or get wrong."""
+    """What transformers and TRL can do and this trainer would get wrong."""
     launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower()
     if training.deepspeed or launched not in ("", "0", "false", "no"):
         raise UserError(
@@ -126,6 +128,40 @@ def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig) ->
         raise UserError(
             f"--model_revision '{model.model_revision}' is not supported. Download that revision and give its "
             "directory as --model."
+        )
+
+
+def _refuse_ignored(script: ScriptArguments, training: PaperTrainingArguments) -> None:
+    """Options of transformers that this trainer would ignore, or that break its steps."""
+    if training.label_smoothing_factor:
+        raise UserError("--label_smoothing_factor is not supported: no objective smooths labels. Leave it out.")
+    if training.auto_find_batch_size:
+        raise UserError(
+            "--auto_find_batch_size is not supported: a step holds exactly the batch that was asked for. Lower "
+            "--row_tokens, or --per_device_train_batch_size with more --gradient_accumulation_steps."
+        )
+    if training.train_sampling_strategy != "random" and script.objective != "dpo":
+        raise UserError(
+            "--train_sampling_strategy goes with --objective dpo only; steps of groups are stratified by length. Leave "
+            "it out."
+        )
+
+
+def _refuse_unwatched(script: ScriptArguments, training: PaperTrainingArguments) -> None:
+    """Options of held-out groups that nobody watches, and held-out groups that are trained on."""
+    watched = str(getattr(training.eval_strategy, "value", training.eval_strategy)) != "no"
+    if not watched:
+        given = {name: getattr(script, name) for name in ("eval_shards", "eval_split", "max_eval_samples")}
+        defaults = {f.name: f.default for f in dataclasses.fields(ScriptArguments)}
+        idle = [name for name, value in given.items() if value != defaults[name]]
+        if training.eval_on_start:
+            idle.append("eval_on_start")
+        if idle:
+            raise UserError(f"--{idle[0]} does nothing without --eval_strategy. Add --eval_strategy steps.")
+    elif not script.eval_shards and (script.split == script.eval_split or "all" in (script.split, script.eval_split)):
+        raise UserError(
+            f"--eval_strategy would watch groups that are trained on: --split is '{script.split}', --eval_split "
+            f"'{script.eval_split}'. Train on one half and watch the other, or give other sets as --eval_shards."
         )
 
 

@@ -3,7 +3,7 @@
 Imports nothing heavy, so that `--help` answers at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
 from data.config import option
@@ -17,6 +17,9 @@ OBJECTIVES = {
     "cpo-rank": "CPO with ranking, Plackett-Luce over the similarity order (eq. 2)",
     "dpo": "the baseline, TRL's DPOTrainer on pairs (ground truth, negative) of one strategy; a batch counts pairs",
 }
+
+GROUND_TRUTHS_ALONE = ("mle", "pss")
+PSS = ("pss_share", "pss_passes", "pss_mixtures")
 
 # The paper's training settings (section 5), under their names in transformers' TrainingArguments.
 PAPER_BATCH_SIZE = 64
@@ -48,10 +51,14 @@ class ScriptArguments:
     min_similarity: float | None = option(None, "leave out negatives less similar to the ground truth, by --rank_by")
     max_similarity: float | None = option(None, "leave out negatives more similar to the ground truth, by --rank_by")
     rank_by: str | None = option(
-        None, "cpo-rank: the ranking signal whose order is learnt, e.g. rouge (default: the set's first)"
+        None,
+        "ranking signal, e.g. rouge: cpo-rank learns its order, --min/max_similarity and the logged Kendall's tau are "
+        "by it (default: the set's first)",
     )
-    beta: float = option(5.0, "temperature of the contrast")
-    sft_weight: float = option(0.0, "cpo: weight of the MLE term on the ground truths, per token, beside the contrast")
+    beta: float = option(5.0, "temperature of the contrast; mle and pss have none and ignore it")
+    sft_weight: float = option(
+        0.0, "cpo and cpo-rank: weight of the MLE term on the ground truths, per token, beside the contrast"
+    )
     pss_share: float = option(0.25, "pss: probability that a sampled token takes a gold token's place in the input")
     pss_passes: int = option(1, "pss: sampling passes")
     pss_mixtures: int = option(3, "pss: mixtures per example (the paper's 3)")
@@ -60,8 +67,10 @@ class ScriptArguments:
     )
     eval_split: str = option("test", "which half of the data to watch with --eval_strategy")
     max_eval_samples: int | None = option(None, "watch the first so many held-out groups only")
-    dataset: str | None = option(None, "mle without --shards: 'facts', a local .jsonl/.json/.parquet/.csv, or a hub id")
-    task: str = option("prompt-completion", "mle without --shards: how a row becomes prompt and response")
+    dataset: str | None = option(
+        None, "mle and pss without --shards: 'facts', a local .jsonl/.json/.parquet/.csv, or a hub id"
+    )
+    task: str = option("prompt-completion", "mle and pss without --shards: how a row becomes prompt and response")
     split: str = option("train", "which half of the data, or of the negative set, to train on: train, test or all")
     from_scratch: bool = option(False, "mle: start from random weights, made from the config.json of --model")
     row_tokens: int | None = option(
@@ -84,7 +93,7 @@ class ScriptArguments:
             raise UserError(f"unknown objective '{self.objective}'.{near} Known: {', '.join(OBJECTIVES)}.")
         if self.model is None:
             raise UserError("python -m trainer.run needs --model: a directory with a transformers model, or a hub id.")
-        truths_alone = self.objective in ("mle", "pss")
+        truths_alone = self.objective in GROUND_TRUTHS_ALONE
         if not self.shards and (not truths_alone or self.dataset is None):
             hint = " or --dataset" if truths_alone else ""
             raise UserError(f"objective '{self.objective}' needs --shards{hint}: what to train on.")
@@ -108,13 +117,34 @@ class ScriptArguments:
         low, high = self.min_similarity, self.max_similarity
         if low is not None and high is not None and low > high:
             raise UserError(f"--min_similarity {low} is above --max_similarity {high}.")
-        for name in ("rank_by", "row_tokens"):
-            if self.objective == "dpo" and getattr(self, name) is not None:
-                raise UserError(f"--{name} does not apply to objective 'dpo', which trains on pairs. Leave it out.")
+        self._refuse_idle()
         if self.objective == "dpo" and ":random" in (self.use or ""):
             raise UserError("objective 'dpo' trains on pairs that are made once. Leave ':random' out of --use.")
         if self.row_tokens is not None and self.row_tokens < 1:
             raise UserError(f"--row_tokens must be at least 1, got {self.row_tokens}.")
+
+    def _refuse_idle(self) -> None:
+        """Options that would do nothing: who gives one expects it to count. Not beta: objectives share a YAML file."""
+        idle: list[tuple[bool, str, tuple[str, ...]]] = [
+            (
+                self.objective in GROUND_TRUTHS_ALONE,
+                f"objective '{self.objective}', which trains on ground truths alone",
+                ("use", "rank_by", "min_similarity", "max_similarity"),
+            ),
+            (self.objective != "pss", f"objective '{self.objective}'", PSS),
+            (self.objective == "dpo", "objective 'dpo', which trains on pairs", ("row_tokens",)),
+            (
+                self.objective == "dpo" and self.min_similarity is None and self.max_similarity is None,
+                "objective 'dpo' without --min_similarity or --max_similarity",
+                ("rank_by",),
+            ),
+            (bool(self.shards), "--shards, whose prompts are made", ("task",)),
+            (self.dataset is not None, "--dataset", ("eval_shards",)),
+        ]
+        for applies, to, names in idle:
+            for field in fields(self):
+                if applies and field.name in names and getattr(self, field.name) != field.default:
+                    raise UserError(f"--{field.name} does not apply to {to}. Leave it out.")
 
 
 def _is(value: Any, kind: Any) -> bool:

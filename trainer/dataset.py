@@ -123,9 +123,9 @@ class ContrastiveGroups(Dataset):
 
     def tokens(self, block: np.ndarray) -> np.ndarray:
         """Tokens that each group of a block takes in a packed row."""
-        shard, rows = self.store.block_of(block)
-        tokens = shard.prompts.lengths[rows] - 1 + shard.responses.lengths[rows].astype(float)
-        return tokens if self.choice is None else tokens + self.choice.counted(shard)[rows]
+        shard = self.store.block_of(block)
+        tokens = shard.prompts.lengths - 1 + shard.responses.lengths.astype(float)
+        return tokens if self.choice is None else tokens + self.choice.counted(shard)
 
     def keep(self, groups: int) -> None:
         self.store.keep(groups)
@@ -139,11 +139,11 @@ class ContrastiveGroups(Dataset):
         everything = replace(choice, min_similarity=None, max_similarity=None)
         passed_over = total = 0
 
-        def has_negatives(shard: Shard, rows: np.ndarray) -> np.ndarray:
+        def has_negatives(shard: Shard) -> np.ndarray:
             nonlocal passed_over, total
             owner = np.repeat(np.arange(len(shard.ids)), np.diff(shard.first))
             before, after = (
-                np.bincount(owner[c.allowed(shard)], minlength=len(shard.ids))[rows] for c in (everything, choice)
+                np.bincount(owner[c.allowed(shard)], minlength=len(shard.ids)) for c in (everything, choice)
             )
             total += int(before.sum())
             passed_over += int((before - after).sum())

@@ -11,7 +11,7 @@ from data.config import describe_options
 from data.errors import UserError, exit_on_user_error, first_line
 from data.log import start_logging
 from data.storage import sha256
-from trainer.config import ScriptArguments
+from trainer.config import GROUND_TRUTHS_ALONE, PSS, ScriptArguments
 from trainer.output import check_output, claim_output, find_checkpoint, resume_from
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ DECISIVE = (
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
     *("mixed_precision", "neftune_noise_alpha"),
 )
-PSS = ("pss_share", "pss_passes", "pss_mixtures")
+# Of pairs only: groups have an order of their own.
+PAIR_ORDER = ("train_sampling_strategy",)
 DTYPES = ("float32", "bfloat16", "float16")
 
 HELP = """usage: python -m trainer.run --shards DIR --model M --output_dir O --objective cpo [--key value ...]
@@ -251,7 +252,7 @@ def _load_policy(script: ScriptArguments, model_config: "ModelConfig", directory
             options["quantization_config"] = quantization
             options["device_map"] = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
         model = AutoModelForCausalLM.from_pretrained(directory, use_safetensors=True, **options)
-    if script.objective not in ("mle", "pss"):
+    if script.objective not in GROUND_TRUTHS_ALONE:
         # Dropout would make the policy differ from the reference that was scored without it.
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -266,17 +267,18 @@ def _job(
 ) -> dict[str, Any]:
     """What decides the result of this run: a checkpoint may only be resumed under the same."""
     options = dataclasses.asdict(model_config)
+    decisive = (*DECISIVE, *(PAIR_ORDER if script.objective == "dpo" else ()))
     return {
         "objective": script.objective,
         **more,
         "split": script.split,
         "use": script.use,
         "rank_by": script.rank_by,
-        "beta": script.beta if script.objective not in ("mle", "pss") else None,
+        "beta": script.beta if script.objective not in GROUND_TRUTHS_ALONE else None,
         **{name: getattr(script, name) for name in ("min_similarity", "max_similarity", "sft_weight")},
         **({name: getattr(script, name) for name in PSS} if script.objective == "pss" else {}),
         "batch_size": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
-        "training": {name: getattr(training, name) for name in DECISIVE},
+        "training": {name: getattr(training, name) for name in decisive},
         # By its hashes, not its name: see "model".
         "load": {k: v for k, v in options.items() if k not in ("model_name_or_path", "model_revision")},
     }

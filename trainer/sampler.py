@@ -29,7 +29,7 @@ class Blocks(Protocol):
         ...
 
     def keep(self, groups: int) -> None:
-        """Keep at least so many groups at hand."""
+        """Keep so many groups at hand, and three of the largest blocks."""
         ...
 
 
@@ -39,6 +39,8 @@ class StepSampler(Sampler[int]):
     Blocks come in random order. Of each window of groups the sampler makes steps that are stratified by length: the
     groups are sorted by tokens into `step_groups` strata, and a step takes one of each. So gradients are no noisier
     than with plain shuffling, and steps take about the same time. Within a step, micro-batches are balanced as well.
+    Groups that make no whole step wait for the next window; they are of the block read last, so that a window needs no
+    other block of the one before.
 
     What a step holds depends on seed, epoch and `step_groups` only, not on the number of its micro-batches. The numbers
     are given as number + epoch * len(dataset): a data set that draws its negatives knows the epoch from them, in the
@@ -75,7 +77,9 @@ class StepSampler(Sampler[int]):
         self.seed = seed
         self.drop_last = drop_last
         self.epoch = 0
-        dataset.keep(2 * WINDOW_STEPS * step_groups)
+        # A block that waits may be used again after all others of two windows, each of which ends with a whole block,
+        # and the block that waited before it.
+        dataset.keep((2 * WINDOW_STEPS + 1) * step_groups)
 
     def __len__(self) -> int:
         groups, step = len(self.dataset), self.step_groups
@@ -93,18 +97,22 @@ class StepSampler(Sampler[int]):
 
     def _steps(self, draw: np.random.Generator) -> Iterator[np.ndarray]:
         blocks = self.dataset.blocks
-        numbers, tokens = np.zeros(0, dtype=np.int64), np.zeros(0)
+        numbers, tokens, came = np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0, dtype=np.int64)
         for count, place in enumerate(draw.permutation(len(blocks)), start=1):
-            numbers = np.concatenate([numbers, blocks[place]])
-            tokens = np.concatenate([tokens, self.dataset.tokens(blocks[place])])
+            block = blocks[place]
+            numbers = np.concatenate([numbers, block])
+            tokens = np.concatenate([tokens, self.dataset.tokens(block)])
+            came = np.concatenate([came, np.full(len(block), count)])
             if len(numbers) < WINDOW_STEPS * self.step_groups and count < len(blocks):
                 continue
             order = draw.permutation(len(numbers))
-            numbers, tokens = numbers[order], tokens[order]
+            if count < len(blocks):
+                order = order[np.argsort(came[order], kind="stable")]
+            numbers, tokens, came = numbers[order], tokens[order], came[order]
             whole = len(numbers) // self.step_groups * self.step_groups
             for step in self._stratified(tokens[:whole], draw):
                 yield numbers[step]
-            numbers, tokens = numbers[whole:], tokens[whole:]
+            numbers, tokens, came = numbers[whole:], tokens[whole:], came[whole:]
         if len(numbers) and not self.drop_last:
             yield self._filled(numbers)
 

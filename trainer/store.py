@@ -1,8 +1,8 @@
 """Groups of one or more negative sets by number, read shard by shard when they are needed.
 
-Opening reads the manifests, and the `split` column only where a set holds both halves. A shard is decoded into flat
-arrays when one of its groups is asked for, its checksum verified the first time, and dropped when others were needed
-since. Memory does not grow with the number of groups.
+Opening reads the manifests, and the `split` column only where a set holds both halves. The groups of the split in a
+shard are decoded into flat arrays when one of them is asked for, its checksum verified the first time, and dropped when
+others were needed since. Memory does not grow with the number of groups: see `GroupStore.keep`.
 """
 
 from collections import OrderedDict
@@ -20,8 +20,9 @@ COLUMNS = (
     *("id", "prompt_ids", "response_ids", "reference_logp"),
     *(f"negatives.list.element.{name}" for name in ("strategy", "ids", "reference_logp", "similarity")),
 )
-# Decoded groups kept at least. A group of 12 continuations of 100 tokens takes 5 KB.
+# Decoded groups kept where nobody asks for more. A group of 12 continuations of 100 tokens takes 5 KB.
 KEPT_GROUPS = 4096
+ANOTHER_SPLIT = "Choose another --split; its rejects.parquet says why rows were rejected."
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ class Ragged:
 
 @dataclass(frozen=True)
 class Shard:
-    """The groups of one shard as arrays: R rows, C negatives of all rows together.
+    """The groups of one shard that count, as arrays: R groups, C negatives of all of them together.
 
     Attributes:
         ids: [R], id of each group.
         prompts, responses: R token sequences.
         reference_logps: [R], of the ground truths, nats.
-        first: [R + 1]; the negatives of row r are first[r]:first[r + 1].
+        first: [R + 1]; the negatives of group r are first[r]:first[r + 1].
         strategies: names of the strategies;  strategy: [C], which of them made each negative.
         negatives: C token sequences.
         negative_logps: [C], nats.
@@ -105,6 +106,7 @@ class GroupStore:
     Args:
         sets: negative sets; that they belong together is for the caller to check.
         split: "train", "test" or "all".
+        advice: what to do where there is no group of that split.
 
     Attributes:
         blocks: per shard with groups of the split, the numbers of its groups, [n] each, in order.
@@ -113,7 +115,7 @@ class GroupStore:
         UserError: no group of that split.
     """
 
-    def __init__(self, sets: Sequence[NegativeSet], split: str):
+    def __init__(self, sets: Sequence[NegativeSet], split: str, advice: str = ANOTHER_SPLIT):
         self.sets = list(sets)
         self.split = split
         # Per shard: set, number in the set, and the rows that count.
@@ -126,10 +128,7 @@ class GroupStore:
         self._number()
         if not len(self):
             places = ", ".join(f"'{negatives.folder.path}'" for negatives in self.sets)
-            raise UserError(
-                f"negative set {places} holds no groups of split '{split}'. Choose another --split; its "
-                "rejects.parquet says why rows were rejected."
-            )
+            raise UserError(f"negative set {places} holds no groups of split '{split}'. {advice}")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -142,30 +141,38 @@ class GroupStore:
     def blocks(self) -> list[np.ndarray]:
         return [np.arange(a, b) for a, b in zip(self._starts[:-1], self._starts[1:], strict=True) if b > a]
 
+    def ids(self, number: int) -> pa.ChunkedArray:
+        """Ids of the groups of one of the sets; no other column is read."""
+        found = [
+            self.sets[number].peek(index, "id").take(rows) for owner, index, rows in self._shards if owner == number
+        ]
+        return pa.chunked_array([chunk for column in found for chunk in column.chunks], pa.string())
+
     def keep(self, groups: int) -> None:
-        """Keep at least so many decoded groups."""
-        self.kept_groups = max(self.kept_groups, groups)
+        """Hold up to so many decoded groups and three of the largest blocks."""
+        largest = int(np.diff(self._starts).max())
+        self.kept_groups = max(self.kept_groups, groups + 3 * largest)
 
     def locate(self, number: int) -> tuple[Shard, int]:
         """The shard that holds a group, decoded, and the group's row in it."""
         place = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return self._decoded(place), int(self._shards[place][2][number - self._starts[place]])
+        return self._decoded(place), int(number - self._starts[place])
 
-    def block_of(self, numbers: np.ndarray) -> tuple[Shard, np.ndarray]:
-        """The shard that holds the groups of one of `blocks`, decoded, and their rows in it."""
-        place = int(np.searchsorted(self._starts, numbers[0], side="right")) - 1
-        return self._decoded(place), self._shards[place][2]
+    def block_of(self, numbers: np.ndarray) -> Shard:
+        """The groups of one of `blocks`, decoded."""
+        return self._decoded(int(np.searchsorted(self._starts, numbers[0], side="right")) - 1)
 
-    def drop(self, keep: Callable[[Shard, np.ndarray], np.ndarray]) -> int:
+    def drop(self, keep: Callable[[Shard], np.ndarray]) -> int:
         """Leave out groups for good; returns how many. Reads every shard once.
 
         Args:
-            keep: for a shard and the rows in it that count, [n]: True where a group stays, [n].
+            keep: for the groups of a shard, [R]: True where one stays, [R].
         """
         before = len(self)
         for place, (number, index, rows) in enumerate(self._shards):
             if len(rows):
-                self._shards[place] = (number, index, rows[keep(self._decoded(place), rows)])
+                self._shards[place] = (number, index, rows[keep(self._decoded(place))])
+                del self._cache[place]
         self._number()
         return before - len(self)
 
@@ -174,8 +181,9 @@ class GroupStore:
 
     def _decoded(self, place: int) -> Shard:
         if place not in self._cache:
-            number, index, _ = self._shards[place]
-            self._cache[place] = Shard.of(self.sets[number].shard_table(index, COLUMNS))
+            number, index, rows = self._shards[place]
+            table = self.sets[number].shard_table(index, COLUMNS)
+            self._cache[place] = Shard.of(table if len(rows) == table.num_rows else table.take(rows))
             held = sum(len(shard.ids) for shard in self._cache.values())
             while held > self.kept_groups and len(self._cache) > 1:
                 _, dropped = self._cache.popitem(last=False)
@@ -185,7 +193,7 @@ class GroupStore:
 
 
 def _rows_of_split(negatives: NegativeSet, split: str) -> list[np.ndarray]:
-    """Per shard, the rows that belong to a split."""
+    """Per shard, the rows that belong to a split. Of a set of both halves, reads the `split` column only."""
     manifest = negatives.manifest
     made_from = manifest.job.get("data", {}).get("split")
     if split in ("all", made_from):
@@ -194,8 +202,7 @@ def _rows_of_split(negatives: NegativeSet, split: str) -> list[np.ndarray]:
         return [np.arange(0) for _ in manifest.shards]
     found = []
     for index in range(len(manifest.shards)):
-        column = negatives.shard_table(index, ["split"]).column("split").to_numpy()
-        found.append(np.flatnonzero(column == split))
+        found.append(np.flatnonzero(negatives.peek(index, "split").to_numpy() == split))
     return found
 
 

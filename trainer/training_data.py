@@ -4,17 +4,20 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from torch.utils.data import Subset
 
 from data.errors import UserError
 from data.shards import NegativeSet
-from trainer.config import ScriptArguments
+from trainer.choice import Choice
+from trainer.config import GROUND_TRUTHS_ALONE, ScriptArguments
 from trainer.dataset import ContrastiveGroups, GroundTruths
-from trainer.store import GroupStore
+from trainer.store import ANOTHER_SPLIT, GroupStore
 
 log = logging.getLogger(__name__)
 
-GROUND_TRUTHS_ALONE = ("mle", "pss")
+OTHER_HELD_OUT = "Watch another half with --eval_split, or other sets with --eval_shards."
 
 
 @dataclass
@@ -45,16 +48,19 @@ def load_training_data(
         watched: whether held-out groups are wanted.
 
     Raises:
-        UserError: no such data, sets of another model or tokenizer, or no group left.
+        UserError: no such data, sets of another model or tokenizer, the same group in two sets, or no group left.
     """
     scored: set[tuple[str, str]] = set()
     if script.shards:
         sets = _opened(script.shards, script, identity)
-        groups = _groups(sets, script, script.split, seed)
+        groups = _groups(sets, script, script.split, seed, ANOTHER_SPLIT)
+        _refuse_repeated(groups.store)
         held_out = None
         if watched:
             others = _opened(script.eval_shards, script, identity) if script.eval_shards else sets
-            held_out = _groups(others, script, script.eval_split, seed)
+            held_out = _groups(others, script, script.eval_split, seed, OTHER_HELD_OUT)
+            if script.eval_shards:
+                _refuse_trained_on(held_out.store, groups.store)
         source: dict[str, Any] = {"shards": [s.sha256 for one in sets for s in one.manifest.shards]}
         if script.objective not in GROUND_TRUTHS_ALONE:
             manifests = [one.manifest for one in sets]
@@ -71,7 +77,6 @@ def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any])
     """The sets, of which each must be of this tokenizer, and for a contrast of this reference."""
     assert script.model is not None
     sets = [NegativeSet(path) for path in paths]
-    _refuse_same_groups(sets)
     for negatives in sets:
         negatives.check_tokenizer(identity["tokenizer_sha256"], script.model)
         if script.objective not in GROUND_TRUTHS_ALONE:
@@ -79,18 +84,13 @@ def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any])
     return sets
 
 
-def _groups(sets: list[NegativeSet], script: ScriptArguments, split: str, seed: int) -> ContrastiveGroups:
+def _groups(sets: list[NegativeSet], script: ScriptArguments, split: str, seed: int, advice: str) -> ContrastiveGroups:
+    store = GroupStore(sets, split, advice)
     if script.objective in GROUND_TRUTHS_ALONE:
-        return ContrastiveGroups(GroupStore(sets, split))
-    return ContrastiveGroups.of(
-        sets,
-        split,
-        script.use,
-        script.rank_by,
-        min_similarity=script.min_similarity,
-        max_similarity=script.max_similarity,
-        seed=seed,
-    )
+        return ContrastiveGroups(store)
+    low, high = script.min_similarity, script.max_similarity
+    choice = Choice.of(sets, script.use, script.rank_by, min_similarity=low, max_similarity=high, seed=seed)
+    return ContrastiveGroups(store, choice)
 
 
 def _ground_truths(script: ScriptArguments, split: str, tokenizer: Any) -> tuple[GroundTruths, dict[str, Any]]:
@@ -108,13 +108,36 @@ def _ground_truths(script: ScriptArguments, split: str, tokenizer: Any) -> tuple
     return GroundTruths(groups), {"examples_sha256": fingerprint(examples)}
 
 
-def _refuse_same_groups(sets: list[NegativeSet]) -> None:
-    """Raise UserError if a set is given twice: its groups would count twice."""
-    seen: dict[str, str] = {}
-    for negatives in sets:
-        for shard in negatives.manifest.shards:
-            if shard.sha256 in seen:
+def _refuse_repeated(store: GroupStore) -> None:
+    """Raise UserError if two sets hold the same group: it would count twice. Of a single set, reads nothing."""
+    if len(store.sets) == 1:
+        return
+    known: list[pa.ChunkedArray] = []
+    for number, negatives in enumerate(store.sets):
+        ids = store.ids(number)
+        for other, theirs in zip(store.sets, known, strict=False):
+            common = _common(ids, theirs)
+            if common:
                 raise UserError(
-                    f"'{negatives.folder.path}' and '{seen[shard.sha256]}' hold the same shard. Give each set once."
+                    f"{common} groups of '{negatives.folder.path}' are in '{other.folder.path}' too: they would count "
+                    "twice. Give --shards one of the two."
                 )
-        seen.update({shard.sha256: negatives.folder.path for shard in negatives.manifest.shards})
+        known.append(ids)
+
+
+def _refuse_trained_on(held_out: GroupStore, train: GroupStore) -> None:
+    """Raise UserError if groups to watch are trained on."""
+    trained_on = [train.ids(number) for number in range(len(train.sets))]
+    for number, negatives in enumerate(held_out.sets):
+        ids = held_out.ids(number)
+        common = sum(_common(ids, theirs) for theirs in trained_on)
+        if common:
+            raise UserError(
+                f"{common} of {len(ids)} groups of '{negatives.folder.path}' in --eval_shards are trained on: their "
+                "curve would say nothing. Choose other --eval_shards, or another --eval_split."
+            )
+
+
+def _common(ids: pa.ChunkedArray, others: pa.ChunkedArray) -> int:
+    found = pc.is_in(ids, value_set=others.combine_chunks())  # type: ignore[attr-defined]  # made at run time
+    return sum(chunk.true_count for chunk in found.chunks)
