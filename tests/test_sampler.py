@@ -89,6 +89,8 @@ def test_a_window_needs_the_last_block_of_the_one_before_and_no_other() -> None:
     """Windows of three blocks of 101 groups; what makes no whole step of 8 waits."""
     blocks, seen, waited = BlocksStub([101] * 30), [], 0
     for number in StepSampler(blocks, 8):
+        if number < 0:  # fills up the last step
+            continue
         seen.append(number)
         place = blocks.read[::-1].index(number // 101 * 101)  # 0: the block read last
         assert place <= 3

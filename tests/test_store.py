@@ -166,7 +166,7 @@ def test_workers_of_the_loader_decode_each_shard_once_each(tmp_path: Path) -> No
     negatives = counted(tmp_path, 1500, 8)
     groups = ContrastiveGroups.of([negatives], "train")
     loader = DataLoader(
-        groups, batch_size=64, sampler=StepSampler(groups, 64), num_workers=2, collate_fn=len,
+        groups, batch_size=60, sampler=StepSampler(groups, 60), num_workers=2, collate_fn=len,
         multiprocessing_context="fork",
     )  # fmt: skip
     assert sum(loader) == 12_000

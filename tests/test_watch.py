@@ -565,10 +565,12 @@ def test_which_held_out_groups_are_watched(reference: Path, two_halves: Path, tm
     """A group is known by the reference's log-probability of its ground truth."""
     runs = {
         ("test", 5): watched_run(reference, two_halves, tmp_path / "five", "--max_eval_samples", "5"),
-        ("train", 16): watched_run(reference, two_halves, tmp_path / "same", "--eval_split", "train"),
+        ("train", 16): watched_run(
+            reference, two_halves, tmp_path / "swapped", "--split", "test", "--eval_split", "train"
+        ),
     }
     make_negative_set(tmp_path / "other", reference, num_groups=6, num_negatives=1, strategies=("an", "bn"))
-    other = ["--eval_shards", str(tmp_path / "other"), "--eval_split", "train", "--use", "an=1,bn=1"]
+    other = ["--split", "test", "--eval_shards", str(tmp_path / "other"), "--eval_split", "train", "--use", "an=1,bn=1"]
     for (split, number), held_out in runs.items():
         truths = [group.reference_logp for group in half(two_halves, split)[:number]]
         for line in held_out:
