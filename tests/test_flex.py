@@ -100,7 +100,7 @@ def test_a_model_that_forgets_the_blocks_keeps_dense_masks(monkeypatch: pytest.M
 
 def test_where_the_kernel_does_not_work_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
     works_on.cache_clear()
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING), torch.no_grad():  # as the start's check and the scorer call it
         # On a CPU FlexAttention has no backward pass.
         assert not works_on(torch.device("cpu"), torch.float32, 2, 2, 16)
     assert "Using dense attention masks, slower than FlexAttention, which does not work here" in caplog.text

@@ -98,7 +98,8 @@ def test_two_fsdp_processes_train_like_one(architecture: str, tmp_path: Path) ->
     start = {name: p.detach().clone() for name, p in alone.model.named_parameters()}  # type: ignore[union-attr]
     expected = train(alone)
     assert len(expected["losses"]) == 2
-    assert first["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    # After a step the losses differ by rounding: each pass's gradient is summed over the processes by itself.
+    assert first["losses"] == pytest.approx(expected["losses"], rel=1e-4)
     assert first["metrics"]["eval_loss"] == pytest.approx(expected["metrics"]["eval_loss"], rel=1e-4)
     assert second["metrics"]["eval_loss"] == first["metrics"]["eval_loss"]
     moved = max((p - start[name]).abs().max().item() for name, p in expected["parameters"].items())

@@ -425,11 +425,14 @@ def test_bfloat16_gradients_stay_within_two_hundredths_of_float32s(architecture:
     assert off < 1.2 * plainly_off
 
 
-def test_autocast_to_bfloat16_stays_within_a_hundredth_of_a_nat_per_token():
+def test_autocast_to_bfloat16_stays_within_a_hundredth_of_a_nat_per_token(monkeypatch: pytest.MonkeyPatch):
     model = tiny_model("llama")
     prepare_model(model)
+    dtypes = []
+    monkeypatch.setattr(logprobs, "token_logps", lambda h, *more: dtypes.append(h.dtype) or token_logps(h, *more))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logps = candidate_logps(model, pack(GROUPS))
+    assert dtypes == [torch.bfloat16]  # the norm before the head leaves float32
     assert logps.dtype == torch.float32
     assert ((logps - plain_logps(model)).abs() / TOKENS).max() < 0.01
 

@@ -656,19 +656,26 @@ def test_the_held_out_loss_is_the_one_that_is_trained(reference: Path, negative_
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("micro_batches", [1, 2])
 def test_what_is_not_finite_stops_before_the_optimiser_step_with_the_groups(
-    where: str, reference: Path, negative_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    micro_batches: int,
+    where: str,
+    reference: Path,
+    negative_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trainer = make_trainer(
-        reference, negative_set, tmp_path, per_device_train_batch_size=4, max_steps=3, row_tokens=1, learning_rate=1e-3
-    )
+        reference, negative_set, tmp_path, max_steps=3, row_tokens=1, learning_rate=1e-3,
+        per_device_train_batch_size=4 // micro_batches, gradient_accumulation_steps=micro_batches,
+    )  # fmt: skip
     before = {}
     share, steps = trainer._share, iter(range(1000))
 
     def fault_stub(policy_logps: torch.Tensor, packed: Any, items: torch.Tensor) -> torch.Tensor:
-        """The third group of the second step."""
+        """The first group of the second step."""
         value = share(policy_logps, packed, items)
-        if next(steps) == 4 + 2:
+        if next(steps) == 4:
             before.update({k: v.clone() for k, v in trainer.model.state_dict().items()})  # type: ignore[union-attr]
             value = value * torch.nan if where == "loss" else Infinite.apply(value)  # type: ignore[assignment]
         return value
@@ -682,6 +689,7 @@ def test_what_is_not_finite_stops_before_the_optimiser_step_with_the_groups(
     assert len(named) == 4
     assert "of step 2 is not finite; stopped before the optimiser step" in message
     assert ("The loss of these is not finite: " in message) == (where == "loss")
+    assert message.startswith("the loss (nan)" if where == "loss" else "a gradient")
     for name, value in trainer.model.state_dict().items():  # type: ignore[union-attr]
         assert torch.equal(value, before[name]), name
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+import torch
 from transformers import TrainingArguments
 from trl import ModelConfig, TrlParser
 
@@ -42,6 +43,8 @@ class PaperTrainingArguments(TrainingArguments):
         super().__post_init__()
         # Batches are groups laid out by our collator, not columns that match the model's arguments.
         self.remove_unused_columns = False
+        # torch warns at each epoch where there is nothing to pin for.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
 
 
 ARGUMENTS = (ScriptArguments, PaperTrainingArguments, ModelConfig)

@@ -64,7 +64,12 @@ class Choice:
         signal = rank_by or sets[0].signals[0]
         for negatives, held in zip(sets, stored, strict=True):
             for strategy, count in counts.items():
-                if count > held.get(strategy, 0):
+                if strategy not in held:
+                    raise UserError(
+                        f"--use names '{strategy}', but negative set '{negatives.folder.path}' holds "
+                        f"{format_counts(held)} per group. Choose among these."
+                    )
+                if count > held[strategy]:
                     raise UserError(
                         f"--use asks for {strategy}={count}, but negative set '{negatives.folder.path}' holds "
                         f"{format_counts(held)} per group. Ask for less, or generate a set with more."

@@ -153,7 +153,7 @@ class ContrastiveGroups(Dataset):
         dropped = self.store.drop(has_negatives)
         bounds = [f"--{k} {v}" for k in ("min_similarity", "max_similarity") if (v := getattr(choice, k)) is not None]
         found = (
-            f"{' and '.join(bounds)} ({choice.signal}) passes over {passed_over} of {total} negatives and "
+            f"split '{self.store.split}': {' and '.join(bounds)} ({choice.signal}) passes over {passed_over} of {total} negatives and "
             f"leaves {dropped} of {groups} groups without any"
         )
         if dropped == groups:

@@ -203,7 +203,7 @@ def _open_models(names: tuple[str, str], directories: tuple[Path, Path]) -> Writ
     check_same_tensors(mle, cpo, *names)
 
     def write_weights(outputs: Mapping[float, Path]) -> None:
-        for source in weight_files(directories[1]):
+        for source in weight_files(directories[1]) if outputs else ():
             log.info("%s for alpha %s", source.name, ", ".join(f"{alpha:g}" for alpha in outputs))
             write_interpolations(mle, source, {alpha: path / source.name for alpha, path in outputs.items()})
 

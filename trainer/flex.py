@@ -65,8 +65,18 @@ def computed_in(tensor: torch.Tensor) -> torch.dtype:
 def works_on(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, head_size: int) -> bool:
     """Whether the compiled kernel runs here, forward and backward, and gives what dense attention gives.
 
-    It needs a working Triton, and not every head size is supported everywhere. If not, the log says why.
+    It needs a working Triton, and not every head size is supported everywhere. If not, the log says why. The trial has
+    gradients of its own, wherever it is called from.
     """
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        reason = _trial(device, dtype, heads, key_heads, head_size)
+    if reason:
+        log.warning("Using dense attention masks, slower than FlexAttention, which does not work here (%s).", reason)
+    return reason is None
+
+
+def _trial(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, head_size: int) -> str | None:
+    """Why the kernel cannot be used, or None."""
     generator = torch.Generator().manual_seed(0)
     group_ids = torch.tensor([0] * 150 + [1] * 100, device=device)[None]
     segment_ids = torch.tensor([0] * 40 + [1] * 50 + [2] * 60 + [0] * 30 + [1] * 70, device=device)[None]
@@ -82,15 +92,12 @@ def works_on(device: torch.device, dtype: torch.dtype, heads: int, key_heads: in
         output = attention_by_block(*inputs, packed_block_mask(group_ids, segment_ids))
         values = output, *torch.autograd.grad(output, inputs, upstream)
     except Exception as error:  # whatever a compiler raises
-        reason = first_line(error)
-    else:
-        others = expected, *torch.autograd.grad(expected, inputs, upstream)
-        off = max(((a - b).float().norm() / b.float().norm()).item() for a, b in zip(values, others, strict=True))
-        if off <= TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]):
-            return True
-        reason = f"off by {off:.2g} of what dense attention gives"
-    log.warning("Using dense attention masks, slower than FlexAttention, which does not work here (%s).", reason)
-    return False
+        return first_line(error)
+    others = expected, *torch.autograd.grad(expected, inputs, upstream)
+    off = max(((a - b).float().norm() / b.float().norm()).item() for a, b in zip(values, others, strict=True))
+    if off <= TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]):
+        return None
+    return f"off by {off:.2g} of what dense attention gives"
 
 
 @functools.cache

@@ -149,7 +149,8 @@ def prepare_model(model: Any) -> str:
                 parts = [_drawn(head(hidden[rows]), uniforms[rows], never) for rows in _chunks(hidden, head.weight)]
                 return torch.cat(parts)
             if type(head) is nn.Linear:
-                return token_logps(hidden, head.weight, target_ids)
+                # In autocast's type, as the head itself would be.
+                return token_logps(hidden.to(computed_in(hidden)), head.weight, target_ids)
             logits = head(hidden)  # wrapped since: its weight alone would leave out an adapter
         else:
             logits = original(self, *args, use_cache=False, **kwargs).logits.flatten(0, 1)[target_index]
@@ -445,7 +446,8 @@ def _takes_block_masks(model: Any) -> bool:
     heads = config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return works_on(device, computed_in(next(model.parameters())), heads, key_heads, size)
+    dtype = getattr(model, "_computes_in", model.dtype)
+    return works_on(device, dtype, heads, key_heads, size)
 
 
 def _attention_mask(model: Any, batch: TokenBatch) -> torch.Tensor | BlockMask | None:

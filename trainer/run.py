@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -84,6 +85,12 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
     from trainer.watch import Curves, GroundTruthWatch, MetricsFile
 
     assert script.model is not None  # ScriptArguments.check
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > training.world_size:
+        raise UserError(
+            f"{started} processes were started, but no GPU was found, so that each would train alone. On CPUs add "
+            "--use_cpu true; else start one process."
+        )
     is_main = training.process_index == 0
     if not is_main:
         logging.getLogger().setLevel(logging.WARNING)
@@ -204,13 +211,13 @@ def _compare_with_scorer(
     dtype = str(computed_in(training, model)).removeprefix("torch.")
     mine = f"{dtype}, {path} layout" if path else dtype
     theirs = {f"{other}, {layout} layout" if path else other: other for other, layout in scored}
+    plain = training.mixed_precision == "no"
     for spoken, other in theirs.items():
         if spoken != mine:
             log.warning(
                 "The reference was scored in %s; this run computes in %s. Each token then starts off by rounding, "
-                "which beta times the tokens of a response magnify. Train with --dtype %s, or make the set with "
-                "--scorer_dtype %s.",
-                *(spoken, mine, other, dtype),
+                "which beta times the tokens of a response magnify. Train %s, or make the set with --scorer_dtype %s.",
+                *(spoken, mine, f"with --dtype {other}" if plain else "without mixed precision", dtype),
             )
 
 

@@ -25,7 +25,7 @@ from trainer.objectives import (
 from trainer.safety import check_finite
 from trainer.sampler import StepSampler
 from trainer.scheduled import ScheduledSampling
-from trainer.start import report_start
+from trainer.start import computed_in, report_start
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +65,13 @@ class ContrastiveTrainer(Trainer):
         self.path = path
         self.sft_weight = sft_weight
         self.scheduled = scheduled
+        # FlexAttention is tried before the first forward, outside of its mixed precision.
+        self.model._computes_in = computed_in(self.args, self.model)  # type: ignore[union-attr,assignment]
         self._sums: dict[str, torch.Tensor] = {}
         self._logged_at: float | None = None
         self._checked_start = objective not in CONTRASTIVE
-        # Of the current step: ids of its groups, and of those whose loss was not finite.
+        # Of the current step: its loss so far, ids of its groups, and of those whose loss was not finite.
+        self._total = 0.0
         self._ids: list[str] = []
         self._unsound: list[str] = []
         if self.train_dataset is not None:
@@ -112,8 +115,9 @@ class ContrastiveTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         passes = list(self._in_step(inputs))
         for index, (packed, counts) in enumerate(passes):
-            last = index == len(passes) - 1
-            with nullcontext() if last else self.accelerator.no_sync(model):
+            # FSDP would keep whole gradients until it synchronises them.
+            synchronise = index == len(passes) - 1 or self.is_fsdp_enabled
+            with nullcontext() if synchronise else self.accelerator.no_sync(model):
                 packed = packed.to(self.args.device)
                 with self.compute_loss_context_manager():
                     if self.scheduled is not None:
@@ -124,8 +128,9 @@ class ContrastiveTrainer(Trainer):
                 self.accelerator.backward(share * self.accelerator.num_processes)
             total += share.detach() * self.accelerator.num_processes
             self._record(policy_logps.detach(), packed, share.detach(), counts)
+        self._total = self._total + total
         if self.accelerator.sync_gradients:
-            self._check_finite(model, total)
+            self._check_finite(model)
         return total
 
     def evaluate(
@@ -226,7 +231,10 @@ class ContrastiveTrainer(Trainer):
             self._unsound += [] if torch.isfinite(share) else packed.ids
         metrics = self._metrics(policy_logps, packed, counts)
         positions = packed.tokens.input_ids.numel() * counts
-        metrics["padding_fraction"] = torch.tensor([packed.tokens.padding * counts, positions], dtype=torch.float64)
+        padding = packed.tokens.padding * counts
+        metrics["padding_fraction"] = torch.tensor(
+            [padding, positions], dtype=torch.float64, device=policy_logps.device
+        )
         _add(self._sums, metrics)
 
     def _metrics(self, policy_logps: torch.Tensor, packed: PackedGroups, counts: bool) -> dict[str, torch.Tensor]:
@@ -270,8 +278,10 @@ class ContrastiveTrainer(Trainer):
             found["loss"] = found["loss/contrast"] + self.sft_weight * found["loss/sft"]
         return found
 
-    def _check_finite(self, model: nn.Module, total: torch.Tensor) -> None:
-        ids, unsound, self._ids, self._unsound = self._ids, self._unsound, [], []
+    def _check_finite(self, model: nn.Module) -> None:
+        total, ids, unsound = self._total, self._ids, self._unsound
+        self._total, self._ids, self._unsound = 0.0, [], []
+        assert isinstance(total, torch.Tensor)
         check_finite(self.accelerator, model, total, self.state.global_step + 1, ids, unsound)
 
     @torch.no_grad()

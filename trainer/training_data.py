@@ -54,11 +54,12 @@ def load_training_data(
     if script.shards:
         sets = _opened(script.shards, script, identity)
         groups = _groups(sets, script, script.split, seed, ANOTHER_SPLIT)
-        _refuse_repeated(groups.store)
+        _refuse_repeated(groups.store, "--shards")
         held_out = None
         if watched:
             others = _opened(script.eval_shards, script, identity) if script.eval_shards else sets
             held_out = _groups(others, script, script.eval_split, seed, OTHER_HELD_OUT)
+            _refuse_repeated(held_out.store, "--eval_shards" if script.eval_shards else "--shards")
             if script.eval_shards:
                 _refuse_trained_on(held_out.store, groups.store)
         source: dict[str, Any] = {"shards": [s.sha256 for one in sets for s in one.manifest.shards]}
@@ -108,7 +109,7 @@ def _ground_truths(script: ScriptArguments, split: str, tokenizer: Any) -> tuple
     return GroundTruths(groups), {"examples_sha256": fingerprint(examples)}
 
 
-def _refuse_repeated(store: GroupStore) -> None:
+def _refuse_repeated(store: GroupStore, option: str) -> None:
     """Raise UserError if two sets hold the same group: it would count twice. Of a single set, reads nothing."""
     if len(store.sets) == 1:
         return
@@ -120,7 +121,7 @@ def _refuse_repeated(store: GroupStore) -> None:
             if common:
                 raise UserError(
                     f"{common} groups of '{negatives.folder.path}' are in '{other.folder.path}' too: they would count "
-                    "twice. Give --shards one of the two."
+                    f"twice. Give {option} one of the two."
                 )
         known.append(ids)
 
