@@ -66,8 +66,8 @@ class Choice:
             for strategy, count in counts.items():
                 if strategy not in held:
                     raise UserError(
-                        f"--use names '{strategy}', but negative set '{negatives.folder.path}' holds "
-                        f"{format_counts(held)} per group. Choose among these."
+                        f"--use asks for {strategy}={count}, but negative set '{negatives.folder.path}' holds "
+                        f"{format_counts(held)} per group, no '{strategy}'. Choose among these."
                     )
                 if count > held[strategy]:
                     raise UserError(

@@ -153,8 +153,8 @@ class ContrastiveGroups(Dataset):
         dropped = self.store.drop(has_negatives)
         bounds = [f"--{k} {v}" for k in ("min_similarity", "max_similarity") if (v := getattr(choice, k)) is not None]
         found = (
-            f"split '{self.store.split}': {' and '.join(bounds)} ({choice.signal}) passes over {passed_over} of {total} negatives and "
-            f"leaves {dropped} of {groups} groups without any"
+            f"split '{self.store.split}': {' and '.join(bounds)} ({choice.signal}) passes over {passed_over} of "
+            f"{total} negatives and leaves {dropped} of {groups} groups without any"
         )
         if dropped == groups:
             raise UserError(f"{found}. Choose wider bounds; `python -m negatives_gen stats` shows the similarities.")
