@@ -3,11 +3,7 @@
 import json
 import logging
 import math
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,8 @@ from data.errors import UserError
 from data.identity import load_tokenizer, tokenizer_hash
 from data.schema import Candidate
 from data.shards import NegativeSet, NegativeSetWriter
-from tests.conftest import ROOT, run_command
+from tests.conftest import run_command
+from tests.processes import TwoProcesses
 from tests.test_trainer import Infinite, first_gradient
 from tests.tiny import make_negative_set, save_tiny_model
 from trainer.arguments import PaperTrainingArguments
@@ -384,31 +381,6 @@ def test_lora_trains_an_adapter(
     assert losses(output)[0] == pytest.approx(math.log(2), abs=2e-4)
 
 
-def on_two_processes(command: list[str]) -> list[tuple[int, str]]:
-    """Exit status and messages of each process of `trainer.run`, joined by gloo."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "trainer.run", *command, "--ddp_backend", "gloo"],
-            cwd=ROOT,
-            env={**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        messages = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()  # where one waits for the other for ever
-    return [(process.returncode, text) for process, text in zip(processes, messages, strict=True)]
-
-
 def test_two_processes_train_and_watch_like_one(reference: Path, both_halves: Path, tmp_path: Path) -> None:
     """Two steps of SGD on 8 pairs, of which each process has 4; then 5 held-out groups, an odd number of pairs each."""
     options = ["--max_steps", "2", "--optim", "sgd", "--lr_scheduler_type", "constant", "--save_strategy", "no"]
@@ -416,10 +388,9 @@ def test_two_processes_train_and_watch_like_one(reference: Path, both_halves: Pa
     options += ["--max_eval_samples", "5", "--per_device_eval_batch_size", "5"]
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert main(cli(reference, both_halves, alone, *options)) == 0
-    command = cli(reference, both_halves, together, *options)
+    command = cli(reference, both_halves, together, *options, "--ddp_backend", "gloo")
     command[command.index("--per_device_train_batch_size") + 1] = "4"
-    found = on_two_processes(command)
-    assert [status for status, _ in found] == [0, 0], found
+    TwoProcesses.start(main, command).finish()
     start, expected, trained = (load_file(d / "model.safetensors") for d in (reference, alone, together))
     moved = math.sqrt(sum((expected[n] - start[n]).pow(2).sum().item() for n in expected))
     off = math.sqrt(sum((expected[n] - trained[n]).pow(2).sum().item() for n in expected))
@@ -435,10 +406,8 @@ def test_two_processes_stop_together_each_with_its_groups(reference: Path, both_
     """A step as long as float32 reaches."""
     command = cli(reference, both_halves, tmp_path / "out", "--max_steps", "3", "--save_strategy", "no")
     command[command.index("--learning_rate") + 1] = "1e38"
-    found = on_two_processes(command)
     ids = []
-    for rank, (status, messages) in enumerate(found):
-        assert status == 2, messages
+    for rank, messages in enumerate(TwoProcesses.start(main, [*command, "--ddp_backend", "gloo"]).finish(2)):
         (line,) = (line for line in messages.splitlines() if line.startswith("error: "))
         assert "of step 2 is not finite; stopped before the optimiser step." in line
         ids.append(line.split(f"Groups of the step (process {rank}): ")[1].split(". ")[0].split(", "))

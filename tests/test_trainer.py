@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from data.errors import UserError
 from data.shards import NegativeSet
 from tests.conftest import ROOT, run_command
+from tests.processes import TwoProcesses
 from tests.tiny import make_negative_set
 from trainer.arguments import PaperTrainingArguments, parse
 from trainer.dataset import Collator, ContrastiveGroups, GroundTruths
@@ -448,26 +448,10 @@ def test_two_processes_train_like_one_on_the_same_groups(reference: Path, negati
     options += ["--max_grad_norm", "0", "--learning_rate", "1e-2"]
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert main(cli(reference, negative_set, alone, *options)) == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     command = cli(reference, negative_set, together, *options, "--ddp_backend", "gloo")
     command[command.index("--per_device_train_batch_size") + 1] = "4"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "trainer.run", *command],
-            cwd=ROOT,
-            env={**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert [out.count(f"model: {together}") for out, _ in outputs] == [1, 0]
+    outputs = TwoProcesses.start(main, command).finish()
+    assert [out.count(f"model: {together}") for out in outputs] == [1, 0]
     start, expected, found = (load_file(d / "model.safetensors") for d in (reference, alone, together))
     moved = math.sqrt(sum((expected[n] - start[n]).pow(2).sum().item() for n in expected))
     off = math.sqrt(sum((expected[n] - found[n]).pow(2).sum().item() for n in expected))
