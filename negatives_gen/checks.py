@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.manifest import MANIFEST, Manifest, ShardRecord
+from data.manifest import DTYPES, MANIFEST, Manifest, ShardRecord
 from data.schema import REJECT_SCHEMA, SIGNALS, group_schema
 from data.shards import JOB_FOLDER, REJECTS, shard_name
 from data.storage import TEMPORARY_PREFIX
 
-DTYPES = ("float32", "float64", "float16", "bfloat16")
 TOKENIZER_KEYS = ["chat_template_sha256", "eos_token_id", "sha256"]
 TOKENS = ("prompt", "response", "negatives")
 ROUNDING = 1e-3  # of a log-probability above 0, and of an embedding's length

@@ -5,13 +5,13 @@ from typing import Any
 
 from data.config import option
 from data.errors import UserError, did_you_mean
+from data.manifest import DTYPES
 from data.schema import SIGNALS
 from data.sources import SPLITS
 from data.strategies import parse_counts
 from data.tasks import TASKS, check_task
 from negatives_gen.strategies import available, load_strategy
 
-SCORER_DTYPES = ("float32", "bfloat16", "float16")
 LOG_FORMATS = ("text", "json")
 
 
@@ -112,8 +112,8 @@ class GenerateConfig(StrategyOptions):
         check_task(self.task)
         if self.split not in SPLITS:
             raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
-        if self.scorer_dtype not in SCORER_DTYPES:
-            raise UserError(f"unknown --scorer_dtype '{self.scorer_dtype}'. Use one of {', '.join(SCORER_DTYPES)}.")
+        if self.scorer_dtype not in DTYPES:
+            raise UserError(f"unknown --scorer_dtype '{self.scorer_dtype}'. Use one of {', '.join(DTYPES)}.")
         at_least_one = {
             "limit": self.limit,
             "max_length": self.max_length,

@@ -63,6 +63,10 @@ class StandInSignal(Signal):
         self.name = name
         self.dimension = _dimension(options)
 
+    @classmethod
+    def identity(cls, options: SignalOptions) -> dict[str, Any]:
+        return {}
+
     def add(self, groups: Sequence[Group]) -> None:
         for group in groups:
             if self.name == "embedding":

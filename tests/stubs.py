@@ -63,6 +63,10 @@ class SignalStub(Signal):
     def __init__(self, options: SignalOptions):
         pass
 
+    @classmethod
+    def identity(cls, options: SignalOptions) -> dict[str, Any]:
+        return {}
+
     def add(self, groups: Sequence[Group]) -> None:
         for group in groups:
             for candidate in group.negatives:

@@ -186,7 +186,11 @@ def test_a_config_file_that_is_missing_is_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "phrase"), [("a: [", "is not valid YAML"), ("- a\n- b\n", "must hold a mapping of key: value, not a list")]
+    ("text", "phrase"),
+    [
+        ("a: 1\nb: [", "is not valid YAML: expected the node content, but found '<stream end>' in line 2."),
+        ("- a\n- b\n", "must hold a mapping of key: value, not a list"),
+    ],
 )
 def test_a_config_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, phrase: str):
     assert phrase in refusal("--config", yaml_file(tmp_path, text))

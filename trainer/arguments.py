@@ -152,8 +152,7 @@ def _refuse_ignored(script: ScriptArguments, training: PaperTrainingArguments) -
 
 def _refuse_unwatched(script: ScriptArguments, training: PaperTrainingArguments) -> None:
     """Options of held-out groups that nobody watches, and held-out groups that are trained on."""
-    watched = str(getattr(training.eval_strategy, "value", training.eval_strategy)) != "no"
-    if not watched:
+    if training.eval_strategy == "no":
         given = {name: getattr(script, name) for name in ("eval_shards", "eval_split", "max_eval_samples")}
         defaults = {f.name: f.default for f in dataclasses.fields(ScriptArguments)}
         idle = [name for name, value in given.items() if value != defaults[name]]

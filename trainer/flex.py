@@ -44,7 +44,7 @@ def attention_by_block(
     """Attention as the mask says, [B, heads, T, D] in and out; keys and values may have fewer heads."""
     grouped = query.shape[1] != key.shape[1]
     # Unlike SDPA, FlexAttention is not on autocast's list.
-    query, key, value = (x.to(computed_in(query)) for x in (query, key, value))
+    query, key, value = (x.to(autocast_dtype(query)) for x in (query, key, value))
     if dropout:  # FlexAttention has none
         rows, length = query.shape[0], query.shape[2]
         dense = create_mask(mask.mask_mod, rows, 1, length, length, device=query.device)
@@ -55,7 +55,7 @@ def attention_by_block(
     return attend(query, key, value, block_mask=mask, scale=scaling, enable_gqa=grouped)  # type: ignore[return-value]
 
 
-def computed_in(tensor: torch.Tensor) -> torch.dtype:
+def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
     """What autocast makes of a tensor's type, where it is on."""
     device = tensor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype

@@ -22,7 +22,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from data.errors import first_line
 from trainer.attention import NAME as PACKED_ROWS
 from trainer.attention import mark
-from trainer.flex import computed_in, packed_block_mask, works_on
+from trainer.flex import autocast_dtype, packed_block_mask, works_on
 from trainer.packing import Continuations, TokenBatch, pack, packed_attention, pad, split_by_budget, split_padded
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class _TokenLogps(torch.autograd.Function):
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logps = torch.empty(len(targets), dtype=_reduction_dtype(hidden.dtype), device=hidden.device)
         normalisers = torch.empty_like(logps)
-        for rows, logits in _logits(hidden, weight):
+        for rows, logits in _logits(hidden, weight.to(hidden.dtype)):
             chosen = logits.gather(-1, targets[rows, None])[:, 0]
             top = logits.amax(-1, keepdim=True)
             normalisers[rows] = logits.sub_(top).exp_().sum(-1).log_().add_(top[:, 0])
@@ -73,7 +73,7 @@ class _TokenLogps(torch.autograd.Function):
         # In float32: a bfloat16 sum over many chunks would drop the small terms.
         wide = _reduction_dtype(weight.dtype)
         grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
-        for rows, logits in _logits(hidden, weight):
+        for rows, logits in _logits(hidden, cast):
             difference = logits.sub_(normalisers[rows, None]).exp_()  # p - onehot(target)
             difference.scatter_add_(-1, targets[rows, None], difference.new_full((len(difference), 1), -1))
             difference = difference.to(hidden.dtype)
@@ -90,7 +90,6 @@ class _TokenLogps(torch.autograd.Function):
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """Chunks of rows and their logits, float32 or wider, to be overwritten: the next chunk's take their place."""
-    weight = weight.to(hidden.dtype)
     buffer: torch.Tensor | None = None
     for rows in _chunks(hidden, weight):
         part = hidden[rows]
@@ -150,7 +149,7 @@ def prepare_model(model: Any) -> str:
                 return torch.cat(parts)
             if type(head) is nn.Linear:
                 # In autocast's type, as the head itself would be.
-                return token_logps(hidden.to(computed_in(hidden)), head.weight, target_ids)
+                return token_logps(hidden.to(autocast_dtype(hidden)), head.weight, target_ids)
             logits = head(hidden)  # wrapped since: its weight alone would leave out an adapter
         else:
             logits = original(self, *args, use_cache=False, **kwargs).logits.flatten(0, 1)[target_index]

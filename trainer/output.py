@@ -54,6 +54,7 @@ def check_output(output: Path, job: dict[str, Any], resume: str | None, checkpoi
         difference = first_difference(_read_job(output / JOB_FILE), _plain(job))
         if difference:
             key, theirs, ours = difference
+            key = key.removeprefix("training.")
             raise UserError(
                 f"output directory '{output}' already holds another job: its {key} is {theirs!r}, this job's is "
                 f"{ours!r}. Choose another --output_dir."

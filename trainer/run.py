@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from data.config import describe_options
 from data.errors import UserError, exit_on_user_error, first_line
 from data.log import start_logging
+from data.manifest import DTYPES
 from data.storage import sha256
 from trainer.config import GROUND_TRUTHS_ALONE, PSS, ScriptArguments
 from trainer.output import check_output, claim_output, find_checkpoint, resume_from
@@ -34,7 +35,6 @@ DECISIVE = (
 )
 # Of pairs only: groups have an order of their own.
 PAIR_ORDER = ("train_sampling_strategy",)
-DTYPES = ("float32", "bfloat16", "float16")
 
 HELP = """usage: python -m trainer.run --shards DIR --model M --output_dir O --objective cpo [--key value ...]
 
@@ -109,8 +109,7 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
     row_tokens = script.row_tokens or (8192 if training.device.type == "cuda" else 1024)
     decisive = {"model": identity, "row_tokens": None if script.objective == "dpo" else row_tokens}
     seed = training.seed if training.data_seed is None else training.data_seed
-    watched = str(getattr(training.eval_strategy, "value", training.eval_strategy)) != "no"
-    data = load_training_data(script, tokenizer, identity, seed=seed, watched=watched)
+    data = load_training_data(script, tokenizer, identity, seed=seed, watched=training.eval_strategy != "no")
     job = _job(script, training, model_config, {**decisive, "data": data.source})
     if is_main:
         check_output(output, job, resume, checkpoint)

@@ -71,7 +71,7 @@ class ContrastiveTrainer(Trainer):
         self._logged_at: float | None = None
         self._checked_start = objective not in CONTRASTIVE
         # Of the current step: its loss so far, ids of its groups, and of those whose loss was not finite.
-        self._total = 0.0
+        self._total: Any = 0.0  # a tensor after the first micro-batch
         self._ids: list[str] = []
         self._unsound: list[str] = []
         if self.train_dataset is not None:
@@ -281,7 +281,6 @@ class ContrastiveTrainer(Trainer):
     def _check_finite(self, model: nn.Module) -> None:
         total, ids, unsound = self._total, self._ids, self._unsound
         self._total, self._ids, self._unsound = 0.0, [], []
-        assert isinstance(total, torch.Tensor)
         check_finite(self.accelerator, model, total, self.state.global_step + 1, ids, unsound)
 
     @torch.no_grad()

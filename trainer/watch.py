@@ -45,6 +45,11 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero:
             self._rewrite(args, state)
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The last step is logged, also where it is not on --logging_steps."""
+        if state.global_step >= state.max_steps and args.logging_strategy != "no":
+            control.should_log = True
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Append the last log; a full disk costs a warning, not the training, and the next log makes up for it."""
         if not state.is_world_process_zero:

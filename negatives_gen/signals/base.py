@@ -1,5 +1,6 @@
 """What a ranking signal is: a number per candidate, higher the nearer it is to the ground truth."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -28,7 +29,7 @@ class SignalOptions:
     trust_remote_code: bool = False
 
 
-class Signal:
+class Signal(ABC):
     """One ranking signal. The constructor loads what it needs, in the worker that scores.
 
     Attributes:
@@ -37,20 +38,20 @@ class Signal:
 
     name: str
 
-    def __init__(self, options: SignalOptions):
-        raise NotImplementedError
+    @abstractmethod
+    def __init__(self, options: SignalOptions): ...
 
     @classmethod
+    @abstractmethod
     def identity(cls, options: SignalOptions) -> dict[str, Any]:
         """What decides the values (model name and weights hash, library version, settings), for the manifest.
 
         Called before any work. Raises UserError if a model cannot be reached.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def add(self, groups: Sequence[Group]) -> None:
         """Set `similarity[name]` of every candidate that lacks it, in place."""
-        raise NotImplementedError
 
 
 class TextSignal(Signal):
@@ -63,17 +64,22 @@ class TextSignal(Signal):
 
     @classmethod
     def identity(cls, options: SignalOptions) -> dict[str, Any]:
-        try:
-            return {"library": cls.library, "version": metadata.version(cls.library)}
-        except metadata.PackageNotFoundError:
-            raise UserError(f"ranking signal '{cls.name}' needs {cls.library}: pip install {cls.library}.") from None
+        return library_identity(cls.name, cls.library)
 
+    @abstractmethod
     def similarity(self, text: str, truth: str) -> float:
         """Of a candidate's text to its ground truth, in [0, 1]."""
-        raise NotImplementedError
 
     def add(self, groups: Sequence[Group]) -> None:
         for group in groups:
             for candidate in group.negatives:
                 if self.name not in candidate.similarity:
                     candidate.similarity[self.name] = self.similarity(candidate.text, group.response)
+
+
+def library_identity(signal: str, library: str) -> dict[str, Any]:
+    """A library and its version. Raises UserError if it is not installed."""
+    try:
+        return {"library": library, "version": metadata.version(library)}
+    except metadata.PackageNotFoundError:
+        raise UserError(f"ranking signal '{signal}' needs {library}: pip install {library}.") from None

@@ -7,17 +7,16 @@ from data.errors import UserError
 from data.identity import context_length, model_directory, weights_hash
 from data.schema import Group
 from negatives_gen.loading import loading
-from negatives_gen.signals.base import SignalOptions, TextSignal
+from negatives_gen.signals.base import Signal, SignalOptions, library_identity
 
 NO_CODE = " bert-score runs no code of a model: give an encoder that transformers knows."
 BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 
-class BertScore(TextSignal):
+class BertScore(Signal):
     """Embeddings are the encoder's last hidden states; no idf weights, no baseline. 0 for a text without a token."""
 
     name = "bertscore"
-    library = "bert-score"
 
     def __init__(self, options: SignalOptions):
         import torch
@@ -47,7 +46,7 @@ class BertScore(TextSignal):
             weights = weights_hash(str(model_directory(options.bertscore_model)))
         except UserError as error:
             raise UserError(f"--bertscore_model '{options.bertscore_model}' cannot be used: {error}") from error
-        return {"name": options.bertscore_model, "weights_sha256": weights, **super().identity(options)}
+        return {"name": options.bertscore_model, "weights_sha256": weights, **library_identity(cls.name, "bert-score")}
 
     def add(self, groups: Sequence[Group]) -> None:
         pairs = [(c, g.response) for g in groups for c in g.negatives if self.name not in c.similarity]

@@ -1,6 +1,7 @@
 """What a strategy is: a rule that gives each group its negatives, from a seed and the tools of the stage it runs in."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -57,7 +58,7 @@ class Tools:
     predictor: Predictor | None = None
 
 
-class Strategy:
+class Strategy(ABC):
     """One way to make negatives.
 
     What it makes may depend on its settings, the job's seed and the rows of the shard only, and the first n of n + m
@@ -80,14 +81,15 @@ class Strategy:
         """When it runs among the strategies of a job: the least first."""
         return STAGE_ORDER.index(self.stage), self.name
 
+    @abstractmethod
     def settings(self, options: "StrategyOptions") -> dict[str, Any]:
         """What decides the negatives beside count and seed, JSON-like, for the manifest. Raises UserError."""
-        raise NotImplementedError
 
     def settings_to_grow(self, known: dict[str, Any], options: "StrategyOptions") -> dict[str, Any]:
         """The settings `known` of a set, with what the user may change. Raises UserError for what he may not."""
         return known
 
+    @abstractmethod
     def add(
         self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
     ) -> dict[str, str]:
@@ -101,7 +103,6 @@ class Strategy:
         Returns:
             Group id -> why it cannot have as many ("3 of 11 after 8 draws"); such a group is rejected.
         """
-        raise NotImplementedError
 
     def missing(self, group: Group, settings: dict[str, Any]) -> int:
         """How many candidates of this strategy a group still lacks."""
