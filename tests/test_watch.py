@@ -14,6 +14,8 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
 
@@ -52,6 +54,14 @@ def test_each_log_is_one_line_step_first_then_sorted_keys(tmp_path: Path) -> Non
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 10, "epoch": 0.5, "grad_norm": 2.0, "loss": 1.25}\n'
     run.log(20, eval_loss=1.5)
     assert (tmp_path / "metrics.jsonl").read_text().splitlines()[1:] == ['{"step": 20, "eval_loss": 1.5}']
+
+
+@pytest.mark.parametrize(("step", "strategy", "logged"), [(2, "steps", False), (3, "steps", True), (3, "no", False)])
+def test_the_last_step_is_logged_whatever_the_interval(tmp_path: Path, step: int, strategy: str, logged: bool) -> None:
+    args = TrainingArguments(str(tmp_path), logging_strategy=strategy, logging_steps=10, use_cpu=True)
+    control = TrainerControl()
+    MetricsFile().on_step_end(args, TrainerState(global_step=step, max_steps=3), control)
+    assert control.should_log is logged
 
 
 def test_what_is_no_finite_number_is_null(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where a step's time goes: `python -m tests.benchmarks.step gpt2`. Forward and backward of 32 groups by tokens per row.
+"""Where a step goes, `python -m tests.benchmarks.step gpt2`: forward and backward of 32 groups by tokens per row.
 
 The groups and models of `tests.benchmarks.training`; each size in a process of its own, so that its peak memory is its
 own. Then a profile of 16 groups.
