@@ -1,37 +1,16 @@
 """Measurements of one checkpoint: its answers, the ground truths' log-probabilities, its ranking of held-out groups."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from data import facts
 from data.schema import Group
+from evaluation.statistics import Estimate
 from negatives_gen.engine import Sample
 from trainer.logprobs import Scorer
 from trainer.objectives import preference_metrics, ranks_from_similarity
 from trainer.packing import Continuations
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over n examples or groups with its standard error."""
-
-    mean: float
-    standard_error: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Estimate":
-        """Raises ValueError for no values; the standard error of a single value is nan."""
-        if not values:
-            raise ValueError("a mean needs at least one value")
-        mean = sum(values) / len(values)
-        if len(values) == 1:
-            return cls(mean, math.nan, 1)
-        variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
-        return cls(mean, math.sqrt(variance / len(values)), len(values))
 
 
 def answer_metrics(groups: Sequence[Group], answers: Sequence[Sample], *, checkable: bool) -> dict[str, Estimate]:

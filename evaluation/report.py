@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-from evaluation.metrics import Estimate
+from evaluation.statistics import Estimate
 
 REPORT_VERSION = 1
 

@@ -102,7 +102,8 @@ def _measure(
     config: EvaluateConfig, path: str, groups: list[Any], context: int, held_out: list[Any], signal: str
 ) -> tuple[dict[str, Any], list[Any]]:
     """Metrics and greedy answers of one checkpoint."""
-    from evaluation.metrics import Estimate, answer_metrics, ranking_metrics, truth_metrics
+    from evaluation.metrics import answer_metrics, ranking_metrics, truth_metrics
+    from evaluation.statistics import Estimate
     from negatives_gen.engine import Engine
     from trainer.logprobs import Scorer
 
