@@ -38,7 +38,7 @@ class Store:
             UserError: a kept file is damaged, or is another key's.
         """
         folder, name = Folder(f"{self.path}/{kind}"), f"{hash_of(key)}.parquet"
-        if folder.exists(name):
+        if name in folder.names():
             return self._read(folder, name, key)
         table = make()
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), KEY: json.dumps(key).encode()})
@@ -49,7 +49,7 @@ class Store:
 
     def has(self, kind: str, key: dict[str, Any]) -> bool:
         """Whether the table of a key is kept."""
-        return Folder(f"{self.path}/{kind}").exists(f"{hash_of(key)}.parquet")
+        return f"{hash_of(key)}.parquet" in Folder(f"{self.path}/{kind}").names()
 
     def _read(self, folder: Folder, name: str, key: dict[str, Any]) -> pa.Table:
         where = f"{folder.path}/{name}"
