@@ -1,0 +1,76 @@
+"""The checkpoints that are compared, and the prompts that all of them take."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data.errors import UserError
+from data.identity import check_model, context_length, load_tokenizer, tokenizer_hash, weights_hash
+from data.prepare import describe_rejects, prepare_groups, require_groups
+from data.schema import Group
+from data.sources import Example
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One model of the comparison.
+
+    Attributes:
+        path: its directory or hub id.
+        context: in tokens.
+        groups: the prompts, tokenised by its own tokenizer; the same prompts in the same order for all checkpoints.
+    """
+
+    name: str
+    path: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    context: int
+    groups: list[Group]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"weights_sha256": self.weights_sha256, "tokenizer_sha256": self.tokenizer_sha256}
+
+
+def load_checkpoints(models: Mapping[str, str], examples: Sequence[Example], task: str, where: str) -> list[Checkpoint]:
+    """Identify the models and tokenise the prompts, without loading weights.
+
+    Models with other contexts or tokenizers reject other rows: they are compared on the rows that all of them take.
+
+    Args:
+        models: name -> path.
+        where: the data set's name, for messages.
+
+    Raises:
+        UserError: a model cannot be used, or no row fits all of them.
+    """
+    for path in models.values():
+        check_model(path)
+    prepared: dict[tuple[str, int], list[Group]] = {}
+    found: list[Checkpoint] = []
+    for name, path in models.items():
+        tokenizer, context = load_tokenizer(path), context_length(path)
+        key = (tokenizer_hash(tokenizer), context)
+        if key not in prepared:
+            groups, rejects, _ = prepare_groups(examples, task, tokenizer, context)
+            require_groups(groups, rejects, f"data set '{where}'")
+            prepared[key] = groups
+            log.info("%s: %d examples, %s", name, len(groups), describe_rejects(rejects))
+        found.append(Checkpoint(name, path, weights_hash(path), key[0], context, prepared[key]))
+    common = set.intersection(*({g.id for g in groups} for groups in prepared.values()))
+    if not common:
+        raise UserError(f"no row of data set '{where}' fits all of the models. Compare fewer models.")
+    kept = {key: [g for g in groups if g.id in common] for key, groups in prepared.items()}
+    return [
+        Checkpoint(c.name, c.path, c.weights_sha256, c.tokenizer_sha256, c.context, kept[c.tokenizer_sha256, c.context])
+        for c in found
+    ]
+
+
+def describe(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    """Name -> path and hashes, for the report."""
+    return {c.name: {"path": c.path, **c.identity} for c in checkpoints}

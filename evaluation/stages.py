@@ -1,0 +1,218 @@
+"""The steps of an evaluation that need models, one kind of model at a time; what the store has is not made again."""
+
+import functools
+import gc
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data.config import resolve_path
+from data.errors import UserError
+from data.schema import Group
+from data.sources import fingerprint, load_examples
+from evaluation.checkpoints import Checkpoint, describe, load_checkpoints
+from evaluation.config import EvaluateConfig
+from evaluation.decoding import Decoding, parse_decoding
+from evaluation.generations import generate
+from evaluation.likelihood import second_model_logps
+from evaluation.mauve_score import Featuriser
+from evaluation.measure import Answers
+from evaluation.metrics import candidate_logps, ranking_metrics, truth_logps, truth_metrics
+from evaluation.statistics import Estimate, Measurement
+from evaluation.store import Store, hash_of
+
+log = logging.getLogger(__name__)
+
+
+class Stages:
+    """What is evaluated, and the steps in their order.
+
+    Args:
+        metrics: those that are wanted.
+
+    Raises:
+        UserError: unusable model, data or negative set.
+    """
+
+    def __init__(self, config: EvaluateConfig, store: Store, metrics: Sequence[str], ensembles: dict[str, str]):
+        self.config, self.store, self.metrics = config, store, metrics
+        examples = load_examples(config.dataset, config.task, config.split, config.limit)
+        models = {**config.models(), **ensembles}
+        self.checkpoints = load_checkpoints(models, examples, config.task, config.dataset)
+        self.ranked, self.signal, shards = _held_out_groups(config, self.checkpoints)
+        self.featuriser = Featuriser(config.featuriser) if "mauve" in metrics else None
+        self.job: dict[str, Any] = {
+            "models": describe(self.checkpoints),
+            "data": {
+                "name": config.dataset,
+                "task": config.task,
+                "split": config.split,
+                "examples": len(examples),
+                "examples_sha256": fingerprint(examples),
+                "used": len(self.groups),
+            },
+            "max_new_tokens": config.max_new_tokens,
+            "seed": config.seed,
+            "metrics": list(metrics),
+            "engine": config.engine,
+            "shards": shards,
+            "featuriser": self.featuriser.identity() if self.featuriser else None,
+            "second_model": _identity_of(config.second_model),
+            "embedder": _embedder_identity(config.embedder),
+            "paper": config.paper,
+        }
+        self.truth_features: np.ndarray | None = None
+
+    @property
+    def groups(self) -> list[Group]:
+        """The prompts, in their order, as the first checkpoint tokenises them."""
+        return self.checkpoints[0].groups
+
+    def generate(self, decodings: Sequence[Decoding]) -> list[Answers]:
+        """Answers of each checkpoint by each decoding; for reverse KL also samples of its whole distribution."""
+        asked = {d.name for d in decodings}
+        wanted = [*decodings]
+        if "reverse_kl" in self.metrics and "sample" not in asked:
+            wanted.append(parse_decoding("sample"))
+        every = []
+        for number, checkpoint in enumerate(self.checkpoints, start=1):
+            engine = _Engine(checkpoint.path, self.config)
+            for decoding in wanted:
+                print(
+                    f"  answers of {checkpoint.name} ({number}/{len(self.checkpoints)}), {decoding.name}: "
+                    f"{len(checkpoint.groups)} prompts",
+                    flush=True,
+                )
+                made = generate(
+                    self.store, checkpoint.identity, self.config.engine, decoding, checkpoint.groups,
+                    self.config.max_new_tokens, checkpoint.context, self.config.seed, engine.start,
+                )  # fmt: skip
+                counted = decoding.name in asked
+                every.append(
+                    Answers(checkpoint.name, decoding.name, made.hash, checkpoint.groups, made.samples, counted)
+                )
+            engine.stop()
+        return every
+
+    def score_answers(self, every: Sequence[Answers]) -> None:
+        """Log-probabilities under the second model, similarities, features: whatever is wanted."""
+        by_name = {c.name: c for c in self.checkpoints}
+        if {"reverse_kl", "nll"} & set(self.metrics):
+            assert self.config.second_model is not None  # EvaluateConfig.chosen_metrics
+            score = second_model_logps(self.store, self.config.second_model)
+            for answers in every:
+                answers.second = score(by_name[answers.model], answers.hash, answers.samples)
+        asked = [answers for answers in every if answers.asked]
+        if "similarity" in self.metrics:
+            embed = self._embedded(lambda: _load_embedder(self.config), self.job["embedder"])
+            truths = embed([g.response for g in self.groups])
+            for answers in asked:
+                answers.similarity = (truths * embed([s.text for s in answers.samples])).sum(-1)
+        if self.featuriser:
+            features = functools.partial(self.featuriser.kept, self.store)
+            self.truth_features = features(self.groups, [g.response for g in self.groups])
+            for answers in asked:
+                answers.features = features(self.groups, [s.text for s in answers.samples])
+
+    def measure_checkpoints(self) -> list[Measurement]:
+        """What needs no answers: the ground truths' log-probabilities, the ranking of held-out groups."""
+        found: list[Measurement] = []
+        for checkpoint in self.checkpoints:
+            load = functools.cache(functools.partial(_load_scorer, checkpoint.path))
+            estimates: dict[str, Estimate] = {}
+            if "truth" in self.metrics:
+                logps = truth_logps(self.store, checkpoint.identity, checkpoint.groups, load)
+                estimates |= truth_metrics(logps, checkpoint.groups)
+            if "ranking" in self.metrics:
+                scores = candidate_logps(self.store, checkpoint.identity, self.ranked, load)
+                estimates |= ranking_metrics(scores, self.ranked, self.signal)
+            found += [Measurement(checkpoint.name, "", name, value) for name, value in estimates.items()]
+            load.cache_clear()
+            gc.collect()  # the next model needs the room
+        return found
+
+    def _embedded(self, load: Any, identity: dict[str, Any]) -> Any:
+        """texts -> [N, D] of unit length, kept in the store."""
+        load = functools.cache(load)
+
+        def embed(texts: list[str]) -> np.ndarray:
+            key = {"embedder": identity["weights_sha256"], "texts_sha256": hash_of({"texts": texts})}
+            table = self.store.get_or_make(
+                "embeddings", key, lambda: pa.table({"embedding": list(load().embed(texts))})
+            )
+            return np.stack(table["embedding"].to_numpy())
+
+        return embed
+
+
+class _Engine:
+    """A checkpoint's vLLM engine, started when it is first needed."""
+
+    def __init__(self, path: str, config: EvaluateConfig):
+        self.path, self.config = path, config
+        self.engine: Any = None
+
+    def start(self) -> Any:
+        if self.engine is None:
+            from negatives_gen.engine import Engine
+
+            self.engine = Engine(self.path, seed=self.config.seed, options=self.config.engine)
+        return self.engine
+
+    def stop(self) -> None:
+        if self.engine is not None:
+            self.engine = None
+            gc.collect()  # the next engine needs the room
+
+
+def _load_scorer(path: str) -> Any:
+    from trainer.logprobs import Scorer
+
+    return Scorer.load(path)
+
+
+def _load_embedder(config: EvaluateConfig) -> Any:
+    from negatives_gen.embedder import Embedder
+
+    assert config.embedder is not None  # EvaluateConfig.chosen_metrics
+    return Embedder(config.embedder, "")
+
+
+def _embedder_identity(embedder: str | None) -> dict[str, str] | None:
+    from negatives_gen.embedder import embedder_identity
+
+    return embedder_identity(embedder, "") if embedder else None
+
+
+def _identity_of(model: str | None) -> dict[str, str] | None:
+    from data.identity import check_model, load_tokenizer, tokenizer_hash, weights_hash
+
+    if model is None:
+        return None
+    check_model(model)
+    hashes = {"weights_sha256": weights_hash(model), "tokenizer_sha256": tokenizer_hash(load_tokenizer(model))}
+    return {"name": model, **hashes}
+
+
+def _held_out_groups(
+    config: EvaluateConfig, checkpoints: Sequence[Checkpoint]
+) -> tuple[list[Group], str, dict[str, Any] | None]:
+    """The groups of the negative set that belong to the split, the signal that ranks them, and their identity."""
+    from data.shards import NegativeSet
+
+    if config.shards is None:
+        return [], "", None
+    negatives = NegativeSet(resolve_path(config.shards))
+    for checkpoint in checkpoints:
+        negatives.check_tokenizer(checkpoint.tokenizer_sha256, checkpoint.path)
+    groups = [g for g in negatives.groups() if config.split in ("all", g.split)]
+    if not groups:
+        raise UserError(
+            f"negative set '{config.shards}' holds no groups of split '{config.split}'. Generate it with --split all "
+            f"or --split {config.split}, or evaluate on another --split."
+        )
+    checksums = [shard.sha256 for shard in negatives.manifest.shards]
+    return groups, negatives.signals[0], {"name": config.shards, "groups": len(groups), "sha256": checksums}
