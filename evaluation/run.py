@@ -26,7 +26,7 @@ OWN = {JOB_FILE, "report.md", "report.json", "report.html", "store", "ensembles"
 HELP = """usage: python -m evaluation.run --model NAME=PATH [--model NAME=PATH ...] --dataset D --out DIR [...]
 
 Compares checkpoints on held-out prompts: answers by vLLM, win rates by a judge (any OpenAI-compatible server, or a
-local reward model), reverse KL and NLL under a second model, MAUVE, the ranking of held-out groups, ensembles over alpha.
+local reward model), reverse KL and NLL under a second model, MAUVE, ranking of held-out groups, ensembles over alpha.
 Prints a table and writes report.md, report.json and report.html. What was generated, scored and judged is kept in
 --store and never made, or paid for, twice: the same command goes on where it was interrupted.
 
