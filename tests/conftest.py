@@ -32,6 +32,22 @@ def negative_set(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
+@pytest.fixture(scope="session")
+def mle(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The one model of an ensemble."""
+    from tests.ensembles import make_model
+
+    return make_model(tmp_path_factory.mktemp("mle") / "mle", reference, seed=1)
+
+
+@pytest.fixture(scope="session")
+def cpo(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The other model of an ensemble."""
+    from tests.ensembles import make_model
+
+    return make_model(tmp_path_factory.mktemp("cpo") / "cpo", reference, seed=2)
+
+
 def run_command(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """Run `python -m ...` as a user does, in a process of its own."""
     return subprocess.run(

@@ -18,8 +18,8 @@ from data.errors import UserError
 from data.shards import NegativeSet
 from tests.conftest import ROOT
 from tests.processes import TwoProcesses
-from tests.test_trainer import make_trainer
 from tests.tiny import make_negative_set, save_tiny_model
+from tests.training import make_trainer
 from trainer.dataset import Collator, ContrastiveGroups
 from trainer.trainer import ContrastiveTrainer
 

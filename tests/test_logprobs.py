@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.plain import GROUPS, draw, plain_logps
 from tests.tiny import tiny_model
 from trainer import logprobs
 from trainer.attention import NAME as PACKED_ROWS
@@ -17,29 +18,7 @@ from trainer.logprobs import Scorer, candidate_logps, layout, prepare_model, tok
 from trainer.packing import Continuations, pack, pad
 
 ARCHITECTURES = pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2"])
-GENERATOR = torch.Generator().manual_seed(3)
-
-
-def draw(length: int) -> list[int]:
-    return torch.randint(97, (length,), generator=GENERATOR).tolist()
-
-
-# Differing K, a prefix of one token, continuations of one token.
-GROUPS = [Continuations(draw(p), [draw(n) for n in ns]) for p, ns in ((6, (4, 1, 7)), (1, (3, 5)), (9, (2,)))]
 TOKENS = torch.tensor([[4, 1, 7], [3, 5, 1], [2, 1, 1]])
-
-
-def plain_logps(model: Any, groups: list[Continuations] = GROUPS) -> torch.Tensor:
-    """[G, K], 0 where there is no continuation: the model's own forward on one unpadded sequence at a time."""
-    rows = []
-    for group in groups:
-        row = []
-        for continuation in group.continuations:
-            logits = model(input_ids=torch.tensor([[*group.prefix, *continuation]])).logits
-            logps = logits[0, len(group.prefix) - 1 : -1].float().log_softmax(-1)
-            row.append(logps.gather(-1, torch.tensor(continuation)[:, None]).sum())
-        rows.append(torch.stack([*row, *[torch.zeros(())] * (3 - len(row))]))
-    return torch.stack(rows)
 
 
 def gradients(model: nn.Module, logps: torch.Tensor) -> dict[str, torch.Tensor]:

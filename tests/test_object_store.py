@@ -108,7 +108,7 @@ def test_the_split_of_a_set_on_s3_is_read_without_the_rest(
 ) -> None:
     from s3fs.core import S3File
 
-    from tests.test_store import group, write
+    from tests.numbered import group, write
     from trainer.store import GroupStore
 
     some = [group(n, "test" if n % 2 else "train") for n in range(1000)]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from data.shards import NegativeSet
 from tests.conftest import ROOT, run_command
 from tests.processes import TwoProcesses, free_port
-from tests.test_trainer import cli
 from tests.tiny import make_negative_set
+from tests.training import cli
 from trainer.run import main
 from trainer.trainer import ContrastiveTrainer
 

@@ -1,11 +1,9 @@
-"""The watch on training: what metrics.jsonl holds, when the ground-truth warning comes, what the curves show."""
+"""The watch on training: what metrics.jsonl holds and when the ground-truth warning comes."""
 
 import json
 import logging
 import math
 import random
-from io import BytesIO
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,7 @@ from transformers import (
 )
 
 from data.errors import UserError
-from data.schema import Group
-from data.shards import NegativeSet
-from tests.tiny import make_negative_set
-from trainer.curves import by_strategy, figure, png, points
-from trainer.logprobs import Scorer
-from trainer.packing import Continuations
-from trainer.run import main
+from tests.training import Run, metrics
 from trainer.watch import Curves, GroundTruthWatch, MetricsFile, falling_while_growing, trend
 
 LOGS = 50
@@ -43,34 +35,6 @@ def alarm(changes: list[float], margins: list[float]) -> int | None:
     """The log at which the watch would warn, judging after each; None if never."""
     ends = range(1, len(changes) + 1)
     return next((end for end in ends if falling_while_growing(changes[:end], margins[:end])), None)
-
-
-class Run:
-    """A training run by hand: the callbacks' events with transformers' own arguments, state and control."""
-
-    def __init__(self, output: Path, *callbacks: TrainerCallback, main: bool = True, checkpoint: str | None = None):
-        self.args = TrainingArguments(output_dir=str(output), use_cpu=True, report_to="none")
-        self.state = TrainerState.load_from_json(checkpoint) if checkpoint else TrainerState()
-        self.state.is_world_process_zero = main
-        self.callbacks = callbacks
-        self.event("on_train_begin")
-
-    def event(self, name: str, **more: Any) -> None:
-        for callback in self.callbacks:
-            getattr(callback, name)(self.args, self.state, TrainerControl(), **more)
-
-    def log(self, step: int, **logs: Any) -> None:
-        self.state.global_step = step
-        self.state.log_history.append({**logs, "step": step})
-        self.event("on_log", logs=logs)
-
-    def save(self, path: Path) -> str:
-        for callback in self.callbacks:
-            if isinstance(callback, GroundTruthWatch):
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()  # type: ignore[index, call-overload]
-        self.state.save_to_json(str(path))
-        self.event("on_save")
-        return str(path)
 
 
 def contrast(change: float, margin: float, prefix: str = "") -> dict[str, float]:
@@ -90,6 +54,14 @@ def test_each_log_is_one_line_step_first_then_sorted_keys(tmp_path: Path) -> Non
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 10, "epoch": 0.5, "grad_norm": 2.0, "loss": 1.25}\n'
     run.log(20, eval_loss=1.5)
     assert (tmp_path / "metrics.jsonl").read_text().splitlines()[1:] == ['{"step": 20, "eval_loss": 1.5}']
+
+
+@pytest.mark.parametrize(("step", "strategy", "logged"), [(2, "steps", False), (3, "steps", True), (3, "no", False)])
+def test_the_last_step_is_logged_whatever_the_interval(tmp_path: Path, step: int, strategy: str, logged: bool) -> None:
+    args = TrainingArguments(str(tmp_path), logging_strategy=strategy, logging_steps=10, use_cpu=True)
+    control = TrainerControl()
+    MetricsFile().on_step_end(args, TrainerState(global_step=step, max_steps=3), control)
+    assert control.should_log is logged
 
 
 def test_what_is_no_finite_number_is_null(tmp_path: Path) -> None:
@@ -294,118 +266,6 @@ def test_after_a_resume_there_is_no_second_warning_but_a_first_one_if_none_came(
     assert "over the last 9 logs" in caplog.messages[1]
 
 
-# --- the curves
-
-HISTORY: list[dict[str, Any]] = [
-    {"step": 10, "loss": 2.5, "logps/ground_truth_change": 0.0, "rewards/margin": 0.1, "rewards/top1": 0.2}
-    | {"rewards/margin/an": 0.2, "rewards/margin/bn": 0.3, "rewards/kendall_tau": -0.1},
-    {"step": 10, "eval_loss": 2.6, "eval_logps/ground_truth_change": 0.1, "eval_rewards/margin": 0.05}
-    | {"eval_rewards/margin/an": 0.4, "eval_rewards/top1": 0.3, "eval_rewards/kendall_tau": 0.4},
-    {"step": 20, "loss": 1.5, "logps/ground_truth_change": -0.5, "rewards/margin": 1.1, "rewards/top1": 0.7}
-    | {"rewards/margin/an": 1.2, "rewards/margin/bn": 1.3, "rewards/kendall_tau": 0.5},
-    {"step": 20, "train_runtime": 3.0, "train_loss": 2.0},
-]
-
-
-def lines(axes: Any) -> dict[str, tuple[str, list[list[float]]]]:
-    """Label of each line in the legend -> its style and its points."""
-    return {
-        str(line.get_label()): (line.get_linestyle(), line.get_xydata().tolist())
-        for line in axes.get_lines()
-        if not str(line.get_label()).startswith("_")
-    }
-
-
-def test_the_panels_show_the_logs_train_solid_and_held_out_dashed() -> None:
-    loss, change, margin, ranking = figure(HISTORY).axes
-    assert lines(loss) == {"train": ("-", [[10, 2.5], [20, 1.5]]), "held-out": ("--", [[10, 2.6]])}
-    assert lines(change) == {"train": ("-", [[10, 0.0], [20, -0.5]]), "held-out": ("--", [[10, 0.1]])}
-    assert lines(margin) == {
-        "an, train": ("-", [[10, 0.2], [20, 1.2]]),
-        "an, held-out": ("--", [[10, 0.4]]),
-        "bn, train": ("-", [[10, 0.3], [20, 1.3]]),
-    }
-    assert lines(ranking) == {
-        "top-1 accuracy, train": ("-", [[10, 0.2], [20, 0.7]]),
-        "top-1 accuracy, held-out": ("--", [[10, 0.3]]),
-        "Kendall's tau, train": ("-", [[10, -0.1], [20, 0.5]]),
-        "Kendall's tau, held-out": ("--", [[10, 0.4]]),
-    }
-    colours = [line.get_color() for line in margin.get_lines()]
-    assert colours == ["C0", "C0", "C1", "grey"]
-    assert margin.get_lines()[-1].get_ydata() == [0.0, 0.0]
-
-
-def test_titles_units_and_legends() -> None:
-    panels = figure(HISTORY).axes
-    assert [axes.get_title() for axes in panels] == [
-        "Loss",
-        "Ground truth, policy minus reference",
-        "Margin, h of ground truth minus mean h of negatives",
-        "Ranking",
-    ]
-    assert {axes.get_xlabel() for axes in panels} == {"optimiser step"}
-    assert [axes.get_ylabel() for axes in panels] == [
-        "loss (nats)",
-        "log-probability (nats)",
-        "h (beta x nats)",
-        "share of groups; tau, -1 to 1",
-    ]
-    for axes in panels:
-        legend = axes.get_legend()
-        assert legend is not None
-        assert [text.get_text() for text in legend.get_texts()] == list(lines(axes))
-
-
-def test_a_single_strategy_needs_no_line_of_its_own() -> None:
-    alone = [{"step": 1, "rewards/margin": 1.0, "rewards/margin/an": 1.0}]
-    assert by_strategy(alone, "rewards/margin") == {"": "rewards/margin"}
-    assert by_strategy([*alone, {"step": 1, "eval_rewards/margin/tn": 1.0}], "rewards/margin") == {
-        "an": "rewards/margin/an",
-        "tn": "rewards/margin/tn",
-    }
-    assert lines(figure(alone).axes[2]) == {"train": ("-", [[1, 1.0]])}
-
-
-def test_panels_without_data_say_so() -> None:
-    """As for mle, and before the first log."""
-    loss, *others = figure([{"step": 5, "loss": 3.0, "logps/ground_truth": -40.0}]).axes
-    assert lines(loss) == {"train": ("-", [[5, 3.0]])}
-    assert [axes.texts[0].get_text() for axes in others] == [
-        "no data: the logs hold no\nlogps/ground_truth_change",
-        "no data: the logs hold no\nrewards/margin",
-        "no data: the logs hold no\nrewards/top1\nrewards/kendall_tau",
-    ]
-    assert all(not axes.get_lines() for axes in others)
-    assert [len(axes.texts) for axes in figure([]).axes] == [1, 1, 1, 1]
-
-
-def test_a_value_that_is_no_number_is_a_gap() -> None:
-    history = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": math.inf}, {"step": 3, "loss": None}]
-    values = [value for _, value in points(history, "loss")]
-    assert values[0] == 2.0
-    assert all(math.isnan(value) for value in values[1:])
-    assert png(figure(history)).startswith(b"\x89PNG")
-
-
-def test_the_png_is_an_image_of_four_panels(tmp_path: Path) -> None:
-    run = Run(tmp_path, Curves())
-    for logs in HISTORY[:2]:
-        run.log(**logs)
-    assert not (tmp_path / "training.png").exists()
-    run.event("on_save")
-    first = (tmp_path / "training.png").read_bytes()
-    run.log(**HISTORY[2])
-    run.event("on_train_end")
-    last = (tmp_path / "training.png").read_bytes()
-    assert first != last
-    image = Image.open(BytesIO(last))
-    image.load()
-    assert (image.format, image.size) == ("PNG", (1210, 825))
-    assert len(set(image.convert("L").get_flattened_data())) > 20  # drawn, not blank
-    assert [path.name for path in tmp_path.iterdir()] == ["training.png"]
-
-
 # --- a real Trainer
 
 
@@ -457,10 +317,6 @@ def train(output: Path, steps: int, resume: str | None = None) -> FallingTrainer
     return trainer
 
 
-def metrics(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_a_real_training_run_stopped_and_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = train(tmp_path / "whole", 16)
     written = metrics(tmp_path / "whole")
@@ -486,96 +342,3 @@ def test_a_real_training_run_stopped_and_resumed(tmp_path: Path, caplog: pytest.
     assert lasting(metrics(tmp_path / "parts")) == lasting(written)
     assert len([r for r in caplog.records if r.name == "trainer.watch"]) == 1  # before the stop, not after
     assert Image.open(tmp_path / "parts" / "training.png").size == (1210, 825)
-
-
-# --- the command, on a set of two strategies that holds both halves
-
-
-@pytest.fixture(scope="module")
-def two_halves(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("sets") / "halves"
-    make_negative_set(out, reference, num_groups=32, num_negatives=2, strategies=("an", "bn"), split="all")
-    return out
-
-
-def half(negative_set: Path, split: str) -> list[Group]:
-    return [group for group in NegativeSet(str(negative_set)).groups() if group.split == split]
-
-
-def watched_run(reference: Path, negative_set: Path, output: Path, *more: str) -> list[dict[str, Any]]:
-    """Four steps, with a look at the held-out half after the second and the fourth; the held-out logs."""
-    words = ["--objective", "cpo-rank", "--shards", str(negative_set), "--model", str(reference), "--max_steps", "4"]
-    words += ["--output_dir", str(output), "--per_device_train_batch_size", "8", "--learning_rate", "3e-3"]
-    words += ["--eval_strategy", "steps", "--eval_steps", "2", "--logging_steps", "2", "--save_strategy", "no"]
-    assert main([*words, "--use_cpu", "true", "--disable_tqdm", "true", "--report_to", "none", *more]) == 0
-    return [line for line in metrics(output) if "eval_loss" in line]
-
-
-def mean_reference_logp(line: dict[str, Any]) -> float:
-    """Of the groups that a held-out log is about."""
-    return line["eval_logps/ground_truth"] - line["eval_logps/ground_truth_change"]
-
-
-def kendall_tau(values: list[float], order: list[float]) -> float:
-    pairs = list(combinations(range(len(values)), 2))
-    agree = sum(1 if (values[i] > values[j]) == (order[i] > order[j]) else -1 for i, j in pairs)
-    return agree / len(pairs)
-
-
-def test_the_command_watches_the_held_out_half_by_strategy(reference: Path, two_halves: Path, tmp_path: Path) -> None:
-    """The last held-out log against the saved model, whose log-probabilities come from the scorer."""
-    held_out = watched_run(reference, two_halves, tmp_path / "out")
-    assert [line["step"] for line in held_out] == [2, 4]
-    train = [line for line in metrics(tmp_path / "out") if "loss" in line]
-    assert [line["step"] for line in train] == [2, 4]
-    rewards = {f"rewards/{name}" for name in ("margin", "top1", "kendall_tau")}
-    by_strategy = {f"{name}/{strategy}" for name in rewards for strategy in ("an", "bn")}
-    names = {"loss", *rewards, *by_strategy, "logps/ground_truth", "logps/ground_truth_change"}
-    for prefix, lines_of in (("", train), ("eval_", held_out)):
-        for line in lines_of:
-            assert {prefix + name for name in names} <= line.keys()
-    image = Image.open(tmp_path / "out" / "training.png")
-    assert image.size == (1210, 825)
-
-    groups = half(two_halves, "test")
-    assert len(groups) == 16
-    after = Scorer.load(str(tmp_path / "out")).score(
-        [Continuations(g.prompt_ids, [g.response_ids, *(c.ids for c in g.negatives)]) for g in groups]
-    )
-    found: dict[str, list[float]] = {}
-    for group, logps in zip(groups, after, strict=True):
-        before = [group.reference_logp, *(c.reference_logp for c in group.negatives)]
-        h = [5.0 * (new - old) for new, old in zip(logps, before, strict=True)]  # type: ignore[operator]
-        similarity = [1.0, *(c.similarity["embedding"] for c in group.negatives)]
-        for name, places in (("", [1, 2, 3, 4]), ("/an", [1, 2]), ("/bn", [3, 4])):
-            tau = kendall_tau([h[i] for i in (0, *places)], [similarity[i] for i in (0, *places)])  # type: ignore[misc]
-            found.setdefault(f"rewards/kendall_tau{name}", []).append(tau)
-            found.setdefault(f"rewards/margin{name}", []).append(h[0] - sum(h[i] for i in places) / len(places))
-            found.setdefault(f"rewards/top1{name}", []).append(h[0] > max(h[i] for i in places))
-        found.setdefault("logps/ground_truth_change", []).append(h[0] / 5.0)
-        best_first = [h[i] for i in sorted(range(5), key=lambda i: -similarity[i])]  # type: ignore[operator]
-        chosen = [math.exp(best_first[i]) / sum(map(math.exp, best_first[i:])) for i in range(5)]
-        found.setdefault("loss", []).append(-sum(map(math.log, chosen)))
-    for name, values in found.items():
-        assert held_out[-1][f"eval_{name}"] == pytest.approx(sum(values) / 16, abs=2e-3), name
-    assert held_out[-1]["eval_rewards/kendall_tau/an"] != held_out[-1]["eval_rewards/kendall_tau/bn"]
-
-
-def test_which_held_out_groups_are_watched(reference: Path, two_halves: Path, tmp_path: Path) -> None:
-    """A group is known by the reference's log-probability of its ground truth."""
-    runs = {
-        ("test", 5): watched_run(reference, two_halves, tmp_path / "five", "--max_eval_samples", "5"),
-        ("train", 16): watched_run(
-            reference, two_halves, tmp_path / "swapped", "--split", "test", "--eval_split", "train"
-        ),
-    }
-    make_negative_set(tmp_path / "other", reference, num_groups=6, num_negatives=1, strategies=("an", "bn"))
-    other = ["--split", "test", "--eval_shards", str(tmp_path / "other"), "--eval_split", "train", "--use", "an=1,bn=1"]
-    for (split, number), held_out in runs.items():
-        truths = [group.reference_logp for group in half(two_halves, split)[:number]]
-        for line in held_out:
-            assert mean_reference_logp(line) == pytest.approx(sum(truths) / number, abs=1e-3)  # type: ignore[arg-type]
-    truths = [group.reference_logp for group in half(tmp_path / "other", "train")]
-    assert len(truths) == 6
-    (line, _) = watched_run(reference, two_halves, tmp_path / "elsewhere", *other)
-    assert mean_reference_logp(line) == pytest.approx(sum(truths) / 6, abs=1e-3)  # type: ignore[arg-type]

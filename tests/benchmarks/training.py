@@ -1,7 +1,7 @@
 """A training step of ours against TRL's pairs, padded K-way with a reference model, and a plain next-token step.
 
 `python -m tests.benchmarks.training [gpt2] [llama]`. Groups with K = 12 and lengths drawn from Dolly's training half
-under GPT-2's tokenizer; random weights, float32, AdamW; a step is 16 groups. Each contestant is a process of its own,
+under GPT-2's tokenizer; random weights, float32, AdamW; a step is 8 groups. Each contestant is a process of its own,
 so that its peak memory is its own, and takes the same groups. TRL gets them as 11 pairs each, its reference
 log-probabilities computed beforehand (its own time for that is reported apart), with both of transformers' samplers
 that know lengths and several batch sizes; padded K-way several numbers of groups per pass.
@@ -24,7 +24,7 @@ from tests.benchmarks.dolly import DOLLY, SHARED
 from trainer.dataset import Collator, PackedGroups, TrainingGroup
 from trainer.packing import Continuations, pad
 
-K, STEP, STEPS, LONGEST, BETA = 12, 16, 3, 256, 5.0
+K, STEP, STEPS, LONGEST, BETA = 12, 8, 3, 256, 5.0
 ROW_TOKENS = 1024
 MODELS: dict[str, dict[str, Any]] = {
     # 17.7 M and 17.6 M parameters.

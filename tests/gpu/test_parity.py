@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data.shards import NegativeSet
-from tests.test_logprobs import plain_logps
+from tests.plain import plain_logps
 from tests.tiny import tiny_model
 from trainer.logprobs import candidate_logps, prepare_model
 from trainer.packing import Continuations, TokenBatch, pack
