@@ -114,7 +114,7 @@ def _measure(
     del scorer
     gc.collect()  # the next engine needs the room
     engine = Engine(path)
-    answers = engine.greedy(
+    answers = engine.decode(
         [g.prompt_ids for g in groups],
         max_tokens=[min(config.max_new_tokens, context - len(g.prompt_ids)) for g in groups],
     )

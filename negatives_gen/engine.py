@@ -99,14 +99,76 @@ class Engine:
         ]
         return self._run(prompts, parameters, used_seeds)
 
-    def greedy(self, prompts: Sequence[Sequence[int]], *, max_tokens: Sequence[int]) -> list[Sample]:
-        """The greedy continuation of each prompt."""
+    def decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: Sequence[int],
+        seeds: Sequence[int] | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        beams: int = 1,
+    ) -> list[Sample]:
+        """One continuation per prompt: greedy, drawn at temperature 1, or the best of a beam search.
+
+        Args:
+            prompts: token ids.
+            max_tokens: per prompt.
+            seeds: per prompt, to draw; without them the most likely token is taken each time.
+            top_k: draw among the k most likely tokens, 0 for all.
+            top_p: of these, draw among the fewest that have this probability together.
+            beams: above 1: continuations that a beam search keeps at each step.
+
+        Raises:
+            UserError: the engine's max_logprobs is too small for so many beams.
+        """
+        if beams > 1:
+            return self._beam_search(prompts, max_tokens, beams)
         from vllm import SamplingParams
 
+        temperature = 0.0 if seeds is None else 1.0
+        used_seeds: list[int | None] = [None] * len(prompts) if seeds is None else list(seeds)
         parameters = [
-            SamplingParams(temperature=0.0, max_tokens=limit, logprobs=0, detokenize=False) for limit in max_tokens
-        ]
-        return [samples[0] for samples in self._run(prompts, parameters, [None] * len(prompts))]
+            SamplingParams(
+                top_k=top_k, top_p=top_p, temperature=temperature, max_tokens=limit, seed=seed, logprobs=0,
+                detokenize=False,
+            )
+            for limit, seed in zip(max_tokens, used_seeds, strict=True)
+        ]  # fmt: skip
+        return [samples[0] for samples in self._run(prompts, parameters, used_seeds)]
+
+    def _beam_search(
+        self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], beams: int
+    ) -> list[Sample]:
+        """By vLLM's own search, which takes one length limit for all of its prompts."""
+        from vllm.sampling_params import BeamSearchParams
+
+        tokenizer, config = self.llm.get_tokenizer(), self.llm.llm_engine.vllm_config
+        if 0 <= config.model_config.max_logprobs < 2 * beams:
+            raise UserError(
+                f"a beam search of width {beams} needs {2 * beams} log-probabilities a step, the engine gives "
+                f"{config.model_config.max_logprobs}. Use fewer beams, or --engine.max_logprobs {2 * beams}."
+            )
+        by_limit: dict[int, list[int]] = {}
+        for i, limit in enumerate(max_tokens):
+            by_limit.setdefault(limit, []).append(i)
+        # No more prompts than run at a time: each step is a new request, which finds its prefix in the cache only as
+        # long as the cache holds all of them.
+        at_once = max(1, config.scheduler_config.max_num_seqs // beams)
+        answers: dict[int, Sample] = {}
+        for limit, indices in by_limit.items():
+            for start in range(0, len(indices), at_once):
+                part = indices[start : start + at_once]
+                requests = [{"prompt_token_ids": list(prompts[i])} for i in part]
+                parameters = BeamSearchParams(beam_width=beams, max_tokens=limit)
+                outputs = self.llm.beam_search(requests, parameters)  # type: ignore[arg-type]  # a TypedDict
+                for i, output in zip(part, outputs, strict=True):
+                    best = output.sequences[0]
+                    ids = list(best.tokens[len(prompts[i]) :])
+                    ended = "stop" if ids[-1] == tokenizer.eos_token_id else "length"
+                    text = tokenizer.decode(ids, skip_special_tokens=True)
+                    answers[i] = Sample(ids, text, ended, float(best.cum_logprob), None)
+        return [answers[i] for i in range(len(prompts))]
 
     def _run(
         self, prompts: Sequence[Sequence[int]], parameters: list[Any], seeds: Sequence[int | None]
