@@ -144,9 +144,7 @@ def _read_as_text(groups: Sequence[Group], samples: Sequence[Sample], tokenizer:
     A prompt is encoded as that of a data set is for the second model: with its BOS, a chat with its chat template. That
     needs a response, which does not change the prompt's tokens.
     """
-    pairs = [
-        (g.messages, [{"role": "assistant", "content": "a"}]) if g.messages else (g.prompt, "a") for g in groups
-    ]
+    pairs = [(g.messages, [{"role": "assistant", "content": "a"}]) if g.messages else (g.prompt, "a") for g in groups]
     prompts = encode_pairs(pairs, tokenizer, sys.maxsize)
     answers = tokenizer([s.text for s in samples], add_special_tokens=False)["input_ids"]
     special = special_ids(tokenizer)

@@ -137,9 +137,7 @@ class Engine:
         ]  # fmt: skip
         return [samples[0] for samples in self._run(prompts, parameters, used_seeds)]
 
-    def _beam_search(
-        self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], beams: int
-    ) -> list[Sample]:
+    def _beam_search(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], beams: int) -> list[Sample]:
         """By vLLM's own search, which takes one length limit for all of its prompts."""
         from vllm.sampling_params import BeamSearchParams
 
