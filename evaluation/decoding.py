@@ -44,6 +44,6 @@ def parse_decoding(word: str) -> Decoding:
     if (match := BEAM.fullmatch(word)) and (beams := int(match[1])) >= 2:
         return Decoding(f"beam{beams}", "beam", beams=beams)
     raise UserError(
-        f"unknown decoding '{word}'. Use greedy, sample, topkK (K at least 1), topkK-pP (P above 0, at most 1) or beamN "
-        "(N at least 2), e.g. topk50-p0.7 or beam4."
+        f"unknown decoding '{word}'. Use greedy, sample, topkK (K at least 1), topkK-pP (P above 0, at most 1) or "
+        "beamN (N at least 2), e.g. topk50-p0.7 or beam4."
     )

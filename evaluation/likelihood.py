@@ -113,7 +113,7 @@ def second_model_logps(
     if all(logp is None for logp in found.logps):
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.unscored().items())
         raise UserError(
-            f"the second model '{second.path}' can score none of {len(found.logps)} answers: {reasons}. Use another one."
+            f"the second model '{second.path}' can score none of {len(found.logps)} answers: {reasons}. Use another."
         )
     return found
 

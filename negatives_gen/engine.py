@@ -1,11 +1,13 @@
 """The one place that talks to vLLM."""
 
 import os
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from data.errors import UserError
+from negatives_gen.beam_search import BeamSearch
 
 # What vLLM needs on a CPU; the user's own environment and engine.* options win.
 CPU_ENVIRONMENT = {
@@ -138,35 +140,49 @@ class Engine:
         return [samples[0] for samples in self._run(prompts, parameters, used_seeds)]
 
     def _beam_search(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], beams: int) -> list[Sample]:
-        """By vLLM's own search, which takes one length limit for all of its prompts."""
-        from vllm.sampling_params import BeamSearchParams
+        from vllm import SamplingParams
 
         tokenizer, config = self.llm.get_tokenizer(), self.llm.llm_engine.vllm_config
-        if 0 <= config.model_config.max_logprobs < 2 * beams:
+        ends, options = self._ends(), config.model_config.max_logprobs
+        wanted = beams + len(ends)
+        if 0 <= options < wanted:
             raise UserError(
-                f"a beam search of width {beams} needs {2 * beams} log-probabilities a step, the engine gives "
-                f"{config.model_config.max_logprobs}. Use fewer beams, or --engine.max_logprobs {2 * beams}."
+                f"a beam search of width {beams} needs {wanted} log-probabilities a step, the engine gives "
+                f"{options}. Use fewer beams, or --engine.max_logprobs {wanted}."
             )
-        by_limit: dict[int, list[int]] = {}
-        for i, limit in enumerate(max_tokens):
-            by_limit.setdefault(limit, []).append(i)
-        # No more prompts than run at a time: each step is a new request, which finds its prefix in the cache only as
-        # long as the cache holds all of them.
+        parameters = SamplingParams(temperature=0.0, max_tokens=1, logprobs=wanted, detokenize=False)
+        searches = [BeamSearch(beams, limit, ends) for limit in max_tokens]
+        waiting = deque(zip(prompts, searches, strict=True))
+        running: list[tuple[Sequence[int], BeamSearch]] = []
+        # No more than run at a time: each step is a new request, which finds its prefix in the cache only as long as
+        # the cache holds all of them.
         at_once = max(1, config.scheduler_config.max_num_seqs // beams)
-        answers: dict[int, Sample] = {}
-        for limit, indices in by_limit.items():
-            for start in range(0, len(indices), at_once):
-                part = indices[start : start + at_once]
-                requests = [{"prompt_token_ids": list(prompts[i])} for i in part]
-                parameters = BeamSearchParams(beam_width=beams, max_tokens=limit)
-                outputs = self.llm.beam_search(requests, parameters)  # type: ignore[arg-type]  # a TypedDict
-                for i, output in zip(part, outputs, strict=True):
-                    best = output.sequences[0]
-                    ids = list(best.tokens[len(prompts[i]) :])
-                    ended = "stop" if ids[-1] == tokenizer.eos_token_id else "length"
-                    text = tokenizer.decode(ids, skip_special_tokens=True)
-                    answers[i] = Sample(ids, text, ended, float(best.cum_logprob), None)
-        return [answers[i] for i in range(len(prompts))]
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                running.append(waiting.popleft())
+            requests = [
+                {"prompt_token_ids": [*prompt, *beam.ids]} for prompt, search in running for beam in search.live
+            ]
+            outputs = iter(self.llm.generate(requests, parameters, use_tqdm=False))  # type: ignore[arg-type]
+            for _, search in running:
+                tops = [next(outputs).outputs[0].logprobs[0] for _ in search.live]  # type: ignore[index]
+                search.step([{token: found.logprob for token, found in top.items()} for top in tops])
+            running = [(prompt, search) for prompt, search in running if search.live]
+        return [
+            Sample(
+                best.ids,
+                tokenizer.decode(best.ids, skip_special_tokens=True),
+                "stop" if best.ids[-1] in ends else "length",
+                best.logp,
+                None,
+            )
+            for best in (search.ended[0] for search in searches)
+        ]
+
+    def _ends(self) -> set[int]:
+        """Tokens at which vLLM ends a continuation: the tokenizer's EOS, and those of generation_config.json."""
+        given = self.llm.llm_engine.model_config.try_get_generation_config().get("eos_token_id", [])
+        return {self.llm.get_tokenizer().eos_token_id, *([given] if isinstance(given, int) else given)}
 
     def _run(
         self, prompts: Sequence[Sequence[int]], parameters: list[Any], seeds: Sequence[int | None]
