@@ -27,7 +27,7 @@ KIND = "likelihoods"
 SCHEMA = pa.schema([("id", pa.string()), ("logp", pa.float64()), ("tokens", pa.int32()), ("problem", pa.string())])
 
 # Token ids of a prompt and of an answer.
-Sequences = tuple[list[int], list[int]]
+Pair = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def length_normalised_nll(log_p: Sequence[float | None], tokens: Sequence[int]) 
     return Estimate.of([-p / n for p, n in zip(log_p, tokens, strict=True) if p is not None])
 
 
-def _read_as_text(groups: Sequence[Group], samples: Sequence[Sample], tokenizer: Any) -> list[Sequences | str]:
+def _read_as_text(groups: Sequence[Group], samples: Sequence[Sample], tokenizer: Any) -> list[Pair | str]:
     """Prompt and answer as the second model's tokens, or why there are none.
 
     A prompt is encoded as that of a data set is for the second model: with its BOS, a chat with its chat template. That
@@ -148,7 +148,7 @@ def _read_as_text(groups: Sequence[Group], samples: Sequence[Sample], tokenizer:
     prompts = encode_pairs(pairs, tokenizer, sys.maxsize)
     answers = tokenizer([s.text for s in samples], add_special_tokens=False)["input_ids"]
     special = special_ids(tokenizer)
-    sequences: list[Sequences | str] = []
+    sequences: list[Pair | str] = []
     for prompt, answer, sample in zip(prompts, answers, samples, strict=True):
         if isinstance(prompt, tuple):
             sequences.append(prompt[0])
@@ -160,15 +160,15 @@ def _read_as_text(groups: Sequence[Group], samples: Sequence[Sample], tokenizer:
     return sequences
 
 
-def _score(ids: Sequence[str], sequences: Sequence[Sequences | str], second: SecondModel) -> pa.Table:
+def _score(ids: Sequence[str], sequences: Sequence[Pair | str], second: SecondModel) -> pa.Table:
     from trainer.packing import Continuations
 
     problems = [_problem(sequence, second.context) for sequence in sequences]
-    scored = [i for i, problem in enumerate(problems) if not problem]
-    continuations = [Continuations(sequences[i][0], [sequences[i][1]]) for i in scored]  # type: ignore[arg-type]
+    fitting = {i: pair for i, pair in enumerate(sequences) if not isinstance(pair, str) and not problems[i]}
     logps: list[float | None] = [None] * len(sequences)
-    if scored:
-        for i, (logp,) in zip(scored, second.scorer.score(continuations), strict=True):
+    if fitting:
+        scores = second.scorer.score([Continuations(prompt, [answer]) for prompt, answer in fitting.values()])
+        for i, (logp,) in zip(fitting, scores, strict=True):
             if math.isfinite(logp):
                 logps[i] = logp
             else:
@@ -177,7 +177,7 @@ def _score(ids: Sequence[str], sequences: Sequence[Sequences | str], second: Sec
     return pa.table([ids, logps, tokens, problems], schema=SCHEMA)
 
 
-def _problem(sequence: Sequences | str, context: int) -> str:
+def _problem(sequence: Pair | str, context: int) -> str:
     if isinstance(sequence, str):
         return sequence
     prompt, answer = sequence

@@ -36,9 +36,8 @@ def main() -> None:
             identity = identify_model(MODEL, tokenizer)
             for word in DECODINGS:
                 begun = time.perf_counter()
-                made = generate(
-                    Store(folder), identity, {}, parse_decoding(word), groups, MAX_TOKENS, context_length(MODEL), 0, engine
-                )  # fmt: skip
+                decoding, context = parse_decoding(word), context_length(MODEL)
+                made = generate(Store(folder), identity, {}, decoding, groups, MAX_TOKENS, context, 0, engine)
                 tokens = sum(len(s.ids) for s in made.samples)
                 if not made.reused:
                     inside += made.seconds
