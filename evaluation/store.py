@@ -43,7 +43,7 @@ class Store:
         table = make()
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), KEY: json.dumps(key).encode()})
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
         folder.write(name, buffer.getvalue())
         return table
 
@@ -54,7 +54,7 @@ class Store:
     def _read(self, folder: Folder, name: str, key: dict[str, Any]) -> pa.Table:
         where = f"{folder.path}/{name}"
         try:
-            table = pq.read_table(io.BytesIO(folder.read(name)))
+            table = pq.read_table(io.BytesIO(folder.read(name)), page_checksum_verification=True)
             found = json.loads((table.schema.metadata or {})[KEY])
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"'{where}' is damaged ({first_line(error)}). Delete it; it is made again.") from error
