@@ -131,9 +131,9 @@ def measure_mauve(
         answers: texts, in the order of the groups.
 
     Raises:
-        UserError: as for `check_possible`; the featuriser cannot be loaded.
+        UserError: fewer than FEWEST_TEXTS groups; no `mauve-text`; the featuriser cannot be loaded.
     """
-    check_possible(len(groups))
+    _require_enough(len(groups))
     truths = [group.prompt + group.response for group in groups]
     texts = [group.prompt + answer for group, answer in zip(groups, answers, strict=True)]
     hashes = {"truths_sha256": _hash(truths), "texts_sha256": _hash(texts)}
@@ -159,13 +159,10 @@ def stored_features(store: Store, featuriser: Featuriser, texts: Sequence[str]) 
 
 
 def check_possible(n: int) -> None:
-    """Raise UserError for too few texts, or without `mauve-text`; warn where the score hangs on the number of texts."""
+    """To be called once, before anything is generated: raise UserError for too few texts, or without `mauve-text`;
+    warn where the score hangs on the number of texts."""
     _version()
-    if n < FEWEST_TEXTS:
-        raise UserError(
-            f"MAUVE compares distributions and means nothing for {n} texts. Evaluate at least {FEWEST_TEXTS}, better "
-            f"{FEW_TEXTS} (--limit), or leave it out of --metrics."
-        )
+    _require_enough(n)
     if n < FEW_TEXTS:
         log.warning(
             "MAUVE of %d texts: compare it with scores of as many texts only; it settles from about %d.", n, FEW_TEXTS
@@ -181,6 +178,8 @@ def mauve(truths: np.ndarray, answers: np.ndarray, seed: int = 0) -> Estimate:
     Args:
         truths, answers: [n, D], row i of both of the same prompt.
 
+    Raises:
+        ValueError: features of different shapes.
     """
     if truths.shape != answers.shape:
         raise ValueError(f"features of different shapes: {truths.shape} and {answers.shape}")
@@ -190,6 +189,14 @@ def mauve(truths: np.ndarray, answers: np.ndarray, seed: int = 0) -> Estimate:
     halves = [draw.permutation(n)[: n // 2] for _ in range(HALVES)]
     spread = [_score(truths[half], answers[half], seed + i, redo=1) for i, half in enumerate(halves, start=1)]
     return Estimate(score, float(np.std(spread, ddof=1)), n)
+
+
+def _require_enough(n: int) -> None:
+    if n < FEWEST_TEXTS:
+        raise UserError(
+            f"MAUVE compares distributions and means nothing for {n} texts. Evaluate at least {FEWEST_TEXTS}, better "
+            f"{FEW_TEXTS} (--limit), or leave it out of --metrics."
+        )
 
 
 def _version() -> str:

@@ -34,7 +34,6 @@ def text_measurements(answers: Sequence[Sample]) -> dict[str, Estimate]:
         repetition: 1 - distinct_4 of an answer: seq-rep-4 of Welleck et al. (ICLR 2020), of words.
         loops: share that ends in a repeated phrase, see `ends_in_loop`; an empty answer does not.
         Those that no answer is long enough for are missing, and all of them if there are no answers.
-
     """
     words = [answer.text.lower().split() for answer in answers]
     measured: dict[str, Sequence[float]] = {

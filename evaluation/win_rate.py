@@ -18,10 +18,11 @@ from evaluation.statistics import Estimate, bootstrap, bootstrapped_mean
 RIDGE = 1e-2
 # Newton's steps are held to this length: far from the optimum the curvature is next to none, and a full step flies off.
 LONGEST_STEP = 2.0
-TOLERANCE = 1e-6
+# After a step this short the next one would be of the order of its square.
+TOLERANCE = 1e-4
 MAX_STEPS = 100
-# Resamples that are fitted at a time: what is held, a few matrices [ROWS, n], then fits into the processor's cache.
-ROWS = 50
+# Numbers of each of the few matrices [rows, n] that are held at a time: they then fit into the processor's cache.
+ELEMENTS = 1 << 16
 
 
 class Outcome(Protocol):
@@ -144,7 +145,8 @@ def fit(feature: np.ndarray, score: np.ndarray, weights: np.ndarray, start: np.n
         [R, 2]: intercept and slope that maximise the log-likelihood less RIDGE / 2 times their squares.
     """
     powers = np.stack([np.ones_like(feature), feature, feature**2], axis=1)
-    found = [_fit_rows(powers, score, weights[first : first + ROWS], start) for first in range(0, len(weights), ROWS)]
+    rows = max(1, ELEMENTS // len(score))
+    found = [_fit_rows(powers, score, weights[i : i + rows], start) for i in range(0, len(weights), rows)]
     return np.concatenate(found)
 
 

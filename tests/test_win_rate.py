@@ -278,7 +278,7 @@ def test_intervals_of_a_paired_difference_cover() -> None:
 
 def test_intervals_of_a_length_controlled_rate_cover() -> None:
     draw = np.random.default_rng(10)
-    longer_by = draw.normal(50, 100, (EXPERIMENTS, PROMPTS))
+    longer_by = draw.normal(80, 100, (EXPERIMENTS, PROMPTS))
     chance = 1 / (1 + np.exp(-(math.log(0.6 / 0.4) + 1.5 * np.tanh(longer_by / 100))))
     scores = (draw.random(chance.shape) < chance).astype(float)
     found = [length_controlled(s.tolist(), d.tolist()) for s, d in zip(scores, longer_by, strict=True)]
