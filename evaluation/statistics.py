@@ -71,3 +71,15 @@ def bootstrap(
     values = statistic(resamples(n, replicates, seed))
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(values.std(ddof=1)), (float(low), float(high))
+
+
+def bootstrapped_mean(values: Sequence[float] | np.ndarray) -> Estimate:
+    """The mean of values with bootstrap standard error and interval.
+
+    Raises ValueError for none; a single value has neither, as its resamples are all alike.
+    """
+    if len(values) < 2:
+        return Estimate.of(values)
+    array = np.asarray(values, dtype=np.float64)
+    error, interval = bootstrap(len(array), lambda indices: array[indices].mean(axis=1))
+    return Estimate(float(array.mean()), error, len(array), interval)
