@@ -20,7 +20,7 @@ def write_run(
 ) -> str:
     path.mkdir(parents=True)
     environment = {"packages": {"torch": "2.11.0"}, "git_commit": "1" * 40} if environment is None else environment
-    (path / "report.json").write_bytes(to_json(Results(make_job(**job), environment, measurements)))
+    (path / "report.json").write_bytes(to_json(Results(make_job(**job), environment, found)))
     return str(path)
 
 
@@ -129,8 +129,8 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert refusal(one, one) == f"error: run '{one}' is given twice. Give each run once.\n"
     assert refusal(one, two) == (
-        "error: the runs share no metric (one: win_rate against truth; two: nll). Evaluate them with the same --metrics "
-        "and --against.\n"
+        "error: the runs share no metric (one: win_rate against truth; two: nll). Evaluate them with the same "
+        "--metrics and --against.\n"
     )
     assert "has no report.json, so it is no finished evaluation" in refusal(one, str(tmp_path))
     assert "unknown key 'ot'" in refusal(one, two, "--ot", "x")

@@ -33,7 +33,8 @@ def make_samples() -> list[SampleRow]:
             answer("mle", "The Rhine.", 0.0, "BA", correct=False), answer("cpo", "The Isar.", 1.0, "AB", correct=True),
         ]),
         SampleRow("ab22", "Who?", "Otto.", [
-            answer("mle", "Otto, of course.", 1.0, "AB", correct=True), answer("cpo", "Nobody", 0.5, "AA", correct=False),
+            answer("mle", "Otto, of course.", 1.0, "AB", correct=True),
+            answer("cpo", "Nobody", 0.5, "AA", correct=False),
         ]),
         SampleRow("b333", "Why?", "Because.", [
             answer("mle", "No.", 0.5, correct=False),
@@ -386,7 +387,8 @@ def test_browser_pages_through_a_thousand_prompts_of_ten_answers(open_page: Any)
         ("text.value = 'sentence'; outcome.selectedIndex = 2", ["1000 of 1000 prompts"]),
     ):
         milliseconds = tab.evaluate(
-            "() => { const [text, outcome, filters] = ['text', 'outcome', 'filters'].map(i => document.getElementById(i));"
+            "() => { const [text, outcome, filters] ="
+            " ['text', 'outcome', 'filters'].map(id => document.getElementById(id));"
             f" const start = performance.now(); {script}; filters.dispatchEvent(new Event('input'));"
             " document.body.offsetHeight; return performance.now() - start; }"
         )

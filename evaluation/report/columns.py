@@ -36,7 +36,7 @@ COLUMNS = {
     "win_rate_length_controlled": Column(
         "length-controlled",
         "{:.1%}",
-        "the win rate that answers of equal length would have, by logistic regression",
+        "win rate that answers of equal length would have, by logistic regression",
         WIN,
     ),
     "wins": Column("wins", "{:.0f}", "prompts on which the answer wins", WIN),
@@ -45,9 +45,7 @@ COLUMNS = {
     "flips": Column("flips", "{:.0f}", "prompts on which the verdict changed with the order of the two answers", WIN),
     "flip_rate": Column("flip rate", "{:.1%}", "flips as a share of the judged prompts", WIN),
     "unparsed": Column("unparsed", "{:.0f}", "prompts with a verdict that could not be read; in no win rate", WIN),
-    "not_judged": Column(
-        "not judged", "{:.0f}", "prompts without an outcome, unparsed ones included; in no win rate", WIN
-    ),
+    "not_judged": Column("not judged", "{:.0f}", "prompts without an outcome, unparsed ones too; in no win rate", WIN),
     "reverse_kl": Column(
         "reverse KL",
         "{:.3f}",

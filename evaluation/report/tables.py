@@ -1,4 +1,4 @@
-"""Measurements as tables in the paper's layout: models as rows; several decodings beside each other as in its Table 3."""
+"""Measurements as tables in the paper's layout: models as rows, decodings side by side as in Table 3."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
