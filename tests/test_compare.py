@@ -14,12 +14,11 @@ from evaluation.statistics import Measurement
 from tests.conftest import run_command
 from tests.test_report import make_job, make_results, measured, rate
 
+ENVIRONMENT = {"packages": {"torch": "2.11.0"}, "git_commit": "1" * 40}
 
-def write_run(
-    path: Path, measurements: list[Measurement], environment: dict[str, Any] | None = None, **job: Any
-) -> str:
+
+def write_run(path: Path, found: list[Measurement], environment: dict[str, Any] = ENVIRONMENT, **job: Any) -> str:
     path.mkdir(parents=True)
-    environment = {"packages": {"torch": "2.11.0"}, "git_commit": "1" * 40} if environment is None else environment
     (path / "report.json").write_bytes(to_json(Results(make_job(**job), environment, found)))
     return str(path)
 

@@ -75,9 +75,8 @@ def test_the_page_holds_the_samples_and_nothing_that_a_text_says(tmp_path: Path)
     assert [row["id"] for row in data] == ["aa11", "ab22", "b333", HOSTILE]
     assert data[3]["prompt"] == data[3]["truth"] == data[3]["answers"][0]["text"] == HOSTILE
     assert len(re.findall("<script", html)) == len(re.findall("</script", html)) == 2  # its own two
-    assert not re.search(
-        "<!--|<b>|<img src=x|49", html.partition("</style>")[2].partition("<script")[0].replace("&#39;", "")
-    )
+    assert not re.search("<!--|<b>|<img src=x", html)
+    assert html.count("{{ 7*7 }}") > 4  # no template of ours
 
 
 def test_outcomes_in_the_data(tmp_path: Path) -> None:
@@ -347,9 +346,7 @@ def test_browser_by_keyboard(open_page: Any) -> None:
     reached: list[str] = []
     for _ in range(30):
         tab.keyboard.press("Tab")
-        reached.append(
-            tab.evaluate("document.activeElement.textContent.trim().slice(0, 8) || document.activeElement.id")
-        )
+        reached.append(tab.evaluate("document.activeElement.textContent.trim()"))
         if reached[-1].startswith("Samples"):
             break
     tab.keyboard.press("Enter")
