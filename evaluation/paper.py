@@ -170,7 +170,7 @@ def differences(table: PaperTable, job: Mapping[str, Any]) -> list[str]:
         model = judge.get("model") or judge.get("reward_model") or "not recorded"
         if JUDGE not in str(model).lower():
             found.append(f"judge GPT-3.5 there, {model} here")
-        if judge.get("orders") != "paper":
+        if judge.get("orders", "paper") != "paper":  # a reward model has none
             found.append("one order of the two answers there, both here")
     return found
 

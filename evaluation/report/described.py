@@ -29,7 +29,7 @@ def summary(job: Mapping[str, Any]) -> str:
 def models(job: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Name, path, hash of the weights, hash of the tokenizer."""
     return [
-        (name, str(model.get("path", "")), *(spoken(model.get(key)) for key in ("weights_sha256", "tokenizer_sha256")))
+        (name, str(model.get("path", "")), spoken(model.get("weights_sha256")), spoken(model.get("tokenizer_sha256")))
         for name, model in (job.get("models") or {}).items()
     ]
 

@@ -75,7 +75,8 @@ def tables(results: Results) -> list[Table]:
         ours = [m for m in by_table[WIN] if m.against == against]
         decodings = unique(m.decoding for m in ours)
         if len(decodings) > 1:
-            made.append(_across(f"Win rate against {opponent(against)}", [m for m in ours if is_rate(m)], theirs))
+            rates = [m for m in ours if m.metric == "win_rate"]
+            made.append(_across(f"Win rate against {opponent(against)}", rates, theirs, named=False))
         for decoding in decodings:
             title = ", ".join(filter(None, (f"Win rate against {opponent(against)}", decoding)))
             made.append(_by_metric(title, [m for m in ours if m.decoding == decoding], theirs, results.job))
@@ -122,10 +123,6 @@ def opponent(against: str) -> str:
     return "the ground truth" if against == "truth" else against
 
 
-def is_rate(found: Measurement) -> bool:
-    return found.metric == "win_rate"
-
-
 def _by_metric(title: str, found: Sequence[Measurement], theirs: Theirs, job: Mapping[str, Any]) -> Table:
     """A row per model, and per decoding where there are several; a column per metric."""
     decodings = unique(m.decoding for m in found)
@@ -156,19 +153,18 @@ def _by_metric(title: str, found: Sequence[Measurement], theirs: Theirs, job: Ma
     return _table(title, labels, unique(rows), series)
 
 
-def _across(title: str, found: Sequence[Measurement], theirs: Theirs) -> Table:
-    """A row per model; a column per metric and decoding."""
+def _across(title: str, found: Sequence[Measurement], theirs: Theirs, *, named: bool = True) -> Table:
+    """A row per model; a column per metric and decoding, or per decoding where the title names the metric."""
 
     def label(m: Measurement) -> tuple[str, ...]:
         return (m.model,)
 
-    metrics = _in_order(found)
     series: list[Series] = []
-    for metric in metrics:
+    for metric in _in_order(found):
         for decoding in unique(m.decoding for m in found if m.metric == metric):
             ours = [m for m in found if m.metric == metric and m.decoding == decoding]
             shown = column(ours[0])
-            heading = decoding if metrics == ["win_rate"] else ", ".join(filter(None, (shown.heading, decoding)))
+            heading = ", ".join(filter(None, (shown.heading if named else "", decoding)))
             cells = {label(m): cell(m.estimate, shown.form) for m in ours}
             series.append(Series(heading, cells, shown.heading, shown.meaning))
             series += _paper(ours, theirs, label, f"{decoding}, {PAPER}")
