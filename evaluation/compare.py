@@ -25,6 +25,7 @@ options:
 """
 # Of a job: what says nothing about whether numbers compare.
 NO_SETTING = {"models", "judge_spent", "sweep", "paper", "metrics", "decodings"}
+VERSIONS = "environment."
 
 
 @dataclass
@@ -101,9 +102,9 @@ def differences(runs: Mapping[str, "Results"]) -> list[str]:
     from evaluation.report.described import spoken
 
     settings = {name: dict(_settings(results)) for name, results in runs.items()}
-    keys = list(dict.fromkeys(key for found in settings.values() for key in found))
+    keys = dict.fromkeys(key for found in settings.values() for key in found)
     lines = []
-    for key in keys:
+    for key in sorted(keys, key=lambda key: key.startswith(VERSIONS)):  # versions last
         values = {name: found.get(key) for name, found in settings.items()}
         if any(value != next(iter(values.values())) for value in values.values()):
             lines.append(f"{key}: " + "; ".join(f"{name}: {spoken(value)}" for name, value in values.items()))
@@ -173,7 +174,7 @@ def _settings(results: "Results") -> Iterator[tuple[str, Any]]:
     job = {key: value for key, value in results.job.items() if key not in NO_SETTING}
     yield from leaves(job)
     for key, value in leaves(results.environment):
-        yield f"environment.{key}", value
+        yield VERSIONS + key, value
 
 
 def _weights(results: "Results") -> dict[str, Any]:

@@ -39,9 +39,9 @@ def test_the_same_model_in_two_runs_keeps_both_rows(tmp_path: Path) -> None:
     text = compare([one, two])
     assert table_of(text) == [  # only what both have: no NLL, no MAUVE
         ["run", "model", "decoding", "win rate", "95% interval"],
-        ["one", "mle", "greedy", "50.0% ± 1.6", "46.9% to 53.1%"],
-        ["one", "cpo", "greedy", "60.0% ± 1.6", "56.9% to 63.1%"],
-        ["two", "mle", "beam2", "55.0% ± 1.6", "51.9% to 58.1%"],
+        ["one", "mle", "greedy", "50.0% ± 1.6", "46.9 to 53.1%"],
+        ["one", "cpo", "greedy", "60.0% ± 1.6", "56.9 to 63.1%"],
+        ["two", "mle", "beam2", "55.0% ± 1.6", "51.9 to 58.1%"],
     ]
     assert section(text, "What differs between the runs") == ["Nothing of the set-up that is recorded."]
     assert f"- one: {one}" in text.splitlines()

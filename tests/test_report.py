@@ -15,7 +15,7 @@ from evaluation.report import FILES, AnswerRow, Results, SampleRow, read_report,
 from evaluation.report.columns import COLUMNS
 from evaluation.report.files import to_json
 from evaluation.report.markdown import markdown
-from evaluation.report.plots import alpha_curve, figure1, svg
+from evaluation.report.plots import alpha_curve, figure1, for_dark_page, svg
 from evaluation.report.tables import Table, meanings, paper_notes, tables
 from evaluation.statistics import Estimate, Measurement
 
@@ -33,8 +33,8 @@ def measured(model: str, metric: str, mean: float, decoding: str = "greedy", aga
     return Measurement(model, decoding, metric, Estimate(mean, 0.0125, 1000), against)
 
 
-def counted(model: str, metric: str, count: int) -> Measurement:
-    return Measurement(model, "greedy", metric, Estimate(count, NAN, 1000), "truth")
+def counted(model: str, metric: str, count: float) -> Measurement:
+    return Measurement(model, "greedy", metric, Estimate(float(count), NAN, 1000), "truth")
 
 
 def make_job(**changes: Any) -> dict[str, Any]:
@@ -108,8 +108,8 @@ def test_win_rates_stand_in_the_papers_layout() -> None:
     ]  # fmt: skip
     assert table.labels == 1
     assert cells(table) == [
-        ["mle", "50.5% ± 1.6", "47.4% to 53.6%", "990", "", "", "", "210", ""],
-        ["anr", "64.3% ± 1.6", "61.2% to 67.4%", "990", "+13.8% ± 1.9", "+10.0% to +17.6%", "57.1% ± 2.0", "198", "10"],
+        ["mle", "50.5% ± 1.6", "47.4 to 53.6%", "990", "", "", "", "210", ""],
+        ["anr", "64.3% ± 1.6", "61.2 to 67.4%", "990", "+13.8% ± 1.9", "+10.0 to +17.6%", "57.1% ± 2.0", "198", "10"],
     ]
 
 
@@ -158,7 +158,7 @@ def test_each_opponent_has_its_table() -> None:
         "Win rate against the ground truth, greedy",
         "Win rate against mle, greedy",
     ]
-    assert cells(made[1]) == [["anr", "55.0% ± 1.6", "51.9% to 58.1%", "990"]]
+    assert cells(made[1]) == [["anr", "55.0% ± 1.6", "51.9 to 58.1%", "990"]]
 
 
 def test_the_papers_numbers_stand_only_beside_rows_of_the_same_set_up() -> None:
@@ -199,7 +199,7 @@ def test_what_is_no_number_is_a_dash_and_what_is_missing_is_empty() -> None:
         Measurement("anr", "greedy", "mauve", Estimate(0.5, NAN, 1)),
         measured("anr", "correct", 0.25),
     ]
-    assert cells(tables(make_results(found))[0]) == [["mle", "", "\u2013"], ["anr", "25.0% ± 1.3", "0.500"]]
+    assert cells(tables(make_results(found))[0]) == [["mle", "", "\u2013"], ["anr", "25.0% ± 1.2", "0.500"]]
 
 
 def test_nothing_measured_makes_no_table() -> None:
@@ -309,8 +309,8 @@ def test_markdown_says_what_was_evaluated() -> None:
     assert lines[2] == (
         "1,000 of 1,010 prompts of databricks-dolly-15k.jsonl, split test; 500 groups of runs/negatives."
     )
-    assert "| model | win rate    | 95% interval   | judged |" in text
-    assert "| mle   | 50.5% ± 1.6 | 47.4% to 53.6% | 990    |" in text
+    assert "| model | win rate    | 95% interval  | judged |" in text
+    assert "| mle   | 50.5% ± 1.6 | 47.4 to 53.6% | 990    |" in text
     assert f"- mle: `runs/mle`, weights {'a' * 16}, tokenizer {'f' * 16}" in lines
     assert f"- data.examples_sha256: {'c' * 16}" in lines
     assert f"- judge.template_sha256: {'d' * 16}" in lines
@@ -390,7 +390,9 @@ def make_sweep(**changes: Any) -> dict[str, Any]:
 def test_the_sweep_is_drawn_over_alpha() -> None:
     wins, kl = (drawn(panel) for panel in alpha_curve(make_job(sweep=make_sweep())))
     curve, chance, proposed = wins.get_lines()
-    assert [list(map(float, axis)) for axis in curve.get_data()] == [[0, 0.5, 0.9], [55, 60, 50]]
+    alphas, percent = curve.get_data()
+    assert list(alphas) == [0, 0.5, 0.9]
+    assert list(percent) == pytest.approx([55, 60, 50])
     assert list(chance.get_ydata()) == [50, 50]
     assert list(proposed.get_xdata()) == [0.5, 0.5]
     band = wins.collections[0].get_paths()[0].get_extents()
@@ -413,7 +415,8 @@ def test_the_same_plots_are_the_same_bytes_and_names_are_texts() -> None:
     panels = figure1([measured(name, "nll", 1.0) for name in (HOSTILE, "$x$", "\u4e2d\u6587")])
     image = svg(panels)
     assert image == svg(panels)
-    assert image != svg(panels, dark=True)
+    dark = for_dark_page(image)
+    assert (b"#1d2126" in image, b"#1d2126" in dark, b"#e7e9ea" in dark) == (True, False, True)
     root = ElementTree.fromstring(image)  # well-formed
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert not [element for element in root.iter() if element.tag.endswith("script")]

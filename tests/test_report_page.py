@@ -118,7 +118,7 @@ def test_the_page_needs_no_network_and_lets_no_other_script_run(tmp_path: Path) 
 def test_a_page_without_samples_has_no_script(tmp_path: Path) -> None:
     html = page_of(tmp_path, make_results())
     assert "<script" not in html
-    assert "#samples" not in html
+    assert "<nav" not in html
 
 
 # The page in a browser.
@@ -175,7 +175,7 @@ def test_browser_shows_numbers(open_page: Any) -> None:
     assert first.locator("tbody th").all_text_contents() == ["mle", "anr"]
     assert first.locator("tbody tr").first.locator("td").all_text_contents()[:3] == [
         "50.5% ± 1.6",
-        "47.4% to 53.6%",
+        "47.4 to 53.6%",
         "990",
     ]
     assert "-0.500 ± 0.013" in texts(tab, "td")
@@ -215,12 +215,11 @@ def test_browser_shows_verdicts(open_page: Any) -> None:
     tab = open_page(results_of(make_samples()[:3]))
     assert texts(tab, ".answers h3") == ["mle", "cpo"] * 3
     assert texts(tab, ".badges") == [
-        "loses against the ground truthB Awrong", "wins against the ground truthA Bcorrect",
-        "wins against the ground truthA Bcorrect", "flips against the ground truthA Awrong",
-        "ties against the ground truthwrong", "not judged against the ground truth: unparsedA ?wrongcut at the limit",
+        "losesB Awrong", "winsA Bcorrect", "winsA Bcorrect", "flipsA Awrong", "tieswrong",
+        "not judged: unparsedA ?wrongcut at the limit",
     ]  # fmt: skip
     assert texts(tab, ".facts") == ["3 tokens"] * 5 + ["1 token"]
-    assert len(texts(tab, "#judged")) == 1
+    assert texts(tab, "#judged")[0].startswith("Outcomes are against the ground truth. Behind an outcome: the judge")
 
 
 def test_browser_filters(open_page: Any) -> None:
@@ -307,28 +306,20 @@ def test_browser_needs_no_sideways_scrolling(open_page: Any, view: str, width: i
         assert image.evaluate("image => image.currentSrc.length") > 1000
 
 
+@pytest.mark.parametrize("view", ["", "#samples"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_browser_contrast_of_texts(open_page: Any, scheme: str) -> None:
+def test_browser_contrast_of_texts(open_page: Any, view: str, scheme: str) -> None:
     """At least 4.5 to 1 (WCAG AA) between every text and what is behind it."""
-    tab = open_page(results_of(make_samples()), "#samples", scheme=scheme)
-    selectors = [
-        ".badge",
-        ".soft",
-        ".facts",
-        ".truth h3",
-        ".id",
-        "header nav a",
-        "article h3",
-        "label",
-        "button:enabled",
-    ]
-    for selector in selectors:
-        ratios = tab.locator(f"{selector}:visible").evaluate_all(CONTRAST)
-        assert ratios, selector
-        assert min(ratios) >= 4.5, (selector, ratios)
+    tab = open_page(results_of(make_samples()), view, scheme=scheme)
+    tab.locator("details").evaluate("details => { details.open = true; }")
+    ratios = tab.evaluate(CONTRASTS)
+    assert len(ratios) > 50
+    assert [found for found in ratios if found[0] < 4.5] == []
 
 
-CONTRAST = """elements => elements.map(element => {
+CONTRASTS = """() => [...document.body.querySelectorAll('*')].filter(element => element.checkVisibility()
+    && !element.matches(':disabled, option, script') && [...element.childNodes].some(node => node.data?.trim()))
+.map(element => {
   const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
   const luminance = colour => {
     const [r, g, b] = numbers(colour).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
@@ -337,7 +328,7 @@ CONTRAST = """elements => elements.map(element => {
   let behind = element;
   while (numbers(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement;
   const [a, b] = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor].map(luminance);
-  return (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+  return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), element.outerHTML.slice(0, 80)];
 })"""
 
 
@@ -380,8 +371,8 @@ def test_browser_pages_through_a_thousand_prompts_of_ten_answers(open_page: Any)
     assert texts(tab, ".given > :first-child .text")[0].startswith("Question 20?")
     assert texts(tab, "#page") == ["page 2 of 50"]
     for script, shown in (
-        ("text.value = 'answer 999 7.'", ["1 of 1000 prompts"]),
-        ("text.value = 'sentence'; outcome.selectedIndex = 2", ["1000 of 1000 prompts"]),
+        ("text.value = 'answer 999 7.'", ["1 of 1,000 prompts"]),
+        ("text.value = 'sentence'; outcome.selectedIndex = 2", ["1,000 of 1,000 prompts"]),
     ):
         milliseconds = tab.evaluate(
             "() => { const [text, outcome, filters] ="

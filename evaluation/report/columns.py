@@ -136,4 +136,5 @@ def interval(estimate: Estimate | None, form: str) -> Cell:
     """The interval, empty where there is none."""
     if estimate is None or estimate.interval is None:
         return Cell()
-    return Cell(" to ".join(form.format(bound) for bound in estimate.interval))
+    low, high = (form.format(bound) for bound in estimate.interval)
+    return Cell(f"{low.rstrip('%')} to {high}")

@@ -4,6 +4,7 @@ const PER_PAGE = 20;
 const KINDS = {win: 'wins', loss: 'loses', tie: 'ties', flip: 'flips', none: 'not judged'};
 const rows = JSON.parse(document.getElementById('data').textContent);
 const $ = id => document.getElementById(id);
+const count = number => number.toLocaleString('en');
 const unique = values => [...new Set(values)];
 const answers = rows.flatMap(row => row.answers);
 const models = unique(answers.map(answer => answer.model));
@@ -32,9 +33,11 @@ function marked(text, needle) {
   return made;
 }
 
+// A single opponent is named once, above the samples.
+const spoken = (kind, against) => KINDS[kind] + (opponents.length > 1 ? ' against ' + against : '');
 // What an answer is like: each property is something to filter by.
 function properties(answer) {
-  const found = answer.outcomes.map(outcome => KINDS[outcome.kind] + ' against ' + outcome.against);
+  const found = answer.outcomes.map(outcome => spoken(outcome.kind, outcome.against));
   if (answer.correct !== null) found.push(answer.correct ? 'correct' : 'wrong');
   if (answer.cut) found.push('cut at the limit');
   return found;
@@ -52,7 +55,7 @@ function counts(decoding) {
 }
 function outcomeChoices() {
   const found = counts($('decoding').value);
-  const order = [...opponents.flatMap(against => Object.values(KINDS).map(kind => kind + ' against ' + against)),
+  const order = [...opponents.flatMap(against => Object.keys(KINDS).map(kind => spoken(kind, against))),
     'correct', 'wrong', 'cut at the limit'];
   for (const [id, everything] of [['outcome', 'all prompts'], ['second', 'nothing else']]) {
     const chosen = $(id).value;
@@ -61,9 +64,7 @@ function outcomeChoices() {
       group.label = model;
       for (const property of order) {
         const value = JSON.stringify([model, property]);
-        // With a single opponent its name would say nothing.
-        const spoken = opponents.length === 1 ? property.replace(' against ' + opponents[0], '') : property;
-        if (found.has(value)) group.append(new Option(model + ' ' + spoken + ' (' + found.get(value) + ')', value));
+        if (found.has(value)) group.append(new Option(model + ' ' + property + ' (' + count(found.get(value)) + ')', value));
       }
       return group;
     });
@@ -89,7 +90,7 @@ function selected() {
   return {found, needle};
 }
 function badge(outcome) {
-  const made = element('span', 'badge ' + outcome.kind, KINDS[outcome.kind] + ' against ' + outcome.against);
+  const made = element('span', 'badge ' + outcome.kind, spoken(outcome.kind, outcome.against));
   if (outcome.kind === 'none' && outcome.reason) made.append(': ' + outcome.reason);
   if (outcome.verdicts) made.append(element('b', '', [...outcome.verdicts].join(' ')));
   return made;
@@ -118,8 +119,8 @@ function draw() {
   const part = found.slice(page * PER_PAGE, (page + 1) * PER_PAGE);
   $('list').replaceChildren(...part.map(row => card(row, needle)));
   if (!part.length) $('list').append(element('p', 'empty', 'No prompt fits. Change the search or what is shown.'));
-  $('where').textContent = found.length + ' of ' + rows.length + (rows.length === 1 ? ' prompt' : ' prompts');
-  $('page').textContent = 'page ' + (page + 1) + ' of ' + pages;
+  $('where').textContent = count(found.length) + ' of ' + count(rows.length) + (rows.length === 1 ? ' prompt' : ' prompts');
+  $('page').textContent = 'page ' + count(page + 1) + ' of ' + count(pages);
   $('previous').disabled = page === 0;
   $('next').disabled = page === pages - 1;
 }
@@ -146,7 +147,8 @@ function showView() {
 
 $('decoding').append(...decodings.map(name => new Option(name, name)), new Option('all', ''));
 $('decodings').hidden = decodings.length < 2;
-$('judged').hidden = !answers.some(answer => answer.outcomes.some(outcome => outcome.verdicts));
+$('judged').hidden = !opponents.length;
+$('opponents').textContent = opponents.length > 1 ? 'the opponent named' : opponents[0];
 models.forEach((name, index) => {
   const box = document.createElement('input');
   Object.assign(box, {type: 'checkbox', value: index, defaultChecked: true});

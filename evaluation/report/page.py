@@ -13,7 +13,7 @@ from typing import Any
 from evaluation.report.columns import Cell
 from evaluation.report.described import models, setup, summary, versions
 from evaluation.report.markdown import ERROR_MEANING
-from evaluation.report.plots import Panel, svg
+from evaluation.report.plots import Panel, for_dark_page, svg
 from evaluation.report.results import AnswerRow, Results, SampleRow
 from evaluation.report.sweep import proposal
 from evaluation.report.tables import Table, meanings, opponent
@@ -67,7 +67,8 @@ def _source_hash(text: str) -> str:
 
 def _figure(panel: Panel) -> dict[str, str]:
     """A plot for light pages and for dark ones."""
-    drawn = {"light": svg([panel]), "dark": svg([panel], dark=True)}
+    light = svg([panel])
+    drawn = {"light": light, "dark": for_dark_page(light)}
     return {"alt": panel.alt, **{name: base64.b64encode(image).decode() for name, image in drawn.items()}}
 
 
