@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch and vLLM are imported: no hub, one thread (the suite's models are tiny), a small key-value cache.
@@ -13,6 +14,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import pytest
 
+from tests.chat_api import vllm_serve
 from tests.tiny import make_negative_set, save_tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +32,13 @@ def negative_set(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     out = tmp_path_factory.mktemp("sets") / "negatives"
     make_negative_set(out, reference, num_groups=48, num_negatives=3)
     return out
+
+
+@pytest.fixture(scope="session")
+def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real `vllm serve` whose model is named "tiny"."""
+    with vllm_serve(tmp_path_factory.mktemp("chat")) as url:
+        yield url
 
 
 def run_command(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess:
