@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import pytest
 
+from tests.chat_api import vllm_serve
 from tests.tiny import make_negative_set, save_tiny_model
 
 if TYPE_CHECKING:
@@ -68,6 +69,13 @@ def engine(answering_model: Path) -> Iterator["Engine"]:
 
     with engine_process(answering_model) as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real `vllm serve` whose model is named "tiny"."""
+    with vllm_serve(tmp_path_factory.mktemp("chat")) as url:
+        yield url
 
 
 def run_command(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess:

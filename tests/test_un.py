@@ -1,6 +1,5 @@
 """UN: against a real `vllm serve`, and against a local server that has every fault an API can have."""
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from negatives_gen.extend import ExtendConfig, extend
 from negatives_gen.job import generate
 from negatives_gen.strategies import load_strategy
 from negatives_gen.strategies.base import MAX_ROUNDS, Tools
-from tests.chat_api import ChatAPIStub, free_port, said, vllm_serve
+from tests.chat_api import ChatAPIStub, chat_api_stub, free_port, said
 from tests.without_ray import without_ray
 
 UN = load_strategy("un")
@@ -118,11 +117,8 @@ def test_concurrency_timeout_and_retries_make_no_other_job(tmp_path: Path) -> No
 
 @pytest.fixture
 def server() -> Iterator[ChatAPIStub]:
-    stub = ChatAPIStub()
-    threading.Thread(target=stub.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield stub
-    stub.shutdown()
-    stub.server_close()
+    with chat_api_stub() as stub:
+        yield stub
 
 
 @pytest.fixture
@@ -285,7 +281,10 @@ def test_429_is_tried_again_when_the_server_says(ask: Callable, server: ChatAPIS
 
 
 @pytest.mark.parametrize("fault", [(500, {}, "down"), (503, {}, "down"), 2.0], ids=str)
-def test_5xx_and_time_outs_are_tried_again(ask: Callable, server: ChatAPIStub, groups: list[Group], fault: Any) -> None:
+def test_5xx_and_time_outs_are_tried_again(
+    ask: Callable, server: ChatAPIStub, groups: list[Group], fault: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.chat_api.random.uniform", lambda least, most: most)
     server.faults = [fault]
     assert ask(groups[:1], count=1, timeout=0.8) == {}
     assert len(server.requests) == 2
@@ -369,8 +368,6 @@ def test_a_job_that_the_api_stopped_goes_on_and_its_manifest_holds_no_secret(
 
 
 def test_a_set_whose_server_has_moved_can_grow(server: ChatAPIStub, reference: Path, tmp_path: Path) -> None:
-    moved = ChatAPIStub()
-    threading.Thread(target=moved.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     config = GenerateConfig(
         model=str(reference), dataset="facts", limit=4, out=str(tmp_path / "set"), strategies="un=1",
         embedder="reference", api={"model": "m", "base_url": server.url, "temperature": 0.5, "max_tokens": 20},
@@ -380,31 +377,21 @@ def test_a_set_whose_server_has_moved_can_grow(server: ChatAPIStub, reference: P
         asked = ExtendConfig(out=str(tmp_path / strategies), strategies=strategies, **options)
         return extend(str(tmp_path / "set"), asked).job["strategies"]["un"]
 
-    try:
-        with without_ray():
-            generate(config)
-            old = len(server.requests)
-            with pytest.raises(UserError, match=r"--api\.temperature is 1\.0, the set's 'un' was made with 0\.5"):
-                grow("un=2", api={"temperature": 1.0})
-            with pytest.raises(UserError, match="--max_new_tokens 30 would change nothing"):
-                grow("un=2", max_new_tokens=30)
-            assert grow("un=2", api={"base_url": moved.url, "retries": 1}) == {
-                "count": 2, "model": "m", "base_url": moved.url, "temperature": 0.5, "max_tokens": 20,
-                "runtime": {"concurrency": 16, "timeout": 60.0, "retries": 1},
-            }  # fmt: skip
+    with chat_api_stub() as moved, without_ray():
+        generate(config)
+        old = len(server.requests)
+        with pytest.raises(UserError, match=r"--api\.temperature is 1\.0, the set's 'un' was made with 0\.5"):
+            grow("un=2", api={"temperature": 1.0})
+        with pytest.raises(UserError, match="--max_new_tokens 30 would change nothing"):
+            grow("un=2", max_new_tokens=30)
+        assert grow("un=2", api={"base_url": moved.url, "retries": 1}) == {
+            "count": 2, "model": "m", "base_url": moved.url, "temperature": 0.5, "max_tokens": 20,
+            "runtime": {"concurrency": 16, "timeout": 60.0, "retries": 1},
+        }  # fmt: skip
         assert (len(server.requests), len(moved.requests)) == (old, 4)
-    finally:
-        moved.shutdown()
-        moved.server_close()
 
 
 # --- a real server ---
-
-
-@pytest.fixture(scope="module")
-def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with vllm_serve(tmp_path_factory.mktemp("chat")) as url:
-        yield url
 
 
 def test_vllm_serves_every_group_distinct_candidates(vllm_url: str, tokenizer: Any) -> None:
