@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data.errors import UserError
-from data.identity import check_model, context_length, load_tokenizer, tokenizer_hash, weights_hash
+from data.identity import check_model, context_length, load_tokenizer
 from data.prepare import describe_rejects, prepare_groups, require_groups
 from data.schema import Group
 from data.sources import Example
+from evaluation.generations import identify_model
 
 log = logging.getLogger(__name__)
 
@@ -20,20 +21,16 @@ class Checkpoint:
 
     Attributes:
         path: its directory or hub id.
+        identity: what decides its answers, see `evaluation.generations.identify_model`.
         context: in tokens.
         groups: the prompts, tokenised by its own tokenizer; the same prompts in the same order for all checkpoints.
     """
 
     name: str
     path: str
-    weights_sha256: str
-    tokenizer_sha256: str
+    identity: dict[str, str]
     context: int
     groups: list[Group]
-
-    @property
-    def identity(self) -> dict[str, str]:
-        return {"weights_sha256": self.weights_sha256, "tokenizer_sha256": self.tokenizer_sha256}
 
 
 def load_checkpoints(models: Mapping[str, str], examples: Sequence[Example], task: str, where: str) -> list[Checkpoint]:
@@ -54,21 +51,19 @@ def load_checkpoints(models: Mapping[str, str], examples: Sequence[Example], tas
     found: list[Checkpoint] = []
     for name, path in models.items():
         tokenizer, context = load_tokenizer(path), context_length(path)
-        key = (tokenizer_hash(tokenizer), context)
+        identity = identify_model(path, tokenizer)
+        key = (identity["tokenizer_sha256"], context)
         if key not in prepared:
             groups, rejects, _ = prepare_groups(examples, task, tokenizer, context)
             require_groups(groups, rejects, f"data set '{where}'")
             prepared[key] = groups
             log.info("%s: %d examples, %s", name, len(groups), describe_rejects(rejects))
-        found.append(Checkpoint(name, path, weights_hash(path), key[0], context, prepared[key]))
+        found.append(Checkpoint(name, path, identity, context, prepared[key]))
     common = set.intersection(*({g.id for g in groups} for groups in prepared.values()))
     if not common:
         raise UserError(f"no row of data set '{where}' fits all of the models. Compare fewer models.")
     kept = {key: [g for g in groups if g.id in common] for key, groups in prepared.items()}
-    return [
-        Checkpoint(c.name, c.path, c.weights_sha256, c.tokenizer_sha256, c.context, kept[c.tokenizer_sha256, c.context])
-        for c in found
-    ]
+    return [replace(c, groups=kept[c.identity["tokenizer_sha256"], c.context]) for c in found]
 
 
 def describe(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:

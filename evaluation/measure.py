@@ -1,19 +1,24 @@
 """From answers to measurements: what costs is found out for all prompts once, the rest for any part of them."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from data.schema import Group
+from evaluation.config import TRUTH
+from evaluation.generations import GenerationSet
 from evaluation.judge import Comparison, Judge, Outcome
-from evaluation.likelihood import SecondLogps, length_normalised_nll, reverse_kl
-from evaluation.mauve_score import mauve
+from evaluation.likelihood import Likelihoods, length_normalised_nll, reverse_kl
 from evaluation.metrics import correct
 from evaluation.statistics import Estimate, Measurement
 from evaluation.text_statistics import text_measurements
-from evaluation.win_rate import counts, difference, length_controlled, win_rate
+from evaluation.win_rate import counts, difference, length_controlled, length_differences, win_rate
 from negatives_gen.engine import Sample
+
+# MAUVE of some answers against the ground truths of their groups.
+Mauve = Callable[[Sequence[Group], Sequence[str]], Estimate]
 
 
 @dataclass
@@ -22,121 +27,120 @@ class Answers:
 
     Attributes:
         model, decoding: their names.
-        hash: of the generation set.
         asked: whether the user asked for this decoding; else it serves reverse KL alone.
-        second: log-probabilities under the second model.
+        second: likelihoods under the second model.
         outcomes: opponent -> the judge's.
-        features: [N, D], for MAUVE.
         similarity: [N], to the ground truths.
     """
 
     model: str
     decoding: str
-    hash: str
     groups: Sequence[Group]
-    samples: Sequence[Sample]
+    generations: GenerationSet
     asked: bool = True
-    second: SecondLogps | None = None
+    second: Likelihoods | None = None
     outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
-    features: np.ndarray | None = None
     similarity: np.ndarray | None = None
 
     @property
-    def lengths(self) -> np.ndarray:
-        """[N], characters."""
-        return np.array([len(s.text) for s in self.samples], dtype=np.float64)
+    def samples(self) -> list[Sample]:
+        return self.generations.samples
 
-
-def comparisons(answers: Answers, others: Sequence[str]) -> list[Comparison]:
-    """What the judge is asked of these answers against others, in the order of the prompts."""
-    return [
-        Comparison(group.id, group.prompt, sample.text, other)
-        for group, sample, other in zip(answers.groups, answers.samples, others, strict=True)
-    ]
+    @property
+    def texts(self) -> list[str]:
+        return [sample.text for sample in self.samples]
 
 
 def judge_all(every: Sequence[Answers], opponents: Sequence[str], judge: Judge) -> None:
     """Fill in the outcomes against each opponent: "truth", or the model of that name by the same decoding."""
-    by_name = {(answers.model, answers.decoding): answers for answers in every}
     for opponent in opponents:
         for answers in every:
-            if not answers.asked or answers.model == opponent:
-                continue
-            others = _texts(by_name, opponent, answers)
-            answers.outcomes[opponent] = judge.judge(comparisons(answers, others))
+            if answers.asked and answers.model != opponent:
+                others = _other_texts(every, answers, opponent)
+                rows = zip(answers.groups, answers.texts, others, strict=True)
+                answers.outcomes[opponent] = judge.judge([Comparison(g.id, g.prompt, a, b) for g, a, b in rows])
 
 
 def measure(
     every: Sequence[Answers],
     metrics: Sequence[str],
-    kept: np.ndarray,
+    kept: Sequence[int],
     *,
-    truth_features: np.ndarray | None = None,
+    mauve: Mauve | None = None,
     baseline: str = "",
-    seed: int = 0,
 ) -> list[Measurement]:
-    """The measurements of answers to some of the prompts.
+    """The measurements of the answers to some of the prompts.
 
     Args:
         kept: indices of the prompts.
-        truth_features: [N, D], of the ground truths, for MAUVE.
-        baseline: model that win rates are also given as a difference from.
+        baseline: model that the other models' win rates are also given as a difference from.
     """
     found: list[Measurement] = []
     for answers in every:
-        for metric, estimate in _of_answers(answers, metrics, kept, truth_features, seed).items():
+        for metric, estimate in _of_answers(answers, metrics, kept, mauve).items():
             found.append(Measurement(answers.model, answers.decoding, metric, estimate))
-        for opponent, outcomes in answers.outcomes.items():
-            for metric, estimate in _of_outcomes(every, answers, opponent, outcomes, kept, baseline).items():
+        for opponent in answers.outcomes:
+            for metric, estimate in _of_outcomes(every, answers, opponent, kept, baseline).items():
                 found.append(Measurement(answers.model, answers.decoding, metric, estimate, opponent))
     return found
 
 
 def _of_answers(
-    answers: Answers, metrics: Sequence[str], kept: np.ndarray, truth_features: np.ndarray | None, seed: int
+    answers: Answers, metrics: Sequence[str], kept: Sequence[int], mauve: Mauve | None
 ) -> dict[str, Estimate]:
     groups, samples = [answers.groups[i] for i in kept], [answers.samples[i] for i in kept]
     found: dict[str, Estimate] = {}
     if answers.second is not None:
-        log_p, tokens = answers.second.logps[kept], answers.second.tokens[kept]
-        if "reverse_kl" in metrics and answers.decoding == "sample":
+        log_p = [answers.second.logps[i] for i in kept]
+        scored = any(p is not None for p in log_p)
+        if scored and "reverse_kl" in metrics and answers.decoding == "sample":
             found["reverse_kl"] = reverse_kl([s.logp for s in samples], log_p)
-        if "nll" in metrics and answers.asked:
-            found["nll"] = length_normalised_nll(log_p, tokens)
+        if scored and "nll" in metrics and answers.asked:
+            found["nll"] = length_normalised_nll(log_p, [answers.second.tokens[i] for i in kept])
     if not answers.asked:
         return found
     if "correct" in metrics:
         found["correct"] = Estimate.of(correct(groups, samples))
     if answers.similarity is not None:
-        found["similarity"] = Estimate.of(answers.similarity[kept])
-    if answers.features is not None and truth_features is not None:
-        found["mauve"] = mauve(truth_features[kept], answers.features[kept], seed)
+        found["similarity"] = Estimate.of(answers.similarity[list(kept)])
+    if mauve is not None:
+        found["mauve"] = mauve(groups, [sample.text for sample in samples])
     if "text" in metrics:
         found |= text_measurements(samples)
     return found
 
 
 def _of_outcomes(
-    every: Sequence[Answers], answers: Answers, opponent: str, outcomes: list[Outcome], kept: np.ndarray, baseline: str
+    every: Sequence[Answers], answers: Answers, opponent: str, kept: Sequence[int], baseline: str
 ) -> dict[str, Estimate]:
-    """Win rate, length-controlled win rate, flips, ties, what was not judged, and the difference from the baseline."""
-    by_name = {(a.model, a.decoding): a for a in every}
-    others = np.array([float(len(text)) for text in _texts(by_name, opponent, answers)])
-    part = [outcomes[i] for i in kept]
-    scores = [outcome.score for outcome in part]
-    found = dict(counts(part))
-    if all(score is None for score in scores):
-        return found
-    found["win_rate"] = win_rate(scores)
-    found["win_rate_length_controlled"] = length_controlled(scores, (answers.lengths - others)[kept])
-    other = by_name.get((baseline, answers.decoding))
-    if other is not None and other is not answers and opponent in other.outcomes:
-        theirs = [other.outcomes[opponent][i].score for i in kept]
+    """Win rate, also at equal length and as a difference from the baseline's; wins, ties, losses, flips, not judged."""
+    outcomes = [answers.outcomes[opponent][i] for i in kept]
+    scores = [outcome.score for outcome in outcomes]
+    differences = length_differences(answers.texts, _other_texts(every, answers, opponent))
+    against_same = next((a for a in every if (a.model, a.decoding) == (baseline, answers.decoding)), None)
+    found = {
+        "win_rate": win_rate(scores),
+        "win_rate_length_controlled": length_controlled(scores, [differences[i] for i in kept]),
+    }
+    if against_same is not None and against_same is not answers and opponent in against_same.outcomes:
+        theirs = [against_same.outcomes[opponent][i].score for i in kept]
         found["win_rate_difference"] = difference(scores, theirs)
-    return found
+    counted = counts(outcomes)
+    numbers = {
+        "wins": counted.wins,
+        "ties": counted.ties,
+        "losses": counted.losses,
+        "flips": counted.flips,
+        "unparsed": sum("?" in outcome.verdicts for outcome in outcomes),
+        "not_judged": sum(counted.not_judged.values()),
+    }
+    found |= {name: Estimate(float(number), math.nan, len(outcomes)) for name, number in numbers.items()}
+    found["flip_rate"] = counted.flip_rate
+    return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
-def _texts(by_name: dict[tuple[str, str], Answers], opponent: str, answers: Answers) -> list[str]:
-    if opponent == "truth":
+def _other_texts(every: Sequence[Answers], answers: Answers, opponent: str) -> list[str]:
+    """What the answers are compared with, in the order of the prompts."""
+    if opponent == TRUTH:
         return [group.response for group in answers.groups]
-    return [sample.text for sample in by_name[opponent, answers.decoding].samples]
+    return next(a.texts for a in every if (a.model, a.decoding) == (opponent, answers.decoding))

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from data.config import describe_options, load_config, resolve_path
 from data.errors import UserError, exit_on_user_error
 from data.log import start_logging
@@ -21,7 +19,7 @@ log = logging.getLogger(__name__)
 
 JOB_FILE = "evaluation_job.json"
 # What an evaluation writes into --out.
-OWN = {JOB_FILE, "report.md", "report.json", "report.html", "store", "ensembles"}
+OWN = {JOB_FILE, "store", "ensembles"}
 
 HELP = """usage: python -m evaluation.run --model NAME=PATH [--model NAME=PATH ...] --dataset D --out DIR [...]
 
@@ -59,6 +57,7 @@ def evaluate(config: EvaluateConfig) -> str:
     from data.storage import Folder
     from evaluation.decoding import parse_decoding
     from evaluation.judge import make_judge
+    from evaluation.mauve_score import check_possible
     from evaluation.measure import judge_all, measure
     from evaluation.report import Results, write_report
     from evaluation.samples import sample_rows
@@ -79,10 +78,15 @@ def evaluate(config: EvaluateConfig) -> str:
         "decodings": [d.name for d in decodings],
         "against": config.opponents() if judge else [],
         "judge": judge.identity() if judge else None,
+        "baseline": next(iter(stages.job["models"])),
     }
     _refuse_other_evaluation(folder, job)
     folder.write(JOB_FILE, json.dumps(job, indent=2).encode())
 
+    ids = [group.id for group in stages.groups]
+    test, validation = halves(ids) if ensembles else (range(len(ids)), range(0))
+    if "mauve" in metrics:
+        check_possible(min(map(len, (test, validation))) if ensembles else len(test))
     every = stages.generate(decodings)
     stages.score_answers(every)
     found = stages.measure_checkpoints()
@@ -90,12 +94,9 @@ def evaluate(config: EvaluateConfig) -> str:
         judge_all(every, config.opponents(), judge)
         job["judge_spent"] = judge.spent()
 
-    ids = [group.id for group in stages.groups]
-    test, validation = halves(ids) if ensembles else (np.arange(len(ids)), np.arange(0))
-    options: dict[str, Any] = {"truth_features": stages.truth_features, "seed": config.seed}
-    found += measure(every, metrics, test, baseline=next(iter(job["models"])), **options)
+    found += measure(every, metrics, test, mauve=stages.mauve(), baseline=job["baseline"])
     if ensembles:
-        chosen_on = measure(every, metrics, validation, **options)
+        chosen_on = measure(every, metrics, validation, mauve=stages.mauve())
         job["sweep"] = describe_sweep(config.alphas(), ensembles, chosen_on, decodings[0].name)
         job["sweep"] |= {"test_prompts": len(test), "validation_prompts": len(validation)}
     rows = sample_rows(every, test, checkable="correct" in metrics)
@@ -105,6 +106,11 @@ def evaluate(config: EvaluateConfig) -> str:
 def notes(every: "Sequence[Answers]", metrics: "Sequence[str]") -> list[str]:
     """What a reader must know beside the numbers."""
     found = []
+    for answers in every:
+        for reason, number in (answers.second.unscored() if answers.second else {}).items():
+            found.append(
+                f"{number} {answers.decoding} answers of {answers.model} are in no reverse KL or NLL: {reason}."
+            )
     by_text = sorted({a.model for a in every if a.second is not None and a.second.by == "text"})
     if by_text:
         found.append(
@@ -119,7 +125,9 @@ def notes(every: "Sequence[Answers]", metrics: "Sequence[str]") -> list[str]:
 
 def _refuse_other_files(folder: "Folder") -> None:
     names = folder.names()
-    if names and (JOB_FILE not in names or not names <= OWN):
+    from evaluation.report import FILES
+
+    if names and (JOB_FILE not in names or not names <= {*OWN, *FILES}):
         raise UserError(f"output directory '{folder.path}' already holds other files. Choose another --out.")
 
 

@@ -17,9 +17,9 @@ from evaluation.checkpoints import Checkpoint, describe, load_checkpoints
 from evaluation.config import EvaluateConfig
 from evaluation.decoding import Decoding, parse_decoding
 from evaluation.generations import generate
-from evaluation.likelihood import second_model_logps
-from evaluation.mauve_score import Featuriser
-from evaluation.measure import Answers
+from evaluation.likelihood import SecondModel, second_model_logps
+from evaluation.mauve_score import Featuriser, measure_mauve
+from evaluation.measure import Answers, Mauve
 from evaluation.metrics import candidate_logps, ranking_metrics, truth_logps, truth_metrics
 from evaluation.statistics import Estimate, Measurement
 from evaluation.store import Store, hash_of
@@ -43,7 +43,9 @@ class Stages:
         models = {**config.models(), **ensembles}
         self.checkpoints = load_checkpoints(models, examples, config.task, config.dataset)
         self.ranked, self.signal, shards = _held_out_groups(config, self.checkpoints)
-        self.featuriser = Featuriser(config.featuriser) if "mauve" in metrics else None
+        self.featuriser = Featuriser(config.featuriser) if config.featuriser and "mauve" in metrics else None
+        scored = {"reverse_kl", "nll"} & set(metrics)
+        self.second = SecondModel(config.second_model) if config.second_model and scored else None
         self.job: dict[str, Any] = {
             "models": describe(self.checkpoints),
             "data": {
@@ -59,12 +61,11 @@ class Stages:
             "metrics": list(metrics),
             "engine": config.engine,
             "shards": shards,
-            "featuriser": self.featuriser.identity() if self.featuriser else None,
-            "second_model": _identity_of(config.second_model),
+            "featuriser": {"name": config.featuriser, **self.featuriser.identity()} if self.featuriser else None,
+            "second_model": {"name": self.second.path, **self.second.identity} if self.second else None,
             "embedder": _embedder_identity(config.embedder),
             "paper": config.paper,
         }
-        self.truth_features: np.ndarray | None = None
 
     @property
     def groups(self) -> list[Group]:
@@ -91,31 +92,28 @@ class Stages:
                     self.config.max_new_tokens, checkpoint.context, self.config.seed, engine.start,
                 )  # fmt: skip
                 counted = decoding.name in asked
-                every.append(
-                    Answers(checkpoint.name, decoding.name, made.hash, checkpoint.groups, made.samples, counted)
-                )
+                every.append(Answers(checkpoint.name, decoding.name, checkpoint.groups, made, counted))
             engine.stop()
         return every
 
     def score_answers(self, every: Sequence[Answers]) -> None:
-        """Log-probabilities under the second model, similarities, features: whatever is wanted."""
-        by_name = {c.name: c for c in self.checkpoints}
-        if {"reverse_kl", "nll"} & set(self.metrics):
-            assert self.config.second_model is not None  # EvaluateConfig.chosen_metrics
-            score = second_model_logps(self.store, self.config.second_model)
+        """Likelihoods under the second model, similarities to the ground truths: whatever is wanted."""
+        if self.second is not None:
             for answers in every:
-                answers.second = score(by_name[answers.model], answers.hash, answers.samples)
-        asked = [answers for answers in every if answers.asked]
+                answers.second = second_model_logps(self.store, answers.generations, answers.groups, self.second)
         if "similarity" in self.metrics:
             embed = self._embedded(lambda: _load_embedder(self.config), self.job["embedder"])
             truths = embed([g.response for g in self.groups])
-            for answers in asked:
-                answers.similarity = (truths * embed([s.text for s in answers.samples])).sum(-1)
-        if self.featuriser:
-            features = functools.partial(self.featuriser.kept, self.store)
-            self.truth_features = features(self.groups, [g.response for g in self.groups])
-            for answers in asked:
-                answers.features = features(self.groups, [s.text for s in answers.samples])
+            for answers in every:
+                if answers.asked:
+                    answers.similarity = (truths * embed(answers.texts)).sum(-1)
+
+    def mauve(self) -> Mauve | None:
+        """What measures MAUVE, if it is wanted."""
+        if self.featuriser is None:
+            return None
+        measured = functools.partial(measure_mauve, self.store, self.featuriser)
+        return functools.partial(measured, seed=self.config.seed)
 
     def measure_checkpoints(self) -> list[Measurement]:
         """What needs no answers: the ground truths' log-probabilities, the ranking of held-out groups."""
@@ -187,16 +185,6 @@ def _embedder_identity(embedder: str | None) -> dict[str, str] | None:
     return embedder_identity(embedder, "") if embedder else None
 
 
-def _identity_of(model: str | None) -> dict[str, str] | None:
-    from data.identity import check_model, load_tokenizer, tokenizer_hash, weights_hash
-
-    if model is None:
-        return None
-    check_model(model)
-    hashes = {"weights_sha256": weights_hash(model), "tokenizer_sha256": tokenizer_hash(load_tokenizer(model))}
-    return {"name": model, **hashes}
-
-
 def _held_out_groups(
     config: EvaluateConfig, checkpoints: Sequence[Checkpoint]
 ) -> tuple[list[Group], str, dict[str, Any] | None]:
@@ -207,7 +195,7 @@ def _held_out_groups(
         return [], "", None
     negatives = NegativeSet(resolve_path(config.shards))
     for checkpoint in checkpoints:
-        negatives.check_tokenizer(checkpoint.tokenizer_sha256, checkpoint.path)
+        negatives.check_tokenizer(checkpoint.identity["tokenizer_sha256"], checkpoint.path)
     groups = [g for g in negatives.groups() if config.split in ("all", g.split)]
     if not groups:
         raise UserError(

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data.config import resolve_path
 from evaluation.config import TRUTH, EvaluateConfig
 from evaluation.statistics import Measurement
@@ -30,10 +28,10 @@ def write_ensembles(config: EvaluateConfig) -> dict[str, str]:
     return dict(zip(config.sweep_models(), [config.mle, *map(str, paths)], strict=True))
 
 
-def halves(ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def halves(ids: Sequence[str]) -> tuple[list[int], list[int]]:
     """Indices of the test half and of the validation half of prompts, by a hash of their ids alone."""
-    validation = np.array([hashlib.sha256(i.encode()).digest()[0] % 2 == 1 for i in ids], dtype=bool)
-    return np.flatnonzero(~validation), np.flatnonzero(validation)
+    chooses = [hashlib.sha256(i.encode()).digest()[0] % 2 == 1 for i in ids]
+    return [i for i, v in enumerate(chooses) if not v], [i for i, v in enumerate(chooses) if v]
 
 
 def propose(measurements: Iterable[Measurement], names: Sequence[str], decoding: str) -> tuple[str, str] | None:

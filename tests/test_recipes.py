@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation.decoding import parse_decoding
-from evaluation.paper import TABLES
 
 from data.config import load_config, read_yaml
 from data.strategies import parse_counts
 from evaluation.config import EvaluateConfig
+from evaluation.decoding import parse_decoding
+from evaluation.paper import TABLES
 from negatives_gen.config import GenerateConfig
 from tests.conftest import ROOT
 from trainer.arguments import parse

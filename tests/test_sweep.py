@@ -1,6 +1,5 @@
 """`--sweep`: halves of the prompts that never meet, and the alpha that the validation half proposes."""
 
-import numpy as np
 import pytest
 
 from evaluation.statistics import Estimate, Measurement
@@ -59,4 +58,3 @@ def test_the_description_names_the_alpha() -> None:
     assert found["models"] == {"alpha-0": 0.0, "alpha-0.5": 0.5, "alpha-0.9": 0.9}
     assert found["validation"][1]["estimate"]["mean"] == 0.1
     assert describe_sweep([0.0], ["mle", "alpha-0"], [], "greedy")["proposed"] is None
-    assert isinstance(halves(["a"])[0], np.ndarray)
