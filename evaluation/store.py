@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import UserError, first_line
-from data.storage import Folder
+from data.errors import UserError
+from data.storage import Folder, sha256
 
 # Of the file's metadata.
 KEY = b"evaluation"
@@ -22,7 +22,9 @@ def hash_of(key: dict[str, Any]) -> str:
 
 
 class Store:
-    """A folder with one folder per kind of table: KIND/HASH.parquet, written whole or not at all, never changed.
+    """A folder with one folder per kind of table, each file written whole or not at all and never changed.
+
+    A file is named KIND/HASH.CHECKSUM.parquet, after the hash of its key and the beginning of its own SHA-256.
 
     Args:
         path: made when the first table is written.
@@ -37,27 +39,36 @@ class Store:
         Raises:
             UserError: a kept file is damaged, or is another key's.
         """
-        folder, name = Folder(f"{self.path}/{kind}"), f"{hash_of(key)}.parquet"
-        if name in folder.names():
-            return self._read(folder, name, key)
-        table = make()
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), KEY: json.dumps(key).encode()})
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-        folder.write(name, buffer.getvalue())
-        return table
+        folder = Folder(f"{self.path}/{kind}")
+        name = _name(folder, key)
+        if name is None:
+            table = make()
+            table = table.replace_schema_metadata({**(table.schema.metadata or {}), KEY: json.dumps(key).encode()})
+            buffer = io.BytesIO()
+            pq.write_table(table, buffer, compression="zstd")
+            content = buffer.getvalue()
+            name = f"{hash_of(key)}.{_checksum(content)}.parquet"
+            folder.write(name, content)
+        return self._read(folder, name, key)
 
     def has(self, kind: str, key: dict[str, Any]) -> bool:
         """Whether the table of a key is kept."""
-        return f"{hash_of(key)}.parquet" in Folder(f"{self.path}/{kind}").names()
+        return _name(Folder(f"{self.path}/{kind}"), key) is not None
 
     def _read(self, folder: Folder, name: str, key: dict[str, Any]) -> pa.Table:
-        where = f"{folder.path}/{name}"
-        try:
-            table = pq.read_table(io.BytesIO(folder.read(name)), page_checksum_verification=True)
-            found = json.loads((table.schema.metadata or {})[KEY])
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"'{where}' is damaged ({first_line(error)}). Delete it; it is made again.") from error
-        if found != json.loads(json.dumps(key)):
+        where, content = f"{folder.path}/{name}", folder.read(name)
+        if _checksum(content) != name.split(".")[1]:
+            raise UserError(f"'{where}' is damaged. Delete it; it is made again.")
+        table = pq.read_table(io.BytesIO(content))
+        if json.loads((table.schema.metadata or {}).get(KEY, b"null")) != json.loads(json.dumps(key)):
             raise UserError(f"'{where}' holds something else than its name says. Delete it; it is made again.")
         return table
+
+
+def _name(folder: Folder, key: dict[str, Any]) -> str | None:
+    """The file of a key. Two runs at the same time may both have made one."""
+    return min((name for name in folder.names() if name.startswith(f"{hash_of(key)}.")), default=None)
+
+
+def _checksum(content: bytes) -> str:
+    return sha256(content)[:16]

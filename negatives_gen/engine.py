@@ -15,7 +15,12 @@ CPU_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process: a second start in it takes 3 s instead of 15
     "TORCH_COMPILE_DISABLE": "1",  # compiling the sampler takes 40 s on two cores and gains nothing
 }
-CPU_OPTIONS = {"dtype": "float32", "enforce_eager": True}
+CPU_OPTIONS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    # A prompt is computed in one step: where one is split, vLLM rewinds its seed, which only a GPU's generator can.
+    "enable_chunked_prefill": False,
+}
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def save_answering_model(directory: Path) -> Path:
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(save_tiny_model(directory), dtype=torch.float32)
-    groups = facts_groups(directory, 64, "train")
+    groups = facts_groups(directory, 32, "train")
     sequences = [[*group.prompt_ids, *group.response_ids] for group in groups]
     ids = torch.zeros(len(groups), max(map(len, sequences)), dtype=torch.int64)
     labels = torch.full_like(ids, -100)

@@ -18,7 +18,7 @@ from tests.answering import answer_logp, answer_logps, facts_groups
 from trainer.logprobs import Scorer
 from trainer.packing import Continuations
 
-LIMIT = 12
+LIMIT = 16
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def prompts(groups: list[Group]) -> list[list[int]]:
 
 # Of different lengths, so that an answer of one prompt in the place of another's is found out.
 def limits(prompts: Sequence[Sequence[int]]) -> list[int]:
-    return [LIMIT - i % 4 for i in range(len(prompts))]
+    return [LIMIT - 4 * (i % 3) for i in range(len(prompts))]
 
 
 def generated(model: Any, prompt: list[int], limit: int, **options: Any) -> list[int]:
