@@ -61,10 +61,10 @@ def test_the_further_apart_the_lower() -> None:
     assert scores[-1] < 0.05
 
 
-def test_the_standard_error_is_the_spread_over_fresh_draws() -> None:
-    found = [mauve(cloud(300, seed=2 * i), cloud(300, 0.4, seed=2 * i + 1), seed=i) for i in range(24)]
+def test_the_standard_error_is_the_spread_over_fresh_draws_with_some_caution() -> None:
+    found = [mauve(cloud(200, seed=2 * i), cloud(200, 1.0, seed=2 * i + 1), seed=i) for i in range(10)]
     spread = float(np.std([e.mean for e in found], ddof=1))
-    assert 0.6 * spread < np.mean([e.standard_error for e in found]) < 2.5 * spread
+    assert spread < np.mean([e.standard_error for e in found]) < 2.5 * spread
 
 
 def test_equal_seeds_give_equal_scores() -> None:
