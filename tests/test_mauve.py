@@ -44,10 +44,14 @@ def test_a_set_with_itself_scores_1() -> None:
     assert found.n == 200
 
 
-def test_the_score_is_the_packages_own() -> None:
+def test_the_score_is_the_packages_own_at_its_defaults() -> None:
     truths, answers = cloud(200), cloud(200, shift=0.3, seed=1)
-    theirs = compute_mauve(p_features=truths, q_features=answers, seed=7, verbose=False)
-    assert mauve(truths, answers, seed=7).mean == theirs.mauve
+    seeds = np.random.default_rng(7)
+    theirs = [
+        compute_mauve(p_features=truths, q_features=answers, seed=int(seeds.integers(1 << 30)), verbose=False).mauve
+        for _ in range(5)
+    ]
+    assert mauve(truths, answers, seed=7).mean == pytest.approx(np.mean(theirs), abs=1e-9)
 
 
 def test_the_further_apart_the_lower() -> None:
@@ -57,10 +61,10 @@ def test_the_further_apart_the_lower() -> None:
     assert scores[-1] < 0.05
 
 
-def test_the_standard_error_is_the_spread_over_fresh_draws() -> None:
-    found = [mauve(cloud(300, seed=2 * i), cloud(300, 0.4, seed=2 * i + 1), seed=i) for i in range(24)]
-    spread = np.std([e.mean for e in found], ddof=1)
-    assert np.mean([e.standard_error for e in found]) == pytest.approx(spread, rel=0.5)
+def test_the_standard_error_is_the_spread_over_fresh_draws_with_some_caution() -> None:
+    found = [mauve(cloud(200, seed=2 * i), cloud(200, 1.0, seed=2 * i + 1), seed=i) for i in range(10)]
+    spread = float(np.std([e.mean for e in found], ddof=1))
+    assert spread < np.mean([e.standard_error for e in found]) < 2.5 * spread
 
 
 def test_equal_seeds_give_equal_scores() -> None:
@@ -181,7 +185,7 @@ def test_too_few_texts_are_refused_and_few_are_warned_of(caplog: pytest.LogCaptu
     with pytest.raises(UserError, match="at least 100"):
         check_possible(99)
     check_possible(100)
-    assert "compare it with scores of as many texts" in caplog.text
+    assert "texts is too high and imprecise" in caplog.text
     caplog.clear()
     check_possible(1000)
     assert caplog.text == ""
