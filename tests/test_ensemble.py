@@ -279,7 +279,10 @@ def test_a_yaml_file_holds_the_same_options_and_flags_override_it(mle: Path, cpo
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("alphas: [0.5]", "unknown key 'alphas' in {config}. Did you mean 'alpha'? Known: mle, cpo, output_dir, alpha."),
+        (
+            "alphas: [0.5]",
+            "unknown key 'alphas' in {config}. Did you mean 'alpha'? Known: mle, cpo, output_dir, alpha.",
+        ),
         ("mle: 3", "'mle' in {config} must be text, got 3."),
         ("cpo:", "'cpo' in {config} must be text, got None."),
         ("alpha: []", "'alpha' in {config} is empty."),
