@@ -97,6 +97,12 @@ ifdef TASK
 .SECONDARY:
 Y := recipes/small/$(TASK)
 S := $(SMALL)/$(TASK)
+# Also after an interruption, which leaves a checkpoint or nothing.
+TRAIN := --resume_from_checkpoint true --disable_tqdm true
+# A model this small gains nothing from a second thread.
+ifeq ($(TASK),facts)
+export OMP_NUM_THREADS = 1
+endif
 ROWS := an anr mixn mixnr bnr mnr tnr dpo pss mle
 ENSEMBLES := $(foreach yaml,$(wildcard $Y/*-alpha-*.yaml),alpha-$(lastword $(subst -alpha-, ,$(basename $(yaml)))))
 
@@ -111,7 +117,7 @@ $S/blank/config.json:
 	@$(call step,blank,$(PY) -m data.blank --out $S/blank)
 
 $S/reference/trainer_state.json: | $(if $(filter facts,$(TASK)),$S/blank/config.json)
-	@$(call step,reference,$(PY) -m trainer.run --config $Y/reference.yaml --resume_from_checkpoint true)
+	@$(call step,reference,$(PY) -m trainer.run --config $Y/reference.yaml $(TRAIN))
 
 $S/negatives/manifest.json: | $S/reference/trainer_state.json
 	@$(call step,negatives,$(PY) -m negatives_gen --config $Y/negatives.yaml)
@@ -120,7 +126,7 @@ $S/held-out/manifest.json: | $S/negatives/manifest.json
 	@$(call step,held-out,$(PY) -m negatives_gen --config $Y/held-out.yaml)
 
 $S/%/trainer_state.json: | $S/held-out/manifest.json
-	@$(call step,$*,OMP_NUM_THREADS=1 $(PY) -m trainer.run --config $Y/$*.yaml --resume_from_checkpoint true)
+	@$(call step,$*,OMP_NUM_THREADS=1 $(PY) -m trainer.run --config $Y/$*.yaml $(TRAIN))
 
 $S/ensembles/%/ensemble.json: | $(ROWS:%=$S/%/trainer_state.json)
 	@$(call step,$*,$(PY) -m trainer.ensemble --config $(wildcard $Y/*-$*.yaml))

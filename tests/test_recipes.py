@@ -328,6 +328,7 @@ def test_the_small_grid_is_evaluated_by_what_can_be_checked_here(task: str) -> N
     assert list(decodings.models()) == ["mle", "mixnr"]
     for config in (rows, sweep, decodings):
         assert "win_rate" not in config.chosen_metrics()
+        assert "mauve" not in config.chosen_metrics() or (config is rows and config.limit >= 100)
         assert ("correct" in config.chosen_metrics()) == (task == "facts")
         assert (config.store, config.split) == (rows.store, "test")
     # Else the sweep would not find its answers in the store.
