@@ -18,7 +18,7 @@ class AnswerRow:
         verdicts: what the judge said, one per order it was asked in: "A" the one shown first, "B" the other, "?"
             neither could be read. This answer is shown first in the first order, second in the second one.
         against: whom it was compared with, "truth" or a model's name; "" nobody.
-        reason: why it was not judged.
+        reason: why it was not judged, or is a tie without having been.
         correct: what code found, where it can check.
     """
 
@@ -49,7 +49,8 @@ class Results:
     """One evaluation.
 
     Attributes:
-        job: what was evaluated, JSON-like. What it may hold is in schema.json; nothing of it is needed.
+        job: what was evaluated, JSON-like. What it may hold is in schema.json; nothing of it is needed. Measurements may
+            stand in it as they are, those of `sweep["validation"]` must.
         environment: package versions and git commit (`data.manifest.environment`).
         measurements: every number, in the order that models and decodings are shown in.
         samples: what the page shows beside the numbers.
