@@ -49,8 +49,8 @@ class Results:
     """One evaluation.
 
     Attributes:
-        job: what was evaluated, JSON-like. What it may hold is in schema.json; nothing of it is needed. Measurements may
-            stand in it as they are, those of `sweep["validation"]` must.
+        job: what was evaluated, JSON-like. What it may hold is in schema.json; nothing of it is needed.
+            `sweep["validation"]` is a list of measurements, as they are or as in report.json.
         environment: package versions and git commit (`data.manifest.environment`).
         measurements: every number, in the order that models and decodings are shown in.
         samples: what the page shows beside the numbers.
