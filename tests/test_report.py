@@ -16,6 +16,7 @@ from evaluation.report.columns import COLUMNS
 from evaluation.report.files import to_json
 from evaluation.report.markdown import markdown
 from evaluation.report.plots import alpha_curve, figure1, for_dark_page, svg
+from evaluation.report.sweep import proposal, validation
 from evaluation.report.tables import Table, meanings, paper_notes, tables
 from evaluation.statistics import Estimate, Measurement
 
@@ -383,8 +384,7 @@ def make_sweep(**changes: Any) -> dict[str, Any]:
         m for name, (wins, kl) in values.items() for m in (rate(wins, name), measured(name, "reverse_kl", kl, "sample"))
     ]
     found += [rate(0.9, "alpha-0.5", against="mle")]
-    validation = json.loads(to_json(Results({}, {}, found)))["measurements"]
-    return {"alphas": [0.5, 0, 0.9], "metric": "win_rate", "proposed": "alpha-0.5", "validation": validation, **changes}
+    return {"alphas": [0.5, 0, 0.9], "metric": "win_rate", "proposed": 0.5, "validation": found, **changes}
 
 
 def test_the_sweep_is_drawn_over_alpha() -> None:
@@ -409,6 +409,14 @@ def test_the_sweep_in_the_tables() -> None:
     assert [row[0] for row in cells(table)] == ["alpha-0", "alpha-0.5", "alpha-0.9"]
     assert "Proposed: alpha = 0.5, by win rate on the validation prompts" in in_markdown(results)
     assert "Proposed" not in in_markdown(make_results(sweep=make_sweep(proposed=None)))
+
+
+def test_a_sweep_is_read_back_from_json() -> None:
+    job = make_job(sweep=make_sweep())
+    again = json.loads(to_json(Results(job, {}, [])))["job"]
+    assert validation(again) == validation(job)
+    assert [point.alpha for point in validation(again)] == [0, 0, 0.5, 0.5, 0.9, 0.9]
+    assert proposal(again) == proposal(job) == proposal(make_job(sweep=make_sweep(proposed="alpha-0.5")))
 
 
 def test_the_same_plots_are_the_same_bytes_and_names_are_texts() -> None:

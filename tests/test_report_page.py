@@ -37,7 +37,7 @@ def make_samples() -> list[SampleRow]:
             answer("cpo", "Nobody", 0.5, "AA", correct=False),
         ]),
         SampleRow("b333", "Why?", "Because.", [
-            answer("mle", "No.", 0.5, correct=False),
+            answer("mle", "No.", 0.5, reason="the same", correct=False),
             answer("cpo", "w" * 300, None, "A?", reason="unparsed", finish_reason="length", tokens=1, correct=False),
         ]),
         SampleRow(HOSTILE, HOSTILE, HOSTILE, [
@@ -215,7 +215,7 @@ def test_browser_shows_verdicts(open_page: Any) -> None:
     tab = open_page(results_of(make_samples()[:3]))
     assert texts(tab, ".answers h3") == ["mle", "cpo"] * 3
     assert texts(tab, ".badges") == [
-        "losesB Awrong", "winsA Bcorrect", "winsA Bcorrect", "flipsA Awrong", "tieswrong",
+        "losesB Awrong", "winsA Bcorrect", "winsA Bcorrect", "flipsA Awrong", "ties: the samewrong",
         "not judged: unparsedA ?wrongcut at the limit",
     ]  # fmt: skip
     assert texts(tab, ".facts") == ["3 tokens"] * 5 + ["1 token"]

@@ -91,7 +91,7 @@ function selected() {
 }
 function badge(outcome) {
   const made = element('span', 'badge ' + outcome.kind, spoken(outcome.kind, outcome.against));
-  if (outcome.kind === 'none' && outcome.reason) made.append(': ' + outcome.reason);
+  if (outcome.reason) made.append(': ' + outcome.reason);
   if (outcome.verdicts) made.append(element('b', '', [...outcome.verdicts].join(' ')));
   return made;
 }

@@ -18,7 +18,7 @@ class AnswerRow:
         verdicts: what the judge said, one per order it was asked in: "A" the one shown first, "B" the other, "?"
             neither could be read. This answer is shown first in the first order, second in the second one.
         against: whom it was compared with, "truth" or a model's name; "" nobody.
-        reason: why it was not judged.
+        reason: why it was not judged, or is a tie without having been.
         correct: what code found, where it can check.
     """
 
@@ -50,6 +50,7 @@ class Results:
 
     Attributes:
         job: what was evaluated, JSON-like. What it may hold is in schema.json; nothing of it is needed.
+            `sweep["validation"]` is a list of measurements, as they are or as in report.json.
         environment: package versions and git commit (`data.manifest.environment`).
         measurements: every number, in the order that models and decodings are shown in.
         samples: what the page shows beside the numbers.
