@@ -6,7 +6,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -111,12 +111,15 @@ class ChatAPI:
         await self.client.close()
 
     async def ask(
-        self, prompts: Iterable[str], seeds: Iterable[int | None], keep: Callable[[int, Answer], None] | None = None
+        self,
+        prompts: Iterable[str],
+        seeds: Iterable[int | None],
+        keep: Callable[[int, Answer], Awaitable[None]] | None = None,
     ) -> list[Answer]:
         """An answer to each prompt, drawn with its seed where the API knows seeds; no seed is sent for None.
 
         Args:
-            keep: called with a prompt's number and its answer as soon as it is there.
+            keep: awaited with a prompt's number and its answer as soon as it is there.
 
         Raises:
             UserError: the API cannot be used, or not now, or a cap leaves no room. No more requests are sent then;
@@ -130,7 +133,7 @@ class ChatAPI:
                 for index, (prompt, seed) in waiting:  # shared: a worker takes the next one when it is free
                     answers[index] = await self._answer(prompt, seed)
                     if keep:
-                        keep(index, answers[index])
+                        await keep(index, answers[index])
             except UserError as error:
                 self.error = self.error or error
                 self.stopping.set()
@@ -159,13 +162,15 @@ class ChatAPI:
             try:
                 return await self._send(prompt, seed, reserved)
             except (openai.OpenAIError, ValueError, TimeoutError) as error:
-                status = getattr(error, "status_code", None)
-                if status in REFUSALS:
-                    return Answer("", "", refusal=self._reason(error))
-                for_good = isinstance(error, openai.APIStatusError) and status not in TRIED_AGAIN and status < 500
-                if for_good or tries == self.retries:
-                    raise self._explained(error) from None  # a cause would carry the request with its key
-                asked = asked_pause(error.response.headers) if isinstance(error, openai.APIStatusError) else 0.0
+                asked = 0.0
+                if isinstance(error, openai.APIStatusError):
+                    if error.status_code in REFUSALS:
+                        return Answer("", "", refusal=self._reason(error))
+                    if error.status_code not in TRIED_AGAIN and error.status_code < 500:
+                        raise self._explained(error) from None  # a cause would carry the request with its key
+                    asked = asked_pause(error.response.headers)
+                if tries == self.retries:
+                    raise self._explained(error) from None
             self.not_before = max(self.not_before, time.monotonic() + asked)
             await self._pause(random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**tries)))
             tries += 1
@@ -188,7 +193,7 @@ class ChatAPI:
         """One request. What it took is settled if the answer says so, or if it is refused: then it was free."""
         import openai
 
-        extra = {} if seed is None else {"seed": seed}
+        extra: dict[str, Any] = {} if seed is None else {"seed": seed}
         used = None
         self.running += 1
         try:
@@ -219,7 +224,7 @@ class ChatAPI:
         if choice.message is None:
             raise NoCompletion("no message")
         usage = getattr(completion, "usage", None)
-        counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        counts: list[Any] = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
         tokens = Tokens(*counts) if all(type(count) is int and 0 <= count < MOST_TOKENS for count in counts) else None
         text = self._hidden(text) if isinstance(text, str) else ""
         return Answer(text, str(getattr(choice, "finish_reason", None)), tokens=tokens)

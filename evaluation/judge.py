@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -216,39 +216,34 @@ class ChatJudge:
         Args:
             first: the store has no verdict beside these: if all are refused it is not a matter of one question.
         """
+        log.info("judge: asking %s %d questions", self.options["model"], len(questions))
+        keeper = Keeper(self.verdicts, len(questions), self.budget)
         refused: list[Verdict] = []
-        answered, last = 0, time.monotonic()
 
-        def keep(index: int, answer: Answer) -> None:
-            nonlocal answered, last
+        async def keep(index: int, answer: Answer) -> None:
             verdict = self._verdict(questions[index], answer)
             if answer.refusal:
                 refused.append(verdict)
-                return
-            self.verdicts.add([verdict])
-            answered += 1
-            if time.monotonic() - last > PROGRESS_SECONDS:
-                last = time.monotonic()
-                log.info("judge: %d of %d questions answered; %s", answered, len(questions), self.budget)
+            else:
+                await keeper.keep(verdict)
 
-        log.info("judge: asking %s %d questions", self.options["model"], len(questions))
         try:
             asyncio.run(self._ask_all(questions, keep))
         finally:
-            if answered or not first:
+            if keeper.kept or not first:
                 self.verdicts.add(refused)
-        if refused and first and not answered:
+        if refused and first and not keeper.kept:
             raise UserError(
                 f"{self.options['base_url']} takes every request for a bad one ({refused[0].raw}). Check the --judge "
                 "options."
             )
-        log.info("judge: %d of %d questions answered; %s", answered, len(questions), self.budget)
+        keeper.report()
 
-    async def _ask_all(self, questions: list[Question], keep: Callable[[int, Answer], None]) -> None:
+    async def _ask_all(self, questions: list[Question], keep: Any) -> None:
         options = {key: self.options[key] for key in ("temperature", "max_tokens", "concurrency", "timeout", "retries")}
         model, base_url = self.options["model"], self.options["base_url"]
         async with ChatAPI(model, base_url, **options, budget=self.budget, group="judge") as api:
-            await api.ask([question.text for question in questions], [self.options["seed"]] * len(questions), keep)
+            await api.ask((question.text for question in questions), [self.options["seed"]] * len(questions), keep)
 
     def _verdict(self, question: Question, answer: Answer) -> Verdict:
         return Verdict(
@@ -264,6 +259,36 @@ class ChatJudge:
             output_tokens=answer.tokens.output if answer.tokens else None,
             time=time.time(),
         )
+
+
+class Keeper:
+    """Writes verdicts as they come, and says now and then how far it is.
+
+    A commit waits for the disk. Verdicts that come meanwhile go into the next one together, and requests go on.
+    """
+
+    def __init__(self, verdicts: Verdicts, expected: int, budget: Budget):
+        self.verdicts, self.expected, self.budget = verdicts, expected, budget
+        self.waiting: list[Verdict] = []
+        self.writing = asyncio.Lock()
+        self.kept, self.reported = 0, time.monotonic()
+
+    async def keep(self, verdict: Verdict) -> None:
+        """The verdict is on the disk when this returns. Raises UserError if it cannot be written."""
+        self.waiting.append(verdict)
+        async with self.writing:
+            if verdict not in self.waiting:  # the one before us took it along
+                return
+            batch, self.waiting = self.waiting, []
+            await asyncio.to_thread(self.verdicts.add, batch)
+            self.kept += len(batch)
+        if time.monotonic() - self.reported > PROGRESS_SECONDS:
+            self.report()
+
+    def report(self) -> None:
+        """Log how far it is."""
+        self.reported = time.monotonic()
+        log.info("judge: %d of %d questions answered; %s", self.kept, self.expected, self.budget)
 
 
 def read(verdict: Verdict) -> tuple[str, str]:

@@ -55,7 +55,8 @@ INSERT = f"INSERT OR IGNORE INTO verdicts ({', '.join(COLUMNS)}) VALUES ({', '.j
 
 
 class Verdicts:
-    """The verdicts under a store's folder; several processes may use it at once.
+    """The verdicts under a store's folder; several processes may use it at once, a process's threads
+    in turn.
 
     Each write is a transaction with SQLite's rollback journal: whatever dies, what was added before is there. Its
     write-ahead log would be a little faster, but needs memory that all processes share, which network file systems do
@@ -111,7 +112,7 @@ class Verdicts:
 
     def _opened(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.path, timeout=PATIENCE)
+        connection = sqlite3.connect(self.path, timeout=PATIENCE, check_same_thread=False)
         try:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
