@@ -57,7 +57,7 @@ def propose(measurements: Iterable[Measurement], names: Sequence[str], decoding:
 
 
 def describe_sweep(
-    alphas: Sequence[float], models: Sequence[str], chosen_on: Sequence[Measurement], decoding: str
+    alphas: Sequence[float], models: Iterable[str], chosen_on: Sequence[Measurement], decoding: str
 ) -> dict[str, Any]:
     """For the report: what was measured on the validation half, and the alpha that it proposes.
 
