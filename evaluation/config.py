@@ -7,6 +7,7 @@ from data.config import option
 from data.errors import UserError, did_you_mean
 from data.sources import SPLITS
 from data.tasks import TASKS, check_task
+from evaluation.paper import paper_table
 
 # Metric -> the option it needs; "" where it needs none.
 METRICS = {
@@ -86,6 +87,8 @@ class EvaluateConfig:
         if not names:
             raise UserError("nothing to evaluate. Give --model NAME=PATH, or --sweep with --mle and --cpo.")
         self.chosen_metrics()
+        if self.paper is not None:
+            paper_table(self.paper)
         for other in self.opponents():
             if other != TRUTH and other not in names:
                 raise UserError(f"--against '{other}' is no model of this run.{did_you_mean(other, names)}")

@@ -1,6 +1,5 @@
 """`--sweep`: weight-space ensembles over alpha; one half of the prompts to choose an alpha on, one to report on."""
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -73,5 +72,5 @@ def describe_sweep(
         "metric": proposal[0] if proposal else None,
         "proposed": alphas[names.index(proposal[1])] if proposal else None,
         "decoding": decoding,
-        "validation": [dataclasses.asdict(m) for m in chosen_on],
+        "validation": list(chosen_on),
     }
