@@ -2,7 +2,6 @@
 
 import json
 import math
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ from evaluation.run import evaluate
 from evaluation.statistics import Estimate
 from evaluation.store import Store
 from negatives_gen.engine import Sample
-from tests.chat_api import ChatAPIStub
+from tests.chat_api import ChatAPIStub, chat_api_stub
 from tests.conftest import run_command
 from trainer.logprobs import Scorer
 
@@ -112,11 +111,9 @@ def test_ranking_metrics_follow_the_change_from_the_reference(reference: Path) -
 @pytest.fixture(scope="module")
 def always_a() -> Iterator[ChatAPIStub]:
     """A judge that always says A."""
-    with ChatAPIStub() as stub:
+    with chat_api_stub() as stub:
         stub.answer = lambda request: ("A", "stop")
-        threading.Thread(target=stub.serve_forever, daemon=True).start()
         yield stub
-        stub.shutdown()
 
 
 def words(model: Path, negative_set: Path, out: Path, judge: ChatAPIStub) -> list[str]:
