@@ -1,7 +1,6 @@
 """Stage 3: its numbers worked out by hand, and the whole command with real vLLM and a judge that always says A."""
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,14 +29,6 @@ from negatives_gen.engine import Sample
 from tests.chat_api import ChatAPIStub, chat_api_stub
 from tests.conftest import run_command
 from trainer.logprobs import Scorer
-
-
-def test_estimate_is_mean_and_standard_error() -> None:
-    # Mean 2; deviations -1, 0, 1: variance (1 + 0 + 1) / 2 = 1; standard error sqrt(1 / 3).
-    assert Estimate.of([1.0, 2.0, 3.0]) == Estimate(2.0, math.sqrt(1 / 3), 3)
-    assert math.isnan(Estimate.of([4.0]).standard_error)
-    with pytest.raises(ValueError, match="at least one"):
-        Estimate.of([])
 
 
 def test_answers_are_checked_against_the_world() -> None:
@@ -83,9 +74,9 @@ def test_ranking_of_the_reference_itself_has_no_preference(negative_set: Path, r
     assert found["ranking_accuracy"].mean == pytest.approx(sum(likelier) / len(likelier), abs=1e-6)
 
 
-def test_ranking_metrics_follow_the_change_from_the_reference(reference: Path) -> None:
+def test_ranking_metrics_follow_the_change_from_the_reference(reference: Path, tmp_path: Path) -> None:
     """Stored reference values shifted by hand: the policy's gains are then known exactly."""
-    scorer = Scorer.load(str(reference))
+    scorer, store = Scorer.load(str(reference)), Store(str(tmp_path))
 
     def group(gains: list[float], similarity: list[float]) -> Group:
         made = Group("g", "p", "r", [5, 6], [7, 0])
@@ -102,9 +93,9 @@ def test_ranking_metrics_follow_the_change_from_the_reference(reference: Path) -
 
     # Gains fall as similarity does: the order agrees entirely. Then exactly reversed.
     agrees, reversed_order = group([3.0, 2.0, 1.0], [0.9, 0.1]), group([1.0, 2.0, 3.0], [0.9, 0.1])
-    found = ranking_metrics(scorer, [agrees], "embedding")
+    found = ranking_metrics(candidate_logps(store, {}, [agrees], lambda: scorer), [agrees], "embedding")
     assert (found["reward_top1"].mean, found["kendall_tau"].mean) == (1.0, 1.0)
-    found = ranking_metrics(scorer, [reversed_order], "embedding")
+    found = ranking_metrics(candidate_logps(store, {}, [reversed_order], lambda: scorer), [reversed_order], "embedding")
     assert (found["reward_top1"].mean, found["kendall_tau"].mean) == (0.0, -1.0)
 
 
