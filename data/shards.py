@@ -230,6 +230,7 @@ class NegativeSetWriter:
 
     def seal(self, manifest: Manifest) -> None:
         """Write the manifest, which makes the set a finished one, and remove what only the job needed."""
+        self.folder.remove_temporary()  # of workers that were killed while they wrote
         self.folder.write(MANIFEST, manifest.to_json())
         self.folder.remove(JOB_FOLDER)
 

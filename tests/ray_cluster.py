@@ -1,5 +1,6 @@
 """A Ray cluster of its own on this machine, of one or more nodes, whose processes can be found and killed."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -76,7 +77,8 @@ class RayCluster:
             return
         processes = psutil.Process(self.nodes[number].pid).children(recursive=True)
         for process in [psutil.Process(self.nodes[number].pid), *processes]:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself since
+                process.kill()
         self.nodes[number].wait(timeout=60)
 
     def actors(self, node: int = 0) -> Iterator[tuple[psutil.Process, str]]:

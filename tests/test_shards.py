@@ -18,7 +18,7 @@ from data.errors import UserError
 from data.manifest import MISSING, environment, first_difference
 from data.schema import SCHEMA_VERSION, Candidate, Group, Reject, example_id, group_schema
 from data.shards import NegativeSet, NegativeSetWriter, shard_name
-from data.storage import Folder
+from data.storage import TEMPORARY_PREFIX, Folder
 
 SIGNALS = ["embedding", "rouge"]
 JOB: dict[str, Any] = {
@@ -88,6 +88,16 @@ def test_groups_and_rejects_come_back_as_they_were_written(finished: Path):
 
 def test_a_finished_set_holds_the_shards_rejects_and_manifest_only(finished: Path):
     assert set(all_files(finished)) == {"manifest.json", "rejects.parquet", *map(shard_name, range(3))}
+
+
+def test_what_a_killed_worker_was_writing_is_gone_at_the_end(tmp_path: Path):
+    writer = NegativeSetWriter(str(tmp_path / "set"), JOB, SIGNALS)
+    writer.begin()
+    for index in range(len(SHARDS)):
+        write_part(writer, index)
+    (tmp_path / "set" / f"{TEMPORARY_PREFIX}half").write_bytes(b"half a shard")
+    writer.finish(len(SHARDS))
+    assert set(all_files(tmp_path / "set")) == {"manifest.json", "rejects.parquet", *map(shard_name, range(3))}
 
 
 def test_tables_have_the_documented_schema_and_the_chosen_columns(finished: Path):
