@@ -112,7 +112,7 @@ def test_everything_that_decides_a_set_is_in_its_key(
     store, engine = Store(str(tmp_path)), EngineStub()
     make(store, identity, groups, lambda: engine)
     other_ids = dataclasses.replace(groups[0], prompt_ids=[*groups[0].prompt_ids, 5])
-    for changed in (
+    cases: tuple[dict[str, Any], ...] = (
         {"model_identity": {**identity, "weights_sha256": "0"}},
         {"model_identity": {**identity, "tokenizer_sha256": "0"}},
         {"model_identity": {**identity, "settings_sha256": "0"}},
@@ -128,7 +128,8 @@ def test_everything_that_decides_a_set_is_in_its_key(
         {"max_new_tokens": 11},
         {"context": CONTEXT - 1},
         {"seed": 4},
-    ):
+    )
+    for changed in cases:
         assert not make(store, identity, changed.pop("groups", groups), lambda: engine, **changed).reused
     assert len(engine.calls) == 16
     monkeypatch.setattr("evaluation.generations.metadata.version", lambda name: "9.9")

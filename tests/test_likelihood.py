@@ -214,7 +214,9 @@ def test_reverse_kl_matches_an_exact_enumeration(tmp_path: Path) -> None:
 
     n, probabilities = 4000, np.exp(log_q) / np.exp(log_q).sum()
     drawn = np.random.default_rng(0).choice(len(listed), size=n, p=probabilities)
-    samples = [Sample(listed[i], "", "stop" if listed[i][-1] == EOS else "length", log_q[i], None) for i in drawn]
+    samples = [
+        Sample(listed[i], "", "stop" if listed[i][-1] == EOS else "length", float(log_q[i]), None) for i in drawn
+    ]
     groups = [Group(str(i), "c a", "b", prompt, [2, EOS]) for i in range(n)]
     second = SecondModel(str(tmp_path / "p"))
     generations = set_of(groups, samples, tokenizer_hash(load_tokenizer(str(tmp_path / "q"))))
