@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.errors import UserError
+from data.errors import UserError, first_line
 from data.identity import check_model, context_length, load_tokenizer, read_object, weights_hash
 from data.schema import Group
 from evaluation.statistics import Estimate
@@ -97,10 +97,10 @@ class Featuriser:
         import torch
         from transformers import AutoModel
 
-        from negatives_gen.loading import loading
-
-        with loading(f"featuriser '{self.name}'", custom_code=""):
+        try:
             model: Any = AutoModel.from_pretrained(self.directory, dtype=torch.float32, use_safetensors=True)
+        except Exception as error:  # transformers raises a dozen unrelated classes
+            raise UserError(f"transformers cannot load featuriser '{self.name}': {first_line(error)}") from error
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def _last_states(self, texts: Sequence[str]) -> np.ndarray:
@@ -218,16 +218,9 @@ def _version() -> str:
 def _score(truths: np.ndarray, answers: np.ndarray, clusters: int, seeds: np.random.Generator, restarts: int) -> float:
     from mauve import compute_mauve
 
+    settings: dict[str, Any] = {"num_buckets": clusters, "kmeans_num_redo": restarts, "device_id": -1, "verbose": False}
     with _silent_stderr():
-        found = compute_mauve(
-            p_features=truths,
-            q_features=answers,
-            num_buckets=clusters,
-            kmeans_num_redo=restarts,
-            seed=int(seeds.integers(1 << 30)),
-            device_id=-1,
-            verbose=False,
-        )
+        found = compute_mauve(p_features=truths, q_features=answers, seed=int(seeds.integers(1 << 30)), **settings)
     return float(found.mauve)
 
 

