@@ -15,8 +15,8 @@ from tests.conftest import ROOT
 ONE = Verdict("key", "judge", "t" * 64, "p" * 64, "AB", "**A** \x00 שלום 🙂", "A", "stop", 120, 1, 1700000000.25)
 
 
-def numbered(numbers: range, raw: str = "A") -> list[Verdict]:
-    return [replace(ONE, key=f"key {n}", raw=raw) for n in numbers]
+def numbered(numbers: range) -> list[Verdict]:
+    return [replace(ONE, key=f"key {n}", raw="A") for n in numbers]
 
 
 def test_a_verdict_comes_back_as_it_was_kept(tmp_path: Path) -> None:
@@ -46,10 +46,11 @@ def test_the_first_verdict_on_a_question_stays(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from tests.test_verdicts import Verdicts, numbered
-verdicts = Verdicts(sys.argv[1])
-for verdict in numbered(range(int(sys.argv[2]), int(sys.argv[3])), sys.argv[4]):
-    verdicts.add([verdict])
+from evaluation.verdicts import Verdict, Verdicts
+store, first, end = sys.argv[1:]
+verdicts = Verdicts(store)
+for n in range(int(first), int(end)):
+    verdicts.add([Verdict(f"key {n}", "judge", "t", "p", "AB", first, "A", "stop", 1, 1, 0.0)])
 """
 
 
@@ -57,8 +58,7 @@ def test_processes_that_write_at_once_do_no_harm(tmp_path: Path) -> None:
     """Three begin with no file; their keys overlap."""
     ranges = [(0, 30), (20, 50), (10, 40)]
     writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(a), str(b), f"{a}"], cwd=ROOT)
-        for a, b in ranges
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(a), str(b)], cwd=ROOT) for a, b in ranges
     ]
     assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
     found = Verdicts(str(tmp_path)).find([f"key {n}" for n in range(50)])
