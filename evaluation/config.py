@@ -8,6 +8,7 @@ from data.errors import UserError, did_you_mean
 from data.sources import SPLITS
 from data.tasks import TASKS, check_task
 from evaluation.paper import paper_table
+from trainer.ensemble import directory_name, parse_alphas
 
 # Metric -> the option it needs; "" where it needs none.
 METRICS = {
@@ -114,15 +115,9 @@ class EvaluateConfig:
                 raise UserError("--mle and --cpo belong to --sweep alpha=0,0.1,... Add it, or give --model NAME=PATH.")
             return []
         name, _, values = self.sweep.partition("=")
-        try:
-            alphas = [float(value) for value in values.split(",")] if name == "alpha" else []
-        except ValueError:
-            alphas = []
-        if not alphas or not all(0 <= alpha <= 1 for alpha in alphas) or len(set(alphas)) < len(alphas):
-            raise UserError(
-                f"--sweep '{self.sweep}' must read alpha=A,B,...: different numbers from 0 to 1, e.g. "
-                "alpha=0,0.1,0.3,0.5,0.7,0.9."
-            )
+        if name != "alpha" or not values:
+            raise UserError(f"--sweep '{self.sweep}' must read alpha=A,B,..., e.g. alpha=0,0.1,0.3,0.5,0.7,0.9.")
+        alphas = parse_alphas(values.split(","))
         if not self.mle or not self.cpo:
             raise UserError("--sweep needs --mle and --cpo, the two models that are mixed.")
         return alphas
@@ -130,7 +125,7 @@ class EvaluateConfig:
     def sweep_models(self) -> list[str]:
         """Names of the models that --sweep adds."""
         alphas = self.alphas()
-        names = [MLE, *(ensemble_name(alpha) for alpha in alphas)] if alphas else []
+        names = [MLE, *map(directory_name, alphas)] if alphas else []
         for name in names:
             if name in self.models():
                 raise UserError(f"--model '{name}' has the name of a model of --sweep. Give it another name.")
@@ -158,7 +153,3 @@ class EvaluateConfig:
                 raise UserError(f"metric '{name}' needs {what if needed else '--dataset facts'}. Give it.")
         return [name for name in METRICS if name in chosen]
 
-
-def ensemble_name(alpha: float) -> str:
-    """As `trainer.ensemble` names its directories."""
-    return f"alpha-{alpha:g}"

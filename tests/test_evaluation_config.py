@@ -55,8 +55,8 @@ def test_a_sweep_brings_the_mle_model_and_its_ensembles() -> None:
         ([*MODEL, "--mle", "M"], "belong to --sweep"),
         (["--sweep", "alpha=0,0.5", "--mle", "M"], "needs --mle and --cpo"),
         (["--sweep", "beta=0", "--mle", "M", "--cpo", "C"], "must read alpha=A,B"),
-        (["--sweep", "alpha=0,2", "--mle", "M", "--cpo", "C"], "from 0 to 1"),
-        (["--sweep", "alpha=0,0", "--mle", "M", "--cpo", "C"], "different numbers"),
+        (["--sweep", "alpha=0,2", "--mle", "M", "--cpo", "C"], "outside [0, 1]"),
+        (["--sweep", "alpha=0,0", "--mle", "M", "--cpo", "C"], "given twice"),
         (["--model", "mle=A", *SWEEP], "has the name of a model of --sweep"),
     ],
 )
