@@ -152,4 +152,3 @@ class EvaluateConfig:
                 what = f"--{needed}" + (".model or .reward_model" if needed == "judge" else "")
                 raise UserError(f"metric '{name}' needs {what if needed else '--dataset facts'}. Give it.")
         return [name for name in METRICS if name in chosen]
-
