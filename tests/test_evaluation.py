@@ -131,7 +131,7 @@ def evaluation(
 
 def measured(out: Path, **wanted: str) -> dict[tuple[str, str], Estimate]:
     """(metric, decoding) -> estimate of the measurements that match."""
-    found = read_report(out).measurements
+    found = read_report(str(out)).measurements
     chosen = [m for m in found if all(getattr(m, key) == value for key, value in wanted.items())]
     return {(m.metric, m.decoding): m.estimate for m in chosen}
 
@@ -191,13 +191,13 @@ def test_a_finished_evaluation_takes_seconds_and_asks_nothing_again(
 
     monkeypatch.setattr(negatives_gen.engine, "Engine", NoEngineStub)
     monkeypatch.setattr(Scorer, "load", NoEngineStub)
-    before, requests = read_report(evaluation).measurements, len(always_a.requests)
+    before, requests = read_report(str(evaluation)).measurements, len(always_a.requests)
     config = load_config(EvaluateConfig, words(answering_model, negative_set, evaluation, always_a), command="test")
     started = time.perf_counter()
     table = evaluate(config)
     assert time.perf_counter() - started < 10
     assert "correct answers" in table
-    assert read_report(evaluation).measurements == before
+    assert read_report(str(evaluation)).measurements == before
     assert len(always_a.requests) == requests
 
 

@@ -20,6 +20,7 @@ MAY_IMPORT = {
         "data",
         *MATHS,
         "trainer.objectives",
+        "trainer.ensemble",
         "negatives_gen.engine",
         "negatives_gen.embedder",
         "negatives_gen.reward_model",
