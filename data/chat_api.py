@@ -58,7 +58,7 @@ class Stopped(Exception):
 def read_key(base_url: str, group: str = "api") -> str:
     """The key in $OPENAI_API_KEY, or NO_KEY for a server other than OpenAI's. Raises UserError."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if not key and urlsplit(base_url).hostname == urlsplit(OPENAI_URL).hostname:
+    if not key and _is_openai(base_url):
         raise UserError(
             f"{base_url} needs a key and $OPENAI_API_KEY is not set. Set it, or give --{group}.base_url of another "
             "server."
@@ -83,14 +83,19 @@ class ChatAPI:
     """
 
     def __init__(
-        self, model: str, base_url: str, *, temperature: float, max_tokens: int, concurrency: int, timeout: float,
-        retries: int, budget: Budget | None = None, group: str = "api",
+        self, model: str, base_url: str, *, temperature: float | None, max_tokens: int, concurrency: int,
+        timeout: float, retries: int, budget: Budget | None = None, group: str = "api",
     ):  # fmt: skip
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         self.model, self.base_url, self.group = model, base_url, group
         self.concurrency, self.timeout, self.retries = concurrency, timeout, retries
-        self.sampling: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+        # OpenAI's newer models take the new name only, other servers may know the old one only.
+        limit = "max_completion_tokens" if _is_openai(base_url) else "max_tokens"
+        self.max_tokens = max_tokens
+        self.sampling: dict[str, Any] = {limit: max_tokens}
+        if temperature is not None:
+            self.sampling["temperature"] = temperature
         self.budget = budget or Budget()
         self.key = read_key(base_url, group)
         # Each request sent must be one that we count: no retries of the client's, no redirects.
@@ -178,7 +183,7 @@ class ChatAPI:
     async def _reserve(self, prompt: str) -> Tokens:
         """Room in the budget for a request; waits for it while those under way may leave some."""
         while True:
-            dearest = self.budget.dearest(prompt, self.sampling["max_tokens"])
+            dearest = self.budget.dearest(prompt, self.max_tokens)
             cap = self.budget.cap_against(dearest)
             if not cap:
                 self.budget.reserve(dearest)
@@ -304,3 +309,7 @@ def asked_pause(headers: Mapping[str, str]) -> float:
         date = parsedate_to_datetime(headers.get("retry-after", ""))
         return min(max(date.timestamp() - time.time(), 0.0), LONGEST_ASKED)
     return 0.0
+
+
+def _is_openai(base_url: str) -> bool:
+    return urlsplit(base_url).hostname == urlsplit(OPENAI_URL).hostname

@@ -34,7 +34,8 @@ def check_chat_options(group: str, options: dict[str, Any]) -> None:
         UserError: a value is out of range.
     """
     options["base_url"] = _checked_url(group, options["base_url"])
-    require_number(group, options, "temperature", 0)
+    if options["temperature"] is not None:  # some models refuse any
+        require_number(group, options, "temperature", 0)
     require_number(group, options, "max_tokens", 1, whole=True)
     require_number(group, options, "concurrency", 1, whole=True)
     require_number(group, options, "timeout", 0.001)

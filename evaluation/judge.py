@@ -15,6 +15,7 @@ from data.chat_options import check_chat_options, known_options, require_number
 from data.errors import UserError
 from data.storage import sha256
 from evaluation.question import Template, parse_verdict, read_template
+from evaluation.store import Store
 from evaluation.verdicts import Verdict, Verdicts
 
 log = logging.getLogger(__name__)
@@ -99,8 +100,8 @@ def make_judge(options: dict[str, Any], store_path: str) -> Judge:
     """The judge of --judge.KEY VALUE options, see DEFAULTS.
 
     model, base_url: of the chat API; the key comes from $OPENAI_API_KEY. template: "dolly", "wiki" or a file. orders:
-    "both" or "paper". temperature, max_tokens, seed (sent if given): of the judge's sampling. concurrency, timeout (in
-    seconds), retries: of the requests. max_requests, max_cost: caps of one run. input_price, output_price: per million
+    "both" or "paper". temperature (null: not sent), max_tokens, seed (sent if given): of its sampling. concurrency,
+    timeout (in seconds), retries: of the requests. max_requests, max_cost: caps of one run. input_price, output_price: per million
     tokens. reward_model: directory or hub id of a reward model, which then is the judge; it takes no other option.
 
     Args:
@@ -115,7 +116,7 @@ def make_judge(options: dict[str, Any], store_path: str) -> Judge:
 
         if others := sorted(options.keys() - {"reward_model"}):
             raise UserError(f"--judge.reward_model takes no other option, got --judge.{others[0]}. Leave one out.")
-        return RewardJudge(str(checked["reward_model"]))
+        return RewardJudge(str(checked["reward_model"]), Store(store_path))
     if not isinstance(checked["model"], str) or not checked["model"]:
         raise UserError(
             "a judge needs --judge.model, the name of a chat model that the API serves, or --judge.reward_model."
@@ -194,7 +195,9 @@ class ChatJudge:
 
     def _sampling(self) -> dict[str, Any]:
         settings = {key: self.options[key] for key in ("model", "temperature", "max_tokens", "seed")}
-        return {**settings, "temperature": float(settings["temperature"])}  # 0 and 0.0 are one key
+        if settings["temperature"] is not None:
+            settings["temperature"] = float(settings["temperature"])  # 0 and 0.0 are one key
+        return settings
 
     def _questions(self, comparison: Comparison) -> list[Question]:
         """One for each order; none if there is nothing to compare."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from data.chat_api import OPENAI_URL, ChatAPI
 from data.errors import UserError
 from evaluation.judge import Comparison, Judge, Outcome, make_judge
 from evaluation.question import parse_verdict, read_template
@@ -387,3 +388,17 @@ def test_vllm_refuses_what_is_too_long_and_judges_the_rest(vllm_url: str, tmp_pa
     assert refused.reason.startswith("the API refuses the question: ")
     assert "maximum context length is 512 tokens" in refused.reason
     assert other.reason.startswith("the verdict cannot be parsed: ")
+
+
+def test_openai_is_told_the_limit_by_its_new_name_and_others_by_the_old_one(
+    server: ChatAPIStub, tmp_path: Path
+) -> None:
+    def sampling(base_url: str, temperature: float | None) -> dict[str, Any]:
+        options: dict[str, Any] = {"concurrency": 1, "timeout": 1, "retries": 0}
+        return ChatAPI("m", base_url, temperature=temperature, max_tokens=8, **options).sampling
+
+    assert sampling(OPENAI_URL, 0.0) == {"max_completion_tokens": 8, "temperature": 0.0}
+    assert sampling(server.url, 0.0) == {"max_tokens": 8, "temperature": 0.0}
+    assert sampling(OPENAI_URL, None) == {"max_completion_tokens": 8}
+    judge_by(server, tmp_path, temperature=None).judge(pairs(1))
+    assert "temperature" not in server.requests[0]

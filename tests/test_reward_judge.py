@@ -51,7 +51,16 @@ def test_the_answer_with_the_greater_reward_wins(reward_model: Path, tmp_path: P
     assert judge.judge(comparisons) == outcomes
     assert set(judge.spent().values()) == {0}
     assert judge.identity() == {"reward_model": str(reward_model), "weights_sha256": weights_hash(str(reward_model))}
-    assert not (tmp_path / "store").exists()
+
+
+def test_rewards_are_kept(reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [Comparison("1", "Where?", "the cat", "no"), Comparison("2", "Where?", "no", "no")]
+    outcomes = make_judge({"reward_model": str(reward_model)}, str(tmp_path)).judge(pairs)
+    monkeypatch.setattr("evaluation.reward_judge.RewardModel", None)
+    again = make_judge({"reward_model": str(reward_model)}, str(tmp_path))
+    assert again.judge(pairs) == outcomes
+    with pytest.raises(TypeError, match="NoneType"):  # other answers need the model
+        again.judge([Comparison("1", "Where?", "the cat", "mat")])
 
 
 def test_what_differs_by_rounding_or_white_space_alone_is_a_tie(
