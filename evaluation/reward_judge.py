@@ -55,12 +55,8 @@ class RewardJudge:
         }
         table = self.store.get_or_make("rewards", key, lambda: pa.table({"reward": self._rewards(asked)}))
         rewards = dict(zip(asked, table["reward"].to_pylist(), strict=True))
-        return [
-            SAME
-            if c.answer.strip() == c.other.strip()
-            else _outcome(rewards[c.prompt, c.answer], rewards[c.prompt, c.other])
-            for c in comparisons
-        ]
+        outcomes = {c: _outcome(rewards[c.prompt, c.answer], rewards[c.prompt, c.other]) for c in different}
+        return [outcomes.get(c, SAME) for c in comparisons]
 
     def _rewards(self, asked: Sequence[tuple[str, str]]) -> list[float]:
         """Of prompts with an answer each."""

@@ -400,5 +400,6 @@ def test_openai_is_told_the_limit_by_its_new_name_and_others_by_the_old_one(
     assert sampling(OPENAI_URL, 0.0) == {"max_completion_tokens": 8, "temperature": 0.0}
     assert sampling(server.url, 0.0) == {"max_tokens": 8, "temperature": 0.0}
     assert sampling(OPENAI_URL, None) == {"max_completion_tokens": 8}
+    server.answer = lambda request: ("A", "stop")
     judge_by(server, tmp_path, temperature=None).judge(pairs(1))
     assert "temperature" not in server.requests[0]
