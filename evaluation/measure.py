@@ -73,11 +73,12 @@ def measure(
 
     Args:
         kept: indices of the prompts.
-        baseline: model that the other models' win rates are also given as a difference from.
+        baseline: model that the other models' values by prompt are also given as a difference from.
     """
     found: list[Measurement] = []
     for answers in every:
-        for metric, estimate in _of_answers(answers, metrics, kept, mauve).items():
+        estimates = _of_answers(answers, metrics, kept, mauve) | _differences(every, answers, metrics, kept, baseline)
+        for metric, estimate in estimates.items():
             found.append(Measurement(answers.model, answers.decoding, metric, estimate))
         for opponent in answers.outcomes:
             for metric, estimate in _of_outcomes(every, answers, opponent, kept, baseline).items():
@@ -99,14 +100,37 @@ def _of_answers(
             found["nll"] = length_normalised_nll(log_p, [answers.second.tokens[i] for i in kept])
     if not answers.asked:
         return found
-    if "correct" in metrics:
-        found["correct"] = Estimate.of(correct(groups, samples))
-    if answers.similarity is not None:
-        found["similarity"] = Estimate.of(answers.similarity[list(kept)])
+    found |= {metric: Estimate.of(values) for metric, values in _by_prompt(answers, metrics, kept).items()}
     if mauve is not None:
         found["mauve"] = mauve(groups, [sample.text for sample in samples])
     if "text" in metrics:
         found |= text_measurements(samples)
+    return found
+
+
+def _by_prompt(answers: Answers, metrics: Sequence[str], kept: Sequence[int]) -> dict[str, Sequence[float]]:
+    """Metrics that have a value for each prompt, in the order of `kept`."""
+    found: dict[str, Sequence[float]] = {}
+    if "correct" in metrics:
+        found["correct"] = correct([answers.groups[i] for i in kept], [answers.samples[i] for i in kept])
+    if answers.similarity is not None:
+        found["similarity"] = answers.similarity[list(kept)].tolist()
+    return found
+
+
+def _differences(
+    every: Sequence[Answers], answers: Answers, metrics: Sequence[str], kept: Sequence[int], baseline: str
+) -> dict[str, Estimate]:
+    """From the baseline's values, paired by prompt: what makes a prompt easy or hard for both cancels."""
+    other = _same_decoding(every, answers, baseline)
+    if other is None or other is answers or not answers.asked:
+        return {}
+    theirs = _by_prompt(other, metrics, kept)
+    found: dict[str, Estimate] = {}
+    for metric, values in _by_prompt(answers, metrics, kept).items():
+        estimate = difference(values, theirs[metric])
+        if estimate is not None:
+            found[f"{metric}_difference"] = estimate
     return found
 
 
@@ -117,7 +141,7 @@ def _of_outcomes(
     outcomes = [answers.outcomes[opponent][i] for i in kept]
     scores = [outcome.score for outcome in outcomes]
     differences = length_differences(answers.texts, _other_texts(every, answers, opponent))
-    against_same = next((a for a in every if (a.model, a.decoding) == (baseline, answers.decoding)), None)
+    against_same = _same_decoding(every, answers, baseline)
     found = {
         "win_rate": win_rate(scores),
         "win_rate_length_controlled": length_controlled(scores, [differences[i] for i in kept]),
@@ -143,4 +167,11 @@ def _other_texts(every: Sequence[Answers], answers: Answers, opponent: str) -> l
     """What the answers are compared with, in the order of the prompts."""
     if opponent == TRUTH:
         return [group.response for group in answers.groups]
-    return next(a.texts for a in every if (a.model, a.decoding) == (opponent, answers.decoding))
+    other = _same_decoding(every, answers, opponent)
+    assert other is not None  # EvaluateConfig.check
+    return other.texts
+
+
+def _same_decoding(every: Sequence[Answers], answers: Answers, model: str) -> Answers | None:
+    """Another model's answers by the same decoding."""
+    return next((a for a in every if (a.model, a.decoding) == (model, answers.decoding)), None)

@@ -59,8 +59,14 @@ COLUMNS = {
         SECOND,
     ),
     "correct": Column("correct answers", "{:.1%}", "share of answers that code finds right", ANSWERS),
+    "correct_difference": Column(
+        "minus baseline", "{:+.1%}", "correct answers minus the baseline's, by prompt", ANSWERS
+    ),
     "similarity": Column(
         "similarity to truth", "{:.4f}", "cosine similarity of the answer's embedding to the ground truth's", ANSWERS
+    ),
+    "similarity_difference": Column(
+        "similarity minus baseline", "{:+.4f}", "similarity minus the baseline's, by prompt", ANSWERS
     ),
     "mauve": Column(
         "MAUVE", "{:.3f}", "how alike the answers and the ground truths are as distributions, 0 to 1", ANSWERS
