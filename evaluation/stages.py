@@ -128,8 +128,9 @@ class Stages:
                 scores = candidate_logps(self.store, checkpoint.identity, self.ranked, load)
                 estimates |= ranking_metrics(scores, self.ranked, self.signal)
             found += [Measurement(checkpoint.name, "", name, value) for name, value in estimates.items()]
-            load.cache_clear()
-            gc.collect()  # the next model needs the room
+            if load.cache_info().currsize:
+                load.cache_clear()
+                gc.collect()  # the next model needs the room
         return found
 
     def _embedded(self, load: Any, identity: dict[str, Any]) -> Any:
