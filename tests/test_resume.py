@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
-from tests.training import cli
+from tests.training import cli, metrics
 from trainer.output import find_checkpoint, resume_from
 from trainer.run import main
 
@@ -92,8 +92,8 @@ def test_sigterm_saves_a_checkpoint_and_resuming_gives_what_never_stopping_gives
     process = subprocess.Popen(
         [sys.executable, "-m", "trainer.run", *words], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     )
-    metrics = tmp_path / "cut" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+    logs = tmp_path / "cut" / "metrics.jsonl"
+    while not (logs.exists() and logs.read_text().count("\n") >= 3):
         assert process.poll() is None
         time.sleep(0.01)
     process.terminate()
@@ -122,3 +122,12 @@ def test_a_set_that_changed_between_stop_and_resume_is_refused(
     capsys.readouterr()
     assert main([*words, "--resume_from_checkpoint", "true"]) == 2
     assert "already holds another job: its data.shards" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("objective", [[], ["--objective", "dpo", "--use", "an=2"]], ids=["cpo-rank", "dpo"])
+def test_the_last_step_of_a_run_is_in_its_metrics_once(
+    reference: Path, negative_set: Path, tmp_path: Path, objective: list[str]
+) -> None:
+    options = ["--max_steps", "5", "--logging_steps", "2", "--save_strategy", "no", "--report_to", "none", *objective]
+    assert main(cli(reference, negative_set, tmp_path / "out", *options)) == 0
+    assert [line["step"] for line in metrics(tmp_path / "out") if "loss" in line] == [2, 4, 5]

@@ -27,7 +27,7 @@ def step(model: Any, groups: list[TrainingGroup], row_tokens: int) -> None:
 
 
 def main() -> None:
-    kind, *size = sys.argv[1:]
+    kind, *size = sys.argv[1:] or ["gpt2"]
     model = make_model(kind).train()
     prepare_model(model)
     if not size:
