@@ -11,6 +11,7 @@ from data.prepare import describe_rejects, prepare_groups, require_groups
 from data.schema import Group
 from data.sources import Example
 from evaluation.generations import identify_model
+from evaluation.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,9 @@ class Checkpoint:
     groups: list[Group]
 
 
-def load_checkpoints(models: Mapping[str, str], examples: Sequence[Example], task: str, where: str) -> list[Checkpoint]:
+def load_checkpoints(
+    models: Mapping[str, str], examples: Sequence[Example], task: str, where: str, store: Store
+) -> list[Checkpoint]:
     """Identify the models and tokenise the prompts, without loading weights.
 
     Models with other contexts or tokenizers reject other rows: they are compared on the rows that all of them take.
@@ -41,6 +44,7 @@ def load_checkpoints(models: Mapping[str, str], examples: Sequence[Example], tas
     Args:
         models: name -> path.
         where: the data set's name, for messages.
+        store: see `identify_model`.
 
     Raises:
         UserError: a model cannot be used, or no row fits all of them.
@@ -51,7 +55,7 @@ def load_checkpoints(models: Mapping[str, str], examples: Sequence[Example], tas
     found: list[Checkpoint] = []
     for name, path in models.items():
         tokenizer, context = load_tokenizer(path), context_length(path)
-        identity = identify_model(path, tokenizer)
+        identity = identify_model(path, tokenizer, store)
         key = (identity["tokenizer_sha256"], context)
         if key not in prepared:
             groups, rejects, _ = prepare_groups(examples, task, tokenizer, context)

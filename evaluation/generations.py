@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from data.errors import UserError
-from data.identity import model_directory, read_object, tokenizer_hash, weights_hash
+from data.identity import model_directory, read_object, tokenizer_hash, weight_files, weights_hash
 from data.privacy import without_secrets
 from data.schema import Group
 from evaluation.decoding import Decoding
@@ -57,12 +57,14 @@ class GenerationSet:
     reused: bool
 
 
-def identify_model(path: str, tokenizer: Any) -> dict[str, str]:
+def identify_model(path: str, tokenizer: Any, store: Store | None = None) -> dict[str, str]:
     """What decides a model's answers: hashes of its weights, its tokenizer and its settings.
 
     Args:
         path: directory of the model.
         tokenizer: its transformers tokenizer.
+        store: remembers the hash of weights as long as nothing has touched their files: reading those of a 3 B model
+            takes seconds, for each of a dozen checkpoints and in each run.
     """
     directory = model_directory(path)
     # generation_config.json: vLLM ends an answer at any of its EOS tokens.
@@ -72,7 +74,7 @@ def identify_model(path: str, tokenizer: Any) -> dict[str, str]:
         for name in IDLE_SETTINGS:
             content.pop(name, None)
     return {
-        "weights_sha256": weights_hash(path),
+        "weights_sha256": _remembered_hash(path, store) if store else weights_hash(path),
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "settings_sha256": hash_of(settings),
     }
@@ -137,6 +139,17 @@ def generate(
     ids = [row.pop("id") for row in rows]
     seconds = float((table.schema.metadata or {})[SECONDS])
     return GenerationSet(key, hash_of(key), ids, [Sample(**row) for row in rows], seconds, not made)
+
+
+def _remembered_hash(path: str, store: Store) -> str:
+    files = []
+    for file in weight_files(model_directory(path)):
+        found = file.stat()
+        # The time of change (ctime) cannot be set, as the time of modification can.
+        files.append([str(file.resolve()), found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns])
+    return store.get_or_make("weights", {"files": files}, lambda: pa.table({"sha256": [weights_hash(path)]}))[
+        "sha256"
+    ].to_pylist()[0]
 
 
 def prompt_seed(seed: int, example_id: str) -> int:

@@ -58,17 +58,18 @@ class SecondModel:
     Args:
         path: directory of the model.
         dtype: that it computes in.
+        store: see `identify_model`.
 
     Raises:
         UserError: it is no model, or (when it is loaded) transformers cannot load it.
     """
 
-    def __init__(self, path: str, *, dtype: str = "float32"):
+    def __init__(self, path: str, *, dtype: str = "float32", store: Store | None = None):
         self.directory = str(check_model(path))
         self.path, self.dtype = path, dtype
         self.tokenizer = load_tokenizer(path)
         self.context = context_length(path)
-        self.identity = identify_model(path, self.tokenizer)
+        self.identity = identify_model(path, self.tokenizer, store)
 
     @functools.cached_property
     def scorer(self) -> Any:

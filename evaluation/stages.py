@@ -41,11 +41,11 @@ class Stages:
         self.config, self.store, self.metrics = config, store, metrics
         examples = load_examples(config.dataset, config.task, config.split, config.limit)
         models = {**config.models(), **ensembles}
-        self.checkpoints = load_checkpoints(models, examples, config.task, config.dataset)
+        self.checkpoints = load_checkpoints(models, examples, config.task, config.dataset, store)
         self.ranked, self.signal, shards = _held_out_groups(config, self.checkpoints)
         self.featuriser = Featuriser(config.featuriser) if config.featuriser and "mauve" in metrics else None
         scored = {"reverse_kl", "nll"} & set(metrics)
-        self.second = SecondModel(config.second_model) if config.second_model and scored else None
+        self.second = SecondModel(config.second_model, store=store) if config.second_model and scored else None
         self.job: dict[str, Any] = {
             "models": describe(self.checkpoints),
             "data": {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.errors import UserError
-from data.identity import load_tokenizer
+from data.identity import load_tokenizer, weights_hash
 from data.schema import Group
+from evaluation import generations
 from evaluation.decoding import parse_decoding
 from evaluation.generations import GenerationSet, generate, identify_model, prompt_seed
 from evaluation.store import Store
@@ -152,6 +154,27 @@ def test_what_does_not_decide_a_set_is_not_in_its_key(
     assert make(store, same, other, no_engine, decoding=greedy, seed=9).reused
     (moved / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
     assert identify_model(str(moved), load_tokenizer(str(moved))) != same
+
+
+def test_weights_are_read_once_as_long_as_their_files_are_untouched(
+    answering_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, store = tmp_path / "model", Store(str(tmp_path / "store"))
+    shutil.copytree(answering_model, model)
+    tokenizer = load_tokenizer(str(model))
+    read: list[str] = []
+    monkeypatch.setattr(generations, "weights_hash", lambda path: read.append(path) or weights_hash(path))
+    first = identify_model(str(model), tokenizer, store)
+    assert identify_model(str(model), tokenizer, store) == first == identify_model(str(answering_model), tokenizer)
+    assert read.count(str(model)) == 1
+
+    weights, times = model / "model.safetensors", (model / "model.safetensors").stat()
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # as many bytes, and the same time of modification
+    weights.write_bytes(content)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert identify_model(str(model), tokenizer, store)["weights_sha256"] == weights_hash(str(model))
+    assert identify_model(str(model), tokenizer, store) != first
 
 
 def test_seeds_differ_by_prompt_and_by_the_jobs_seed_and_reach_the_engine(
