@@ -93,6 +93,10 @@ class EvaluateConfig:
         for other in self.opponents():
             if other != TRUTH and other not in names:
                 raise UserError(f"--against '{other}' is no model of this run.{did_you_mean(other, names)}")
+        if self.against and "win_rate" not in self.chosen_metrics():
+            raise UserError("--against belongs to metric win_rate. Give --judge.model or --judge.reward_model too.")
+        if "win_rate" in self.chosen_metrics() and self.opponents() == names:
+            raise UserError(f"--against '{names[0]}' is the only model. Give another --model, or --against truth.")
 
     def models(self) -> dict[str, str]:
         """Name -> path, in the order given."""

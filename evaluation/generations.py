@@ -63,8 +63,7 @@ def identify_model(path: str, tokenizer: Any, store: Store | None = None) -> dic
     Args:
         path: directory of the model.
         tokenizer: its transformers tokenizer.
-        store: remembers the hash of weights as long as nothing has touched their files: reading those of a 3 B model
-            takes seconds, for each of a dozen checkpoints and in each run.
+        store: see `identify_weights`.
     """
     directory = model_directory(path)
     # generation_config.json: vLLM ends an answer at any of its EOS tokens.
@@ -74,7 +73,7 @@ def identify_model(path: str, tokenizer: Any, store: Store | None = None) -> dic
         for name in IDLE_SETTINGS:
             content.pop(name, None)
     return {
-        "weights_sha256": _remembered_hash(path, store) if store else weights_hash(path),
+        **identify_weights(path, store),
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "settings_sha256": hash_of(settings),
     }
@@ -141,15 +140,22 @@ def generate(
     return GenerationSet(key, hash_of(key), ids, [Sample(**row) for row in rows], seconds, not made)
 
 
-def _remembered_hash(path: str, store: Store) -> str:
+def identify_weights(path: str, store: Store | None = None) -> dict[str, str]:
+    """The hash of a model's weights.
+
+    Args:
+        store: remembers it as long as nothing has touched the files: reading those of a 3 B model takes seconds, for
+            each of a dozen checkpoints and in each run.
+    """
+    if store is None:
+        return {"weights_sha256": weights_hash(path)}
     files = []
     for file in weight_files(model_directory(path)):
         found = file.stat()
         # The time of change (ctime) cannot be set, as the time of modification can.
         files.append([str(file.resolve()), found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns])
-    return store.get_or_make("weights", {"files": files}, lambda: pa.table({"sha256": [weights_hash(path)]}))[
-        "sha256"
-    ].to_pylist()[0]
+    table = store.get_or_make("weights", {"files": files}, lambda: pa.table({"sha256": [weights_hash(path)]}))
+    return {"weights_sha256": table["sha256"][0].as_py()}
 
 
 def prompt_seed(seed: int, example_id: str) -> int:

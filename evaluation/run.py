@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from data.config import describe_options, load_config, resolve_path
 from data.errors import UserError, exit_on_user_error
 from data.log import start_logging
+from data.privacy import without_secrets
 from evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 JOB_FILE = "evaluation_job.json"
-# What an evaluation writes into --out.
-OWN = {JOB_FILE, "store", "ensembles"}
+# What an evaluation writes into --out; folders are there before it is finished.
+FOLDERS = {"store", "ensembles"}
 
 HELP = """usage: python -m evaluation.run --model NAME=PATH [--model NAME=PATH ...] --dataset D --out DIR [...]
 
@@ -71,36 +72,39 @@ def evaluate(config: EvaluateConfig) -> str:
     _refuse_other_files(folder)
     store = Store(resolve_path(config.store) if config.store else f"{folder.path}/store")
     judge = make_judge(config.judge, store.path) if "win_rate" in metrics else None
-    ensembles = write_ensembles(config)
-    stages = Stages(config, store, metrics, ensembles)
+    stages = Stages(config, store, metrics)
+    alphas = config.alphas()
+    ids = [group.id for group in stages.groups]
+    test, validation = halves(ids) if alphas else (range(len(ids)), range(0))
+    if "mauve" in metrics:
+        check_possible(min(map(len, (test, validation))) if alphas else len(test))
     job = {
-        **stages.job,
+        **stages.describe(),
         "decodings": [d.name for d in decodings],
         "against": config.opponents() if judge else [],
         "judge": judge.identity() if judge else None,
-        "baseline": next(iter(stages.job["models"])),
+        "baseline": stages.checkpoints[0].name,
     }
     _refuse_other_evaluation(folder, job)
-    folder.write(JOB_FILE, json.dumps(job, indent=2).encode())
+    folder.write(JOB_FILE, json.dumps(without_secrets(job), indent=2).encode())
 
-    ids = [group.id for group in stages.groups]
-    test, validation = halves(ids) if ensembles else (range(len(ids)), range(0))
-    if "mauve" in metrics:
-        check_possible(min(map(len, (test, validation))) if ensembles else len(test))
+    ensembles = write_ensembles(config)
+    stages.add_ensembles(ensembles)
+    job["models"] = stages.describe_models()
     every = stages.generate(decodings)
     stages.score_answers(every)
-    found = stages.measure_checkpoints()
+    found = stages.measure_checkpoints(test)
     if judge:
         judge_all(every, config.opponents(), judge)
         job["judge_spent"] = judge.spent()
 
     found += measure(every, metrics, test, mauve=stages.mauve(), baseline=job["baseline"])
-    if ensembles:
+    if alphas:
         chosen_on = measure(every, metrics, validation, mauve=stages.mauve())
-        job["sweep"] = describe_sweep(config.alphas(), ensembles, chosen_on, decodings[0].name)
+        job["sweep"] = describe_sweep(alphas, list(ensembles), chosen_on, decodings[0].name)
         job["sweep"] |= {"test_prompts": len(test), "validation_prompts": len(validation)}
     rows = sample_rows(every, test, checkable="correct" in metrics)
-    return write_report(folder, Results(job, environment(), found, rows, notes(every, metrics)))
+    return write_report(folder, Results(without_secrets(job), environment(), found, rows, notes(every, metrics)))
 
 
 def notes(every: "Sequence[Answers]", metrics: "Sequence[str]") -> list[str]:
@@ -127,17 +131,17 @@ def _refuse_other_files(folder: "Folder") -> None:
     names = folder.names()
     from evaluation.report import FILES
 
-    if names and (JOB_FILE not in names or not names <= {*OWN, *FILES}):
+    if not names <= FOLDERS and (JOB_FILE not in names or not names <= {JOB_FILE, *FOLDERS, *FILES}):
         raise UserError(f"output directory '{folder.path}' already holds other files. Choose another --out.")
 
 
 def _refuse_other_evaluation(folder: "Folder", job: dict[str, Any]) -> None:
-    """Other metrics or decodings of the same models on the same prompts may be added; the report is made anew."""
+    """Metrics, decodings and alphas may be added for the same models and prompts; the report is made anew."""
     if JOB_FILE not in folder.names():
         return
     there = json.loads(folder.read(JOB_FILE))
     for what in ("models", "data"):
-        if there.get(what) != job[what]:
+        if there.get(what) != without_secrets(job[what]):
             raise UserError(
                 f"output directory '{folder.path}' already holds an evaluation of other {what}. Choose another --out."
             )

@@ -3,7 +3,7 @@
 import functools
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from data.config import resolve_path
 from data.errors import UserError
 from data.schema import Group
 from data.sources import fingerprint, load_examples
-from evaluation.checkpoints import Checkpoint, describe, load_checkpoints
-from evaluation.config import EvaluateConfig
+from evaluation.checkpoints import Checkpoint, describe, ensemble_of, load_checkpoints
+from evaluation.config import MLE, EvaluateConfig
 from evaluation.decoding import Decoding, parse_decoding
 from evaluation.generations import generate
 from evaluation.likelihood import SecondModel, second_model_logps
@@ -26,6 +26,9 @@ from evaluation.store import Store, hash_of
 
 log = logging.getLogger(__name__)
 
+# What a sweep's CPO model is called in the record; it is measured as alpha-0 where that is asked for.
+SWEEP_CPO = "cpo of --sweep"
+
 
 class Stages:
     """What is evaluated, and the steps in their order.
@@ -33,39 +36,63 @@ class Stages:
     Args:
         metrics: those that are wanted.
 
+    Attributes:
+        checkpoints: that are compared; a sweep's ensembles only after `add_ensembles`.
+        mixed: the CPO model of a sweep, whose ensembles have its settings, tokenizer and prompts.
+
     Raises:
         UserError: unusable model, data or negative set.
     """
 
-    def __init__(self, config: EvaluateConfig, store: Store, metrics: Sequence[str], ensembles: dict[str, str]):
+    def __init__(self, config: EvaluateConfig, store: Store, metrics: Sequence[str]):
         self.config, self.store, self.metrics = config, store, metrics
-        examples = load_examples(config.dataset, config.task, config.split, config.limit)
-        models = {**config.models(), **ensembles}
-        self.checkpoints = load_checkpoints(models, examples, config.task, config.dataset, store)
-        self.ranked, self.signal, shards = _held_out_groups(config, self.checkpoints)
+        self.examples = load_examples(config.dataset, config.task, config.split, config.limit)
+        models = config.models()
+        if config.alphas():
+            assert config.mle is not None  # EvaluateConfig.alphas
+            assert config.cpo is not None
+            models |= {MLE: config.mle, SWEEP_CPO: config.cpo}
+        found = load_checkpoints(models, self.examples, config.task, config.dataset, store)
+        self.mixed = [found.pop()] if config.alphas() else []
+        self.checkpoints = found
+        self.ranked, self.signal, self.shards = _held_out_groups(config, metrics, self.checkpoints)
         self.featuriser = Featuriser(config.featuriser) if config.featuriser and "mauve" in metrics else None
         scored = {"reverse_kl", "nll"} & set(metrics)
         self.second = SecondModel(config.second_model, store=store) if config.second_model and scored else None
-        self.job: dict[str, Any] = {
-            "models": describe(self.checkpoints),
+        self.embedder = _embedder_identity(config.embedder) if "similarity" in metrics else None
+
+    def describe(self) -> dict[str, Any]:
+        """For the record: what is evaluated."""
+        config = self.config
+        return {
+            "models": self.describe_models(),
             "data": {
                 "name": config.dataset,
                 "task": config.task,
                 "split": config.split,
-                "examples": len(examples),
-                "examples_sha256": fingerprint(examples),
+                "examples": len(self.examples),
+                "examples_sha256": fingerprint(self.examples),
                 "used": len(self.groups),
             },
             "max_new_tokens": config.max_new_tokens,
             "seed": config.seed,
-            "metrics": list(metrics),
+            "metrics": list(self.metrics),
             "engine": config.engine,
-            "shards": shards,
+            "shards": self.shards,
             "featuriser": {"name": config.featuriser, **self.featuriser.identity()} if self.featuriser else None,
             "second_model": {"name": self.second.path, **self.second.identity} if self.second else None,
-            "embedder": _embedder_identity(config.embedder),
+            "embedder": self.embedder,
             "paper": config.paper,
         }
+
+    def describe_models(self) -> dict[str, Any]:
+        """For the record: the checkpoints, and the CPO model that a sweep mixes."""
+        return describe([*self.checkpoints, *self.mixed])
+
+    def add_ensembles(self, ensembles: Mapping[str, str]) -> None:
+        """Compare these too: name -> path, made of the sweep's models."""
+        for name, path in ensembles.items():
+            self.checkpoints.append(ensemble_of(self.mixed[0], name, path, self.store))
 
     @property
     def groups(self) -> list[Group]:
@@ -101,8 +128,8 @@ class Stages:
         if self.second is not None:
             for answers in every:
                 answers.second = second_model_logps(self.store, answers.generations, answers.groups, self.second)
-        if "similarity" in self.metrics:
-            embed = self._embedded(lambda: _load_embedder(self.config), self.job["embedder"])
+        if self.embedder is not None:
+            embed = self._embedded(lambda: _load_embedder(self.config), self.embedder)
             truths = embed([g.response for g in self.groups])
             for answers in every:
                 if answers.asked:
@@ -115,15 +142,19 @@ class Stages:
         measured = functools.partial(measure_mauve, self.store, self.featuriser)
         return functools.partial(measured, seed=self.config.seed)
 
-    def measure_checkpoints(self) -> list[Measurement]:
-        """What needs no answers: the ground truths' log-probabilities, the ranking of held-out groups."""
+    def measure_checkpoints(self, kept: Sequence[int]) -> list[Measurement]:
+        """What needs no answers: the ground truths' log-probabilities, the ranking of held-out groups.
+
+        Args:
+            kept: indices of the prompts whose ground truths count.
+        """
         found: list[Measurement] = []
         for checkpoint in self.checkpoints:
             load = functools.cache(functools.partial(_load_scorer, checkpoint.path))
             estimates: dict[str, Estimate] = {}
             if "truth" in self.metrics:
                 logps = truth_logps(self.store, checkpoint.identity, checkpoint.groups, load)
-                estimates |= truth_metrics(logps, checkpoint.groups)
+                estimates |= truth_metrics([logps[i] for i in kept], [checkpoint.groups[i] for i in kept])
             if "ranking" in self.metrics:
                 scores = candidate_logps(self.store, checkpoint.identity, self.ranked, load)
                 estimates |= ranking_metrics(scores, self.ranked, self.signal)
@@ -187,12 +218,12 @@ def _embedder_identity(embedder: str | None) -> dict[str, str] | None:
 
 
 def _held_out_groups(
-    config: EvaluateConfig, checkpoints: Sequence[Checkpoint]
+    config: EvaluateConfig, metrics: Sequence[str], checkpoints: Sequence[Checkpoint]
 ) -> tuple[list[Group], str, dict[str, Any] | None]:
     """The groups of the negative set that belong to the split, the signal that ranks them, and their identity."""
     from data.shards import NegativeSet
 
-    if config.shards is None:
+    if config.shards is None or "ranking" not in metrics:
         return [], "", None
     negatives = NegativeSet(resolve_path(config.shards))
     for checkpoint in checkpoints:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -83,3 +83,16 @@ def bootstrapped_mean(values: Sequence[float] | np.ndarray) -> Estimate:
     array = np.asarray(values, dtype=np.float64)
     error, interval = bootstrap(len(array), lambda indices: array[indices].mean(axis=1))
     return Estimate(float(array.mean()), error, len(array), interval)
+
+
+def bootstrapped_share(values: Sequence[float]) -> Estimate:
+    """`bootstrapped_mean` of values from 0 to 1, also where all of them are 0, or 1.
+
+    Resamples are then all alike, as if nothing were unsure. The interval is the exact one of a binomial share (Clopper
+    and Pearson), and there is no standard error.
+    """
+    found = bootstrapped_mean(values)
+    if found.n < 2 or found.mean not in (0.0, 1.0):
+        return found
+    bound = ((1 - LEVEL) / 2) ** (1 / found.n)
+    return replace(found, standard_error=math.nan, interval=(bound, 1.0) if found.mean else (0.0, 1 - bound))

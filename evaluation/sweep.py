@@ -14,17 +14,17 @@ CRITERIA = {"win_rate": True, "correct": True, "reverse_kl": False, "nll": False
 
 
 def write_ensembles(config: EvaluateConfig) -> dict[str, str]:
-    """The models of a sweep, name -> path: the MLE model, and OUT/ensembles/alpha-X, written where they are missing."""
+    """The ensembles of a sweep, name -> path OUT/ensembles/alpha-X; written where they are missing."""
     alphas = config.alphas()
     if not alphas:
         return {}
-    from trainer.ensemble import write_ensembles
+    from trainer.ensemble import directory_name, write_ensembles
 
     assert config.mle is not None  # EvaluateConfig.alphas
     assert config.cpo is not None
     output = Path(resolve_path(config.out)) / "ensembles"
     paths = write_ensembles(config.mle, config.cpo, alphas, output)
-    return dict(zip(config.sweep_models(), [config.mle, *map(str, paths)], strict=True))
+    return dict(zip(map(directory_name, alphas), map(str, paths), strict=True))
 
 
 def halves(ids: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -56,15 +56,14 @@ def propose(measurements: Iterable[Measurement], names: Sequence[str], decoding:
 
 
 def describe_sweep(
-    alphas: Sequence[float], models: Iterable[str], chosen_on: Sequence[Measurement], decoding: str
+    alphas: Sequence[float], names: Sequence[str], chosen_on: Sequence[Measurement], decoding: str
 ) -> dict[str, Any]:
     """For the report: what was measured on the validation half, and the alpha that it proposes.
 
     Args:
-        models: names as of `write_ensembles`: the MLE model first, then one per alpha.
+        names: of the ensembles, one per alpha.
         chosen_on: measurements of the validation half.
     """
-    names = list(models)[1:]
     proposal = propose(chosen_on, names, decoding)
     return {
         "alphas": list(alphas),

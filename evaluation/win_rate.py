@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from evaluation.statistics import Estimate, bootstrap, bootstrapped_mean
+from evaluation.statistics import Estimate, bootstrap, bootstrapped_mean, bootstrapped_share
 
 # Of the logistic regression: with perfectly separated outcomes its maximum lies at infinity. Beside the information
 # in n outcomes, up to n / 4, this is nothing.
@@ -21,6 +21,9 @@ LONGEST_STEP = 2.0
 # After a step this short the next one would be of the order of its square.
 TOLERANCE = 1e-4
 MAX_STEPS = 100
+# Share of the answers that must not be longer than the others, and that must not be shorter: else "equally long" lies
+# beyond what was seen, and a rate there is a guess that looks sure.
+SUPPORT = 0.05
 # Numbers of each of the few matrices [rows, n] that are held at a time: they then fit into the processor's cache.
 ELEMENTS = 1 << 16
 
@@ -69,7 +72,7 @@ def counts(outcomes: Sequence[Outcome]) -> Counts:
         ties=scores[0.5],
         losses=scores[0],
         flips=int(sum(flipped)),
-        flip_rate=bootstrapped_mean(flipped) if flipped else None,
+        flip_rate=bootstrapped_share(flipped) if flipped else None,
         not_judged=dict(Counter(outcome.reason for outcome in outcomes if outcome.score is None)),
     )
 
@@ -77,7 +80,7 @@ def counts(outcomes: Sequence[Outcome]) -> Counts:
 def win_rate(scores: Sequence[float | None]) -> Estimate | None:
     """The mean score over the judged prompts, a tie counting half; None if none was judged."""
     judged = [score for score in scores if score is not None]
-    return bootstrapped_mean(judged) if judged else None
+    return bootstrapped_share(judged) if judged else None
 
 
 def difference(scores_a: Sequence[float | None], scores_b: Sequence[float | None]) -> Estimate | None:
@@ -115,15 +118,18 @@ def length_controlled(scores: Sequence[float | None], differences: Sequence[floa
         differences: by how much each answer is longer than the other, in any one unit; see `length_differences`.
 
     Returns:
-        None if none was judged, or if all lengths differ by the same amount: nothing then tells its effect apart.
+        None if none was judged, if all lengths differ by the same amount (nothing then tells its effect apart), or if
+        next to all answers are longer, or shorter, than the others: see SUPPORT.
     """
     pairs = [(score, d) for score, d in zip(scores, differences, strict=True) if score is not None]
     if not pairs:
         return None
     score, length = np.array(pairs, dtype=np.float64).T
     spread = length.std(ddof=1) if len(length) > 1 else 0.0
+    if min((length <= 0).mean(), (length >= 0).mean()) < SUPPORT:
+        return None
     if spread == 0:
-        return win_rate(scores) if not length.any() else None
+        return win_rate(scores)
     feature = np.tanh(length / spread)
     fitted = fit(feature, score, np.ones((1, len(score))))
     error, interval = bootstrap(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.errors import UserError
+from data.privacy import without_secrets
 from negatives_gen.beam_search import BeamSearch
 
 # What vLLM needs on a CPU; the user's own environment and engine.* options win.
@@ -75,7 +76,9 @@ class Engine:
             self.llm = LLM(model=model, seed=seed, **arguments)
         except (ValueError, TypeError, OSError) as error:
             reason = str(error).strip().replace("\n", " ")
-            raise UserError(f"vLLM cannot serve '{model}' with engine options {arguments}: {reason}") from error
+            raise UserError(
+                f"vLLM cannot serve '{model}' with engine options {without_secrets(arguments)}: {reason}"
+            ) from error
 
     def sample(
         self,

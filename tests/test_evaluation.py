@@ -138,7 +138,11 @@ def measured(out: Path, **wanted: str) -> dict[tuple[str, str], Estimate]:
 
 def test_the_same_model_twice_gets_the_same_numbers(evaluation: Path) -> None:
     first = measured(evaluation, model="first", against="")
-    assert first == measured(evaluation, model="second", against="")
+    second = measured(evaluation, model="second", against="")
+    differences = {key: second.pop(key) for key in list(second) if key[0].endswith("_difference")}
+    assert first == second
+    assert {key[0] for key in differences} == {"correct_difference"}
+    assert all((d.mean, d.standard_error) == (0, 0) for d in differences.values())
     assert first["correct", "greedy"].n == 12
     assert first["ranking_accuracy", ""].n == 48
     assert {("nll", "greedy"), ("nll", "beam2"), ("answer_tokens", "beam2"), ("truth_logp", "")} <= set(first)
@@ -212,18 +216,37 @@ def test_an_evaluation_of_other_prompts_is_not_written_over(
 
 
 def test_a_sweep_reports_on_prompts_that_chose_nothing(mle: Path, cpo: Path, tmp_path: Path) -> None:
-    done = run_command(
-        "evaluation.run", "--sweep", "alpha=0,0.5", "--mle", str(mle), "--cpo", str(cpo), "--dataset", "facts",
-        "--limit", "24", "--max_new_tokens", "4", "--out", str(tmp_path / "out"),
-    )  # fmt: skip
+    out = tmp_path / "out"
+    options = {
+        "sweep": "alpha=0,0.5", "mle": str(mle), "cpo": str(cpo), "dataset": "facts", "limit": "24",
+        "max_new_tokens": "4", "out": str(out), "engine.hf_token": "hf_a-secret",
+    }  # fmt: skip
+    words = [word for key, value in options.items() for word in (f"--{key}", value)]
+    # A mistake leaves nothing behind that stands in the way of the next try.
+    with pytest.raises(UserError, match="does not exist"):
+        evaluate(load_config(EvaluateConfig, [*words, "--dataset", "no.jsonl"], command="test"))
+    with pytest.raises(UserError, match="other-model"):
+        evaluate(load_config(EvaluateConfig, [*words, "--cpo", "./other-model"], command="test"))
+    assert not (out / "ensembles").exists()
+    done = run_command("evaluation.run", *words)
     assert done.returncode == 0, done.stderr[-3000:]
-    job = json.loads((tmp_path / "out" / "report.json").read_text())["job"]
+    with pytest.raises(UserError, match="an evaluation of other models"):
+        evaluate(load_config(EvaluateConfig, [*words, "--mle", str(cpo), "--sweep", "alpha=0.9"], command="test"))
+    assert not (out / "ensembles" / "alpha-0.9").exists()
+    kept = [path.read_bytes() for path in out.rglob("*") if path.is_file()]
+    assert len(kept) > 5
+    assert not any(b"a-secret" in content for content in kept)
+    job = json.loads((out / "report.json").read_text())["job"]
     sweep = job["sweep"]
-    assert list(job["models"]) == ["mle", "alpha-0", "alpha-0.5"]
+    assert list(job["models"]) == ["mle", "alpha-0", "alpha-0.5", "cpo of --sweep"]
+    assert job["models"]["alpha-0"]["weights_sha256"] == job["models"]["cpo of --sweep"]["weights_sha256"]
     assert sweep["metric"] == "correct"
     assert sweep["proposed"] in (0, 0.5)
     assert sweep["test_prompts"] + sweep["validation_prompts"] == 24
     assert {m["n"] for m in sweep["validation"] if m["metric"] == "correct"} == {sweep["validation_prompts"]}
-    found = measured(tmp_path / "out", model="alpha-0.5", metric="correct")
+    found = measured(out, model="alpha-0.5", metric="correct")
     assert found["correct", "greedy"].n == sweep["test_prompts"]
-    assert (tmp_path / "out" / "ensembles" / "alpha-0.5" / "model.safetensors").is_file()
+    # Nothing but `validation` is of the prompts that alpha was chosen on.
+    assert {m.estimate.n for m in read_report(str(out)).measurements} == {sweep["test_prompts"]}
+    assert f"{sweep['test_prompts']} that the tables are of" in (out / "report.md").read_text()
+    assert (out / "ensembles" / "alpha-0.5" / "model.safetensors").is_file()

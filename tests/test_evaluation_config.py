@@ -34,7 +34,7 @@ def test_a_sweep_brings_the_mle_model_and_its_ensembles() -> None:
     assert config(*SWEEP).alphas() == [0.0, 0.5]
     assert config(*SWEEP).sweep_models() == ["mle", "alpha-0", "alpha-0.5"]
     assert config(*MODEL).sweep_models() == []
-    assert config(*MODEL, *SWEEP, "--against", "alpha-0.5").opponents() == ["alpha-0.5"]
+    assert config(*MODEL, *SWEEP, "--judge.model", "m", "--against", "alpha-0.5").opponents() == ["alpha-0.5"]
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,8 @@ def test_a_sweep_brings_the_mle_model_and_its_ensembles() -> None:
         ([*MODEL, "--metrics", "reverse_kl"], "needs --second_model"),
         ([*MODEL, "--metrics", "correct"], "needs --dataset facts"),
         ([*MODEL, "--against", "b"], "--against 'b' is no model of this run"),
+        ([*MODEL, "--against", "truth"], "--against belongs to metric win_rate"),
+        ([*MODEL, "--judge.model", "m", "--against", "a"], "'a' is the only model"),
         ([*MODEL, "--limit", "0"], "--limit must be at least 1"),
         ([*MODEL, "--split", "half"], "unknown split 'half'"),
         ([*MODEL, "--embedder", "reference"], "one model for all checkpoints"),

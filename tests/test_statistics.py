@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.statistics import Estimate, bootstrap, bootstrapped_mean, resamples
+from evaluation.statistics import Estimate, bootstrap, bootstrapped_mean, bootstrapped_share, resamples
 
 
 def test_resamples_are_the_same_for_every_model_of_a_run() -> None:
@@ -52,3 +52,13 @@ def test_bootstrapped_mean_of_one_value_claims_no_certainty() -> None:
 
 def test_bootstrapped_mean_of_equal_values_is_exact() -> None:
     assert bootstrapped_mean([1.0, 1.0, 1.0]) == Estimate(1.0, 0.0, 3, (1.0, 1.0))
+
+
+def test_a_share_of_all_or_of_none_is_not_sure() -> None:
+    assert bootstrapped_share([0.0, 1.0, 0.5]) == bootstrapped_mean([0.0, 1.0, 0.5])
+    for values in ([1.0] * 20, [0.0] * 20):
+        found = bootstrapped_share(values)
+        exact = stats.binomtest(int(sum(values)), 20).proportion_ci(method="exact")
+        assert found.interval == pytest.approx((exact.low, exact.high))
+        assert math.isnan(found.standard_error)
+    assert bootstrapped_share([1.0]).interval is None

@@ -53,8 +53,8 @@ def test_the_best_ensemble_by_the_first_criterion_is_proposed(
 
 
 def test_the_description_names_the_alpha() -> None:
-    found = describe_sweep([0.0, 0.5, 0.9], ["mle", *NAMES], measured("correct", [0.0, 0.1, 0.5, 0.2]), "greedy")
+    found = describe_sweep([0.0, 0.5, 0.9], NAMES, measured("correct", [0.0, 0.1, 0.5, 0.2]), "greedy")
     assert (found["metric"], found["proposed"]) == ("correct", 0.5)
     assert found["models"] == {"alpha-0": 0.0, "alpha-0.5": 0.5, "alpha-0.9": 0.9}
     assert found["validation"][1].estimate.mean == 0.1
-    assert describe_sweep([0.0], ["mle", "alpha-0"], [], "greedy")["proposed"] is None
+    assert describe_sweep([0.0], ["alpha-0"], [], "greedy")["proposed"] is None

@@ -234,6 +234,16 @@ def test_without_a_difference_in_length_the_win_rate_is_the_controlled_one() -> 
     assert length_controlled(scores, [7, 7, 7, 7]) is None  # nothing tells the effect of length apart
 
 
+@pytest.mark.parametrize(("mean", "known"), [(100, False), (-100, False), (5, True)])
+def test_no_rate_at_equal_length_where_no_answers_are_about_equally_long(mean: float, known: bool) -> None:
+    draw = np.random.default_rng(8)
+    longer_by, scores = draw.normal(mean, 5, 500), (draw.random(500) < 0.7).astype(float)
+    found = length_controlled(scores.tolist(), longer_by.tolist())
+    assert (found is not None) == known
+    if found is not None and found.interval is not None:
+        assert found.interval[0] < 0.7 < found.interval[1]
+
+
 def test_length_is_in_characters_of_the_text() -> None:
     assert length_differences(["four", "née", ""], ["", "né", "ab"]) == [4, 1, -2]
 
