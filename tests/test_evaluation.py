@@ -250,3 +250,33 @@ def test_a_sweep_reports_on_prompts_that_chose_nothing(mle: Path, cpo: Path, tmp
     assert {m.estimate.n for m in read_report(str(out)).measurements} == {sweep["test_prompts"]}
     assert f"{sweep['test_prompts']} that the tables are of" in (out / "report.md").read_text()
     assert (out / "ensembles" / "alpha-0.5" / "model.safetensors").is_file()
+
+
+class InstantEngineStub:
+    """Answers every prompt at once, with its own first tokens: for what an evaluation adds to the model's time."""
+
+    def __init__(self, model: str, **_: Any):
+        self.tokenizer = load_tokenizer(model)
+
+    def decode(self, prompts: list[list[int]], **_: Any) -> list[Sample]:
+        return [Sample(ids[:12], self.tokenizer.decode(ids[:12]), "stop", -9.0, None) for ids in prompts]
+
+
+def test_an_evaluation_adds_little_to_the_models_time(
+    answering_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """960 prompts by five decodings: on two cores the models of docs/benchmarks.md take minutes to answer them."""
+    monkeypatch.setattr(negatives_gen.engine, "Engine", InstantEngineStub)
+    options = {
+        "model": f"m={answering_model}", "dataset": "facts", "split": "all", "metrics": "correct,text",
+        "out": str(tmp_path / "out"),
+    }  # fmt: skip
+    words = [word for key, value in options.items() for word in (f"--{key}", value)]
+    for decoding in ("greedy", "topk50", "topk50-p0.7", "beam2", "beam4"):
+        words += ["--decode", decoding]
+    config = load_config(EvaluateConfig, words, command="test")
+    for _ in ("made", "taken from the store"):
+        started = time.process_time()
+        evaluate(config)
+        assert time.process_time() - started < 5  # seconds of the processor's time
+    assert measured(tmp_path / "out", metric="correct")["correct", "beam4"].n == 960
