@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data.errors import UserError
-from data.identity import check_model, context_length, load_tokenizer
-from data.prepare import describe_rejects, prepare_groups, require_groups
+from data.identity import check_model, context_length
 from data.schema import Group
 from data.sources import Example
 from data.tasks import TASKS
 from evaluation.generations import identify_model, identify_weights
+from evaluation.prompts import Prompts, read_prompts
 from evaluation.store import Store
 
 log = logging.getLogger(__name__)
@@ -54,30 +54,38 @@ def load_checkpoints(
     """
     for path in models.values():
         check_model(path)
-    prepared: dict[tuple[str, int], list[Group]] = {}
-    found: list[Checkpoint] = []
-    cut = TASKS[task].over_long == "truncate"
-    shortest = min(map(context_length, models.values()))
-    for name, path in models.items():
-        tokenizer, context = load_tokenizer(path), context_length(path)
-        identity = identify_model(path, tokenizer, store)
-        if cut and (not found or identity["tokenizer_sha256"] == found[0].identity["tokenizer_sha256"]):
-            context = shortest
-        key = (identity["tokenizer_sha256"], context)
-        if key not in prepared:
-            groups, rejects, _ = prepare_groups(examples, task, tokenizer, context)
-            require_groups(groups, rejects, f"data set '{where}'")
-            if cut and not prepared:  # for the other tokenizers these are prompts and responses
-                examples = [Example(g.id, g.prompt, g.response, g.split) for g in groups]
-                task = "prompt-completion"
-            prepared[key] = groups
-            log.info("%s: %d examples, %s", name, len(groups), describe_rejects(rejects))
-        found.append(Checkpoint(name, path, identity, context, prepared[key]))
-    common = set.intersection(*({g.id for g in groups} for groups in prepared.values()))
+    read = _read_for_all(models, examples, task, where, store)
+    common = set.intersection(*({g.id for g in prompts.groups} for prompts, _ in read.values()))
     if not common:
         raise UserError(f"no row of data set '{where}' fits all of the models. Compare fewer models.")
-    kept = {key: [g for g in groups if g.id in common] for key, groups in prepared.items()}
-    return [replace(c, groups=kept[c.identity["tokenizer_sha256"], c.context]) for c in found]
+    found: list[Checkpoint] = []
+    for name, (prompts, context) in read.items():
+        log.info("%s: %d examples, %s", name, len(prompts.groups), prompts.rejected)
+        identity = identify_model(models[name], prompts.tokenizer_sha256, store)
+        kept = [g for g in prompts.groups if g.id in common]
+        found.append(Checkpoint(name, models[name], identity, context, kept))
+    return found
+
+
+def _read_for_all(
+    models: Mapping[str, str], examples: Sequence[Example], task: str, where: str, store: Store
+) -> dict[str, tuple[Prompts, int]]:
+    """Name -> the examples as its tokenizer reads them, and the context that they were read for."""
+    contexts = {name: context_length(path) for name, path in models.items()}
+    if TASKS[task].over_long != "truncate":
+        return {
+            name: (read_prompts(path, examples, task, contexts[name], where, store), contexts[name])
+            for name, path in models.items()
+        }
+    shortest = min(contexts.values())
+    found = {name: (read_prompts(p, examples, task, shortest, where, store), shortest) for name, p in models.items()}
+    first, _ = next(iter(found.values()))
+    pairs = [Example(g.id, g.prompt, g.response, g.split) for g in first.groups]
+    for name, (prompts, _) in found.items():
+        if prompts.tokenizer_sha256 != first.tokenizer_sha256:  # it would cut elsewhere
+            other = read_prompts(models[name], pairs, "prompt-completion", contexts[name], where, store)
+            found[name] = other, contexts[name]
+    return found
 
 
 def ensemble_of(model: Checkpoint, name: str, path: str, store: Store) -> Checkpoint:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from data.errors import UserError
-from data.identity import model_directory, read_object, tokenizer_hash, weight_files, weights_hash
+from data.identity import model_directory, read_object, weight_files, weights_hash
 from data.privacy import without_secrets
 from data.schema import Group
 from evaluation.decoding import Decoding
@@ -57,12 +57,12 @@ class GenerationSet:
     reused: bool
 
 
-def identify_model(path: str, tokenizer: Any, store: Store | None = None) -> dict[str, str]:
+def identify_model(path: str, tokenizer_sha256: str, store: Store | None = None) -> dict[str, str]:
     """What decides a model's answers: hashes of its weights, its tokenizer and its settings.
 
     Args:
         path: directory of the model.
-        tokenizer: its transformers tokenizer.
+        tokenizer_sha256: of its tokenizer, see `data.identity.tokenizer_hash`.
         store: see `identify_weights`.
     """
     directory = model_directory(path)
@@ -74,7 +74,7 @@ def identify_model(path: str, tokenizer: Any, store: Store | None = None) -> dic
             content.pop(name, None)
     return {
         **identify_weights(path, store),
-        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "tokenizer_sha256": tokenizer_sha256,
         "settings_sha256": hash_of(settings),
     }
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from data.encode import encode_pairs, special_ids
 from data.errors import UserError, first_line
-from data.identity import check_model, context_length, load_tokenizer
+from data.identity import check_model, context_length, load_tokenizer, tokenizer_hash
 from data.schema import Group
 from evaluation.generations import GenerationSet, identify_model
 from evaluation.statistics import Estimate
@@ -69,7 +69,7 @@ class SecondModel:
         self.path, self.dtype = path, dtype
         self.tokenizer = load_tokenizer(path)
         self.context = context_length(path)
-        self.identity = identify_model(path, self.tokenizer, store)
+        self.identity = identify_model(path, tokenizer_hash(self.tokenizer), store)
 
     @functools.cached_property
     def scorer(self) -> Any:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.errors import UserError
-from data.identity import load_tokenizer, weights_hash
+from data.identity import load_tokenizer, tokenizer_hash, weights_hash
 from data.schema import Group
 from evaluation import generations
 from evaluation.decoding import parse_decoding
@@ -49,7 +49,7 @@ def groups(answering_model: Path) -> list[Group]:
 
 @pytest.fixture(scope="module")
 def identity(answering_model: Path) -> dict[str, str]:
-    return identify_model(str(answering_model), load_tokenizer(str(answering_model)))
+    return identify_model(str(answering_model), tokenizer_hash(load_tokenizer(str(answering_model))))
 
 
 def make(store: Store, identity: dict[str, str], groups: list[Group], engine: Callable[[], Any], **changed: Any) -> Any:
@@ -148,12 +148,12 @@ def test_what_does_not_decide_a_set_is_not_in_its_key(
     shutil.copytree(answering_model, moved)
     config = json.loads((moved / "config.json").read_text())
     (moved / "config.json").write_text(json.dumps({**config, "transformers_version": "99", "_name_or_path": "x"}))
-    same = identify_model(str(moved), load_tokenizer(str(moved)))
+    same = identify_model(str(moved), tokenizer_hash(load_tokenizer(str(moved))))
     # A seed draws nothing of a greedy answer; what the ground truth is does not matter either.
     other = [dataclasses.replace(g, response="x", response_ids=[0], split="train") for g in groups]
     assert make(store, same, other, no_engine, decoding=greedy, seed=9).reused
     (moved / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
-    assert identify_model(str(moved), load_tokenizer(str(moved))) != same
+    assert identify_model(str(moved), tokenizer_hash(load_tokenizer(str(moved)))) != same
 
 
 def test_weights_are_read_once_as_long_as_their_files_are_untouched(
@@ -161,7 +161,7 @@ def test_weights_are_read_once_as_long_as_their_files_are_untouched(
 ) -> None:
     model, store = tmp_path / "model", Store(str(tmp_path / "store"))
     shutil.copytree(answering_model, model)
-    tokenizer = load_tokenizer(str(model))
+    tokenizer = tokenizer_hash(load_tokenizer(str(model)))
     read: list[str] = []
     monkeypatch.setattr(generations, "weights_hash", lambda path: read.append(path) or weights_hash(path))
     first = identify_model(str(model), tokenizer, store)

@@ -234,7 +234,7 @@ def test_a_model_has_no_divergence_from_itself(
 ) -> None:
     """Drawn and weighed by vLLM, scored by transformers: two programs, one model."""
     store, groups = Store(str(tmp_path)), facts_groups(answering_model, 40)
-    identity = identify_model(str(answering_model), tokenizer)
+    identity = identify_model(str(answering_model), tokenizer_hash(tokenizer))
     drawn = generate(store, identity, {}, parse_decoding("sample"), groups, 20, 128, 0, lambda: engine)
     log_q = [s.logp for s in drawn.samples]
     itself = reverse_kl(log_q, second_model_logps(store, drawn, groups, SecondModel(str(answering_model))).logps)
