@@ -18,12 +18,25 @@ class Tokens(NamedTuple):
 NOTHING = Tokens(0, 0)
 
 
+def asked_tokens(prompt: str, max_tokens: int) -> Tokens:
+    """The most that a prompt and its answer take by themselves: no tokenizer makes more tokens than there are bytes."""
+    return Tokens(len(prompt.encode()), max_tokens)
+
+
 @dataclass
 class Budget:
     """Counts what is spent on an API and says when the next request might exceed a cap.
 
-    The most that a request can cost is reserved before it is sent. What the answer reports takes the place of that;
-    where nothing is known (a time-out, half an answer) the reservation stays.
+    The most that a request can take is reserved before it is sent: what is asked, and what the server may add to that.
+    What an answer reports takes the place of the reservation; where nothing is known (a time-out, half an answer) it
+    stays. What a server adds is known by its answers only: at most all input tokens of the first, and of each later one
+    that took more than was reserved for it. So until the first answer, and from one that took more until one that did
+    not, requests are to go one at a time (see `one_at_a_time`).
+
+    `max_requests` holds to the request. `max_cost` holds if the server reports its tokens and adds to no request more
+    than to the first that it answers; only what is sent up to that answer may cost more than was thought, and exceed a
+    cap that leaves no room for it. If the server adds more later, the requests that are under way then may exceed the
+    cap. Of a server that reports no tokens only TEMPLATE_TOKENS can be assumed.
 
     Attributes:
         max_requests: requests that may be sent, retries among them; None: any number.
@@ -32,8 +45,10 @@ class Budget:
         output_price: likewise.
         requests: sent.
         used: tokens that answers reported.
-        reserved: tokens of requests under way, and of those that may have cost something.
-        template_tokens: reserved for what the server adds to a prompt; grows if a server adds more.
+        open: requests under way, and those that may have cost something.
+        asked: tokens of these by themselves.
+        added: tokens that the server may add to a request's input and, beyond what was asked for, to its output.
+        settled: whether the last answer kept within what was reserved.
     """
 
     max_requests: int | None = None
@@ -42,31 +57,52 @@ class Budget:
     output_price: float | None = None
     requests: int = 0
     used: Tokens = NOTHING
-    reserved: Tokens = NOTHING
-    template_tokens: int = TEMPLATE_TOKENS
+    open: int = 0
+    asked: Tokens = NOTHING
+    added: Tokens = Tokens(TEMPLATE_TOKENS, 0)
+    settled: bool = False
 
-    def dearest(self, prompt: str, max_tokens: int) -> Tokens:
-        """The most that a request can take: no tokenizer makes more tokens of a text than it has bytes."""
-        return Tokens(len(prompt.encode()) + self.template_tokens, max_tokens)
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether the next request is to wait for those under way."""
+        return self.max_cost is not None and not self.settled
 
-    def cap_against(self, tokens: Tokens) -> str:
+    def dearest(self, asked: Tokens) -> Tokens:
+        """The most that a request can take, by what is known of the server."""
+        return _sum(asked, self.added)
+
+    def cap_against(self, asked: Tokens) -> str:
         """The cap that a request of so many tokens might exceed, "max_requests" or "max_cost"; "" if none."""
         if self.max_requests is not None and self.requests >= self.max_requests:
             return "max_requests"
-        if self.max_cost is not None and self.price(_sum(self.used, self.reserved, tokens)) > self.max_cost:
+        if self.max_cost is not None and self.cost + self.price(self.dearest(asked)) > self.max_cost:
             return "max_cost"
         return ""
 
-    def reserve(self, tokens: Tokens) -> None:
+    def reserve(self, asked: Tokens) -> None:
         """Count a request that is now sent."""
         self.requests += 1
-        self.reserved = _sum(self.reserved, tokens)
+        self.open += 1
+        self.asked = _sum(self.asked, asked)
 
-    def settle(self, reserved: Tokens, used: Tokens) -> None:
-        """Count what a request took instead of what was reserved for it."""
-        self.reserved = Tokens(self.reserved.input - reserved.input, self.reserved.output - reserved.output)
+    def release(self, asked: Tokens) -> None:
+        """Count a request as free."""
+        self.open -= 1
+        self.asked = Tokens(self.asked.input - asked.input, self.asked.output - asked.output)
+
+    def settle(self, asked: Tokens, used: Tokens | None) -> None:
+        """Count what a request took instead of what was reserved for it; None: its answer does not say."""
+        if used is None:
+            self.settled = True  # nothing is learnt by waiting
+            return
+        first, dearest = self.used == NOTHING, self.dearest(asked)
+        self.release(asked)
         self.used = _sum(self.used, used)
-        self.template_tokens += max(0, used.input - reserved.input)
+        within = used.input <= dearest.input and used.output <= dearest.output
+        self.settled = first or within
+        if first or not within:
+            over = max(self.added.output, used.output - asked.output)
+            self.added = Tokens(max(self.added.input, used.input), over)
 
     def price(self, tokens: Tokens) -> float:
         """Of so many tokens; 0 without prices."""
@@ -74,8 +110,9 @@ class Budget:
 
     @property
     def cost(self) -> float:
-        """The most that everything so far can have cost."""
-        return self.price(_sum(self.used, self.reserved))
+        """The most that everything so far can have cost, by what is known of the server."""
+        added = Tokens(self.open * self.added.input, self.open * self.added.output)
+        return self.price(_sum(self.used, self.asked, added))
 
     def __str__(self) -> str:
         spent = f"{self.requests:,} requests, {self.used.input:,} input and {self.used.output:,} output tokens"
