@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 MILLION = 1_000_000
-# What a server's chat template puts around one message, in tokens, at first guess: role marks, a system message.
-TEMPLATE_TOKENS = 256
 
 
 class Tokens(NamedTuple):
@@ -16,6 +14,15 @@ class Tokens(NamedTuple):
 
 
 NOTHING = Tokens(0, 0)
+# What a server's chat template puts around one message, at first guess: role marks, a system message.
+TEMPLATE = Tokens(256, 0)
+
+
+class Reservation(NamedTuple):
+    """Of a request that was sent as the number-th, from 1."""
+
+    asked: Tokens
+    number: int
 
 
 def asked_tokens(prompt: str, max_tokens: int) -> Tokens:
@@ -30,13 +37,13 @@ class Budget:
     The most that a request can take is reserved before it is sent: what is asked, and what the server may add to that.
     What an answer reports takes the place of the reservation; where nothing is known (a time-out, half an answer) it
     stays. What a server adds is known by its answers only: at most all input tokens of the first, and of each later one
-    that took more than was reserved for it. So until the first answer, and from one that took more until one that did
-    not, requests are to go one at a time (see `one_at_a_time`).
+    that took more than was reserved for it. So until the first answer, and from one that took more until a request that
+    was sent after it did not, requests are to go one at a time (see `one_at_a_time`).
 
     `max_requests` holds to the request. `max_cost` holds if the server reports its tokens and adds to no request more
     than to the first that it answers; only what is sent up to that answer may cost more than was thought, and exceed a
     cap that leaves no room for it. If the server adds more later, the requests that are under way then may exceed the
-    cap. Of a server that reports no tokens only TEMPLATE_TOKENS can be assumed.
+    cap. Of a server that reports no tokens only TEMPLATE can be assumed.
 
     Attributes:
         max_requests: requests that may be sent, retries among them; None: any number.
@@ -48,7 +55,8 @@ class Budget:
         open: requests under way, and those that may have cost something.
         asked: tokens of these by themselves.
         added: tokens that the server may add to a request's input and, beyond what was asked for, to its output.
-        settled: whether the last answer kept within what was reserved.
+        grown_at: requests that had been sent when an answer last took more than was reserved.
+        settled: whether one that was sent later did not.
     """
 
     max_requests: int | None = None
@@ -59,7 +67,8 @@ class Budget:
     used: Tokens = NOTHING
     open: int = 0
     asked: Tokens = NOTHING
-    added: Tokens = Tokens(TEMPLATE_TOKENS, 0)
+    added: Tokens = TEMPLATE
+    grown_at: int = 0
     settled: bool = False
 
     @property
@@ -79,30 +88,32 @@ class Budget:
             return "max_cost"
         return ""
 
-    def reserve(self, asked: Tokens) -> None:
+    def reserve(self, asked: Tokens) -> Reservation:
         """Count a request that is now sent."""
         self.requests += 1
         self.open += 1
         self.asked = _sum(self.asked, asked)
+        return Reservation(asked, self.requests)
 
-    def release(self, asked: Tokens) -> None:
+    def release(self, reserved: Reservation) -> None:
         """Count a request as free."""
         self.open -= 1
-        self.asked = Tokens(self.asked.input - asked.input, self.asked.output - asked.output)
+        self.asked = Tokens(self.asked.input - reserved.asked.input, self.asked.output - reserved.asked.output)
 
-    def settle(self, asked: Tokens, used: Tokens | None) -> None:
+    def settle(self, reserved: Reservation, used: Tokens | None) -> None:
         """Count what a request took instead of what was reserved for it; None: its answer does not say."""
-        if used is None:
-            self.settled = True  # nothing is learnt by waiting
-            return
-        first, dearest = self.used == NOTHING, self.dearest(asked)
-        self.release(asked)
-        self.used = _sum(self.used, used)
-        within = used.input <= dearest.input and used.output <= dearest.output
-        self.settled = first or within
-        if first or not within:
-            over = max(self.added.output, used.output - asked.output)
-            self.added = Tokens(max(self.added.input, used.input), over)
+        if used is not None:
+            self.release(reserved)
+            first, dearest = self.used == NOTHING, self.dearest(reserved.asked)
+            self.used = _sum(self.used, used)
+            within = used.input <= dearest.input and used.output <= dearest.output
+            if first or not within:
+                over = used.output - reserved.asked.output
+                self.added = Tokens(max(self.added.input, used.input), max(self.added.output, over))
+            if not first and not within:
+                self.grown_at, self.settled = self.requests, False
+        if reserved.number > self.grown_at:
+            self.settled = True
 
     def price(self, tokens: Tokens) -> float:
         """Of so many tokens; 0 without prices."""

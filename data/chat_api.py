@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from data.budget import Budget, Tokens, asked_tokens
+from data.budget import Budget, Reservation, Tokens, asked_tokens
 from data.chat_options import OPENAI_URL
 from data.errors import UserError, first_line
 from data.privacy import HIDDEN
@@ -169,9 +169,9 @@ class ChatAPI:
         asked = asked_tokens(prompt, self.max_tokens)
         tries = 0
         while True:
-            await self._reserve(asked)
+            reserved = await self._reserve(asked)
             try:
-                return await self._send(prompt, seed, asked)
+                return await self._send(prompt, seed, reserved)
             except (openai.OpenAIError, ValueError, TimeoutError) as error:
                 wanted = 0.0
                 if isinstance(error, openai.APIStatusError):
@@ -186,7 +186,7 @@ class ChatAPI:
             await self._pause_for_server(tries)
             tries += 1
 
-    async def _reserve(self, asked: Tokens) -> None:
+    async def _reserve(self, asked: Tokens) -> Reservation:
         """Room in the budget for a request; waits until the server wants one, and while those under way decide."""
         while True:
             await self._pause(0)
@@ -195,14 +195,13 @@ class ChatAPI:
             if not (self.running and self.budget.one_at_a_time):
                 cap = self.budget.cap_against(asked)
                 if not cap:
-                    self.budget.reserve(asked)
-                    return
+                    return self.budget.reserve(asked)
                 if cap == "max_requests" or not self.running:
                     raise self._spent(cap)
             self.settled.clear()
             await self.settled.wait()
 
-    async def _send(self, prompt: str, seed: int | None, asked: Tokens) -> Answer:
+    async def _send(self, prompt: str, seed: int | None, reserved: Reservation) -> Answer:
         """One request. What it took is settled if there is an answer, or if it is refused: then it was free."""
         import openai
 
@@ -214,11 +213,11 @@ class ChatAPI:
                     model=self.model, messages=[{"role": "user", "content": prompt}], **self.sampling, **extra
                 )
             answer = self._read(completion)
-            self.budget.settle(asked, answer.tokens)
+            self.budget.settle(reserved, answer.tokens)
             return answer
         except openai.APIStatusError as error:
             if error.status_code < 500 and error.status_code != 408:
-                self.budget.release(asked)
+                self.budget.release(reserved)
             raise
         except RecursionError:
             raise ValueError("it is nested too deeply") from None

@@ -18,17 +18,16 @@ def stopping_at_signals(stop: Callable[[BaseException], None]) -> Iterator[None]
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop, stopped = asyncio.get_running_loop(), False
+    loop = asyncio.get_running_loop()
+    received: BaseException | None = None
 
     def receive(number: int, _: FrameType | None) -> None:
-        nonlocal stopped
-        interrupt = number == signal.SIGINT
-        if stopped and interrupt:
+        nonlocal received
+        if received is None:
+            received = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+            loop.call_soon_threadsafe(stop, received)  # threadsafe: it wakes the loop, which may wait for the network
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not stopped:
-            stopped = True
-            # Threadsafe: it wakes the loop, which may be waiting for the network.
-            loop.call_soon_threadsafe(stop, KeyboardInterrupt() if interrupt else SystemExit(128 + number))
 
     before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -36,3 +35,5 @@ def stopping_at_signals(stop: Callable[[BaseException], None]) -> Iterator[None]
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not from Python
+    if received is not None:  # too late to stop anything
+        raise received

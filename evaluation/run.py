@@ -112,10 +112,10 @@ def notes(every: "Sequence[Answers]", metrics: "Sequence[str]") -> list[str]:
     for answers in every:
         for opponent, outcomes in answers.outcomes.items():
             if same := outcomes.count(SAME):
+                whose = "the ground truth" if opponent == TRUTH else f"those of {opponent}"
                 found.append(
-                    f"{same} of {len(outcomes)} {answers.decoding} answers of {answers.model} are the same as "
-                    f"{'the ground truth' if opponent == TRUTH else f'those of {opponent}'}: each counts as a tie, and the "
-                    "judge was not asked."
+                    f"{same} of {len(outcomes)} {answers.decoding} answers of {answers.model} are the same as {whose}: "
+                    "each counts as a tie, and the judge was not asked."
                 )
     for answers in every:
         for reason, number in (answers.second.unscored() if answers.second else {}).items():

@@ -120,8 +120,9 @@ class Verdicts:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if version not in (0, VERSION) or tables not in (set(), {"verdicts"}):
                 raise UserError(
-                    f"'{self.path}' holds no verdicts of this version (it has {version}, this program writes {VERSION}). "
-                    "Choose another --store, or move the file away: its verdicts are asked for, and paid for, again."
+                    f"'{self.path}' holds no verdicts of this version (it has {version}, this program writes "
+                    f"{VERSION}). Choose another --store, or move the file away: its verdicts are asked for, and paid "
+                    "for, again."
                 )
             connection.execute(CREATE)
             if version == 0:

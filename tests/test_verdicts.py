@@ -12,7 +12,9 @@ from data.errors import UserError
 from evaluation.verdicts import Verdict, Verdicts
 from tests.conftest import ROOT
 
-ONE = Verdict("key", "judge", "t" * 64, "p" * 64, "AB", "**A** \x00 שלום 🙂", "A", "stop", 120, 1, "http://host/v1", 1700000000.25)
+ONE = Verdict(
+    "key", "judge", "t" * 64, "p" * 64, "AB", "**A** \x00 שלום 🙂", "A", "stop", 120, 1, "http://host/v1", 1700000000.25
+)
 
 
 def numbered(numbers: range) -> list[Verdict]:
