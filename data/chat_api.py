@@ -12,16 +12,17 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from data.budget import NOTHING, Budget, Tokens
+from data.budget import Budget, Reservation, Tokens, asked_tokens
+from data.chat_options import OPENAI_URL
 from data.errors import UserError, first_line
 from data.privacy import HIDDEN
 
-OPENAI_URL = "https://api.openai.com/v1"
 # What servers without keys, such as `vllm serve`, are sent: the client insists on one.
 NO_KEY = "EMPTY"
 REFUSALS = (400, 413, 422)  # bad, too large, not to be processed
 TRIED_AGAIN = (408, 409, 429)  # and 5xx
-# Seconds: a pause is drawn from [0, FIRST_PAUSE * 2^tries] so that those who failed together do not return together.
+# Seconds: a pause is drawn from [0, FIRST_PAUSE * 2^tries], on top of what a server asks for, so that those who failed
+# together do not return together.
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 LONGEST_ASKED = 120.0  # however long a server asks to wait
@@ -106,7 +107,7 @@ class ChatAPI:
         self.running = 0
         self.settled = asyncio.Event()  # one of those running has ended
         self.not_before = 0.0  # of the monotonic clock: when the server wants to be asked again
-        self.error: UserError | None = None  # the first
+        self.error: BaseException | None = None  # the first
         self.stopping = asyncio.Event()
 
     async def __aenter__(self) -> "ChatAPI":
@@ -129,6 +130,7 @@ class ChatAPI:
         Raises:
             UserError: the API cannot be used, or not now, or a cap leaves no room. No more requests are sent then;
                 those under way are waited for, and what they bring is kept.
+            BaseException: that of `stop`, likewise.
         """
         waiting = enumerate(zip(prompts, seeds, strict=True))
         answers: dict[int, Answer] = {}
@@ -140,8 +142,7 @@ class ChatAPI:
                     if keep:
                         await keep(index, answers[index])
             except UserError as error:
-                self.error = self.error or error
-                self.stopping.set()
+                self.stop(error)
             except Stopped:
                 pass
 
@@ -155,51 +156,56 @@ class ChatAPI:
             raise self.error
         return [answers[index] for index in range(len(answers))]
 
+    def stop(self, error: BaseException) -> None:
+        """Send no more requests; `ask` waits for those under way, keeps what they bring, and raises the error."""
+        self.error = self.error or error
+        self.stopping.set()
+
     async def _answer(self, prompt: str, seed: int | None) -> Answer:
-        """Asks until there is an answer. Raises UserError, and Stopped once another worker has."""
+        """Asks until there is an answer. Raises UserError, and Stopped once the work ends."""
         import openai
 
         prompt = prompt.encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair, UTF-8 cannot
+        asked = asked_tokens(prompt, self.max_tokens)
         tries = 0
         while True:
-            await self._pause(self.not_before - time.monotonic())
-            reserved = await self._reserve(prompt)
+            reserved = await self._reserve(asked)
             try:
                 return await self._send(prompt, seed, reserved)
             except (openai.OpenAIError, ValueError, TimeoutError) as error:
-                asked = 0.0
+                wanted = 0.0
                 if isinstance(error, openai.APIStatusError):
                     if error.status_code in REFUSALS:
                         return Answer("", "", refusal=self._reason(error))
                     if error.status_code not in TRIED_AGAIN and error.status_code < 500:
                         raise self._explained(error) from None  # a cause would carry the request with its key
-                    asked = asked_pause(error.response.headers)
+                    wanted = asked_pause(error.response.headers)
                 if tries == self.retries:
                     raise self._explained(error) from None
-            self.not_before = max(self.not_before, time.monotonic() + asked)
-            await self._pause(random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**tries)))
+            self.not_before = max(self.not_before, time.monotonic() + wanted)
+            await self._pause_for_server(tries)
             tries += 1
 
-    async def _reserve(self, prompt: str) -> Tokens:
-        """Room in the budget for a request; waits for it while those under way may leave some."""
+    async def _reserve(self, asked: Tokens) -> Reservation:
+        """Room in the budget for a request; waits until the server wants one, and while those under way decide."""
         while True:
-            dearest = self.budget.dearest(prompt, self.max_tokens)
-            cap = self.budget.cap_against(dearest)
-            if not cap:
-                self.budget.reserve(dearest)
-                return dearest
-            if cap == "max_requests" or not self.running:
-                raise self._spent(cap)
+            await self._pause(0)
+            while self.not_before > time.monotonic():
+                await self._pause_for_server(0)
+            if not (self.running and self.budget.one_at_a_time):
+                cap = self.budget.cap_against(asked)
+                if not cap:
+                    return self.budget.reserve(asked)
+                if cap == "max_requests" or not self.running:
+                    raise self._spent(cap)
             self.settled.clear()
             await self.settled.wait()
-            await self._pause(0)
 
-    async def _send(self, prompt: str, seed: int | None, reserved: Tokens) -> Answer:
-        """One request. What it took is settled if the answer says so, or if it is refused: then it was free."""
+    async def _send(self, prompt: str, seed: int | None, reserved: Reservation) -> Answer:
+        """One request. What it took is settled if there is an answer, or if it is refused: then it was free."""
         import openai
 
         extra: dict[str, Any] = {} if seed is None else {"seed": seed}
-        used = None
         self.running += 1
         try:
             async with asyncio.timeout(self.timeout):  # the client's own is per read: an answer in drops has no end
@@ -207,15 +213,15 @@ class ChatAPI:
                     model=self.model, messages=[{"role": "user", "content": prompt}], **self.sampling, **extra
                 )
             answer = self._read(completion)
-            used = answer.tokens
+            self.budget.settle(reserved, answer.tokens)
             return answer
         except openai.APIStatusError as error:
             if error.status_code < 500 and error.status_code != 408:
-                used = NOTHING
+                self.budget.release(reserved)
             raise
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
         finally:
-            if used is not None:
-                self.budget.settle(reserved, used)
             self.running -= 1
             self.settled.set()
 
@@ -233,6 +239,11 @@ class ChatAPI:
         tokens = Tokens(*counts) if all(type(count) is int and 0 <= count < MOST_TOKENS for count in counts) else None
         text = self._hidden(text) if isinstance(text, str) else ""
         return Answer(text, str(getattr(choice, "finish_reason", None)), tokens=tokens)
+
+    async def _pause_for_server(self, tries: int) -> None:
+        """Wait until the server wants to be asked, and a random while on top."""
+        spread = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**tries))
+        await self._pause(max(0.0, self.not_before - time.monotonic()) + spread)
 
     async def _pause(self, seconds: float) -> None:
         """Wait, unless the work ends. Raises Stopped."""

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 from data.errors import UserError, did_you_mean
 from data.privacy import SECRET_OPTION
 
+OPENAI_URL = "https://api.openai.com/v1"
+
 
 def known_options(group: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The given options over the defaults.

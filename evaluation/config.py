@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.chat_options import OPENAI_URL, known_options
 from data.config import option
 from data.errors import UserError, did_you_mean
 from data.sources import SPLITS
@@ -21,6 +22,24 @@ METRICS = {
     "truth": "",
     "ranking": "shards",
     "text": "",
+}
+# Key of --judge -> default.
+JUDGE: dict[str, Any] = {
+    "model": None,
+    "base_url": OPENAI_URL,
+    "template": "dolly",
+    "orders": "both",
+    "temperature": 0.0,
+    "max_tokens": 8,
+    "seed": None,
+    "concurrency": 16,
+    "timeout": 60.0,
+    "retries": 8,
+    "max_requests": None,
+    "max_cost": None,
+    "input_price": None,
+    "output_price": None,
+    "reward_model": None,
 }
 TRUTH = "truth"
 # The name of a sweep's MLE model; that of its ensembles is their directory's.
@@ -56,9 +75,10 @@ class EvaluateConfig:
     judge: dict[str, Any] = field(
         default_factory=dict,
         metadata={
-            "help": "of win_rate: model, base_url, template (dolly, wiki or a file), orders (both or paper), "
-            "max_requests, max_cost, input_price, output_price, concurrency ...; or reward_model, a local directory. "
-            "The key comes from $OPENAI_API_KEY"
+            "help": "of win_rate: model, base_url, template (dolly, wiki or a file), orders (both or paper); its "
+            "sampling: temperature (0), max_tokens (8), seed; its requests: timeout (60 s), retries (8), concurrency "
+            "(16); caps of one run: max_requests, max_cost; prices per million tokens: input_price, output_price; or "
+            "reward_model, a local directory, alone. The key comes from $OPENAI_API_KEY"
         },
     )
     second_model: str | None = option(None, "of reverse_kl and nll: a stronger model that stands for the truth")
@@ -87,6 +107,7 @@ class EvaluateConfig:
         names = [*self.models(), *self.sweep_models()]
         if not names:
             raise UserError("nothing to evaluate. Give --model NAME=PATH, or --sweep with --mle and --cpo.")
+        known_options("judge", self.judge, JUDGE)
         self.chosen_metrics()
         if self.paper is not None:
             paper_table(self.paper)

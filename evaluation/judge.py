@@ -5,39 +5,24 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from data.budget import Budget
-from data.chat_api import OPENAI_URL, Answer, ChatAPI, read_key
+from data.budget import Budget, Tokens
+from data.chat_api import Answer, ChatAPI, read_key
 from data.chat_options import check_chat_options, known_options, require_number
 from data.errors import UserError
 from data.storage import sha256
+from evaluation.config import JUDGE
+from evaluation.interrupts import stopping_at_signals
 from evaluation.question import Template, parse_verdict, read_template
 from evaluation.store import Store
 from evaluation.verdicts import Verdict, Verdicts
 
 log = logging.getLogger(__name__)
 
-# Key of --judge -> default.
-DEFAULTS: dict[str, Any] = {
-    "model": None,
-    "base_url": OPENAI_URL,
-    "template": "dolly",
-    "orders": "both",
-    "temperature": 0.0,
-    "max_tokens": 8,
-    "seed": None,
-    "concurrency": 16,
-    "timeout": 60.0,
-    "retries": 8,
-    "max_requests": None,
-    "max_cost": None,
-    "input_price": None,
-    "output_price": None,
-    "reward_model": None,
-}
 # "AB": the answer comes first. The paper asks once, with the model's answer as A.
 ORDERS = {"both": ("AB", "BA"), "paper": ("AB",)}
 PRICES = ("input_price", "output_price")
@@ -87,17 +72,13 @@ class Judge(Protocol):
         """The outcome of each. Raises UserError; run again, it goes on where it stopped."""
         ...
 
-    def spent(self) -> dict[str, float | None]:
-        """What this judge took so far.
-
-        requests sent; questions whose verdict was there (reused) or could not be parsed or was refused (unparsed);
-        input_tokens and output_tokens that the API reported; cost: the most it can have been, None without prices.
-        """
+    def spent(self) -> Mapping[str, Any]:
+        """What was taken so far, for a report; of a chat model see `ChatJudge.spent`."""
         ...
 
 
 def make_judge(options: dict[str, Any], store_path: str) -> Judge:
-    """The judge of --judge.KEY VALUE options, see DEFAULTS.
+    """The judge of --judge.KEY VALUE options, see JUDGE.
 
     model, base_url: of the chat API; the key comes from $OPENAI_API_KEY. template: "dolly", "wiki" or a file. orders:
     "both" or "paper". temperature (null: not sent), max_tokens, seed (sent if given): of its sampling. concurrency,
@@ -111,7 +92,7 @@ def make_judge(options: dict[str, Any], store_path: str) -> Judge:
     Raises:
         UserError: an option is unknown or out of range, or the key, the template, the model or the store is unusable.
     """
-    checked = known_options("judge", options, DEFAULTS)
+    checked = known_options("judge", options, JUDGE)
     if checked["reward_model"] is not None:
         from evaluation.reward_judge import RewardJudge
 
@@ -157,42 +138,80 @@ class ChatJudge:
     """A chat model as judge. What its store holds is not asked again.
 
     Args:
-        options: all of DEFAULTS, checked.
+        options: all of JUDGE, checked.
     """
 
     def __init__(self, options: dict[str, Any], template: Template, verdicts: Verdicts):
         self.options, self.template, self.verdicts = options, template, verdicts
         caps = {key: options[key] for key in ("max_requests", "max_cost", *PRICES)}
         self.budget = Budget(**caps)
+        # By key, of all questions so far: verdicts, and what the API refused. That may be the fault of a limit that is
+        # raised before the next run, so it is not stored.
+        self.found: dict[str, Verdict] = {}
+        self.refused: dict[str, Verdict] = {}
         self.reused = 0
-        self.unparsed: set[str] = set()
 
     def identity(self) -> dict[str, Any]:
+        """base_url is that of this run; what the store held may come from another, see `spent`."""
         template = {"template": self.template.name, "template_sha256": self.template.sha256}
-        return {**self._sampling(), **template, "orders": self.options["orders"]}
+        address = {"base_url": self.options["base_url"]}
+        return {**self._sampling(), **template, "orders": self.options["orders"], **address}
 
-    def spent(self) -> dict[str, float | None]:
+    def spent(self) -> dict[str, Any]:
+        """What the verdicts took, whichever run asked for them, and what this run sent.
+
+        verdicts: used so far, each once; input_tokens and output_tokens: theirs, as the API reported them;
+        without_tokens: those of which it reported none; cost: of these tokens at the prices given, None without
+        prices; unparsed: those that name no answer; refused: questions that the API refused in this run; base_urls:
+        where the verdicts came from. this_run: requests sent, retries among them; reused: verdicts that were there;
+        input_tokens, output_tokens; cost: the most that its requests can have cost.
+        """
+        counted = [v for v in self.found.values() if v.input_tokens is not None and v.output_tokens is not None]
+        used = Tokens(sum(v.input_tokens or 0 for v in counted), sum(v.output_tokens or 0 for v in counted))
+        priced = self.budget.input_price is not None
         return {
-            "requests": self.budget.requests,
-            "reused": self.reused,
-            "input_tokens": self.budget.used.input,
-            "output_tokens": self.budget.used.output,
-            "cost": None if self.budget.input_price is None else self.budget.cost,
-            "unparsed": len(self.unparsed),
+            "verdicts": len(self.found),
+            "input_tokens": used.input,
+            "output_tokens": used.output,
+            "without_tokens": len(self.found) - len(counted),
+            "cost": self.budget.price(used) if priced else None,
+            "unparsed": sum(read(verdict)[0] == "?" for verdict in self.found.values()),
+            "refused": len(self.refused),
+            "base_urls": sorted({verdict.base_url for verdict in self.found.values()}),
+            "this_run": {
+                "requests": self.budget.requests,
+                "reused": self.reused,
+                "input_tokens": self.budget.used.input,
+                "output_tokens": self.budget.used.output,
+                "cost": self.budget.cost if priced else None,
+            },
         }
 
     def judge(self, comparisons: Sequence[Comparison]) -> list[Outcome]:
         asked = [self._questions(comparison) for comparison in comparisons]
         questions = {question.key: question for some in asked for question in some}
         known = self.verdicts.find(questions)
-        self.reused += len(known)
-        missing = [question for key, question in questions.items() if key not in known]
+        self._note_reuse(known)
+        missing = [q for key, q in questions.items() if key not in known and key not in self.refused]
         if missing:
-            self._ask(missing, first=not known)
-        # What counts is what the store holds.
-        found = self.verdicts.find(questions)
-        self.unparsed |= {key for key, verdict in found.items() if read(verdict)[0] == "?"}
-        return [outcome([(q.shown, found[q.key]) for q in some]) if some else SAME for some in asked]
+            self._ask(missing)
+            known = self.verdicts.find(questions)  # what counts is what the store holds
+            self.found |= known
+        known = {**self.refused, **known}
+        return [outcome([(q.shown, known[q.key]) for q in some]) if some else SAME for some in asked]
+
+    def _note_reuse(self, known: Mapping[str, Verdict]) -> None:
+        """Count verdicts that were there, and warn of those that another server gave."""
+        new = [verdict for key, verdict in known.items() if key not in self.found]
+        self.reused += len(new)
+        self.found |= known
+        elsewhere = Counter(v.base_url for v in new if v.base_url != self.options["base_url"])
+        if elsewhere:
+            log.warning(
+                "judge: %d of %d stored verdicts that are used again came from another server than %s: %s",
+                elsewhere.total(), len(new), self.options["base_url"],
+                ", ".join(f"{number} from {url}" for url, number in sorted(elsewhere.items())),
+            )  # fmt: skip
 
     def _sampling(self) -> dict[str, Any]:
         settings = {key: self.options[key] for key in ("model", "temperature", "max_tokens", "seed")}
@@ -214,32 +233,29 @@ class ChatJudge:
             questions.append(Question(key, shown, prompt_sha256, text))
         return questions
 
-    def _ask(self, questions: list[Question], *, first: bool) -> None:
+    def _ask(self, questions: list[Question]) -> None:
         """Ask, and keep each answer when it comes.
 
-        Args:
-            first: the store has no verdict beside these: if all are refused it is not a matter of one question.
+        Raises:
+            UserError: see `ChatAPI.ask`; or all are refused and nothing was ever answered, so that it is no matter of
+                one question.
+            KeyboardInterrupt, SystemExit: of SIGINT and SIGTERM, when the requests under way are answered and kept.
         """
         log.info("judge: asking %s %d questions", self.options["model"], len(questions))
         keeper = Keeper(self.verdicts, len(questions), self.budget)
-        refused: list[Verdict] = []
 
         async def keep(index: int, answer: Answer) -> None:
             verdict = self._verdict(questions[index], answer)
             if answer.refusal:
-                refused.append(verdict)
+                self.refused[verdict.key] = verdict
             else:
                 await keeper.keep(verdict)
 
-        try:
-            asyncio.run(self._ask_all(questions, keep))
-        finally:
-            if keeper.kept or not first:
-                self.verdicts.add(refused)
-        if refused and first and not keeper.kept:
+        asyncio.run(self._ask_all(questions, keep))
+        if not keeper.kept and not self.found and self.refused:
             raise UserError(
-                f"{self.options['base_url']} takes every request for a bad one ({refused[0].raw}). Check the --judge "
-                "options."
+                f"{self.options['base_url']} takes every request for a bad one "
+                f"({next(iter(self.refused.values())).raw}). Check the --judge options."
             )
         keeper.report()
 
@@ -247,7 +263,16 @@ class ChatJudge:
         options = {key: self.options[key] for key in ("temperature", "max_tokens", "concurrency", "timeout", "retries")}
         model, base_url = self.options["model"], self.options["base_url"]
         async with ChatAPI(model, base_url, **options, budget=self.budget, group="judge") as api:
-            await api.ask((question.text for question in questions), [self.options["seed"]] * len(questions), keep)
+
+            def stop(error: BaseException) -> None:
+                log.warning(
+                    "judge: interrupted; waiting for %d requests under way, at most %g s. Ctrl+C ends at once.",
+                    api.running, self.options["timeout"],
+                )  # fmt: skip
+                api.stop(error)
+
+            with stopping_at_signals(stop):
+                await api.ask((question.text for question in questions), [self.options["seed"]] * len(questions), keep)
 
     def _verdict(self, question: Question, answer: Answer) -> Verdict:
         return Verdict(
@@ -261,6 +286,7 @@ class ChatJudge:
             finish_reason=REFUSED if answer.refusal else answer.finish_reason,
             input_tokens=answer.tokens.input if answer.tokens else None,
             output_tokens=answer.tokens.output if answer.tokens else None,
+            base_url=self.options["base_url"],
             time=time.time(),
         )
 

@@ -10,7 +10,7 @@ from data.config import describe_options, load_config, resolve_path
 from data.errors import UserError, exit_on_user_error
 from data.log import start_logging
 from data.privacy import without_secrets
-from evaluation.config import EvaluateConfig
+from evaluation.config import TRUTH, EvaluateConfig
 
 if TYPE_CHECKING:
     from data.storage import Folder
@@ -27,7 +27,8 @@ HELP = """usage: python -m evaluation.run --model NAME=PATH [--model NAME=PATH .
 Compares checkpoints on held-out prompts: answers by vLLM, win rates by a judge (any OpenAI-compatible server, or a
 local reward model), reverse KL and NLL under a second model, MAUVE, ranking of held-out groups, ensembles over alpha.
 Prints a table and writes report.md, report.json and report.html. What was generated, scored and judged is kept in
---store and never made, or paid for, twice: the same command goes on where it was interrupted.
+--store and never made, or paid for, twice: the same command goes on where it was interrupted. At SIGINT (Ctrl+C) and
+SIGTERM the requests to a judge that are under way are waited for and kept; a second Ctrl+C ends at once.
 
 options:
 {options}
@@ -109,7 +110,17 @@ def evaluate(config: EvaluateConfig) -> str:
 
 def notes(every: "Sequence[Answers]", metrics: "Sequence[str]") -> list[str]:
     """What a reader must know beside the numbers."""
+    from evaluation.judge import SAME
+
     found = []
+    for answers in every:
+        for opponent, outcomes in answers.outcomes.items():
+            if same := outcomes.count(SAME):
+                whose = "the ground truth" if opponent == TRUTH else f"those of {opponent}"
+                found.append(
+                    f"{same} of {len(outcomes)} {answers.decoding} answers of {answers.model} are the same as {whose}: "
+                    "each counts as a tie, and the judge was not asked."
+                )
     for answers in every:
         for reason, number in (answers.second.unscored() if answers.second else {}).items():
             found.append(

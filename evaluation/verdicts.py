@@ -9,7 +9,7 @@ from pathlib import Path
 from data.errors import UserError, first_line
 
 FILE = "verdicts.sqlite"
-VERSION = 1
+VERSION = 2
 PATIENCE = 60.0  # seconds to wait for another process's write
 AT_ONCE = 500  # keys in one query
 
@@ -25,11 +25,12 @@ class Verdict:
         template_sha256: of the template's text.
         prompt_sha256: of the prompt that was answered, not of the whole question.
         shown: "AB" if the answer came first, "BA" if the other one did, when the question was first asked.
-        raw: the judge's words; why it refused where finish_reason is "refused".
+        raw: the judge's words.
         verdict: "A", "B", or "?" for what cannot be read, as parsed when it came.
-        finish_reason: the API's, or "refused".
+        finish_reason: the API's. "refused" if the API refused the question: raw says why, and it is not kept.
         input_tokens: as the API counts; None if it does not say.
         output_tokens: likewise.
+        base_url: address of the server that gave it.
         time: of the answer, seconds since 1970.
     """
 
@@ -43,6 +44,7 @@ class Verdict:
     finish_reason: str
     input_tokens: int | None
     output_tokens: int | None
+    base_url: str
     time: float
 
 
@@ -117,7 +119,11 @@ class Verdicts:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if version not in (0, VERSION) or tables not in (set(), {"verdicts"}):
-                raise UserError(f"'{self.path}' holds no verdicts of this version. Choose another store.")
+                raise UserError(
+                    f"'{self.path}' holds no verdicts of this version (it has {version}, this program writes "
+                    f"{VERSION}). Choose another --store, or move the file away: its verdicts are asked for, and paid "
+                    "for, again."
+                )
             connection.execute(CREATE)
             if version == 0:
                 connection.execute(f"PRAGMA user_version = {VERSION}")

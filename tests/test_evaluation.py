@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,9 +20,11 @@ from data.schema import Candidate, Group
 from data.shards import NegativeSet
 from data.sources import load_examples
 from evaluation.config import EvaluateConfig
+from evaluation.judge import SAME, Outcome
+from evaluation.measure import Answers
 from evaluation.metrics import candidate_logps, correct, ranking_metrics, truth_logps, truth_metrics
 from evaluation.report import read_report
-from evaluation.run import evaluate
+from evaluation.run import evaluate, notes
 from evaluation.statistics import Estimate
 from evaluation.store import Store
 from negatives_gen.engine import Sample
@@ -195,14 +197,32 @@ def test_a_finished_evaluation_takes_seconds_and_asks_nothing_again(
 
     monkeypatch.setattr(negatives_gen.engine, "Engine", NoEngineStub)
     monkeypatch.setattr(Scorer, "load", NoEngineStub)
-    before, requests = read_report(str(evaluation)).measurements, len(always_a.requests)
+    report = read_report(str(evaluation))
+    before, spent, requests = report.measurements, report.job["judge_spent"], len(always_a.requests)
     config = load_config(EvaluateConfig, words(answering_model, negative_set, evaluation, always_a), command="test")
     started = time.perf_counter()
     table = evaluate(config)
     assert time.perf_counter() - started < 10
     assert "correct answers" in table
     assert read_report(str(evaluation)).measurements == before
-    assert len(always_a.requests) == requests
+    assert len(always_a.requests) == requests == spent["verdicts"] == spent["this_run"]["requests"]
+    # What the verdicts took stays in the report; this run took nothing.
+    again = read_report(str(evaluation)).job["judge_spent"]
+    sent = {"requests": 0, "reused": requests, "input_tokens": 0, "output_tokens": 0, "cost": None}
+    assert again == {**spent, "this_run": sent}
+    assert [again["input_tokens"], again["output_tokens"]] == always_a.bill
+    assert always_a.url in (evaluation / "report.md").read_text()
+
+
+def test_ties_that_nobody_was_asked_about_are_told_of() -> None:
+    asked, unjudged = Outcome(1.0, verdicts=("A",)), Outcome(None, verdicts=("?",), reason="no")
+    outcomes = {"truth": [SAME, asked, SAME, unjudged], "mle": [asked, asked, asked, SAME], "cpo": [asked] * 4}
+    answers = Answers("anr", "greedy", [], cast(Any, None), outcomes=outcomes)
+    assert notes([answers], ["win_rate"]) == [
+        "2 of 4 greedy answers of anr are the same as the ground truth: each counts as a tie, and the judge was not "
+        "asked.",
+        "1 of 4 greedy answers of anr are the same as those of mle: each counts as a tie, and the judge was not asked.",
+    ]
 
 
 def test_an_evaluation_of_other_prompts_is_not_written_over(

@@ -1,10 +1,13 @@
 """Options of evaluation.run: what each metric needs, and one line about every mistake."""
 
+import re
+from dataclasses import fields
+
 import pytest
 
 from data.config import load_config
 from data.errors import UserError
-from evaluation.config import EvaluateConfig
+from evaluation.config import JUDGE, EvaluateConfig
 
 BASE = ["--dataset", "rows.jsonl", "--out", "o"]
 MODEL = ["--model", "a=A"]
@@ -37,6 +40,13 @@ def test_a_sweep_brings_the_mle_model_and_its_ensembles() -> None:
     assert config(*MODEL, *SWEEP, "--judge.model", "m", "--against", "alpha-0.5").opponents() == ["alpha-0.5"]
 
 
+def test_help_names_every_key_of_the_judge() -> None:
+    (told,) = (f.metadata["help"] for f in fields(EvaluateConfig) if f.name == "judge")
+    assert set(JUDGE) <= set(re.findall(r"\w+", told))
+    for key in ("temperature", "max_tokens", "timeout", "retries", "concurrency"):
+        assert re.search(rf"{key} \({JUDGE[key]:g}\b", told)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -46,6 +56,11 @@ def test_a_sweep_brings_the_mle_model_and_its_ensembles() -> None:
         (["--model", "truth=A"], "choose another name"),
         ([*MODEL, "--metrics", "win_rat"], "unknown metric 'win_rat'. Did you mean 'win_rate'?"),
         ([*MODEL, "--metrics", "win_rate"], "needs --judge.model or .reward_model"),
+        (
+            [*MODEL, "--metrics", "nll", "--second_model", "P", "--judge.modle", "x"],
+            "unknown option --judge.modle. Did you mean 'model'?",
+        ),
+        ([*MODEL, "--metrics", "text", "--judge.api_key", "x"], "the key comes from $OPENAI_API_KEY only"),
         ([*MODEL, "--metrics", "reverse_kl"], "needs --second_model"),
         ([*MODEL, "--metrics", "correct"], "needs --dataset facts"),
         ([*MODEL, "--against", "b"], "--against 'b' is no model of this run"),

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from data.chat_api import OPENAI_URL, ChatAPI
+from data.chat_api import ChatAPI
+from data.chat_options import OPENAI_URL
 from data.errors import UserError
 from evaluation.judge import Comparison, Judge, Outcome, make_judge
 from evaluation.question import parse_verdict, read_template
@@ -33,6 +34,15 @@ def server() -> Iterator[ChatAPIStub]:
 
 def judge_by(server: ChatAPIStub, store: Path, **options: Any) -> Judge:
     return make_judge({"model": "m", "base_url": server.url, "timeout": 20, **options}, str(store))
+
+
+def rows_of(store: Path, number: int) -> list[dict[str, Any]]:
+    """The rows of the store, as many as there must be."""
+    with sqlite3.connect(store / "verdicts.sqlite") as connection:
+        connection.row_factory = sqlite3.Row
+        rows = [dict(row) for row in connection.execute("SELECT * FROM verdicts ORDER BY shown")]
+    assert len(rows) == number
+    return rows
 
 
 def pairs(number: int) -> list[Comparison]:
@@ -207,9 +217,36 @@ def test_refusals_and_content_filters_are_not_judged(server: ChatAPIStub, tmp_pa
         Outcome(None, verdicts=("?", "?"), reason="the API's content filter cut the verdict"),
         Outcome(0.5, flipped=True, verdicts=("A", "A")),
     ]
-    assert judge.spent()["unparsed"] == 4
-    assert judge_by(server, tmp_path).judge(pairs(3)) == outcomes
-    assert len(server.requests) == 6  # none again
+    assert (judge.spent()["unparsed"], judge.spent()["refused"]) == (2, 2)
+    assert judge.judge(pairs(3)) == outcomes
+    assert len(server.requests) == 6  # none again in this run
+
+
+def test_what_was_refused_is_asked_again_by_the_next_run(server: ChatAPIStub, tmp_path: Path) -> None:
+    """A server's or a model's limit may have been raised. A refusal is free, and no verdict."""
+    server.answer = lambda request: ("A", "stop")
+    server.refuse = lambda request: "Question 0?" in said(request)
+    outcomes = judge_by(server, tmp_path).judge(pairs(3))
+    rows_of(tmp_path, 4)
+    again = judge_by(server, tmp_path)
+    assert again.judge(pairs(3)) == outcomes
+    assert (again.spent()["refused"], again.spent()["this_run"]["requests"]) == (2, 2)
+    server.refuse = lambda request: False
+    judge = judge_by(server, tmp_path)
+    assert [outcome.score for outcome in judge.judge(pairs(3))] == [0.5] * 3
+    assert judge.spent()["refused"] == 0
+    assert len(server.requests) == 6 + 2 + 2
+
+
+def test_a_model_whose_answers_are_all_refused_ends_no_run_that_had_verdicts(
+    server: ChatAPIStub, tmp_path: Path
+) -> None:
+    server.answer = lambda request: ("A", "stop")
+    server.refuse = lambda request: "long" in said(request)
+    judge = judge_by(server, tmp_path)
+    judge.judge(pairs(2))
+    (refused,) = judge.judge([Comparison("1", "p", "long", "short")])
+    assert refused.reason == "the API refuses the question: This is too long"
 
 
 def test_a_server_that_refuses_everything_is_no_matter_of_one_question(server: ChatAPIStub, tmp_path: Path) -> None:
@@ -231,21 +268,63 @@ def test_what_the_store_holds_is_not_asked_again(server: ChatAPIStub, tmp_path: 
     first = judge_by(server, tmp_path)
     outcomes = first.judge(pairs(10))
     assert {outcome.score for outcome in outcomes} == {1.0}
-    assert first.spent() == {
-        "requests": 20, "reused": 0, "input_tokens": server.bill[0], "output_tokens": 20, "cost": None, "unparsed": 0,
-    }  # fmt: skip
+    used = {"input_tokens": server.bill[0], "output_tokens": 20, "cost": None}
+    verdicts = {**used, "verdicts": 20, "without_tokens": 0, "unparsed": 0, "refused": 0, "base_urls": [server.url]}
+    assert first.spent() == {**verdicts, "this_run": {**used, "requests": 20, "reused": 0}}
     assert server.bill[0] == sum(len(prompt) // 4 + 8 for prompt in server.prompts)
     server.requests.clear()
     again = judge_by(server, tmp_path, concurrency=1, timeout=5, retries=0, max_requests=0, temperature=0)
     assert again.judge(pairs(10)) == outcomes
-    assert again.spent() == {
-        "requests": 0, "reused": 20, "input_tokens": 0, "output_tokens": 0, "cost": None, "unparsed": 0,
-    }  # fmt: skip
+    nothing = {"requests": 0, "reused": 20, "input_tokens": 0, "output_tokens": 0, "cost": None}
+    assert again.spent() == {**verdicts, "this_run": nothing}
     with chat_api_stub() as moved:
         moved.answer = server.answer
         assert len(judge_by(moved, tmp_path).judge(pairs(12))) == 12
         assert len(moved.requests) == 4
     assert server.requests == []
+
+
+def test_what_verdicts_cost_does_not_depend_on_which_run_asked_for_them(server: ChatAPIStub, tmp_path: Path) -> None:
+    server.answer = lambda request: ("A", "stop")
+    prices = {"input_price": 3, "output_price": 20}
+    judge_by(server, tmp_path).judge(pairs(4))  # interrupted, and without prices
+    judge = judge_by(server, tmp_path, **prices)
+    for _ in range(2):  # against two opponents with the same answers
+        judge.judge(pairs(10))
+    spent = judge.spent()
+    assert (spent["input_tokens"], spent["output_tokens"], spent["verdicts"]) == (*server.bill, 20)
+    assert spent["cost"] == pytest.approx((3 * server.bill[0] + 20 * server.bill[1]) / 1e6)
+    assert (spent["this_run"]["requests"], spent["this_run"]["reused"]) == (12, 8)
+    assert spent["this_run"]["output_tokens"] == 12
+    assert spent["this_run"]["cost"] < spent["cost"]
+    server.says_tokens = False
+    silent = judge_by(server, tmp_path, **prices)
+    silent.judge(pairs(11))
+    assert silent.spent()["without_tokens"] == 2
+    assert silent.spent()["cost"] == spent["cost"]
+
+
+def test_verdicts_of_another_server_are_used_and_told_of(
+    server: ChatAPIStub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.answer = lambda request: ("A", "stop")
+    judge_by(server, tmp_path, base_url=server.url.replace("//", "//user:password@")).judge(pairs(2))
+    assert {row["base_url"] for row in rows_of(tmp_path, 4)} == {server.url}
+    with chat_api_stub() as moved, caplog.at_level(logging.WARNING, logger="evaluation"):
+        moved.answer = server.answer
+        judge = judge_by(moved, tmp_path)
+        for _ in range(2):
+            judge.judge(pairs(3))
+        assert len(moved.requests) == 2
+        assert caplog.messages == [
+            f"judge: 4 of 4 stored verdicts that are used again came from another server than {moved.url}: 4 from "
+            f"{server.url}"
+        ]
+        assert judge.identity()["base_url"] == moved.url
+        assert judge.spent()["base_urls"] == sorted([server.url, moved.url])
+    caplog.clear()
+    judge_by(server, tmp_path).judge(pairs(2))
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("change", [{"model": "n"}, {"temperature": 0.5}, {"max_tokens": 9}, {"seed": 1}])
@@ -259,14 +338,15 @@ def test_another_judge_is_asked_anew(server: ChatAPIStub, tmp_path: Path, change
 
 def test_another_template_is_another_question(server: ChatAPIStub, tmp_path: Path) -> None:
     server.answer = lambda request: ("A", "stop")
-    judges = [judge_by(server, tmp_path, template=name) for name in ("dolly", "wiki")]
+    url = server.url.replace("//", "//user:password@")
+    judges = [judge_by(server, tmp_path, template=name, base_url=url) for name in ("dolly", "wiki")]
     for judge in judges:
         judge.judge(pairs(2))
     assert len(set(server.prompts)) == 8
     identities = [judge.identity() for judge in judges]
     assert identities[0] == {
         "model": "m", "temperature": 0.0, "max_tokens": 8, "seed": None, "orders": "both",
-        "template": "dolly", "template_sha256": read_template("dolly").sha256,
+        "template": "dolly", "template_sha256": read_template("dolly").sha256, "base_url": server.url,
     }  # fmt: skip
     assert identities[0] != identities[1]
 
@@ -282,14 +362,13 @@ def test_every_verdict_is_a_row_that_explains_itself(server: ChatAPIStub, tmp_pa
 
     server.answer = lambda request: ("Response A", "stop")
     judge_by(server, tmp_path).judge(pairs(1))
-    with sqlite3.connect(tmp_path / "verdicts.sqlite") as connection:
-        connection.row_factory = sqlite3.Row
-        rows = [dict(row) for row in connection.execute("SELECT * FROM verdicts ORDER BY shown")]
+    rows = rows_of(tmp_path, 2)
     assert [row["shown"] for row in rows] == ["AB", "BA"]
     for row in rows:
         assert (row["model"], row["raw"], row["verdict"], row["finish_reason"]) == ("m", "Response A", "A", "stop")
         assert row["template_sha256"] == read_template("dolly").sha256
         assert row["prompt_sha256"] == sha256(b"Question 0?")
+        assert row["base_url"] == server.url
     assert [sum(row[name] for row in rows) for name in ("input_tokens", "output_tokens")] == server.bill
 
 
@@ -372,13 +451,13 @@ def test_vllm_serve_is_a_judge(vllm_url: str, tmp_path: Path) -> None:
     assert [outcome.score for outcome in outcomes] == [None] * 8
     assert all(outcome.reason.startswith("the verdict cannot be parsed: ") for outcome in outcomes)
     assert all(count == 8 or reason == "stop" for _, reason, _, count in rows)
-    spent = judge.spent()
+    spent = judge.spent()["this_run"]
     used = [sum(row[column] for row in rows) for column in (2, 3)]
     assert (spent["requests"], spent["input_tokens"], spent["output_tokens"]) == (16, *used)
     assert spent["cost"] == pytest.approx((2 * used[0] + 4 * used[1]) / 1e6)
     again = make_judge(options, str(tmp_path))
     assert again.judge(pairs(8)) == outcomes
-    assert again.spent()["requests"] == 0
+    assert again.spent()["this_run"]["requests"] == 0
 
 
 def test_vllm_refuses_what_is_too_long_and_judges_the_rest(vllm_url: str, tmp_path: Path) -> None:

