@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data.schema import Group
+from data.tasks import query
 from evaluation.config import TRUTH
 from evaluation.generations import GenerationSet
 from evaluation.judge import Comparison, Judge, Outcome
@@ -51,14 +52,20 @@ class Answers:
         return [sample.text for sample in self.samples]
 
 
-def judge_all(every: Sequence[Answers], opponents: Sequence[str], judge: Judge) -> None:
-    """Fill in the outcomes against each opponent: "truth", or the model of that name by the same decoding."""
+def judge_all(every: Sequence[Answers], opponents: Sequence[str], judge: Judge, task: str) -> None:
+    """Fill in the outcomes against each opponent: "truth", or the model of that name by the same decoding.
+
+    Args:
+        task: that the prompts were read with.
+    """
     for opponent in opponents:
         for answers in every:
             if answers.asked and answers.model != opponent:
                 others = _other_texts(every, answers, opponent)
                 rows = zip(answers.groups, answers.texts, others, strict=True)
-                answers.outcomes[opponent] = judge.judge([Comparison(g.id, g.prompt, a, b) for g, a, b in rows])
+                answers.outcomes[opponent] = judge.judge(
+                    [Comparison(g.id, query(g, task), a, b, g.prompt, g.messages) for g, a, b in rows]
+                )
 
 
 def measure(
