@@ -88,7 +88,11 @@ class EvaluateConfig:
     sweep: str | None = option(None, "alpha=0,0.1,...: weight-space ensembles of --mle and --cpo")
     mle: str | None = option(None, "of --sweep: the model of weight alpha")
     cpo: str | None = option(None, "of --sweep: the model of weight 1 - alpha")
-    paper: str | None = option(None, "table1 ... table5: show the paper's numbers beside rows of the same set-up")
+    paper: str | None = option(
+        None,
+        "table1 ... table5: the paper's numbers beside rows of the same name and decoding, if base model, task, data "
+        "set and split are the paper's; what else differs (judge, orders, number of prompts) is noted",
+    )
     engine: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "argument of vLLM's LLM, untouched, e.g. --engine.dtype bfloat16"}
     )

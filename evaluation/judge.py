@@ -33,12 +33,20 @@ LONGEST_QUOTE = 60  # characters of a judge's words in a reason
 
 @dataclass(frozen=True)
 class Comparison:
-    """An answer and the other one that it is compared with, both to one prompt."""
+    """An answer and the other one that it is compared with, both to one prompt.
+
+    Attributes:
+        query: what a person asked, see `data.tasks.query`.
+        prompt: as the models were given it, if that is another text.
+        messages: of a chat, those that the query is made of, each with role and content.
+    """
 
     id: str
-    prompt: str
+    query: str
     answer: str
     other: str
+    prompt: str | None = None
+    messages: list[dict[str, str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -226,10 +234,10 @@ class ChatJudge:
         questions = []
         for shown in ORDERS[self.options["orders"]]:
             pair = (comparison.answer, comparison.other)
-            text = self.template.fill(comparison.prompt, *(pair if shown == "AB" else pair[::-1]))
+            text = self.template.fill(comparison.query, *(pair if shown == "AB" else pair[::-1]))
             decides = {**self._sampling(), "messages": [{"role": "user", "content": text}]}
             key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-            prompt_sha256 = sha256(comparison.prompt.encode("utf-8", "replace"))
+            prompt_sha256 = sha256(comparison.query.encode("utf-8", "replace"))
             questions.append(Question(key, shown, prompt_sha256, text))
         return questions
 

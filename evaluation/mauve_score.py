@@ -25,6 +25,7 @@ import pyarrow as pa
 from data.errors import UserError, first_line
 from data.identity import check_model, context_length, load_tokenizer, read_object, weights_hash
 from data.schema import Group
+from evaluation.identity import MODULES, settings_hash
 from evaluation.statistics import Estimate
 from evaluation.store import Store
 
@@ -59,7 +60,7 @@ class Featuriser:
         self.name = name
         self.directory: Path = check_model(name)
         architectures = read_object(self.directory / "config.json").get("architectures") or []
-        if (self.directory / "modules.json").is_file():
+        if (self.directory / MODULES).is_file():
             self.kind = SENTENCES
         elif any(str(a).endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
             self.kind = LANGUAGE_MODEL
@@ -70,8 +71,8 @@ class Featuriser:
             )
 
     def identity(self) -> dict[str, str]:
-        """What decides its features: kind and weights."""
-        return {"kind": self.kind, "weights_sha256": self._weights}
+        """What decides its features: kind, weights, and the settings beside them (pooling, lengths, tokenizer)."""
+        return {"kind": self.kind, **self._hashes}
 
     def features(self, texts: Sequence[str]) -> np.ndarray:
         """[len(texts), D], float32. Raises UserError if the model cannot be loaded or gives nan."""
@@ -81,8 +82,9 @@ class Featuriser:
         return vectors
 
     @cached_property
-    def _weights(self) -> str:
-        return weights_hash(str(self.directory))
+    def _hashes(self) -> dict[str, str]:
+        weights = weights_hash(str(self.directory))
+        return {"weights_sha256": weights, "settings_sha256": settings_hash(self.directory)}
 
     @cached_property
     def _embedder(self) -> Any:

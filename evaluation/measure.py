@@ -1,5 +1,6 @@
 """From answers to measurements: what costs is found out for all prompts once, the rest for any part of them."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data.schema import Group
+from data.tasks import query
 from evaluation.config import TRUTH
 from evaluation.generations import GenerationSet
 from evaluation.judge import Comparison, Judge, Outcome
@@ -46,19 +48,30 @@ class Answers:
     def samples(self) -> list[Sample]:
         return self.generations.samples
 
+    @functools.cached_property
+    def right(self) -> list[float]:
+        """1 where code finds the answer correct, else 0; for `--dataset facts` alone."""
+        return correct(self.groups, self.samples)
+
     @property
     def texts(self) -> list[str]:
         return [sample.text for sample in self.samples]
 
 
-def judge_all(every: Sequence[Answers], opponents: Sequence[str], judge: Judge) -> None:
-    """Fill in the outcomes against each opponent: "truth", or the model of that name by the same decoding."""
+def judge_all(every: Sequence[Answers], opponents: Sequence[str], judge: Judge, task: str) -> None:
+    """Fill in the outcomes against each opponent: "truth", or the model of that name by the same decoding.
+
+    Args:
+        task: that the prompts were read with.
+    """
     for opponent in opponents:
         for answers in every:
             if answers.asked and answers.model != opponent:
                 others = _other_texts(every, answers, opponent)
                 rows = zip(answers.groups, answers.texts, others, strict=True)
-                answers.outcomes[opponent] = judge.judge([Comparison(g.id, g.prompt, a, b) for g, a, b in rows])
+                answers.outcomes[opponent] = judge.judge(
+                    [Comparison(g.id, query(g, task), a, b, g.prompt, g.messages) for g, a, b in rows]
+                )
 
 
 def measure(
@@ -112,7 +125,7 @@ def _by_prompt(answers: Answers, metrics: Sequence[str], kept: Sequence[int]) ->
     """Metrics that have a value for each prompt, in the order of `kept`."""
     found: dict[str, Sequence[float]] = {}
     if "correct" in metrics:
-        found["correct"] = correct([answers.groups[i] for i in kept], [answers.samples[i] for i in kept])
+        found["correct"] = [answers.right[i] for i in kept]
     if answers.similarity is not None:
         found["similarity"] = answers.similarity[list(kept)].tolist()
     return found

@@ -15,6 +15,12 @@ from data.errors import UserError, did_you_mean
 PROMPTS = 1000
 JUDGE = "gpt-3.5"
 DATA = {"dolly": "databricks-dolly-15k", "continuation": "Wikidump"}
+TEMPLATES = {"dolly": "dolly", "continuation": "wiki"}
+# As `data.identity.architecture` tells them: sizes and shape, not the weights, which training changes.
+BASE_MODELS = {
+    "GPT2-XL": {"model_type": "gpt2", "hidden_size": 1600, "layers": 48},
+    "OpenLLaMA-3B": {"model_type": "llama", "hidden_size": 3200, "layers": 26},
+}
 # Words of a model's name that say nothing: "mixnr-alpha-0.5", "mixnr-a0.5" and "mixnr-0.5" are one row.
 FILLERS = {"alpha", "a", "steps", "step"}
 
@@ -26,7 +32,7 @@ class PaperTable:
     Attributes:
         number: in the ACL submission.
         task: a name of `data.tasks`.
-        base_model: that was trained.
+        base_model: that was trained, a key of BASE_MODELS.
         values: (metric, decoding) -> row -> value; rows are spelled as `row_name` does.
         same: other spellings of rows.
     """
@@ -37,14 +43,12 @@ class PaperTable:
     values: Mapping[tuple[str, str], Mapping[str, float]]
     same: Mapping[str, str]
 
-    def value(self, task: str, model: str, decoding: str, metric: str, against: str) -> float | None:
-        """The paper's number for a measurement, None where its set-up is not the table's.
+    def value(self, model: str, decoding: str, metric: str, against: str) -> float | None:
+        """The paper's number for a measurement, None if the table has none of that row, decoding, metric and opponent.
 
-        Args:
-            task: of the evaluation.
-            model, decoding, metric, against: of the measurement.
+        It may stand beside the measurement only if `mismatches` of the evaluation finds nothing.
         """
-        if task != self.task or against != ("truth" if metric == "win_rate" else ""):
+        if against != ("truth" if metric == "win_rate" else ""):
             return None
         name = row_name(model)
         return self.values.get((metric, decoding), {}).get(self.same.get(name, name))
@@ -148,31 +152,52 @@ def paper_table(key: str) -> PaperTable:
     return TABLES[key]
 
 
-def differences(table: PaperTable, job: Mapping[str, Any]) -> list[str]:
-    """What an evaluation does not share with the paper's table, as far as its record tells.
+def mismatches(table: PaperTable, job: Mapping[str, Any]) -> list[str]:
+    """What an evaluation must share with a table, but does not: then none of its numbers stand beside ours.
 
     Args:
-        job: of the report; `base_model` is compared where it is there.
+        job: of the report.
     """
+    data = job.get("data") or {}
     found = []
     base = job.get("base_model")
-    if base is None:
-        found.append(f"base model {table.base_model} there, not recorded here")
-    elif _bare(table.base_model) not in _bare(str(base)):
-        found.append(f"base model {table.base_model} there, {base} here")
-    data = job.get("data") or {}
+    if base != BASE_MODELS[table.base_model]:
+        theirs, ours = _spoken(BASE_MODELS[table.base_model]), _spoken(base) if base else "not recorded"
+        found.append(f"base model {table.base_model} ({theirs}) there, {ours} here")
+    for what, theirs in (("task", table.task), ("split", "test")):
+        if data.get(what) != theirs:
+            found.append(f"{what} {theirs} there, {data.get(what) or 'not recorded'} here")
     if _bare(DATA[table.task]) not in _bare(str(data.get("name"))):
         found.append(f"data {DATA[table.task]} there, {data.get('name') or 'not recorded'} here")
-    if data.get("used") != PROMPTS:
-        found.append(f"{PROMPTS:,} test prompts there, {_number(data.get('used'))} here")
+    return found
+
+
+def differences(table: PaperTable, job: Mapping[str, Any]) -> list[str]:
+    """What else an evaluation does not share with the paper's table, as far as its record tells: to be said beside it.
+
+    Args:
+        job: of the report.
+    """
+    found = []
+    used = (job.get("sweep") or {}).get("test_prompts", (job.get("data") or {}).get("used"))
+    if used != PROMPTS:
+        found.append(f"{PROMPTS:,} test prompts there, {_number(used)} here")
     judge = job.get("judge")
     if judge:
         model = judge.get("model") or judge.get("reward_model") or "not recorded"
         if JUDGE not in str(model).lower():
             found.append(f"judge GPT-3.5 there, {model} here")
-        if judge.get("orders", "paper") != "paper":  # a reward model has none
+        template = judge.get("template", TEMPLATES[table.task])  # a reward model has neither template nor orders
+        if template != TEMPLATES[table.task]:
+            found.append(f"the judge's template {TEMPLATES[table.task]} there, {template} here")
+        if judge.get("orders", "paper") != "paper":
             found.append("one order of the two answers there, both here")
     return found
+
+
+def _spoken(architecture: Mapping[str, Any]) -> str:
+    width, layers = architecture.get("hidden_size"), architecture.get("layers")
+    return f"{architecture.get('model_type')}, hidden size {width}, {layers} layers"
 
 
 def _number(count: Any) -> str:

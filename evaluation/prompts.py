@@ -34,9 +34,7 @@ class Prompts:
     rejected: str
 
 
-def read_prompts(
-    model: str, examples: Sequence[Example], task: str, context: int, where: str, store: Store
-) -> Prompts:
+def read_prompts(model: str, examples: Sequence[Example], task: str, context: int, where: str, store: Store) -> Prompts:
     """Tokenise examples for a model, or take them from the store.
 
     Args:
@@ -54,6 +52,7 @@ def read_prompts(
         "task": task,
         "context": context,
     }
+
     def make() -> pa.Table:
         tokenizer = load_tokenizer(model)
         groups, rejects, _ = prepare_groups(examples, task, tokenizer, context)

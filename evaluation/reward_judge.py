@@ -1,12 +1,14 @@
 """A local reward model as judge: the answer with the greater reward wins."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from data.identity import chat_template_hash, load_tokenizer, tokenizer_hash
+from data.identity import model_directory
+from evaluation.identity import settings_hash
 from evaluation.judge import SAME, Comparison, Outcome
 from evaluation.store import Store, hash_of
 from negatives_gen.reward_model import RewardModel, reward_model_identity
@@ -16,9 +18,15 @@ NO_CODE = " A judge runs no code of a model."
 # A text's reward differs in its last float32 digits between two batches: that is no preference.
 ROUNDING = 1e-4
 
+# What `RewardModel.written` takes: a prompt, an answer, and the prompt as messages for a chat template.
+Asked = tuple[str, str, list[dict[str, str]]]
+
 
 class RewardJudge:
     """Scores each answer by itself, so there are no orders and nothing to flip.
+
+    A model with a chat template sees the messages of a chat, or what a person asked as one; another one sees the prompt
+    that the compared models were given, and the answer behind it.
 
     The model is loaded when there is something to judge.
 
@@ -42,26 +50,27 @@ class RewardJudge:
         return dict.fromkeys(("requests", "reused", "input_tokens", "output_tokens", "cost", "unparsed"), 0)
 
     def judge(self, comparisons: Sequence[Comparison]) -> list[Outcome]:
-        different = [c for c in comparisons if c.answer.strip() != c.other.strip()]
-        if not different:
+        different = [c.answer.strip() != c.other.strip() for c in comparisons]
+        if not any(different):
             return [SAME] * len(comparisons)
-        asked = list(dict.fromkeys((c.prompt, text) for c in different for text in (c.answer, c.other)))
-        tokenizer = load_tokenizer(self.name)
+        asked = [
+            (c.prompt or c.query, text, c.messages or [{"role": "user", "content": c.query}])
+            for c in itertools.compress(comparisons, different)
+            for text in (c.answer, c.other)
+        ]
         key = {
             "weights_sha256": self._identity["weights_sha256"],
-            "tokenizer_sha256": tokenizer_hash(tokenizer),
-            "chat_template_sha256": chat_template_hash(tokenizer),
+            "settings_sha256": settings_hash(model_directory(self.name)),
             "asked_sha256": hash_of({"asked": asked}),
         }
         table = self.store.get_or_make("rewards", key, lambda: pa.table({"reward": self._rewards(asked)}))
-        rewards = dict(zip(asked, table["reward"].to_pylist(), strict=True))
-        outcomes = {c: _outcome(rewards[c.prompt, c.answer], rewards[c.prompt, c.other]) for c in different}
-        return [outcomes.get(c, SAME) for c in comparisons]
+        rewards = table["reward"].to_pylist()
+        outcomes = map(_outcome, rewards[::2], rewards[1::2])
+        return [next(outcomes) if differ else SAME for differ in different]
 
-    def _rewards(self, asked: Sequence[tuple[str, str]]) -> list[float]:
-        """Of prompts with an answer each."""
+    def _rewards(self, asked: Sequence[Asked]) -> list[float]:
         self.model = model = self.model or RewardModel(self.name, OPTION, custom_code=NO_CODE)
-        written = [model.written(prompt, answer) for prompt, answer in asked]
+        written = [model.written(*one) for one in asked]
         unique = list(dict.fromkeys(written))
         rewards = dict(zip(unique, model.rewards(unique), strict=True))
         return [rewards[text] for text in written]

@@ -11,12 +11,14 @@ import pyarrow as pa
 
 from data.config import resolve_path
 from data.errors import UserError
+from data.identity import architecture, model_directory
 from data.schema import Group
 from data.sources import fingerprint, load_examples
 from evaluation.checkpoints import Checkpoint, describe, ensemble_of, load_checkpoints
 from evaluation.config import MLE, EvaluateConfig
 from evaluation.decoding import Decoding, parse_decoding
 from evaluation.generations import generate
+from evaluation.identity import settings_hash
 from evaluation.likelihood import SecondModel, second_model_logps
 from evaluation.mauve_score import Featuriser, measure_mauve
 from evaluation.measure import Answers, Mauve
@@ -66,6 +68,7 @@ class Stages:
         config = self.config
         return {
             "models": self.describe_models(),
+            "base_model": architecture(self.checkpoints[0].path),
             "data": {
                 "name": config.dataset,
                 "task": config.task,
@@ -169,7 +172,8 @@ class Stages:
         load = functools.cache(load)
 
         def embed(texts: list[str]) -> np.ndarray:
-            key = {"embedder": identity["weights_sha256"], "texts_sha256": hash_of({"texts": texts})}
+            hashes = {key: identity[key] for key in ("weights_sha256", "settings_sha256")}
+            key = {**hashes, "texts_sha256": hash_of({"texts": texts})}
             table = self.store.get_or_make(
                 "embeddings", key, lambda: pa.table({"embedding": list(load().embed(texts))})
             )
@@ -214,7 +218,9 @@ def _load_embedder(config: EvaluateConfig) -> Any:
 def _embedder_identity(embedder: str | None) -> dict[str, str] | None:
     from negatives_gen.embedder import embedder_identity
 
-    return embedder_identity(embedder, "") if embedder else None
+    if embedder is None:
+        return None
+    return {**embedder_identity(embedder, ""), "settings_sha256": settings_hash(model_directory(embedder))}
 
 
 def _held_out_groups(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -30,6 +31,7 @@ from evaluation.store import Store
 from negatives_gen.engine import Sample
 from tests.chat_api import ChatAPIStub, chat_api_stub
 from tests.conftest import run_command
+from tests.tiny import copy_minilm, with_context
 from trainer.logprobs import Scorer
 
 
@@ -233,6 +235,94 @@ def test_an_evaluation_of_other_prompts_is_not_written_over(
     with pytest.raises(UserError, match="an evaluation of other data"):
         evaluate(load_config(EvaluateConfig, changed, command="test"))
     assert (evaluation / "report.json").read_bytes() == before
+
+
+class OneAnswerEngineStub:
+    """Answers everything alike."""
+
+    def __init__(self, *_: Any, **__: Any):
+        pass
+
+    def decode(self, prompts: list[list[int]], **_: Any) -> list[Sample]:
+        return [Sample([5, 0], " Nobody knows. ", "stop", -1.0, None) for _ in prompts]
+
+
+SYSTEM, ASKED = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who wrote Dracula?"}
+STOKER = {"role": "assistant", "content": "Bram Stoker."}
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "asked"),
+    [
+        ("dolly", {"instruction": "Who wrote Dracula?", "response": "Bram Stoker."}, "Who wrote Dracula?"),
+        (
+            "dolly",
+            {"instruction": "Who wrote it?", "context": "Dracula,\n\na novel.", "response": "Bram Stoker."},
+            "Who wrote it?\n\nDracula,\n\na novel.",
+        ),
+        ("conversational", {"messages": [ASKED, STOKER]}, "Who wrote Dracula?"),
+        ("conversational", {"messages": [SYSTEM, ASKED, STOKER]}, "system: Be brief.\nuser: Who wrote Dracula?"),
+    ],
+)
+def test_judge_and_page_see_what_a_person_asked_and_not_what_the_model_was_given(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, row: dict[str, Any], asked: str
+) -> None:
+    template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    model = with_context(reference, tmp_path / "model", 1024, chat_template=template)
+    (tmp_path / "data.jsonl").write_text(json.dumps(row))
+    monkeypatch.setattr(negatives_gen.engine, "Engine", OneAnswerEngineStub)
+    with chat_api_stub() as judge:
+        judge.answer = lambda request: ("A", "stop")
+        config = EvaluateConfig(
+            model=[f"m={model}"], dataset=str(tmp_path / "data.jsonl"), task=task, split="all", metrics="win_rate",
+            out=str(tmp_path / "out"), judge={"model": "m", "base_url": judge.url},
+        )  # fmt: skip
+        evaluate(config)
+        assert sorted(judge.prompts) == sorted(
+            f"For the following query to a chatbot, which response is more helpful?\n Query: {asked}\n"
+            f' Response A: {a}\n Response B: {b}\n State only "A" or "B" to indicate which response is more helpful.\n'
+            " More helpful:"
+            for a, b in (("Nobody knows.", "Bram Stoker."), ("Bram Stoker.", "Nobody knows."))
+        )
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f'"prompt":{json.dumps(asked)}'.replace(" ", "") in page.replace(" ", "")
+    assert "### Instruction" not in page
+    job = json.loads((tmp_path / "out" / "report.json").read_text())["job"]
+    assert job["base_model"] == {"model_type": "llama", "hidden_size": 64, "layers": 2}
+
+
+def test_an_embedder_with_another_pooling_embeds_anew(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights: what they gave before is stale."""
+    loads = []
+
+    class EmbedderStub:
+        def __init__(self, *_: Any):
+            loads.append(1)
+
+        def embed(self, texts: list[str]) -> np.ndarray:
+            return np.eye(4, dtype=np.float32)[: len(texts)]
+
+    monkeypatch.setattr(negatives_gen.engine, "Engine", OneAnswerEngineStub)
+    monkeypatch.setattr("evaluation.stages._load_embedder", EmbedderStub)
+    minilm = copy_minilm(tmp_path / "minilm")
+    config = EvaluateConfig(
+        model=[f"m={reference}"], dataset="facts", limit=2, metrics="similarity", embedder=str(minilm),
+        out=str(tmp_path / "out"),
+    )  # fmt: skip
+    evaluate(config)
+    evaluate(config)
+    assert len(loads) == 1
+    pooling = minilm / "1_Pooling" / "config.json"
+    pooling.write_text(
+        pooling.read_text().replace('"pooling_mode_mean_tokens": true', '"pooling_mode_mean_tokens": false')
+    )
+    evaluate(config)
+    assert len(loads) == 2
 
 
 def test_a_sweep_reports_on_prompts_that_chose_nothing(mle: Path, cpo: Path, tmp_path: Path) -> None:

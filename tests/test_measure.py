@@ -7,6 +7,7 @@ import pytest
 
 from data import facts
 from data.schema import Group
+from data.tasks import dolly
 from evaluation.generations import GenerationSet
 from evaluation.judge import Comparison, Outcome
 from evaluation.likelihood import Likelihoods
@@ -73,9 +74,11 @@ def test_reverse_kl_is_of_samples_and_nll_of_what_was_asked_for() -> None:
 def test_each_model_is_judged_against_each_opponent_but_itself() -> None:
     long, short = answers("long", [text + " Indeed." for text in RIGHT]), answers("short", [" No."] * 4)
     judge = ShortestJudgeStub()
-    judge_all([long, short, answers("long", RIGHT, "sample", asked=False)], ["truth", "short"], judge)  # type: ignore[arg-type]  # a stub
+    every = [long, short, answers("long", RIGHT, "sample", asked=False)]
+    judge_all(every, ["truth", "short"], judge, "prompt-completion")  # type: ignore[arg-type]  # a stub
     assert len(judge.asked) == 12
-    assert judge.asked[0] == Comparison("g0", GROUPS[0].prompt, RIGHT[0] + " Indeed.", RIGHT[0])
+    asked = EXAMPLES[0]["prompt"]
+    assert judge.asked[0] == Comparison("g0", asked, RIGHT[0] + " Indeed.", RIGHT[0], asked)
     measured = measure([long, short], [], range(4), baseline="long")
     for model, rate in (("long", 0.0), ("short", 1.0)):
         rates = found(measured, model, "truth")
@@ -87,6 +90,20 @@ def test_each_model_is_judged_against_each_opponent_but_itself() -> None:
     assert "win_rate_difference" not in found(measured, "long", "truth")
     assert found(measured, "long", "short")["win_rate"].mean == 0.0
     assert found(measured, "short", "short") == {}
+
+
+def test_a_judge_gets_the_question_the_prompt_and_the_messages() -> None:
+    prompt, response = dolly({"instruction": "Who?", "context": "Ada did.", "response": "Ada."})
+    chat = [{"role": "user", "content": "Who?"}]
+    groups = [Group("d", prompt, response, [1], [2, 0]), Group("c", "<|user|>Who?", "Ada.", [1], [2, 0], messages=chat)]
+    samples = [Sample([1, 2], "Bob.", "stop", -2.0, None)] * 2
+    made = Answers("m", "greedy", groups, GenerationSet({}, "m", ["d", "c"], samples, 0.0, True))
+    judge = ShortestJudgeStub()
+    judge_all([made], ["truth"], judge, "dolly")  # type: ignore[arg-type]  # a stub
+    assert judge.asked == [
+        Comparison("d", "Who?\n\nAda did.", "Bob.", "Ada.", prompt),
+        Comparison("c", "Who?", "Bob.", "Ada.", "<|user|>Who?", chat),
+    ]
 
 
 def test_mauve_is_of_the_kept_prompts_texts() -> None:

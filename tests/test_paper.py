@@ -1,14 +1,16 @@
 """The paper's numbers, checked against what its text says of them, and when they may stand beside ours."""
 
+from typing import Any
+
 import pytest
 
 from data.errors import UserError
-from evaluation.paper import TABLES, differences, paper_table, row_name
+from evaluation.paper import BASE_MODELS, TABLES, differences, mismatches, paper_table, row_name
 
 
 def value(table: str, model: str, decoding: str = "greedy", metric: str = "win_rate") -> float:
     found = TABLES[table]
-    number = found.value(found.task, model, decoding, metric, "truth" if metric == "win_rate" else "")
+    number = found.value(model, decoding, metric, "truth" if metric == "win_rate" else "")
     assert number is not None
     return number
 
@@ -25,7 +27,7 @@ def test_gains_are_those_of_the_papers_text() -> None:
     assert gain("table5", "bnr-0.9", "mle") == 3.0  # "outperforms the MLE baseline by 3%"
     # "In all settings, CPO has consistently demonstrated superior performance over MLE"; beam 4 is lost.
     assert [gain("table3", "mixnr", "mle", d) for d in ("topk50", "topk50-p0.7", "beam2")] == [9.4, 9.4, 7.5]
-    assert TABLES["table3"].value("dolly", "mixnr", "beam4", "win_rate", "truth") is None
+    assert TABLES["table3"].value("mixnr", "beam4", "win_rate", "truth") is None
     # "The effects of BNR and TNR are similar and they perform slightly better than MNR"; MLE is Table 4's first.
     assert value("table1", "tnr") > value("table1", "bnr") > value("table1", "mnr") > value("table1", "mle")
     assert value("table1", "mle") == value("table4", "mle-200")
@@ -64,21 +66,20 @@ def test_names_of_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "model", "decoding", "metric", "against"),
+    ("model", "decoding", "metric", "against"),
     [
-        ("continuation", "anr", "greedy", "win_rate", "truth"),  # another task
-        ("dolly", "anr", "topk50", "win_rate", "truth"),  # another decoding
-        ("dolly", "anr", "greedy", "win_rate", "mle"),  # another opponent
-        ("dolly", "anr", "greedy", "win_rate_length_controlled", "truth"),  # another metric
-        ("dolly", "anr", "greedy", "mauve", ""),
-        ("dolly", "anr-small", "greedy", "win_rate", "truth"),  # another row
-        ("dolly", "alpha-0.2", "greedy", "win_rate", "truth"),
-        ("dolly", "", "greedy", "win_rate", "truth"),
+        ("anr", "topk50", "win_rate", "truth"),  # another decoding
+        ("anr", "greedy", "win_rate", "mle"),  # another opponent
+        ("anr", "greedy", "win_rate_length_controlled", "truth"),  # another metric
+        ("anr", "greedy", "mauve", ""),
+        ("anr-small", "greedy", "win_rate", "truth"),  # another row
+        ("alpha-0.2", "greedy", "win_rate", "truth"),
+        ("", "greedy", "win_rate", "truth"),
     ],
 )
-def test_no_number_for_another_set_up(task: str, model: str, decoding: str, metric: str, against: str) -> None:
-    assert TABLES["table4"].value(task, model, decoding, metric, against) is None
-    assert TABLES["table4"].value("dolly", "anr", "greedy", "win_rate", "truth") == 0.643
+def test_no_number_for_another_measurement(model: str, decoding: str, metric: str, against: str) -> None:
+    assert TABLES["table4"].value(model, decoding, metric, against) is None
+    assert TABLES["table4"].value("anr", "greedy", "win_rate", "truth") == 0.643
 
 
 def test_an_unknown_table_is_refused() -> None:
@@ -87,20 +88,52 @@ def test_an_unknown_table_is_refused() -> None:
         paper_table("tabel4")
 
 
-def test_what_differs_from_the_paper() -> None:
-    same = {
-        "base_model": "openlm-research/open_llama-3b".replace("open_llama", "open-llama"),
-        "data": {"name": "data/databricks-dolly-15k.jsonl", "used": 1000},
-        "judge": {"model": "gpt-3.5-turbo", "orders": "paper"},
-    }
-    assert differences(TABLES["table4"], same) == []
-    other = {"data": {"name": "facts", "used": 12}, "judge": {"model": "gpt-4o", "orders": "both"}}
-    assert differences(TABLES["table4"], other) == [
-        "base model OpenLLaMA-3B there, not recorded here",
-        "data databricks-dolly-15k there, facts here",
+def job(**changes: Any) -> dict[str, Any]:
+    """Of an evaluation in Table 4's set-up."""
+    data = {"name": "data/databricks-dolly-15k.jsonl", "task": "dolly", "split": "test", "used": 1000}
+    judge = {"model": "gpt-3.5-turbo", "template": "dolly", "orders": "paper"}
+    return {"base_model": BASE_MODELS["OpenLLaMA-3B"], "data": data, "judge": judge, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"base_model": {"model_type": "gpt2", "hidden_size": 1600, "layers": 48}},
+            "base model OpenLLaMA-3B (llama, hidden size 3200, 26 layers) there, "
+            "gpt2, hidden size 1600, 48 layers here",
+        ),
+        (
+            {"base_model": {**BASE_MODELS["OpenLLaMA-3B"], "layers": 32}},
+            "base model OpenLLaMA-3B (llama, hidden size 3200, 26 layers) there, "
+            "llama, hidden size 3200, 32 layers here",
+        ),
+        (
+            {"base_model": None},
+            "base model OpenLLaMA-3B (llama, hidden size 3200, 26 layers) there, not recorded here",
+        ),
+        ({"data": {**job()["data"], "task": "continuation"}}, "task dolly there, continuation here"),
+        ({"data": {**job()["data"], "split": "train"}}, "split test there, train here"),
+        ({"data": {**job()["data"], "name": "facts"}}, "data databricks-dolly-15k there, facts here"),
+    ],
+)
+def test_what_keeps_the_papers_numbers_away(changes: dict[str, Any], expected: str) -> None:
+    assert mismatches(TABLES["table4"], job(**changes)) == [expected]
+    assert mismatches(TABLES["table4"], job()) == []
+    gpt2_xl = job(base_model={"model_type": "gpt2", "hidden_size": 1600, "layers": 48})
+    assert mismatches(TABLES["table2"], gpt2_xl) == []
+
+
+def test_what_else_differs_is_said() -> None:
+    assert differences(TABLES["table4"], job()) == []
+    judge = {"model": "gpt-4o", "template": "wiki", "orders": "both"}
+    assert differences(TABLES["table4"], job(judge=judge, data={"used": 12})) == [
         "1,000 test prompts there, 12 here",
         "judge GPT-3.5 there, gpt-4o here",
+        "the judge's template dolly there, wiki here",
         "one order of the two answers there, both here",
     ]
-    assert differences(TABLES["table2"], {**same, "base_model": "gpt2"}) == ["base model GPT2-XL there, gpt2 here"]
-    assert len(differences(TABLES["table4"], {})) == 3  # nothing recorded: no judge, so nothing of it either
+    assert differences(TABLES["table4"], job(judge={"reward_model": "rm"})) == ["judge GPT-3.5 there, rm here"]
+    # A sweep measures on one half of its prompts.
+    assert differences(TABLES["table4"], job(sweep={"test_prompts": 500})) == ["1,000 test prompts there, 500 here"]
+    assert differences(TABLES["table4"], {}) == ["1,000 test prompts there, an unrecorded number here"]

@@ -218,7 +218,7 @@ def test_every_row_of_the_papers_tables_has_a_recipe() -> None:
         assert config.task == table.task
         for (metric, decoding), rows in table.values.items():
             against = "truth" if metric == "win_rate" else ""
-            found = [table.value(config.task, model, decoding, metric, against) for model in config.models()]
+            found = [table.value(model, decoding, metric, against) for model in config.models()]
             assert sorted(value for value in found if value is not None) == sorted(rows.values())
             assert decoding in config.decode
 
@@ -289,7 +289,8 @@ def test_a_table_is_measured_as_in_the_paper(name: str) -> None:
     wiki = name.startswith("wiki")
     assert config.decode == EVALUATIONS[name]
     assert (config.split, config.limit, config.opponents()) == ("test", 1000, ["truth"])
-    assert config.judge == {"model": "gpt-3.5-turbo", "template": "wiki" if wiki else "dolly"}
+    template = "wiki" if wiki else "dolly"
+    assert config.judge == {"model": "gpt-3.5-turbo", "template": template, "orders": "paper"}
     assert config.chosen_metrics() == ["win_rate", *(["mauve"] if wiki else []), "text"]
 
 

@@ -57,6 +57,7 @@ def make_job(**changes: Any) -> dict[str, Any]:
         "judge": {"model": "gpt-3.5-turbo", "template_sha256": "d" * 64, "orders": "both"},
         "judge_spent": {"verdicts": 4000, "cost": 1.25, "base_urls": ["http://a/v1"], "this_run": {"requests": 30}},
         "baseline": "mle",
+        "base_model": {"model_type": "llama", "hidden_size": 3200, "layers": 26},
         "second_model": None,
         "shards": {"name": "runs/negatives", "groups": 500, "sha256": ["e" * 64]},
         **changes,
@@ -167,14 +168,32 @@ def test_the_papers_numbers_stand_only_beside_rows_of_the_same_set_up() -> None:
     column = table.headings.index("paper")
     assert [row[column] for row in cells(table)] == ["52.2%", "64.3%"]
     assert all("paper" not in table.headings for table in tables(make_results()))
-    # Another task: no column, and a note that says what would fit.
-    other = make_results(paper="table5")
-    assert all("paper" not in table.headings for table in tables(other))
-    assert paper_notes(other)[0].startswith("The paper's Table 5 has no number of the same task, decoding and metric")
-    assert paper_notes(make_results()) == []
-    assert paper_notes(make_results(paper="table4", base_model="OpenLLaMA-3B")) == [
+    assert paper_notes(make_results(paper="table4")) == [
         "Columns 'paper': Table 4 of arXiv 2502.16433. What differs: one order of the two answers there, both here."
     ]
+    assert paper_notes(make_results()) == []
+    # Another row: no column, and a note that says what would fit.
+    other = make_results([rate(0.5, "qwen")], paper="table4")
+    assert all("paper" not in table.headings for table in tables(other))
+    assert paper_notes(other)[0].startswith("The paper's Table 4 has no number of the same name, decoding and metric")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"paper": "table2"}, "base model GPT2-XL (gpt2, hidden size 1600, 48 layers) there, llama, hidden size 3200"),
+        ({"paper": "table5"}, "task continuation there, dolly here; data Wikidump there, databricks-dolly-15k.jsonl"),
+        ({"base_model": {"model_type": "llama", "hidden_size": 64, "layers": 2}}, "llama, hidden size 64, 2 layers"),
+        ({"data": {**make_job()["data"], "name": "facts"}}, "data databricks-dolly-15k there, facts here"),
+        ({"data": {**make_job()["data"], "task": "prompt-completion"}}, "task dolly there, prompt-completion here"),
+    ],
+)
+def test_a_set_up_that_is_not_the_papers_has_no_number_of_it_and_a_note_why(changes: dict[str, Any], why: str) -> None:
+    other = make_results(**{"paper": "table4", **changes})
+    assert all("paper" not in table.headings for table in tables(other))
+    (note,) = paper_notes(other)
+    assert re.match(r"The paper's Table \d is not shown, its set-up is another: ", note)
+    assert why in note
 
 
 def test_only_what_is_shown_is_explained() -> None:

@@ -1,6 +1,7 @@
 """A reward model as judge, against rewards computed here."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from data.errors import UserError
 from data.identity import weights_hash
 from evaluation.judge import Comparison, make_judge
+from negatives_gen.reward_model import RewardModel
 
 ANSWERS = [
     "the cat",
@@ -51,6 +53,59 @@ def test_the_answer_with_the_greater_reward_wins(reward_model: Path, tmp_path: P
     assert judge.judge(comparisons) == outcomes
     assert set(judge.spent().values()) == {0}
     assert judge.identity() == {"reward_model": str(reward_model), "weights_sha256": weights_hash(str(reward_model))}
+
+
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+WRAPPED = "### Instruction:\nWho?\n\n### Response:\n"
+ASKED = [
+    Comparison("dolly", "Who?", "Ada", "Bob", WRAPPED),
+    Comparison("chat", "system: Be brief.\nuser: Who?", "Ada", "Bob", "<s>Be brief.</s><u>Who?</u>", CHAT),
+]
+
+
+@pytest.mark.parametrize(
+    ("template", "openings"),
+    [
+        (True, ["user: Who?\nassistant: ", "system: Be brief.\nuser: Who?\nassistant: "]),
+        (False, [WRAPPED, "<s>Be brief.</s><u>Who?</u>"]),
+    ],
+)
+def test_a_chat_template_is_applied_once_and_to_what_a_person_asked(
+    reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: bool, openings: list[str]
+) -> None:
+    shutil.copytree(reward_model, tmp_path / "model")
+    if not template:
+        (tmp_path / "model" / "chat_template.jinja").unlink()
+    seen: list[str] = []
+
+    def rewards(_: RewardModel, texts: list[str]) -> list[float]:
+        seen.extend(texts)
+        return [float("Ada" in text) for text in texts]
+
+    monkeypatch.setattr(RewardModel, "rewards", rewards)
+    outcomes = make_judge({"reward_model": str(tmp_path / "model")}, str(tmp_path / "store")).judge(ASKED)
+    end = "\n" if template else ""
+    assert seen == [f"{opening}{answer}{end}" for opening in openings for answer in ("Ada", "Bob")]
+    assert [outcome.score for outcome in outcomes] == [1.0, 1.0]
+
+
+def test_another_chat_template_or_length_is_scored_anew_and_another_name_is_not(
+    reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(reward_model, tmp_path / "first")
+    make_judge({"reward_model": str(tmp_path / "first")}, str(tmp_path / "store")).judge(ASKED)
+    monkeypatch.setattr("evaluation.reward_judge.RewardModel", None)
+    (tmp_path / "first").rename(tmp_path / "second")
+    judge = make_judge({"reward_model": str(tmp_path / "second")}, str(tmp_path / "store"))
+    assert len(judge.judge(ASKED)) == 2
+    for name, old, new in (("chat_template.jinja", ": ", " - "), ("config.json", "128", "64")):
+        path = tmp_path / "second" / name
+        content = path.read_text()
+        assert old in content
+        path.write_text(content.replace(old, new))
+        with pytest.raises(TypeError, match="NoneType"):  # would load the model
+            judge.judge(ASKED)
+        path.write_text(content)
 
 
 def test_rewards_are_kept(reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """UN: against a real `vllm serve`, and against a local server that has every fault an API can have."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from negatives_gen.extend import ExtendConfig, extend
 from negatives_gen.job import generate
 from negatives_gen.strategies import load_strategy
 from negatives_gen.strategies.base import MAX_ROUNDS, Tools
+from negatives_gen.strategies.un import TEMPLATE
 from tests.chat_api import ChatAPIStub, chat_api_stub, free_port, said
+from tests.tiny import with_context
 from tests.without_ray import without_ray
 
 UN = load_strategy("un")
+TASK = "prompt-completion"
 KEY = "sk-a-secret-of-the-tests"
 
 
@@ -46,8 +50,7 @@ def groups(tokenizer: Any) -> list[Group]:
 
 
 def questions(tokenizer: Any, number: int) -> list[Group]:
-    examples = load_examples("facts", "prompt-completion", "train", number)
-    return list(prepare_groups(examples, "prompt-completion", tokenizer, 128).groups)
+    return list(prepare_groups(load_examples("facts", TASK, "train", number), TASK, tokenizer, 128).groups)
 
 
 # --- settings ---
@@ -123,9 +126,11 @@ def server() -> Iterator[ChatAPIStub]:
 
 @pytest.fixture
 def ask(server: ChatAPIStub, tokenizer: Any) -> Callable[..., dict[str, str]]:
-    def add(groups: list[Group], count: int = 2, context: int = 128, seed: int = 0, **api: Any) -> dict[str, str]:
+    def add(
+        groups: list[Group], count: int = 2, context: int = 128, seed: int = 0, task: str = TASK, **api: Any
+    ) -> dict[str, str]:
         api = {"base_url": server.url, "timeout": 5, "retries": 2, **api}
-        return UN.add(groups, groups, settings(count, **api), Tools(seed, context, tokenizer))
+        return UN.add(groups, groups, settings(count, **api), Tools(seed, context, tokenizer, task))
 
     return add
 
@@ -164,6 +169,28 @@ def test_the_instruction_of_a_chat_is_what_people_wrote(
     assert ask(groups[:2]) == {}
     instructions = {prompt.split("Instruction: ")[1].split("\nResponse:")[0] for prompt in server.prompts}
     assert instructions == {"Who?", "system: Be brief.\nuser: Who?"}
+
+
+def test_the_instruction_of_a_dolly_row_is_the_data_sets_and_not_the_training_prompt(
+    server: ChatAPIStub, reference: Path, tmp_path: Path
+) -> None:
+    """By the whole job: it knows the task."""
+    rows = [
+        {"instruction": "Who wrote Dracula?", "context": "", "response": "Bram Stoker."},
+        {"instruction": "Name it.", "context": "A cat.", "response": "Cat"},
+    ]
+    (tmp_path / "dolly.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model = with_context(reference, tmp_path / "model", 1024)
+    config = GenerateConfig(
+        model=str(model), dataset=str(tmp_path / "dolly.jsonl"), task="dolly",
+        split="all", out=str(tmp_path / "set"), strategies="un=1", embedder="reference",
+        api={"model": "m", "base_url": server.url},
+    )  # fmt: skip
+    with without_ray():
+        generate(config)
+    assert set(server.prompts) == {
+        TEMPLATE.format("Who wrote Dracula?", "Bram Stoker."), TEMPLATE.format("Name it.\n\nA cat.", "Cat")
+    }  # fmt: skip
 
 
 def test_a_server_without_keys_is_sent_none(
@@ -398,7 +425,7 @@ def test_vllm_serves_every_group_distinct_candidates(vllm_url: str, tokenizer: A
     rows = questions(tokenizer, 12)
     context = 128
     asked = settings(3, model="tiny", base_url=vllm_url, max_tokens=200)
-    assert UN.add(rows, rows, asked, Tools(0, context, tokenizer)) == {}
+    assert UN.add(rows, rows, asked, Tools(0, context, tokenizer, TASK)) == {}
     reasons = set()
     for row in rows:
         assert len({*texts(row), row.response}) == 4
@@ -417,7 +444,7 @@ def test_vllm_refuses_what_is_too_long_for_it_in_words(vllm_url: str, tokenizer:
     rows = questions(tokenizer, 2)
     rows[0].prompt = rows[0].prompt * 40
     asked = settings(1, model="tiny", base_url=vllm_url, max_tokens=20)
-    (reason,) = UN.add(rows, rows, asked, Tools(0, 128, tokenizer)).values()
+    (reason,) = UN.add(rows, rows, asked, Tools(0, 128, tokenizer, TASK)).values()
     assert reason.startswith("0 of 1: the API refuses the request: ")
     assert "maximum context length is 512 tokens" in reason
     assert len(rows[1].negatives) == 1
@@ -426,4 +453,4 @@ def test_vllm_refuses_what_is_too_long_for_it_in_words(vllm_url: str, tokenizer:
 def test_vllm_knows_no_other_model(vllm_url: str, tokenizer: Any) -> None:
     rows = questions(tokenizer, 1)
     with pytest.raises(UserError, match=r"has no chat model 'other' \(404: .*`other` does not exist"):
-        UN.add(rows, rows, settings(1, model="other", base_url=vllm_url), Tools(0, 128, tokenizer))
+        UN.add(rows, rows, settings(1, model="other", base_url=vllm_url), Tools(0, 128, tokenizer, TASK))

@@ -36,7 +36,7 @@ class AnswerRow:
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One prompt, its ground truth and the answers to it."""
+    """One prompt, as a person wrote it, its ground truth and the answers to it."""
 
     id: str
     prompt: str

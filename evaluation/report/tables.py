@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from evaluation.paper import PaperTable, differences, paper_table
+from evaluation.paper import differences, mismatches, paper_table
 from evaluation.report.columns import (
     ANSWERS,
     COLUMNS,
@@ -92,17 +92,18 @@ def tables(results: Results) -> list[Table]:
 
 
 def paper_notes(results: Results) -> list[str]:
-    """What the columns "paper" are, and where that set-up is another."""
+    """What the columns "paper" are and where that set-up is another, or why there are none."""
     if not results.job.get("paper"):
         return []
     table = paper_table(results.job["paper"])
     theirs = _theirs(results.job)
+    if mismatched := mismatches(table, results.job):
+        return [f"The paper's Table {table.number} is not shown, its set-up is another: {'; '.join(mismatched)}."]
     if all(theirs(found) is None for found in results.measurements):
         rows = sorted({row for values in table.values.values() for row in values})
         return [
-            f"The paper's Table {table.number} has no number of the same task, decoding and metric as a row here. It "
-            f"is of task {table.task}, of {' and '.join(f'{m} by {d}' for m, d in table.values)}, its rows are: "
-            f"{', '.join(rows)}."
+            f"The paper's Table {table.number} has no number of the same name, decoding and metric as a row here. It "
+            f"is of {' and '.join(f'{m} by {d}' for m, d in table.values)}, its rows are: {', '.join(rows)}."
         ]
     other = "; ".join(differences(table, results.job))
     return [f"Columns 'paper': Table {table.number} of arXiv 2502.16433. What differs: {other or 'nothing recorded'}."]
@@ -198,8 +199,7 @@ def _in_order(found: Sequence[Measurement]) -> list[str]:
 
 
 def _theirs(job: Mapping[str, Any]) -> Theirs:
-    table: PaperTable | None = paper_table(job["paper"]) if job.get("paper") else None
-    task = str((job.get("data") or {}).get("task"))
-    if table is None:
+    table = paper_table(job["paper"]) if job.get("paper") else None
+    if table is None or mismatches(table, job):
         return lambda _: None
-    return lambda m: table.value(task, m.model, m.decoding, m.metric, m.against)
+    return lambda m: table.value(m.model, m.decoding, m.metric, m.against)

@@ -10,6 +10,7 @@ from data.chat_options import OPENAI_URL, check_chat_options, known_options
 from data.encode import special_ids
 from data.errors import UserError
 from data.schema import Candidate, Group
+from data.tasks import query
 from negatives_gen.strategies.base import ASK, MAX_ROUNDS, Novelty, Strategy, Tools, derive_seed
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ RUNTIME = ("concurrency", "timeout", "retries")
 
 class Unhelpful(Strategy):
     """Asks once per missing candidate; what is empty, the ground truth or a repetition is asked again, for MAX_ROUNDS.
+
+    The instruction is what a person wrote, see `data.tasks.query`: without a prompt template or a chat template.
 
     A candidate is the answer without surrounding white space, behind the white space that the ground truth begins
     with. It ends with EOS if the API's model had finished and the answer fits behind the prefix; else it is cut.
@@ -87,7 +90,7 @@ class Unhelpful(Strategy):
                 if not requests:
                     break
                 answers = await api.ask(
-                    [TEMPLATE.format(_instruction(group), group.response) for group, _ in requests],
+                    [TEMPLATE.format(query(group, tools.task), group.response) for group, _ in requests],
                     [seed for _, seed in requests],
                 )
                 for (group, seed), answer in zip(requests, answers, strict=True):
@@ -132,15 +135,6 @@ class Unhelpful(Strategy):
                 if group.id in refused:
                     short[group.id] = f"{reached}: the API refuses the request: {refused[group.id]}"
         return short
-
-
-def _instruction(group: Group) -> str:
-    """The prompt as people wrote it: without a chat template's control tokens, and roles only where there are more."""
-    if group.messages is None:
-        return group.prompt
-    if len(group.messages) == 1:
-        return group.messages[0]["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in group.messages)
 
 
 STRATEGY = Unhelpful()
