@@ -90,9 +90,9 @@ def make_judge(options: dict[str, Any], store_path: str) -> Judge:
 
     model, base_url: of the chat API; the key comes from $OPENAI_API_KEY. template: "dolly", "wiki" or a file. orders:
     "both" or "paper". temperature (null: not sent), max_tokens, seed (sent if given): of its sampling. concurrency,
-    timeout (in seconds), retries: of the requests. max_requests, max_cost: caps of one run. input_price, output_price:
-    per million tokens. reward_model: directory or hub id of a reward model, which then is the judge; it takes no other
-    option.
+    timeout (in seconds), retries: of the requests. max_requests, max_cost: caps of one run, see Budget. input_price,
+    output_price: per million tokens. reward_model: directory or hub id of a reward model, which then is the judge; it
+    takes no other option.
 
     Args:
         store_path: folder of verdicts.sqlite.

@@ -28,7 +28,7 @@ Compares checkpoints on held-out prompts: answers by vLLM, win rates by a judge 
 local reward model), reverse KL and NLL under a second model, MAUVE, ranking of held-out groups, ensembles over alpha.
 Prints a table and writes report.md, report.json and report.html. What was generated, scored and judged is kept in
 --store and never made, or paid for, twice: the same command goes on where it was interrupted. At SIGINT (Ctrl+C) and
-SIGTERM the requests to a judge that are under way are waited for and kept; a second Ctrl+C ends at once.
+SIGTERM the requests to a judge that are under way are waited for and kept; SIGKILL, or a second Ctrl+C, loses these.
 
 options:
 {options}
