@@ -82,7 +82,9 @@ class EvaluateConfig:
         },
     )
     second_model: str | None = option(None, "of reverse_kl and nll: a stronger model that stands for the truth")
-    featuriser: str | None = option(None, "of mauve: a sentence-transformers model or a causal language model")
+    featuriser: str | None = option(
+        None, "of mauve (pip install mauve-text, GPLv3): a sentence-transformers model or a causal language model"
+    )
     embedder: str | None = option(None, "of similarity: sentence-transformers name or path")
     shards: str | None = option(None, "of ranking: negative set whose groups of --split are ranked")
     sweep: str | None = option(None, "alpha=0,0.1,...: weight-space ensembles of --mle and --cpo")
