@@ -60,11 +60,20 @@ quickstart: install
 	@echo "checkpoints:   $(RUNS)/quickstart/reference, /mle, /cpo, /cpo-rank"
 	@echo "report:        $(RUNS)/quickstart/evaluation/report.md"
 
-# The kill tests mostly wait for processes to start; beside them the others lose little time.
+# Four runs at a time, as each mostly waits for processes to start: kills of drivers; other kills; what starts vLLM or
+# Ray, or judges; the rest.
+KILLS := tests/test_kill.py
+ENGINES := $(patsubst %,tests/test_%.py,generate plan un decoding generations likelihood evaluation judge judge_faults)
+
 test: install
-	@log=$$(mktemp); $(PY) -m pytest tests/test_kill.py > $$log 2>&1 & kills=$$!; trap "kill $$kills 2>/dev/null" INT TERM; \
-	$(PY) -m pytest tests --ignore tests/test_kill.py; code=$$?; \
-	echo "== kill tests (they ran beside the others)"; wait $$kills || code=1; cat $$log; rm $$log; exit $$code
+	@logs=$$(mktemp -d); trap 'kill $$(jobs -p) 2>/dev/null' INT TERM; \
+	$(PY) -m pytest $(KILLS) -k driver_killed > $$logs/drivers 2>&1 & drivers=$$!; \
+	$(PY) -m pytest $(KILLS) -k "not driver_killed" > $$logs/kills 2>&1 & kills=$$!; \
+	$(PY) -m pytest $(ENGINES) > $$logs/engines 2>&1 & engines=$$!; \
+	$(PY) -m pytest tests $(addprefix --ignore=,$(KILLS) $(ENGINES)); code=$$?; \
+	for part in engines drivers kills; do wait $${!part} || code=1; \
+		echo "== $$part (they ran beside the others)"; cat $$logs/$$part; done; \
+	rm -r $$logs; exit $$code
 
 lint: install
 	@$(PY) -m ruff check .
