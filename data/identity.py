@@ -69,17 +69,31 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+def architecture(model: str) -> dict[str, Any]:
+    """model_type, hidden_size and layers, of the model's config; None where it does not say."""
+    config = _text_config(model)
+    return {
+        "model_type": config.get("model_type"),
+        "hidden_size": config.get("hidden_size", config.get("n_embd")),
+        "layers": config.get("num_hidden_layers", config.get("n_layer")),
+    }
+
+
 def context_length(model: str) -> int:
     """Longest sequence the model takes, in tokens, from its config (max_position_embeddings or n_positions)."""
-    config = read_object(model_directory(model) / "config.json")
-    text_config = config.get("text_config")
-    if isinstance(text_config, dict):
-        config = {**config, **text_config}
+    config = _text_config(model)
     for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         value = config.get(key)
         if isinstance(value, (int, float)) and value >= 1:
             return int(value)
     raise UserError(f"the config.json of '{model}' does not say its context length (max_position_embeddings).")
+
+
+def _text_config(model: str) -> dict[str, Any]:
+    """A model's config; where it is of more than text, with what it says of its language model on top."""
+    config = read_object(model_directory(model) / "config.json")
+    text_config = config.get("text_config")
+    return {**config, **text_config} if isinstance(text_config, dict) else config
 
 
 def weights_hash(model: str) -> str:

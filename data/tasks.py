@@ -4,17 +4,22 @@ A prompt and a response are texts, or lists of messages ({"role", "content"}, TR
 tokenizer's chat template makes a text of.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.encode import Encode, Problem, encode_continuations, encode_pairs
 from data.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from data.schema import Group
 
 DOLLY_TEMPLATE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n{context}### Response:\n"
 )
+DOLLY_CONTEXT = "Input:\n{context}\n\n"
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Task:
         encode: many usable ones -> tokens.
         optional: columns that are used if they are there.
         over_long: what happens to a row that does not fit into the longest length: "reject" or "truncate".
+        asked: prompt as a text -> the words of it that a person wrote.
     """
 
     columns: tuple[str, ...]
@@ -36,6 +42,7 @@ class Task:
     encode: Encode
     optional: tuple[str, ...] = ()
     over_long: str = "reject"
+    asked: Callable[[str], str] = lambda prompt: prompt
 
 
 def dolly(row: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -45,11 +52,18 @@ def dolly(row: Mapping[str, Any]) -> tuple[Any, Any]:
         return instruction, response
     if not instruction.strip():
         return "", response
-    context = f"Input:\n{context.strip()}\n\n" if isinstance(context, str) and context.strip() else ""
+    context = DOLLY_CONTEXT.format(context=context.strip()) if isinstance(context, str) and context.strip() else ""
     return (
         DOLLY_TEMPLATE.format(instruction=instruction.strip(), context=context),
         response.strip() if isinstance(response, str) else response,
     )
+
+
+def asked_in_dolly(prompt: str) -> str:
+    """The instruction of a prompt that `dolly` wrote, and below it the context, if there is one."""
+    before, between, after = re.split(r"\{\w+\}", DOLLY_TEMPLATE)
+    label = DOLLY_CONTEXT.partition("{")[0]
+    return prompt.removeprefix(before).removesuffix(between + after).replace(between + label, between, 1)
 
 
 def prompt_completion(row: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -121,7 +135,9 @@ def _messages(value: Any) -> Any:
 
 
 TASKS: dict[str, Task] = {
-    "dolly": Task(("instruction", "response"), dolly, text_problem, encode_pairs, optional=("context",)),
+    "dolly": Task(
+        ("instruction", "response"), dolly, text_problem, encode_pairs, optional=("context",), asked=asked_in_dolly
+    ),
     "prompt-completion": Task(("prompt", "completion"), prompt_completion, pair_problem, encode_pairs),
     "conversational": Task(("messages",), conversational, chat_problem, encode_pairs),
     "continuation": Task(
@@ -132,6 +148,15 @@ TASKS: dict[str, Task] = {
         over_long="truncate",
     ),
 }
+
+
+def query(group: "Group", task: str) -> str:
+    """What a person asked: without a prompt template or a chat template, roles only where there are more messages."""
+    if group.messages is None:
+        return TASKS[task].asked(group.prompt)
+    if len(group.messages) == 1:
+        return group.messages[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in group.messages)
 
 
 def check_task(task: str) -> None:

@@ -1,84 +1,90 @@
-"""Measurements of one checkpoint: its answers, the ground truths' log-probabilities, its ranking of held-out groups."""
+"""Measures of a checkpoint beside its answers: the ground truths' log-probability, its ranking of held-out groups."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
+import pyarrow as pa
 
 from data import facts
 from data.schema import Group
+from evaluation.statistics import Estimate
+from evaluation.store import Store, hash_of
 from negatives_gen.engine import Sample
-from trainer.logprobs import Scorer
-from trainer.objectives import preference_metrics, ranks_from_similarity
-from trainer.packing import Continuations
+
+# Nats; about ten times what packing a group differently moves a sum of a thousand nats in float32.
+ROUNDING = 1e-2
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over n examples or groups with its standard error."""
-
-    mean: float
-    standard_error: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Estimate":
-        """Raises ValueError for no values; the standard error of a single value is nan."""
-        if not values:
-            raise ValueError("a mean needs at least one value")
-        mean = sum(values) / len(values)
-        if len(values) == 1:
-            return cls(mean, math.nan, 1)
-        variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
-        return cls(mean, math.sqrt(variance / len(values)), len(values))
+def correct(groups: Sequence[Group], answers: Sequence[Sample]) -> list[float]:
+    """1 for each answer that code finds right, in the embedded world of facts; else 0."""
+    return [float(facts.is_correct(g.prompt, a.text)) for g, a in zip(groups, answers, strict=True)]
 
 
-def answer_metrics(groups: Sequence[Group], answers: Sequence[Sample], *, checkable: bool) -> dict[str, Estimate]:
-    """Of greedy answers: share correct (where code can check it), length, share that hit the length limit."""
-    metrics = {
-        "answer_tokens": Estimate.of([len(a.ids) for a in answers]),
-        "hit_limit": Estimate.of([float(a.finish_reason == "length") for a in answers]),
-    }
-    if checkable:
-        correct = [float(facts.is_correct(g.prompt, a.text)) for g, a in zip(groups, answers, strict=True)]
-        metrics = {"correct": Estimate.of(correct), **metrics}
-    return metrics
+def truth_logps(
+    store: Store, identity: dict[str, str], groups: Sequence[Group], load: Callable[[], Any]
+) -> list[float]:
+    """Log-probability of each ground truth in nats, summed over its tokens.
+
+    Args:
+        identity: of the checkpoint.
+        load: its `trainer.logprobs.Scorer`; called only if the store lacks the numbers.
+    """
+    return [scores[0] for scores in _scores(store, identity, [(g.prompt_ids, [g.response_ids]) for g in groups], load)]
 
 
-def truth_metrics(scorer: Scorer, groups: Sequence[Group]) -> dict[str, Estimate]:
-    """Of the ground truths: log-probability per continuation in nats, and per token."""
-    scores = scorer.score([Continuations(g.prompt_ids, [g.response_ids]) for g in groups])
-    sums = [score[0] for score in scores]
-    per_token = [logp / len(g.response_ids) for logp, g in zip(sums, groups, strict=True)]
-    return {"truth_logp": Estimate.of(sums), "truth_logp_per_token": Estimate.of(per_token)}
+def candidate_logps(
+    store: Store, identity: dict[str, str], groups: Sequence[Group], load: Callable[[], Any]
+) -> list[list[float]]:
+    """Log-probabilities of the candidates of held-out groups, the ground truth's first; otherwise as `truth_logps`."""
+    tokens = [(g.prompt_ids, [g.response_ids, *(c.ids for c in g.negatives)]) for g in groups]
+    return _scores(store, identity, tokens, load)
 
 
-def ranking_metrics(scorer: Scorer, groups: Sequence[Group], signal: str) -> dict[str, Estimate]:
+def truth_metrics(logps: Sequence[float], groups: Sequence[Group]) -> dict[str, Estimate]:
+    """Log-probability of the ground truths in nats, per continuation and per token."""
+    per_token = [logp / len(g.response_ids) for logp, g in zip(logps, groups, strict=True)]
+    return {"truth_logp": Estimate.of(logps), "truth_logp_per_token": Estimate.of(per_token)}
+
+
+def ranking_metrics(scores: Sequence[Sequence[float]], groups: Sequence[Group], signal: str) -> dict[str, Estimate]:
     """How a checkpoint ranks the candidates of held-out groups.
 
     ranking_accuracy: share of negatives less likely than their ground truth under the checkpoint itself.
     reward_top1: share of groups whose ground truth has the highest implicit reward (log-probability minus the
         reference's); 0 for the reference itself, whose rewards are all equal up to rounding.
     kendall_tau: between the implicit rewards and the order by similarity.
+
+    Args:
+        scores: from `candidate_logps`.
+        signal: that the similarities are of.
     """
-    continuations = [Continuations(g.prompt_ids, [g.response_ids, *(c.ids for c in g.negatives)]) for g in groups]
-    scores = scorer.score(continuations)
+    import torch
+
+    from trainer.objectives import preference_metrics, ranks_from_similarity
+
     values: dict[str, list[float]] = {"ranking_accuracy": [], "reward_top1": [], "kendall_tau": []}
     for group, score in zip(groups, scores, strict=True):
         reference = torch.tensor([[group.reference_logp, *(c.reference_logp for c in group.negatives)]])
         similarity = torch.tensor([[1.0, *(c.similarity[signal] for c in group.negatives)]])
+        own = torch.tensor([list(score)])
         # float32 sums differ in their last digits between two layouts of the same group: that is no preference.
-        rewards = torch.round((torch.tensor([score]) - reference) / ROUNDING) * ROUNDING
+        rewards = torch.round((own - reference) / ROUNDING) * ROUNDING
         ranks = ranks_from_similarity(similarity)
         found = preference_metrics(reference + rewards, reference, ranks, beta=1.0)
-        values["ranking_accuracy"].append(
-            preference_metrics(torch.tensor([score]), reference, ranks, beta=1.0)["logps/ranking_accuracy"].item()
-        )
+        likelier = preference_metrics(own, reference, ranks, beta=1.0)["logps/ranking_accuracy"]
+        values["ranking_accuracy"].append(likelier.item())
         values["reward_top1"].append(found["rewards/top1"].item())
         values["kendall_tau"].append(found["rewards/kendall_tau"].item())
     return {name: Estimate.of(numbers) for name, numbers in values.items()}
 
 
-# Nats; about ten times what packing a group differently moves a sum of a thousand nats in float32.
-ROUNDING = 1e-2
+def _scores(
+    store: Store, identity: dict[str, str], tokens: Sequence[tuple[list[int], list[list[int]]]], load: Callable
+) -> list[list[float]]:
+    def make() -> pa.Table:
+        from trainer.packing import Continuations
+
+        return pa.table({"logps": load().score([Continuations(*group) for group in tokens])})
+
+    key = {**identity, "tokens_sha256": hash_of({"tokens": tokens}), "dtype": "float32"}
+    return store.get_or_make("logps", key, make)["logps"].to_pylist()

@@ -1,24 +1,34 @@
 """`python -m evaluation.run`: compare checkpoints on held-out prompts."""
 
-import gc
 import json
 import logging
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from data.config import describe_options, load_config, resolve_path
 from data.errors import UserError, exit_on_user_error
 from data.log import start_logging
-from evaluation.config import EvaluateConfig
+from data.privacy import without_secrets
+from evaluation.config import TRUTH, EvaluateConfig
+
+if TYPE_CHECKING:
+    from data.storage import Folder
+    from evaluation.measure import Answers
 
 log = logging.getLogger(__name__)
 
 JOB_FILE = "evaluation_job.json"
+# What an evaluation writes into --out; folders are there before it is finished.
+FOLDERS = {"store", "ensembles"}
 
 HELP = """usage: python -m evaluation.run --model NAME=PATH [--model NAME=PATH ...] --dataset D --out DIR [...]
 
-Greedy answers (vLLM) and ground-truth log-probabilities of each checkpoint on held-out prompts; with --shards also how
-it ranks held-out groups of a negative set. Prints a table and writes report.md, report.json and the answers.
+Compares checkpoints on held-out prompts: answers by vLLM, win rates by a judge (any OpenAI-compatible server, or a
+local reward model), reverse KL and NLL under a second model, MAUVE, ranking of held-out groups, ensembles over alpha.
+Prints a table and writes report.md, report.json and report.html. What was generated, scored and judged is kept in
+--store and never made, or paid for, twice: the same command goes on where it was interrupted. At SIGINT (Ctrl+C) and
+SIGTERM the requests to a judge that are under way are waited for and kept; SIGKILL, or a second Ctrl+C, loses these.
 
 options:
 {options}
@@ -35,147 +45,117 @@ def main(argv: list[str] | None = None) -> None:
     config.check()
     start_logging()
     print(evaluate(config))
-    print(f"report: {config.out}/report.md")
+    print(f"report: {config.out}/report.md, report.html, report.json")
 
 
 def evaluate(config: EvaluateConfig) -> str:
     """Evaluate every checkpoint and write the report; returns the table.
 
     Raises:
-        UserError: unusable model, data or negative set, or an output directory that holds something else. Nothing
-            has been written then.
+        UserError: unusable model, data, judge or negative set, or an output directory that holds something else. Of a
+            judge or a budget that fails in the middle too: the store keeps what was done.
     """
-    from data.identity import check_model, context_length, load_tokenizer, weights_hash
     from data.manifest import environment
-    from data.prepare import describe_rejects, prepare_groups, require_groups
-    from data.sources import fingerprint, load_examples
     from data.storage import Folder
-    from evaluation.report import markdown, table, to_json
-    from negatives_gen.embedder import embedder_identity
+    from evaluation.decoding import parse_decoding
+    from evaluation.judge import make_judge
+    from evaluation.mauve_score import check_possible
+    from evaluation.measure import judge_all, measure
+    from evaluation.report import Results, write_report
+    from evaluation.samples import sample_rows
+    from evaluation.stages import Stages
+    from evaluation.store import Store
+    from evaluation.sweep import describe_sweep, halves, write_ensembles
 
-    models = config.models()
-    for path in models.values():
-        check_model(path)
-    examples = load_examples(config.dataset, config.task, config.split, config.limit)
-    held_out, signal, shards = _held_out_groups(config, models)
-    job = {
-        "models": {name: {"path": path, "weights_sha256": weights_hash(path)} for name, path in models.items()},
-        "data": {
-            "name": config.dataset,
-            "task": config.task,
-            "split": config.split,
-            "examples": len(examples),
-            "examples_sha256": fingerprint(examples),
-        },
-        "decoding": {"name": "greedy", "max_new_tokens": config.max_new_tokens},
-        "shards": shards,
-        "embedder": embedder_identity(config.embedder, "") if config.embedder else None,
-    }
+    metrics = config.chosen_metrics()
+    decodings = list({d.name: d for d in map(parse_decoding, config.decode or ["greedy"])}.values())
     folder = Folder(resolve_path(config.out))
-    _refuse_other_content(folder, job)
+    _refuse_other_files(folder)
+    store = Store(resolve_path(config.store) if config.store else f"{folder.path}/store")
+    judge = make_judge(config.judge, store.path) if "win_rate" in metrics else None
+    stages = Stages(config, store, metrics)
+    alphas = config.alphas()
+    ids = [group.id for group in stages.groups]
+    test, validation = halves(ids) if alphas else (range(len(ids)), range(0))
+    if "mauve" in metrics:
+        check_possible(min(map(len, (test, validation))) if alphas else len(test))
+    job = {
+        **stages.describe(),
+        "decodings": [d.name for d in decodings],
+        "against": config.opponents() if judge else [],
+        "judge": judge.identity() if judge else None,
+        "baseline": stages.checkpoints[0].name,
+    }
+    _refuse_other_evaluation(folder, job)
+    folder.write(JOB_FILE, json.dumps(without_secrets(job), indent=2).encode())
 
-    prepared: dict[str, list[Any]] = {}
-    for name, path in models.items():
-        groups, rejects, _ = prepare_groups(examples, config.task, load_tokenizer(path), context_length(path))
-        require_groups(groups, rejects, f"data set '{config.dataset}'")
-        prepared[name] = groups
-        log.info("%s: %d examples, %s", name, len(prepared[name]), describe_rejects(rejects))
-    # Models with other contexts or tokenizers reject other rows: compare them on the rows that all of them take.
-    common = set.intersection(*({g.id for g in groups} for groups in prepared.values()))
-    job["data"]["used"] = len(common)
-    if not common:
-        raise UserError(f"no row of data set '{config.dataset}' fits all of the models. Compare fewer models.")
+    ensembles = write_ensembles(config)
+    stages.add_ensembles(ensembles)
+    job["models"] = stages.describe_models()
+    every = stages.generate(decodings)
+    stages.score_answers(every)
+    found = stages.measure_checkpoints(test)
+    if judge:
+        judge_all(every, config.opponents(), judge, config.task)
+        job["judge_spent"] = judge.spent()
 
-    folder.write(JOB_FILE, json.dumps(job, indent=2).encode())
-    results: dict[str, dict[str, Any]] = {}
-    for number, (name, path) in enumerate(models.items(), start=1):
-        groups = [g for g in prepared[name] if g.id in common]
-        print(f"  evaluating {name} ({number}/{len(models)}) on {len(groups)} examples", flush=True)
-        results[name], answers = _measure(config, path, groups, context_length(path), held_out, signal)
-        folder.write(f"answers-{name}.parquet", _answers_file(groups, answers))
-    folder.write("report.md", markdown(job, results).encode())
-    folder.write("report.json", to_json(job, environment(), results).encode())
-    return table(results)
-
-
-def _measure(
-    config: EvaluateConfig, path: str, groups: list[Any], context: int, held_out: list[Any], signal: str
-) -> tuple[dict[str, Any], list[Any]]:
-    """Metrics and greedy answers of one checkpoint."""
-    from evaluation.metrics import Estimate, answer_metrics, ranking_metrics, truth_metrics
-    from negatives_gen.engine import Engine
-    from trainer.logprobs import Scorer
-
-    scorer = Scorer.load(path)
-    scored = truth_metrics(scorer, groups)
-    if held_out:
-        scored |= ranking_metrics(scorer, held_out, signal)
-    del scorer
-    gc.collect()  # the next engine needs the room
-    engine = Engine(path)
-    answers = engine.greedy(
-        [g.prompt_ids for g in groups],
-        max_tokens=[min(config.max_new_tokens, context - len(g.prompt_ids)) for g in groups],
-    )
-    del engine
-    gc.collect()
-    metrics = answer_metrics(groups, answers, checkable=config.dataset == "facts") | scored
-    if config.embedder:
-        from negatives_gen.embedder import Embedder
-
-        embedder = Embedder(config.embedder, path)
-        truths, ours = embedder.embed([g.response for g in groups]), embedder.embed([a.text for a in answers])
-        metrics["similarity"] = Estimate.of((truths * ours).sum(-1).tolist())
-    return metrics, answers
+    found += measure(every, metrics, test, mauve=stages.mauve(), baseline=job["baseline"])
+    if alphas:
+        chosen_on = measure(every, metrics, validation, mauve=stages.mauve())
+        job["sweep"] = describe_sweep(alphas, list(ensembles), chosen_on, decodings[0].name)
+        job["sweep"] |= {"test_prompts": len(test), "validation_prompts": len(validation)}
+    rows = sample_rows(every, test, config.task, checkable="correct" in metrics)
+    return write_report(folder, Results(without_secrets(job), environment(), found, rows, notes(every, metrics)))
 
 
-def _held_out_groups(config: EvaluateConfig, models: dict[str, str]) -> tuple[list[Any], str, dict[str, Any] | None]:
-    """The groups of the negative set that belong to the split, the signal that ranks them, and their identity."""
-    from data.identity import load_tokenizer, tokenizer_hash
-    from data.shards import NegativeSet
+def notes(every: "Sequence[Answers]", metrics: "Sequence[str]") -> list[str]:
+    """What a reader must know beside the numbers."""
+    from evaluation.judge import SAME
 
-    if config.shards is None:
-        return [], "", None
-    negatives = NegativeSet(resolve_path(config.shards))
-    for path in models.values():
-        negatives.check_tokenizer(tokenizer_hash(load_tokenizer(path)), path)
-    groups = [g for g in negatives.groups() if config.split in ("all", g.split)]
-    if not groups:
-        raise UserError(
-            f"negative set '{config.shards}' holds no groups of split '{config.split}'. Generate it with --split all "
-            f"or --split {config.split}, or evaluate on another --split."
+    found = []
+    for answers in every:
+        for opponent, outcomes in answers.outcomes.items():
+            if same := outcomes.count(SAME):
+                whose = "the ground truth" if opponent == TRUTH else f"those of {opponent}"
+                found.append(
+                    f"{same} of {len(outcomes)} {answers.decoding} answers of {answers.model} are the same as {whose}: "
+                    "each counts as a tie, and the judge was not asked."
+                )
+    for answers in every:
+        for reason, number in (answers.second.unscored() if answers.second else {}).items():
+            found.append(
+                f"{number} {answers.decoding} answers of {answers.model} are in no reverse KL or NLL: {reason}."
+            )
+    by_text = sorted({a.model for a in every if a.second is not None and a.second.by == "text"})
+    if by_text:
+        found.append(
+            f"Reverse KL and NLL of {', '.join(by_text)}: the second model has another tokenizer, so it scored the "
+            "text as it tokenises it; log Q is of the tokens that were sampled, one of many ways to write the text."
         )
-    checksums = [shard.sha256 for shard in negatives.manifest.shards]
-    return groups, negatives.signals[0], {"name": config.shards, "groups": len(groups), "sha256": checksums}
+    cut = [a for a in every if a.decoding == "sample" and any(s.finish_reason == "length" for s in a.samples)]
+    if "reverse_kl" in metrics and cut:
+        found.append("Reverse KL: samples that hit the length limit count up to the limit, under both models.")
+    return found
 
 
-def _refuse_other_content(folder: Any, job: dict[str, Any]) -> None:
+def _refuse_other_files(folder: "Folder") -> None:
     names = folder.names()
-    if not names:
+    from evaluation.report import FILES
+
+    if not names <= FOLDERS and (JOB_FILE not in names or not names <= {JOB_FILE, *FOLDERS, *FILES}):
+        raise UserError(f"output directory '{folder.path}' already holds other files. Choose another --out.")
+
+
+def _refuse_other_evaluation(folder: "Folder", job: dict[str, Any]) -> None:
+    """Metrics, decodings and alphas may be added for the same models and prompts; the report is made anew."""
+    if JOB_FILE not in folder.names():
         return
-    if JOB_FILE in names:
-        there = json.loads(folder.read(JOB_FILE))
-        there["data"].pop("used", None)
-        if there == job:
-            return
-    raise UserError(
-        f"output directory '{folder.path}' already holds another evaluation or other files. Choose another --out."
-    )
-
-
-def _answers_file(groups: list[Any], answers: list[Any]) -> bytes:
-    import io
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [
-        {"id": g.id, "prompt": g.prompt, "response": g.response, "answer": a.text, "finish_reason": a.finish_reason}
-        for g, a in zip(groups, answers, strict=True)
-    ]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
-    return buffer.getvalue()
+    there = json.loads(folder.read(JOB_FILE))
+    for what in ("models", "data"):
+        if there.get(what) != without_secrets(job[what]):
+            raise UserError(
+                f"output directory '{folder.path}' already holds an evaluation of other {what}. Choose another --out."
+            )
 
 
 if __name__ == "__main__":

@@ -123,6 +123,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     )
     work = Work(
         model=model,
+        task=job["data"]["task"],
         source=ParentShards(parent.folder.path),
         strategies=growing,
         signals=names,

@@ -40,12 +40,14 @@ class Work:
 
     Attributes:
         model: directory of the reference model.
+        task: see `Tools`.
         strategies: those that have negatives to make, with their settings.
         signals: names of the ranking signals.
         context: longest prefix + continuation in tokens.
     """
 
     model: str
+    task: str
     source: ShardSource
     strategies: dict[str, dict[str, Any]]
     signals: list[str]
@@ -79,7 +81,7 @@ class Stage:
         self.work = work
         try:
             tokenizer = load_tokenizer(work.model, work.trust_remote_code)
-            self.tools = Tools(work.seed, work.context, tokenizer, **self.lend())
+            self.tools = Tools(work.seed, work.context, tokenizer, work.task, **self.lend())
         except Exception as error:
             self.failure = error
 

@@ -21,28 +21,44 @@ from tests.tiny import save_tiny_model
 
 # Status, headers, body.
 Response = tuple[int, dict[str, str], Any]
+# What a request may get: a response, or the proper answer after so many seconds.
+Fault = Response | float
+NOTHING: Response = (0, {}, "")  # the connection is closed
+HALF: Response = (200, {"Content-Length": "5000"}, '{"id": "1", "choices": [{"index": 0, "mess')
+GARBAGE: Response = (200, {}, "\x00\xff{not json")
 
 
 class ChatAPIStub(ThreadingHTTPServer):
     """A chat API whose answers are scripted.
 
     Attributes:
-        faults: what the first requests get: a response, or the proper answer after so many seconds.
+        faults: what the first requests get.
+        fault_of: number of a request -> its fault, if it is to have one.
         answer: request -> text and finish reason.
+        tokens: request -> input and output tokens that it takes.
+        says_tokens: whether an answer reports them.
+        answered: the requests that got their answer whole and at once.
+        bill: input and output tokens of all requests that were not refused by a 4xx.
         refuse: whether a request gets a 400.
         lock_after: so many requests are answered, the next ones get a 401.
         seconds: that an answer takes.
     """
 
     daemon_threads = True
+    request_queue_size = 128  # a connection that finds no room tries again a second later
 
     def __init__(self) -> None:
-        self.faults: list[Response | float] = []
+        self.faults: list[Fault] = []
+        self.fault_of: Callable[[int], Fault | None] = lambda number: None
         self.answer: Callable[[dict[str, Any]], tuple[Any, str]] = lambda r: (f"Answer {r['seed']}.", "stop")
+        self.tokens: Callable[[dict[str, Any]], tuple[int, int]] = lambda r: (len(said(r)) // 4 + 8, 1)
+        self.says_tokens = True
         self.refuse: Callable[[dict[str, Any]], bool] = lambda r: False
         self.lock_after: int | None = None
         self.seconds = 0.0
         self.requests: list[dict[str, Any]] = []
+        self.answered: list[dict[str, Any]] = []
+        self.bill = [0, 0]
         self.times: list[float] = []
         self.keys: set[str] = set()
         self.in_flight = self.most_in_flight = 0
@@ -62,18 +78,28 @@ class ChatAPIStub(ThreadingHTTPServer):
             self.requests.append(request)
             self.times.append(time.monotonic())
             self.keys.add(key)
-            fault = self.faults.pop(0) if self.faults else self.seconds
+            fault = self.faults.pop(0) if self.faults else self.fault_of(len(self.requests) - 1)
             if self.lock_after is not None and len(self.requests) > self.lock_after:
                 fault = (401, {}, {"error": {"message": f"Wrong key {key}."}})
+        if self.refuse(request):
+            fault = (400, {}, {"error": {"message": "This is too long."}})
+        used = self.tokens(request)
+        if not (isinstance(fault, tuple) and 400 <= fault[0] < 500):
+            with self.lock:
+                self.bill = [self.bill[0] + used[0], self.bill[1] + used[1]]
         if isinstance(fault, tuple):
             return fault
-        time.sleep(fault)
-        if self.refuse(request):
-            return 400, {}, {"error": {"message": "This is too long."}}
+        time.sleep(self.seconds if fault is None else fault)
         text, reason = self.answer(request)
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": reason}
-        return 200, {}, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        body: dict[str, Any] = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        if self.says_tokens:
+            body["usage"] = {"prompt_tokens": used[0], "completion_tokens": used[1], "total_tokens": sum(used)}
+        if fault is None:
+            with self.lock:
+                self.answered.append(request)
+        return 200, {}, body
 
 
 class HandlerStub(BaseHTTPRequestHandler):
@@ -86,6 +112,8 @@ class HandlerStub(BaseHTTPRequestHandler):
         status, headers, body = self.server.respond(request, self.headers["Authorization"])
         with self.server.lock:
             self.server.in_flight -= 1
+        if not status:
+            return
         content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
         try:
             self.send_response(status)
@@ -103,6 +131,18 @@ class HandlerStub(BaseHTTPRequestHandler):
 
 def said(request: dict[str, Any]) -> str:
     return request["messages"][0]["content"]
+
+
+@contextlib.contextmanager
+def chat_api_stub() -> Iterator[ChatAPIStub]:
+    """A running stub."""
+    stub = ChatAPIStub()
+    threading.Thread(target=stub.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield stub
+    finally:
+        stub.shutdown()
+        stub.server_close()
 
 
 def free_port() -> int:

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before torch and vLLM are imported: no hub, one thread (the suite's models are tiny), a small key-value cache.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,7 +15,11 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import pytest
 
+from tests.chat_api import vllm_serve
 from tests.tiny import make_negative_set, save_tiny_model
+
+if TYPE_CHECKING:
+    from negatives_gen.engine import Engine
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,6 +52,30 @@ def cpo(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.ensembles import make_model
 
     return make_model(tmp_path_factory.mktemp("cpo") / "cpo", reference, seed=2)
+
+
+@pytest.fixture(scope="session")
+def answering_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model over the embedded world's vocabulary whose answers end."""
+    from tests.answering import save_answering_model
+
+    return save_answering_model(tmp_path_factory.mktemp("models") / "answering")
+
+
+@pytest.fixture(scope="session")
+def engine(answering_model: Path) -> Iterator["Engine"]:
+    """The session's real vLLM engine, of `answering_model`."""
+    from tests.answering import engine_process
+
+    with engine_process(answering_model) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real `vllm serve` whose model is named "tiny"."""
+    with vllm_serve(tmp_path_factory.mktemp("chat")) as url:
+        yield url
 
 
 def run_command(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess:

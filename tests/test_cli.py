@@ -18,7 +18,7 @@ from data.errors import UserError
 from data.schema import SCHEMA_VERSION
 from tests.conftest import ROOT, run_command
 
-COMMANDS = ("negatives_gen", "trainer.run", "trainer.ensemble", "evaluation.run", "data.blank")
+COMMANDS = ("negatives_gen", "trainer.run", "trainer.ensemble", "evaluation.run", "evaluation.compare", "data.blank")
 Main = Callable[[list[str] | None], int]
 
 

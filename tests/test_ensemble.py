@@ -214,6 +214,46 @@ def test_wrong_command_lines_are_refused(words: list[str], said: str, capsys: py
     assert said in refused(words, capsys)
 
 
+def test_a_yaml_file_holds_the_same_options_and_flags_override_it(mle: Path, cpo: Path, tmp_path: Path) -> None:
+    config = tmp_path / "ensemble.yaml"
+    config.write_text(f"mle: {mle}\ncpo: {cpo}\nalpha: [0.3, 1]\noutput_dir: {tmp_path / 'out'}\n")
+    assert main(["--config", str(config)]) == 0
+    assert main(["--config", str(config), "--alpha", "0.5", "--output_dir", str(tmp_path / "other")]) == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"alpha-0.3", "alpha-1"}
+    assert {p.name for p in (tmp_path / "other").iterdir()} == {"alpha-0.5"}
+    (expected,) = ensembles(mle, cpo, tmp_path / "flags", 0.3)
+    assert weights_hash(str(tmp_path / "out" / "alpha-0.3")) == weights_hash(str(expected))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "alphas: [0.5]",
+            "unknown key 'alphas' in {config}. Did you mean 'alpha'? Known: mle, cpo, output_dir, alpha.",
+        ),
+        ("mle: 3", "'mle' in {config} must be text, got 3."),
+        ("cpo:", "'cpo' in {config} must be text, got None."),
+        ("alpha: []", "'alpha' in {config} is empty."),
+        ("alpha: 1.5", "--alpha 1.5 is outside [0, 1]"),
+        ("alpha: [true]", "--alpha 'True' is not a number"),
+        ("mle: [", "config file '{config}' is not valid YAML"),
+        ("mle: a\ncpo: b", "needs --output_dir"),
+    ],
+)
+def test_yaml_files_that_say_something_else_are_refused(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "ensemble.yaml"
+    config.write_text(text)
+    others = ["--mle", "./a", "--cpo", "./b", "--output_dir", "o"] if "alpha" in text else []
+    assert said.format(config=config) in refused(["--config", str(config), *others], capsys)
+
+
+def test_a_yaml_file_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "cannot read config file" in refused(["--config", str(tmp_path / "no.yaml")], capsys)
+
+
 def test_another_shape_is_refused_with_the_first_tensor_and_both_shapes(
     mle: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data import blank, identity
 from data.blank import BlankConfig, write_blank_model
 from data.errors import UserError
-from data.identity import chat_template_hash, check_model, context_length, load_tokenizer, tokenizer_hash, weights_hash
+from data.identity import (
+    architecture,
+    chat_template_hash,
+    check_model,
+    context_length,
+    load_tokenizer,
+    tokenizer_hash,
+    weights_hash,
+)
 from tests.tiny import save_tiny_model
 
 
@@ -150,6 +158,22 @@ def test_the_context_length_may_stand_in_the_text_config(tmp_path: Path):
     assert context_length(str(tmp_path)) == 5
     (tmp_path / "config.json").write_text('{"text_config": null, "n_positions": 6}')
     assert context_length(str(tmp_path)) == 6
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "gpt2", "n_embd": 1600, "n_layer": 48}, ("gpt2", 1600, 48)),
+        ({"model_type": "llama", "hidden_size": 3200, "num_hidden_layers": 26}, ("llama", 3200, 26)),
+        (
+            {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "hidden_size": 8}},
+            ("gemma3_text", 8, None),
+        ),
+    ],
+)
+def test_the_architecture_is_what_the_config_says(tmp_path: Path, config: dict, expected: tuple):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert architecture(str(tmp_path)) == dict(zip(("model_type", "hidden_size", "layers"), expected, strict=True))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "\xff"])

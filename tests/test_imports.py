@@ -16,7 +16,15 @@ MAY_IMPORT = {
     "data": (),
     "negatives_gen": ("data", *MATHS),
     "trainer": ("data",),
-    "evaluation": ("data", *MATHS, "trainer.objectives", "negatives_gen.engine", "negatives_gen.embedder"),
+    "evaluation": (
+        "data",
+        *MATHS,
+        "trainer.objectives",
+        "trainer.ensemble",
+        "negatives_gen.engine",
+        "negatives_gen.embedder",
+        "negatives_gen.reward_model",
+    ),
 }
 # What it must never load, not even through a library.
 NEVER = {

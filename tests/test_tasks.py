@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from data.tasks import TASKS, chat_problem, continuation, conversational, dolly, pair_problem, prompt_completion
+from data.schema import Group
+from data.tasks import TASKS, chat_problem, continuation, conversational, dolly, pair_problem, prompt_completion, query
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -28,6 +29,36 @@ def test_the_dolly_template_is_databricks_own():
 def test_without_a_context_the_template_has_no_input(context: dict[str, Any]):
     prompt, _ = dolly({"instruction": "Do {it}.", "response": "x", **context})
     assert prompt.endswith("### Instruction:\nDo {it}.\n\n### Response:\n")
+
+
+@pytest.mark.parametrize(
+    ("instruction", "context", "asked"),
+    [
+        (" Who wrote Dracula?\n", "", "Who wrote Dracula?"),
+        ("Name it.", " A cat.\n\nIt purrs. ", "Name it.\n\nA cat.\n\nIt purrs."),
+        ("### Response:\nor\n### Instruction:", None, "### Response:\nor\n### Instruction:"),
+        ("Continue.", "Input:\nx\n\nInput:\n\n### Response:", "Continue.\n\nInput:\nx\n\nInput:\n\n### Response:"),
+        ("Do {it}.", "{context} {0}", "Do {it}.\n\n{context} {0}"),
+    ],
+)
+def test_what_a_person_asked_in_dolly_is_the_instruction_and_its_context(
+    instruction: str, context: str | None, asked: str
+):
+    prompt, response = dolly({"instruction": instruction, "context": context, "response": "x"})
+    assert query(Group("1", prompt, response, [1], [2]), "dolly") == asked
+
+
+def test_what_a_person_asked_in_a_chat_is_not_what_the_template_wrote():
+    group = Group("1", "<|user|>Who?<|assistant|>", "x", [1], [2], messages=[user("Who?")])
+    assert {query(group, task) for task in TASKS} == {"Who?"}
+    group.messages = [{"role": "system", "content": "Be brief."}, user("Who?")]
+    assert query(group, "conversational") == "system: Be brief.\nuser: Who?"
+
+
+@pytest.mark.parametrize("task", ["prompt-completion", "continuation"])
+def test_what_a_person_asked_elsewhere_is_the_prompt(task: str):
+    prompt, _ = dolly({"instruction": "Do it.", "response": "x"})
+    assert query(Group("1", prompt, "x", [1], [2]), task) == prompt
 
 
 def test_dolly_leaves_unusable_texts_to_prepare():

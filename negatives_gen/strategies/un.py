@@ -4,13 +4,13 @@ import asyncio
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import urlsplit
 
+from data.chat_api import Answer, ChatAPI, read_key
+from data.chat_options import OPENAI_URL, check_chat_options, known_options
 from data.encode import special_ids
-from data.errors import UserError, did_you_mean
-from data.privacy import SECRET_OPTION
+from data.errors import UserError
 from data.schema import Candidate, Group
-from negatives_gen.api import OPENAI_URL, Answer, ChatAPI, read_key
+from data.tasks import query
 from negatives_gen.strategies.base import ASK, MAX_ROUNDS, Novelty, Strategy, Tools, derive_seed
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ RUNTIME = ("concurrency", "timeout", "retries")
 class Unhelpful(Strategy):
     """Asks once per missing candidate; what is empty, the ground truth or a repetition is asked again, for MAX_ROUNDS.
 
+    The instruction is what a person wrote, see `data.tasks.query`: without a prompt template or a chat template.
+
     A candidate is the answer without surrounding white space, behind the white space that the ground truth begins
     with. It ends with EOS if the API's model had finished and the answer fits behind the prefix; else it is cut.
     """
@@ -47,22 +49,10 @@ class Unhelpful(Strategy):
     options: ClassVar = {"max_new_tokens": "max_tokens"}
 
     def settings(self, options: "StrategyOptions") -> dict[str, Any]:
-        for key in options.api:
-            if key not in DEFAULTS and SECRET_OPTION.fullmatch(str(key)):
-                raise UserError(f"--api.{key} is not an option: the key comes from $OPENAI_API_KEY only.")
-            if key not in DEFAULTS:
-                raise UserError(
-                    f"unknown option --api.{key}.{did_you_mean(str(key), DEFAULTS)} Known: {', '.join(DEFAULTS)}."
-                )
-        api = {**DEFAULTS, "max_tokens": options.max_new_tokens, **options.api}
+        api = known_options("api", options.api, {**DEFAULTS, "max_tokens": options.max_new_tokens})
         if not isinstance(api["model"], str) or not api["model"]:
             raise UserError("strategy 'un' needs --api.model: the name of a chat model that the API serves.")
-        api["base_url"] = _checked_url(api["base_url"])
-        _require_number(api, "temperature", 0)
-        _require_number(api, "max_tokens", 1, whole=True)
-        _require_number(api, "concurrency", 1, whole=True)
-        _require_number(api, "timeout", 0.001)
-        _require_number(api, "retries", 0, whole=True)
+        check_chat_options("api", api)
         read_key(api["base_url"])
         decides = {key: value for key, value in api.items() if key not in RUNTIME}
         return {**decides, "runtime": {key: api[key] for key in RUNTIME}}
@@ -100,7 +90,7 @@ class Unhelpful(Strategy):
                 if not requests:
                     break
                 answers = await api.ask(
-                    [TEMPLATE.format(_instruction(group), group.response) for group, _ in requests],
+                    [TEMPLATE.format(query(group, tools.task), group.response) for group, _ in requests],
                     [seed for _, seed in requests],
                 )
                 for (group, seed), answer in zip(requests, answers, strict=True):
@@ -145,34 +135,6 @@ class Unhelpful(Strategy):
                 if group.id in refused:
                     short[group.id] = f"{reached}: the API refuses the request: {refused[group.id]}"
         return short
-
-
-def _checked_url(url: Any) -> str:
-    """The address without user and password, which have no place in a manifest, and without a slash at its end."""
-    try:
-        parts = urlsplit(url if isinstance(url, str) else "")
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise UserError("--api.base_url must be an address such as http://localhost:8000/v1, with nothing behind it.")
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
-
-
-def _instruction(group: Group) -> str:
-    """The prompt as people wrote it: without a chat template's control tokens, and roles only where there are more."""
-    if group.messages is None:
-        return group.prompt
-    if len(group.messages) == 1:
-        return group.messages[0]["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in group.messages)
-
-
-def _require_number(api: dict[str, Any], key: str, least: float, *, whole: bool = False) -> None:
-    value = api[key]
-    kind = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < float("inf"):
-        spoken = "a whole number" if whole else "a number"
-        raise UserError(f"--api.{key} must be {spoken}, {least} or more, got {value!r}.")
 
 
 STRATEGY = Unhelpful()

@@ -1,0 +1,42 @@
+"""The report of an evaluation: report.json for programs, report.md and plots, report.html to look through."""
+
+from data.storage import Folder
+from evaluation.report.files import REPORT, read_report
+from evaluation.report.results import AnswerRow, Results, SampleRow
+
+__all__ = ["FILES", "AnswerRow", "Results", "SampleRow", "read_report", "write_report"]
+
+FIGURE_1, ALPHA = "figure1.svg", "alpha.svg"
+# What a report may consist of; report.json is written last, so that a run that has it is finished.
+FILES = ("report.md", "report.html", FIGURE_1, ALPHA, REPORT)
+
+
+def write_report(folder: Folder, results: Results) -> str:
+    """Write the report; returns its tables as a terminal shows them.
+
+    Raises:
+        UserError: the folder cannot be written, or `job["paper"]` names no table.
+    """
+    from evaluation.report.files import to_json
+    from evaluation.report.markdown import in_terminal, markdown
+    from evaluation.report.page import page
+    from evaluation.report.plots import alpha_curve, figure1, svg
+    from evaluation.report.tables import paper_notes, tables
+
+    made = tables(results)
+    notes = [*results.notes, *paper_notes(results)]
+    plots = {FIGURE_1: figure1(results.measurements), ALPHA: alpha_curve(results.job)}
+    plots = {name: panels for name, panels in plots.items() if panels}
+    alts = [(name, " ".join(panel.alt for panel in panels)) for name, panels in plots.items()]
+    content = {
+        "report.md": markdown(results, made, notes, alts).encode(),
+        "report.html": page(results, made, notes, list(plots.values())).encode(),
+        **{name: svg(panels, paper="white") for name, panels in plots.items()},
+        REPORT: to_json(results),
+    }
+    for name in FILES:
+        if name in content:
+            folder.write(name, content[name])
+        else:
+            folder.remove(name)  # of an earlier report of the same run
+    return in_terminal(made)

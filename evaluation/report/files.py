@@ -1,0 +1,104 @@
+"""report.json: what programs read. Its form is in schema.json."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from data.errors import UserError, first_line
+from data.storage import Folder
+from evaluation.report.results import Results
+from evaluation.statistics import Estimate, Measurement
+
+REPORT_VERSION = 2
+REPORT = "report.json"
+PARTS = {"job": dict, "environment": dict, "measurements": list, "notes": list}
+
+
+def to_json(results: Results) -> bytes:
+    """report.json; what is no finite number becomes null."""
+    content = {
+        "report_version": REPORT_VERSION,
+        "job": results.job,
+        "environment": results.environment,
+        "measurements": results.measurements,
+        "notes": results.notes,
+    }
+    return (json.dumps(plain(content), indent=2, allow_nan=False) + "\n").encode()
+
+
+def plain(value: Any) -> Any:
+    """JSON of dicts, lists, texts, numbers and measurements, these in one flat object each."""
+    if isinstance(value, Measurement):
+        estimate = value.estimate
+        return {
+            "model": value.model,
+            "decoding": value.decoding,
+            "metric": value.metric,
+            "against": value.against,
+            "mean": plain(estimate.mean),
+            "standard_error": plain(estimate.standard_error),
+            "n": estimate.n,
+            "interval": plain(estimate.interval),
+        }
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def measurement(entry: Mapping[str, Any]) -> Measurement:
+    """Of its JSON. Raises KeyError, TypeError or ValueError."""
+    interval = entry.get("interval")
+    estimate = Estimate(
+        _number(entry["mean"]),
+        _number(entry["standard_error"]),
+        int(entry["n"]),
+        (_number(interval[0]), _number(interval[1])) if interval is not None else None,
+    )
+    return Measurement(
+        str(entry["model"]), str(entry["decoding"]), str(entry["metric"]), estimate, str(entry.get("against", ""))
+    )
+
+
+def read_report(path: str) -> Results:
+    """A finished run's results, without its samples.
+
+    Args:
+        path: of the run's directory, local or a URL.
+
+    Raises:
+        UserError: there is no report, it is damaged, or of another version.
+    """
+    folder = Folder(path)
+    try:
+        content = json.loads(folder.read(REPORT))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"'{path}' has no {REPORT}, so it is no finished evaluation. Give the --out of `python -m evaluation.run`."
+        ) from None
+    except ValueError as error:
+        raise _damaged(path, first_line(error)) from error
+    version = content.get("report_version") if isinstance(content, dict) else None
+    if version != REPORT_VERSION:
+        raise UserError(
+            f"{REPORT} of '{path}' has version {version}, this program reads version {REPORT_VERSION}. Run the "
+            "evaluation again."
+        )
+    for key, kind in PARTS.items():
+        if not isinstance(content.get(key), kind):
+            raise _damaged(path, f"no {key}")
+    try:
+        measurements = [measurement(entry) for entry in content["measurements"]]
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _damaged(path, f"in a measurement, {type(error).__name__} {first_line(error)}") from error
+    return Results(content["job"], content["environment"], measurements, notes=[str(n) for n in content["notes"]])
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _damaged(path: str, why: str) -> UserError:
+    return UserError(f"{REPORT} of '{path}' is damaged ({why}). Run the evaluation again.")

@@ -1,0 +1,69 @@
+"""report.md, and the tables as a terminal shows them."""
+
+import re
+from collections.abc import Sequence
+
+from evaluation.report.described import models, setup, summary, versions
+from evaluation.report.results import Results
+from evaluation.report.sweep import proposal
+from evaluation.report.tables import Table, meanings
+
+ERROR_MEANING = "Behind ±: one standard error."
+
+
+def markdown(results: Results, tables: Sequence[Table], notes: Sequence[str], plots: Sequence[tuple[str, str]]) -> str:
+    """The report.
+
+    Args:
+        tables: of the results.
+        notes: in the order in which they are to be read.
+        plots: file and what it shows, of each.
+    """
+    job = results.job
+    blocks = ["# Evaluation", escaped(summary(job))]
+    blocks += [block for table in tables for block in (f"## {escaped(table.title)}", in_markdown(table))]
+    if proposal(job):
+        blocks.append(proposal(job))
+    if plots:
+        blocks += ["## Plots", *(f"![{escaped(alt)}]({file})" for file, alt in plots)]
+    explained = [f"- {escaped(heading)}: {escaped(meaning)}." for heading, meaning in meanings(tables).items()]
+    blocks += ["## Columns", "\n".join([*explained, f"- {ERROR_MEANING}"])]
+    if notes:
+        blocks += ["## Notes", "\n".join(f"- {escaped(note)}" for note in notes)]
+    checkpoints = [
+        f"- {escaped(name)}: {code(path)}, weights {weights}, tokenizer {tokenizer}"
+        for name, path, weights, tokenizer in models(job)
+    ]
+    if checkpoints:
+        blocks += ["## Models", "\n".join(checkpoints)]
+    blocks += ["## Set-up", "\n".join(f"- {escaped(key)}: {escaped(value)}" for key, value in setup(job))]
+    packages = ", ".join(f"{escaped(name)} {escaped(version)}" for name, version in versions(results.environment))
+    blocks += ["## Made with", packages + "."]
+    return "\n\n".join(blocks) + "\n"
+
+
+def in_markdown(table: Table) -> str:
+    """A table, its columns padded so that it also reads as plain text."""
+    lines = [[escaped(heading) for heading in table.headings]]
+    lines += [[escaped(cell.text) for cell in row] for row in table.rows]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
+    rows = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    return "\n".join([rows[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *rows[1:]])
+
+
+def in_terminal(tables: Sequence[Table]) -> str:
+    """Tables with their titles."""
+    return "\n\n".join(f"{escaped(table.title)}\n{in_markdown(table)}" for table in tables)
+
+
+def escaped(text: str) -> str:
+    """A text as Markdown of one line: no markup of it, and no end of a table's cell."""
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    return re.sub(r"([\\`|*\[\]])", r"\\\1", line).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def code(text: str) -> str:
+    """A text in a span of code, whose fence is longer than any inside."""
+    line = " ".join(text.split())
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    return f"{fence}{line}{fence}" if fence == "`" else f"{fence} {line} {fence}"

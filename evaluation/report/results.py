@@ -1,0 +1,64 @@
+"""What a report is made of."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from evaluation.statistics import Measurement
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """One model's answer to one prompt; judged against several opponents it is there once for each.
+
+    Attributes:
+        model, decoding: their names.
+        finish_reason: "stop", or "length" where the limit cut it.
+        tokens: its length.
+        score: 1 it wins, 0.5 a tie, 0 it loses; None: not judged.
+        verdicts: what the judge said, one per order it was asked in: "A" the one shown first, "B" the other, "?"
+            neither could be read. This answer is shown first in the first order, second in the second one.
+        against: whom it was compared with, "truth" or a model's name; "" nobody.
+        reason: why it was not judged, or is a tie without having been.
+        correct: what code found, where it can check.
+    """
+
+    model: str
+    decoding: str
+    text: str
+    finish_reason: str | None
+    tokens: int
+    score: float | None = None
+    verdicts: tuple[str, ...] = ()
+    against: str = ""
+    reason: str = ""
+    correct: bool | None = None
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """One prompt, as a person wrote it, its ground truth and the answers to it."""
+
+    id: str
+    prompt: str
+    truth: str
+    answers: list[AnswerRow]
+
+
+@dataclass(frozen=True)
+class Results:
+    """One evaluation.
+
+    Attributes:
+        job: what was evaluated, JSON-like. What it may hold is in schema.json; nothing of it is needed.
+            `sweep["validation"]` is a list of measurements, as they are or as in report.json.
+        environment: package versions and git commit (`data.manifest.environment`).
+        measurements: every number, in the order that models and decodings are shown in.
+        samples: what the page shows beside the numbers.
+        notes: sentences that a reader must know.
+    """
+
+    job: dict[str, Any]
+    environment: dict[str, Any]
+    measurements: list[Measurement]
+    samples: list[SampleRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)

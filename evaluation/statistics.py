@@ -1,0 +1,98 @@
+"""Estimates with their uncertainty: means, standard errors, percentile bootstraps over prompts."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+REPLICATES = 1000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its uncertainty.
+
+    Attributes:
+        mean: the estimate.
+        standard_error: nan where there is none, e.g. of one value.
+        n: examples, or groups, that it is over.
+        interval: of the bootstrap, at LEVEL; None where it was not made.
+    """
+
+    mean: float
+    standard_error: float
+    n: int
+    interval: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float] | np.ndarray) -> "Estimate":
+        """The mean of values. Raises ValueError for none; the standard error of a single value is nan."""
+        if len(values) == 0:
+            raise ValueError("a mean needs at least one value")
+        array = np.asarray(values, dtype=np.float64)
+        error = float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else math.nan
+        return cls(float(array.mean()), error, len(array))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number of a report.
+
+    Attributes:
+        model: its name.
+        decoding: how its answers were made, "" for what needs no answers.
+        metric: such as "win_rate" or "nll".
+        against: what the answers were compared with, "truth" or a model's name; "" where nothing was.
+        estimate: the number.
+    """
+
+    model: str
+    decoding: str
+    metric: str
+    estimate: Estimate
+    against: str = ""
+
+
+def resamples(n: int, replicates: int = REPLICATES, seed: int = 0) -> np.ndarray:
+    """[replicates, n] indices drawn with replacement: the same ones for equal n and seed, so that models are paired."""
+    return np.random.default_rng(seed).integers(n, size=(replicates, n))
+
+
+def bootstrap(
+    n: int, statistic: Callable[[np.ndarray], np.ndarray], *, replicates: int = REPLICATES, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """Standard error and percentile interval of a statistic of n examples.
+
+    Args:
+        statistic: indices [R, n] -> values [R], of each resample.
+    """
+    values = statistic(resamples(n, replicates, seed))
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(values.std(ddof=1)), (float(low), float(high))
+
+
+def bootstrapped_mean(values: Sequence[float] | np.ndarray) -> Estimate:
+    """The mean of values with bootstrap standard error and interval.
+
+    Raises ValueError for none; a single value has neither, as its resamples are all alike.
+    """
+    if len(values) < 2:
+        return Estimate.of(values)
+    array = np.asarray(values, dtype=np.float64)
+    error, interval = bootstrap(len(array), lambda indices: array[indices].mean(axis=1))
+    return Estimate(float(array.mean()), error, len(array), interval)
+
+
+def bootstrapped_share(values: Sequence[float]) -> Estimate:
+    """`bootstrapped_mean` of values from 0 to 1, also where all of them are 0, or 1.
+
+    Resamples are then all alike, as if nothing were unsure. The interval is the exact one of a binomial share (Clopper
+    and Pearson), and there is no standard error.
+    """
+    found = bootstrapped_mean(values)
+    if found.n < 2 or found.mean not in (0.0, 1.0):
+        return found
+    bound = ((1 - LEVEL) / 2) ** (1 / found.n)
+    return replace(found, standard_error=math.nan, interval=(bound, 1.0) if found.mean else (0.0, 1 - bound))

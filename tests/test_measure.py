@@ -1,0 +1,118 @@
+"""From answers to measurements, on answers made by hand: what is counted, of which prompts, against whom."""
+
+import math
+
+import numpy as np
+import pytest
+
+from data import facts
+from data.schema import Group
+from data.tasks import dolly
+from evaluation.generations import GenerationSet
+from evaluation.judge import Comparison, Outcome
+from evaluation.likelihood import Likelihoods
+from evaluation.measure import Answers, judge_all, measure
+from evaluation.statistics import Estimate, Measurement
+from negatives_gen.engine import Sample
+
+EXAMPLES = facts.examples()[:4]
+GROUPS = [Group(f"g{i}", e["prompt"], e["completion"], [1], [2, 0]) for i, e in enumerate(EXAMPLES)]
+RIGHT = [e["completion"] for e in EXAMPLES]
+WRONG = " I do not know."
+
+
+def answers(model: str, texts: list[str], decoding: str = "greedy", asked: bool = True) -> Answers:
+    samples = [Sample([1, 2], text, "stop", -2.0, None) for text in texts]
+    return Answers(model, decoding, GROUPS, GenerationSet({}, model, [g.id for g in GROUPS], samples, 0.0, True), asked)
+
+
+def found(measurements: list[Measurement], model: str, against: str = "") -> dict[str, Estimate]:
+    return {m.metric: m.estimate for m in measurements if (m.model, m.against) == (model, against)}
+
+
+class ShortestJudgeStub:
+    """Prefers the shorter text; cannot decide on the first prompt."""
+
+    def __init__(self) -> None:
+        self.asked: list[Comparison] = []
+
+    def judge(self, comparisons: list[Comparison]) -> list[Outcome]:
+        self.asked += comparisons
+        return [
+            Outcome(None, verdicts=("?", "A"), reason="the verdict cannot be parsed")
+            if c.id == "g0"
+            else Outcome(float(len(c.answer) < len(c.other)), verdicts=("A", "B"))
+            for c in comparisons
+        ]
+
+
+def test_values_by_prompt_are_of_the_kept_prompts_and_paired_with_the_baseline() -> None:
+    base, other = answers("base", [RIGHT[0], WRONG, WRONG, WRONG]), answers("other", [WRONG, RIGHT[1], RIGHT[2], WRONG])
+    base.similarity, other.similarity = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.2, 0.4, 0.3, 0.4])
+    measured = measure([base, other], ["correct", "similarity"], [1, 2, 3], baseline="base")
+    assert found(measured, "base")["correct"].mean == 0
+    assert set(found(measured, "base")) == {"correct", "similarity"}
+    assert found(measured, "other")["correct"].mean == pytest.approx(2 / 3)
+    assert found(measured, "other")["correct_difference"].mean == pytest.approx(2 / 3)
+    assert found(measured, "other")["similarity_difference"].mean == pytest.approx(0.2 / 3)
+    assert {m.estimate.n for m in measured} == {3}
+
+
+def test_reverse_kl_is_of_samples_and_nll_of_what_was_asked_for() -> None:
+    greedy, sample = answers("a", RIGHT), answers("a", RIGHT, "sample", asked=False)
+    for some in (greedy, sample):
+        some.second = Likelihoods("ids", [-3.0, -4.0, -5.0, None], [2, 2, 2, 0], ["", "", "", "no tokens"])
+    measured = measure([greedy, sample], ["reverse_kl", "nll", "text"], range(4))
+    kinds = {(m.metric, m.decoding): m.estimate for m in measured if m.metric in ("reverse_kl", "nll")}
+    # log Q is -2 each: (1 + 2 + 3) / 3; -log P / |y|: (1.5 + 2 + 2.5) / 3.
+    assert kinds["reverse_kl", "sample"].mean == pytest.approx(2)
+    assert kinds["nll", "greedy"].mean == pytest.approx(2)
+    assert set(kinds) == {("reverse_kl", "sample"), ("nll", "greedy")}
+    assert not [m for m in measured if m.decoding == "sample" and m.metric != "reverse_kl"]
+
+
+def test_each_model_is_judged_against_each_opponent_but_itself() -> None:
+    long, short = answers("long", [text + " Indeed." for text in RIGHT]), answers("short", [" No."] * 4)
+    judge = ShortestJudgeStub()
+    every = [long, short, answers("long", RIGHT, "sample", asked=False)]
+    judge_all(every, ["truth", "short"], judge, "prompt-completion")  # type: ignore[arg-type]  # a stub
+    assert len(judge.asked) == 12
+    asked = EXAMPLES[0]["prompt"]
+    assert judge.asked[0] == Comparison("g0", asked, RIGHT[0] + " Indeed.", RIGHT[0], asked)
+    measured = measure([long, short], [], range(4), baseline="long")
+    for model, rate in (("long", 0.0), ("short", 1.0)):
+        rates = found(measured, model, "truth")
+        assert rates["win_rate"].mean == rate
+        assert rates["win_rate"].n == 3
+        assert (rates["not_judged"].mean, rates["unparsed"].mean, rates["ties"].mean) == (1, 1, 0)
+        assert math.isnan(rates["wins"].standard_error)
+    assert found(measured, "short", "truth")["win_rate_difference"].mean == 1.0
+    assert "win_rate_difference" not in found(measured, "long", "truth")
+    assert found(measured, "long", "short")["win_rate"].mean == 0.0
+    assert found(measured, "short", "short") == {}
+
+
+def test_a_judge_gets_the_question_the_prompt_and_the_messages() -> None:
+    prompt, response = dolly({"instruction": "Who?", "context": "Ada did.", "response": "Ada."})
+    chat = [{"role": "user", "content": "Who?"}]
+    groups = [Group("d", prompt, response, [1], [2, 0]), Group("c", "<|user|>Who?", "Ada.", [1], [2, 0], messages=chat)]
+    samples = [Sample([1, 2], "Bob.", "stop", -2.0, None)] * 2
+    made = Answers("m", "greedy", groups, GenerationSet({}, "m", ["d", "c"], samples, 0.0, True))
+    judge = ShortestJudgeStub()
+    judge_all([made], ["truth"], judge, "dolly")  # type: ignore[arg-type]  # a stub
+    assert judge.asked == [
+        Comparison("d", "Who?\n\nAda did.", "Bob.", "Ada.", prompt),
+        Comparison("c", "Who?", "Bob.", "Ada.", "<|user|>Who?", chat),
+    ]
+
+
+def test_mauve_is_of_the_kept_prompts_texts() -> None:
+    seen = []
+
+    def mauve(groups: list[Group], texts: list[str]) -> Estimate:
+        seen.append(([g.id for g in groups], texts))
+        return Estimate(0.5, 0.1, len(texts))
+
+    measured = measure([answers("a", RIGHT)], ["mauve"], [0, 2], mauve=mauve)  # type: ignore[arg-type]  # lists
+    assert seen == [(["g0", "g2"], [RIGHT[0], RIGHT[2]])]
+    assert found(measured, "a")["mauve"].n == 2

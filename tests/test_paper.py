@@ -1,0 +1,139 @@
+"""The paper's numbers, checked against what its text says of them, and when they may stand beside ours."""
+
+from typing import Any
+
+import pytest
+
+from data.errors import UserError
+from evaluation.paper import BASE_MODELS, TABLES, differences, mismatches, paper_table, row_name
+
+
+def value(table: str, model: str, decoding: str = "greedy", metric: str = "win_rate") -> float:
+    found = TABLES[table]
+    number = found.value(model, decoding, metric, "truth" if metric == "win_rate" else "")
+    assert number is not None
+    return number
+
+
+def gain(table: str, better: str, worse: str, decoding: str = "greedy") -> float:
+    """In points."""
+    return round(100 * (value(table, better, decoding) - value(table, worse, decoding)), 1)
+
+
+def test_gains_are_those_of_the_papers_text() -> None:
+    assert gain("table4", "anr", "mle-200") == 13.8  # "CPO+ANR has a 13.8% higher win rate than the MLE baseline"
+    assert gain("table4", "mixnr-0.1", "mle-1000") == 9.8  # "and CPO+MixNR has a 9.8% higher win rate"
+    assert gain("table2", "anr", "mle") == 3.5  # "CPO+ANR has a 3.5% higher win rate" with GPT2-XL
+    assert gain("table5", "bnr-0.9", "mle") == 3.0  # "outperforms the MLE baseline by 3%"
+    # "In all settings, CPO has consistently demonstrated superior performance over MLE"; beam 4 is lost.
+    assert [gain("table3", "mixnr", "mle", d) for d in ("topk50", "topk50-p0.7", "beam2")] == [9.4, 9.4, 7.5]
+    assert TABLES["table3"].value("mixnr", "beam4", "win_rate", "truth") is None
+    # "The effects of BNR and TNR are similar and they perform slightly better than MNR"; MLE is Table 4's first.
+    assert value("table1", "tnr") > value("table1", "bnr") > value("table1", "mnr") > value("table1", "mle")
+    assert value("table1", "mle") == value("table4", "mle-200")
+
+
+def test_which_alpha_is_best() -> None:
+    """Few MLE weights for OpenLLaMA on Dolly, many for GPT2-XL and on Wikidump."""
+    best = {}
+    for table, row in (("table2", "mixnr"), ("table4", "mixnr"), ("table5", "bnr")):
+        rows = TABLES[table].values["win_rate", "greedy"]
+        ensembles = {name: v for name, v in rows.items() if name.startswith(f"{row} ")}
+        best[table] = max(ensembles, key=lambda name, values=ensembles: values[name])
+    assert best == {"table2": "mixnr 0.7", "table4": "mixnr 0.1", "table5": "bnr 0.9"}
+    mauve = TABLES["table5"].values["mauve", "greedy"]
+    assert max(mauve, key=lambda name: mauve[name]) == "bnr 0.3"
+
+
+def test_every_row_of_the_tables() -> None:
+    rows = {key: {d: len(v) for (m, d), v in table.values.items() if m == "win_rate"} for key, table in TABLES.items()}
+    assert rows == {
+        "table1": {"greedy": 4},
+        "table2": {"greedy": 8},
+        "table3": {"topk50": 2, "topk50-p0.7": 2, "beam2": 2, "beam4": 1},
+        "table4": {"greedy": 13},
+        "table5": {"greedy": 5},
+    }
+
+
+def test_names_of_rows() -> None:
+    for name in ("mixnr-alpha-0.5", "MixNR a0.50", "mixnr_0.5", "MIXNR, alpha = .5".replace(" .5", " 0.5")):
+        assert row_name(name) == "mixnr 0.5"
+    assert row_name("MLE (200 steps)") == "mle 200"
+    assert value("table4", "mixnr") == value("table4", "mixnr-0") == value("table4", "alpha-0") == 0.608
+    assert value("table5", "alpha-0.9") == 0.538
+    assert value("table4", "mle") == 0.522
+
+
+@pytest.mark.parametrize(
+    ("model", "decoding", "metric", "against"),
+    [
+        ("anr", "topk50", "win_rate", "truth"),  # another decoding
+        ("anr", "greedy", "win_rate", "mle"),  # another opponent
+        ("anr", "greedy", "win_rate_length_controlled", "truth"),  # another metric
+        ("anr", "greedy", "mauve", ""),
+        ("anr-small", "greedy", "win_rate", "truth"),  # another row
+        ("alpha-0.2", "greedy", "win_rate", "truth"),
+        ("", "greedy", "win_rate", "truth"),
+    ],
+)
+def test_no_number_for_another_measurement(model: str, decoding: str, metric: str, against: str) -> None:
+    assert TABLES["table4"].value(model, decoding, metric, against) is None
+    assert TABLES["table4"].value("anr", "greedy", "win_rate", "truth") == 0.643
+
+
+def test_an_unknown_table_is_refused() -> None:
+    assert paper_table("table4").number == 4
+    with pytest.raises(UserError, match=r"unknown --paper 'tabel4'\. Did you mean 'table4'\? Known: table1, "):
+        paper_table("tabel4")
+
+
+def job(**changes: Any) -> dict[str, Any]:
+    """Of an evaluation in Table 4's set-up."""
+    data = {"name": "data/databricks-dolly-15k.jsonl", "task": "dolly", "split": "test", "used": 1000}
+    judge = {"model": "gpt-3.5-turbo", "template": "dolly", "orders": "paper"}
+    return {"base_model": BASE_MODELS["OpenLLaMA-3B"], "data": data, "judge": judge, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"base_model": {"model_type": "gpt2", "hidden_size": 1600, "layers": 48}},
+            "base model OpenLLaMA-3B (llama, hidden size 3200, 26 layers) there, "
+            "gpt2, hidden size 1600, 48 layers here",
+        ),
+        (
+            {"base_model": {**BASE_MODELS["OpenLLaMA-3B"], "layers": 32}},
+            "base model OpenLLaMA-3B (llama, hidden size 3200, 26 layers) there, "
+            "llama, hidden size 3200, 32 layers here",
+        ),
+        (
+            {"base_model": None},
+            "base model OpenLLaMA-3B (llama, hidden size 3200, 26 layers) there, not recorded here",
+        ),
+        ({"data": {**job()["data"], "task": "continuation"}}, "task dolly there, continuation here"),
+        ({"data": {**job()["data"], "split": "train"}}, "split test there, train here"),
+        ({"data": {**job()["data"], "name": "facts"}}, "data databricks-dolly-15k there, facts here"),
+    ],
+)
+def test_what_keeps_the_papers_numbers_away(changes: dict[str, Any], expected: str) -> None:
+    assert mismatches(TABLES["table4"], job(**changes)) == [expected]
+    assert mismatches(TABLES["table4"], job()) == []
+    gpt2_xl = job(base_model={"model_type": "gpt2", "hidden_size": 1600, "layers": 48})
+    assert mismatches(TABLES["table2"], gpt2_xl) == []
+
+
+def test_what_else_differs_is_said() -> None:
+    assert differences(TABLES["table4"], job()) == []
+    judge = {"model": "gpt-4o", "template": "wiki", "orders": "both"}
+    assert differences(TABLES["table4"], job(judge=judge, data={"used": 12})) == [
+        "1,000 test prompts there, 12 here",
+        "judge GPT-3.5 there, gpt-4o here",
+        "the judge's template dolly there, wiki here",
+        "one order of the two answers there, both here",
+    ]
+    assert differences(TABLES["table4"], job(judge={"reward_model": "rm"})) == ["judge GPT-3.5 there, rm here"]
+    # A sweep measures on one half of its prompts.
+    assert differences(TABLES["table4"], job(sweep={"test_prompts": 500})) == ["1,000 test prompts there, 500 here"]
+    assert differences(TABLES["table4"], {}) == ["1,000 test prompts there, an unrecorded number here"]
