@@ -18,7 +18,7 @@ from evaluation.run import evaluate
 from negatives_gen.engine import Engine
 from tests.benchmarks.dolly import DOLLY, MODEL
 
-PROMPTS, MAX_TOKENS = 1000, 32
+PROMPTS, MAX_TOKENS = 1000, 16
 DECODINGS = ["greedy", "topk50", "topk50-p0.7", "beam2", "beam4"]
 
 
