@@ -65,7 +65,7 @@ class EvaluateConfig:
         None, "which of " + ",".join(METRICS) + " (default: all that the other options make possible)"
     )
     max_new_tokens: int = option(256, "length of an answer in tokens, at most")
-    seed: int = option(0, "of sampled answers and of resampling")
+    seed: int = option(0, "of sampled answers, and of MAUVE's clusters")
     store: str | None = option(
         None, "directory of answers, verdicts and scores, reused by every run that names it (default: OUT/store)"
     )
@@ -149,6 +149,8 @@ class EvaluateConfig:
         if name != "alpha" or not values:
             raise UserError(f"--sweep '{self.sweep}' must read alpha=A,B,..., e.g. alpha=0,0.1,0.3,0.5,0.7,0.9.")
         alphas = parse_alphas(values.split(","))
+        if "://" in self.out:
+            raise UserError(f"--out '{self.out}' is a URL, and --sweep writes models. Give a local directory.")
         if not self.mle or not self.cpo:
             raise UserError("--sweep needs --mle and --cpo, the two models that are mixed.")
         return alphas
@@ -173,6 +175,8 @@ class EvaluateConfig:
         if self.metrics is None:
             return [name for name in METRICS if name in possible]
         chosen = [name.strip() for name in self.metrics.split(",") if name.strip()]
+        if not chosen:
+            raise UserError(f"--metrics '{self.metrics}' names none. Use some of {', '.join(METRICS)}.")
         for name in chosen:
             if name not in METRICS:
                 raise UserError(

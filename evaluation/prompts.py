@@ -14,6 +14,8 @@ from data.sources import Example
 from evaluation.identity import settings_hash
 from evaluation.store import Store, hash_of
 
+# Of how data.tasks and data.encode make tokens of an example: to be raised when that changes.
+VERSION = 1
 # Of the table's metadata.
 TOKENIZER, REJECTED = b"tokenizer_sha256", b"rejected"
 TOKENIZER_PACKAGES = ("transformers", "tokenizers")
@@ -46,6 +48,7 @@ def read_prompts(model: str, examples: Sequence[Example], task: str, context: in
         UserError: the model has no usable tokenizer, or no chat template that the examples need; no example is usable.
     """
     key = {
+        "version": VERSION,
         "settings_sha256": settings_hash(model_directory(model)),
         "packages": {name: metadata.version(name) for name in TOKENIZER_PACKAGES},
         "examples_sha256": hash_of({"examples": [dataclasses.astuple(example) for example in examples]}),

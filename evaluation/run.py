@@ -15,11 +15,12 @@ from evaluation.config import TRUTH, EvaluateConfig
 if TYPE_CHECKING:
     from data.storage import Folder
     from evaluation.measure import Answers
+    from evaluation.store import Store
 
 log = logging.getLogger(__name__)
 
 JOB_FILE = "evaluation_job.json"
-# What an evaluation writes into --out; folders are there before it is finished.
+# Folders that an evaluation makes in --out, before it is finished too.
 FOLDERS = {"store", "ensembles"}
 
 HELP = """usage: python -m evaluation.run --model NAME=PATH [--model NAME=PATH ...] --dataset D --out DIR [...]
@@ -70,13 +71,15 @@ def evaluate(config: EvaluateConfig) -> str:
     metrics = config.chosen_metrics()
     decodings = list({d.name: d for d in map(parse_decoding, config.decode or ["greedy"])}.values())
     folder = Folder(resolve_path(config.out))
-    _refuse_other_files(folder)
     store = Store(resolve_path(config.store) if config.store else f"{folder.path}/store")
+    _refuse_other_files(folder, store)
     judge = make_judge(config.judge, store.path) if "win_rate" in metrics else None
     stages = Stages(config, store, metrics)
     alphas = config.alphas()
     ids = [group.id for group in stages.groups]
     test, validation = halves(ids) if alphas else (range(len(ids)), range(0))
+    if alphas and not (test and validation):
+        raise UserError(f"--sweep needs prompts to choose an alpha on and others to report on, got {len(ids)}.")
     if "mauve" in metrics:
         check_possible(min(map(len, (test, validation))) if alphas else len(test))
     job = {
@@ -138,11 +141,13 @@ def notes(every: "Sequence[Answers]", metrics: "Sequence[str]") -> list[str]:
     return found
 
 
-def _refuse_other_files(folder: "Folder") -> None:
-    names = folder.names()
+def _refuse_other_files(folder: "Folder", store: "Store") -> None:
     from evaluation.report import FILES
 
-    if not names <= FOLDERS and (JOB_FILE not in names or not names <= {JOB_FILE, *FOLDERS, *FILES}):
+    names, folders = folder.names(), set(FOLDERS)
+    if store.path.startswith(f"{folder.path}/"):
+        folders.add(store.path.removeprefix(f"{folder.path}/").partition("/")[0])
+    if not names <= folders and (JOB_FILE not in names or not names <= {JOB_FILE, *folders, *FILES}):
         raise UserError(f"output directory '{folder.path}' already holds other files. Choose another --out.")
 
 

@@ -337,6 +337,8 @@ def test_a_sweep_reports_on_prompts_that_chose_nothing(mle: Path, cpo: Path, tmp
         evaluate(load_config(EvaluateConfig, [*words, "--dataset", "no.jsonl"], command="test"))
     with pytest.raises(UserError, match="other-model"):
         evaluate(load_config(EvaluateConfig, [*words, "--cpo", "./other-model"], command="test"))
+    with pytest.raises(UserError, match="others to report on, got 1"):
+        evaluate(load_config(EvaluateConfig, [*words, "--limit", "1"], command="test"))
     assert not (out / "ensembles").exists()
     done = run_command("evaluation.run", *words)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -382,6 +384,7 @@ def test_an_evaluation_adds_little_to_the_models_time(
         "out": str(tmp_path / "out"),
     }  # fmt: skip
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
+    words += ["--store", str(tmp_path / "out" / "kept" / "here")]  # inside --out, which is not taken for another's then
     for decoding in ("greedy", "topk50", "topk50-p0.7", "beam2", "beam4"):
         words += ["--decode", decoding]
     config = load_config(EvaluateConfig, words, command="test")

@@ -66,6 +66,8 @@ def test_help_names_every_key_of_the_judge() -> None:
         ([*MODEL, "--against", "b"], "--against 'b' is no model of this run"),
         ([*MODEL, "--against", "truth"], "--against belongs to metric win_rate"),
         ([*MODEL, "--judge.model", "m", "--against", "a"], "'a' is the only model"),
+        ([*MODEL, "--metrics", " ,"], "names none"),
+        ([*SWEEP, "--out", "s3://bucket/x"], "--out 's3://bucket/x' is a URL"),
         ([*MODEL, "--limit", "0"], "--limit must be at least 1"),
         ([*MODEL, "--split", "half"], "unknown split 'half'"),
         ([*MODEL, "--embedder", "reference"], "one model for all checkpoints"),
