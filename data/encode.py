@@ -104,6 +104,13 @@ def special_ids(tokenizer: Any) -> set[int]:
     return special
 
 
+def leading_ids(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before each text: its BOS, or nothing."""
+    with_special, bare = _probed(tokenizer)
+    starts = range(len(with_special) - len(bare) + 1)
+    return with_special[: next((i for i in starts if with_special[i : i + len(bare)] == bare), 0)]
+
+
 def _encode_texts(pairs: Sequence[tuple[str, str]], tokenizer: Any, max_length: int) -> list[Encoded | Problem]:
     special = special_ids(tokenizer)
     bare_prompts = prompts = _tokenize(tokenizer, [prompt for prompt, _ in pairs], add_special_tokens=False)

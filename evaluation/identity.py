@@ -3,14 +3,20 @@
 import hashlib
 import json
 import os
+from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from data.errors import UserError, first_line
-from data.identity import WEIGHTS_INDEX
+from data.identity import WEIGHTS_INDEX, load_tokenizer, model_directory, tokenizer_hash
+from evaluation.store import Store
 
 # Configurations, tokenizer, vocabulary, chat template. Where one does not matter, a result is only made anew.
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
 MODULES = "modules.json"
+TOKENIZER_PACKAGES = ("transformers", "tokenizers")
 
 
 def settings_hash(directory: Path) -> str:
@@ -33,6 +39,31 @@ def settings_hash(directory: Path) -> str:
     except OSError as error:
         raise UserError(f"model '{directory}' cannot be read ({first_line(error)}). Copy it again.") from error
     return digest.hexdigest()
+
+
+def tokenizer_settings(model: str) -> dict[str, Any]:
+    """What decides a model's tokens, with its chat template; found without loading the tokenizer."""
+    packages = {name: metadata.version(name) for name in TOKENIZER_PACKAGES}
+    return {"settings_sha256": settings_hash(model_directory(model)), "packages": packages}
+
+
+def kept_tokenizer_hash(model: str, store: Store | None = None) -> str:
+    """`data.identity.tokenizer_hash` of a model's tokenizer.
+
+    Args:
+        store: remembers it as long as the model's files are the same: loading a tokenizer takes seconds.
+
+    Raises:
+        UserError: the model has no usable tokenizer.
+    """
+
+    def find() -> str:
+        return tokenizer_hash(load_tokenizer(model))
+
+    if store is None:
+        return find()
+    table = store.get_or_make("tokenizers", tokenizer_settings(model), lambda: pa.table({"sha256": [find()]}))
+    return table["sha256"][0].as_py()
 
 
 def _module_folders(directory: Path) -> list[Path]:

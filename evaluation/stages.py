@@ -14,6 +14,7 @@ from data.errors import UserError
 from data.identity import architecture, model_directory
 from data.schema import Group
 from data.sources import fingerprint, load_examples
+from data.tasks import TASKS
 from evaluation.checkpoints import Checkpoint, describe, ensemble_of, load_checkpoints
 from evaluation.config import MLE, EvaluateConfig
 from evaluation.decoding import Decoding, parse_decoding
@@ -129,8 +130,13 @@ class Stages:
     def score_answers(self, every: Sequence[Answers]) -> None:
         """Likelihoods under the second model, similarities to the ground truths: whatever is wanted."""
         if self.second is not None:
+            continued = TASKS[self.config.task].over_long == "truncate"  # a text that is cut in two once tokenised
+            paths = {checkpoint.name: checkpoint.path for checkpoint in self.checkpoints}
             for answers in every:
-                answers.second = second_model_logps(self.store, answers.generations, answers.groups, self.second)
+                answers.second = second_model_logps(
+                    self.store, answers.generations, answers.groups, self.second,
+                    continued_by=paths[answers.model] if continued else None,
+                )  # fmt: skip
         if self.embedder is not None:
             embed = self._embedded(lambda: _load_embedder(self.config), self.embedder)
             truths = embed([g.response for g in self.groups])

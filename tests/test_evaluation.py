@@ -1,6 +1,8 @@
 """Stage 3: its numbers worked out by hand, and the whole command with real vLLM and a judge that always says A."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import negatives_gen.engine
 from data import facts
@@ -30,7 +32,7 @@ from evaluation.statistics import Estimate
 from evaluation.store import Store
 from negatives_gen.engine import Sample
 from tests.chat_api import ChatAPIStub, chat_api_stub
-from tests.conftest import run_command
+from tests.conftest import ROOT, run_command
 from tests.tiny import copy_minilm, with_context
 from trainer.logprobs import Scorer
 
@@ -372,6 +374,43 @@ class InstantEngineStub:
 
     def decode(self, prompts: list[list[int]], **_: Any) -> list[Sample]:
         return [Sample(ids[:12], self.tokenizer.decode(ids[:12]), "stop", -9.0, None) for ids in prompts]
+
+
+def test_a_finished_evaluation_needs_no_model_tokenizer_or_torch(
+    answering_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(negatives_gen.engine, "Engine", InstantEngineStub)
+    second, reward = tmp_path / "second", tmp_path / "reward"
+    tokenizer = load_tokenizer(str(answering_model))
+    tokenizer.add_tokens(["zebra"])  # another tokenizer: prompts and answers are read as text
+    model: Any = AutoModelForCausalLM.from_pretrained(answering_model)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(second)
+    config = AutoConfig.from_pretrained(answering_model, num_labels=1, pad_token_id=0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(reward)
+    for directory in (second, reward):
+        tokenizer.save_pretrained(directory)
+    options = {
+        "model": f"m={answering_model}", "dataset": "facts", "split": "all", "limit": "100",
+        "second_model": str(second), "featuriser": str(answering_model),
+        "embedder": str(copy_minilm(tmp_path / "minilm")),
+        "judge.reward_model": str(reward), "out": str(tmp_path / "out"),
+    }  # fmt: skip
+    words = [word for key, value in options.items() for word in (f"--{key}", value)]
+    evaluate(load_config(EvaluateConfig, words, command="test"))
+    before = read_report(str(tmp_path / "out"))
+    assert {"nll", "reverse_kl", "mauve", "similarity", "win_rate"} <= {m.metric for m in before.measurements}
+    assert any("as it tokenises it" in note for note in before.notes)
+    code = f"""
+import sys
+for name in ("torch", "transformers", "tokenizers", "sentence_transformers", "vllm", "mauve"):
+    sys.modules[name] = None  # to import it is an error
+from evaluation.run import main
+main({words!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_report(str(tmp_path / "out")).measurements == before.measurements
 
 
 def test_an_evaluation_adds_little_to_the_models_time(

@@ -1,6 +1,9 @@
 """Likelihoods under a second model: against transformers' own logits, an exact enumeration, and themselves."""
 
+import dataclasses
 import itertools
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from data.errors import UserError
 from data.identity import load_tokenizer, tokenizer_hash
@@ -21,6 +25,7 @@ from evaluation.statistics import Estimate
 from evaluation.store import Store
 from negatives_gen.engine import Engine, Sample
 from tests.answering import answer_logp, facts_groups, save_toy_model
+from tests.tiny import tiny_model
 
 EOS = 0
 TEMPLATE = (
@@ -33,6 +38,34 @@ def set_of(groups: Sequence[Group], samples: Sequence[Sample], tokenizer_sha256:
     return GenerationSet(
         {"model": {"tokenizer_sha256": tokenizer_sha256}}, "hash", [g.id for g in groups], list(samples), 0.0, False
     )
+
+
+def save_sentencepiece_model(directory: Path, kind: str = "llama") -> tuple[Any, Any]:
+    """Save a model over letters and a few words, with the beginning of each word marked as Llama's tokenizer does it.
+
+    Args:
+        kind: "llama": the mark of a text's first word comes from a normaliser; else `prepend_scheme` of Metaspace.
+
+    Returns:
+        model and tokenizer.
+    """
+    words = ["▁the", "▁cat", "▁things", "▁to", "▁go", "▁a", "▁ma"]
+    merges = list(dict.fromkeys((word[:i], word[i]) for word in words for i in range(1, len(word))))
+    listed = ["</s>", "<s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz.", *(a + b for a, b in merges)]
+    pieces = Tokenizer(models.BPE({piece: i for i, piece in enumerate(listed)}, merges, unk_token="<unk>"))
+    if kind == "llama":
+        pieces.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        marks = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        pieces.decoder = decoders.Sequence(marks)
+    else:
+        pieces.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
+        pieces.decoder = decoders.Metaspace(prepend_scheme=kind)
+    pieces.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=pieces, **special).save_pretrained(directory)
+    model = tiny_model("llama", vocab_size=len(listed))
+    model.save_pretrained(directory)
+    return model, load_tokenizer(str(directory))
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +159,73 @@ def test_a_chat_is_read_with_the_second_models_template(
     assert found.logps == pytest.approx([answer_logp(model, prompt, answers[1].ids)], abs=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["llama", "first", "always"])
+def test_an_answer_is_read_behind_its_prompt_and_not_as_a_text_of_its_own(tmp_path: Path, kind: str) -> None:
+    model, pieces = save_sentencepiece_model(tmp_path / "pieces", kind)
+    texts = [("the cat", " things to go"), ("the ma", "sts"), ("a cat", ".")]
+    alone = [pieces.convert_ids_to_tokens(pieces(a, add_special_tokens=False)["input_ids"]) for _, a in texts]
+    assert (alone[0][0] == "▁") == (kind == "llama")  # a space that is not there
+    assert alone[1][0].startswith("▁")  # the beginning of another word
+    groups = [Group(str(i), prompt, "r", [9], [8, 0]) for i, (prompt, _) in enumerate(texts)]
+    samples = [Sample([7], answer, "length", -1.0, None) for _, answer in texts]
+    second = SecondModel(str(tmp_path / "pieces"))
+    found = second_model_logps(Store(str(tmp_path)), set_of(groups, samples, "another"), groups, second)
+    for i, (prompt, answer) in enumerate(texts):
+        ids, whole = pieces(prompt)["input_ids"], pieces(prompt + answer)["input_ids"]
+        assert whole[: len(ids)] == ids
+        assert pieces.decode(whole[len(ids) :]).strip() == answer.strip()
+        # BOS is before both.
+        difference = answer_logp(model, whole[:1], whole[1:]) - answer_logp(model, ids[:1], ids[1:])
+        assert found.logps[i] == pytest.approx(difference, abs=1e-3)
+        assert found.tokens[i] == len(whole) - len(ids)
+
+
+def test_a_token_across_the_boundary_belongs_to_the_answer(tmp_path: Path) -> None:
+    model, pieces = save_sentencepiece_model(tmp_path / "pieces")
+    texts = [("the th", "ings to go"), ("the ", "cat")]
+    groups = [Group(str(i), prompt, "r", [9], [8, 0]) for i, (prompt, _) in enumerate(texts)]
+    samples = [Sample([7, 0], answer, "stop", -1.0, None) for _, answer in texts]
+    second = SecondModel(str(tmp_path / "pieces"))
+    found = second_model_logps(Store(str(tmp_path)), set_of(groups, samples, "another"), groups, second)
+    for i, words in enumerate((["▁things", "▁to", "▁go"], ["▁cat"])):
+        before, answer = (pieces.convert_tokens_to_ids(tokens) for tokens in (["<s>", "▁the"], [*words, "</s>"]))
+        assert pieces("".join(texts[i]))["input_ids"] == [*before, *answer[:-1]]
+        assert found.logps[i] == pytest.approx(answer_logp(model, before, answer), abs=1e-3)
+        assert found.tokens[i] == len(answer)
+
+
+def test_without_a_token_before_the_answer_nothing_is_scored(
+    tmp_path: Path, groups: list[Group], tokenizer: Any, reference: Path
+) -> None:
+    """A prompt that the answer's first token swallows, under a model without BOS."""
+    token = next(t for t in tokenizer.get_vocab() if t.isalpha() and t.isascii() and len(t) > 3)
+    split = [dataclasses.replace(groups[0], prompt=token[:1]), groups[1]]
+    samples = [Sample([7], token[1:], "length", -1.0, None), Sample([7], " lies", "length", -1.0, None)]
+    found = second_model_logps(
+        Store(str(tmp_path)), set_of(split, samples, "another"), split, SecondModel(str(reference))
+    )
+    assert found.problems == ["no token of the prompt before the answer", ""]
+    assert found.tokens[0] == 0
+
+
+def test_a_continuations_leading_space_is_found_by_the_prompt_before_it(
+    tmp_path: Path, tokenizer: Any, reference: Path, model: Any
+) -> None:
+    """Decoded alone, what a SentencePiece model continues with loses it; what it answers with has none."""
+    _, pieces = save_sentencepiece_model(tmp_path / "pieces")
+    prompt, ids = pieces("the cat")["input_ids"], pieces("things to go", add_special_tokens=False)["input_ids"]
+    assert pieces.convert_ids_to_tokens(ids)[0] == "▁things"
+    groups = [Group("g", "the cat", "r", prompt, [8, 0])]
+    generations = set_of(groups, [Sample(ids, pieces.decode(ids), "length", -1.0, None)], tokenizer_hash(pieces))
+    store, second = Store(str(tmp_path)), SecondModel(str(reference))
+    before = tokenizer("the cat")["input_ids"]
+    for continued_by, whole in ((str(tmp_path / "pieces"), "the cat things to go"), (None, "the catthings to go")):
+        found = second_model_logps(store, generations, groups, second, continued_by)
+        answer = tokenizer(whole)["input_ids"][len(before) :]
+        assert found.logps == pytest.approx([answer_logp(model, before, answer)], abs=1e-3)
+        assert found.tokens == [len(answer)]
+
+
 def test_what_cannot_be_scored_is_counted(
     tmp_path: Path, groups: list[Group], answers: list[Sample], tokenizer: Any, reference: Path
 ) -> None:
@@ -172,6 +272,45 @@ def test_scores_are_kept_under_all_that_decides_them(
         second_model_logps(store, changed, groups, second)
         assert "scorer" in vars(second)
     assert len(list((tmp_path / "likelihoods").iterdir())) == 5
+
+
+def test_scores_by_text_are_kept_under_all_that_decides_the_tokens(
+    tmp_path: Path, groups: list[Group], answers: list[Sample], tokenizer: Any, reference: Path
+) -> None:
+    store, generations = Store(str(tmp_path / "store")), set_of(groups, answers, "another")
+    chatting = tmp_path / "chatting"
+    shutil.copytree(reference, chatting)
+    config = chatting / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": TEMPLATE}))
+    other = [dataclasses.replace(groups[0], prompt=groups[1].prompt), *groups[1:]]
+    said = [dataclasses.replace(answers[0], text=answers[2].text), *answers[1:]]
+    cases: list[tuple[Path, list[Group], GenerationSet, str | None]] = [
+        (reference, groups, generations, None),
+        (chatting, groups, generations, None),
+        (reference, other, generations, None),
+        (reference, groups, set_of(groups, said, "another"), None),
+        (reference, groups, generations, str(reference)),
+    ]
+    first = []
+    for path, of, made, continued_by in cases:
+        second = SecondModel(str(path), store=store)
+        first.append(second_model_logps(store, made, of, second, continued_by))
+        assert "scorer" in vars(second)
+    assert len(list((tmp_path / "store" / "likelihoods").iterdir())) == 5
+    for (path, of, made, continued_by), before in zip(cases, first, strict=True):
+        second = SecondModel(str(path), store=store)
+        assert second_model_logps(store, made, of, second, continued_by) == before
+        assert not {"scorer", "tokenizer"} & set(vars(second))
+
+
+def test_a_kept_tokenizers_hash_follows_its_files(tmp_path: Path, reference: Path) -> None:
+    model, store = tmp_path / "model", Store(str(tmp_path / "store"))
+    shutil.copytree(reference, model)
+    assert SecondModel(str(model), store=store).identity == SecondModel(str(model)).identity
+    changed = load_tokenizer(str(model))
+    changed.add_tokens([AddedToken("zebra")])
+    changed.save_pretrained(model)
+    assert SecondModel(str(model), store=store).identity["tokenizer_sha256"] == tokenizer_hash(changed)
 
 
 def test_a_second_model_that_cannot_be_loaded_is_refused_in_words(
