@@ -3,22 +3,20 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 
 import pyarrow as pa
 
-from data.identity import load_tokenizer, model_directory, tokenizer_hash
+from data.identity import load_tokenizer, tokenizer_hash
 from data.prepare import describe_rejects, prepare_groups, require_groups
 from data.schema import SIGNALS, Group, group_from_row, groups_to_table
 from data.sources import Example
-from evaluation.identity import settings_hash
+from evaluation.identity import tokenizer_settings
 from evaluation.store import Store, hash_of
 
 # Of how data.tasks and data.encode make tokens of an example: to be raised when that changes.
 VERSION = 1
 # Of the table's metadata.
 TOKENIZER, REJECTED = b"tokenizer_sha256", b"rejected"
-TOKENIZER_PACKAGES = ("transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,7 @@ def read_prompts(model: str, examples: Sequence[Example], task: str, context: in
     """
     key = {
         "version": VERSION,
-        "settings_sha256": settings_hash(model_directory(model)),
-        "packages": {name: metadata.version(name) for name in TOKENIZER_PACKAGES},
+        **tokenizer_settings(model),
         "examples_sha256": hash_of({"examples": [dataclasses.astuple(example) for example in examples]}),
         "task": task,
         "context": context,
