@@ -150,7 +150,10 @@ def _differences(
 def _of_outcomes(
     every: Sequence[Answers], answers: Answers, opponent: str, kept: Sequence[int], baseline: str
 ) -> dict[str, Estimate]:
-    """Win rate, also at equal length and as a difference from the baseline's; wins, ties, losses, flips, not judged."""
+    """Win rate, also at equal length and as a difference from the baseline's; wins, ties, losses, not judged; flips.
+
+    These only if a pair has verdicts in both orders: else there can be none, which says nothing of the judge.
+    """
     outcomes = [answers.outcomes[opponent][i] for i in kept]
     scores = [outcome.score for outcome in outcomes]
     differences = length_differences(answers.texts, _other_texts(every, answers, opponent))
@@ -167,10 +170,11 @@ def _of_outcomes(
         "wins": counted.wins,
         "ties": counted.ties,
         "losses": counted.losses,
-        "flips": counted.flips,
         "unparsed": sum("?" in outcome.verdicts for outcome in outcomes),
         "not_judged": sum(counted.not_judged.values()),
     }
+    if counted.flip_rate is not None:
+        numbers["flips"] = counted.flips
     found |= {name: Estimate(float(number), math.nan, len(outcomes)) for name, number in numbers.items()}
     found["flip_rate"] = counted.flip_rate
     return {name: estimate for name, estimate in found.items() if estimate is not None}

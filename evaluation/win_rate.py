@@ -38,6 +38,9 @@ class Outcome(Protocol):
     def flipped(self) -> bool: ...
 
     @property
+    def verdicts(self) -> tuple[str, ...]: ...
+
+    @property
     def reason(self) -> str: ...
 
 
@@ -48,7 +51,7 @@ class Counts:
     Attributes:
         judged: pairs with a score: wins + ties + losses.
         flips: judged pairs whose verdict went with the order of the answers; they are among the ties.
-        flip_rate: flips among the judged pairs; None if none was judged.
+        flip_rate: flips among the judged pairs with a verdict in both orders; None if there is none.
         not_judged: reason -> pairs without a score.
     """
 
@@ -65,7 +68,7 @@ def counts(outcomes: Sequence[Outcome]) -> Counts:
     """Count outcomes by kind."""
     judged = [outcome for outcome in outcomes if outcome.score is not None]
     scores = Counter(outcome.score for outcome in judged)
-    flipped = [float(outcome.flipped) for outcome in judged]
+    flipped = [float(outcome.flipped) for outcome in judged if len(outcome.verdicts) == 2]
     return Counts(
         judged=len(judged),
         wins=scores[1],
