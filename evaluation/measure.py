@@ -14,7 +14,7 @@ from evaluation.generations import GenerationSet
 from evaluation.judge import Comparison, Judge, Outcome
 from evaluation.likelihood import Likelihoods, length_normalised_nll, reverse_kl
 from evaluation.metrics import correct
-from evaluation.statistics import Estimate, Measurement
+from evaluation.statistics import Estimate, Measurement, share
 from evaluation.text_statistics import text_measurements
 from evaluation.win_rate import counts, difference, length_controlled, length_differences, win_rate
 from negatives_gen.engine import Sample
@@ -113,7 +113,8 @@ def _of_answers(
             found["nll"] = length_normalised_nll(log_p, [answers.second.tokens[i] for i in kept])
     if not answers.asked:
         return found
-    found |= {metric: Estimate.of(values) for metric, values in _by_prompt(answers, metrics, kept).items()}
+    for metric, values in _by_prompt(answers, metrics, kept).items():
+        found[metric] = share(values) if metric == "correct" else Estimate.of(values)
     if mauve is not None:
         found["mauve"] = mauve(groups, [sample.text for sample in samples])
     if "text" in metrics:

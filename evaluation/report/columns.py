@@ -102,7 +102,9 @@ COLUMNS = {
 }
 
 INTERVAL = f"{LEVEL:.0%} interval"
-INTERVAL_MEANING = "percentile bootstrap over the prompts, of the estimate to its left"
+INTERVAL_MEANING = (
+    "percentile bootstrap over the prompts, of the estimate to its left; of equal scores, the exact binomial bound"
+)
 JUDGED = "judged"
 JUDGED_MEANING = "prompts that the win rate is over"
 
