@@ -2,6 +2,10 @@
 
 import json
 import math
+import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +19,7 @@ from transformers import AutoModelForCausalLM
 import negatives_gen.engine
 from data import facts
 from data.config import load_config
-from data.errors import UserError
+from data.errors import INTERRUPTED, UserError
 from data.identity import load_tokenizer
 from data.prepare import prepare_groups
 from data.schema import Candidate, Group
@@ -31,7 +35,7 @@ from evaluation.statistics import Estimate
 from evaluation.store import Store
 from negatives_gen.engine import Sample
 from tests.chat_api import ChatAPIStub, chat_api_stub
-from tests.conftest import run_command
+from tests.conftest import ROOT, run_command
 from tests.tiny import copy_minilm, with_context
 from trainer.logprobs import Scorer
 
@@ -217,6 +221,46 @@ def test_a_finished_evaluation_takes_seconds_and_asks_nothing_again(
     assert again == {**spent, "this_run": sent}
     assert [again["input_tokens"], again["output_tokens"]] == always_a.bill
     assert always_a.url in (evaluation / "report.md").read_text()
+
+
+def test_ctrl_c_while_a_judge_is_asked_ends_with_one_line_and_loses_nothing(
+    evaluation: Path, answering_model: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    out, errors = tmp_path / "out", tmp_path / "errors.txt"
+    shutil.copytree(evaluation / "store", out / "store")
+    with chat_api_stub() as judge:
+        judge.answer = lambda request: ("B", "stop")
+        judge.seconds = 0.5
+        command = [
+            *words(answering_model, negative_set, out, judge),
+            "--judge.model",
+            "slow",
+            "--judge.concurrency",
+            "2",
+        ]
+        with errors.open("w") as file:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "evaluation.run", *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file
+            )
+        deadline = time.monotonic() + 120
+        while len(judge.answered) < 3:
+            assert child.poll() is None, errors.read_text()[-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=60) == 130
+        said = errors.read_text()
+        assert said.splitlines()[-1] == INTERRUPTED
+        assert "Traceback" not in said
+        assert "judge: interrupted; waiting for" in said
+        sent = len(judge.requests)
+        assert sent < 20
+        assert not (out / "report.json").exists()
+        judge.seconds = 0
+        evaluate(load_config(EvaluateConfig, command, command="test"))
+        spent = read_report(str(out)).job["judge_spent"]
+        assert spent["this_run"]["reused"] == sent
+        assert len(set(judge.prompts)) == len(judge.prompts) == spent["verdicts"]
 
 
 def test_ties_that_nobody_was_asked_about_are_told_of() -> None:
