@@ -66,15 +66,15 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
             said = user_error_in(error)
             if said is None:
                 raise
-            _say(f"error: {said}")
+            _say(str(said), "error: ")
             return 2
 
     return wrapped
 
 
-def _say(text: str) -> None:
+def _say(text: str, prefix: str = "") -> None:
     line = " ".join(text.split())
     if logs_json():
-        logging.getLogger(__name__).error(line.removeprefix("error: "))
+        logging.getLogger(__name__).error(line)
     else:
-        print(scrub(line), file=sys.stderr)
+        print(prefix + scrub(line), file=sys.stderr)

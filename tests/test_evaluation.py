@@ -224,7 +224,7 @@ def test_a_finished_evaluation_takes_seconds_and_asks_nothing_again(
 
 
 def test_ctrl_c_while_a_judge_is_asked_ends_with_one_line_and_loses_nothing(
-    evaluation: Path, answering_model: Path, negative_set: Path, tmp_path: Path
+    evaluation: Path, answering_model: Path, tmp_path: Path
 ) -> None:
     out, errors = tmp_path / "out", tmp_path / "errors.txt"
     shutil.copytree(evaluation / "store", out / "store")
@@ -232,17 +232,15 @@ def test_ctrl_c_while_a_judge_is_asked_ends_with_one_line_and_loses_nothing(
         judge.answer = lambda request: ("B", "stop")
         judge.seconds = 0.5
         command = [
-            *words(answering_model, negative_set, out, judge),
-            "--judge.model",
-            "slow",
-            "--judge.concurrency",
-            "2",
-        ]
+            "--model", f"m={answering_model}", "--dataset", "facts", "--split", "train", "--limit", "12",
+            "--max_new_tokens", "10", "--decode", "greedy", "--decode", "beam2", "--metrics", "win_rate",
+            "--judge.model", "slow", "--judge.base_url", judge.url, "--judge.concurrency", "2", "--out", str(out),
+        ]  # fmt: skip
         with errors.open("w") as file:
             child = subprocess.Popen(
                 [sys.executable, "-m", "evaluation.run", *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file
             )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while len(judge.answered) < 3:
             assert child.poll() is None, errors.read_text()[-3000:]
             assert time.monotonic() < deadline
