@@ -3,11 +3,15 @@
 import difflib
 import functools
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
 from data.log import logs_json
 from data.privacy import scrub
+
+# Of every command: one goes on, another starts anew, and a third asks for --resume_from_checkpoint or another --out.
+INTERRUPTED = "interrupted; the same command goes on, starts anew or says what to do"
 
 
 class UserError(ValueError):
@@ -46,7 +50,7 @@ def user_error_in(error: BaseException | None) -> UserError | None:
 
 
 def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Make a command's main() print a UserError as one line on stderr and return exit code 2.
+    """Make a command's main() print a UserError as one line on stderr and return exit code 2; of Ctrl+C 130.
 
     Where the command logs JSON the line is a record of the log.
     """
@@ -55,15 +59,22 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
     def wrapped(argv: list[str] | None = None) -> int:
         try:
             return main(argv) or 0
+        except KeyboardInterrupt:  # not left to Python, or to the hook that torch puts in its place: they show a trace
+            _say(INTERRUPTED)
+            return 128 + signal.SIGINT
         except Exception as error:
             said = user_error_in(error)
             if said is None:
                 raise
-            line = " ".join(str(said).split())
-            if logs_json():
-                logging.getLogger(__name__).error(line)
-            else:
-                print(f"error: {scrub(line)}", file=sys.stderr)
+            _say(str(said), "error: ")
             return 2
 
     return wrapped
+
+
+def _say(text: str, prefix: str = "") -> None:
+    line = " ".join(text.split())
+    if logs_json():
+        logging.getLogger(__name__).error(line)
+    else:
+        print(prefix + scrub(line), file=sys.stderr)

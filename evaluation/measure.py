@@ -14,7 +14,7 @@ from evaluation.generations import GenerationSet
 from evaluation.judge import Comparison, Judge, Outcome
 from evaluation.likelihood import Likelihoods, length_normalised_nll, reverse_kl
 from evaluation.metrics import correct
-from evaluation.statistics import Estimate, Measurement
+from evaluation.statistics import Estimate, Measurement, share
 from evaluation.text_statistics import text_measurements
 from evaluation.win_rate import counts, difference, length_controlled, length_differences, win_rate
 from negatives_gen.engine import Sample
@@ -113,7 +113,8 @@ def _of_answers(
             found["nll"] = length_normalised_nll(log_p, [answers.second.tokens[i] for i in kept])
     if not answers.asked:
         return found
-    found |= {metric: Estimate.of(values) for metric, values in _by_prompt(answers, metrics, kept).items()}
+    for metric, values in _by_prompt(answers, metrics, kept).items():
+        found[metric] = share(values) if metric == "correct" else Estimate.of(values)
     if mauve is not None:
         found["mauve"] = mauve(groups, [sample.text for sample in samples])
     if "text" in metrics:
@@ -150,7 +151,10 @@ def _differences(
 def _of_outcomes(
     every: Sequence[Answers], answers: Answers, opponent: str, kept: Sequence[int], baseline: str
 ) -> dict[str, Estimate]:
-    """Win rate, also at equal length and as a difference from the baseline's; wins, ties, losses, flips, not judged."""
+    """Win rate, also at equal length and as a difference from the baseline's; wins, ties, losses, not judged; flips.
+
+    These only if a pair has verdicts in both orders: else there can be none, which says nothing of the judge.
+    """
     outcomes = [answers.outcomes[opponent][i] for i in kept]
     scores = [outcome.score for outcome in outcomes]
     differences = length_differences(answers.texts, _other_texts(every, answers, opponent))
@@ -167,10 +171,11 @@ def _of_outcomes(
         "wins": counted.wins,
         "ties": counted.ties,
         "losses": counted.losses,
-        "flips": counted.flips,
         "unparsed": sum("?" in outcome.verdicts for outcome in outcomes),
         "not_judged": sum(counted.not_judged.values()),
     }
+    if counted.flip_rate is not None:
+        numbers["flips"] = counted.flips
     found |= {name: Estimate(float(number), math.nan, len(outcomes)) for name, number in numbers.items()}
     found["flip_rate"] = counted.flip_rate
     return {name: estimate for name, estimate in found.items() if estimate is not None}

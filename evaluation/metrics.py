@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from data import facts
 from data.schema import Group
-from evaluation.statistics import Estimate
+from evaluation.statistics import Estimate, share
 from evaluation.store import Store, hash_of
 from negatives_gen.engine import Sample
 
@@ -75,7 +75,8 @@ def ranking_metrics(scores: Sequence[Sequence[float]], groups: Sequence[Group], 
         values["ranking_accuracy"].append(likelier.item())
         values["reward_top1"].append(found["rewards/top1"].item())
         values["kendall_tau"].append(found["rewards/kendall_tau"].item())
-    return {name: Estimate.of(numbers) for name, numbers in values.items()}
+    mean = {"kendall_tau": Estimate.of}
+    return {name: mean.get(name, share)(numbers) for name, numbers in values.items()}
 
 
 def _scores(

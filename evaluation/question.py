@@ -58,18 +58,32 @@ def read_template(name: str) -> Template:
     return Template(name, text)
 
 
+# Every rule is the same for A as for B: else pairs would drop out of a single order by who won them.
 # Words after which a letter names an answer, whatever follows.
 NOUNS = "response|continuation|option"
-# Words after which even a small "a" names an answer, not an article.
+# Words after which even a small letter names an answer; else it may be the article.
 LEADS = f"{NOUNS}|answer|choice|verdict|helpful|better"
-# Words that may follow a capital A which names an answer; after an article comes another word.
-LINKS = "is|was|has|because|since|as|seems"
 UNDECIDED = re.compile(
     r"\b(?:or|nor|not|neither|both|either|tie|tied|equal|equally|same|none|unclear|cannot|worse|less|\w+n't)\b",
     re.IGNORECASE,
 )
 LETTER = re.compile(rf"(?:\b(?P<lead>(?i:{LEADS}))(?P<gap>\W{{1,6}}))?(?<![\w'])(?P<letter>[ABab])(?![\w'-])")
-ARTICLE = re.compile(rf"[ \t]+(?!(?:{LINKS})\b)[a-z]")
+# What may follow a letter that names an answer and cannot follow the article "A": a verb, the beginning of a clause or
+# phrase, or "better" with nothing behind it. Before any other word an article must be feared.
+VERBS = (
+    "is|was|has|had|did|does|would|could|should|seems|appears|looks|sounds|feels|wins|answers|responds|replies|provides|"
+    "gives|offers|adds|includes|contains|covers|lists|names|states|says|tells|shows|explains|describes|details|"
+    "addresses|clarifies|elaborates|discusses|mentions|presents|makes|keeps|goes|gets|uses|follows|stays|continues|fits|"
+    "matches|flows|completes|captures|conveys|delivers|focuses|avoids|acknowledges|demonstrates|identifies|suggests|"
+    "summarizes|summarises"
+)
+ADVERBS = r"[a-z]+ly|also|just|better|best"
+CLAUSES = "because|since|as|for|by|with|in|over|due to|although|though|which|that|it"
+LINK = (
+    rf"(?:(?:(?:{ADVERBS})[ \t]+)?(?:{VERBS})|{CLAUSES})(?![\w'-])"  # not "A would-be" and "A for-profit"
+    r"|(?:more helpful|better)\W*\Z"
+)
+NOUN_PHRASE = re.compile(rf"[ \t]+(?!{LINK})[\"'\u201c\u2018]?\w")
 
 
 def parse_verdict(answer: str) -> str:
@@ -77,9 +91,9 @@ def parse_verdict(answer: str) -> str:
 
     The rule: what is thought aloud before </think> does not count. Without signs and white space the answer may be the
     letter alone, in any case. Else one letter must stand alone in the text, and not both: a capital, or a small one
-    that is "b" or follows a word such as "answer" ("a" could be an article). A capital A before another word, as in
-    "A good question", must follow "response", "continuation" or "option". With a word such as "or", "not" or "both"
-    nothing is clear.
+    that follows a word such as "answer". A could be an article, as in "A good question": before another word than a
+    verb, "because" and the like the letter, B too, must follow "response", "continuation" or "option". With a word such
+    as "or", "not" or "both" nothing is clear. With A and B exchanged every answer gives the other one.
     """
     said = answer.rpartition("</think>")[2].replace("\u2019", "'")
     if "<think>" in said:  # cut before it came to an answer
@@ -93,10 +107,10 @@ def parse_verdict(answer: str) -> str:
     named: set[str] = set()
     for found in LETTER.finditer(said):
         lead, letter = (found["lead"] or "").lower(), found["letter"]
-        if letter == "a" and not lead:
+        if letter.islower() and not lead:
             continue
         sure = lead in NOUNS.split("|") and found["gap"] == " "
-        if letter in "aA" and not sure and ARTICLE.match(said, found.end()):
+        if not sure and NOUN_PHRASE.match(said, found.end()):
             return "?"
         named.add(letter.upper())
     return named.pop() if len(named) == 1 else "?"

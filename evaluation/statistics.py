@@ -16,9 +16,9 @@ class Estimate:
 
     Attributes:
         mean: the estimate.
-        standard_error: nan where there is none, e.g. of one value.
+        standard_error: nan where there is none: of one value, or of equal ones, which show no spread to estimate.
         n: examples, or groups, that it is over.
-        interval: of the bootstrap, at LEVEL; None where it was not made.
+        interval: at LEVEL, of the bootstrap or, of equal values, `share`'s; None where it was not made.
     """
 
     mean: float
@@ -28,11 +28,11 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float] | np.ndarray) -> "Estimate":
-        """The mean of values. Raises ValueError for none; the standard error of a single value is nan."""
+        """The mean of values. Raises ValueError for none; the standard error of equal values is nan."""
         if len(values) == 0:
             raise ValueError("a mean needs at least one value")
         array = np.asarray(values, dtype=np.float64)
-        error = float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else math.nan
+        error = float(array.std(ddof=1) / math.sqrt(len(array))) if array.min() < array.max() else math.nan
         return cls(float(array.mean()), error, len(array))
 
 
@@ -76,23 +76,31 @@ def bootstrap(
 def bootstrapped_mean(values: Sequence[float] | np.ndarray) -> Estimate:
     """The mean of values with bootstrap standard error and interval.
 
-    Raises ValueError for none; a single value has neither, as its resamples are all alike.
+    Raises ValueError for none; equal values have neither, as their resamples are all alike.
     """
-    if len(values) < 2:
-        return Estimate.of(values)
+    found = Estimate.of(values)
+    if math.isnan(found.standard_error):
+        return found
     array = np.asarray(values, dtype=np.float64)
     error, interval = bootstrap(len(array), lambda indices: array[indices].mean(axis=1))
-    return Estimate(float(array.mean()), error, len(array), interval)
+    return replace(found, standard_error=error, interval=interval)
+
+
+def share(values: Sequence[float]) -> Estimate:
+    """`Estimate.of` values from 0 to 1, with an interval where all of two or more are equal.
+
+    Such values show no spread, but are not sure. Of a share of which all n are alike the exact binomial bound (Clopper
+    and Pearson) is that at most 1 - 0.025^(1/n) are unlike; these lie from 0 to 1, which bounds the mean. Of 0s, or 1s,
+    that is the exact interval itself.
+    """
+    found = Estimate.of(values)
+    if found.n < 2 or not math.isnan(found.standard_error):
+        return found
+    alike = ((1 - LEVEL) / 2) ** (1 / found.n)
+    return replace(found, interval=(found.mean * alike, 1 - (1 - found.mean) * alike))
 
 
 def bootstrapped_share(values: Sequence[float]) -> Estimate:
-    """`bootstrapped_mean` of values from 0 to 1, also where all of them are 0, or 1.
-
-    Resamples are then all alike, as if nothing were unsure. The interval is the exact one of a binomial share (Clopper
-    and Pearson), and there is no standard error.
-    """
-    found = bootstrapped_mean(values)
-    if found.n < 2 or found.mean not in (0.0, 1.0):
-        return found
-    bound = ((1 - LEVEL) / 2) ** (1 / found.n)
-    return replace(found, standard_error=math.nan, interval=(bound, 1.0) if found.mean else (0.0, 1 - bound))
+    """`bootstrapped_mean` of values from 0 to 1; of equal ones `share`."""
+    found = share(values)
+    return found if math.isnan(found.standard_error) else bootstrapped_mean(values)

@@ -7,7 +7,7 @@ Longer texts repeat more words even when well written: read diversity beside len
 
 from collections.abc import Sequence
 
-from evaluation.statistics import Estimate
+from evaluation.statistics import Estimate, share
 from negatives_gen.engine import Sample
 
 DISTINCT = (1, 2, 3)
@@ -36,16 +36,19 @@ def text_measurements(answers: Sequence[Sample]) -> dict[str, Estimate]:
         Those that no answer is long enough for are missing, and all of them if there are no answers.
     """
     words = [answer.text.lower().split() for answer in answers]
-    measured: dict[str, Sequence[float]] = {
+    lengths: dict[str, Sequence[float]] = {
         "answer_tokens": [len(answer.ids) for answer in answers],
         "answer_characters": [len(answer.text) for answer in answers],
+    }
+    shares: dict[str, Sequence[float]] = {
         "hit_limit": [answer.finish_reason == "length" for answer in answers],
         "empty": [not text for text in words],
         **{f"distinct_{n}": [distinct(text, n) for text in words if len(text) >= n] for n in DISTINCT},
         "repetition": [1 - distinct(text, REPETITION_N) for text in words if len(text) >= REPETITION_N],
         "loops": [ends_in_loop(text) for text in words],
     }
-    return {name: Estimate.of(values) for name, values in measured.items() if values}
+    found = {name: Estimate.of(values) for name, values in lengths.items() if values}
+    return found | {name: share(values) for name, values in shares.items() if values}
 
 
 def distinct(words: Sequence[str], n: int) -> float:

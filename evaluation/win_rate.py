@@ -38,6 +38,9 @@ class Outcome(Protocol):
     def flipped(self) -> bool: ...
 
     @property
+    def verdicts(self) -> tuple[str, ...]: ...
+
+    @property
     def reason(self) -> str: ...
 
 
@@ -48,7 +51,7 @@ class Counts:
     Attributes:
         judged: pairs with a score: wins + ties + losses.
         flips: judged pairs whose verdict went with the order of the answers; they are among the ties.
-        flip_rate: flips among the judged pairs; None if none was judged.
+        flip_rate: flips among the judged pairs with a verdict in both orders; None if there is none.
         not_judged: reason -> pairs without a score.
     """
 
@@ -65,7 +68,7 @@ def counts(outcomes: Sequence[Outcome]) -> Counts:
     """Count outcomes by kind."""
     judged = [outcome for outcome in outcomes if outcome.score is not None]
     scores = Counter(outcome.score for outcome in judged)
-    flipped = [float(outcome.flipped) for outcome in judged]
+    flipped = [float(outcome.flipped) for outcome in judged if len(outcome.verdicts) == 2]
     return Counts(
         judged=len(judged),
         wins=scores[1],
@@ -118,8 +121,9 @@ def length_controlled(scores: Sequence[float | None], differences: Sequence[floa
         differences: by how much each answer is longer than the other, in any one unit; see `length_differences`.
 
     Returns:
-        None if none was judged, if all lengths differ by the same amount (nothing then tells its effect apart), or if
-        next to all answers are longer, or shorter, than the others: see SUPPORT.
+        The win rate itself where all scores are equal, or all answers as long as the others. None if none was judged,
+        if all lengths differ by the same amount (nothing then tells its effect apart), or if next to all answers are
+        longer, or shorter, than the others: see SUPPORT.
     """
     pairs = [(score, d) for score, d in zip(scores, differences, strict=True) if score is not None]
     if not pairs:
@@ -128,7 +132,7 @@ def length_controlled(scores: Sequence[float | None], differences: Sequence[floa
     spread = length.std(ddof=1) if len(length) > 1 else 0.0
     if min((length <= 0).mean(), (length >= 0).mean()) < SUPPORT:
         return None
-    if spread == 0:
+    if spread == 0 or score.min() == score.max():
         return win_rate(scores)
     feature = np.tanh(length / spread)
     fitted = fit(feature, score, np.ones((1, len(score))))

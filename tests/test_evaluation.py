@@ -1,6 +1,9 @@
 """Stage 3: its numbers worked out by hand, and the whole command with real vLLM and a judge that always says A."""
 
 import json
+import math
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 import negatives_gen.engine
 from data import facts
 from data.config import load_config
-from data.errors import UserError
+from data.errors import INTERRUPTED, UserError
 from data.identity import load_tokenizer
 from data.prepare import prepare_groups
 from data.schema import Candidate, Group
@@ -75,6 +78,7 @@ def test_ranking_of_the_reference_itself_has_no_preference(negative_set: Path, r
     scores = candidate_logps(Store(str(tmp_path)), {}, groups, lambda: Scorer.load(str(reference)))
     found = ranking_metrics(scores, groups, "embedding")
     assert found["reward_top1"].mean == 0.0
+    assert found["reward_top1"].interval == (0, pytest.approx(1 - 0.025 ** (1 / 48)))
     assert found["kendall_tau"].mean == 0.0
     likelier = [sum(g.reference_logp > c.reference_logp for c in g.negatives) / 3 for g in groups]  # type: ignore[operator]
     assert found["ranking_accuracy"].mean == pytest.approx(sum(likelier) / len(likelier), abs=1e-6)
@@ -148,7 +152,7 @@ def test_the_same_model_twice_gets_the_same_numbers(evaluation: Path) -> None:
     differences = {key: second.pop(key) for key in list(second) if key[0].endswith("_difference")}
     assert first == second
     assert {key[0] for key in differences} == {"correct_difference"}
-    assert all((d.mean, d.standard_error) == (0, 0) for d in differences.values())
+    assert all(d.mean == 0 and math.isnan(d.standard_error) for d in differences.values())
     assert first["correct", "greedy"].n == 12
     assert first["ranking_accuracy", ""].n == 48
     assert {("nll", "greedy"), ("nll", "beam2"), ("answer_tokens", "beam2"), ("truth_logp", "")} <= set(first)
@@ -171,11 +175,12 @@ def test_a_judge_that_always_says_a_gives_one_half_and_a_flip_each_time(
     for model, decoding in (("first", "greedy"), ("second", "beam2")):
         found = measured(evaluation, model=model, against="truth")
         assert found["win_rate", decoding].mean == 0.5
-        asked = 12 - found["ties", decoding].mean + found["flips", decoding].mean
-        assert asked == found["flips", decoding].mean
+        assert found["flips", decoding].mean == found["flip_rate", decoding].n > 0
+        assert found["flip_rate", decoding].mean == 1  # of those that were asked about
     same = measured(evaluation, model="second", against="first")
     assert same["win_rate", "greedy"].mean == 0.5
-    assert same["flips", "greedy"].mean == 0  # equal answers are not asked about
+    assert ("flips", "greedy") not in same  # equal answers are not asked about
+    assert ("flip_rate", "greedy") not in same
     assert not measured(evaluation, model="first", against="first")
     assert all("chatbot" in prompt for prompt in always_a.prompts)
 
@@ -216,6 +221,44 @@ def test_a_finished_evaluation_takes_seconds_and_asks_nothing_again(
     assert again == {**spent, "this_run": sent}
     assert [again["input_tokens"], again["output_tokens"]] == always_a.bill
     assert always_a.url in (evaluation / "report.md").read_text()
+
+
+def test_ctrl_c_while_a_judge_is_asked_ends_with_one_line_and_loses_nothing(
+    evaluation: Path, answering_model: Path, tmp_path: Path
+) -> None:
+    out, errors = tmp_path / "out", tmp_path / "errors.txt"
+    shutil.copytree(evaluation / "store", out / "store")
+    with chat_api_stub() as judge:
+        judge.answer = lambda request: ("B", "stop")
+        judge.seconds = 0.5
+        command = [
+            "--model", f"m={answering_model}", "--dataset", "facts", "--split", "train", "--limit", "12",
+            "--max_new_tokens", "10", "--decode", "greedy", "--decode", "beam2", "--metrics", "win_rate",
+            "--judge.model", "slow", "--judge.base_url", judge.url, "--judge.concurrency", "2", "--out", str(out),
+        ]  # fmt: skip
+        with errors.open("w") as file:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "evaluation.run", *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file
+            )
+        deadline = time.monotonic() + 240
+        while len(judge.answered) < 3:
+            assert child.poll() is None, errors.read_text()[-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=60) == 130
+        said = errors.read_text()
+        assert said.splitlines()[-1] == INTERRUPTED
+        assert "Traceback" not in said
+        assert "judge: interrupted; waiting for" in said
+        sent = len(judge.requests)
+        assert sent < 20
+        assert not (out / "report.json").exists()
+        judge.seconds = 0
+        evaluate(load_config(EvaluateConfig, command, command="test"))
+        spent = read_report(str(out)).job["judge_spent"]
+        assert spent["this_run"]["reused"] == sent
+        assert len(set(judge.prompts)) == len(judge.prompts) == spent["verdicts"]
 
 
 def test_ties_that_nobody_was_asked_about_are_told_of() -> None:

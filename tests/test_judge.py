@@ -1,8 +1,10 @@
 """The judge: its questions to the letter, its answers read by a rule, its outcomes, and what it asks only once."""
 
 import logging
+import random
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,25 +116,56 @@ def test_a_template_that_is_not_there_is_refused() -> None:
 # --- answers ---
 
 
-@pytest.mark.parametrize(
-    ("letter", "answers"),
-    [
-        ("A", ["A", "a", " A\n", "A.", "(A)", "**A**", '"A"', "“A”", "[[A]]", "`a`", "A:", "_A_"]),
-        ("A", ["Response A", "response a", "Answer: A", "answer: a", "More helpful: A", "Option **A**"]),
-        ("A", ["A is more helpful", "A: it is longer", "A, because it", "Response A provides a more detailed"]),
-        ("A", ["The more helpful response is A.", "I choose A", "I\u2019d say A", r"\boxed{A}", "<answer>A</answer>"]),
-        ("A", ["<think>B is short, A is long</think>\n\nA", "Response A is better than the other"]),
-        ("B", ["B", "b", "B.", '"b"', "**B**", "Response B", "answer: b", "I choose b", "Better: B", "B is better"]),
-        ("B", ["Response B is a better", "B\n\nB", "Response “B” has more"]),
-        ("?", ["", " \n", ".", "C", "AB", "AA", "neither", "Both", "Both A and B", "A or B", "A/B", "A and B", "A B"]),
-        ("?", ["Neither A", "not A", "B isn't helpful", "B isn\u2019t helpful", "A tie", "It's a tie: A", "A = B"]),
-        ("?", ["A good question", "A response that", "a better", "This is a", "As an AI model, I", "I cannot say"]),
-        ("?", ["Response A and Response B", "A is better than B", "Continuation: A man walks into", "B-side"]),
-        ("?", ["<think>\nThe user wants A", "A-level", "Answer: A good one", "B is less helpful", "A's", "None: B"]),
+READ = {
+    "A": [
+        *("A", "a", " A\n", "A.", "(A)", "**A**", '"A"', "“A”", "[[A]]", "`a`", "A:", "_A_"),
+        *("Response A", "response a", "Answer: A", "answer: a", "More helpful: A", "Option **A**", "answer: a is"),
+        *("A is more helpful", "A: it is longer", "A, because it", "Response A provides a more detailed"),
+        *("The more helpful response is A.", "I choose A", "I\u2019d say A", r"\boxed{A}", "<answer>A</answer>"),
+        *("<think>B is short, A is long</think>\n\nA", "Response A is better than the other", "Option A good question"),
+        *("A provides more detail", "A gives a full answer", "A answers the question", "**A** answers the question"),
+        *("A also provides more detail", "A clearly explains it", "A better answers the question", "A would help more"),
+        *("A more helpful", "A more helpful.", "**A** better", "A for its detail", "A due to it", "A in my view"),
+        *("A\n\nIt gives more detail", "A - more detail", "A (more detailed)", "Answer: A provides more"),
     ],
-)  # fmt: skip
+    "B": [
+        *("B", "b", "B.", '"b"', "**B**", "Response B", "answer: b", "Better: B", "B is better"),
+        *("Response B is a better", "B\n\nB", "Response “B” has more", "B more helpful", "I choose B over the other"),
+    ],
+}  # fmt: skip
+UNREAD = [
+    *("", " \n", ".", "C", "AB", "AA", "neither", "Both", "Both A and B", "A or B", "A/B", "A and B", "A B"),
+    *("Neither A", "not A", "B isn't helpful", "B isn\u2019t helpful", "A tie", "It's a tie: A", "A = B", "A draw"),
+    *("A good question", "A response that", "a better", "This is a", "As an AI model, I", "I cannot say"),
+    *("Response A and Response B", "A is better than B", "Continuation: A man walks into", "B-side"),
+    *("<think>\nThe user wants A", "A-level", "Answer: A good one", "B is less helpful", "A's", "None: B"),
+    *("A better response would be B", "A more helpful response would", "A better, fuller one", "A clearly better"),
+    *("A student provides", "A previous answer", "A would-be author", "A for-profit firm", 'A "good" answer'),
+    *("A Christmas tree", "A 5-star hotel", "I choose a", "I choose b", "It is a", "B draw", "B good question"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("letter", "answers"), [*READ.items(), ("?", UNREAD)])
 def test_an_answer_is_a_verdict_only_if_it_names_one_letter(letter: str, answers: list[str]) -> None:
     assert {answer: parse_verdict(answer) for answer in answers} == dict.fromkeys(answers, letter)
+
+
+def swapped(answer: str) -> str:
+    """With A and B exchanged where they stand alone."""
+    return re.sub(r"(?<![^\W_])[ABab](?![^\W_])", lambda found: found[0].translate(EXCHANGED), answer)
+
+
+EXCHANGED = str.maketrans("ABab", "BAba")
+
+
+def test_a_verdict_for_a_is_read_as_readily_as_one_for_b() -> None:
+    draw = random.Random(0)
+    parts = "A B a b is has provides more helpful better response Answer: the because for-profit good . , : ( ) ** \n"
+    drawn = [" ".join(draw.choices(parts.split(" "), k=draw.randint(1, 6))) for _ in range(20_000)]
+    answers = [*READ["A"], *READ["B"], *UNREAD, *drawn]
+    assert swapped("A b, A's bad_a") == "B a, B's bad_b"
+    assert {a: parse_verdict(swapped(a)) for a in answers} == {a: swapped(parse_verdict(a)) for a in answers}
+    assert min(Counter(map(parse_verdict, drawn)).values()) > 1000
 
 
 # --- outcomes ---

@@ -9,7 +9,7 @@ from data import facts
 from data.schema import Group
 from data.tasks import dolly
 from evaluation.generations import GenerationSet
-from evaluation.judge import Comparison, Outcome
+from evaluation.judge import SAME, Comparison, Outcome
 from evaluation.likelihood import Likelihoods
 from evaluation.measure import Answers, judge_all, measure
 from evaluation.statistics import Estimate, Measurement
@@ -86,10 +86,36 @@ def test_each_model_is_judged_against_each_opponent_but_itself() -> None:
         assert rates["win_rate"].n == 3
         assert (rates["not_judged"].mean, rates["unparsed"].mean, rates["ties"].mean) == (1, 1, 0)
         assert math.isnan(rates["wins"].standard_error)
+        assert (rates["flips"].mean, rates["flip_rate"].mean, rates["flip_rate"].n) == (0, 0, 3)
     assert found(measured, "short", "truth")["win_rate_difference"].mean == 1.0
     assert "win_rate_difference" not in found(measured, "long", "truth")
     assert found(measured, "long", "short")["win_rate"].mean == 0.0
     assert found(measured, "short", "short") == {}
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [Outcome(1.0, verdicts=("A",)), Outcome(1.0), SAME],
+    ids=["a single order", "a reward model", "equal texts"],
+)
+def test_without_verdicts_in_both_orders_no_flips_are_told_of(outcome: Outcome) -> None:
+    asked = answers("a", RIGHT)
+    asked.outcomes["truth"] = [outcome] * 4
+    rates = found(measure([asked], [], range(4)), "a", "truth")
+    assert {"win_rate", "wins", "ties", "losses", "unparsed", "not_judged"} <= set(rates)
+    assert not {"flips", "flip_rate"} & set(rates)
+
+
+def test_all_wrong_or_all_at_the_limit_is_a_share_with_its_exact_interval() -> None:
+    asked = answers("a", [WRONG] * 4)
+    asked.similarity = np.full(4, 0.5)
+    measured = found(measure([asked], ["correct", "text"], range(4)), "a")
+    at_most = pytest.approx(1 - 0.025 ** (1 / 4))
+    for metric in ("correct", "hit_limit", "empty", "loops"):
+        assert (measured[metric].mean, measured[metric].interval) == (0, (0, at_most)), metric
+    for metric in ("answer_tokens", "similarity"):  # no shares
+        assert measured[metric].interval is None
+    assert all(math.isnan(measured[m].standard_error) for m in ("correct", "hit_limit", "answer_tokens", "similarity"))
 
 
 def test_a_judge_gets_the_question_the_prompt_and_the_messages() -> None:

@@ -18,7 +18,7 @@ from evaluation.report.markdown import markdown
 from evaluation.report.plots import alpha_curve, figure1, for_dark_page, svg
 from evaluation.report.sweep import proposal, validation
 from evaluation.report.tables import Table, meanings, paper_notes, tables
-from evaluation.statistics import Estimate, Measurement
+from evaluation.statistics import Estimate, Measurement, share
 
 SCHEMA = Path(__file__).parent.parent / "evaluation" / "report" / "schema.json"
 HOSTILE = "<script>alert(1)</script>|`[x](y)*\n\u2028$\\frac"
@@ -422,6 +422,15 @@ def test_the_sweep_is_drawn_over_alpha() -> None:
     assert "95% interval" in wins.get_xlabel()
     assert [list(map(float, axis)) for axis in kl.get_lines()[0].get_data()] == [[0, 0.5, 0.9], [2.0, 1.5, 1.0]]
     assert "one standard error" in kl.get_xlabel()
+
+
+def test_the_band_is_the_interval_where_all_answers_are_wrong() -> None:
+    shares = {"alpha-0": share([0.0] * 20), "alpha-0.5": share([0.0, 1.0] * 10)}
+    found = [Measurement(name, "greedy", "correct", estimate) for name, estimate in shares.items()]
+    (axes,) = map(drawn, alpha_curve(make_job(sweep=make_sweep(metric="correct", validation=found))))
+    band = axes.collections[0].get_paths()[0].vertices
+    assert band[band[:, 0] == 0, 1].max() == pytest.approx(100 * (1 - 0.025 ** (1 / 20)))
+    assert "band: 95% interval or one standard error" in axes.get_xlabel()
 
 
 def test_the_sweep_in_the_tables() -> None:

@@ -1,12 +1,13 @@
 """Estimates, resamples and bootstraps against formulas and against scipy's own."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.statistics import Estimate, bootstrap, bootstrapped_mean, bootstrapped_share, resamples
+from evaluation.statistics import Estimate, bootstrap, bootstrapped_mean, bootstrapped_share, resamples, share
 
 
 def test_resamples_are_the_same_for_every_model_of_a_run() -> None:
@@ -50,15 +51,29 @@ def test_bootstrapped_mean_of_one_value_claims_no_certainty() -> None:
         bootstrapped_mean([])
 
 
-def test_bootstrapped_mean_of_equal_values_is_exact() -> None:
-    assert bootstrapped_mean([1.0, 1.0, 1.0]) == Estimate(1.0, 0.0, 3, (1.0, 1.0))
+@pytest.mark.parametrize("mean", [Estimate.of, bootstrapped_mean])
+def test_equal_values_claim_no_certainty(mean: Callable[[list[float]], Estimate]) -> None:
+    found = mean([0.1] * 3)
+    assert (found.mean, found.n, found.interval) == (pytest.approx(0.1), 3, None)
+    assert math.isnan(found.standard_error)
 
 
 def test_a_share_of_all_or_of_none_is_not_sure() -> None:
     assert bootstrapped_share([0.0, 1.0, 0.5]) == bootstrapped_mean([0.0, 1.0, 0.5])
-    for values in ([1.0] * 20, [0.0] * 20):
-        found = bootstrapped_share(values)
-        exact = stats.binomtest(int(sum(values)), 20).proportion_ci(method="exact")
-        assert found.interval == pytest.approx((exact.low, exact.high))
-        assert math.isnan(found.standard_error)
-    assert bootstrapped_share([1.0]).interval is None
+    assert share([0.0, 1.0, 0.5]) == Estimate.of([0.0, 1.0, 0.5])
+    for mean in (share, bootstrapped_share):
+        for values in ([1.0] * 20, [0.0] * 20):
+            found = mean(values)
+            exact = stats.binomtest(int(sum(values)), 20).proportion_ci(method="exact")
+            assert found.interval == pytest.approx((exact.low, exact.high))
+            assert math.isnan(found.standard_error)
+        assert mean([1.0]).interval is None
+
+
+def test_only_ties_leave_as_much_unsure_as_only_wins() -> None:
+    """Of 20 alike at most 16.8% are unlike: these may all be wins, or all losses."""
+    found = bootstrapped_share([0.5] * 20)
+    unlike = 1 - 0.025 ** (1 / 20)
+    assert unlike == pytest.approx(0.168, abs=1e-3)
+    assert (found.mean, found.interval) == (0.5, (pytest.approx(0.5 - unlike / 2), pytest.approx(0.5 + unlike / 2)))
+    assert math.isnan(found.standard_error)

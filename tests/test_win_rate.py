@@ -22,13 +22,15 @@ COVERAGE = (0.92, 0.98)
 class Outcome:
     score: float | None
     flipped: bool = False
+    verdicts: tuple[str, ...] = ()
     reason: str = ""
 
 
 def ask(judge: Callable[[str, str], str], answer: str, other: str) -> Outcome:
     """Both orders, as the evaluation asks: a verdict that changes with the order is a tie and a flip."""
-    first, second = judge(answer, other) == "A", judge(other, answer) == "B"
-    return Outcome(float(first) if first == second else 0.5, first != second)
+    verdicts = judge(answer, other), judge(other, answer)
+    first, second = verdicts[0] == "A", verdicts[1] == "B"
+    return Outcome(float(first) if first == second else 0.5, first != second, verdicts)
 
 
 def scores_of(outcomes: Sequence[Outcome]) -> list[float | None]:
@@ -50,7 +52,10 @@ def test_a_judge_that_always_names_the_first_gives_one_half_and_flips_every_time
     assert found.flip_rate.mean == 1.0
     rate = win_rate(scores_of(outcomes))
     assert rate is not None
-    assert (rate.mean, rate.standard_error, rate.interval) == (0.5, 0.0, (0.5, 0.5))
+    assert rate.mean == 0.5
+    assert rate.interval == (pytest.approx(0.482, abs=1e-3), pytest.approx(0.518, abs=1e-3))
+    assert math.isnan(rate.standard_error)
+    assert length_controlled(scores_of(outcomes), range(-50, 50)) == rate
 
 
 def test_a_judge_that_prefers_the_longer_text_is_found_out() -> None:
@@ -101,17 +106,23 @@ def test_a_judge_that_does_not_look_at_length_keeps_its_win_rate() -> None:
 
 def test_counts_and_what_was_not_judged() -> None:
     outcomes = [
-        *(Outcome(1.0), Outcome(1.0), Outcome(0.0), Outcome(0.5), Outcome(0.5, flipped=True)),
+        *(Outcome(1.0, verdicts=("A", "B")), Outcome(1.0, verdicts=("A", "B")), Outcome(0.0, verdicts=("B", "A"))),
+        *(Outcome(0.5, reason="the same"), Outcome(0.5, flipped=True, verdicts=("B", "B"))),
         *(Outcome(None, reason="no verdict"), Outcome(None, reason="refused"), Outcome(None, reason="no verdict")),
     ]
     found = counts(outcomes)
     assert (found.judged, found.wins, found.ties, found.losses, found.flips) == (5, 2, 2, 1, 1)
     assert found.flip_rate is not None
-    assert (found.flip_rate.mean, found.flip_rate.n) == (0.2, 5)
+    assert (found.flip_rate.mean, found.flip_rate.n) == (0.25, 4)  # nobody asked about the texts that are the same
     assert found.not_judged == {"no verdict": 2, "refused": 1}
     rate = win_rate(scores_of(outcomes))
     assert rate is not None
     assert (rate.mean, rate.n) == (0.6, 5)  # not 3 / 8: what was not judged is no loss
+
+
+@pytest.mark.parametrize("verdicts", [("A",), ()], ids=["a single order", "a reward model"])
+def test_where_no_pair_has_verdicts_in_both_orders_there_is_no_flip_rate(verdicts: tuple[str, ...]) -> None:
+    assert counts([Outcome(1.0, verdicts=verdicts)] * 5).flip_rate is None
 
 
 def test_where_nothing_was_judged_there_is_no_rate() -> None:
@@ -159,7 +170,8 @@ def test_pairing_makes_the_difference_sharper_than_two_rates_apart() -> None:
 def test_difference_of_a_model_with_itself_is_zero() -> None:
     found = difference([1.0, 0.0, 0.5], [1.0, 0.0, 0.5])
     assert found is not None
-    assert (found.mean, found.standard_error, found.interval) == (0.0, 0.0, (0.0, 0.0))
+    assert (found.mean, found.n, found.interval) == (0.0, 3, None)
+    assert math.isnan(found.standard_error)
 
 
 # ---- the regression ----

@@ -43,7 +43,7 @@ COLUMNS = {
     "ties": Column("ties", "{:.0f}", "prompts on which neither wins, flips included", WIN),
     "losses": Column("losses", "{:.0f}", "prompts on which the answer loses", WIN),
     "flips": Column("flips", "{:.0f}", "prompts on which the verdict changed with the order of the two answers", WIN),
-    "flip_rate": Column("flip rate", "{:.1%}", "flips as a share of the judged prompts", WIN),
+    "flip_rate": Column("flip rate", "{:.1%}", "flips as a share of the prompts with a verdict in both orders", WIN),
     "unparsed": Column("unparsed", "{:.0f}", "prompts with a verdict that could not be read; in no win rate", WIN),
     "not_judged": Column("not judged", "{:.0f}", "prompts without an outcome, unparsed ones too; in no win rate", WIN),
     "reverse_kl": Column(
@@ -102,7 +102,9 @@ COLUMNS = {
 }
 
 INTERVAL = f"{LEVEL:.0%} interval"
-INTERVAL_MEANING = "percentile bootstrap over the prompts, of the estimate to its left"
+INTERVAL_MEANING = (
+    "percentile bootstrap over the prompts, of the estimate to its left; of equal scores, the exact binomial bound"
+)
 JUDGED = "judged"
 JUDGED_MEANING = "prompts that the win rate is over"
 

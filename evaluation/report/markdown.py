@@ -8,7 +8,7 @@ from evaluation.report.results import Results
 from evaluation.report.sweep import proposal
 from evaluation.report.tables import Table, meanings
 
-ERROR_MEANING = "Behind ±: one standard error."
+ERROR_MEANING = "Behind ±: one standard error; there is none of equal values, which show no spread."
 
 
 def markdown(results: Results, tables: Sequence[Table], notes: Sequence[str], plots: Sequence[tuple[str, str]]) -> str:

@@ -158,10 +158,10 @@ def _draw_curve(axes: "Axes", metric: str, points: Sequence[Point], proposed: fl
         axes.axhline(50, color=axes.spines["left"].get_edgecolor(), linewidth=0.8, zorder=0)
     if proposed is not None:
         axes.axvline(proposed, linestyle=":", color="grey", label=f"proposed, {proposed:g}")
-    with_interval = all(point.measurement.estimate.interval for point in points)
+    bands = dict.fromkeys(INTERVAL if point.measurement.estimate.interval else "one standard error" for point in points)
     axes.set(
         title=f"{COLUMNS[metric].heading} over alpha, validation prompts",
-        xlabel=f"alpha, 0: CPO, 1: MLE; band: {INTERVAL if with_interval else 'one standard error'}",
+        xlabel=f"alpha, 0: CPO, 1: MLE; band: {' or '.join(bands)}",
         ylabel=COLUMNS[metric].heading + (" (%)" if percent else ""),
     )
     axes.grid()
