@@ -49,7 +49,7 @@ class ExtendConfig(StrategyOptions):
 
     strategies: str = option("", "counts of the new set, of those strategies that grow or are new, e.g. an=15,bn=3")
     signals: str = option("", "ranking signals to add, e.g. rouge,bleu")
-    # None, unlike in the class above, is "not given": hence another type for the same option.
+    # None, unlike in the class above, is "not given": hence another type for the same option in the next six.
     embedder: str | None = option(None, "sentence-transformers name or path, if it is not where the manifest says")  # type: ignore[assignment]
     top_k: int | None = _of_new("top_k", "an: sample among the k most likely tokens (0: all)")  # type: ignore[assignment]
     temperature: float | None = _of_new("temperature", "an: sampling temperature")  # type: ignore[assignment]

@@ -183,6 +183,7 @@ def _add_shard(table: pa.Table, truth: Tally, tallies: dict[str, Tally], edges: 
         for signal, values in similarities.items():
             found = values[mine][np.isfinite(values[mine])]
             tally.bins[signal] += np.histogram(found, edges[signal])[0]
+            # A Counter adds floats as well, but is typed for whole numbers.
             tally.similarity_sum[signal] += float(found.sum())  # type: ignore[assignment]
 
 

@@ -38,7 +38,7 @@ class TwoProcesses:
     def finish(self, code: int = 0) -> list[str]:
         """Wait for both; each must end with `code`. What each printed, errors included."""
         for process in self.processes:
-            process.join(timeout=300)
+            process.join(timeout=300)  # for one that hangs; on a busy machine a start alone takes a minute
         ended = [process.exitcode for process in self.processes]
         for process in self.processes:
             process.kill()  # where one waits for the other for ever

@@ -75,7 +75,7 @@ KINDS = {
     "NUL bytes": Kind(row("a\0b", "\0c"), GROUP),
     "only NUL bytes": Kind(row("\0\0"), GROUP),
     "control characters": Kind(row("a\x01\x08\x1b[31m\x7f"), GROUP),
-    "right to left": Kind(row("مرحبا بالعالم", "שלום \u202eעולם\u202c"), GROUP),  # noqa: RUF001
+    "right to left": Kind(row("مرحبا بالعالم", "שלום \u202eעולם\u202c"), GROUP),  # noqa: RUF001  # the letters are the case
     "only emoji": Kind(row("🦊🦉", "👨‍👩‍👧‍👦🇪🇺"), GROUP),
     "stacked accents": Kind(row("Z" + "\u0301" * 20), GROUP),
     "zero-width space only": Kind(row("\u200b"), GROUP),

@@ -129,7 +129,7 @@ def test_a_policy_that_is_not_the_reference_is_named_before_the_first_step(
 ) -> None:
     """Its h are those of TRL's own first log."""
     trainer = make_trainer(reference, negative_set, tmp_path, max_steps=1, per_device_train_batch_size=1)
-    trainer.model.load_state_dict(moved_policy(reference).state_dict())  # type: ignore[union-attr]
+    trainer.model.load_state_dict(moved_policy(reference).state_dict())  # type: ignore[union-attr]  # None in TRL's types
     trainer.train()
     (line,) = (r.getMessage() for r in caplog.records if "differs from the reference before the first" in r.msg)
     first = trainer.state.log_history[0]
@@ -151,10 +151,10 @@ def moved_policy(reference: Path) -> Any:
 
 def test_trls_loss_and_gradient_are_cpos_with_k_2(reference: Path, negative_set: Path, tmp_path: Path) -> None:
     trainer = make_trainer(reference, negative_set, tmp_path, per_device_train_batch_size=24, max_steps=1)
-    pairs = trainer.train_dataset.select(range(24))  # type: ignore[union-attr]
+    pairs = trainer.train_dataset.select(range(24))  # type: ignore[union-attr]  # None in TRL's types
     trainer.train_dataset = pairs
     moved = moved_policy(reference)
-    trainer.model.load_state_dict(moved.state_dict())  # type: ignore[union-attr]
+    trainer.model.load_state_dict(moved.state_dict())  # type: ignore[union-attr]  # None in TRL's types
     found = first_gradient(trainer)  # type: ignore[arg-type]  # a Trainer is all it needs
 
     path = prepare_model(moved)

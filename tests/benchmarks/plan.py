@@ -58,7 +58,7 @@ def main() -> None:
         "groups_per_shard": 64, "strategies": "an=4,bn=2,mn=3,tn=2", "max_new_tokens": 64, "embedder": "reference",
     }  # fmt: skip
     started = time.perf_counter()
-    plan = predict(PlanConfig(**options))  # type: ignore[arg-type]
+    plan = predict(PlanConfig(**options))  # type: ignore[arg-type]  # values of several types
     planned = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         manifest = real_job(options, Path(folder) / "set")

@@ -248,7 +248,7 @@ def main() -> None:
         kind, name, *more = sys.argv[2:]
         with tempfile.TemporaryDirectory() as folder:
             values = [int(word) if word.isdigit() else word for word in more]
-            found = CONTESTANTS[name](kind, folder, *values)  # type: ignore[operator]
+            found = CONTESTANTS[name](kind, folder, *values)  # type: ignore[operator]  # of several signatures
         found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps(found))
         return
