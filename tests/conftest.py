@@ -1,11 +1,12 @@
 """Shared fixtures: what takes long to make is made once per test session."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Before torch and vLLM are imported: no hub, one thread (the suite's models are tiny), a small key-value cache.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from negatives_gen.engine import Engine
 
 ROOT = Path(__file__).parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +78,20 @@ def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real `vllm serve` whose model is named "tiny"."""
     with vllm_serve(tmp_path_factory.mktemp("chat")) as url:
         yield url
+
+
+# A module long: while it is open an event loop is running, and tests with a loop of their own could not start it.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium."""
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: pip install playwright")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 def run_command(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess:

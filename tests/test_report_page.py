@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from data.storage import Folder
 from evaluation.report import AnswerRow, Results, SampleRow, write_report
 from evaluation.statistics import Estimate, Measurement
 from tests.test_report import make_job, make_results, make_sweep, measured, rate
-from tests.test_show import BROWSERS
 
 HOSTILE = (
     "<script>window.ran = 1</script></script><!--<img src=x onerror='window.ran = 2'><b>bold</b>&amp; \u2028 {{ 7*7 }}"
@@ -123,19 +121,6 @@ def test_a_page_without_samples_has_no_script(tmp_path: Path) -> None:
 
 
 # The page in a browser.
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A real Chromium."""
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: pip install playwright")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
