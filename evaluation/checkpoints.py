@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data.errors import UserError
-from data.identity import check_model, context_length
+from data.identity import architecture, check_model, context_length
 from data.schema import Group
 from data.sources import Example
 from data.tasks import TASKS
-from evaluation.generations import identify_model, identify_weights
+from evaluation.generations import identify_model
+from evaluation.identity import identify_weights
 from evaluation.prompts import Prompts, read_prompts
 from evaluation.store import Store
 
@@ -94,5 +95,5 @@ def ensemble_of(model: Checkpoint, name: str, path: str, store: Store) -> Checkp
 
 
 def describe(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
-    """Name -> path and hashes, for the report."""
-    return {c.name: {"path": c.path, **c.identity} for c in checkpoints}
+    """Name -> path, hashes and architecture, for the report."""
+    return {c.name: {"path": c.path, **c.identity, "architecture": architecture(c.path)} for c in checkpoints}

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.chat_options import OPENAI_URL, known_options
-from data.config import option
+from data.config import option, resolve_path
 from data.errors import UserError, did_you_mean
+from data.manifest import DTYPES
 from data.sources import SPLITS
 from data.tasks import TASKS, check_task
 from evaluation.paper import paper_table
@@ -82,6 +83,7 @@ class EvaluateConfig:
         },
     )
     second_model: str | None = option(None, "of reverse_kl and nll: a stronger model that stands for the truth")
+    second_model_dtype: str = option("float32", f"that it computes in: {', '.join(DTYPES)}")
     featuriser: str | None = option(
         None, "of mauve (pip install mauve-text, GPLv3): a sentence-transformers model or a causal language model"
     )
@@ -108,6 +110,12 @@ class EvaluateConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"--{key} must be at least 1, got {value}.")
+        if self.second_model_dtype not in DTYPES:
+            raise UserError(
+                f"unknown --second_model_dtype '{self.second_model_dtype}'. Use one of {', '.join(DTYPES)}."
+            )
+        if self.store is not None and resolve_path(self.store).rstrip("/") == resolve_path(self.out).rstrip("/"):
+            raise UserError(f"--store and --out are both '{self.out}'. Give --store a directory of its own.")
         if self.embedder == "reference":
             raise UserError("--embedder must be one model for all checkpoints: a sentence-transformers name or path.")
         names = [*self.models(), *self.sweep_models()]
@@ -165,6 +173,7 @@ class EvaluateConfig:
         return names
 
     def opponents(self) -> list[str]:
+        """What win rates are against: "truth" or names of models."""
         return self.against or [TRUTH]
 
     def chosen_metrics(self) -> list[str]:

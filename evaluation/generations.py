@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow as pa
 
 from data.errors import UserError
-from data.identity import model_directory, read_object, weight_files, weights_hash
+from data.identity import model_directory, read_object
 from data.privacy import without_secrets
 from data.schema import Group
 from evaluation.decoding import Decoding
+from evaluation.identity import identify_weights
 from evaluation.store import Store, hash_of
 from negatives_gen.engine import Engine, Sample
 
@@ -138,24 +139,6 @@ def generate(
     ids = [row.pop("id") for row in rows]
     seconds = float((table.schema.metadata or {})[SECONDS])
     return GenerationSet(key, hash_of(key), ids, [Sample(**row) for row in rows], seconds, not made)
-
-
-def identify_weights(path: str, store: Store | None = None) -> dict[str, str]:
-    """The hash of a model's weights.
-
-    Args:
-        store: remembers it as long as nothing has touched the files: reading those of a 3 B model takes seconds, for
-            each of a dozen checkpoints and in each run.
-    """
-    if store is None:
-        return {"weights_sha256": weights_hash(path)}
-    files = []
-    for file in weight_files(model_directory(path)):
-        found = file.stat()
-        # The time of change (ctime) cannot be set, as the time of modification can.
-        files.append([str(file.resolve()), found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns])
-    table = store.get_or_make("weights", {"files": files}, lambda: pa.table({"sha256": [weights_hash(path)]}))
-    return {"weights_sha256": table["sha256"][0].as_py()}
 
 
 def prompt_seed(seed: int, example_id: str) -> int:

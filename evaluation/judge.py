@@ -67,6 +67,10 @@ class Outcome:
 
 
 SAME = Outcome(0.5, reason="the answers are the same")
+REFUSAL, FILTERED = "the API refuses the question", "the API's content filter cut the verdict"
+UNPARSED = "the verdict cannot be parsed"
+# Why a verdict that was given counts for nothing. A refusal is no verdict.
+UNREADABLE = (FILTERED, UNPARSED)
 
 
 class Judge(Protocol):
@@ -81,7 +85,7 @@ class Judge(Protocol):
         ...
 
     def spent(self) -> Mapping[str, Any]:
-        """What was taken so far, for a report; of a chat model see `ChatJudge.spent`."""
+        """What was taken so far, for a report, see `ChatJudge.spent`; empty of a judge that sends no requests."""
         ...
 
 
@@ -317,8 +321,9 @@ class Keeper:
         async with self.writing:
             if verdict not in self.waiting:  # the one before us took it along
                 return
-            batch, self.waiting = self.waiting, []
+            batch = list(self.waiting)
             await asyncio.to_thread(self.verdicts.add, batch)
+            self.waiting = self.waiting[len(batch) :]
             self.kept += len(batch)
         if time.monotonic() - self.reported > PROGRESS_SECONDS:
             self.report()
@@ -332,12 +337,12 @@ class Keeper:
 def read(verdict: Verdict) -> tuple[str, str]:
     """ "A", "B" or "?" with the reason; parsed anew, so that a better parser needs no new answers."""
     if verdict.finish_reason == REFUSED:
-        return "?", f"the API refuses the question: {verdict.raw}"
+        return "?", f"{REFUSAL}: {verdict.raw}"
     if verdict.finish_reason == "content_filter":
-        return "?", "the API's content filter cut the verdict"
+        return "?", FILTERED
     letter = parse_verdict(verdict.raw)
     quote = " ".join(verdict.raw.split())[:LONGEST_QUOTE]
-    return letter, f'the verdict cannot be parsed: "{quote}"' if letter == "?" else ""
+    return letter, f'{UNPARSED}: "{quote}"' if letter == "?" else ""
 
 
 def outcome(verdicts: Sequence[tuple[str, Verdict]]) -> Outcome:

@@ -52,9 +52,9 @@ class Likelihoods:
     tokens: list[int]
     problems: list[str]
 
-    def unscored(self) -> dict[str, int]:
-        """Reason -> number of answers that could not be scored for it, the most frequent first."""
-        return dict(Counter(filter(None, self.problems)).most_common())
+    def unscored(self, kept: Sequence[int]) -> dict[str, int]:
+        """Reason -> number of the kept answers that could not be scored for it, the most frequent first."""
+        return dict(Counter(self.problems[i] for i in kept if self.problems[i]).most_common())
 
 
 class SecondModel:
@@ -74,6 +74,10 @@ class SecondModel:
         self.path, self.dtype = path, dtype
         self.context = context_length(path)
         self.identity = identify_model(path, kept_tokenizer_hash(path, store), store)
+
+    def describe(self) -> dict[str, str]:
+        """For the record."""
+        return {"name": self.path, **self.identity, "dtype": self.dtype}
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -135,7 +139,7 @@ def second_model_logps(
         table = store.get_or_make(KIND, key, make)
     found = Likelihoods(by, *(table[name].to_pylist() for name in ("logp", "tokens", "problem")))
     if all(logp is None for logp in found.logps):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in found.unscored().items())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in found.unscored(range(len(found.problems))).items())
         raise UserError(
             f"the second model '{second.path}' can score none of {len(found.logps)} answers: {reasons}. Use another."
         )

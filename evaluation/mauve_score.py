@@ -23,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 
 from data.errors import UserError, first_line
-from data.identity import check_model, context_length, load_tokenizer, read_object, weights_hash
+from data.identity import check_model, context_length, load_tokenizer, read_object
 from data.schema import Group
-from evaluation.identity import MODULES, settings_hash
+from evaluation.identity import MODULES, identify_weights, settings_hash
 from evaluation.statistics import Estimate
 from evaluation.store import Store
 
@@ -51,13 +51,14 @@ class Featuriser:
 
     Args:
         name: local directory or hub id; one with a modules.json is taken as a sentence-transformers model.
+        store: remembers the hash of its weights.
 
     Raises:
         UserError: it is neither kind, or incomplete.
     """
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, name: str, store: Store | None = None):
+        self.name, self.store = name, store
         self.directory: Path = check_model(name)
         architectures = read_object(self.directory / "config.json").get("architectures") or []
         if (self.directory / MODULES).is_file():
@@ -83,8 +84,8 @@ class Featuriser:
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
-        weights = weights_hash(str(self.directory))
-        return {"weights_sha256": weights, "settings_sha256": settings_hash(self.directory)}
+        weights = identify_weights(str(self.directory), self.store)
+        return {**weights, "settings_sha256": settings_hash(self.directory)}
 
     @cached_property
     def _embedder(self) -> Any:

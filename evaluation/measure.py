@@ -11,7 +11,7 @@ from data.schema import Group
 from data.tasks import query
 from evaluation.config import TRUTH
 from evaluation.generations import GenerationSet
-from evaluation.judge import Comparison, Judge, Outcome
+from evaluation.judge import UNREADABLE, Comparison, Judge, Outcome
 from evaluation.likelihood import Likelihoods, length_normalised_nll, reverse_kl
 from evaluation.metrics import correct
 from evaluation.statistics import Estimate, Measurement, share
@@ -171,7 +171,7 @@ def _of_outcomes(
         "wins": counted.wins,
         "ties": counted.ties,
         "losses": counted.losses,
-        "unparsed": sum("?" in outcome.verdicts for outcome in outcomes),
+        "unparsed": sum(counted.not_judged.get(reason, 0) for reason in UNREADABLE),
         "not_judged": sum(counted.not_judged.values()),
     }
     if counted.flip_rate is not None:

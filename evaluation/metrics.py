@@ -27,17 +27,24 @@ def truth_logps(
 
     Args:
         identity: of the checkpoint.
-        load: its `trainer.logprobs.Scorer`; called only if the store lacks the numbers.
+        load: its `trainer.logprobs.Scorer` in float32; called only if the store lacks the numbers.
     """
-    return [scores[0] for scores in _scores(store, identity, [(g.prompt_ids, [g.response_ids]) for g in groups], load)]
+    tokens = [(g.prompt_ids, [g.response_ids]) for g in groups]
+    return [scores[0] for scores in _scores(store, identity, tokens, "float32", load)]
 
 
 def candidate_logps(
-    store: Store, identity: dict[str, str], groups: Sequence[Group], load: Callable[[], Any]
+    store: Store, identity: dict[str, str], groups: Sequence[Group], dtype: str, load: Callable[[], Any]
 ) -> list[list[float]]:
-    """Log-probabilities of the candidates of held-out groups, the ground truth's first; otherwise as `truth_logps`."""
+    """Log-probabilities of the candidates of held-out groups, the ground truth's first.
+
+    Args:
+        identity: of the checkpoint.
+        dtype: that the reference scored them in; with another, what is rounded differently would pass for a preference.
+        load: its `trainer.logprobs.Scorer` in dtype; called only if the store lacks the numbers.
+    """
     tokens = [(g.prompt_ids, [g.response_ids, *(c.ids for c in g.negatives)]) for g in groups]
-    return _scores(store, identity, tokens, load)
+    return _scores(store, identity, tokens, dtype, load)
 
 
 def truth_metrics(logps: Sequence[float], groups: Sequence[Group]) -> dict[str, Estimate]:
@@ -70,7 +77,7 @@ def ranking_metrics(scores: Sequence[Sequence[float]], groups: Sequence[Group], 
         # float32 sums differ in their last digits between two layouts of the same group: that is no preference.
         rewards = torch.round((own - reference) / ROUNDING) * ROUNDING
         ranks = ranks_from_similarity(similarity)
-        found = preference_metrics(reference + rewards, reference, ranks, beta=1.0)
+        found = preference_metrics(rewards, torch.zeros_like(rewards), ranks, beta=1.0)
         likelier = preference_metrics(own, reference, ranks, beta=1.0)["logps/ranking_accuracy"]
         values["ranking_accuracy"].append(likelier.item())
         values["reward_top1"].append(found["rewards/top1"].item())
@@ -80,12 +87,16 @@ def ranking_metrics(scores: Sequence[Sequence[float]], groups: Sequence[Group], 
 
 
 def _scores(
-    store: Store, identity: dict[str, str], tokens: Sequence[tuple[list[int], list[list[int]]]], load: Callable
+    store: Store,
+    identity: dict[str, str],
+    tokens: Sequence[tuple[list[int], list[list[int]]]],
+    dtype: str,
+    load: Callable[[], Any],
 ) -> list[list[float]]:
     def make() -> pa.Table:
         from trainer.packing import Continuations
 
         return pa.table({"logps": load().score([Continuations(*group) for group in tokens])})
 
-    key = {**identity, "tokens_sha256": hash_of({"tokens": tokens}), "dtype": "float32"}
+    key = {**identity, "tokens_sha256": hash_of({"tokens": tokens}), "dtype": dtype}
     return store.get_or_make("logps", key, make)["logps"].to_pylist()

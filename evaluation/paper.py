@@ -155,10 +155,11 @@ def mismatches(table: PaperTable, job: Mapping[str, Any]) -> list[str]:
     """
     data = job.get("data") or {}
     found = []
-    base = job.get("base_model")
-    if base != BASE_MODELS[table.base_model]:
-        theirs, ours = _spoken(BASE_MODELS[table.base_model]), _spoken(base) if base else "not recorded"
-        found.append(f"base model {table.base_model} ({theirs}) there, {ours} here")
+    theirs = BASE_MODELS[table.base_model]
+    others = [m.get("architecture") for m in (job.get("models") or {}).values() if m.get("architecture") != theirs]
+    if others or not job.get("models"):
+        ours = _spoken(others[0]) if others and others[0] else "not recorded"
+        found.append(f"base model {table.base_model} ({_spoken(theirs)}) there, {ours} here")
     for what, theirs in (("task", table.task), ("split", "test")):
         if data.get(what) != theirs:
             found.append(f"{what} {theirs} there, {data.get(what) or 'not recorded'} here")
@@ -174,9 +175,9 @@ def differences(table: PaperTable, job: Mapping[str, Any]) -> list[str]:
         job: of the report.
     """
     found = []
-    used = (job.get("sweep") or {}).get("test_prompts", (job.get("data") or {}).get("used"))
-    if used != PROMPTS:
-        found.append(f"{PROMPTS:,} test prompts there, {_number(used)} here")
+    measured = (job.get("data") or {}).get("measured")
+    if measured != PROMPTS:
+        found.append(f"{PROMPTS:,} test prompts there, {_number(measured)} here")
     judge = job.get("judge")
     if judge:
         model = judge.get("model") or judge.get("reward_model") or "not recorded"

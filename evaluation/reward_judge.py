@@ -7,11 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from data.errors import UserError
 from data.identity import model_directory
-from evaluation.identity import settings_hash
+from evaluation.identity import identify_weights, settings_hash
 from evaluation.judge import SAME, Comparison, Outcome
 from evaluation.store import Store, hash_of
-from negatives_gen.reward_model import RewardModel, reward_model_identity
+from negatives_gen.reward_model import RewardModel
 
 OPTION = "--judge.reward_model"
 NO_CODE = " A judge runs no code of a model."
@@ -40,14 +41,17 @@ class RewardJudge:
 
     def __init__(self, model: str, store: Store):
         self.name, self.store = model, store
-        self._identity = reward_model_identity(model, OPTION)
+        try:
+            self.weights = identify_weights(model, store)
+        except UserError as error:
+            raise UserError(f"{OPTION} '{model}' cannot be used: {error}") from error
         self.model: RewardModel | None = None
 
     def identity(self) -> dict[str, Any]:
-        return {"reward_model": self._identity["name"], "weights_sha256": self._identity["weights_sha256"]}
+        return {"reward_model": self.name, **self.weights}
 
-    def spent(self) -> dict[str, float | None]:
-        return dict.fromkeys(("requests", "reused", "input_tokens", "output_tokens", "cost", "unparsed"), 0)
+    def spent(self) -> dict[str, Any]:
+        return {}
 
     def judge(self, comparisons: Sequence[Comparison]) -> list[Outcome]:
         different = [c.answer.strip() != c.other.strip() for c in comparisons]
@@ -59,7 +63,7 @@ class RewardJudge:
             for text in (c.answer, c.other)
         ]
         key = {
-            "weights_sha256": self._identity["weights_sha256"],
+            **self.weights,
             "settings_sha256": settings_hash(model_directory(self.name)),
             "asked_sha256": hash_of({"asked": asked}),
         }
@@ -78,7 +82,7 @@ class RewardJudge:
 
 def _outcome(answer: float, other: float) -> Outcome:
     if not (math.isfinite(answer) and math.isfinite(other)):
-        return Outcome(None, reason=f"the rewards {answer} and {other} are no numbers to compare")
+        return Outcome(None, reason=f"a reward is no number: {answer} and {other}")
     if abs(answer - other) <= ROUNDING:
         return Outcome(0.5, reason="the rewards are the same")
     return Outcome(float(answer > other))

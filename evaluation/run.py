@@ -83,7 +83,7 @@ def evaluate(config: EvaluateConfig) -> str:
     if "mauve" in metrics:
         check_possible(min(map(len, (test, validation))) if alphas else len(test))
     job = {
-        **stages.describe(),
+        **stages.describe(test),
         "decodings": [d.name for d in decodings],
         "against": config.opponents() if judge else [],
         "judge": judge.identity() if judge else None,
@@ -92,7 +92,7 @@ def evaluate(config: EvaluateConfig) -> str:
     _refuse_other_evaluation(folder, job)
     folder.write(JOB_FILE, json.dumps(without_secrets(job), indent=2).encode())
 
-    ensembles = write_ensembles(config)
+    ensembles = write_ensembles(config, store)
     stages.add_ensembles(ensembles)
     job["models"] = stages.describe_models()
     every = stages.generate(decodings)
@@ -100,32 +100,40 @@ def evaluate(config: EvaluateConfig) -> str:
     found = stages.measure_checkpoints(test)
     if judge:
         judge_all(every, config.opponents(), judge, config.task)
-        job["judge_spent"] = judge.spent()
+        job["judge_spent"] = judge.spent() or None
 
     found += measure(every, metrics, test, mauve=stages.mauve(), baseline=job["baseline"])
     if alphas:
         chosen_on = measure(every, metrics, validation, mauve=stages.mauve())
         job["sweep"] = describe_sweep(alphas, list(ensembles), chosen_on, decodings[0].name)
-        job["sweep"] |= {"test_prompts": len(test), "validation_prompts": len(validation)}
+        job["sweep"]["validation_prompts"] = len(validation)
     rows = sample_rows(every, test, config.task, checkable="correct" in metrics)
-    return write_report(folder, Results(without_secrets(job), environment(), found, rows, notes(every, metrics)))
+    return write_report(folder, Results(without_secrets(job), environment(), found, rows, notes(every, metrics, test)))
 
 
-def notes(every: "Sequence[Answers]", metrics: "Sequence[str]") -> list[str]:
-    """What a reader must know beside the numbers."""
+def notes(every: "Sequence[Answers]", metrics: "Sequence[str]", kept: "Sequence[int]") -> list[str]:
+    """What a reader must know beside the numbers.
+
+    Args:
+        kept: indices of the prompts that the numbers are of.
+    """
     from evaluation.judge import SAME
+    from evaluation.win_rate import counts
 
     found = []
     for answers in every:
-        for opponent, outcomes in answers.outcomes.items():
+        for opponent, all_outcomes in answers.outcomes.items():
+            outcomes = [all_outcomes[i] for i in kept]
+            whose = "the ground truth" if opponent == TRUTH else f"those of {opponent}"
+            of_these = f"of {len(outcomes)} {answers.decoding} answers of {answers.model}"
             if same := outcomes.count(SAME):
-                whose = "the ground truth" if opponent == TRUTH else f"those of {opponent}"
                 found.append(
-                    f"{same} of {len(outcomes)} {answers.decoding} answers of {answers.model} are the same as {whose}: "
-                    "each counts as a tie, and the judge was not asked."
+                    f"{same} {of_these} are the same as {whose}: each counts as a tie, and the judge was not asked."
                 )
+            for reason, number in counts(outcomes).not_judged.items():
+                found.append(f"{number} {of_these} against {whose} are in no win rate: {reason}.")
     for answers in every:
-        for reason, number in (answers.second.unscored() if answers.second else {}).items():
+        for reason, number in (answers.second.unscored(kept) if answers.second else {}).items():
             found.append(
                 f"{number} {answers.decoding} answers of {answers.model} are in no reverse KL or NLL: {reason}."
             )
@@ -135,7 +143,8 @@ def notes(every: "Sequence[Answers]", metrics: "Sequence[str]") -> list[str]:
             f"Reverse KL and NLL of {', '.join(by_text)}: the second model has another tokenizer, so it scored the "
             "text as it tokenises it; log Q is of the tokens that were sampled, one of many ways to write the text."
         )
-    cut = [a for a in every if a.decoding == "sample" and any(s.finish_reason == "length" for s in a.samples)]
+    sampled = [a.samples[i] for a in every if a.decoding == "sample" for i in kept]
+    cut = any(sample.finish_reason == "length" for sample in sampled)
     if "reverse_kl" in metrics and cut:
         found.append("Reverse KL: samples that hit the length limit count up to the limit, under both models.")
     return found

@@ -3,7 +3,7 @@
 import functools
 import gc
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from data.config import resolve_path
 from data.errors import UserError
-from data.identity import architecture, model_directory
+from data.identity import model_directory
 from data.schema import Group
 from data.sources import fingerprint, load_examples
 from data.tasks import TASKS
@@ -19,7 +19,7 @@ from evaluation.checkpoints import Checkpoint, describe, ensemble_of, load_check
 from evaluation.config import MLE, EvaluateConfig
 from evaluation.decoding import Decoding, parse_decoding
 from evaluation.generations import generate
-from evaluation.identity import settings_hash
+from evaluation.identity import identify_weights, settings_hash
 from evaluation.likelihood import SecondModel, second_model_logps
 from evaluation.mauve_score import Featuriser, measure_mauve
 from evaluation.measure import Answers, Mauve
@@ -58,18 +58,23 @@ class Stages:
         found = load_checkpoints(models, self.examples, config.task, config.dataset, store)
         self.mixed = [found.pop()] if config.alphas() else []
         self.checkpoints = found
-        self.ranked, self.signal, self.shards = _held_out_groups(config, metrics, self.checkpoints)
-        self.featuriser = Featuriser(config.featuriser) if config.featuriser and "mauve" in metrics else None
+        self.ranked, self.ranked_dtype, self.signal, self.shards = _held_out_groups(config, metrics, self.checkpoints)
+        self.featuriser = Featuriser(config.featuriser, store) if config.featuriser and "mauve" in metrics else None
         scored = {"reverse_kl", "nll"} & set(metrics)
-        self.second = SecondModel(config.second_model, store=store) if config.second_model and scored else None
-        self.embedder = _embedder_identity(config.embedder) if "similarity" in metrics else None
+        self.second = None
+        if config.second_model and scored:
+            self.second = SecondModel(config.second_model, dtype=config.second_model_dtype, store=store)
+        self.embedder = _embedder_identity(config.embedder, store) if "similarity" in metrics else None
 
-    def describe(self) -> dict[str, Any]:
-        """For the record: what is evaluated."""
+    def describe(self, kept: Sequence[int]) -> dict[str, Any]:
+        """For the record: what is evaluated.
+
+        Args:
+            kept: indices of the prompts that the measurements are of.
+        """
         config = self.config
         return {
             "models": self.describe_models(),
-            "base_model": architecture(self.checkpoints[0].path),
             "data": {
                 "name": config.dataset,
                 "task": config.task,
@@ -77,6 +82,8 @@ class Stages:
                 "examples": len(self.examples),
                 "examples_sha256": fingerprint(self.examples),
                 "used": len(self.groups),
+                "measured": len(kept),
+                "measured_sha256": hash_of({"ids": [self.groups[i].id for i in kept]}),
             },
             "max_new_tokens": config.max_new_tokens,
             "seed": config.seed,
@@ -84,7 +91,7 @@ class Stages:
             "engine": config.engine,
             "shards": self.shards,
             "featuriser": {"name": config.featuriser, **self.featuriser.identity()} if self.featuriser else None,
-            "second_model": {"name": self.second.path, **self.second.identity} if self.second else None,
+            "second_model": self.second.describe() if self.second else None,
             "embedder": self.embedder,
             "paper": config.paper,
         }
@@ -138,11 +145,11 @@ class Stages:
                     continued_by=paths[answers.model] if continued else None,
                 )  # fmt: skip
         if self.embedder is not None:
-            embed = self._embedded(lambda: _load_embedder(self.config), self.embedder)
-            truths = embed([g.response for g in self.groups])
+            load = functools.cache(functools.partial(_load_embedder, self.config))
+            truths = self._embed([g.response for g in self.groups], load)
             for answers in every:
                 if answers.asked:
-                    answers.similarity = (truths * embed(answers.texts)).sum(-1)
+                    answers.similarity = (truths * self._embed(answers.texts, load)).sum(-1)
 
     def mauve(self) -> Mauve | None:
         """What measures MAUVE, if it is wanted."""
@@ -159,13 +166,18 @@ class Stages:
         """
         found: list[Measurement] = []
         for checkpoint in self.checkpoints:
-            load = functools.cache(functools.partial(_load_scorer, checkpoint.path))
+            load = functools.lru_cache(maxsize=1)(functools.partial(_load_scorer, checkpoint.path))
             estimates: dict[str, Estimate] = {}
             if "truth" in self.metrics:
-                logps = truth_logps(self.store, checkpoint.identity, checkpoint.groups, load)
+                logps = truth_logps(
+                    self.store, checkpoint.identity, checkpoint.groups, functools.partial(load, "float32")
+                )
                 estimates |= truth_metrics([logps[i] for i in kept], [checkpoint.groups[i] for i in kept])
             if "ranking" in self.metrics:
-                scores = candidate_logps(self.store, checkpoint.identity, self.ranked, load)
+                scores = candidate_logps(
+                    self.store, checkpoint.identity, self.ranked, self.ranked_dtype,
+                    functools.partial(load, self.ranked_dtype),
+                )  # fmt: skip
                 estimates |= ranking_metrics(scores, self.ranked, self.signal)
             found += [Measurement(checkpoint.name, "", name, value) for name, value in estimates.items()]
             if load.cache_info().currsize:
@@ -173,19 +185,13 @@ class Stages:
                 gc.collect()  # the next model needs the room
         return found
 
-    def _embedded(self, load: Any, identity: dict[str, Any]) -> Any:
-        """texts -> [N, D] of unit length, kept in the store."""
-        load = functools.cache(load)
-
-        def embed(texts: list[str]) -> np.ndarray:
-            hashes = {key: identity[key] for key in ("weights_sha256", "settings_sha256")}
-            key = {**hashes, "texts_sha256": hash_of({"texts": texts})}
-            table = self.store.get_or_make(
-                "embeddings", key, lambda: pa.table({"embedding": list(load().embed(texts))})
-            )
-            return np.stack(table["embedding"].to_numpy())
-
-        return embed
+    def _embed(self, texts: list[str], load: Callable[[], Any]) -> np.ndarray:
+        """[len(texts), D], of unit length, kept in the store."""
+        assert self.embedder is not None  # what calls this
+        hashes = {key: self.embedder[key] for key in ("weights_sha256", "settings_sha256")}
+        key = {**hashes, "texts_sha256": hash_of({"texts": texts})}
+        table = self.store.get_or_make("embeddings", key, lambda: pa.table({"embedding": list(load().embed(texts))}))
+        return np.stack(table["embedding"].to_numpy())
 
 
 class _Engine:
@@ -208,10 +214,10 @@ class _Engine:
             gc.collect()  # the next engine needs the room
 
 
-def _load_scorer(path: str) -> Any:
+def _load_scorer(path: str, dtype: str) -> Any:
     from trainer.logprobs import Scorer
 
-    return Scorer.load(path)
+    return Scorer.load(path, dtype=dtype)
 
 
 def _load_embedder(config: EvaluateConfig) -> Any:
@@ -221,22 +227,28 @@ def _load_embedder(config: EvaluateConfig) -> Any:
     return Embedder(config.embedder, "")
 
 
-def _embedder_identity(embedder: str | None) -> dict[str, str] | None:
-    from negatives_gen.embedder import embedder_identity
-
+def _embedder_identity(embedder: str | None, store: Store) -> dict[str, str] | None:
     if embedder is None:
         return None
-    return {**embedder_identity(embedder, ""), "settings_sha256": settings_hash(model_directory(embedder))}
+    try:
+        weights = identify_weights(embedder, store)
+    except UserError as error:
+        raise UserError(
+            f"embedder '{embedder}' cannot be reached or has no safetensors weights: give a local directory of a "
+            "sentence-transformers model."
+        ) from error
+    return {"name": embedder, **weights, "settings_sha256": settings_hash(model_directory(embedder))}
 
 
 def _held_out_groups(
     config: EvaluateConfig, metrics: Sequence[str], checkpoints: Sequence[Checkpoint]
-) -> tuple[list[Group], str, dict[str, Any] | None]:
-    """The groups of the negative set that belong to the split, the signal that ranks them, and their identity."""
+) -> tuple[list[Group], str, str, dict[str, Any] | None]:
+    """The groups of the negative set that belong to the split, the dtype that the reference scored them in, the signal
+    that ranks them, and their identity."""
     from data.shards import NegativeSet
 
     if config.shards is None or "ranking" not in metrics:
-        return [], "", None
+        return [], "", "", None
     negatives = NegativeSet(resolve_path(config.shards))
     for checkpoint in checkpoints:
         negatives.check_tokenizer(checkpoint.identity["tokenizer_sha256"], checkpoint.path)
@@ -247,4 +259,6 @@ def _held_out_groups(
             f"or --split {config.split}, or evaluate on another --split."
         )
     checksums = [shard.sha256 for shard in negatives.manifest.shards]
-    return groups, negatives.signals[0], {"name": config.shards, "groups": len(groups), "sha256": checksums}
+    dtype = negatives.manifest.job["model"]["scorer_dtype"]
+    identity = {"name": config.shards, "groups": len(groups), "scorer_dtype": dtype, "sha256": checksums}
+    return groups, dtype, negatives.signals[0], identity

@@ -7,14 +7,20 @@ from typing import Any
 
 from data.config import resolve_path
 from evaluation.config import TRUTH, EvaluateConfig
+from evaluation.identity import identify_weights
 from evaluation.statistics import Measurement
+from evaluation.store import Store
 
 # By what alpha is proposed: the first that was measured; whether more is better.
 CRITERIA = {"win_rate": True, "correct": True, "reverse_kl": False, "nll": False, "similarity": True, "mauve": True}
 
 
-def write_ensembles(config: EvaluateConfig) -> dict[str, str]:
-    """The ensembles of a sweep, name -> path OUT/ensembles/alpha-X; written where they are missing."""
+def write_ensembles(config: EvaluateConfig, store: Store) -> dict[str, str]:
+    """The ensembles of a sweep, name -> path OUT/ensembles/alpha-X; written where they are missing.
+
+    Args:
+        store: remembers the hashes of weights.
+    """
     alphas = config.alphas()
     if not alphas:
         return {}
@@ -23,7 +29,11 @@ def write_ensembles(config: EvaluateConfig) -> dict[str, str]:
     assert config.mle is not None  # EvaluateConfig.alphas
     assert config.cpo is not None
     output = Path(resolve_path(config.out)) / "ensembles"
-    paths = write_ensembles(config.mle, config.cpo, alphas, output)
+
+    def hash_weights(path: str) -> str:
+        return identify_weights(path, store)["weights_sha256"]
+
+    paths = write_ensembles(config.mle, config.cpo, alphas, output, hash_weights)
     return dict(zip(map(directory_name, alphas), map(str, paths), strict=True))
 
 

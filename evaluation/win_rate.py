@@ -49,13 +49,12 @@ class Counts:
     """How the pairs of one comparison came out.
 
     Attributes:
-        judged: pairs with a score: wins + ties + losses.
+        wins, ties, losses: the judged pairs.
         flips: judged pairs whose verdict went with the order of the answers; they are among the ties.
         flip_rate: flips among the judged pairs with a verdict in both orders; None if there is none.
-        not_judged: reason -> pairs without a score.
+        not_judged: reason -> pairs without a score. What stands behind a reason's colon is of one pair, and left out.
     """
 
-    judged: int
     wins: int
     ties: int
     losses: int
@@ -70,13 +69,12 @@ def counts(outcomes: Sequence[Outcome]) -> Counts:
     scores = Counter(outcome.score for outcome in judged)
     flipped = [float(outcome.flipped) for outcome in judged if len(outcome.verdicts) == 2]
     return Counts(
-        judged=len(judged),
         wins=scores[1],
         ties=scores[0.5],
         losses=scores[0],
         flips=int(sum(flipped)),
         flip_rate=bootstrapped_share(flipped) if flipped else None,
-        not_judged=dict(Counter(outcome.reason for outcome in outcomes if outcome.score is None)),
+        not_judged=dict(Counter(o.reason.partition(":")[0] for o in outcomes if o.score is None)),
     )
 
 
@@ -105,8 +103,11 @@ def difference(scores_a: Sequence[float | None], scores_b: Sequence[float | None
 
 
 def length_differences(answers: Sequence[str], others: Sequence[str]) -> list[int]:
-    """By how many characters each answer is longer than the other: AlpacaEval's measure, the same for any tokenizer."""
-    return [len(answer) - len(other) for answer, other in zip(answers, others, strict=True)]
+    """By how many characters each answer is longer than the other: AlpacaEval's measure, the same for any tokenizer.
+
+    White space at the ends does not count: a judge is not shown it.
+    """
+    return [len(answer.strip()) - len(other.strip()) for answer, other in zip(answers, others, strict=True)]
 
 
 def length_controlled(scores: Sequence[float | None], differences: Sequence[float]) -> Estimate | None:

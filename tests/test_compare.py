@@ -53,7 +53,7 @@ def test_what_differs_is_said_above_the_table(tmp_path: Path) -> None:
     found = [rate(0.5, "mle")]
     job = make_job()
     other = {
-        "data": {**job["data"], "examples_sha256": "9" * 64, "split": "all"},
+        "data": {**job["data"], "examples_sha256": "8" * 64, "split": "all", "measured": 480},
         "judge": {**job["judge"], "model": "gpt-4o"},
         "max_new_tokens": 64,
         "second_model": {"name": "big", "weights_sha256": "8" * 64},
@@ -65,7 +65,8 @@ def test_what_differs_is_said_above_the_table(tmp_path: Path) -> None:
     text = compare([write_run(tmp_path / "a", found), write_run(tmp_path / "b", found, versions, **other)])
     assert section(text, "What differs between the runs") == [
         "- data.split: a: test; b: all",
-        f"- data.examples_sha256: a: {'c' * 16}; b: {'9' * 16}",
+        f"- data.examples_sha256: a: {'c' * 16}; b: {'8' * 16}",
+        "- data.measured: a: 1,000; b: 480",
         "- max_new_tokens: a: 256; b: 64",
         "- judge.model: a: gpt-3.5-turbo; b: gpt-4o",
         "- second_model.name: a: none; b: big",

@@ -1,5 +1,6 @@
 """Stage 3: its numbers worked out by hand, and the whole command with real vLLM and a judge that always says A."""
 
+import functools
 import json
 import math
 import shutil
@@ -23,8 +24,8 @@ from data.errors import INTERRUPTED, UserError
 from data.identity import load_tokenizer
 from data.prepare import prepare_groups
 from data.schema import Candidate, Group
-from data.shards import NegativeSet
 from data.sources import load_examples
+from evaluation import stages
 from evaluation.config import EvaluateConfig
 from evaluation.judge import SAME, Outcome
 from evaluation.measure import Answers
@@ -36,7 +37,7 @@ from evaluation.store import Store
 from negatives_gen.engine import Sample
 from tests.chat_api import ChatAPIStub, chat_api_stub
 from tests.conftest import ROOT, run_command
-from tests.tiny import copy_minilm, with_context
+from tests.tiny import copy_minilm, make_negative_set, with_context
 from trainer.logprobs import Scorer
 
 
@@ -73,9 +74,17 @@ def test_truth_logps_equal_the_models_own(reference: Path, tmp_path: Path) -> No
     assert truth_logps(store, identity, groups, load) == logps
 
 
-def test_ranking_of_the_reference_itself_has_no_preference(negative_set: Path, reference: Path, tmp_path: Path) -> None:
-    groups = list(NegativeSet(str(negative_set)).groups())
-    scores = candidate_logps(Store(str(tmp_path)), {}, groups, lambda: Scorer.load(str(reference)))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ranking_of_the_reference_itself_has_no_preference(reference: Path, tmp_path: Path, dtype: str) -> None:
+    """Scored in what the set was scored in: else rounding would pass for a preference."""
+    make_negative_set(tmp_path / "set", reference, num_groups=48, num_negatives=3, dtype=dtype)
+    groups, scored_in, _, record = stages._held_out_groups(
+        EvaluateConfig(shards=str(tmp_path / "set"), split="all"), ["ranking"], []
+    )
+    assert record is not None
+    assert record["scorer_dtype"] == scored_in == dtype
+    load = functools.partial(stages._load_scorer, str(reference), scored_in)
+    scores = candidate_logps(Store(str(tmp_path)), {}, groups, scored_in, load)
     found = ranking_metrics(scores, groups, "embedding")
     assert found["reward_top1"].mean == 0.0
     assert found["reward_top1"].interval == (0, pytest.approx(1 - 0.025 ** (1 / 48)))
@@ -103,10 +112,22 @@ def test_ranking_metrics_follow_the_change_from_the_reference(reference: Path, t
 
     # Gains fall as similarity does: the order agrees entirely. Then exactly reversed.
     agrees, reversed_order = group([3.0, 2.0, 1.0], [0.9, 0.1]), group([1.0, 2.0, 3.0], [0.9, 0.1])
-    found = ranking_metrics(candidate_logps(store, {}, [agrees], lambda: scorer), [agrees], "embedding")
+    found = ranking_metrics(candidate_logps(store, {}, [agrees], "float32", lambda: scorer), [agrees], "embedding")
     assert (found["reward_top1"].mean, found["kendall_tau"].mean) == (1.0, 1.0)
-    found = ranking_metrics(candidate_logps(store, {}, [reversed_order], lambda: scorer), [reversed_order], "embedding")
+    scores = candidate_logps(store, {}, [reversed_order], "float32", lambda: scorer)
+    found = ranking_metrics(scores, [reversed_order], "embedding")
     assert (found["reward_top1"].mean, found["kendall_tau"].mean) == (0.0, -1.0)
+
+
+def test_equal_gains_are_no_preference_however_long_the_candidates() -> None:
+    """All gain 0.52 nats; in float32 the sums of long texts would tell them apart."""
+    made = Group("g", "p", "r", [5, 6], [7, 0], reference_logp=-700.1)
+    made.negatives = [
+        Candidate("an", [8, 0], "t", reference_logp=logp, similarity={"embedding": similarity})
+        for logp, similarity in ((-351.8, 0.9), (-20.5, 0.1))
+    ]
+    found = ranking_metrics([[-700.1 + 0.52, -351.8 + 0.52, -20.5 + 0.52]], [made], "embedding")
+    assert (found["reward_top1"].mean, found["kendall_tau"].mean) == (0.0, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -265,9 +286,10 @@ def test_ties_that_nobody_was_asked_about_are_told_of() -> None:
     asked, unjudged = Outcome(1.0, verdicts=("A",)), Outcome(None, verdicts=("?",), reason="no")
     outcomes = {"truth": [SAME, asked, SAME, unjudged], "mle": [asked, asked, asked, SAME], "cpo": [asked] * 4}
     answers = Answers("anr", "greedy", [], cast(Any, None), outcomes=outcomes)
-    assert notes([answers], ["win_rate"]) == [
+    assert notes([answers], ["win_rate"], range(4)) == [
         "2 of 4 greedy answers of anr are the same as the ground truth: each counts as a tie, and the judge was not "
         "asked.",
+        "1 of 4 greedy answers of anr against the ground truth are in no win rate: no.",
         "1 of 4 greedy answers of anr are the same as those of mle: each counts as a tie, and the judge was not asked.",
     ]
 
@@ -336,7 +358,7 @@ def test_judge_and_page_see_what_a_person_asked_and_not_what_the_model_was_given
     assert f'"prompt":{json.dumps(asked)}'.replace(" ", "") in page.replace(" ", "")
     assert "### Instruction" not in page
     job = json.loads((tmp_path / "out" / "report.json").read_text())["job"]
-    assert job["base_model"] == {"model_type": "llama", "hidden_size": 64, "layers": 2}
+    assert job["models"]["m"]["architecture"] == {"model_type": "llama", "hidden_size": 64, "layers": 2}
 
 
 def test_an_embedder_with_another_pooling_embeds_anew(
@@ -394,19 +416,35 @@ def test_a_sweep_reports_on_prompts_that_chose_nothing(mle: Path, cpo: Path, tmp
     assert len(kept) > 5
     assert not any(b"a-secret" in content for content in kept)
     job = json.loads((out / "report.json").read_text())["job"]
-    sweep = job["sweep"]
+    sweep, test_prompts = job["sweep"], job["data"]["measured"]
     assert list(job["models"]) == ["mle", "alpha-0", "alpha-0.5", "cpo of --sweep"]
     assert job["models"]["alpha-0"]["weights_sha256"] == job["models"]["cpo of --sweep"]["weights_sha256"]
     assert sweep["metric"] == "correct"
     assert sweep["proposed"] in (0, 0.5)
-    assert sweep["test_prompts"] + sweep["validation_prompts"] == 24
+    assert test_prompts + sweep["validation_prompts"] == job["data"]["used"] == 24
     assert {m["n"] for m in sweep["validation"] if m["metric"] == "correct"} == {sweep["validation_prompts"]}
     found = measured(out, model="alpha-0.5", metric="correct")
-    assert found["correct", "greedy"].n == sweep["test_prompts"]
+    assert found["correct", "greedy"].n == test_prompts
     # Nothing but `validation` is of the prompts that alpha was chosen on.
-    assert {m.estimate.n for m in read_report(str(out)).measurements} == {sweep["test_prompts"]}
-    assert f"{sweep['test_prompts']} that the tables are of" in (out / "report.md").read_text()
-    assert (out / "ensembles" / "alpha-0.5" / "model.safetensors").is_file()
+    assert {m.estimate.n for m in read_report(str(out)).measurements} == {test_prompts}
+    assert f"{test_prompts} that the tables are of" in (out / "report.md").read_text()
+    ensemble = out / "ensembles" / "alpha-0.5" / "model.safetensors"
+    written = ensemble.stat().st_mtime_ns
+    again_without_libraries(words)
+    assert ensemble.stat().st_mtime_ns == written
+
+
+def again_without_libraries(words: list[str]) -> None:
+    """Repeat an evaluation where to import any of these is an error."""
+    code = f"""
+import sys
+for name in ("torch", "transformers", "tokenizers", "sentence_transformers", "vllm", "mauve"):
+    sys.modules[name] = None
+from evaluation.run import main
+main({words!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 class InstantEngineStub:
@@ -444,15 +482,7 @@ def test_a_finished_evaluation_needs_no_model_tokenizer_or_torch(
     before = read_report(str(tmp_path / "out"))
     assert {"nll", "reverse_kl", "mauve", "similarity", "win_rate"} <= {m.metric for m in before.measurements}
     assert any("as it tokenises it" in note for note in before.notes)
-    code = f"""
-import sys
-for name in ("torch", "transformers", "tokenizers", "sentence_transformers", "vllm", "mauve"):
-    sys.modules[name] = None  # to import it is an error
-from evaluation.run import main
-main({words!r})
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    again_without_libraries(words)
     assert read_report(str(tmp_path / "out")).measurements == before.measurements
 
 

@@ -248,7 +248,8 @@ def test_what_cannot_be_scored_is_counted(
     assert [logp is None for logp in by_ids.logps] == [True, True, False, False, False, False]
     by_text = second_model_logps(store, set_of(same, samples, "another"), same, second)
     assert by_text.problems[1:4] == ["no tokens", "special token in answer", ""]
-    assert by_text.unscored()["special token in answer"] == 1
+    assert by_text.unscored(range(6))["special token in answer"] == 1
+    assert by_text.unscored([1, 3]) == {"no tokens": 1}
     assert length_normalised_nll(by_ids.logps, by_ids.tokens).n == 4
     assert reverse_kl([s.logp for s in samples], by_ids.logps).n == 4
     with pytest.raises(UserError, match=r"can score none of 2 answers: 1 .*, 1 .*\. Use another"):

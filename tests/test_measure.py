@@ -9,9 +9,10 @@ from data import facts
 from data.schema import Group
 from data.tasks import dolly
 from evaluation.generations import GenerationSet
-from evaluation.judge import SAME, Comparison, Outcome
+from evaluation.judge import FILTERED, REFUSAL, SAME, UNPARSED, Comparison, Outcome
 from evaluation.likelihood import Likelihoods
 from evaluation.measure import Answers, judge_all, measure
+from evaluation.run import notes
 from evaluation.statistics import Estimate, Measurement
 from negatives_gen.engine import Sample
 
@@ -91,6 +92,18 @@ def test_each_model_is_judged_against_each_opponent_but_itself() -> None:
     assert "win_rate_difference" not in found(measured, "long", "truth")
     assert found(measured, "long", "short")["win_rate"].mean == 0.0
     assert found(measured, "short", "short") == {}
+    assert notes([long, short], [], [1, 2, 3]) == []  # none of the first prompt
+    assert notes([long], [], range(4))[0] == (
+        "1 of 4 greedy answers of long against the ground truth are in no win rate: the verdict cannot be parsed."
+    )
+
+
+def test_a_refused_question_is_not_judged_and_no_verdict_that_cannot_be_read() -> None:
+    asked = answers("a", RIGHT)
+    reasons = [f"{REFUSAL}: too long", f'{UNPARSED}: "Hm"', FILTERED]
+    asked.outcomes["truth"] = [Outcome(1.0, verdicts=("A", "B")), *(Outcome(None, reason=reason) for reason in reasons)]
+    rates = found(measure([asked], [], range(4)), "a", "truth")
+    assert (rates["wins"].mean, rates["unparsed"].mean, rates["not_judged"].mean) == (1, 2, 3)
 
 
 @pytest.mark.parametrize(

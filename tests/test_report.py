@@ -41,7 +41,12 @@ def counted(model: str, metric: str, count: float) -> Measurement:
 def make_job(**changes: Any) -> dict[str, Any]:
     return {
         "models": {
-            name: {"path": f"runs/{name}", "weights_sha256": digit * 64, "tokenizer_sha256": "f" * 64}
+            name: {
+                "path": f"runs/{name}",
+                "weights_sha256": digit * 64,
+                "tokenizer_sha256": "f" * 64,
+                "architecture": {"model_type": "llama", "hidden_size": 3200, "layers": 26},
+            }
             for name, digit in (("mle", "a"), ("anr", "b"))
         },
         "data": {
@@ -51,13 +56,14 @@ def make_job(**changes: Any) -> dict[str, Any]:
             "examples": 1010,
             "examples_sha256": "c" * 64,
             "used": 1000,
+            "measured": 1000,
+            "measured_sha256": "9" * 64,
         },
         "decodings": ["greedy"],
         "max_new_tokens": 256,
         "judge": {"model": "gpt-3.5-turbo", "template_sha256": "d" * 64, "orders": "both"},
         "judge_spent": {"verdicts": 4000, "cost": 1.25, "base_urls": ["http://a/v1"], "this_run": {"requests": 30}},
         "baseline": "mle",
-        "base_model": {"model_type": "llama", "hidden_size": 3200, "layers": 26},
         "second_model": None,
         "shards": {"name": "runs/negatives", "groups": 500, "sha256": ["e" * 64]},
         **changes,
@@ -178,12 +184,16 @@ def test_the_papers_numbers_stand_only_beside_rows_of_the_same_set_up() -> None:
     assert paper_notes(other)[0].startswith("The paper's Table 4 has no number of the same name, decoding and metric")
 
 
+SMALL = {"model_type": "llama", "hidden_size": 64, "layers": 2}
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
         ({"paper": "table2"}, "base model GPT2-XL (gpt2, hidden size 1600, 48 layers) there, llama, hidden size 3200"),
         ({"paper": "table5"}, "task continuation there, dolly here; data Wikidump there, databricks-dolly-15k.jsonl"),
-        ({"base_model": {"model_type": "llama", "hidden_size": 64, "layers": 2}}, "llama, hidden size 64, 2 layers"),
+        ({"models": {**make_job()["models"], "anr": {"architecture": SMALL}}}, "llama, hidden size 64, 2 layers here"),
+        ({"models": {"mle": {}}}, "not recorded here"),
         ({"data": {**make_job()["data"], "name": "facts"}}, "data databricks-dolly-15k there, facts here"),
         ({"data": {**make_job()["data"], "task": "prompt-completion"}}, "task dolly there, prompt-completion here"),
     ],

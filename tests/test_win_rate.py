@@ -47,7 +47,7 @@ def texts(lengths: np.ndarray) -> list[str]:
 def test_a_judge_that_always_names_the_first_gives_one_half_and_flips_every_time() -> None:
     outcomes = [ask(lambda first, second: "A", "mine", "theirs") for _ in range(100)]
     found = counts(outcomes)
-    assert (found.wins, found.ties, found.losses, found.flips, found.judged) == (0, 100, 0, 100, 100)
+    assert (found.wins, found.ties, found.losses, found.flips) == (0, 100, 0, 100)
     assert found.flip_rate is not None
     assert found.flip_rate.mean == 1.0
     rate = win_rate(scores_of(outcomes))
@@ -108,13 +108,13 @@ def test_counts_and_what_was_not_judged() -> None:
     outcomes = [
         *(Outcome(1.0, verdicts=("A", "B")), Outcome(1.0, verdicts=("A", "B")), Outcome(0.0, verdicts=("B", "A"))),
         *(Outcome(0.5, reason="the same"), Outcome(0.5, flipped=True, verdicts=("B", "B"))),
-        *(Outcome(None, reason="no verdict"), Outcome(None, reason="refused"), Outcome(None, reason="no verdict")),
+        *(Outcome(None, reason="unread: Hm"), Outcome(None, reason="refused"), Outcome(None, reason="unread: Both")),
     ]
     found = counts(outcomes)
-    assert (found.judged, found.wins, found.ties, found.losses, found.flips) == (5, 2, 2, 1, 1)
+    assert (found.wins, found.ties, found.losses, found.flips) == (2, 2, 1, 1)
     assert found.flip_rate is not None
     assert (found.flip_rate.mean, found.flip_rate.n) == (0.25, 4)  # nobody asked about the texts that are the same
-    assert found.not_judged == {"no verdict": 2, "refused": 1}
+    assert found.not_judged == {"unread": 2, "refused": 1}
     rate = win_rate(scores_of(outcomes))
     assert rate is not None
     assert (rate.mean, rate.n) == (0.6, 5)  # not 3 / 8: what was not judged is no loss
@@ -129,8 +129,7 @@ def test_where_nothing_was_judged_there_is_no_rate() -> None:
     assert win_rate([None, None]) is None
     assert difference([None, 1.0], [1.0, None]) is None
     assert length_controlled([None], [3]) is None
-    found = counts([Outcome(None, reason="refused")])
-    assert (found.judged, found.flip_rate) == (0, None)
+    assert counts([Outcome(None, reason="refused")]).flip_rate is None
 
 
 def test_a_single_prompt_has_a_rate_but_no_interval() -> None:
@@ -258,6 +257,7 @@ def test_no_rate_at_equal_length_where_no_answers_are_about_equally_long(mean: f
 
 def test_length_is_in_characters_of_the_text() -> None:
     assert length_differences(["four", "née", ""], ["", "né", "ab"]) == [4, 1, -2]
+    assert length_differences([" yes" + "\n" * 200], ["yes"]) == [0]  # a judge is not shown the rest
 
 
 def test_a_thousand_refits_of_a_thousand_prompts_are_quick() -> None:

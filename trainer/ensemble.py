@@ -140,11 +140,14 @@ def directory_name(alpha: float) -> str:
     return f"alpha-{repr(alpha).removesuffix('.0')}"
 
 
-def write_ensembles(mle: str, cpo: str, alphas: Sequence[float], output: Path) -> list[Path]:
+def write_ensembles(
+    mle: str, cpo: str, alphas: Sequence[float], output: Path, hash_weights: Callable[[str], str] = weights_hash
+) -> list[Path]:
     """Write `output`/alpha-X for every alpha, each whole or not at all; those that are there are left as they are.
 
     Args:
         mle, cpo: model or adapter, a directory or hub id.
+        hash_weights: SHA-256 of a model's weights.
 
     Returns:
         The directories, in the order of `alphas`.
@@ -157,9 +160,13 @@ def write_ensembles(mle: str, cpo: str, alphas: Sequence[float], output: Path) -
     try:
         _check_output(output, finals.values())
         directories = model_directory(mle), model_directory(cpo)
-        write_weights = _open_pair(mle, cpo, directories)
-        records = _records(mle, cpo, directories, alphas)
+        written = all((final / RECORD).is_file() for final in finals.values())
+        # Opening the models takes seconds, and nothing needs them where all is written.
+        write_weights = None if written else _open_pair(mle, cpo, directories)
+        records = _records(mle, cpo, directories, alphas, hash_weights)
         todo = [alpha for alpha in alphas if not _is_there(finals[alpha], records[alpha])]
+        if write_weights is None:
+            return list(finals.values())
         with _whole_or_not(output, [finals[alpha] for alpha in todo]) as temporary:
             outputs = dict(zip(todo, temporary, strict=True))
             write_weights(outputs)
@@ -265,13 +272,17 @@ def _tokenizer_hash(name: str, directory: Path) -> str | None:
 
 
 def _records(
-    mle: str, cpo: str, directories: tuple[Path, Path], alphas: Sequence[float]
+    mle: str,
+    cpo: str,
+    directories: tuple[Path, Path],
+    alphas: Sequence[float],
+    hash_weights: Callable[[str], str],
 ) -> dict[float, dict[str, Any]]:
     """The ensemble.json of every alpha: by hashes, so that a moved model is the same one."""
     sides = {}
     for side, model, directory in zip(("mle", "cpo"), (mle, cpo), directories, strict=True):
         config = directory / (ADAPTER_CONFIG if is_adapter(directory) else "config.json")
-        sides[side] = {"weights_sha256": weights_hash(model), "config_sha256": sha256(config.read_bytes())}
+        sides[side] = {"weights_sha256": hash_weights(model), "config_sha256": sha256(config.read_bytes())}
     return {alpha: {"alpha": alpha, **sides} for alpha in alphas}
 
 

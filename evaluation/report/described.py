@@ -20,11 +20,9 @@ def summary(job: Mapping[str, Any]) -> str:
     line = f"{prompts} prompts of {data.get('name') or 'an unrecorded data set'}"
     if data.get("split"):
         line += f", split {data['split']}"
-    sweep = job.get("sweep") or {}
-    if sweep.get("test_prompts") is not None:
-        line += (
-            f": {sweep['test_prompts']:,} that the tables are of, {sweep['validation_prompts']:,} to choose alpha on"
-        )
+    sweep, measured = job.get("sweep") or {}, data.get("measured")
+    if sweep.get("validation_prompts") is not None and measured is not None:
+        line += f": {measured:,} that the tables are of, {sweep['validation_prompts']:,} to choose alpha on"
     shards = job.get("shards") or {}
     if shards.get("groups") is not None:
         line += f"; {shards['groups']:,} groups of {shards.get('name')}"
