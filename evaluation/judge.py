@@ -23,7 +23,7 @@ from evaluation.verdicts import Verdict, Verdicts
 
 log = logging.getLogger(__name__)
 
-# "AB": the answer comes first. The paper asks once, with the model's answer as A.
+# "AB": the answer comes first. The paper asks once and does not say which of the two is A: we take the model's answer.
 ORDERS = {"both": ("AB", "BA"), "paper": ("AB",)}
 PRICES = ("input_price", "output_price")
 REFUSED = "refused"

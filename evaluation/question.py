@@ -59,41 +59,69 @@ def read_template(name: str) -> Template:
 
 
 # Every rule is the same for A as for B: else pairs would drop out of a single order by who won them.
-# Words after which a letter names an answer, whatever follows.
-NOUNS = "response|continuation|option"
-# Words after which even a small letter names an answer; else it may be the article.
-LEADS = f"{NOUNS}|answer|choice|verdict|helpful|better"
+# With one of these words anywhere nothing is clear, though some such answers mean the letter that they name.
 UNDECIDED = re.compile(
-    r"\b(?:or|nor|not|neither|both|either|tie|tied|equal|equally|same|none|unclear|cannot|worse|less|\w+n't)\b",
+    r"\b(?:or|nor|not|neither|both|either|tie|tied|equal|equally|same|none|unclear|cannot|\w+n't|less|worse|worst|wrong|"
+    r"incorrect|inaccurate|irrelevant|unhelpful|errors?|mistakes?|lacks?|lacking|fails?|too|reject\w*)\b",
     re.IGNORECASE,
 )
-LETTER = re.compile(rf"(?:\b(?P<lead>(?i:{LEADS}))(?P<gap>\W{{1,6}}))?(?<![\w'])(?P<letter>[ABab])(?![\w'-])")
-# What may follow a letter that names an answer and cannot follow the article "A": a verb, the beginning of a clause or
-# phrase, or "better" with nothing behind it. Before any other word an article must be feared.
-VERBS = (
-    "is|was|has|had|did|does|would|could|should|seems|appears|looks|sounds|feels|wins|answers|responds|replies|provides|"
-    "gives|offers|adds|includes|contains|covers|lists|names|states|says|tells|shows|explains|describes|details|"
-    "addresses|clarifies|elaborates|discusses|mentions|presents|makes|keeps|goes|gets|uses|follows|stays|continues|fits|"
-    "matches|flows|completes|captures|conveys|delivers|focuses|avoids|acknowledges|demonstrates|identifies|suggests|"
-    "summarizes|summarises"
+LONGEST_LEAD = 200  # characters, so that an answer that repeats itself without end takes no time without end
+LETTER = re.compile(r"(?<![\w'])[ABab](?![\w'-])")
+
+# Words right behind which even a small letter names an answer; else it may be the article.
+SIGNPOSTS = "response|continuation|option|answer|choice|verdict|helpful|better"
+SIGNPOSTED = re.compile(rf"\b(?:{SIGNPOSTS})\W{{1,6}}\Z", re.IGNORECASE)
+# What may stand before a letter: from the beginning of the text, a sentence, a line or a reason no words but these. A
+# line that ends with a colon goes on in the next one.
+LEADS = (
+    f"{SIGNPOSTS}|i|d|ll|would|will|say|think|believe|choose|pick|select|prefer|vote|go|with|for|my|the|final|preference|"
+    "decision|winner|more|best|preferred|superior|one|which|that|is|be|it|s|so|thus|therefore|overall|in|opinion|view|"
+    "boxed|clearly|definitely|certainly"
 )
-ADVERBS = r"[a-z]+ly|also|just|better|best"
-CLAUSES = "because|since|as|for|by|with|in|over|due to|although|though|which|that|it"
-LINK = (
-    rf"(?:(?:(?:{ADVERBS})[ \t]+)?(?:{VERBS})|{CLAUSES})(?![\w'-])"  # not "A would-be" and "A for-profit"
-    r"|(?:more helpful|better)\W*\Z"
+IN_FRONT = re.compile(rf"(?:\A|[.!?]\s|(?<!:)\n|\b(?:because|since|as)\b)\W*(?:(?:{LEADS})\b\W+)*\Z", re.IGNORECASE)
+
+# What may stand behind a letter: nothing, a sign with a reason behind it, or praise from these lists.
+# Exchanging A and B turns the article into "b", so that must do as well.
+ARTICLE = r"(?:(?:[ab]|an|the|my)\s+)?"
+DEGREES = (
+    r"(?:(?:much|far|by far|slightly|[ab] bit|[ab] little|somewhat|even|also|still|just|significantly|considerably|"
+    r"generally|overall|clearly|definitely|certainly|arguably|likely|probably)\s+){0,3}"
 )
-NOUN_PHRASE = re.compile(rf"[ \t]+(?!{LINK})[\"'\u201c\u2018]?\w")
+STATES = r"(?:is|was|seems|appears|looks|sounds|feels|reads)(?:\s+to\s+be)?|would\s+be"
+DEEDS = (
+    "provides|gives|offers|has|contains|includes|adds|presents|delivers|shows|makes|answers|addresses|explains|describes|"
+    "responds|fits|matches|flows|continues|completes|reads|would help|helps"
+)
+QUALITIES = (
+    "helpful|useful|informative|detailed|detail|details|thorough|complete|comprehensive|full|in-depth|relevant|accurate|"
+    "correct|factual|specific|precise|concise|direct|clear|coherent|logical|consistent|natural|naturally|smoothly|fluent|"
+    "fitting|appropriate|suitable|convincing|engaging|interesting|practical|nuanced|balanced|readable|sense|information"
+)
+BETTER = (
+    r"better|best|preferable|preferred|superior|stronger|strongest|clearer|winner|"
+    rf"(?:more|most)(?:\s+(?:{QUALITIES})|(?=\W*\Z))"
+)
+PRAISE = (
+    rf"{DEGREES}(?:{STATES})\s+{DEGREES}{ARTICLE}{DEGREES}(?:{BETTER})"
+    rf"|{DEGREES}(?:{DEEDS})\s+{ARTICLE}{DEGREES}(?:{BETTER}|{QUALITIES}|question|query|prompt)"
+    r"|(?:better|best|clearly|correctly|directly|fully|accurately)\s+(?:answers|addresses|explains|describes)"
+    r"|wins|(?:more helpful|better)(?=\W*\Z)"
+    r"|because|since|as|for its|due to|in my|over|by far|though|although"
+)
+BEHIND = re.compile(
+    rf"[\"\u201d\])}}]*(?:\W*\Z|[.:;!]|\)\s+(?-i:[A-Z])|\s+[(\u2013\u2014-]|\n|,?\s+(?:{PRAISE})(?![\w'-]))",
+    re.IGNORECASE,
+)
 
 
 def parse_verdict(answer: str) -> str:
     """ "A", "B", or "?" where the answer does not clearly name one of them.
 
     The rule: what is thought aloud before </think> does not count. Without signs and white space the answer may be the
-    letter alone, in any case. Else one letter must stand alone in the text, and not both: a capital, or a small one
-    that follows a word such as "answer". A could be an article, as in "A good question": before another word than a
-    verb, "because" and the like the letter, B too, must follow "response", "continuation" or "option". With a word such
-    as "or", "not" or "both" nothing is clear. With A and B exchanged every answer gives the other one.
+    letter alone, in any case. Else it must name one letter, and not both: a capital that stands alone, or a small one
+    right behind a word such as "answer". Wherever that letter stands there must be none but words such as "I prefer" in
+    front of it, and behind it nothing, a sign such as a full stop, or praise such as "is better" or "because". With a
+    word such as "or", "not" or "wrong" nothing is clear. With A and B exchanged every answer gives the other one.
     """
     said = answer.rpartition("</think>")[2].replace("\u2019", "'")
     if "<think>" in said:  # cut before it came to an answer
@@ -104,13 +132,13 @@ def parse_verdict(answer: str) -> str:
     if UNDECIDED.search(said):
         return "?"
     said = re.sub(r"[*_`]+|</?\w+>", "", said)  # Markdown, tags
+    said = re.sub(r"\s*\n\s*", "\n", said.strip())
     named: set[str] = set()
     for found in LETTER.finditer(said):
-        lead, letter = (found["lead"] or "").lower(), found["letter"]
-        if letter.islower() and not lead:
+        before = (said, max(0, found.start() - LONGEST_LEAD), found.start())
+        if found[0].islower() and not SIGNPOSTED.search(*before):
             continue
-        sure = lead in NOUNS.split("|") and found["gap"] == " "
-        if not sure and NOUN_PHRASE.match(said, found.end()):
+        if not (IN_FRONT.search(*before) and BEHIND.match(said, found.end())):
             return "?"
-        named.add(letter.upper())
+        named.add(found[0].upper())
     return named.pop() if len(named) == 1 else "?"

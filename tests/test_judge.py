@@ -119,18 +119,29 @@ def test_a_template_that_is_not_there_is_refused() -> None:
 READ = {
     "A": [
         *("A", "a", " A\n", "A.", "(A)", "**A**", '"A"', "“A”", "[[A]]", "`a`", "A:", "_A_"),
-        *("Response A", "response a", "Answer: A", "answer: a", "More helpful: A", "Option **A**", "answer: a is"),
+        *("Response A", "response a", "Answer: A", "answer: a", "More helpful: A", "Option **A**", "answer: a, as it"),
         *("A is more helpful", "A: it is longer", "A, because it", "Response A provides a more detailed"),
         *("The more helpful response is A.", "I choose A", "I\u2019d say A", r"\boxed{A}", "<answer>A</answer>"),
-        *("<think>B is short, A is long</think>\n\nA", "Response A is better than the other", "Option A good question"),
+        *("<think>B is short, A is long</think>\n\nA", "Response A is better than the other", "Thus, A is more"),
         *("A provides more detail", "A gives a full answer", "A answers the question", "**A** answers the question"),
         *("A also provides more detail", "A clearly explains it", "A better answers the question", "A would help more"),
         *("A more helpful", "A more helpful.", "**A** better", "A for its detail", "A due to it", "A in my view"),
         *("A\n\nIt gives more detail", "A - more detail", "A (more detailed)", "Answer: A provides more"),
+        *("Response A is more helpful because it", "A is better than", "A because", "A. The reason is"),
+        *("Response A is slightly better", "Response A is much more helpful", "A is clearly the better response"),
+        *("Response A is the more helpful response.", "A would be preferable", "A seems to be the best", "A wins."),
+        *("A) It is", "A is superior", "Response A is my preferred one", "A offers more specific advice"),
+        *("Response A provides a clear and", "Response A gives more relevant", "Continuation A flows more naturally"),
+        *("Continuation A is more coherent", "Continuation A makes more sense", '"A" is better'),
+        *("I prefer A", "I prefer response A.", "My choice: A", "Verdict: A", "The winner is A", "The better one is A"),
+        *("I think A is better", "I would go with A, as", "The best response is (A).", "Answer:\n\n**A**", "[[A]]: it"),
+        *("The first names a date. Answer: A", "It gives more detail.\nA", "A. Response A is more helpful because A"),
+        *("A is a more detailed and", "A is a bit better", "A, since it is", "A reads more naturally"),
     ],
     "B": [
         *("B", "b", "B.", '"b"', "**B**", "Response B", "answer: b", "Better: B", "B is better"),
         *("Response B is a better", "B\n\nB", "Response “B” has more", "B more helpful", "I choose B over the other"),
+        *("Response B is more helpful as it", "I prefer B", "B wins", "B: it is longer", "Continuation B is stronger"),
     ],
 }  # fmt: skip
 UNREAD = [
@@ -142,10 +153,25 @@ UNREAD = [
     *("A better response would be B", "A more helpful response would", "A better, fuller one", "A clearly better"),
     *("A student provides", "A previous answer", "A would-be author", "A for-profit firm", 'A "good" answer'),
     *("A Christmas tree", "A 5-star hotel", "I choose a", "I choose b", "It is a", "B draw", "B good question"),
+    *("Option A good question", "answer: a is", "Response A is", "Response A provides", "Rejected:\n\nA"),
+]  # fmt: skip
+# What says the opposite, or nothing.
+DENIED = [
+    *("Response A is incorrect", "Response A is unhelpful", "A is wrong", "A is irrelevant", "A is too short"),
+    *("Response A lacks detail", "Response A contains errors", "Anything but A", "Reject A", "Everything except A"),
+    *("I prefer the response other than A", "The response better than A", "Discard A", "I dislike A", "Avoid A."),
+    *("A is more confusing", "A is more likely to mislead", "A provides more irrelevant facts", "A has more mistakes"),
+    *("A is no better", "A is hardly better", "A is never the best", "Response A is short", "Response A is vague"),
+    *("A gives no answer", "A provides little detail", "A answers another question", "Response A with typos"),
+    *("A: incorrect", "A. Wrong.", "Response (A) is short", "A) is vague", "A. A is vague", "A is better. A is vague"),
+    *("The weaker one is A", "The loser is A", "Worst: A", "Less helpful: A", "Skip A, it is better so"),
+    *("A clearly contains flaws", "Response A, which is vague", "A, with gaps", "B's twin A", "The user wants A"),
 ]  # fmt: skip
 
+OF_B = [re.sub(r"\bA\b", "B", answer) for answer in DENIED]
 
-@pytest.mark.parametrize(("letter", "answers"), [*READ.items(), ("?", UNREAD)])
+
+@pytest.mark.parametrize(("letter", "answers"), [*READ.items(), ("?", UNREAD), ("?", DENIED), ("?", OF_B)])
 def test_an_answer_is_a_verdict_only_if_it_names_one_letter(letter: str, answers: list[str]) -> None:
     assert {answer: parse_verdict(answer) for answer in answers} == dict.fromkeys(answers, letter)
 
@@ -162,7 +188,7 @@ def test_a_verdict_for_a_is_read_as_readily_as_one_for_b() -> None:
     draw = random.Random(0)
     parts = "A B a b is has provides more helpful better response Answer: the because for-profit good . , : ( ) ** \n"
     drawn = [" ".join(draw.choices(parts.split(" "), k=draw.randint(1, 6))) for _ in range(20_000)]
-    answers = [*READ["A"], *READ["B"], *UNREAD, *drawn]
+    answers = [*READ["A"], *READ["B"], *UNREAD, *DENIED, *drawn]
     assert swapped("A b, A's bad_a") == "B a, B's bad_b"
     assert {a: parse_verdict(swapped(a)) for a in answers} == {a: swapped(parse_verdict(a)) for a in answers}
     assert min(Counter(map(parse_verdict, drawn)).values()) > 1000
