@@ -16,7 +16,6 @@ import pytest
 from data.errors import UserError
 from data.identity import load_tokenizer, tokenizer_hash, weights_hash
 from data.schema import Group
-from evaluation import generations
 from evaluation.decoding import parse_decoding
 from evaluation.generations import GenerationSet, generate, identify_model, prompt_seed
 from evaluation.store import Store
@@ -163,7 +162,7 @@ def test_weights_are_read_once_as_long_as_their_files_are_untouched(
     shutil.copytree(answering_model, model)
     tokenizer = tokenizer_hash(load_tokenizer(str(model)))
     read: list[str] = []
-    monkeypatch.setattr(generations, "weights_hash", lambda path: read.append(path) or weights_hash(path))
+    monkeypatch.setattr("evaluation.identity.weights_hash", lambda path: read.append(path) or weights_hash(path))
     first = identify_model(str(model), tokenizer, store)
     assert identify_model(str(model), tokenizer, store) == first == identify_model(str(answering_model), tokenizer)
     assert read.count(str(model)) == 1

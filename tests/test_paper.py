@@ -110,26 +110,30 @@ def test_an_unknown_table_is_refused() -> None:
 
 def job(**changes: Any) -> dict[str, Any]:
     """Of an evaluation in Table 4's set-up."""
-    data = {"name": "data/databricks-dolly-15k.jsonl", "task": "dolly", "split": "test", "used": 1000}
+    data = {"name": "data/databricks-dolly-15k.jsonl", "task": "dolly", "split": "test", "measured": 1000}
     judge = {"model": "gpt-3.5-turbo", "template": "dolly", "orders": "paper"}
-    return {"base_model": BASE_MODELS["OpenLLaMA-3B"], "data": data, "judge": judge, **changes}
+    return {"models": models(BASE_MODELS["OpenLLaMA-3B"]), "data": data, "judge": judge, **changes}
+
+
+def models(*architectures: dict[str, Any] | None) -> dict[str, Any]:
+    return {f"m{i}": {"path": "P", "architecture": architecture} for i, architecture in enumerate(architectures)}
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         (
-            {"base_model": {"model_type": "gpt2", "hidden_size": 1600, "layers": 48}},
+            {"models": models(BASE_MODELS["OpenLLaMA-3B"], BASE_MODELS["GPT2-XL"])},  # one of them is enough
             "base model OpenLLaMA-3B (llama, hidden size 3200, 26 layers) there, "
             "gpt2, hidden size 1600, 48 layers here",
         ),
         (
-            {"base_model": {**BASE_MODELS["OpenLLaMA-3B"], "layers": 32}},
+            {"models": models({**BASE_MODELS["OpenLLaMA-3B"], "layers": 32})},
             "base model OpenLLaMA-3B (llama, hidden size 3200, 26 layers) there, "
             "llama, hidden size 3200, 32 layers here",
         ),
         (
-            {"base_model": None},
+            {"models": models(None)},
             "base model OpenLLaMA-3B (llama, hidden size 3200, 26 layers) there, not recorded here",
         ),
         ({"data": {**job()["data"], "task": "continuation"}}, "task dolly there, continuation here"),
@@ -140,20 +144,18 @@ def job(**changes: Any) -> dict[str, Any]:
 def test_what_keeps_the_papers_numbers_away(changes: dict[str, Any], expected: str) -> None:
     assert mismatches(TABLES["table4"], job(**changes)) == [expected]
     assert mismatches(TABLES["table4"], job()) == []
-    gpt2_xl = job(base_model={"model_type": "gpt2", "hidden_size": 1600, "layers": 48})
+    gpt2_xl = job(models=models({"model_type": "gpt2", "hidden_size": 1600, "layers": 48}))
     assert mismatches(TABLES["table2"], gpt2_xl) == []
 
 
 def test_what_else_differs_is_said() -> None:
     assert differences(TABLES["table4"], job()) == []
     judge = {"model": "gpt-4o", "template": "wiki", "orders": "both"}
-    assert differences(TABLES["table4"], job(judge=judge, data={"used": 12})) == [
+    assert differences(TABLES["table4"], job(judge=judge, data={"measured": 12})) == [
         "1,000 test prompts there, 12 here",
         "judge GPT-3.5 there, gpt-4o here",
         "the judge's template dolly there, wiki here",
         "one order of the two answers there, both here",
     ]
     assert differences(TABLES["table4"], job(judge={"reward_model": "rm"})) == ["judge GPT-3.5 there, rm here"]
-    # A sweep measures on one half of its prompts.
-    assert differences(TABLES["table4"], job(sweep={"test_prompts": 500})) == ["1,000 test prompts there, 500 here"]
     assert differences(TABLES["table4"], {}) == ["1,000 test prompts there, an unrecorded number here"]
