@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import math
 import os
 import random
@@ -17,6 +18,8 @@ from data.chat_options import OPENAI_URL
 from data.errors import UserError, first_line
 from data.privacy import HIDDEN
 
+log = logging.getLogger(__name__)
+
 # What servers without keys, such as `vllm serve`, are sent: the client insists on one.
 NO_KEY = "EMPTY"
 REFUSALS = (400, 413, 422)  # bad, too large, not to be processed
@@ -25,7 +28,7 @@ TRIED_AGAIN = (408, 409, 429)  # and 5xx
 # together do not return together.
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
-LONGEST_ASKED = 120.0  # however long a server asks to wait
+LONGEST_ASKED = 3600.0  # however long a server asks to wait: a date may be years away
 MOST_TOKENS = 1 << 31  # what reports more is no count
 LONGEST_REASON = 200  # characters of what a server says
 AGAIN = "Then run the same command again; it goes on where it stopped."
@@ -182,7 +185,10 @@ class ChatAPI:
                     wanted = asked_pause(error.response.headers)
                 if tries == self.retries:
                     raise self._explained(error) from None
-            self.not_before = max(self.not_before, time.monotonic() + wanted)
+            until = time.monotonic() + wanted
+            if until > self.not_before + LONGEST_PAUSE and wanted > LONGEST_PAUSE:  # once for all requests under way
+                log.warning("%s asks to be left alone for %.0f s; waiting", self.base_url, wanted)
+            self.not_before = max(self.not_before, until)
             await self._pause_for_server(tries)
             tries += 1
 

@@ -21,7 +21,6 @@ from data.identity import check_model, context_length, load_tokenizer
 from data.schema import Group
 from evaluation.generations import GenerationSet, identify_model
 from evaluation.identity import kept_tokenizer_hash, tokenizer_settings
-from evaluation.statistics import Estimate
 from evaluation.store import Store, hash_of
 from negatives_gen.engine import Sample
 
@@ -146,24 +145,24 @@ def second_model_logps(
     return found
 
 
-def reverse_kl(log_q: Sequence[float], log_p: Sequence[float | None]) -> Estimate:
-    """Reverse KL divergence in nats per answer, from one draw per prompt (ACL eq. 9).
+def reverse_kl(log_q: Sequence[float], log_p: Sequence[float | None]) -> list[float | None]:
+    """One draw of the reverse KL divergence per prompt, in nats; their mean is the estimate (ACL eq. 9).
 
     Args:
         log_q: log Q(y|x) in nats of answers drawn from Q itself: decoding "sample", nothing cut off.
-        log_p: log P^(y|x) in nats; an answer without is left out.
+        log_p: log P^(y|x) in nats; None where there is none, and then none here.
     """
-    return Estimate.of([q - p for q, p in zip(log_q, log_p, strict=True) if p is not None])
+    return [None if p is None else q - p for q, p in zip(log_q, log_p, strict=True)]
 
 
-def length_normalised_nll(log_p: Sequence[float | None], tokens: Sequence[int]) -> Estimate:
-    """Mean of -log P^(y|x) / |y|, in nats per token (ACL eq. 10).
+def length_normalised_nll(log_p: Sequence[float | None], tokens: Sequence[int]) -> list[float | None]:
+    """-log P^(y|x) / |y| of each answer, in nats per token; their mean is the measure (ACL eq. 10).
 
     Args:
-        log_p: log P^(y|x) in nats; an answer without is left out.
+        log_p: log P^(y|x) in nats; None where there is none, and then none here.
         tokens: |y|, of the answer under P^.
     """
-    return Estimate.of([-p / n for p, n in zip(log_p, tokens, strict=True) if p is not None])
+    return [None if p is None else -p / n for p, n in zip(log_p, tokens, strict=True)]
 
 
 def _read_behind_prompts(groups: Sequence[Group], samples: Sequence[Sample], tokenizer: Any) -> list[Sample]:

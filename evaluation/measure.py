@@ -104,17 +104,12 @@ def _of_answers(
 ) -> dict[str, Estimate]:
     groups, samples = [answers.groups[i] for i in kept], [answers.samples[i] for i in kept]
     found: dict[str, Estimate] = {}
-    if answers.second is not None:
-        log_p = [answers.second.logps[i] for i in kept]
-        scored = any(p is not None for p in log_p)
-        if scored and "reverse_kl" in metrics and answers.decoding == "sample":
-            found["reverse_kl"] = reverse_kl([s.logp for s in samples], log_p)
-        if scored and "nll" in metrics and answers.asked:
-            found["nll"] = length_normalised_nll(log_p, [answers.second.tokens[i] for i in kept])
+    for metric, values in _by_prompt(answers, metrics, kept).items():
+        known = [value for value in values if value is not None]
+        if known:
+            found[metric] = share(known) if metric == "correct" else Estimate.of(known)
     if not answers.asked:
         return found
-    for metric, values in _by_prompt(answers, metrics, kept).items():
-        found[metric] = share(values) if metric == "correct" else Estimate.of(values)
     if mauve is not None:
         found["mauve"] = mauve(groups, [sample.text for sample in samples])
     if "text" in metrics:
@@ -122,12 +117,18 @@ def _of_answers(
     return found
 
 
-def _by_prompt(answers: Answers, metrics: Sequence[str], kept: Sequence[int]) -> dict[str, Sequence[float]]:
-    """Metrics that have a value for each prompt, in the order of `kept`."""
-    found: dict[str, Sequence[float]] = {}
-    if "correct" in metrics:
+def _by_prompt(answers: Answers, metrics: Sequence[str], kept: Sequence[int]) -> dict[str, Sequence[float | None]]:
+    """Metrics that have a value for each prompt, in the order of `kept`; None where the second model scored nothing."""
+    found: dict[str, Sequence[float | None]] = {}
+    if answers.second is not None:
+        log_p = [answers.second.logps[i] for i in kept]
+        if "reverse_kl" in metrics and answers.decoding == "sample":
+            found["reverse_kl"] = reverse_kl([answers.samples[i].logp for i in kept], log_p)
+        if "nll" in metrics and answers.asked:
+            found["nll"] = length_normalised_nll(log_p, [answers.second.tokens[i] for i in kept])
+    if answers.asked and "correct" in metrics:
         found["correct"] = [answers.right[i] for i in kept]
-    if answers.similarity is not None:
+    if answers.asked and answers.similarity is not None:
         found["similarity"] = answers.similarity[list(kept)].tolist()
     return found
 
@@ -137,7 +138,7 @@ def _differences(
 ) -> dict[str, Estimate]:
     """From the baseline's values, paired by prompt: what makes a prompt easy or hard for both cancels."""
     other = _same_decoding(every, answers, baseline)
-    if other is None or other is answers or not answers.asked:
+    if other is None or other is answers:
         return {}
     theirs = _by_prompt(other, metrics, kept)
     found: dict[str, Estimate] = {}

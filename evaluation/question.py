@@ -62,11 +62,14 @@ def read_template(name: str) -> Template:
 # With one of these words anywhere nothing is clear, though some such answers mean the letter that they name.
 UNDECIDED = re.compile(
     r"\b(?:or|nor|not|neither|both|either|tie|tied|equal|equally|same|none|unclear|cannot|\w+n't|less|worse|worst|wrong|"
-    r"incorrect|inaccurate|irrelevant|unhelpful|errors?|mistakes?|lacks?|lacking|fails?|too|reject\w*)\b",
+    r"incorrect(?:ly)?|inaccura\w+|irrelevant|unhelpful|misleading|false|poor(?:ly)?|vague|errors?|mistakes?|lacks?|"
+    r"lacking|fails?|too|off|but|however|reject\w*)\b",
     re.IGNORECASE,
 )
 LONGEST_LEAD = 200  # characters, so that an answer that repeats itself without end takes no time without end
 LETTER = re.compile(r"(?<![\w'])[ABab](?![\w'-])")
+# "A is better than Response B" names A.
+OTHER = re.compile(r"\bthan\s+(?:(?:[Rr]esponse|[Cc]ontinuation|[Oo]ption|[Aa]nswer)\s+)?[AB](?![\w'-])")
 
 # Words right behind which even a small letter names an answer; else it may be the article.
 SIGNPOSTS = "response|continuation|option|answer|choice|verdict|helpful|better"
@@ -93,13 +96,15 @@ DEEDS = (
     "responds|fits|matches|flows|continues|completes|reads|would help|helps"
 )
 QUALITIES = (
-    "helpful|useful|informative|detailed|detail|details|thorough|complete|comprehensive|full|in-depth|relevant|accurate|"
-    "correct|factual|specific|precise|concise|direct|clear|coherent|logical|consistent|natural|naturally|smoothly|fluent|"
-    "fitting|appropriate|suitable|convincing|engaging|interesting|practical|nuanced|balanced|readable|sense|information"
+    "helpful|useful|informative|detailed|thorough|complete|comprehensive|full|in-depth|accurate|correct|precise|concise|"
+    "clear|coherent|logical|consistent|natural|naturally|smoothly|fluent|fitting|appropriate|suitable|convincing|"
+    "engaging|interesting|practical|nuanced|balanced|readable"
 )
+# Praise only with "more" in front: an error may be factual or specific.
+FACETS = "detail|details|relevant|factual|specific|direct|sense|information"
 BETTER = (
     r"better|best|preferable|preferred|superior|stronger|strongest|clearer|winner|"
-    rf"(?:more|most)(?:\s+(?:{QUALITIES})|(?=\W*\Z))"
+    rf"(?:more|most)(?:\s+(?:{QUALITIES}|{FACETS})|(?=\W*\Z))"
 )
 PRAISE = (
     rf"{DEGREES}(?:{STATES})\s+{DEGREES}{ARTICLE}{DEGREES}(?:{BETTER})"
@@ -109,7 +114,7 @@ PRAISE = (
     r"|because|since|as|for its|due to|in my|over|by far|though|although"
 )
 BEHIND = re.compile(
-    rf"[\"\u201d\])}}]*(?:\W*\Z|[.:;!]|\)\s+(?-i:[A-Z])|\s+[(\u2013\u2014-]|\n|,?\s+(?:{PRAISE})(?![\w'-]))",
+    rf"[\"\u201d\])}}]{{0,8}}(?:\W{{0,8}}\Z|[.:;!]|\)\s+(?-i:[A-Z])|\s+[(\u2013\u2014-]|\n|,?\s+(?:{PRAISE})(?![\w'-]))",
     re.IGNORECASE,
 )
 
@@ -121,7 +126,8 @@ def parse_verdict(answer: str) -> str:
     letter alone, in any case. Else it must name one letter, and not both: a capital that stands alone, or a small one
     right behind a word such as "answer". Wherever that letter stands there must be none but words such as "I prefer" in
     front of it, and behind it nothing, a sign such as a full stop, or praise such as "is better" or "because". With a
-    word such as "or", "not" or "wrong" nothing is clear. With A and B exchanged every answer gives the other one.
+    word such as "or", "not" or "wrong" nothing is clear. What it is said to be better than is not named. With A and B
+    exchanged every answer gives the other one.
     """
     said = answer.rpartition("</think>")[2].replace("\u2019", "'")
     if "<think>" in said:  # cut before it came to an answer
@@ -132,7 +138,8 @@ def parse_verdict(answer: str) -> str:
     if UNDECIDED.search(said):
         return "?"
     said = re.sub(r"[*_`]+|</?\w+>", "", said)  # Markdown, tags
-    said = re.sub(r"\s*\n\s*", "\n", said.strip())
+    said = re.sub(r"[^\S\n]+", " ", said.strip())
+    said = OTHER.sub("than", re.sub(r" ?\n[ \n]*", "\n", said))
     named: set[str] = set()
     for found in LETTER.finditer(said):
         before = (said, max(0, found.start() - LONGEST_LEAD), found.start())

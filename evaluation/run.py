@@ -66,7 +66,7 @@ def evaluate(config: EvaluateConfig) -> str:
     from evaluation.samples import sample_rows
     from evaluation.stages import Stages
     from evaluation.store import Store
-    from evaluation.sweep import describe_sweep, halves, write_ensembles
+    from evaluation.sweep import add_ensembles, describe_sweep, halves
 
     metrics = config.chosen_metrics()
     decodings = list({d.name: d for d in map(parse_decoding, config.decode or ["greedy"])}.values())
@@ -92,7 +92,7 @@ def evaluate(config: EvaluateConfig) -> str:
     _refuse_other_evaluation(folder, job)
     folder.write(JOB_FILE, json.dumps(without_secrets(job), indent=2).encode())
 
-    ensembles = write_ensembles(config, store)
+    ensembles = add_ensembles(config, store)
     stages.add_ensembles(ensembles)
     job["models"] = stages.describe_models()
     every = stages.generate(decodings)

@@ -15,7 +15,7 @@ from evaluation.store import Store
 CRITERIA = {"win_rate": True, "correct": True, "reverse_kl": False, "nll": False, "similarity": True, "mauve": True}
 
 
-def write_ensembles(config: EvaluateConfig, store: Store) -> dict[str, str]:
+def add_ensembles(config: EvaluateConfig, store: Store) -> dict[str, str]:
     """The ensembles of a sweep, name -> path OUT/ensembles/alpha-X; written where they are missing.
 
     Args:

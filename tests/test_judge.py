@@ -128,6 +128,7 @@ READ = {
         *("A more helpful", "A more helpful.", "**A** better", "A for its detail", "A due to it", "A in my view"),
         *("A\n\nIt gives more detail", "A - more detail", "A (more detailed)", "Answer: A provides more"),
         *("Response A is more helpful because it", "A is better than", "A because", "A. The reason is"),
+        *("A is better than B", "Response A is more helpful than Response B.", "I prefer A: it says more than B."),
         *("Response A is slightly better", "Response A is much more helpful", "A is clearly the better response"),
         *("Response A is the more helpful response.", "A would be preferable", "A seems to be the best", "A wins."),
         *("A) It is", "A is superior", "Response A is my preferred one", "A offers more specific advice"),
@@ -148,7 +149,7 @@ UNREAD = [
     *("", " \n", ".", "C", "AB", "AA", "neither", "Both", "Both A and B", "A or B", "A/B", "A and B", "A B"),
     *("Neither A", "not A", "B isn't helpful", "B isn\u2019t helpful", "A tie", "It's a tie: A", "A = B", "A draw"),
     *("A good question", "A response that", "a better", "This is a", "As an AI model, I", "I cannot say"),
-    *("Response A and Response B", "A is better than B", "Continuation: A man walks into", "B-side"),
+    *("Response A and Response B", "No response is better than B", "Continuation: A man walks into", "B-side"),
     *("<think>\nThe user wants A", "A-level", "Answer: A good one", "B is less helpful", "A's", "None: B"),
     *("A better response would be B", "A more helpful response would", "A better, fuller one", "A clearly better"),
     *("A student provides", "A previous answer", "A would-be author", "A for-profit firm", 'A "good" answer'),
@@ -165,6 +166,10 @@ DENIED = [
     *("A gives no answer", "A provides little detail", "A answers another question", "Response A with typos"),
     *("A: incorrect", "A. Wrong.", "Response (A) is short", "A) is vague", "A. A is vague", "A is better. A is vague"),
     *("The weaker one is A", "The loser is A", "Worst: A", "Less helpful: A", "Skip A, it is better so"),
+    *("Response A contains factual inaccuracies.", "A contains specific false claims", "A contains factual"),
+    *("A addresses the query incorrectly", "A answers the question poorly", "A: misleading", "A - off topic"),
+    *("A provides information that is misleading", "A seems better at first, but the other one is more helpful"),
+    *("A looks better, however the second is right", "Nothing is better than A", "A is no better than B"),
     *("A clearly contains flaws", "Response A, which is vague", "A, with gaps", "B's twin A", "The user wants A"),
 ]  # fmt: skip
 

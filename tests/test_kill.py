@@ -50,7 +50,7 @@ def whole(job: KilledJob, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return Whole(out, time.monotonic() - started)
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_the_driver_killed_at_random_moments(job: KilledJob, whole: Whole, tmp_path: Path) -> None:
     resumed = kill_drivers(job, whole.path, tmp_path, kills=KILLS, longest=0.8 * whole.seconds)
     assert resumed >= KILLS // 2  # every other kill, by design

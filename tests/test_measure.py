@@ -20,6 +20,7 @@ EXAMPLES = facts.examples()[:4]
 GROUPS = [Group(f"g{i}", e["prompt"], e["completion"], [1], [2, 0]) for i, e in enumerate(EXAMPLES)]
 RIGHT = [e["completion"] for e in EXAMPLES]
 WRONG = " I do not know."
+DECODINGS = ("greedy", "sample")
 
 
 def answers(model: str, texts: list[str], decoding: str = "greedy", asked: bool = True) -> Answers:
@@ -70,6 +71,23 @@ def test_reverse_kl_is_of_samples_and_nll_of_what_was_asked_for() -> None:
     assert kinds["nll", "greedy"].mean == pytest.approx(2)
     assert set(kinds) == {("reverse_kl", "sample"), ("nll", "greedy")}
     assert not [m for m in measured if m.decoding == "sample" and m.metric != "reverse_kl"]
+    # Differences 1, 2, 3 have the standard error sqrt(1 / 3); the prompt without a score counts nowhere.
+    assert kinds["reverse_kl", "sample"].standard_error == pytest.approx(3**-0.5)
+    assert kinds["reverse_kl", "sample"].n == 3
+
+
+def test_reverse_kl_and_nll_are_paired_with_the_baseline() -> None:
+    """The other model's are 2 nats more on each prompt that both have; what differs between prompts cancels."""
+    every = [answers(model, RIGHT, decoding, asked=decoding != "sample") for model in "ab" for decoding in DECODINGS]
+    for some, logps in zip(every, [[-3.0, -9.0, -5.0, None]] * 2 + [[-5.0, -11.0, None, -7.0]] * 2, strict=True):
+        some.second = Likelihoods("ids", logps, [2] * 4, [""] * 4)
+    measured = measure(every, ["reverse_kl", "nll"], range(4), baseline="a")
+    differences = {m.metric: (m.model, m.decoding, m.estimate) for m in measured if "difference" in m.metric}
+    assert differences.keys() == {"reverse_kl_difference", "nll_difference"}
+    for metric, decoding, expected in (("reverse_kl", "sample", 2.0), ("nll", "greedy", 1.0)):
+        model, by, estimate = differences[f"{metric}_difference"]
+        assert (model, by, estimate.n) == ("b", decoding, 2)
+        assert estimate.mean == pytest.approx(expected)
 
 
 def test_each_model_is_judged_against_each_opponent_but_itself() -> None:

@@ -52,12 +52,16 @@ COLUMNS = {
         "mean of log Q(y|x) - log P^(y|x) over the model's own samples, in nats, P^ the second model; less is better",
         SECOND,
     ),
+    "reverse_kl_difference": Column(
+        "reverse KL minus baseline", "{:+.3f}", "reverse KL minus the baseline's, by prompt", SECOND
+    ),
     "nll": Column(
         "NLL",
         "{:.3f}",
         "mean of -log P^(y|x) / |y| of the answers under the second model, in nats per token; less is better",
         SECOND,
     ),
+    "nll_difference": Column("NLL minus baseline", "{:+.3f}", "NLL minus the baseline's, by prompt", SECOND),
     "correct": Column("correct answers", "{:.1%}", "share of answers that code finds right", ANSWERS),
     "correct_difference": Column(
         "minus baseline", "{:+.1%}", "correct answers minus the baseline's, by prompt", ANSWERS

@@ -8,7 +8,7 @@ from typing import Any
 from evaluation.report.files import measurement
 from evaluation.statistics import Measurement
 
-ENSEMBLE = re.compile(r"alpha-(\d+(?:\.\d+)?)")
+ENSEMBLE = re.compile(r"alpha-(\d+(?:\.\d+)?(?:e-\d+)?)")
 # Metrics that are drawn over alpha, where they were measured.
 CURVES = ("win_rate", "reverse_kl", "correct", "nll", "similarity", "mauve")
 
