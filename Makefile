@@ -60,18 +60,16 @@ quickstart: install
 	@echo "checkpoints:   $(RUNS)/quickstart/reference, /mle, /cpo, /cpo-rank"
 	@echo "report:        $(RUNS)/quickstart/evaluation/report.md"
 
-# Three runs at a time: kills of drivers, which take as long as all else; what starts vLLM or Ray, or judges, and then the
-# other kills; the rest.
+# Three runs at a time, which take about as long as each other: kills; what starts vLLM or Ray, or judges; the rest.
 KILLS := tests/test_kill.py
 ENGINES := $(patsubst %,tests/test_%.py,generate plan un decoding generations likelihood evaluation judge judge_faults)
 
 test: install
 	@logs=$$(mktemp -d); trap 'kill $$(jobs -p) 2>/dev/null' INT TERM; \
-	$(PY) -m pytest $(KILLS) -k driver_killed > $$logs/drivers 2>&1 & drivers=$$!; \
-	{ $(PY) -m pytest $(ENGINES); code=$$?; $(PY) -m pytest $(KILLS) -k "not driver_killed" && exit $$code; } \
-		> $$logs/engines 2>&1 & engines=$$!; \
+	$(PY) -m pytest $(KILLS) > $$logs/kills 2>&1 & kills=$$!; \
+	$(PY) -m pytest $(ENGINES) > $$logs/engines 2>&1 & engines=$$!; \
 	$(PY) -m pytest tests $(addprefix --ignore=,$(KILLS) $(ENGINES)); code=$$?; \
-	for part in engines drivers; do wait $${!part} || code=1; \
+	for part in engines kills; do wait $${!part} || code=1; \
 		echo "== $$part (they ran beside the others)"; cat $$logs/$$part; done; \
 	rm -r $$logs; exit $$code
 

@@ -172,7 +172,7 @@ def test_the_same_model_twice_gets_the_same_numbers(evaluation: Path) -> None:
     second = measured(evaluation, model="second", against="")
     differences = {key: second.pop(key) for key in list(second) if key[0].endswith("_difference")}
     assert first == second
-    assert {key[0] for key in differences} == {"correct_difference"}
+    assert {key[0] for key in differences} == {"correct_difference", "reverse_kl_difference", "nll_difference"}
     assert all(d.mean == 0 and math.isnan(d.standard_error) for d in differences.values())
     assert first["correct", "greedy"].n == 12
     assert first["ranking_accuracy", ""].n == 48
