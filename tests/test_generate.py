@@ -287,7 +287,7 @@ def test_ray_job_submit_makes_the_set_where_relative_paths_point(
     command = "job submit --working-dir . -- python -m negatives_gen --config recipes/quickstart.yaml"
     smaller = ["--limit", "8", "--groups_per_shard", "4", "--strategies", "an=3", "--max_new_tokens", "8"]
     done = subprocess.run(
-        [RAY, *command.split(), *smaller], env=cluster, cwd=ROOT, capture_output=True, text=True, timeout=500
+        [RAY, *command.split(), *smaller], env=cluster, cwd=ROOT, capture_output=True, text=True, timeout=1000
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert re.search(r"8 rows read, 8 groups written, 0 rejected", done.stdout)
