@@ -1,5 +1,6 @@
 """Options of `python -m evaluation.run`. Imports nothing heavy, so that `--help` answers at once."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,7 +115,8 @@ class EvaluateConfig:
             raise UserError(
                 f"unknown --second_model_dtype '{self.second_model_dtype}'. Use one of {', '.join(DTYPES)}."
             )
-        if self.store is not None and resolve_path(self.store).rstrip("/") == resolve_path(self.out).rstrip("/"):
+        places = [os.path.normpath(resolve_path(place)) for place in (self.store, self.out) if place is not None]
+        if len(places) == 2 and places[0] == places[1]:
             raise UserError(f"--store and --out are both '{self.out}'. Give --store a directory of its own.")
         if self.embedder == "reference":
             raise UserError("--embedder must be one model for all checkpoints: a sentence-transformers name or path.")

@@ -72,7 +72,7 @@ def test_help_names_every_key_of_the_judge() -> None:
         ([*MODEL, "--split", "half"], "unknown split 'half'"),
         ([*MODEL, "--embedder", "reference"], "one model for all checkpoints"),
         ([*MODEL, "--second_model_dtype", "int8"], "unknown --second_model_dtype 'int8'. Use one of float32, bfloat16"),
-        ([*MODEL, "--out", "x/", "--store", "x"], "--store and --out are both 'x/'"),
+        ([*MODEL, "--out", "x/", "--store", "y/../x"], "--store and --out are both 'x/'"),
         ([*MODEL, "--mle", "M"], "belong to --sweep"),
         (["--sweep", "alpha=0,0.5", "--mle", "M"], "needs --mle and --cpo"),
         (["--sweep", "beta=0", "--mle", "M", "--cpo", "C"], "must read alpha=A,B"),

@@ -476,6 +476,8 @@ def test_the_same_plots_are_the_same_bytes_and_names_are_texts() -> None:
 
 def test_what_is_written(tmp_path: Path) -> None:
     shown = write_report(Folder(str(tmp_path)), make_results(sweep=make_sweep()))
+    assert "Proposed: alpha = " in shown
+    assert "The second model has another tokenizer" in shown
     assert {path.name for path in tmp_path.iterdir()} == set(FILES)
     assert "![NLL of mle and anr" not in shown
     assert shown.startswith("Win rate against the ground truth, greedy\n| model")

@@ -12,7 +12,7 @@ FILES = ("report.md", "report.html", FIGURE_1, ALPHA, REPORT)
 
 
 def write_report(folder: Folder, results: Results) -> str:
-    """Write the report; returns its tables as a terminal shows them.
+    """Write the report; returns its tables and notes as a terminal shows them.
 
     Raises:
         UserError: the folder cannot be written, or `job["paper"]` names no table.
@@ -21,6 +21,7 @@ def write_report(folder: Folder, results: Results) -> str:
     from evaluation.report.markdown import in_terminal, markdown
     from evaluation.report.page import page
     from evaluation.report.plots import alpha_curve, figure1, svg
+    from evaluation.report.sweep import proposal
     from evaluation.report.tables import paper_notes, tables
 
     made = tables(results)
@@ -39,4 +40,4 @@ def write_report(folder: Folder, results: Results) -> str:
             folder.write(name, content[name])
         else:
             folder.remove(name)  # of an earlier report of the same run
-    return in_terminal(made)
+    return "\n\n".join(filter(None, [in_terminal(made), proposal(results.job), *notes]))
