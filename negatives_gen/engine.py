@@ -171,9 +171,9 @@ class Engine:
             requests = [
                 {"prompt_token_ids": [*prompt, *beam.ids]} for prompt, search in running for beam in search.live
             ]
-            outputs = iter(self.llm.generate(requests, parameters, use_tqdm=False))  # type: ignore[arg-type]
+            outputs = iter(self.llm.generate(requests, parameters, use_tqdm=False))  # type: ignore[arg-type]  # a TypedDict
             for _, search in running:
-                tops = [next(outputs).outputs[0].logprobs[0] for _ in search.live]  # type: ignore[index]
+                tops = [next(outputs).outputs[0].logprobs[0] for _ in search.live]  # type: ignore[index]  # asked for
                 search.step([{token: found.logprob for token, found in top.items()} for top in tops])
             running = [(prompt, search) for prompt, search in running if search.live]
         return [

@@ -50,12 +50,12 @@ class ExtendConfig(StrategyOptions):
     strategies: str = option("", "counts of the new set, of those strategies that grow or are new, e.g. an=15,bn=3")
     signals: str = option("", "ranking signals to add, e.g. rouge,bleu")
     # None, unlike in the class above, is "not given": hence another type for the same option in the next six.
-    embedder: str | None = option(None, "sentence-transformers name or path, if it is not where the manifest says")  # type: ignore[assignment]
-    top_k: int | None = _of_new("top_k", "an: sample among the k most likely tokens (0: all)")  # type: ignore[assignment]
-    temperature: float | None = _of_new("temperature", "an: sampling temperature")  # type: ignore[assignment]
-    max_new_tokens: int | None = _of_new("max_new_tokens", "an or un: its tokens, at most")  # type: ignore[assignment]
-    bn_batch_size: int | None = _of_new("bn_batch_size", "bn: rows of a batch")  # type: ignore[assignment]
-    mn_share: float | None = _of_new("mn_share", "mn: share of the tokens that are redrawn")  # type: ignore[assignment]
+    embedder: str | None = option(None, "sentence-transformers name or path, if it is not where the manifest says")  # type: ignore[assignment]  # see above
+    top_k: int | None = _of_new("top_k", "an: sample among the k most likely tokens (0: all)")  # type: ignore[assignment]  # see above
+    temperature: float | None = _of_new("temperature", "an: sampling temperature")  # type: ignore[assignment]  # see above
+    max_new_tokens: int | None = _of_new("max_new_tokens", "an or un: its tokens, at most")  # type: ignore[assignment]  # see above
+    bn_batch_size: int | None = _of_new("bn_batch_size", "bn: rows of a batch")  # type: ignore[assignment]  # see above
+    mn_share: float | None = _of_new("mn_share", "mn: share of the tokens that are redrawn")  # type: ignore[assignment]  # see above
     out: str = option(None, "directory or URL of the new set", required=True)
     model: str | None = option(None, "the reference model, if it is not where the manifest says")
 
