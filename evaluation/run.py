@@ -118,7 +118,7 @@ def notes(every: "Sequence[Answers]", metrics: "Sequence[str]", kept: "Sequence[
         kept: indices of the prompts that the numbers are of.
     """
     from evaluation.judge import SAME
-    from evaluation.win_rate import counts
+    from evaluation.win_rate import not_judged
 
     found = []
     for answers in every:
@@ -130,7 +130,7 @@ def notes(every: "Sequence[Answers]", metrics: "Sequence[str]", kept: "Sequence[
                 found.append(
                     f"{same} {of_these} are the same as {whose}: each counts as a tie, and the judge was not asked."
                 )
-            for reason, number in counts(outcomes).not_judged.items():
+            for reason, number in not_judged(outcomes).items():
                 found.append(f"{number} {of_these} against {whose} are in no win rate: {reason}.")
     for answers in every:
         for reason, number in (answers.second.unscored(kept) if answers.second else {}).items():

@@ -52,7 +52,7 @@ class Counts:
         wins, ties, losses: the judged pairs.
         flips: judged pairs whose verdict went with the order of the answers; they are among the ties.
         flip_rate: flips among the judged pairs with a verdict in both orders; None if there is none.
-        not_judged: reason -> pairs without a score. What stands behind a reason's colon is of one pair, and left out.
+        not_judged: see `not_judged`.
     """
 
     wins: int
@@ -74,8 +74,13 @@ def counts(outcomes: Sequence[Outcome]) -> Counts:
         losses=scores[0],
         flips=int(sum(flipped)),
         flip_rate=bootstrapped_share(flipped) if flipped else None,
-        not_judged=dict(Counter(o.reason.partition(":")[0] for o in outcomes if o.score is None)),
+        not_judged=not_judged(outcomes),
     )
+
+
+def not_judged(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """Reason -> pairs without a score. What stands behind a reason's colon is of one pair, and left out."""
+    return dict(Counter(outcome.reason.partition(":")[0] for outcome in outcomes if outcome.score is None))
 
 
 def win_rate(scores: Sequence[float | None]) -> Estimate | None:
