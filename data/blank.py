@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.config import describe_options, load_config, option, resolve_path
-from data.errors import UserError, exit_on_user_error
-from data.sources import open_source
+from data.command.errors import UserError, exit_on_user_error
+from data.command.options import describe_options, load_config, option, resolve_path
+from data.sources.examples import open_source
 
 EOS = "<|endoftext|>"
 

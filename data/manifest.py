@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
+from data.command.errors import UserError
 from data.schema import SCHEMA_VERSION
 from data.storage import Folder
 
@@ -30,7 +30,7 @@ class ShardRecord:
         bytes, sha256: of the file.
         tokens: "prompt", "response", "negatives", and of these each strategy -> number of tokens.
         seconds: strategy ("an", ...), "score" or ranking signal ("embedding", ...) -> wall time spent on it.
-        attention_path: "packed" or "padded", the layout in which the reference scored it (trainer.logprobs).
+        attention_path: "packed" or "padded", the layout in which the reference scored it (trainer.scoring.logprobs).
     """
 
     file: str
@@ -55,7 +55,7 @@ class Manifest:
             Holds identities of model, tokenizer and ranking signals with hashes, data source, split and fingerprint,
             strategies with their settings, seed, groups_per_shard.
         environment: package versions and git commit.
-        inputs: number of examples read and SHA-256 over their ids in order (`data.sources.fingerprint`).
+        inputs: number of examples read and SHA-256 over their ids in order (`data.sources.examples.fingerprint`).
         parent: of a set that extends another: its name and the SHA-256 of its manifest; else None.
         signals: names of the similarities that every candidate has, the default first.
         counts: rows read, written, rejected, and rejected by reason.

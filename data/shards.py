@@ -1,7 +1,7 @@
 """Writing and reading the shards of a negative set.
 
-While a job runs, its directory holds `_job/job.json` (what decides the content), `_job/inputs` (the examples of
-each shard, see `negatives_gen.inputs`) and, for every finished shard, the shard and a record `_job/shard-00000.json`.
+While a job runs, its directory holds `_job/job.json` (what decides the content), `_job/inputs` (the examples of each
+shard, see `negatives_gen.job.inputs`) and, for every finished shard, the shard and a record `_job/shard-00000.json`.
 A shard counts as finished when its record exists; the record is written after the shard. When all are there, rejects
 and manifest are written and `_job` is removed.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import UserError
+from data.command.errors import UserError
 from data.manifest import MANIFEST, Manifest, ShardRecord, environment, first_difference, read_manifest
 from data.schema import (
     REJECT_SCHEMA,

@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from data.errors import UserError, first_line
+from data.command.errors import UserError, first_line
 
 TEMPORARY_PREFIX = ".tmp-"
 

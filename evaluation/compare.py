@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from data.config import describe_options, load_config, option, resolve_path
-from data.errors import UserError, exit_on_user_error
+from data.command.errors import UserError, exit_on_user_error
+from data.command.options import describe_options, load_config, option, resolve_path
 
 if TYPE_CHECKING:
     from evaluation.report.results import Results

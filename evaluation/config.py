@@ -4,14 +4,14 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.chat_options import OPENAI_URL, known_options
-from data.config import option, resolve_path
-from data.errors import UserError, did_you_mean
+from data.chat.settings import OPENAI_URL, known_options
+from data.command.errors import UserError, did_you_mean
+from data.command.options import option, resolve_path
 from data.manifest import DTYPES
-from data.sources import SPLITS
-from data.tasks import TASKS, check_task
+from data.sources.examples import SPLITS
+from data.sources.tasks import TASKS, check_task
 from evaluation.paper import paper_table
-from trainer.ensemble import directory_name, parse_alphas
+from trainer.ensemble.ensembles import directory_name, parse_alphas
 
 # Metric -> the option it needs; "" where it needs none.
 METRICS = {

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data.schema import Group
-from data.tasks import query
+from data.sources.tasks import query
+from evaluation.answers.generations import GenerationSet
 from evaluation.config import TRUTH
-from evaluation.generations import GenerationSet
-from evaluation.judge import UNREADABLE, Comparison, Judge, Outcome
-from evaluation.likelihood import Likelihoods, length_normalised_nll, reverse_kl
-from evaluation.metrics import correct
-from evaluation.statistics import Estimate, Measurement, share
-from evaluation.text_statistics import text_measurements
-from evaluation.win_rate import counts, difference, length_controlled, length_differences, win_rate
-from negatives_gen.engine import Sample
+from evaluation.judging.chat_judge import UNREADABLE, Comparison, Judge, Outcome
+from evaluation.metrics.likelihood import Likelihoods, length_normalised_nll, reverse_kl
+from evaluation.metrics.ranking import correct
+from evaluation.metrics.statistics import Estimate, Measurement, share
+from evaluation.metrics.text_statistics import text_measurements
+from evaluation.metrics.win_rate import counts, difference, length_controlled, length_differences, win_rate
+from negatives_gen.models.engine import Sample
 
 # MAUVE of some answers against the ground truths of their groups.
 Mauve = Callable[[Sequence[Group], Sequence[str]], Estimate]

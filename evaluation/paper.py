@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data.errors import UserError, did_you_mean
+from data.command.errors import UserError, did_you_mean
 
 PROMPTS = 1000
 JUDGE = "gpt-3.5"
 DATA = {"dolly": "databricks-dolly-15k", "continuation": "Wikidump"}
 TEMPLATES = {"dolly": "dolly", "continuation": "wiki"}
-# As `data.identity.architecture` tells them: sizes and shape, not the weights, which training changes.
+# As `data.models.architecture` tells them: sizes and shape, not the weights, which training changes.
 BASE_MODELS = {
     "GPT2-XL": {"model_type": "gpt2", "hidden_size": 1600, "layers": 48},
     "OpenLLaMA-3B": {"model_type": "llama", "hidden_size": 3200, "layers": 26},
@@ -31,7 +31,7 @@ class PaperTable:
 
     Attributes:
         number: in the ACL submission.
-        task: a name of `data.tasks`.
+        task: a name of `data.sources.tasks`.
         base_model: that was trained, a key of BASE_MODELS.
         values: (metric, decoding) -> row -> value; rows are spelled as `row_name` does.
         same: other spellings of rows.

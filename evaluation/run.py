@@ -6,16 +6,16 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from data.config import describe_options, load_config, resolve_path
-from data.errors import UserError, exit_on_user_error
-from data.log import start_logging
-from data.privacy import without_secrets
+from data.command.errors import UserError, exit_on_user_error
+from data.command.log import start_logging
+from data.command.options import describe_options, load_config, resolve_path
+from data.command.privacy import without_secrets
 from evaluation.config import TRUTH, EvaluateConfig
 
 if TYPE_CHECKING:
     from data.storage import Folder
+    from evaluation.answers.cache import Store
     from evaluation.measure import Answers
-    from evaluation.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -58,14 +58,14 @@ def evaluate(config: EvaluateConfig) -> str:
     """
     from data.manifest import environment
     from data.storage import Folder
-    from evaluation.decoding import parse_decoding
-    from evaluation.judge import make_judge
-    from evaluation.mauve_score import check_possible
+    from evaluation.answers.cache import Store
+    from evaluation.answers.decoding import parse_decoding
+    from evaluation.judging.chat_judge import make_judge
     from evaluation.measure import judge_all, measure
+    from evaluation.metrics.mauve_score import check_possible
     from evaluation.report import Results, write_report
     from evaluation.samples import sample_rows
-    from evaluation.stages import Stages
-    from evaluation.store import Store
+    from evaluation.steps import Stages
     from evaluation.sweep import add_ensembles, describe_sweep, halves
 
     metrics = config.chosen_metrics()
@@ -117,8 +117,8 @@ def notes(every: "Sequence[Answers]", metrics: "Sequence[str]", kept: "Sequence[
     Args:
         kept: indices of the prompts that the numbers are of.
     """
-    from evaluation.judge import SAME
-    from evaluation.win_rate import not_judged
+    from evaluation.judging.chat_judge import SAME
+    from evaluation.metrics.win_rate import not_judged
 
     found = []
     for answers in every:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from data.tasks import query
+from data.sources.tasks import query
 from evaluation.measure import Answers
 from evaluation.report.results import AnswerRow, SampleRow
 

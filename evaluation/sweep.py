@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.config import resolve_path
+from data.command.options import resolve_path
+from evaluation.answers.cache import Store
+from evaluation.answers.weights import identify_weights
 from evaluation.config import TRUTH, EvaluateConfig
-from evaluation.identity import identify_weights
-from evaluation.statistics import Measurement
-from evaluation.store import Store
+from evaluation.metrics.statistics import Measurement
 
 # By what alpha is proposed: the first that was measured; whether more is better.
 CRITERIA = {"win_rate": True, "correct": True, "reverse_kl": False, "nll": False, "similarity": True, "mauve": True}
@@ -24,7 +24,7 @@ def add_ensembles(config: EvaluateConfig, store: Store) -> dict[str, str]:
     alphas = config.alphas()
     if not alphas:
         return {}
-    from trainer.ensemble import directory_name, write_ensembles
+    from trainer.ensemble.ensembles import directory_name, write_ensembles
 
     assert config.mle is not None  # EvaluateConfig.alphas
     assert config.cpo is not None

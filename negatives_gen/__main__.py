@@ -3,19 +3,19 @@
 import importlib
 import sys
 
-from data.config import describe_options, load_config
-from data.errors import UserError, did_you_mean, exit_on_user_error
-from data.log import start_logging
+from data.command.errors import UserError, did_you_mean, exit_on_user_error
+from data.command.log import start_logging
+from data.command.options import describe_options, load_config
 from negatives_gen.config import GenerateConfig
 
 # Verb -> its module, which has `main(argv)`, and half a line for --help.
 VERBS = {
-    "extend": ("negatives_gen.extend", "add strategies, candidates or ranking signals to a set, as a new set"),
-    "plan": ("negatives_gen.plan", "predict tokens, device-hours, shards and bytes of a job"),
-    "inspect": ("negatives_gen.show", "show groups side by side, in the terminal or as an HTML page"),
-    "stats": ("negatives_gen.stats", "counts, lengths, similarities and duplicates by strategy"),
-    "verify": ("negatives_gen.verify", "check schema, checksums, counts, ids and log-probabilities"),
-    "export": ("negatives_gen.export", "write the set in the format of another trainer"),
+    "extend": ("negatives_gen.verbs.extend", "add strategies, candidates or ranking signals to a set, as a new set"),
+    "plan": ("negatives_gen.verbs.plan", "predict tokens, device-hours, shards and bytes of a job"),
+    "inspect": ("negatives_gen.verbs.inspect", "show groups side by side, in the terminal or as an HTML page"),
+    "stats": ("negatives_gen.verbs.stats", "counts, lengths, similarities and duplicates by strategy"),
+    "verify": ("negatives_gen.verbs.verify", "check schema, checksums, counts, ids and log-probabilities"),
+    "export": ("negatives_gen.verbs.export", "write the set in the format of another trainer"),
 }
 
 HELP = """usage: python -m negatives_gen --config FILE.yaml [--key value ...]
@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> int | None:
         return None
     config = load_config(GenerateConfig, argv, command="python -m negatives_gen")
     start_logging(config.log_format)
-    from negatives_gen.job import generate
-    from negatives_gen.progress import print_outcome
+    from negatives_gen.job.job import generate
+    from negatives_gen.job.progress import print_outcome
 
     print_outcome(generate(config), config.out, config.log_format)
     return None

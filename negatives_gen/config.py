@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from data.config import option
-from data.errors import UserError, did_you_mean
+from data.command.errors import UserError, did_you_mean
+from data.command.options import option
+from data.counts import parse_counts
 from data.manifest import DTYPES
 from data.schema import SIGNALS
-from data.sources import SPLITS
-from data.strategies import parse_counts
-from data.tasks import TASKS, check_task
+from data.sources.examples import SPLITS
+from data.sources.tasks import TASKS, check_task
 from negatives_gen.strategies import available, load_strategy
 
 LOG_FORMATS = ("text", "json")

@@ -16,11 +16,11 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import pytest
 
-from tests.chat_api import vllm_serve
-from tests.tiny import make_negative_set, save_tiny_model
+from tests.support.chat_server import vllm_serve
+from tests.support.tiny import make_negative_set, save_tiny_model
 
 if TYPE_CHECKING:
-    from negatives_gen.engine import Engine
+    from negatives_gen.models.engine import Engine
 
 ROOT = Path(__file__).parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -43,7 +43,7 @@ def negative_set(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def mle(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The one model of an ensemble."""
-    from tests.ensembles import make_model
+    from tests.support.ensembles import make_model
 
     return make_model(tmp_path_factory.mktemp("mle") / "mle", reference, seed=1)
 
@@ -51,7 +51,7 @@ def mle(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cpo(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The other model of an ensemble."""
-    from tests.ensembles import make_model
+    from tests.support.ensembles import make_model
 
     return make_model(tmp_path_factory.mktemp("cpo") / "cpo", reference, seed=2)
 
@@ -59,7 +59,7 @@ def cpo(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def answering_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model over the embedded world's vocabulary whose answers end."""
-    from tests.answering import save_answering_model
+    from tests.support.answering import save_answering_model
 
     return save_answering_model(tmp_path_factory.mktemp("models") / "answering")
 
@@ -67,7 +67,7 @@ def answering_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def engine(answering_model: Path) -> Iterator["Engine"]:
     """The session's real vLLM engine, of `answering_model`."""
-    from tests.answering import engine_process
+    from tests.support.answering import engine_process
 
     with engine_process(answering_model) as engine:
         yield engine

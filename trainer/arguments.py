@@ -10,8 +10,8 @@ import torch
 from transformers import TrainingArguments
 from trl import ModelConfig, TrlParser
 
-from data.config import read_yaml
-from data.errors import UserError, did_you_mean, first_line
+from data.command.errors import UserError, did_you_mean, first_line
+from data.command.options import read_yaml
 from trainer.config import PAPER_BATCH_SIZE, PAPER_LEARNING_RATE, PAPER_WEIGHT_DECAY, ScriptArguments
 
 

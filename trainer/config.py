@@ -6,9 +6,9 @@ Imports nothing heavy, so that `--help` answers at once.
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
-from data.config import option
-from data.errors import UserError, did_you_mean
-from data.sources import SPLITS
+from data.command.errors import UserError, did_you_mean
+from data.command.options import option
+from data.sources.examples import SPLITS
 
 OBJECTIVES = {
     "mle": "next-token prediction on the ground truths",

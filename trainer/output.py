@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
+from data.command.errors import UserError
 from data.manifest import first_difference
 from data.storage import TEMPORARY_PREFIX, Folder
 

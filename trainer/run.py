@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.config import describe_options
-from data.errors import UserError, exit_on_user_error, first_line
-from data.log import start_logging
+from data.command.errors import UserError, exit_on_user_error, first_line
+from data.command.log import start_logging
+from data.command.options import describe_options
 from data.manifest import DTYPES
 from data.storage import sha256
 from trainer.config import GROUND_TRUTHS_ALONE, PSS, ScriptArguments
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
     from trainer.arguments import PaperTrainingArguments
-    from trainer.dpo import PairTrainer
+    from trainer.groups.training_data import TrainingData
+    from trainer.objectives.pairs import PairTrainer
     from trainer.trainer import ContrastiveTrainer
-    from trainer.training_data import TrainingData
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +78,11 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
     Raises:
         UserError: unusable model, data, negative set or checkpoint, or an output directory that holds another job.
     """
-    from data.identity import check_model, load_tokenizer, tokenizer_hash, weights_hash
-    from trainer.safety import CheckpointOnSigterm
-    from trainer.sampler import EpochOfSampler
-    from trainer.training_data import load_training_data
-    from trainer.watch import Curves, GroundTruthWatch, MetricsFile
+    from data.models import check_model, load_tokenizer, tokenizer_hash, weights_hash
+    from trainer.groups.sampler import EpochOfSampler
+    from trainer.groups.training_data import load_training_data
+    from trainer.monitor.safety import CheckpointOnSigterm
+    from trainer.monitor.watch import Curves, GroundTruthWatch, MetricsFile
 
     assert script.model is not None  # ScriptArguments.check
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -148,8 +148,8 @@ def _make_trainer(
     """Model and trainer. Writes nothing; of the output directory transformers makes at most the empty folder."""
     from transformers import set_seed
 
-    from trainer.dataset import Collator
-    from trainer.scheduled import ScheduledSampling
+    from trainer.groups.dataset import Collator
+    from trainer.objectives.scheduled import ScheduledSampling
     from trainer.trainer import ContrastiveTrainer
 
     set_seed(training.seed)
@@ -157,7 +157,7 @@ def _make_trainer(
         if script.objective == "dpo":
             from trl import get_peft_config
 
-            from trainer.dpo import make_dpo_trainer, preference_pairs
+            from trainer.objectives.pairs import make_dpo_trainer, preference_pairs
 
             # It may refuse: before a large model is loaded.
             pairs = preference_pairs(data.train)
@@ -205,7 +205,7 @@ def _compare_with_scorer(
     Args:
         path: this run's layout; None: not to be compared, as for TRL, which always pads.
     """
-    from trainer.start import computed_in
+    from trainer.monitor.start import computed_in
 
     dtype = str(computed_in(training, model)).removeprefix("torch.")
     mine = f"{dtype}, {path} layout" if path else dtype
@@ -224,7 +224,7 @@ def _load_model(script: ScriptArguments, model_config: "ModelConfig", directory:
     """The policy, taught to return log-probabilities and wrapped for PEFT if asked; and its path."""
     from trl import get_peft_config
 
-    from trainer.logprobs import prepare_model
+    from trainer.scoring.logprobs import prepare_model
 
     model = _load_policy(script, model_config, directory)
     path = prepare_model(model)

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from trainer.dataset import PackedGroups
-from trainer.logprobs import candidate_logps
-from trainer.objectives import (
+from trainer.groups.dataset import PackedGroups
+from trainer.groups.sampler import StepSampler
+from trainer.monitor.safety import check_finite
+from trainer.monitor.start import computed_in, report_start
+from trainer.objectives.losses import (
     cpo_loss,
     cpo_ranking_loss,
     implicit_rewards,
@@ -22,10 +24,8 @@ from trainer.objectives import (
     pss_loss,
     strategy_metrics,
 )
-from trainer.safety import check_finite
-from trainer.sampler import StepSampler
-from trainer.scheduled import ScheduledSampling
-from trainer.start import computed_in, report_start
+from trainer.objectives.scheduled import ScheduledSampling
+from trainer.scoring.logprobs import candidate_logps
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class ContrastiveTrainer(Trainer):
         path: "packed" or "padded", for messages.
         sft_weight: weight of the MLE term on the ground truths beside the contrast.
         scheduled: for pss, how its mixtures are made.
-        Everything else as for transformers' Trainer. The data collator must be `trainer.dataset.Collator`.
+        Everything else as for transformers' Trainer. The data collator must be `trainer.groups.dataset.Collator`.
     """
 
     def __init__(

@@ -19,9 +19,9 @@ def write_report(folder: Folder, results: Results) -> str:
     """
     from evaluation.report.files import to_json
     from evaluation.report.markdown import in_terminal, markdown
-    from evaluation.report.page import page
     from evaluation.report.plots import alpha_curve, figure1, svg
-    from evaluation.report.sweep import proposal
+    from evaluation.report.proposal import proposal
+    from evaluation.report.report_page import page
     from evaluation.report.tables import paper_notes, tables
 
     made = tables(results)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from evaluation.statistics import LEVEL, Estimate, Measurement
+from evaluation.metrics.statistics import LEVEL, Estimate, Measurement
 
 # The tables.
 WIN, SECOND, ANSWERS, LENGTH, MODEL = "win", "second", "answers", "length", "model"

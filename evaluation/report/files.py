@@ -5,10 +5,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from data.errors import UserError, first_line
+from data.command.errors import UserError, first_line
 from data.storage import Folder
+from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report.results import Results
-from evaluation.statistics import Estimate, Measurement
 
 REPORT_VERSION = 2
 REPORT = "report.json"

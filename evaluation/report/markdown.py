@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 
 from evaluation.report.described import models, setup, summary, versions
+from evaluation.report.proposal import proposal
 from evaluation.report.results import Results
-from evaluation.report.sweep import proposal
 from evaluation.report.tables import Table, meanings
 
 ERROR_MEANING = "Behind ±: one standard error; there is none of equal values, which show no spread."

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report.columns import COLUMNS, INTERVAL
-from evaluation.report.sweep import CURVES, Point, alpha_of, validation
-from evaluation.statistics import Estimate, Measurement
+from evaluation.report.proposal import CURVES, Point, alpha_of, validation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from evaluation.statistics import Measurement
+from evaluation.metrics.statistics import Measurement
 
 
 @dataclass(frozen=True)

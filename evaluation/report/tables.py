@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from evaluation.metrics.statistics import Measurement
 from evaluation.paper import differences, mismatches, paper_table
 from evaluation.report.columns import (
     ANSWERS,
@@ -21,9 +22,8 @@ from evaluation.report.columns import (
     column,
     interval,
 )
+from evaluation.report.proposal import CURVES, validation
 from evaluation.report.results import Results
-from evaluation.report.sweep import CURVES, validation
-from evaluation.statistics import Measurement
 
 T = TypeVar("T", bound=Hashable)
 PAPER = "paper"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from data.errors import UserError
+from data.command.errors import UserError
 from data.schema import Group
 
 

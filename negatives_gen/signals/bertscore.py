@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from data.errors import UserError
-from data.identity import context_length, model_directory, weights_hash
+from data.command.errors import UserError
+from data.models import context_length, model_directory, weights_hash
 from data.schema import Group
-from negatives_gen.loading import loading
+from negatives_gen.models.loading import loading
 from negatives_gen.signals.base import Signal, SignalOptions, library_identity
 
 NO_CODE = " bert-score runs no code of a model: give an encoder that transformers knows."

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from data.schema import Group
-from negatives_gen.embedder import Embedder, embedder_identity
+from negatives_gen.models.embedder import Embedder, embedder_identity
 from negatives_gen.signals.base import Signal, SignalOptions
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.schema import Group
-from negatives_gen.reward_model import RewardModel, reward_model_identity
+from negatives_gen.models.reward_model import RewardModel, reward_model_identity
 from negatives_gen.signals.base import Signal, SignalOptions
 
 

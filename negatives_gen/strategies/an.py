@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from data.errors import UserError
+from data.command.errors import UserError
 from data.schema import Candidate, Group
 from negatives_gen.strategies.base import MAX_ROUNDS, SAMPLE, Novelty, Strategy, Tools, derive_seed
 

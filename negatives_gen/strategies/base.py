@@ -19,7 +19,7 @@ STAGE_ORDER = SAMPLE, ASK, SCORE = "sample", "ask", "score"
 
 
 class Sampler(Protocol):
-    """What AN needs of an engine: `negatives_gen.engine.Engine.sample`."""
+    """What AN needs of an engine: `negatives_gen.models.engine.Engine.sample`."""
 
     def sample(
         self,
@@ -34,7 +34,7 @@ class Sampler(Protocol):
 
 
 class Predictor(Protocol):
-    """What MN needs of a scorer: `trainer.logprobs.Scorer.draw`."""
+    """What MN needs of a scorer: `trainer.scoring.logprobs.Scorer.draw`."""
 
     def draw(self, groups: Sequence[Any], uniforms: Sequence[Any], *, never: Sequence[int]) -> list[Any]: ...
 
@@ -47,7 +47,7 @@ class Tools:
         seed: the job's seed.
         context: longest prefix + continuation in tokens.
         tokenizer: the reference model's.
-        task: that the rows were read with, a key of `data.tasks.TASKS`.
+        task: that the rows were read with, a key of `data.sources.tasks.TASKS`.
         sampler: in the sample stage only.
         predictor: in the score stage only.
     """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from data.errors import UserError
+from data.command.errors import UserError
 from data.schema import Candidate, Group
 from negatives_gen.strategies.base import Novelty, Strategy, Tools, derive_seed
 
@@ -36,7 +36,7 @@ class Meanfield(Strategy):
     def add(
         self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
     ) -> dict[str, str]:
-        from trainer.packing import Continuations
+        from trainer.scoring.packing import Continuations
 
         assert tools.predictor is not None
         # The whole pool, so that its packing, and with it the last digit of a probability, is that of the first time.

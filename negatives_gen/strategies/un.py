@@ -5,12 +5,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from data.chat_api import Answer, ChatAPI, read_key
-from data.chat_options import OPENAI_URL, check_chat_options, known_options
-from data.encode import special_ids
-from data.errors import UserError
+from data.chat.client import Answer, ChatAPI, read_key
+from data.chat.settings import OPENAI_URL, check_chat_options, known_options
+from data.command.errors import UserError
 from data.schema import Candidate, Group
-from data.tasks import query
+from data.sources.encode import special_ids
+from data.sources.tasks import query
 from negatives_gen.strategies.base import ASK, MAX_ROUNDS, Novelty, Strategy, Tools, derive_seed
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ RUNTIME = ("concurrency", "timeout", "retries")
 class Unhelpful(Strategy):
     """Asks once per missing candidate; what is empty, the ground truth or a repetition is asked again, for MAX_ROUNDS.
 
-    The instruction is what a person wrote, see `data.tasks.query`: without a prompt template or a chat template.
+    The instruction is what a person wrote, see `data.sources.tasks.query`: without a prompt
+    template or a chat template.
 
     A candidate is the answer without surrounding white space, behind the white space that the ground truth begins
     with. It ends with EOS if the API's model had finished and the answer fits behind the prefix; else it is cut.

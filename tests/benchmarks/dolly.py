@@ -4,11 +4,11 @@ import dataclasses
 import random
 from pathlib import Path
 
-from data.identity import context_length, load_tokenizer
-from data.prepare import prepare_groups
+from data.models import context_length, load_tokenizer
 from data.schema import Group
-from data.sources import load_examples
-from trainer.packing import Continuations
+from data.sources.examples import load_examples
+from data.sources.prepare import prepare_groups
+from trainer.scoring.packing import Continuations
 
 SHARED = Path(__file__).parents[3] / "shared"
 MODEL = str(SHARED / "models/base-6m")

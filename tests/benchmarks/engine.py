@@ -9,8 +9,8 @@ import statistics
 import time
 from typing import Any
 
-from data.identity import context_length, load_tokenizer
-from negatives_gen.engine import Engine
+from data.models import context_length, load_tokenizer
+from negatives_gen.models.engine import Engine
 from negatives_gen.strategies import load_strategy
 from negatives_gen.strategies.base import Tools
 from tests.benchmarks.dolly import MODEL, dolly_groups

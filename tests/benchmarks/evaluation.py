@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from data.config import load_config
+from data.command.options import load_config
 from evaluation.config import EvaluateConfig
 from evaluation.run import evaluate
-from negatives_gen.engine import Engine
+from negatives_gen.models.engine import Engine
 from tests.benchmarks.dolly import DOLLY, MODEL
 
 PROMPTS, MAX_TOKENS = 1000, 16

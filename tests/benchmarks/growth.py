@@ -25,7 +25,8 @@ def run(rows: int, model: Path, folder: Path) -> tuple[float, float]:
                 json.dumps({"prompt": f"Question {i}: who founded Belada?", "completion": f" Agnes {i}."}) + "\n"
             )
     code = (
-        "import resource, sys, time; from tests.stubs import main; t = time.perf_counter(); code = main(sys.argv[1:]);"
+        "import resource, sys, time; from tests.support.stubs import main; "
+        "t = time.perf_counter(); code = main(sys.argv[1:]);"
         "memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024;"
         "print('MEASURED', time.perf_counter() - t, memory); sys.exit(code)"
     )
@@ -60,7 +61,7 @@ def decide(shards: int, folder: Path) -> float:
 
 
 def main() -> None:
-    from tests.tiny import save_tiny_model
+    from tests.support.tiny import save_tiny_model
 
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
     with tempfile.TemporaryDirectory() as name:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from trainer import logprobs
+from trainer.scoring import logprobs
 
 POSITIONS, HIDDEN, VOCABULARY = 1000, 256, 50257
 REPEATS = 5

@@ -25,8 +25,8 @@ OPTIONS = {
 
 
 def work_of(folder: Path):
-    from data.sources import open_source
-    from negatives_gen.job import make_work
+    from data.sources.examples import open_source
+    from negatives_gen.job.job import make_work
 
     config = GenerateConfig(**OPTIONS, out=str(folder / "set"))
     source = open_source(config.dataset, config.task, config.split, config.limit)
@@ -35,8 +35,8 @@ def work_of(folder: Path):
 
 def stage_alone(name: str, folder: Path) -> None:
     """In a child process: one stage, over all shards; what it passes on lies in files."""
-    from negatives_gen.inputs import stage_inputs
-    from negatives_gen.stages import STAGES
+    from negatives_gen.job.actors import STAGES
+    from negatives_gen.job.inputs import stage_inputs
 
     config, source, work = work_of(folder)
     if name == "read":

@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from tests.benchmarks.dolly import DOLLY, MODEL
-from tests.kills import KilledJob, kill_actors, kill_drivers, log_of
-from tests.ray_cluster import RayCluster
+from tests.support.kills import KilledJob, kill_actors, kill_drivers, log_of
+from tests.support.ray_cluster import RayCluster
 
 KILLS = 3
 

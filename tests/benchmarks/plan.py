@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from negatives_gen.plan import Plan, PlanConfig, predict
+from negatives_gen.verbs.plan import Plan, PlanConfig, predict
 from tests.benchmarks.dolly import DOLLY, MODEL
 
 ROWS = 200

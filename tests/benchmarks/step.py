@@ -13,9 +13,9 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile
 
 from tests.benchmarks.training import BETA, ROW_TOKENS, make_groups, make_model
-from trainer.dataset import Collator, TrainingGroup
-from trainer.logprobs import candidate_logps, prepare_model
-from trainer.objectives import cpo_loss
+from trainer.groups.dataset import Collator, TrainingGroup
+from trainer.objectives.losses import cpo_loss
+from trainer.scoring.logprobs import candidate_logps, prepare_model
 
 SIZES = (512, 1024, 2048, 4096, 8192)
 

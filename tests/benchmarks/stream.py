@@ -32,9 +32,9 @@ DISTINCT = len(ROWS)
 
 def write_set(out: Path) -> None:
     """SHARDS shards of ROWS groups; a manifest whose hashes are those of no model."""
-    from data.prepare import prepare_groups
     from data.schema import Candidate
-    from data.sources import load_examples
+    from data.sources.examples import load_examples
+    from data.sources.prepare import prepare_groups
     from tests.benchmarks.dolly import DOLLY
 
     tokenizer = _gpt2_tokenizer()
@@ -68,7 +68,7 @@ def write_set(out: Path) -> None:
 
 
 def open_set(path: str) -> Any:
-    from trainer.dataset import ContrastiveGroups
+    from trainer.groups.dataset import ContrastiveGroups
 
     return ContrastiveGroups.of([NegativeSet(path)], "train")
 
@@ -83,8 +83,8 @@ def stream(path: str) -> dict[str, Any]:
     """In a child process: open, and go through an epoch as the trainer's data loader does."""
     from torch.utils.data import DataLoader
 
-    from trainer.dataset import Collator
-    from trainer.sampler import StepSampler
+    from trainer.groups.dataset import Collator
+    from trainer.groups.sampler import StepSampler
 
     open_set(path)  # what is imported by the first use is not the set's
     started = time.perf_counter()
@@ -113,8 +113,8 @@ def train(path: str) -> dict[str, Any]:
 
     from tests.benchmarks.training import BETA, step_times
     from trainer.arguments import PaperTrainingArguments
-    from trainer.dataset import Collator
-    from trainer.logprobs import prepare_model
+    from trainer.groups.dataset import Collator
+    from trainer.scoring.logprobs import prepare_model
     from trainer.trainer import ContrastiveTrainer
 
     waits: list[float] = []

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from tests.benchmarks.dolly import DOLLY, SHARED
-from trainer.dataset import Collator, PackedGroups, TrainingGroup
-from trainer.packing import Continuations, pad
+from trainer.groups.dataset import Collator, PackedGroups, TrainingGroup
+from trainer.scoring.packing import Continuations, pad
 
 K, STEP, STEPS, LONGEST, BETA = 12, 8, 3, 256, 5.0
 ROW_TOKENS = 1024
@@ -51,8 +51,8 @@ def make_model(kind: str, vocab_size: int = 50257) -> Any:
 
 def make_groups(count: int) -> list[TrainingGroup]:
     """Prompts and responses of Dolly; the negatives are responses of other rows."""
-    from data.prepare import prepare_groups
-    from data.sources import load_examples
+    from data.sources.examples import load_examples
+    from data.sources.prepare import prepare_groups
 
     tokenizer = _gpt2_tokenizer()
     examples = load_examples(DOLLY, "dolly", "train", 2 * count)
@@ -97,7 +97,7 @@ def step_times(trainer: Any) -> list[float]:
 
 def ours(kind: str, folder: str, vocab_size: int = 50257) -> dict[str, Any]:
     from trainer.arguments import PaperTrainingArguments
-    from trainer.logprobs import prepare_model
+    from trainer.scoring.logprobs import prepare_model
     from trainer.trainer import ContrastiveTrainer
 
     model, groups = make_model(kind, vocab_size), make_groups(STEP * STEPS)
@@ -151,7 +151,7 @@ def trl(kind: str, folder: str, sampler: str, batch: int) -> dict[str, Any]:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from trainer.dpo import PairTrainer, _pairs_of
+    from trainer.objectives.pairs import PairTrainer, _pairs_of
 
     model, groups = make_model(kind), make_groups(STEP * STEPS)
     pairs = Dataset.from_list([pair for group in groups for pair in _pairs_of(group)])
@@ -172,7 +172,7 @@ def padded(kind: str, _: str, per_pass: int) -> dict[str, Any]:
     """As an ordinary K-way trainer does it: padded rows, TRL's log-probabilities, the reference in the loop."""
     from trl.trainer.utils import selective_log_softmax
 
-    from trainer.objectives import cpo_loss
+    from trainer.objectives.losses import cpo_loss
 
     policy, reference, groups = make_model(kind), make_model(kind).eval(), make_groups(STEP * STEPS)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5)

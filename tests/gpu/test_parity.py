@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from data.shards import NegativeSet
-from tests.plain import plain_logps
-from tests.tiny import tiny_model
-from trainer.logprobs import candidate_logps, prepare_model
-from trainer.packing import Continuations, TokenBatch, pack
+from tests.support.plain import plain_logps
+from tests.support.tiny import tiny_model
+from trainer.scoring.logprobs import candidate_logps, prepare_model
+from trainer.scoring.packing import Continuations, TokenBatch, pack
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -40,7 +40,7 @@ def on_gpu(model: Any, dtype: torch.dtype) -> Any:
 
 def by_blocks_and_dense(model: Any) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
     """Log-probabilities and gradients, in this order; the model must have used FlexAttention for the first."""
-    from trainer import logprobs
+    from trainer.scoring import logprobs
 
     batch: TokenBatch = pack(GROUPS).to("cuda")
     found = []
@@ -91,8 +91,8 @@ def test_the_loss_starts_at_log_k(
     """Scorer and trainer in one dtype; transformers' Trainer, our trainer's step, no TRL."""
     from transformers import AutoModelForCausalLM, TrainingArguments
 
-    from tests.tiny import make_negative_set
-    from trainer.dataset import Collator, ContrastiveGroups
+    from tests.support.tiny import make_negative_set
+    from trainer.groups.dataset import Collator, ContrastiveGroups
     from trainer.trainer import ContrastiveTrainer
 
     make_negative_set(tmp_path / "set", reference, num_groups=16, num_negatives=3, dtype=dtype)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.logprobs import candidate_logps, layout, prepare_model
-from trainer.objectives import cpo_loss
-from trainer.packing import Continuations, TokenBatch, pad
+from trainer.objectives.losses import cpo_loss
+from trainer.scoring.logprobs import candidate_logps, layout, prepare_model
+from trainer.scoring.packing import Continuations, TokenBatch, pad
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

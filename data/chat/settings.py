@@ -1,0 +1,66 @@
+"""Options of a chat API, given as `--api.KEY VALUE` or `--judge.KEY VALUE`, checked before anything is asked."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from data.command.errors import UserError, did_you_mean
+from data.command.privacy import SECRET_OPTION
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+
+def known_options(group: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The given options over the defaults.
+
+    Args:
+        group: what the options are called, "api" for --api.KEY.
+
+    Raises:
+        UserError: an unknown key, or one that names a secret.
+    """
+    for key in given:
+        if key not in defaults and SECRET_OPTION.fullmatch(str(key)):
+            raise UserError(f"--{group}.{key} is not an option: the key comes from $OPENAI_API_KEY only.")
+        if key not in defaults:
+            raise UserError(
+                f"unknown option --{group}.{key}.{did_you_mean(str(key), defaults)} Known: {', '.join(defaults)}."
+            )
+    return {**defaults, **given}
+
+
+def check_chat_options(group: str, options: dict[str, Any]) -> None:
+    """Check, in place, what every chat API needs: base_url, temperature, max_tokens, concurrency, timeout, retries.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    options["base_url"] = _checked_url(group, options["base_url"])
+    if options["temperature"] is not None:  # some models refuse any
+        require_number(group, options, "temperature", 0)
+    require_number(group, options, "max_tokens", 1, whole=True)
+    require_number(group, options, "concurrency", 1, whole=True)
+    require_number(group, options, "timeout", 0.001)
+    require_number(group, options, "retries", 0, whole=True)
+
+
+def require_number(group: str, options: Mapping[str, Any], key: str, least: float, *, whole: bool = False) -> None:
+    """Raise UserError unless a value is a finite number, `least` or more."""
+    value = options[key]
+    kind = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < float("inf"):
+        spoken = "a whole number" if whole else "a number"
+        raise UserError(f"--{group}.{key} must be {spoken}, {least} or more, got {value!r}.")
+
+
+def _checked_url(group: str, url: Any) -> str:
+    """The address without user and password, which have no place in a manifest, and without a slash at its end."""
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise UserError(
+            f"--{group}.base_url must be an address such as http://localhost:8000/v1, with nothing behind it."
+        )
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")

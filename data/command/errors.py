@@ -1,0 +1,80 @@
+"""Errors for people: one clear line that says what is wrong, where, and what to do."""
+
+import difflib
+import functools
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterable
+
+from data.command.log import logs_json
+from data.command.privacy import scrub
+
+# Of every command: one goes on, another starts anew, and a third asks for --resume_from_checkpoint or another --out.
+INTERRUPTED = "interrupted; the same command goes on, starts anew or says what to do"
+
+
+class UserError(ValueError):
+    """Bad input. The message is a single line meant for the user, without a stack trace."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest known word, or "" if none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its class where it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def user_error_in(error: BaseException | None) -> UserError | None:
+    """Find the UserError that a framework (Ray, a thread pool) wrapped on its way to us.
+
+    Ray keeps the original exception in `.cause` and gives its wrapper the original's class too; `raise ... from`
+    keeps it in `__cause__`. An error that merely occurred while a UserError was handled (`__context__`) is an error
+    of its own.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, BaseException):
+            error = cause
+        elif isinstance(error, UserError):
+            return error
+        else:
+            error = error.__cause__
+    return None
+
+
+def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Make a command's main() print a UserError as one line on stderr and return exit code 2; of Ctrl+C 130.
+
+    Where the command logs JSON the line is a record of the log.
+    """
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv) or 0
+        except KeyboardInterrupt:  # not left to Python, or to the hook that torch puts in its place: they show a trace
+            _say(INTERRUPTED)
+            return 128 + signal.SIGINT
+        except Exception as error:
+            said = user_error_in(error)
+            if said is None:
+                raise
+            _say(str(said), "error: ")
+            return 2
+
+    return wrapped
+
+
+def _say(text: str, prefix: str = "") -> None:
+    line = " ".join(text.split())
+    if logs_json():
+        logging.getLogger(__name__).error(line)
+    else:
+        print(prefix + scrub(line), file=sys.stderr)

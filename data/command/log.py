@@ -1,0 +1,54 @@
+"""What the commands log: our own messages at INFO, the libraries' only from WARNING on; never a key or a home path."""
+
+import json
+import logging
+import os
+
+from data.command.privacy import scrub
+
+LIBRARIES = ("accelerate", "datasets", "filelock", "fsspec", "httpx", "httpx2", "matplotlib", "sentence_transformers")
+
+
+class ScrubbingFormatter(logging.Formatter):
+    """Formats a record and hides what must not be in a log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrub(super().format(record))
+
+
+class JSONFormatter(logging.Formatter):
+    """Makes a record one JSON object on one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": round(record.created, 3),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": scrub(record.getMessage()),
+        }
+        if record.exc_info:
+            line["exception"] = scrub(self.formatException(record.exc_info))
+        return json.dumps(line)
+
+
+def start_logging(log_format: str = "text") -> None:
+    """Log to stderr; called once by each command, not on import.
+
+    Args:
+        log_format: "text", or "json" for one JSON object a line, warnings of Python included, and no progress bars.
+    """
+    handler = logging.StreamHandler()
+    if log_format == "json":
+        handler.setFormatter(JSONFormatter())
+        logging.captureWarnings(True)
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
+    else:
+        handler.setFormatter(ScrubbingFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for library in LIBRARIES:
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def logs_json() -> bool:
+    """Whether this process logs JSON lines."""
+    return any(isinstance(handler.formatter, JSONFormatter) for handler in logging.getLogger().handlers)

@@ -1,0 +1,62 @@
+"""Examples in, groups without negatives and rejects out: every example becomes one or the other."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from data.command.errors import UserError
+from data.schema import Group, Reject
+from data.sources.encode import Encoded
+from data.sources.examples import Example, shown
+from data.sources.tasks import TASKS
+
+
+class Prepared(NamedTuple):
+    """Groups and rejects in the order of the examples, and how many of the groups hold a text that was cut."""
+
+    groups: list[Group]
+    rejects: list[Reject]
+    truncated: int
+
+
+def prepare_groups(examples: Sequence[Example], task: str, tokenizer: Any, max_length: int) -> Prepared:
+    """Tokenise examples into groups; every example becomes either a group or a reject with a reason.
+
+    Args:
+        task: that the examples were read with, a key of `data.sources.tasks.TASKS`.
+        tokenizer: transformers tokenizer with an EOS token.
+        max_length: the model's context in tokens; prefix + continuation must fit.
+
+    Raises:
+        UserError: the examples need a chat template and the tokenizer has none.
+    """
+    usable = [(e.prompt, e.response) for e in examples if e.problem is None]
+    encoded = iter(TASKS[task].encode(usable, tokenizer, max_length))
+    groups: list[Group] = []
+    rejects: list[Reject] = []
+    truncated = 0
+    for example in examples:
+        outcome = example.problem or next(encoded)
+        if isinstance(outcome, Encoded):
+            ids = outcome.prompt_ids, outcome.response_ids
+            texts = outcome.prompt, outcome.response
+            groups.append(Group(example.id, *texts, *ids, split=example.split, messages=outcome.messages))
+            truncated += outcome.truncated
+        else:
+            rejects.append(Reject(example.id, outcome[0], shown(outcome[1]), shown(example.prompt)))
+    return Prepared(groups, rejects, truncated)
+
+
+def require_groups(groups: Sequence[Group], rejects: Sequence[Reject], where: str) -> None:
+    """Raise UserError if nothing is left to work on, saying why the rows were rejected."""
+    if groups:
+        return
+    raise UserError(f"no usable row in {where}: {describe_rejects(rejects)}. Fix the data or choose other rows.")
+
+
+def describe_rejects(rejects: Sequence[Reject]) -> str:
+    """E.g. "3 rejected (2 empty response, 1 prompt too long: 1100 tokens, context 1024)"."""
+    counts = Counter(r.reason for r in rejects).most_common()
+    examples = {r.reason: r.detail for r in rejects}
+    parts = [f"{n} {reason}" + (f": {examples[reason]}" if examples[reason] else "") for reason, n in counts]
+    return f"{len(rejects)} rejected ({'; '.join(parts)})" if parts else "0 rejected"

@@ -1,0 +1,165 @@
+"""How a row of a data source becomes a prompt and a response: one small function per task.
+
+A prompt and a response are texts, or lists of messages ({"role", "content"}, TRL's conversational formats), which the
+tokenizer's chat template makes a text of.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from data.command.errors import UserError, did_you_mean
+from data.sources.encode import Encode, Problem, encode_continuations, encode_pairs
+
+if TYPE_CHECKING:
+    from data.schema import Group
+
+DOLLY_TEMPLATE = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n{context}### Response:\n"
+)
+DOLLY_CONTEXT = "Input:\n{context}\n\n"
+
+
+@dataclass(frozen=True)
+class Task:
+    """How rows are read.
+
+    Attributes:
+        columns: that a row must have.
+        read: row -> prompt and response, whatever the row holds; a column it lacks is None.
+        problem: prompt, response -> why they are unusable, seen without a tokenizer, or None.
+        encode: many usable ones -> tokens.
+        optional: columns that are used if they are there.
+        over_long: what happens to a row that does not fit into the longest length: "reject" or "truncate".
+        asked: prompt as a text -> the words of it that a person wrote.
+    """
+
+    columns: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], tuple[Any, Any]]
+    problem: Callable[[Any, Any], Problem | None]
+    encode: Encode
+    optional: tuple[str, ...] = ()
+    over_long: str = "reject"
+    asked: Callable[[str], str] = lambda prompt: prompt
+
+
+def dolly(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    """databricks-dolly-15k with Databricks' own prompt template; the context follows the instruction."""
+    instruction, context, response = row.get("instruction"), row.get("context"), row.get("response")
+    if not isinstance(instruction, str):
+        return instruction, response
+    if not instruction.strip():
+        return "", response
+    context = DOLLY_CONTEXT.format(context=context.strip()) if isinstance(context, str) and context.strip() else ""
+    return (
+        DOLLY_TEMPLATE.format(instruction=instruction.strip(), context=context),
+        response.strip() if isinstance(response, str) else response,
+    )
+
+
+def asked_in_dolly(prompt: str) -> str:
+    """The instruction of a prompt that `dolly` wrote, and below it the context, if there is one."""
+    before, between, after = re.split(r"\{\w+\}", DOLLY_TEMPLATE)
+    label = DOLLY_CONTEXT.partition("{")[0]
+    return prompt.removeprefix(before).removesuffix(between + after).replace(between + label, between, 1)
+
+
+def prompt_completion(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    """TRL's prompt-completion format, taken as it is: two texts, or two lists of messages."""
+    return _messages(row.get("prompt")), _messages(row.get("completion"))
+
+
+def conversational(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    """TRL's conversational language modeling: the last message is the response."""
+    messages = _messages(row.get("messages"))
+    return (messages[:-1], messages[-1:]) if isinstance(messages, list) else (messages, None)
+
+
+def continuation(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Any text, to be cut into prompt and response where it is tokenised."""
+    return row.get("text"), ""
+
+
+def pair_problem(prompt: Any, response: Any) -> Problem | None:
+    """What is wrong with a prompt and a response: two texts or two lists of messages."""
+    return (chat_problem if isinstance(prompt, list) else text_problem)(prompt, response)
+
+
+def text_problem(prompt: Any, response: Any) -> Problem | None:
+    """What is wrong with a prompt and a response that must be texts."""
+    return _text_problem("prompt", prompt) or _text_problem("response", response)
+
+
+def chat_problem(prompt: Any, response: Any) -> Problem | None:
+    """What is wrong with two lists of messages, of which the response must be one message of the assistant."""
+    problem = _messages_problem("prompt", prompt) or _messages_problem("response", response)
+    if problem:
+        return problem
+    roles = ", ".join(message["role"] for message in response)
+    return None if roles == "assistant" else ("response is not one assistant message", f"its roles: {roles[:200]}")
+
+
+def _messages_problem(name: str, messages: Any) -> Problem | None:
+    if not isinstance(messages, list):
+        return f"{name} is not a list of messages", f"it is {type(messages).__name__}"
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict) or not isinstance(message["role"], str) or not message["role"].strip():
+            return "malformed message", f"message {number} of the {name} has no role"
+        for part in ("role", "content"):
+            problem = _text_problem(name, message[part])
+            # An empty system prompt, or an empty turn, is nothing unusual.
+            if problem and not problem[0].startswith("empty"):
+                return problem[0], f"{part} of message {number}: {problem[1]}"
+    return None if any(message["content"].strip() for message in messages) else (f"empty {name}", "")
+
+
+def _text_problem(name: str, text: Any) -> Problem | None:
+    if not isinstance(text, str):
+        return f"{name} is not text", f"it is {type(text).__name__}"
+    if not text.strip():
+        return f"empty {name}", ""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"{name} is not valid Unicode", error.reason
+    return None
+
+
+def _messages(value: Any) -> Any:
+    """Role and content of each message, so that a file and a table of many more columns give the same."""
+    if not isinstance(value, list):
+        return value
+    return [{"role": m.get("role"), "content": m.get("content")} if isinstance(m, dict) else m for m in value]
+
+
+TASKS: dict[str, Task] = {
+    "dolly": Task(
+        ("instruction", "response"), dolly, text_problem, encode_pairs, optional=("context",), asked=asked_in_dolly
+    ),
+    "prompt-completion": Task(("prompt", "completion"), prompt_completion, pair_problem, encode_pairs),
+    "conversational": Task(("messages",), conversational, chat_problem, encode_pairs),
+    "continuation": Task(
+        ("text",),
+        continuation,
+        lambda text, _: _text_problem("text", text),
+        encode_continuations,
+        over_long="truncate",
+    ),
+}
+
+
+def query(group: "Group", task: str) -> str:
+    """What a person asked: without a prompt template or a chat template, roles only where there are more messages."""
+    if group.messages is None:
+        return TASKS[task].asked(group.prompt)
+    if len(group.messages) == 1:
+        return group.messages[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in group.messages)
+
+
+def check_task(task: str) -> None:
+    """Raise UserError for a task that does not exist."""
+    if task not in TASKS:
+        raise UserError(f"unknown task '{task}'.{did_you_mean(task, TASKS)} Known tasks: {', '.join(TASKS)}.")

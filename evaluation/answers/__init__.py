@@ -1,0 +1,1 @@
+"""Checkpoints, prompts and the answers that are kept."""

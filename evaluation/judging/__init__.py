@@ -1,0 +1,1 @@
+"""Who wins: judges and their verdicts."""

@@ -1,0 +1,88 @@
+"""A local reward model as judge: the answer with the greater reward wins."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from data.command.errors import UserError
+from data.models import model_directory
+from evaluation.answers.cache import Store, hash_of
+from evaluation.answers.weights import identify_weights, settings_hash
+from evaluation.judging.chat_judge import SAME, Comparison, Outcome
+from negatives_gen.models.reward_model import RewardModel
+
+OPTION = "--judge.reward_model"
+NO_CODE = " A judge runs no code of a model."
+# A text's reward differs in its last float32 digits between two batches: that is no preference.
+ROUNDING = 1e-4
+
+# What `RewardModel.written` takes: a prompt, an answer, and the prompt as messages for a chat template.
+Asked = tuple[str, str, list[dict[str, str]]]
+
+
+class RewardJudge:
+    """Scores each answer by itself, so there are no orders and nothing to flip.
+
+    A model with a chat template sees the messages of a chat, or what a person asked as one; another one sees the prompt
+    that the compared models were given, and the answer behind it.
+
+    The model is loaded when there is something to judge.
+
+    Args:
+        model: directory or hub id of a sequence-classification model with one label.
+        store: keeps the rewards.
+
+    Raises:
+        UserError: it cannot be reached or, in `judge`, not loaded.
+    """
+
+    def __init__(self, model: str, store: Store):
+        self.name, self.store = model, store
+        try:
+            self.weights = identify_weights(model, store)
+        except UserError as error:
+            raise UserError(f"{OPTION} '{model}' cannot be used: {error}") from error
+        self.model: RewardModel | None = None
+
+    def identity(self) -> dict[str, Any]:
+        return {"reward_model": self.name, **self.weights}
+
+    def spent(self) -> dict[str, Any]:
+        return {}
+
+    def judge(self, comparisons: Sequence[Comparison]) -> list[Outcome]:
+        different = [c.answer.strip() != c.other.strip() for c in comparisons]
+        if not any(different):
+            return [SAME] * len(comparisons)
+        asked = [
+            (c.prompt or c.query, text, c.messages or [{"role": "user", "content": c.query}])
+            for c in itertools.compress(comparisons, different)
+            for text in (c.answer, c.other)
+        ]
+        key = {
+            **self.weights,
+            "settings_sha256": settings_hash(model_directory(self.name)),
+            "asked_sha256": hash_of({"asked": asked}),
+        }
+        table = self.store.get_or_make("rewards", key, lambda: pa.table({"reward": self._rewards(asked)}))
+        rewards = table["reward"].to_pylist()
+        outcomes = map(_outcome, rewards[::2], rewards[1::2])
+        return [next(outcomes) if differ else SAME for differ in different]
+
+    def _rewards(self, asked: Sequence[Asked]) -> list[float]:
+        self.model = model = self.model or RewardModel(self.name, OPTION, custom_code=NO_CODE)
+        written = [model.written(*one) for one in asked]
+        unique = list(dict.fromkeys(written))
+        rewards = dict(zip(unique, model.rewards(unique), strict=True))
+        return [rewards[text] for text in written]
+
+
+def _outcome(answer: float, other: float) -> Outcome:
+    if not (math.isfinite(answer) and math.isfinite(other)):
+        return Outcome(None, reason=f"a reward is no number: {answer} and {other}")
+    if abs(answer - other) <= ROUNDING:
+        return Outcome(0.5, reason="the rewards are the same")
+    return Outcome(float(answer > other))

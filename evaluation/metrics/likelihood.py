@@ -1,0 +1,251 @@
+"""How likely answers are under a second, stronger model P^, which stands in for the truth (ACL section 4.4).
+
+log Q(y|x) of a reverse KL is the engine's own log-probability of what it drew (`Sample.logp`): that is the very
+distribution of the draw, of which another implementation's score differs by rounding.
+"""
+
+import dataclasses
+import functools
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from data.command.errors import UserError, first_line
+from data.models import check_model, context_length, load_tokenizer
+from data.schema import Group
+from data.sources.encode import Encoded, encode_pairs, leading_ids, special_ids
+from evaluation.answers.cache import Store, hash_of
+from evaluation.answers.generations import GenerationSet, identify_model
+from evaluation.answers.weights import kept_tokenizer_hash, tokenizer_settings
+from negatives_gen.models.engine import Sample
+
+KIND = "likelihoods"
+SCHEMA = pa.schema([("id", pa.string()), ("logp", pa.float64()), ("tokens", pa.int32()), ("problem", pa.string())])
+
+# How prompt and answer become the second model's tokens where it reads them as text; part of the key.
+READING = "jointly"
+
+# Token ids of a prompt and of an answer.
+Pair = tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """Of the answers of a generation set under a second model, in their order.
+
+    Attributes:
+        by: "ids": the models share a tokenizer, and the very tokens were scored; "text": the second model's tokenizer
+            read prompt and answer as text.
+        logps: log P^(y|x) in nats, summed over the answer's tokens; None where it could not be scored.
+        tokens: |y|, how many these are: with EOS if the answer ended by itself; by "text" as `_split` counts them.
+        problems: why an answer could not be scored, in few words; "" where it was.
+    """
+
+    by: str
+    logps: list[float | None]
+    tokens: list[int]
+    problems: list[str]
+
+    def unscored(self, kept: Sequence[int]) -> dict[str, int]:
+        """Reason -> number of the kept answers that could not be scored for it, the most frequent first."""
+        return dict(Counter(self.problems[i] for i in kept if self.problems[i]).most_common())
+
+
+class SecondModel:
+    """A model that scores other models' answers; model and tokenizer are loaded when there is something to score.
+
+    Args:
+        path: directory of the model.
+        dtype: that it computes in.
+        store: remembers the hashes of its weights and of its tokenizer.
+
+    Raises:
+        UserError: it is no model, or (when they are loaded) transformers cannot load model or tokenizer.
+    """
+
+    def __init__(self, path: str, *, dtype: str = "float32", store: Store | None = None):
+        self.directory = str(check_model(path))
+        self.path, self.dtype = path, dtype
+        self.context = context_length(path)
+        self.identity = identify_model(path, kept_tokenizer_hash(path, store), store)
+
+    def describe(self) -> dict[str, str]:
+        """For the record."""
+        return {"name": self.path, **self.identity, "dtype": self.dtype}
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """As transformers loads it."""
+        return load_tokenizer(self.path)
+
+    @functools.cached_property
+    def scorer(self) -> Any:
+        """A `trainer.scoring.logprobs.Scorer`."""
+        from trainer.scoring.logprobs import Scorer
+
+        try:
+            return Scorer.load(self.directory, dtype=self.dtype)
+        except Exception as error:  # transformers and a model's own code raise a dozen unrelated classes
+            raise UserError(f"transformers cannot load the second model '{self.path}': {first_line(error)}") from error
+
+
+def second_model_logps(
+    store: Store,
+    generations: GenerationSet,
+    groups: Sequence[Group],
+    second: SecondModel,
+    continued_by: str | None = None,
+) -> Likelihoods:
+    """Score the answers of a generation set with a second model, or take the scores from the store.
+
+    An answer is left out, and counted, if with its prompt it does not fit into the second model's context, if it has
+    no tokens, if none of the prompt's tokens is left before it, or if prompt or answer spells one of the second model's
+    special tokens.
+
+    Args:
+        groups: those that the answers are to.
+        continued_by: path of the model that answered, where a prompt and what follows it were tokenised as one text
+            (task `continuation`): how an answer reads, only its tokenizer can tell, from prompt and answer together.
+            None where answers were tokenised by themselves.
+
+    Raises:
+        UserError: the second model cannot be loaded, or can score none of the answers.
+    """
+    key = {"generations": generations.hash, "second_model": second.identity, "dtype": second.dtype}
+    if generations.key["model"]["tokenizer_sha256"] == second.identity["tokenizer_sha256"]:
+        by, sequences = "ids", [(g.prompt_ids, s.ids) for g, s in zip(groups, generations.samples, strict=True)]
+        key |= {"by": by, "sequences_sha256": hash_of({"sequences": sequences})}
+        table = store.get_or_make(KIND, key, lambda: _score(generations.ids, sequences, second))
+    else:
+        by = "text"
+        # All that the tokens follow from: a finished evaluation then loads no tokenizer.
+        prompts = [[g.prompt, g.messages] for g in groups]
+        samples = [dataclasses.astuple(sample) for sample in generations.samples]
+        read = {"reading": READING, "continued": continued_by is not None, "tokenizer": tokenizer_settings(second.path)}
+        key |= {"by": by, **read, "texts_sha256": hash_of({"prompts": prompts, "samples": samples})}
+
+        def make() -> pa.Table:
+            samples = generations.samples
+            if continued_by is not None:
+                samples = _read_behind_prompts(groups, samples, load_tokenizer(continued_by))
+            return _score(generations.ids, _read_as_text(groups, samples, second.tokenizer), second)
+
+        table = store.get_or_make(KIND, key, make)
+    found = Likelihoods(by, *(table[name].to_pylist() for name in ("logp", "tokens", "problem")))
+    if all(logp is None for logp in found.logps):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in found.unscored(range(len(found.problems))).items())
+        raise UserError(
+            f"the second model '{second.path}' can score none of {len(found.logps)} answers: {reasons}. Use another."
+        )
+    return found
+
+
+def reverse_kl(log_q: Sequence[float], log_p: Sequence[float | None]) -> list[float | None]:
+    """One draw of the reverse KL divergence per prompt, in nats; their mean is the estimate (ACL eq. 9).
+
+    Args:
+        log_q: log Q(y|x) in nats of answers drawn from Q itself: decoding "sample", nothing cut off.
+        log_p: log P^(y|x) in nats; None where there is none, and then none here.
+    """
+    return [None if p is None else q - p for q, p in zip(log_q, log_p, strict=True)]
+
+
+def length_normalised_nll(log_p: Sequence[float | None], tokens: Sequence[int]) -> list[float | None]:
+    """-log P^(y|x) / |y| of each answer, in nats per token; their mean is the measure (ACL eq. 10).
+
+    Args:
+        log_p: log P^(y|x) in nats; None where there is none, and then none here.
+        tokens: |y|, of the answer under P^.
+    """
+    return [None if p is None else -p / n for p, n in zip(log_p, tokens, strict=True)]
+
+
+def _read_behind_prompts(groups: Sequence[Group], samples: Sequence[Sample], tokenizer: Any) -> list[Sample]:
+    """The samples with their texts as they read behind their prompts.
+
+    Decoded by itself, an answer loses its leading space if the tokenizer marks the beginnings of words (SentencePiece).
+    """
+    decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
+    found = []
+    for group, sample in zip(groups, samples, strict=True):
+        before, whole = decode(group.prompt_ids), decode([*group.prompt_ids, *sample.ids])
+        # Not so where the cut is in the middle of a character, which then is none in either part.
+        found.append(dataclasses.replace(sample, text=whole[len(before) :]) if whole.startswith(before) else sample)
+    return found
+
+
+def _read_as_text(groups: Sequence[Group], samples: Sequence[Sample], tokenizer: Any) -> list[Pair | str]:
+    """Prompt and answer as the second model's tokens, or why there are none.
+
+    A prompt is written as that of a data set is for the second model: a text behind its BOS, a chat by its chat
+    template. That needs a response, which does not change the prompt. The answer follows directly.
+    """
+    pairs = [(g.messages, [{"role": "assistant", "content": "a"}]) if g.messages else (g.prompt, "a") for g in groups]
+    encoded = encode_pairs(pairs, tokenizer, sys.maxsize)
+    prompts = [prompt.prompt if isinstance(prompt, Encoded) else "" for prompt in encoded]
+    wholes = [prompt + sample.text for prompt, sample in zip(prompts, samples, strict=True)]
+    prompt_ids, whole_ids = (tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (prompts, wholes))
+    special, bos = special_ids(tokenizer), leading_ids(tokenizer)
+    sequences: list[Pair | str] = []
+    for group, sample, prompt, *ids in zip(groups, samples, encoded, prompt_ids, whole_ids, strict=True):
+        context, answer = _split(*ids)
+        end = [tokenizer.eos_token_id] if sample.finish_reason == "stop" else []
+        before = context if group.messages else [*bos, *context]
+        if not isinstance(prompt, Encoded):
+            sequences.append(prompt[0])
+        elif special.intersection(answer):
+            sequences.append("special token in answer")
+        elif not before:
+            sequences.append("no token of the prompt before the answer")
+        else:
+            sequences.append((before, [*answer, *end]))
+    return sequences
+
+
+def _split(prompt: list[int], whole: list[int]) -> Pair:
+    """The tokens of prompt and answer together, split in two.
+
+    Tokenised by itself, an answer would be another text: SentencePiece puts a space before it, and what continues a
+    word would begin one. The answer's tokens are those from the first that the prompt alone does not have. Where the
+    prompt ends with a token of its own, these spell the answer, and their log-probability is log P^(prompt + answer) -
+    log P^(prompt). Else the token at the boundary spells the prompt's end as well, and is charged to the answer: the
+    same for all models that continue the prompt alike, and never more than the probability of something certain, as
+    the difference may be.
+
+    Args:
+        prompt, whole: ids of the prompt alone, and of prompt and answer.
+    """
+    pairs = zip(prompt, whole, strict=False)
+    shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(prompt), len(whole)))
+    return whole[:shared], whole[shared:]
+
+
+def _score(ids: Sequence[str], sequences: Sequence[Pair | str], second: SecondModel) -> pa.Table:
+    from trainer.scoring.packing import Continuations
+
+    problems = [_problem(sequence, second.context) for sequence in sequences]
+    fitting = {i: pair for i, pair in enumerate(sequences) if not isinstance(pair, str) and not problems[i]}
+    logps: list[float | None] = [None] * len(sequences)
+    if fitting:
+        scores = second.scorer.score([Continuations(prompt, [answer]) for prompt, answer in fitting.values()])
+        for i, (logp,) in zip(fitting, scores, strict=True):
+            if math.isfinite(logp):
+                logps[i] = logp
+            else:
+                problems[i] = "log-probability not finite"
+    tokens = [0 if isinstance(sequence, str) else len(sequence[1]) for sequence in sequences]
+    return pa.table([ids, logps, tokens, problems], schema=SCHEMA)
+
+
+def _problem(sequence: Pair | str, context: int) -> str:
+    if isinstance(sequence, str):
+        return sequence
+    prompt, answer = sequence
+    if not answer:
+        return "no tokens"
+    return "longer than the second model's context" if len(prompt) + len(answer) > context else ""

@@ -1,0 +1,47 @@
+"""The sweep over alpha as points of a curve."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.metrics.statistics import Measurement
+from evaluation.report.files import measurement
+
+ENSEMBLE = re.compile(r"alpha-(\d+(?:\.\d+)?(?:e-\d+)?)")
+# Metrics that are drawn over alpha, where they were measured.
+CURVES = ("win_rate", "reverse_kl", "correct", "nll", "similarity", "mauve")
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was measured of the ensemble of one alpha."""
+
+    alpha: float
+    measurement: Measurement
+
+
+def validation(job: Mapping[str, Any]) -> list[Point]:
+    """The ensembles on the prompts that alpha is chosen on, in order of alpha; win rates against the ground truth."""
+    sweep = job.get("sweep") or {}
+    found = [m if isinstance(m, Measurement) else measurement(m) for m in sweep.get("validation") or []]
+    points = [Point(alpha, m) for m in found if (alpha := alpha_of(m.model)) is not None and m.against in ("", "truth")]
+    return sorted(points, key=lambda point: point.alpha)
+
+
+def alpha_of(model: str | float | None) -> float | None:
+    """Of an ensemble's name, "alpha-0.5", or the number itself; None for any other model."""
+    if isinstance(model, int | float):
+        return float(model)
+    name = ENSEMBLE.fullmatch(model or "")
+    return float(name[1]) if name else None
+
+
+def proposal(job: Mapping[str, Any]) -> str:
+    """One sentence; "" without a sweep or a proposal."""
+    sweep = job.get("sweep") or {}
+    alpha = alpha_of(sweep.get("proposed"))
+    if alpha is None:
+        return ""
+    by = f" by {sweep['metric'].replace('_', ' ')}" if sweep.get("metric") else ""
+    return f"Proposed: alpha = {alpha:g},{by} on the validation prompts, which are in no other table."

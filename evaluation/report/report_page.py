@@ -1,0 +1,105 @@
+"""report.html: one file that holds its data, its looks, its plots and its script, and needs no network.
+
+Jinja2 escapes what is put into the markup. Texts of samples are never made part of it: they lie in a JSON block, and
+the script puts them in as text nodes. The page's own policy lets no script run but that one, and loads nothing.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from evaluation.report.columns import Cell
+from evaluation.report.described import models, setup, summary, versions
+from evaluation.report.markdown import ERROR_MEANING
+from evaluation.report.plots import Panel, for_dark_page, svg
+from evaluation.report.proposal import proposal
+from evaluation.report.results import AnswerRow, Results, SampleRow
+from evaluation.report.tables import Table, meanings, opponent
+
+MINUS = "\u2212"
+
+
+def page(results: Results, tables: Sequence[Table], notes: Sequence[str], plots: Sequence[Sequence[Panel]]) -> str:
+    """The page.
+
+    Args:
+        tables: of the results.
+        notes: in the order in which they are to be read.
+        plots: figures, as panels.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    style, script = _asset("report_page.css"), _asset("report_page.js")
+    return environment.from_string(_asset("report_page.html")).render(
+        # Ours, so no text to escape; the policy names both by their hashes.
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_source_hash(style),
+        script_hash=_source_hash(script),
+        summary=summary(results.job),
+        tables=tables,
+        number=_number,
+        figures=[_figure(panel) for panels in plots for panel in panels],
+        proposal=proposal(results.job),
+        meanings=meanings(tables),
+        error_meaning=ERROR_MEANING,
+        notes=notes,
+        models=models(results.job),
+        setup=setup(results.job),
+        versions=versions(results.environment),
+        samples=[_sample(row) for row in results.samples],
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("evaluation.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _source_hash(text: str) -> str:
+    """As a Content-Security-Policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _figure(panel: Panel) -> dict[str, str]:
+    """A plot for light pages and for dark ones."""
+    light = svg([panel])
+    drawn = {"light": light, "dark": for_dark_page(light)}
+    return {"alt": panel.alt, **{name: base64.b64encode(image).decode() for name, image in drawn.items()}}
+
+
+def _number(cell: Cell) -> Cell:
+    """With the typographer's minus."""
+    return Cell(cell.value.replace("-", MINUS), cell.error)
+
+
+def _sample(row: SampleRow) -> dict[str, Any]:
+    """A prompt with its answers; one that was judged against several opponents is there once, with all outcomes."""
+    answers: dict[tuple[str, str], dict[str, Any]] = {}
+    for answer in row.answers:
+        entry = answers.setdefault(
+            (answer.model, answer.decoding),
+            {
+                "model": answer.model,
+                "decoding": answer.decoding,
+                "text": answer.text,
+                "tokens": answer.tokens,
+                "cut": answer.finish_reason == "length",
+                "correct": answer.correct,
+                "outcomes": [],
+            },
+        )
+        if answer.against:
+            entry["outcomes"].append(_outcome(answer))
+    return {"id": row.id, "prompt": row.prompt, "truth": row.truth, "answers": list(answers.values())}
+
+
+def _outcome(answer: AnswerRow) -> dict[str, Any]:
+    """How it came out: "win", "loss", "tie", "flip" (a tie that came from the order), or "none"."""
+    verdicts = "".join(answer.verdicts)
+    kind = {1.0: "win", 0.0: "loss", None: "none"}.get(answer.score, "flip" if verdicts in ("AA", "BB") else "tie")
+    return {"against": opponent(answer.against), "kind": kind, "verdicts": verdicts, "reason": answer.reason}

@@ -1,0 +1,1 @@
+"""The job that makes a negative set: staging, Ray Data's pipeline, progress."""

@@ -1,0 +1,187 @@
+"""The stages that Ray Data runs as actors: sample, ask, score. A row is the number of a shard, then the whole shard."""
+
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from data.command.errors import UserError
+from data.models import load_tokenizer
+from data.shards import NegativeSetWriter
+from negatives_gen.job.inputs import Shard, ShardSource
+from negatives_gen.models.engine import Engine
+from negatives_gen.models.loading import loading
+from negatives_gen.signals import Signal, SignalOptions, load_signals
+from negatives_gen.strategies import load_strategy
+from negatives_gen.strategies.base import ASK, SAMPLE, SCORE, Tools
+
+
+def load_scorer(model: str, *, dtype: str, trust_remote_code: bool) -> Any:
+    """The reference model as a `trainer.scoring.logprobs.Scorer`. Raises UserError if transformers cannot load it."""
+    from trainer.scoring.logprobs import Scorer
+
+    with loading(f"'{model}'"):
+        return Scorer.load(model, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+@dataclass(frozen=True)
+class Components:
+    """The heavy parts; another engine, or a stub with a fault or a scale this machine lacks, takes their place here."""
+
+    engine: Callable[..., Any] = Engine
+    scorer: Callable[..., Any] = load_scorer
+    signals: Callable[[list[str], SignalOptions], list[Signal]] = load_signals
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that the stages need to know, sent to every actor once.
+
+    Attributes:
+        model: directory of the reference model.
+        task: see `Tools`.
+        strategies: those that have negatives to make, with their settings.
+        signals: names of the ranking signals.
+        context: longest prefix + continuation in tokens.
+    """
+
+    model: str
+    task: str
+    source: ShardSource
+    strategies: dict[str, dict[str, Any]]
+    signals: list[str]
+    signal_options: SignalOptions
+    writer: NegativeSetWriter
+    context: int
+    seed: int
+    dtype: str
+    engine_options: dict[str, Any]
+    trust_remote_code: bool = False
+    components: Components = field(default_factory=Components)
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages that there is work for, in their order; the last one scores and writes."""
+        needed = {load_strategy(name).stage for name in self.strategies}
+        return [stage for stage in (SAMPLE, ASK) if stage in needed] + [SCORE]
+
+
+class Stage:
+    """An actor of the pipeline whose UserErrors reach the driver as rows with an `error`, its other errors as raised.
+
+    Two habits of Ray Data make this necessary: it restarts an actor whose constructor raises, without end and without
+    a word to the driver; and what a row raises comes with pages of its own stack trace.
+    """
+
+    name: str
+    failure: Exception | None = None
+
+    def __init__(self, work: Work):
+        self.work = work
+        try:
+            tokenizer = load_tokenizer(work.model, work.trust_remote_code)
+            self.tools = Tools(work.seed, work.context, tokenizer, work.task, **self.lend())
+        except Exception as error:
+            self.failure = error
+
+    def lend(self) -> dict[str, Any]:
+        """Load what the stage lends to its strategies, once per actor."""
+        return {}
+
+    def finish(self, index: int, shard: Shard) -> dict[str, Any]:
+        """Pass the shard on, once the stage's strategies have run."""
+        return {"payload": pickle.dumps(shard)}
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["error"]:
+            return row
+        try:
+            if self.failure is not None:
+                raise self.failure
+            shard = pickle.loads(row["payload"]) if row["payload"] else self.work.source.load(row["shard"])
+            self._make_negatives(shard)
+            return {"shard": row["shard"], "error": "", "payload": b"", **self.finish(row["shard"], shard)}
+        except UserError as error:
+            return {"shard": row["shard"], "error": str(error), "payload": b""}
+
+    def _make_negatives(self, shard: Shard) -> None:
+        for name, settings in self.work.strategies.items():
+            strategy = load_strategy(name)
+            if strategy.stage == self.name:
+                started = time.perf_counter()
+                short = strategy.add(shard.tried_by(strategy), shard.pool, settings, self.tools)
+                shard.set_aside(name, short)
+                shard.seconds[name] = time.perf_counter() - started
+
+
+class SampleStage(Stage):
+    """With an engine, for strategies that sample from the reference model."""
+
+    name = SAMPLE
+
+    def lend(self) -> dict[str, Any]:
+        work = self.work
+        options = {"trust_remote_code": True, **work.engine_options} if work.trust_remote_code else work.engine_options
+        return {"sampler": work.components.engine(work.model, seed=work.seed, options=options)}
+
+
+class AskStage(Stage):
+    """With no model of ours, for strategies that wait for an API."""
+
+    name = ASK
+
+
+class ScoreStage(Stage):
+    """The other strategies, reference log-probabilities and ranking signals; then the shard is written."""
+
+    name = SCORE
+
+    def lend(self) -> dict[str, Any]:
+        work = self.work
+        self.scorer = work.components.scorer(work.model, dtype=work.dtype, trust_remote_code=work.trust_remote_code)
+        self.signals = work.components.signals(work.signals, work.signal_options)
+        return {"predictor": self.scorer}
+
+    def finish(self, index: int, shard: Shard) -> dict[str, Any]:
+        for group in shard.groups:
+            group.negatives.sort(key=lambda c: c.strategy)  # stable: within a strategy as they were made
+        started = time.perf_counter()
+        self._score(shard)
+        shard.seconds["score"] = time.perf_counter() - started
+        for signal in self.signals:
+            started = time.perf_counter()
+            signal.add(shard.groups)
+            shard.seconds[signal.name] = time.perf_counter() - started
+        record = self.work.writer.write_shard(
+            index,
+            shard.groups,
+            shard.rejects,
+            seconds=shard.seconds,
+            attention_path=self.scorer.path,
+            truncated=shard.truncated,
+        )
+        return {"rows": record.rows, "rejected": record.rows_rejected, "tokens": record.tokens["negatives"]}
+
+    def _score(self, shard: Shard) -> None:
+        """Reference log-probabilities of every continuation that lacks one."""
+        from trainer.scoring.packing import Continuations
+
+        wanting = []
+        for group in shard.groups:
+            candidates = [c for c in group.negatives if c.reference_logp is None]
+            truth = [group] if group.reference_logp is None else []
+            if truth or candidates:
+                wanting.append((group, truth + candidates))
+        scores = self.scorer.score(
+            [
+                Continuations(group.prompt_ids, [c.response_ids if c is group else c.ids for c in continuations])
+                for group, continuations in wanting
+            ]
+        )
+        for (_, continuations), logps in zip(wanting, scores, strict=True):
+            for continuation, logp in zip(continuations, logps, strict=True):
+                continuation.reference_logp = logp
+
+
+STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (SampleStage, AskStage, ScoreStage)}

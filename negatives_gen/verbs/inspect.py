@@ -1,0 +1,156 @@
+"""`python -m negatives_gen inspect DIR`: groups side by side, in the terminal or as an HTML page."""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from data.command.errors import UserError, did_you_mean, exit_on_user_error
+from data.command.options import describe_options, load_config, option, resolve_path
+from data.schema import Group
+from data.shards import NegativeSet
+from data.storage import Folder
+from negatives_gen.verbs.group_page import page
+from negatives_gen.verbs.reading import check_split, console, count_groups, find_group, groups_of, printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+HELP = """usage: python -m negatives_gen inspect DIR [--row ID] [--limit N] [--html FILE]
+
+Show groups of a negative set: prompt, ground truth and negatives with strategy, similarity, rank and the reference
+model's log-probability. The rank is derived: the ground truth has 0, then falling similarity of one signal. With
+--html a page to look through, search, filter and sort; it is one file that needs no network.
+
+options:
+{options}
+"""
+
+LIMIT = 3
+HTML_LIMIT = 200
+ID_DIGITS = 12
+
+
+@dataclass
+class InspectConfig:
+    """What to show, and where."""
+
+    row: str | None = option(None, "show the one group whose id begins so")
+    limit: int | None = option(None, f"groups to show, at most (default: {LIMIT}, in a page {HTML_LIMIT})")
+    split: str = option("all", "train, test or all")
+    rank_by: str | None = option(None, "ranking signal that decides the rank (default: the set's first)")
+    html: str | None = option(None, "write a page to this file instead of printing")
+
+    def check(self) -> None:
+        check_split(self.split)
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit must be at least 1, got {self.limit}.")
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(HELP.format(options=describe_options(InspectConfig)))
+        return
+    if not argv or argv[0].startswith("-"):
+        raise UserError("python -m negatives_gen inspect needs the negative set: inspect DIR [--row ID] ...")
+    inspect(argv[0], load_config(InspectConfig, argv[1:], command="python -m negatives_gen inspect"))
+
+
+def inspect(path: str, config: InspectConfig) -> None:
+    """Print groups, or write them to a page.
+
+    Raises:
+        UserError: no such set, row, split or signal, or the page cannot be written.
+    """
+    config.check()
+    negatives = NegativeSet(resolve_path(path))
+    signal = _signal(negatives, config.rank_by)
+    if config.row is not None:
+        groups = [find_group(negatives, config.row)]
+    else:
+        limit = config.limit or (HTML_LIMIT if config.html else LIMIT)
+        groups = list(islice(groups_of(negatives, config.split), limit))
+    if config.html:
+        total = count_groups(negatives, config.split)
+        _write(config.html, page(path, groups, negatives.signals, signal, total, config.split))
+        print(f"{config.html}: {len(groups)} of {total} groups")
+        return
+    out = console()
+    for group in groups:
+        out.print(*group_view(group, negatives.signals, signal), sep="\n")
+    shown = f"{len(groups)} of {len(negatives)} groups"
+    out.print(
+        f"{shown if config.split == 'all' else f'{len(groups)} groups of split {config.split}'}, ranked by {signal}"
+    )
+
+
+def ranks(group: Group, signal: str) -> list[int]:
+    """Ranks of the negatives, 1 = most similar; the ground truth has 0. Ties keep the order, nan counts as lowest."""
+
+    def key(position: int) -> float:
+        similarity = group.negatives[position].similarity.get(signal)
+        return -sys.float_info.max if similarity is None or math.isnan(similarity) else similarity
+
+    order = sorted(range(len(group.negatives)), key=key, reverse=True)  # stable in reverse too
+    rank_of = {position: rank for rank, position in enumerate(order, start=1)}
+    return [rank_of[position] for position in range(len(group.negatives))]
+
+
+def group_view(group: Group, signals: Sequence[str], rank_by: str) -> "Sequence[RenderableType]":
+    """A group for the terminal: its id, its prompt, and a table of ground truth and negatives in the order of rank."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, expand=True, show_lines=True, pad_edge=False)
+    for name in ("rank", "who"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("continuation", ratio=1, overflow="fold")
+    for name in ("similarity", "reference, length"):
+        table.add_column(name, justify="right", no_wrap=True)
+    truth = Text(printable(group.response), style="green")
+    table.add_row("0", "truth", truth, "", _facts(group.reference_logp, len(group.response_ids), None), style="bold")
+    for rank, candidate in sorted(zip(ranks(group, rank_by), group.negatives, strict=True), key=lambda pair: pair[0]):
+        text = Text(printable(candidate.text))
+        if candidate.source_id is not None:
+            text.append(f"\nfrom group {candidate.source_id[:ID_DIGITS]}", style="dim")
+        values = ((name, candidate.similarity.get(name)) for name in signals)
+        similarity = "\n".join(f"{name} {_number(value, 3):>6}" for name, value in values)
+        facts = _facts(candidate.reference_logp, len(candidate.ids), candidate.finish_reason)
+        table.add_row(str(rank), candidate.strategy, text, similarity, facts)
+    title = Text(f"group {group.id} ({group.split})", style="bold")
+    return title, Text(printable(group.prompt), style="cyan"), table
+
+
+def _facts(logp: float | None, tokens: int, finish_reason: str | None) -> str:
+    per_token = None if logp is None or not tokens else logp / tokens
+    facts = {"log p": _number(logp, 2), "per token": _number(per_token, 2), "tokens": str(tokens)}
+    if finish_reason is not None:
+        facts["ends by"] = finish_reason
+    return "\n".join(f"{name} {value:>7}" for name, value in facts.items())
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _signal(negatives: NegativeSet, asked: str | None) -> str:
+    if asked is None:
+        return negatives.signals[0]
+    if asked not in negatives.signals:
+        raise UserError(
+            f"--rank_by asks for '{asked}', but negative set '{negatives.folder.path}' holds "
+            f"{', '.join(negatives.signals)}.{did_you_mean(asked, negatives.signals)} `extend` adds a signal."
+        )
+    return asked
+
+
+def _write(path: str, content: str) -> None:
+    folder, _, name = resolve_path(path).rpartition("/")
+    if not name:
+        raise UserError(f"--html '{path}' is a directory. Give a file, e.g. {path}page.html.")
+    Folder(folder or "/").write(name, content.encode())

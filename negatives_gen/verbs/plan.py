@@ -1,0 +1,246 @@
+"""`python -m negatives_gen plan`: what a job will make and cost, from a small part of it."""
+
+import copy
+import dataclasses
+import logging
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from data.command.errors import UserError, exit_on_user_error
+from data.command.log import start_logging
+from data.command.options import describe_options, load_config, option
+from data.manifest import ShardRecord
+from data.schema import Group
+from negatives_gen.config import GenerateConfig
+from negatives_gen.job.inputs import Shard, ShardSource
+from negatives_gen.strategies import load_strategy
+from negatives_gen.strategies.base import ASK, SAMPLE
+
+log = logging.getLogger(__name__)
+
+HELP = """usage: python -m negatives_gen plan --config FILE.yaml [--rows N] [--tokens_per_second X] [--devices D]
+
+Predict tokens, device-hours, shards and bytes of the job that FILE describes, for any number of rows. A sample of the
+rows goes through the real stages on this machine, which measures speed and lengths; with --tokens_per_second no model
+is loaded, and a sampled negative is taken to be as long as a ground truth. Nothing is written.
+
+options (of the job, and of the plan):
+{options}
+"""
+
+
+@dataclass
+class PlanConfig(GenerateConfig):
+    """The job, and how to predict it."""
+
+    out: str = option("", "not used: nothing is written")
+    rows: int | None = option(None, "predict for so many rows (default: those of the recipe)")
+    sample: int = option(96, "rows to measure")
+    tokens_per_second: float | None = option(None, "sampled tokens per second of one device, instead of measuring")
+    devices: int = option(1, "devices that work side by side")
+
+    def check(self) -> None:
+        super().check()
+        for key, value in {"rows": self.rows, "devices": self.devices}.items():
+            if value is not None and value < 1:
+                raise UserError(f"--{key} must be at least 1, got {value}.")
+        if self.sample < 6:
+            raise UserError(f"--sample must be at least 6 rows, got {self.sample}.")
+        if self.tokens_per_second is not None and self.tokens_per_second <= 0:
+            raise UserError(f"--tokens_per_second must be above 0, got {self.tokens_per_second}.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job will make and cost.
+
+    Attributes:
+        groups, rejected, shards, bytes: of the set; bytes are those of its shards.
+        tokens: "prompt", "response", "negatives" -> tokens in the set; "sampled": of negatives, from the engine.
+        requests: to the API of `un`.
+        device_hours: strategy, "score" or signal -> hours of one device, once it has started; from a given speed,
+            those of "sampling" alone.
+    """
+
+    rows: int
+    groups: int
+    rejected: int
+    shards: int
+    bytes: int
+    tokens: dict[str, int]
+    requests: int
+    device_hours: dict[str, float]
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(HELP.format(options=describe_options(PlanConfig)))
+        return
+    config = load_config(PlanConfig, argv, command="python -m negatives_gen plan")
+    start_logging(config.log_format)
+    print_plan(predict(config), config.devices)
+
+
+def predict(config: PlanConfig) -> Plan:
+    """Measure a sample and scale it. Raises UserError as `generate` does, and for a stream of unknown length."""
+    from data.sources.examples import open_source
+    from negatives_gen.job.job import local_path, make_work
+
+    config.check()
+    source = open_source(local_path(config.dataset), config.task, config.split, config.limit, config.streaming)
+    rows = config.rows or source.num_examples or config.limit
+    if rows is None:
+        raise UserError("a stream does not say how many rows it has: give --rows or --limit.")
+    examples = list(islice(source, config.sample))
+    if len(examples) < 6:
+        raise UserError(f"the data set has only {len(examples)} rows in this split; a plan needs at least 6.")
+    asked = {n: s["count"] for n, s in config.strategy_settings().items() if load_strategy(n).stage == ASK}
+    with tempfile.TemporaryDirectory() as folder:
+        work = make_work(dataclasses.replace(config, out=folder), source)
+        work = dataclasses.replace(work, strategies={n: s for n, s in work.strategies.items() if n not in asked})
+        # A part first: it warms up what the whole sample times, and two sizes tell what a shard takes by itself.
+        parts = [examples[: len(examples) // 3], examples]
+        if config.tokens_per_second is None:
+            log.info("measuring %d rows with the real models, which takes a minute or more to load", len(examples))
+        records = _measure(work, parts, min(rows, config.groups_per_shard), config.tokens_per_second is None)
+    return _scale(records, rows, config, asked)
+
+
+@dataclass
+class SamplePart:
+    """A part of the sample, with the whole sample's pool: a part's own has fewer rows for BN to borrow from."""
+
+    source: ShardSource
+    pool: list[Group]
+
+    def load(self, index: int) -> Shard:
+        return dataclasses.replace(self.source.load(index), pool=self.pool)
+
+
+def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measured: bool) -> list[ShardRecord]:
+    """Records of shards that really were made, one of each part, without Ray; with models only if they are measured.
+
+    Args:
+        parts: examples; the last part is the whole sample.
+        shard_rows: of the job.
+    """
+    from data.storage import Folder
+    from negatives_gen.job.actors import STAGES
+    from negatives_gen.job.inputs import stage_inputs
+    from negatives_gen.job.job import require_usable
+
+    shards = []
+    for number, part in enumerate(parts):
+        folder = Folder(f"{work.writer.folder.path}/{number}")
+        stage_inputs(folder, part, len(part))
+        writer = copy.copy(work.writer)
+        writer.folder = folder
+        shards.append(dataclasses.replace(work, writer=writer, source=dataclasses.replace(work.source, folder=folder)))
+    require_usable(shards[-1], 1, "the sample")
+    pool = shards[-1].source.load(0).pool
+    strategies = _with_real_batches(work.strategies, pool, round(shard_rows * len(pool) / len(parts[-1])))
+    shards = [
+        dataclasses.replace(shard, strategies=strategies, source=SamplePart(shard.source, pool)) for shard in shards
+    ]
+    if not measured:
+        from data.models import load_tokenizer
+        from negatives_gen.verbs.standin import stand_in_components
+
+        rows = [shard.source.load(0) for shard in shards]
+        components = stand_in_components(rows, len(load_tokenizer(work.model)))
+        shards = [dataclasses.replace(shard, components=components) for shard in shards]
+    stages = [STAGES[name](shards[0]) for name in work.stages]
+    manifests = []
+    for shard in shards:
+        row: dict[str, Any] = {"shard": 0, "error": "", "payload": b""}
+        for stage in stages:
+            stage.work = shard
+            row = stage(row)
+        if row["error"]:
+            raise UserError(row["error"])
+        manifests.append(shard.writer.collect(1))
+    small, large = (manifest.shards[0] for manifest in manifests)
+    if not 0 < small.rows < large.rows:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in manifests[-1].counts["rejected_by_reason"].items())
+        raise UserError(
+            f"a sample of {len(parts[-1])} rows gave {large.rows} groups ({reasons}), too few to predict from. Give a "
+            "larger --sample, or ask for fewer negatives."
+        )
+    return [small, large]
+
+
+def _with_real_batches(
+    strategies: dict[str, dict[str, Any]], pool: Sequence[Group], shard_rows: int
+) -> dict[str, dict[str, Any]]:
+    """The strategies with BN's batches no smaller than those of a shard of so many usable rows, as far as the sample
+    goes: rows that find enough others there must find them here. Raises UserError where a real batch has too few."""
+    if "bn" not in strategies:
+        return strategies
+    bn = strategies["bn"]
+    batches = -(-shard_rows // bn["batch_size"]) or 1
+    batch = -(-shard_rows // batches)
+    if bn["count"] >= batch:
+        raise UserError(
+            f"bn={bn['count']} needs more than {bn['count']} usable rows in a batch, the job's have {batch}. Raise "
+            "--bn_batch_size or --groups_per_shard, or ask for fewer."
+        )
+    number = len(pool) // batch or 1
+    return {**strategies, "bn": {**bn, "batch_size": -(-len(pool) // number)}}
+
+
+def _scale(records: Sequence[ShardRecord], rows: int, config: PlanConfig, asked: dict[str, int]) -> Plan:
+    small, large = records
+    groups = round(rows * large.rows / large.rows_read)
+    # A shard takes some bytes, and some more for each of its groups.
+    per_group = (large.bytes - small.bytes) / (large.rows - small.rows)
+    per_shard = max(0.0, large.bytes - per_group * large.rows)
+    shards = math.ceil(rows / config.groups_per_shard)
+
+    tokens = {kind: large.tokens[kind] / large.rows for kind in ("prompt", "response", "negatives")}
+    strategies = config.strategy_settings()
+    candidates = sum(s["count"] for n, s in strategies.items() if n not in asked)
+    answer = min(tokens["response"], float(config.max_new_tokens))
+    for count in asked.values():
+        per_group *= 1 + count / (candidates + 1)  # an answer takes as much as another candidate
+        tokens["negatives"] += count * answer
+    sampling = [name for name in strategies if load_strategy(name).stage == SAMPLE]
+    sampled = sum(large.tokens.get(name, 0) for name in sampling) / large.rows
+    if config.tokens_per_second is None:
+        hours = {name: seconds / large.rows * groups / 3600 for name, seconds in large.seconds.items()}
+    else:
+        hours = {"sampling": sampled * groups / config.tokens_per_second / 3600}
+    return Plan(
+        rows=rows,
+        groups=groups,
+        rejected=rows - groups,
+        shards=shards,
+        bytes=round(per_shard * shards + per_group * groups),
+        tokens={**{k: round(v * groups) for k, v in tokens.items()}, "sampled": round(sampled * groups)},
+        requests=sum(asked.values()) * groups,
+        device_hours=hours,
+    )
+
+
+def print_plan(plan: Plan, devices: int) -> None:
+    """A line for each prediction."""
+    lines = {
+        "rows": f"{plan.rows}, of which {plan.groups} groups and {plan.rejected} rejected",
+        "shards": f"{plan.shards}",
+        "bytes": f"{plan.bytes} ({plan.bytes / 2**20:.1f} MiB)",
+        **{f"{name} tokens": f"{count}" for name, count in plan.tokens.items() if count},
+    }
+    if plan.requests:
+        lines["API requests"] = f"{plan.requests}, and repetitions"
+    for name, hours in plan.device_hours.items():
+        lines[f"device-hours, {name}"] = f"{hours:.4g}"
+    total = sum(plan.device_hours.values())
+    lines["device-hours"] = f"{total:.4g}; on {devices} device(s) {total / devices:.4g} hours"
+    for name, value in lines.items():
+        print(f"{name:<24} {value}")

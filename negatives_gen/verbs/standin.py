@@ -1,0 +1,94 @@
+"""Stand-ins for the models, for a plan that is to load none: answers as long as the data's own, and random numbers."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.schema import Group
+from negatives_gen.job.actors import Components
+from negatives_gen.job.inputs import Shard
+from negatives_gen.models.engine import Sample
+from negatives_gen.signals import SignalOptions
+from negatives_gen.signals.base import Signal
+
+DEFAULT_DIMENSION = 384  # of all-MiniLM-L6-v2
+
+
+class StandInEngine:
+    """Answers with ground truths of other rows, cut where a sampled continuation would be."""
+
+    def __init__(self, truths: Sequence[tuple[Sequence[int], str]]):
+        self.truths = truths
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], *, n: int, max_tokens: Sequence[int], seeds: Sequence[int], **_: Any
+    ) -> list[list[Sample]]:
+        return [
+            [self._cut(truth, limit) for truth in random.Random(seed).choices(self.truths, k=n)]
+            for limit, seed in zip(max_tokens, seeds, strict=True)
+        ]
+
+    def _cut(self, truth: tuple[Sequence[int], str], limit: int) -> Sample:
+        ids, text = truth
+        share = min(1.0, limit / len(ids))
+        # A number in front makes every text a new one.
+        return Sample(
+            list(ids[:limit]), f"{random.random():.6f}"[2:] + text[: int(share * len(text))], "stop", -1.0, None
+        )
+
+
+class StandInScorer:
+    """Random log-probabilities, and random tokens for MN."""
+
+    path = "packed"
+
+    def __init__(self, vocabulary: int):
+        self.vocabulary = vocabulary
+
+    def score(self, groups: Sequence[Any]) -> list[list[float]]:
+        return [[-random.random() * len(c) for c in group.continuations] for group in groups]
+
+    def draw(self, groups: Sequence[Any], uniforms: Sequence[np.ndarray], *, never: Sequence[int]) -> list[np.ndarray]:
+        return [(u * self.vocabulary).astype(np.int64) for u in uniforms]
+
+
+class StandInSignal(Signal):
+    """Random similarities and embeddings of the right dimension."""
+
+    def __init__(self, name: str, options: SignalOptions):
+        self.name = name
+        self.dimension = _dimension(options)
+
+    @classmethod
+    def identity(cls, options: SignalOptions) -> dict[str, Any]:
+        return {}
+
+    def add(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            if self.name == "embedding":
+                group.response_embedding = [random.random() for _ in range(self.dimension)]
+            for candidate in group.negatives:
+                candidate.similarity[self.name] = random.random()
+
+
+def stand_in_components(shards: Sequence[Shard], vocabulary: int) -> Components:
+    """Stand-ins that know the rows of the sample."""
+    truths = [(g.response_ids, g.response) for shard in shards for g in shard.pool]
+    return Components(
+        engine=lambda *_, **__: StandInEngine(truths),
+        scorer=lambda *_, **__: StandInScorer(vocabulary),
+        signals=lambda names, options: [StandInSignal(name, options) for name in names],
+    )
+
+
+def _dimension(options: SignalOptions) -> int:
+    """Of the embedder, from its config.json if it is here."""
+    directory = Path(options.model if options.embedder == "reference" else options.embedder)
+    try:
+        return int(json.loads((directory / "config.json").read_text())["hidden_size"])
+    except (OSError, ValueError, KeyError):
+        return DEFAULT_DIMENSION

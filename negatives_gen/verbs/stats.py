@@ -1,0 +1,312 @@
+"""`python -m negatives_gen stats DIR`: counts, lengths, similarities and duplicates by strategy."""
+
+import json
+import sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from data.command.errors import UserError, exit_on_user_error
+from data.command.options import resolve_path
+from data.shards import NegativeSet
+from negatives_gen.verbs.reading import console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HELP = """usage: python -m negatives_gen stats DIR [--json]
+
+What a negative set holds, by strategy and for the ground truth, from its shards (one in memory at a time) and manifest:
+
+  tokens           of a continuation: mean, median, 95th percentile, longest
+  cut              share of the sampled negatives that end by length instead of EOS
+  duplicates       share of the negatives whose text another negative of their group has, of whatever strategy
+  = truth          share whose text is the ground truth's; texts are compared without surrounding white space
+  log p per token  the reference model's, in nats: sum over all tokens divided by their number
+  likelier         share to which the reference gives a higher summed log p than to the ground truth
+  similarity       a histogram of ten bins between the lowest and the highest in the set, for each ranking signal; each
+                   strategy's fullest bin has a bar of full length
+
+options:
+  --json
+        print it as JSON, shares from 0 to 1
+"""
+
+BINS = 10
+BAR = 24  # characters
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(HELP, end="")
+        return
+    paths = [word for word in argv if word != "--json"]
+    if len(paths) != 1 or paths[0].startswith("-"):
+        wrong = next((word for word in paths if word.startswith("-")), None)
+        unknown = f"does not know '{wrong}'" if wrong else "needs one negative set"
+        raise UserError(f"python -m negatives_gen stats {unknown}: stats DIR [--json].")
+    found = statistics(NegativeSet(resolve_path(paths[0])))
+    if "--json" in argv:
+        print(json.dumps(found, indent=2, allow_nan=False))
+    else:
+        print_statistics(found)
+
+
+@dataclass
+class Tally:
+    """Running sums over continuations of one kind.
+
+    Attributes:
+        lengths: [longest + 1], how many continuations have so many tokens.
+        scored_tokens: tokens of those that have a log-probability, whose sum is `logp` in nats.
+        sampled: continuations with a finish reason, of which `cut` end by length.
+        compared: those with a log-probability beside the ground truth's, of which `likelier` have the higher one.
+        bins: ranking signal -> [BINS], how many similarities lie in each.
+    """
+
+    count: int = 0
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    logp: float = 0.0
+    scored_tokens: int = 0
+    sampled: int = 0
+    cut: int = 0
+    duplicates: int = 0
+    equal_truth: int = 0
+    compared: int = 0
+    likelier: int = 0
+    bins: dict[str, np.ndarray] = field(default_factory=lambda: defaultdict(lambda: np.zeros(BINS, np.int64)))
+    similarity_sum: Counter[str] = field(default_factory=Counter)
+
+    def add_continuations(self, lengths: np.ndarray, logps: np.ndarray) -> None:
+        """Count continuations: their lengths in tokens and log-probabilities, nan where there is none; both [n]."""
+        self.count += len(lengths)
+        seen = np.bincount(lengths, minlength=len(self.lengths))
+        seen[: len(self.lengths)] += self.lengths
+        self.lengths = seen
+        scored = np.isfinite(logps)
+        self.logp += float(logps[scored].sum())
+        self.scored_tokens += int(lengths[scored].sum())
+
+    def tokens(self) -> dict[str, float | int | None]:
+        """Mean, median, 95th percentile (the least length that so many do not exceed) and longest."""
+        total = int(self.lengths @ np.arange(len(self.lengths)))
+        up_to = np.cumsum(self.lengths)
+        p50, p95 = (int(np.searchsorted(up_to, -(-self.count * q // 100))) if self.count else None for q in (50, 95))
+        longest = int(np.flatnonzero(self.lengths)[-1]) if self.count else None
+        return {"mean": _ratio(total, self.count), "p50": p50, "p95": p95, "max": longest, "total": total}
+
+
+def statistics(negatives: NegativeSet) -> dict[str, Any]:
+    """All that `stats` says about a set, JSON-like; shares are from 0 to 1, log-probabilities in nats.
+
+    Reads the shards twice, one at a time: the ranges of the histograms must be known first.
+    """
+    manifest = negatives.manifest
+    edges = _edges(negatives)
+    truth = Tally()
+    tallies: dict[str, Tally] = defaultdict(Tally)
+    splits: Counter[str] = Counter()
+    for table in negatives.tables(["response", "split", "response_ids", "reference_logp", "negatives"]):
+        if table.num_rows:
+            splits.update(table["split"].to_pylist())
+            _add_shard(table, truth, tallies, edges)
+    seconds: Counter[str] = Counter()
+    for shard in manifest.shards:
+        seconds.update(shard.seconds)
+    return {
+        "groups": truth.count,
+        "splits": dict(sorted(splits.items())),
+        "rows_read": manifest.counts["rows_read"],
+        "rows_rejected": manifest.counts["rows_rejected"],
+        "rejected_by_reason": manifest.counts["rejected_by_reason"],
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "seconds": {stage: round(total, 3) for stage, total in seconds.items()},
+        "ground_truth": {"count": truth.count, "tokens": truth.tokens(), "logp_per_token": _logp(truth)},
+        "strategies": {name: _summary(tallies[name]) for name in sorted(tallies)},
+        "similarity": {
+            signal: {
+                "edges": [float(edge) for edge in edges[signal]],
+                "counts": {name: tallies[name].bins[signal].tolist() for name in sorted(tallies)},
+                "mean": {
+                    name: _ratio(tally.similarity_sum[signal], int(tally.bins[signal].sum()))
+                    for name, tally in sorted(tallies.items())
+                },
+            }
+            for signal in edges
+        },
+    }
+
+
+def _edges(negatives: NegativeSet) -> dict[str, np.ndarray]:
+    """Signal -> [BINS + 1] edges of equal bins from the lowest to the highest similarity in the set."""
+    ranges: dict[str, tuple[float, float]] = {}
+    for table in negatives.tables(["negatives"]):
+        candidates = _flat(table["negatives"])
+        for signal in negatives.signals:
+            values = _similarities(candidates, signal)
+            values = values[np.isfinite(values)]
+            if len(values):
+                low, high = ranges.get(signal, (np.inf, -np.inf))
+                ranges[signal] = (min(low, float(values.min())), max(high, float(values.max())))
+    return {signal: np.histogram_bin_edges([], BINS, between) for signal, between in ranges.items()}
+
+
+def _add_shard(table: pa.Table, truth: Tally, tallies: dict[str, Tally], edges: dict[str, np.ndarray]) -> None:
+    truth_logps = _floats(table["reference_logp"].combine_chunks())
+    truth.add_continuations(_lengths(table["response_ids"].combine_chunks()), truth_logps)
+
+    candidates = _flat(table["negatives"])
+    group = table["negatives"].combine_chunks().value_parent_indices().to_numpy()  # row of each candidate
+    strategies = np.array(candidates.field("strategy").to_pylist(), dtype=object)
+    lengths = _lengths(candidates.field("ids"))
+    logps = _floats(candidates.field("reference_logp"))
+    reasons = np.array(candidates.field("finish_reason").to_pylist(), dtype=object)
+    duplicate, equal_truth = _repetitions(candidates.field("text"), table["response"], group)
+    similarities = {signal: _similarities(candidates, signal) for signal in edges}
+    for strategy in set(strategies):
+        tally, mine = tallies[strategy], strategies == strategy
+        tally.add_continuations(lengths[mine], logps[mine])
+        tally.sampled += sum(reason is not None for reason in reasons[mine])
+        tally.cut += int((reasons[mine] == "length").sum())
+        tally.duplicates += int(duplicate[mine].sum())
+        tally.equal_truth += int(equal_truth[mine].sum())
+        own, true = logps[mine], truth_logps[group[mine]]
+        tally.compared += int((np.isfinite(own) & np.isfinite(true)).sum())
+        tally.likelier += int((own > true).sum())
+        for signal, values in similarities.items():
+            found = values[mine][np.isfinite(values[mine])]
+            tally.bins[signal] += np.histogram(found, edges[signal])[0]
+            # A Counter adds floats as well, but is typed for whole numbers.
+            tally.similarity_sum[signal] += float(found.sum())  # type: ignore[assignment]  # see above
+
+
+def _repetitions(texts: pa.Array, responses: pa.ChunkedArray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[candidates] whether another one of the group has the text; [candidates] whether the ground truth has it."""
+    both = [text.strip() for part in (texts, responses) for text in part.to_pylist()]  # as `Novelty` compares them
+    codes = pa.array(both, pa.string()).dictionary_encode().indices.to_numpy()
+    own, true = codes[: len(texts)], codes[len(texts) :]
+    _, which, counts = np.unique(np.stack([group, own]), axis=1, return_inverse=True, return_counts=True)
+    return counts[which.ravel()] > 1, own == true[group]
+
+
+def _flat(negatives: pa.ChunkedArray) -> pa.StructArray:
+    """The candidates of all groups, one after another."""
+    return negatives.combine_chunks().flatten()
+
+
+def _similarities(candidates: pa.StructArray, signal: str) -> np.ndarray:
+    return _floats(candidates.field("similarity").field(signal))
+
+
+def _lengths(lists: pa.ListArray) -> np.ndarray:
+    return lists.value_lengths().to_numpy()
+
+
+def _floats(values: pa.Array) -> np.ndarray:
+    """float64, nan where there is none."""
+    return values.cast(pa.float64()).fill_null(np.nan).to_numpy()
+
+
+def _summary(tally: Tally) -> dict[str, Any]:
+    return {
+        "count": tally.count,
+        "tokens": tally.tokens(),
+        "cut": _ratio(tally.cut, tally.sampled),
+        "duplicates": _ratio(tally.duplicates, tally.count),
+        "equal_truth": _ratio(tally.equal_truth, tally.count),
+        "logp_per_token": _logp(tally),
+        "likelier_than_truth": _ratio(tally.likelier, tally.compared),
+    }
+
+
+def _logp(tally: Tally) -> float | None:
+    return _ratio(tally.logp, tally.scored_tokens)
+
+
+def _ratio(part: float, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def print_statistics(found: dict[str, Any]) -> None:
+    """The result of `statistics` as tables."""
+    out = console()
+    splits = ", ".join(f"{count} {split}" for split, count in found["splits"].items())
+    out.print(f"{found['groups']} groups ({splits or 'none'}) in {found['shards']} shards, {_bytes(found['bytes'])}")
+    out.print(f"{found['rows_read']} rows read, {found['rows_rejected']} rejected")
+    for reason, count in found["rejected_by_reason"].items():
+        out.print(f"  {count:>6} {reason}")
+    out.print(_by_strategy(found))
+    for signal, histogram in found["similarity"].items():
+        out.print(_histogram(signal, histogram))
+    if found["seconds"]:
+        out.print("seconds: " + ", ".join(f"{stage} {total:.1f}" for stage, total in found["seconds"].items()))
+
+
+def _by_strategy(found: dict[str, Any]) -> "Table":
+    table = _table(None)
+    table.add_column("strategy", no_wrap=True)
+    for name in ("count", "tokens", "p50", "p95", "max", "cut", "duplicates", "= truth", "log p/tok", "likelier"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in {"truth": found["ground_truth"], **found["strategies"]}.items():
+        tokens = row["tokens"]
+        shares = (row.get(key) for key in ("cut", "duplicates", "equal_truth"))
+        table.add_row(
+            name,
+            str(row["count"]),
+            _number(tokens["mean"], 1),
+            *(_number(tokens[key], 0) for key in ("p50", "p95", "max")),
+            *map(_percent, shares),
+            _number(row["logp_per_token"], 2),
+            _percent(row.get("likelier_than_truth")),
+        )
+    return table
+
+
+def _histogram(signal: str, histogram: dict[str, Any]) -> "Table":
+    """A column for each strategy, a row for each bin; each strategy's fullest bin has a bar of full length."""
+    table = _table(f"similarity: {signal}")
+    table.add_column("from", justify="right", no_wrap=True)
+    table.add_column("to", justify="right", no_wrap=True)
+    strategies = histogram["counts"]
+    width = max(4, min(BAR, 72 // max(1, len(strategies)) - 9))
+    for name in strategies:
+        table.add_column(f"{name}, mean {_number(histogram['mean'][name], 2)}", no_wrap=True, min_width=width + 5)
+    for index in range(BINS):
+        cells = []
+        for counts in strategies.values():
+            bar = _bar(counts[index] / (max(counts) or 1), width)
+            cells.append(f"{bar} {counts[index]}" if bar else str(counts[index]))
+        table.add_row(*(f"{edge:.2f}" for edge in histogram["edges"][index : index + 2]), *cells)
+    return table
+
+
+def _bar(share: float, width: int) -> str:
+    """A bar of `width` characters at a share of 1, in steps of an eighth of one; none at all only at 0."""
+    full, rest = divmod(max(round(share * width * 8), int(share > 0)), 8)
+    return "█" * full + EIGHTHS[rest].strip()
+
+
+def _table(title: str | None) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}%"
+
+
+def _bytes(count: int) -> str:
+    return f"{count} bytes ({count / 2**20:.1f} MiB)"

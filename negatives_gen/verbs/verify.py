@@ -1,0 +1,247 @@
+"""`python -m negatives_gen verify DIR`: is the set what its manifest says, and does the reference model agree?"""
+
+import random
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.command.errors import UserError, exit_on_user_error, first_line
+from data.command.log import start_logging
+from data.command.options import describe_options, load_config, option, resolve_path
+from data.command.privacy import scrub
+from data.manifest import MANIFEST, Manifest, read_manifest
+from data.schema import Group, group_from_row
+from data.shards import REJECTS
+from data.storage import Folder, sha256
+from negatives_gen.verbs import checks
+
+HELP = """usage: python -m negatives_gen verify DIR [--model MODEL] [--sample N]
+
+Check a negative set: manifest, files, checksums, schema, counts, ids, tokens and numbers, shard by shard, and for some
+groups the log-probabilities against the reference model. A line per check says ok, FAILED or left out; the exit code is
+1 if one failed.
+
+options:
+{options}
+"""
+
+SHOWN_PROBLEMS = 3
+SEED = 0  # of the draw of groups to score again
+
+
+@dataclass
+class VerifyConfig:
+    """What to check beside the files."""
+
+    model: str | None = option(None, "the reference model, if it is not where the manifest says")
+    sample: int = option(16, "groups, drawn at random, whose log-probabilities are computed again")
+    trust_remote_code: bool = option(False, "run Python code that comes with the model (true only if you trust it)")
+
+    def check(self) -> None:
+        if self.sample < 1:
+            raise UserError(f"--sample must be at least 1, got {self.sample}.")
+
+
+@dataclass
+class Report:
+    """Prints each check once it is done, and remembers whether one failed."""
+
+    failed: list[str] = field(default_factory=list)
+
+    def say(self, check: str, problems: list[str], summary: str) -> None:
+        if not problems:
+            _print(f"ok       {check}: {summary}")
+            return
+        self.failed.append(check)
+        more = len(problems) - SHOWN_PROBLEMS
+        for problem in problems[:SHOWN_PROBLEMS]:
+            _print(f"FAILED   {check}: {problem}")
+        if more > 0:
+            _print(f"FAILED   {check}: and {more} more")
+
+    def left_out(self, check: str, why: str) -> None:
+        _print(f"left out {check}: {why}")
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> int | None:
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(HELP.format(options=describe_options(VerifyConfig)))
+        return None
+    if not argv or argv[0].startswith("-"):
+        raise UserError("python -m negatives_gen verify needs the negative set: verify DIR [--model MODEL] ...")
+    config = load_config(VerifyConfig, argv[1:], command="python -m negatives_gen verify")
+    start_logging()
+    return 1 if verify(argv[0], config) else 0
+
+
+def verify(path: str, config: VerifyConfig) -> list[str]:
+    """Check a set and print what was found.
+
+    Returns:
+        The names of the checks that failed.
+
+    Raises:
+        UserError: there is no finished set, or --model is not its reference model.
+    """
+    config.check()
+    folder, report = Folder(resolve_path(path)), Report()
+    manifest = read_manifest(folder)
+    problems = checks.manifest_problems(manifest, folder.read(MANIFEST))
+    report.say("manifest", problems, f"{len(manifest.shards)} shards, schema version {manifest.schema_version}")
+    if problems:
+        report.left_out("the rest", "it cannot be judged by this manifest. Restore manifest.json, then verify again")
+        return report.failed
+
+    model = _reference(manifest, config, report)
+    report.say("files", checks.foreign_files(folder.names(), manifest), "none is foreign")
+    sample = _check_shards(folder, manifest, config, report)
+    if model and report.failed:
+        report.left_out("log-probabilities", "the set is damaged")
+    elif model:
+        _check_model_agrees(model, manifest, sample, config, report)
+    return report.failed
+
+
+def _check_shards(folder: Folder, manifest: Manifest, config: VerifyConfig, report: Report) -> list[Group]:
+    """Check every shard, one in memory at a time, and the rejects. Returns the sampled groups."""
+    damaged, schema, counts, tokens, numbers, ids = [], [], [], [], [], []
+    unique, sample, rows_before, total = checks.UniqueIds(), [], 0, manifest.counts["rows_written"]
+    drawn = set(random.Random(SEED).sample(range(total), min(config.sample, total)))
+    job = manifest.job
+    for record in manifest.shards:
+        table = _intact(folder, record.file, record.sha256, damaged, schema, size=record.bytes)
+        if table is not None:
+            if wrong := checks.schema_problems(table, manifest.signals):
+                schema += [f"{record.file}: {problem}" for problem in wrong]
+            else:
+                counts += checks.count_problems(table, record, job["strategies"])
+                tokens += checks.token_problems(table, record.file, job["tokenizer"]["eos_token_id"])
+                numbers += checks.number_problems(table, record.file, manifest.signals)
+                ids += unique.add(table["id"].to_pylist(), record.file)
+                rows = [i for i in range(table.num_rows) if rows_before + i in drawn]
+                sample += [group_from_row(row) for row in table.take(rows).to_pylist()]
+        rows_before += record.rows
+    rejects = _intact(folder, REJECTS, manifest.rejects["sha256"], damaged, schema)
+    if rejects is not None:
+        counts += [f"{REJECTS}: {problem}" for problem in checks.reject_problems(rejects, manifest.counts)]
+    read = f"{len(unique)} groups"
+    report.say("checksums", damaged, f"{len(manifest.shards)} shards and {REJECTS}")
+    report.say("schema", schema, f"signals {', '.join(manifest.signals)}")
+    report.say("counts", counts, f"{manifest.counts['rows_read']} rows read, {total} groups, the rest rejected")
+    report.say("ids", ids + unique.repeated(), f"{read}, no id twice")
+    report.say("tokens", tokens, f"{read}, none empty, ground truths end with EOS")
+    report.say("numbers", numbers, f"{read}, all finite")
+    return sample
+
+
+def _intact(
+    folder: Folder, file: str, expected: str, damaged: list[str], unreadable: list[str], *, size: int | None = None
+) -> pa.Table | None:
+    """The content of a file, or None with a problem in one of the lists."""
+    try:
+        content = folder.read(file)
+    except FileNotFoundError:
+        damaged.append(f"{file} is missing")
+        return None
+    except OSError as error:
+        damaged.append(f"{file} cannot be read ({first_line(error)})")
+        return None
+    if size is not None and len(content) != size:
+        damaged.append(f"{file} has {len(content)} bytes, the manifest says {size}")
+    elif sha256(content) != expected:
+        damaged.append(f"{file} has SHA-256 {sha256(content)[:16]}, the manifest says {expected[:16]}")
+    else:
+        try:
+            return pq.read_table(BytesIO(content))
+        except (pa.ArrowException, OSError) as error:
+            unreadable.append(f"{file} is no Parquet file ({first_line(error)})")
+    return None
+
+
+def _reference(manifest: Manifest, config: VerifyConfig, report: Report) -> str | None:
+    """The reference model as a local path or hub id, or None if it is not to be had.
+
+    Raises:
+        UserError: --model is another model.
+    """
+    from data.models import chat_template_hash, check_model, load_tokenizer, tokenizer_hash, weights_hash
+    from negatives_gen.job.job import local_path
+
+    identity = manifest.job["model"]
+    name = config.model or identity["name"]
+    model = local_path(name)
+    try:
+        check_model(model)
+        tokenizer, stored = load_tokenizer(model, config.trust_remote_code), manifest.job["tokenizer"]
+        found = {
+            "weights": (weights_hash(model), identity["weights_sha256"]),
+            "tokenizer": (tokenizer_hash(tokenizer), stored["sha256"]),
+            "chat template": (str(chat_template_hash(tokenizer)), str(stored.get("chat_template_sha256"))),
+        }
+    except UserError as error:
+        if config.model:
+            raise
+        report.left_out("log-probabilities", f"{error} Give the reference model with --model.")
+        return None
+    problems = [
+        f"'{name}' has {what} {here[:16]}, the manifest says {there[:16]}"
+        for what, (here, there) in found.items()
+        if here != there
+    ]
+    if problems and config.model:
+        raise UserError(f"--model is not the set's reference model: {'; '.join(problems)}. Give that one, or none.")
+    report.say("model", problems, f"'{name}' is the reference model")
+    return None if problems else model
+
+
+def _check_model_agrees(
+    model: str, manifest: Manifest, sample: list[Group], config: VerifyConfig, report: Report
+) -> None:
+    """Log-probabilities and texts of the sampled groups."""
+    from data.models import load_tokenizer
+    from trainer.scoring.logprobs import Scorer
+    from trainer.scoring.packing import Continuations
+
+    dtype = manifest.job["model"]["scorer_dtype"]
+    scorer = Scorer.load(model, dtype=dtype, trust_remote_code=config.trust_remote_code)
+    scores = scorer.score([Continuations(g.prompt_ids, [ids for ids, _ in _scored(g)]) for g in sample])
+    tokenizer, problems, texts, worst = load_tokenizer(model, config.trust_remote_code), [], [], 0.0
+    for group, logps in zip(sample, scores, strict=True):
+        for (ids, stored), logp in zip(_scored(group), logps, strict=True):
+            off = abs(logp - stored)
+            worst = max(worst, off)
+            if not off <= checks.logp_bound(len(ids)):
+                problems.append(f"group {group.id}: {stored:.4f} stored, {logp:.4f} computed for {len(ids)} tokens")
+        said = [(group.prompt_ids, group.prompt), (group.response_ids, group.response)]
+        for ids, text in [*said, *((c.ids, c.text) for c in group.negatives)]:
+            if not _says(tokenizer, ids, text):
+                texts.append(f"group {group.id}: ids that do not say {text[:40]!r}")
+    bound = f"{checks.LOGP_BOUND} + {checks.LOGP_BOUND_PER_TOKEN} per token"
+    report.say(
+        "log-probabilities", problems, f"{len(sample)} groups, off by {worst:.1g} nats at most (allowed {bound})"
+    )
+    report.say("texts", texts, f"{len(sample)} groups, ids and texts say the same")
+
+
+def _scored(group: Group) -> Iterable[tuple[list[int], Any]]:
+    """The group's continuations with their stored log-probabilities, the ground truth first."""
+    return [(group.response_ids, group.reference_logp), *((c.ids, c.reference_logp) for c in group.negatives)]
+
+
+def _says(tokenizer: Any, ids: list[int], text: str) -> bool:
+    """Whether ids and text are one, by decoding or, where that loses something, by encoding."""
+    if text.strip() in tokenizer.decode(ids, skip_special_tokens=True):
+        return True
+    bare = ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
+    return any(tokenizer(text, add_special_tokens=added)["input_ids"] in (ids, bare) for added in (True, False))
+
+
+def _print(line: str) -> None:
+    print(scrub(line.replace("\n", " ")), flush=True)

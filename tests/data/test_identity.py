@@ -1,0 +1,229 @@
+"""data/identity.py and blank.py: what a model directory is, hashes, and a model without a hub."""
+
+import fnmatch
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data import blank
+from data import models as identity
+from data.blank import BlankConfig, write_blank_model
+from data.command.errors import UserError
+from data.models import (
+    architecture,
+    chat_template_hash,
+    check_model,
+    context_length,
+    load_tokenizer,
+    tokenizer_hash,
+    weights_hash,
+)
+from tests.support.tiny import save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    return str(caught.value)
+
+
+def test_a_hub_model_comes_with_its_chat_template_and_its_code_but_no_pickles(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, here = tmp_path / "hub", tmp_path / "here"
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    shutil.copytree(model, hub)
+    tokenizer.save_pretrained(hub)
+    for name in ("modeling.py", "pytorch_model.bin"):
+        (hub / name).write_text("")
+
+    def download_stub(_: str, *, allow_patterns: list[str]) -> str:
+        keep = [name for pattern in allow_patterns for name in fnmatch.filter(os.listdir(hub), pattern)]
+        shutil.copytree(hub, here, ignore=lambda _, names: set(names) - set(keep))
+        return str(here)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download_stub)
+    directory = identity.model_directory("someone/model")
+    assert sorted(p.name for p in hub.iterdir() if not (directory / p.name).exists()) == ["pytorch_model.bin"]
+    found, plain = load_tokenizer(str(directory)), AutoTokenizer.from_pretrained(model)
+    assert found.chat_template == tokenizer.chat_template
+    assert tokenizer_hash(found) == tokenizer_hash(plain)
+    assert (chat_template_hash(plain), len(chat_template_hash(found) or "")) == (None, 64)
+
+
+def test_the_weights_hash_ignores_sharding_and_sees_one_changed_weight(model: Path, tmp_path: Path):
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    loaded.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
+    shards = sorted((tmp_path / "sharded").glob("*.safetensors"))
+    assert len(shards) > 1
+    assert weights_hash(str(tmp_path / "sharded")) == weights_hash(str(model))
+    loaded.model.norm.weight.data[0] += 1e-6
+    loaded.save_pretrained(tmp_path / "changed")
+    assert weights_hash(str(tmp_path / "changed")) != weights_hash(str(model))
+
+
+def test_only_the_weights_that_transformers_loads_are_hashed(model: Path, tmp_path: Path):
+    loaded, expected = AutoModelForCausalLM.from_pretrained(model), weights_hash(str(model))
+    loaded.save_pretrained(tmp_path, max_shard_size="100KB")
+    for name in ("model-stale.safetensors", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes(b"not ours")
+    assert weights_hash(str(tmp_path)) == expected  # the index names the files
+
+    whole, index = (model / "model.safetensors").read_bytes(), tmp_path / "model.safetensors.index.json"
+    (tmp_path / "model.safetensors").write_bytes(whole)
+    for shard in tmp_path.glob("model-*.safetensors"):
+        shard.unlink()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert weights_hash(str(tmp_path)) == expected  # the index is an earlier save's
+
+    (tmp_path / "model.safetensors").unlink()
+    assert "names model-00001-of-" in refusal(lambda: weights_hash(str(tmp_path)))
+    for content in ("{", "{}", "[]"):
+        index.write_text(content)
+        assert str(index) in refusal(lambda: weights_hash(str(tmp_path)))
+    index.unlink()
+    (tmp_path / "model_custom.safetensors").write_bytes(whole)
+    assert weights_hash(str(tmp_path)) == expected  # the adapter is passed over
+    (tmp_path / "model_custom.safetensors").unlink()
+    (tmp_path / "adapter_model.safetensors").write_bytes(whole)
+    assert weights_hash(str(tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1\n", b"", b"\x02\0\0\0\0\0\0\0\xff\xff"]
+)
+def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path, content: bytes):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert "model.safetensors' is no safetensors file" in refusal(lambda: weights_hash(str(tmp_path)))
+
+
+def test_a_weights_file_that_is_cut_short_is_refused(model: Path, tmp_path: Path):
+    content = (model / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:-4])
+    assert "is cut short: tensor '" in refusal(lambda: weights_hash(str(tmp_path)))
+
+
+def test_the_tokenizer_hash_survives_calls_and_saving_and_sees_a_new_token(model: Path, tmp_path: Path):
+    tokenizer = load_tokenizer(str(model))
+    fresh = tokenizer_hash(tokenizer)
+    tokenizer(["a", "a long text"], padding=True, truncation=True, max_length=2)
+    assert tokenizer_hash(tokenizer) == fresh
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_hash(AutoTokenizer.from_pretrained(tmp_path)) == fresh
+    tokenizer.add_tokens(["<new>"])
+    assert tokenizer_hash(tokenizer) != fresh
+
+
+def test_check_model_says_which_part_is_missing(tmp_path: Path):
+    path = str(tmp_path)
+    assert f"model '{path}' has no config.json" in refusal(lambda: check_model(path))
+    (tmp_path / "config.json").write_text('{"n_positions": 7}')
+    assert f"model '{path}' has no tokenizer" in refusal(lambda: check_model(path))
+    (tmp_path / "tokenizer.json").write_text("{")
+    assert f"model '{path}' has no *.safetensors weights" in refusal(lambda: check_model(path))
+    assert check_model(path, needs_weights=False) == tmp_path
+    assert f"the tokenizer of '{path}' cannot be read" in refusal(lambda: load_tokenizer(path))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert check_model(path) == tmp_path
+    assert context_length(path) == 7
+
+
+def test_a_tokenizer_without_eos_is_refused(model: Path, tmp_path: Path):
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((model / name).read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    assert "has no EOS token" in refusal(lambda: load_tokenizer(str(tmp_path)))
+
+
+def test_a_config_without_a_context_length_is_refused(tmp_path: Path):
+    for content in ("{}", '{"text_config": null}', '{"max_position_embeddings": "long"}'):
+        (tmp_path / "config.json").write_text(content)
+        assert "does not say its context length" in refusal(lambda: context_length(str(tmp_path)))
+
+
+def test_the_context_length_may_stand_in_the_text_config(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"text_config": {"max_position_embeddings": 5}}')
+    assert context_length(str(tmp_path)) == 5
+    (tmp_path / "config.json").write_text('{"text_config": null, "n_positions": 6}')
+    assert context_length(str(tmp_path)) == 6
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "gpt2", "n_embd": 1600, "n_layer": 48}, ("gpt2", 1600, 48)),
+        ({"model_type": "llama", "hidden_size": 3200, "num_hidden_layers": 26}, ("llama", 3200, 26)),
+        (
+            {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "hidden_size": 8}},
+            ("gemma3_text", 8, None),
+        ),
+    ],
+)
+def test_the_architecture_is_what_the_config_says(tmp_path: Path, config: dict, expected: tuple):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert architecture(str(tmp_path)) == dict(zip(("model_type", "hidden_size", "layers"), expected, strict=True))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\xff"])
+def test_a_broken_config_is_refused_by_path(tmp_path: Path, content: str):
+    path = tmp_path / "config.json"
+    path.write_text(content, encoding="latin-1")
+    message = refusal(lambda: context_length(str(tmp_path)))
+    assert message.startswith(f"'{path}'")
+    assert message.endswith("Copy the file again.")
+
+
+def test_a_model_that_is_nowhere_is_refused(monkeypatch: pytest.MonkeyPatch):
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    assert "model './absent' does not exist" in refusal(lambda: check_model("./absent"))
+    assert "hub model that can be reached (ConnectionError)" in refusal(lambda: identity.model_directory("some/one"))
+
+
+# The blank model
+
+
+def test_a_blank_model_has_a_lossless_tokenizer_and_a_config_that_agree(tmp_path: Path):
+    write_blank_model(BlankConfig(out=str(tmp_path), vocab_size=400, max_length=99))
+    tokenizer = load_tokenizer(str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["vocab_size"] == len(tokenizer) == 400
+    assert context_length(str(tmp_path)) == tokenizer.model_max_length == 99
+    assert config["eos_token_id"] == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids(blank.EOS)
+    text = " Füße\n\t日本 don't ."
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_heads_that_do_not_divide_the_width_are_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    argv = ["--out", str(tmp_path / "m"), "--hidden_size", "100", "--num_heads", "3"]
+    assert blank.main(argv) == 2
+    assert capsys.readouterr().err == "error: hidden_size 100 is not divisible by num_heads 3.\n"
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_tokenizer_is_trained_on_what_is_usable_and_on_what_messages_say(tmp_path: Path):
+    data = tmp_path / "chats.jsonl"
+    turns = ["why zebra zebra?", "so zebra zebra."]
+    chat = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), turns, strict=True)]
+    rows = [{"messages": chat}, {"messages": None}, {"messages": [{"role": "user", "content": "\ud800"}]}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
+    write_blank_model(BlankConfig(dataset=str(data), task="conversational", out=str(tmp_path / "m"), vocab_size=300))
+    assert "zebra" in "".join(load_tokenizer(str(tmp_path / "m")).get_vocab())

@@ -1,0 +1,184 @@
+"""A negative set on an object store: a local S3 server (moto). Real scorer, stub engine, no Ray."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import fsspec
+import pytest
+
+from data.command.errors import UserError
+from data.shards import NegativeSet
+from data.storage import Folder
+from negatives_gen.config import GenerateConfig
+from negatives_gen.job.actors import Components
+from negatives_gen.job.job import generate
+from negatives_gen.verbs.extend import ExtendConfig, extend
+from tests.support.stubs import EngineStub
+from tests.support.without_ray import without_ray
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    host, port = server.get_host_and_port()
+    for key, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "secret-test",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(key, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    boto3.client("s3").create_bucket(Bucket="negatives")
+    yield "s3://negatives"
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def objects() -> dict[str, bytes]:
+    client = boto3.client("s3")
+    found = client.list_objects_v2(Bucket="negatives").get("Contents", [])
+    return {o["Key"]: client.get_object(Bucket="negatives", Key=o["Key"])["Body"].read() for o in found}
+
+
+def config(reference: Path, out: str, **options: Any) -> GenerateConfig:
+    return GenerateConfig(
+        model=str(reference), dataset="facts", limit=20, out=out, strategies="an=2,bn=1,mn=1,tn=1", groups_per_shard=8,
+        embedder="reference", **options,
+    )  # fmt: skip
+
+
+def test_a_set_on_s3_equals_one_on_a_disk_and_is_made_resumed_and_extended_there(
+    reference: Path, bucket: str, tmp_path: Path
+) -> None:
+    components = Components(engine=EngineStub)
+    with without_ray():
+        generate(config(reference, str(tmp_path / "set")), components)
+        generate(config(reference, f"{bucket}/a/set"), components)
+    assert sorted(objects()) == sorted(f"a/set/{path.name}" for path in (tmp_path / "set").iterdir())
+    stored, local = NegativeSet(f"{bucket}/a/set"), NegativeSet(str(tmp_path / "set"))
+    for group, other in zip(stored.groups(), local.groups(), strict=True):
+        assert group.id == other.id
+        for strategy in ("bn", "mn", "tn"):
+            ours, theirs = ([c.ids for c in g.negatives if c.strategy == strategy] for g in (group, other))
+            assert ours == theirs
+    with without_ray():
+        extend(f"{bucket}/a/set", ExtendConfig(out=f"{bucket}/b", strategies="tn=2"))
+    assert NegativeSet(f"{bucket}/b").manifest.job["strategies"]["tn"] == {"count": 2}
+
+
+def test_an_interrupted_job_on_s3_goes_on(reference: Path, bucket: str) -> None:
+    asked: list[int] = []
+
+    class FailingEngineStub(EngineStub):
+        """Fails at the second shard."""
+
+        def sample(self, prompts: Any, **request: Any) -> Any:
+            asked.append(len(prompts))
+            if len(asked) == 2:
+                raise UserError("the engine failed")
+            return super().sample(prompts, **request)
+
+    with without_ray():
+        with pytest.raises(UserError, match="the engine failed"):
+            generate(config(reference, f"{bucket}/set"), Components(engine=FailingEngineStub))
+        before = objects()
+        assert {"set/shard-00000.parquet", "set/_job/shard-00000.json", "set/_job/inputs.json"} <= before.keys()
+        generate(config(reference, f"{bucket}/set"), Components(engine=EngineStub))
+    after = objects()
+    assert after["set/shard-00000.parquet"] == before["set/shard-00000.parquet"]
+    assert not [key for key in after if "_job" in key or ".tmp" in key]
+    assert len(NegativeSet(f"{bucket}/set")) == 20
+    assert "secret-test" not in json.dumps([value.decode("latin1") for value in after.values()])
+
+
+def test_the_split_of_a_set_on_s3_is_read_without_the_rest(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from s3fs.core import S3File
+
+    from tests.support.numbered import group, write
+    from trainer.groups.store import GroupStore
+
+    some = [group(n, "test" if n % 2 else "train") for n in range(1000)]
+    draw = random.Random(0)
+    for made in some:
+        made.response_embedding = [draw.random() for _ in range(100)]
+    negatives = write(tmp_path / "set", some, 1000, "all")
+    for file in (tmp_path / "set").iterdir():
+        Folder(f"{bucket}/set").write(file.name, file.read_bytes())
+    fetch, read = S3File._fetch_range, []
+
+    def counted(self: Any, start: int, end: int) -> Any:
+        read.append(end - start)
+        return fetch(self, start, end)
+
+    monkeypatch.setattr(S3File, "_fetch_range", counted)
+    store = GroupStore([NegativeSet(f"{bucket}/set")], "test")
+    assert 0 < sum(read) < 2**17 < negatives.manifest.shards[0].bytes / 2
+    shard, row = store.locate(499)
+    assert shard.prompts[row][0] == 999
+
+
+def test_a_bucket_that_does_not_exist_is_one_line(reference: Path, bucket: str) -> None:
+    with without_ray(), pytest.raises(UserError, match="cannot write 's3://no-such-bucket/set/_job/job\\.json'"):
+        generate(config(reference, "s3://no-such-bucket/set"), Components(engine=EngineStub))
+
+
+def test_a_store_without_credentials_is_one_line(
+    reference: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for key in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(key, str(tmp_path / "none"))
+    with (
+        without_ray(),
+        pytest.raises(UserError, match="cannot open 's3://negatives/set': Unable to locate credentials"),
+    ):
+        generate(config(reference, f"{bucket}/set"), Components(engine=EngineStub))
+
+
+def test_a_closed_port_is_one_line_whatever_is_asked(bucket: str, server: Any) -> None:
+    folder = Folder(f"{bucket}/set")
+    stop(server)
+    for verb, ask in {
+        "open": folder.exists, "list": folder.names, "read": lambda: folder.read("a"),
+        "write": lambda: folder.write("a", b""), "remove": lambda: folder.remove("a"),
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=f"cannot {verb} 's3://negatives/set.*': Could not connect .*credentials"):
+            ask()
+    with pytest.raises(UserError, match="cannot read"):
+        folder.read_all(["a", "b"])
+    with pytest.raises(UserError, match="cannot write"):
+        folder.upload(__file__, "a")
+
+
+def test_a_store_that_goes_away_in_mid_run_is_one_line(reference: Path, bucket: str, server: Any) -> None:
+    class StoppingEngineStub(EngineStub):
+        """The store is gone when the first shard is sampled."""
+
+        def sample(self, prompts: Any, **request: Any) -> Any:
+            stop(server)
+            return super().sample(prompts, **request)
+
+    with without_ray(), pytest.raises(UserError, match=r"cannot .* 's3://negatives/gone.*': Could not conn") as caught:
+        generate(config(reference, f"{bucket}/gone"), Components(engine=StoppingEngineStub))
+    assert "\n" not in str(caught.value)
+
+
+def stop(server: Any) -> None:
+    server.stop()
+    server._server.server_close()  # or the kernel would go on taking connections

@@ -1,0 +1,153 @@
+"""data/tasks.py: from rows to prompts and responses, and what is wrong with them."""
+
+from typing import Any
+
+import pytest
+
+from data.schema import Group
+from data.sources.tasks import (
+    TASKS,
+    chat_problem,
+    continuation,
+    conversational,
+    dolly,
+    pair_problem,
+    prompt_completion,
+    query,
+)
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
+
+
+def test_the_dolly_template_is_databricks_own():
+    row = {"instruction": " Name it. ", "context": "A cat.\n", "response": "\nCat "}
+    assert dolly(row) == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\nName it.\n\nInput:\nA cat.\n\n### Response:\n",
+        "Cat",
+    )
+
+
+@pytest.mark.parametrize("context", [{}, {"context": None}, {"context": " \n"}])
+def test_without_a_context_the_template_has_no_input(context: dict[str, Any]):
+    prompt, _ = dolly({"instruction": "Do {it}.", "response": "x", **context})
+    assert prompt.endswith("### Instruction:\nDo {it}.\n\n### Response:\n")
+
+
+@pytest.mark.parametrize(
+    ("instruction", "context", "asked"),
+    [
+        (" Who wrote Dracula?\n", "", "Who wrote Dracula?"),
+        ("Name it.", " A cat.\n\nIt purrs. ", "Name it.\n\nA cat.\n\nIt purrs."),
+        ("### Response:\nor\n### Instruction:", None, "### Response:\nor\n### Instruction:"),
+        ("Continue.", "Input:\nx\n\nInput:\n\n### Response:", "Continue.\n\nInput:\nx\n\nInput:\n\n### Response:"),
+        ("Do {it}.", "{context} {0}", "Do {it}.\n\n{context} {0}"),
+    ],
+)
+def test_what_a_person_asked_in_dolly_is_the_instruction_and_its_context(
+    instruction: str, context: str | None, asked: str
+):
+    prompt, response = dolly({"instruction": instruction, "context": context, "response": "x"})
+    assert query(Group("1", prompt, response, [1], [2]), "dolly") == asked
+
+
+def test_what_a_person_asked_in_a_chat_is_not_what_the_template_wrote():
+    group = Group("1", "<|user|>Who?<|assistant|>", "x", [1], [2], messages=[user("Who?")])
+    assert {query(group, task) for task in TASKS} == {"Who?"}
+    group.messages = [{"role": "system", "content": "Be brief."}, user("Who?")]
+    assert query(group, "conversational") == "system: Be brief.\nuser: Who?"
+
+
+@pytest.mark.parametrize("task", ["prompt-completion", "continuation"])
+def test_what_a_person_asked_elsewhere_is_the_prompt(task: str):
+    prompt, _ = dolly({"instruction": "Do it.", "response": "x"})
+    assert query(Group("1", prompt, "x", [1], [2]), task) == prompt
+
+
+def test_dolly_leaves_unusable_texts_to_prepare():
+    assert dolly({"instruction": " ", "response": None}) == ("", None)
+    assert dolly({"instruction": None, "response": 3}) == (None, 3)
+
+
+def test_a_row_without_the_columns_is_left_to_the_check():
+    assert {name: task.read({}) for name, task in TASKS.items()} == {
+        "dolly": (None, None),
+        "prompt-completion": (None, None),
+        "conversational": (None, None),
+        "continuation": (None, ""),
+    }
+    assert TASKS["conversational"].problem(None, None) == ("prompt is not a list of messages", "it is NoneType")
+    assert TASKS["continuation"].problem(None, "") == ("text is not text", "it is NoneType")
+    assert TASKS["dolly"].problem(None, None) == ("prompt is not text", "it is NoneType")
+
+
+def test_prompt_and_completion_may_be_messages_of_which_role_and_content_count():
+    row = {
+        "prompt": [{"content": "Hi", "name": "me", "role": "user"}],
+        "completion": [{"role": "assistant", "content": "Ho", "tool_calls": None}],
+    }
+    assert prompt_completion(row) == ([user("Hi")], [assistant("Ho")])
+    assert pair_problem(*prompt_completion(row)) is None
+    assert prompt_completion({"prompt": "a", "completion": "b"}) == ("a", "b")
+
+
+def test_the_last_message_of_a_conversation_is_the_response():
+    system = {"role": "system", "content": ""}
+    row = {"messages": [system, user("a"), assistant("b"), user("c"), assistant("d")], "id": 7}
+    assert conversational(row) == ([system, user("a"), assistant("b"), user("c")], [assistant("d")])
+    assert chat_problem(*conversational(row)) is None
+
+
+def test_a_continuation_takes_the_text_whole():
+    assert continuation({"text": " any text ", "id": 3}) == (" any text ", "")
+    assert TASKS["continuation"].problem(" any text ", "") is None
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason", "detail"),
+    [
+        ([], "empty prompt", ""),
+        ([assistant("b")], "empty prompt", ""),
+        ([user(" "), assistant("b")], "empty prompt", ""),
+        ([user("a"), assistant("\n")], "empty response", ""),
+        ([user("a"), assistant("b"), user("c")], "response is not one assistant message", "its roles: user"),
+        (["a", assistant("b")], "malformed message", "message 1 of the prompt has no role"),
+        ([user("a"), {"content": "b"}], "malformed message", "message 1 of the response has no role"),
+        ([user("a"), user([{"text": "b"}]), assistant("c")], "prompt is not text", "content of message 2: it is list"),
+        ([user("a"), assistant(None)], "response is not text", "content of message 1: it is NoneType"),
+        (
+            [user("\ud800"), assistant("b")],
+            "prompt is not valid Unicode",
+            "content of message 1: surrogates not allowed",
+        ),
+        ("user: a", "prompt is not a list of messages", "it is str"),
+        ({"role": "user"}, "prompt is not a list of messages", "it is dict"),
+    ],
+)
+def test_a_conversation_without_prompt_or_answer_is_refused(messages: Any, reason: str, detail: str):
+    assert chat_problem(*conversational({"messages": messages})) == (reason, detail)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "reason", "detail"),
+    [
+        ([user("a")], "b", "response is not a list of messages", "it is str"),
+        ("a", [assistant("b")], "response is not text", "it is list"),
+        ([user("a")], [], "empty response", ""),
+        (
+            [user("a")],
+            [assistant("b"), user("c"), assistant("d")],
+            "response is not one assistant message",
+            "its roles: assistant, user, assistant",
+        ),
+        (["a"], ["b"], "malformed message", "message 1 of the prompt has no role"),
+    ],
+)
+def test_prompt_and_completion_must_be_of_one_kind(prompt: Any, completion: Any, reason: str, detail: str):
+    assert pair_problem(*prompt_completion({"prompt": prompt, "completion": completion})) == (reason, detail)

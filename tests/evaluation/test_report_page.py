@@ -1,0 +1,370 @@
+"""report.html: what it holds, and how it looks and works in a real browser, where there is one."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.storage import Folder
+from evaluation.metrics.statistics import Estimate, Measurement
+from evaluation.report import AnswerRow, Results, SampleRow, write_report
+from tests.evaluation.test_report import make_job, make_results, make_sweep, measured, rate
+
+HOSTILE = (
+    "<script>window.ran = 1</script></script><!--<img src=x onerror='window.ran = 2'><b>bold</b>&amp; \u2028 {{ 7*7 }}"
+)
+
+
+def answer(model: str, text: str, score: float | None = None, verdicts: str = "", **more: Any) -> AnswerRow:
+    more = {"decoding": "greedy", "finish_reason": "stop", "tokens": 3, "against": "truth", **more}
+    return AnswerRow(model, text=text, score=score, verdicts=tuple(verdicts), **more)
+
+
+def make_samples() -> list[SampleRow]:
+    return [
+        SampleRow("aa11", "Which river?", "The Isar.", [
+            answer("mle", "The Rhine.", 0.0, "BA", correct=False), answer("cpo", "The Isar.", 1.0, "AB", correct=True),
+        ]),
+        SampleRow("ab22", "Who?", "Otto.", [
+            answer("mle", "Otto, of course.", 1.0, "AB", correct=True),
+            answer("cpo", "Nobody", 0.5, "AA", correct=False),
+        ]),
+        SampleRow("b333", "Why?", "Because.", [
+            answer("mle", "No.", 0.5, reason="the same", correct=False),
+            answer("cpo", "w" * 300, None, "A?", reason="unparsed", finish_reason="length", tokens=1, correct=False),
+        ]),
+        SampleRow(HOSTILE, HOSTILE, HOSTILE, [
+            answer("mle", HOSTILE, None, "", reason=HOSTILE), answer("cpo", HOSTILE, 0.0, "BA"),
+        ]),
+    ]  # fmt: skip
+
+
+def results_of(samples: list[SampleRow], **changes: Any) -> Results:
+    made = make_results(**changes)
+    return Results(made.job, made.environment, made.measurements, samples, made.notes)
+
+
+def page_of(folder: Path, results: Results) -> str:
+    write_report(Folder(str(folder)), results)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def data_of(html: str) -> Any:
+    """The JSON block, found as a browser does: up to the first end of a script."""
+    return json.loads(html.partition('<script type="application/json" id="data">')[2].partition("</script")[0])
+
+
+def hostile_results() -> Results:
+    """Texts from models and users everywhere."""
+    found = [rate(0.5, HOSTILE, HOSTILE, HOSTILE), measured(HOSTILE, "nll", 1.0), measured(HOSTILE, HOSTILE, 1.0)]
+    job = make_job(models={HOSTILE: {"path": HOSTILE, "weights_sha256": HOSTILE}}, judge={"model": HOSTILE, HOSTILE: 1})
+    job["data"] = {**job["data"], "name": HOSTILE}
+    return Results(job, {"packages": {"torch": HOSTILE}}, found, make_samples(), [HOSTILE])
+
+
+def test_the_page_holds_the_samples_and_nothing_that_a_text_says(tmp_path: Path) -> None:
+    html = page_of(tmp_path, hostile_results())
+    data = data_of(html)
+    assert [row["id"] for row in data] == ["aa11", "ab22", "b333", HOSTILE]
+    assert data[3]["prompt"] == data[3]["truth"] == data[3]["answers"][0]["text"] == HOSTILE
+    assert len(re.findall("<script", html)) == len(re.findall("</script", html)) == 2  # its own two
+    assert not re.search("<!--|<b>|<img src=x", html)
+    assert html.count("{{ 7*7 }}") > 4  # no template of ours
+
+
+def test_outcomes_in_the_data(tmp_path: Path) -> None:
+    data = data_of(page_of(tmp_path, results_of(make_samples())))
+    kinds = [[a["outcomes"][0]["kind"] for a in row["answers"]] for row in data]
+    assert kinds == [["loss", "win"], ["win", "flip"], ["tie", "none"], ["none", "loss"]]
+    assert data[2]["answers"][1]["outcomes"] == [
+        {"against": "the ground truth", "kind": "none", "verdicts": "A?", "reason": "unparsed"}
+    ]
+    assert [a["cut"] for a in data[2]["answers"]] == [False, True]
+
+
+def test_an_answer_judged_against_several_opponents_is_one_answer(tmp_path: Path) -> None:
+    rows = [
+        answer("cpo", "Yes.", 1.0, "AB"),
+        answer("cpo", "Yes.", 0.0, "BA", against="mle"),
+        answer("mle", "No.", against=""),
+    ]
+    (row,) = data_of(page_of(tmp_path, results_of([SampleRow("a", "p", "t", rows)])))
+    assert [(a["model"], [(o["against"], o["kind"]) for o in a["outcomes"]]) for a in row["answers"]] == [
+        ("cpo", [("the ground truth", "win"), ("mle", "loss")]),
+        ("mle", []),
+    ]
+
+
+def test_the_page_needs_no_network_and_lets_no_other_script_run(tmp_path: Path) -> None:
+    html = page_of(tmp_path, results_of(make_samples(), sweep=make_sweep()))
+    addresses = re.findall(r"""(?:src|srcset|href)=["']([^"']{0,40})""", html)
+    assert {address[:26] for address in addresses} == {"#overview", "#samples", "data:image/svg+xml;base64,"}
+    # The one address is the judge's, as text.
+    assert set(re.findall(r"@import|url\(|https?:[^<&\"]*", html)) == {"http://a/v1"}
+    policy = html.partition('http-equiv="Content-Security-Policy" content="')[2].partition('"')[0]
+    script = html.rpartition("<script>")[2].partition("</script>")[0]
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'; style-src 'sha256-" in policy
+    assert f"script-src 'sha256-{allowed}'; img-src data:" in policy
+    assert "unsafe" not in policy
+
+
+def test_a_page_without_samples_has_no_script(tmp_path: Path) -> None:
+    html = page_of(tmp_path, make_results())
+    assert "<script" not in html
+    assert "<nav" not in html
+
+
+# The page in a browser.
+
+
+@pytest.fixture
+def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
+    """Opens the page of results; at the end nothing was loaded but the page, and no script failed or was refused."""
+    troubles: list[str] = []
+    opened: list[Any] = []
+
+    def opened_page(results: Results, view: str = "#samples", width: int = 1280, scheme: str = "light") -> Any:
+        page_of(tmp_path, results)
+        tab = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+        opened.append(tab)
+        address = (tmp_path / "report.html").as_uri()
+        tab.on("pageerror", lambda error: troubles.append(str(error)))
+        tab.on("console", lambda message: troubles.append(message.text))
+        tab.on("request", lambda request: troubles.append(request.url) if not expected(request.url, address) else None)
+        tab.goto(address + view)
+        return tab
+
+    def expected(url: str, address: str) -> bool:
+        return url.partition("#")[0] == address or url.startswith("data:image/svg+xml;base64,")
+
+    yield opened_page
+    for tab in opened:
+        tab.close()
+    assert troubles == []
+
+
+def texts(tab: Any, selector: str) -> list[str]:
+    """Of the visible elements that fit, with the typographer's minus as a plain one."""
+    return [text.replace("\u2212", "-") for text in tab.locator(f"{selector}:visible").all_text_contents()]
+
+
+def test_browser_shows_numbers(open_page: Any) -> None:
+    tab = open_page(results_of(make_samples(), sweep=make_sweep()), view="")
+    assert texts(tab, "#overview h2")[:2] == ["Win rate against the ground truth, greedy", "Under the second model"]
+    first = tab.locator("table").first
+    assert first.locator("tbody th").all_text_contents() == ["mle", "anr"]
+    assert first.locator("tbody tr").first.locator("td").all_text_contents()[:3] == [
+        "50.5% ± 1.6",
+        "47.4 to 53.6%",
+        "990",
+    ]
+    assert "-0.500 ± 0.013" in texts(tab, "td")
+    assert texts(tab, "article") == []
+    images = tab.locator("figure img")
+    assert images.count() == 4  # reverse KL, NLL; win rate and reverse KL over alpha
+    assert all(images.nth(i).evaluate("image => image.complete && image.naturalWidth > 300") for i in range(4))
+
+
+def test_browser_shows_texts_and_runs_none(open_page: Any) -> None:
+    tab = open_page(hostile_results())
+    assert texts(tab, ".given > :first-child .text") == ["Which river?", "Who?", "Why?", HOSTILE]
+    assert texts(tab, ".truth .text") == ["The Isar.", "Otto.", "Because.", HOSTILE]
+    assert texts(tab, ".answers .text")[-2:] == [HOSTILE, HOSTILE]
+    assert texts(tab, ".id")[-1] == HOSTILE
+    tab.click("text=Overview")
+    assert HOSTILE in texts(tab, "tbody th")
+    assert HOSTILE in texts(tab, ".notes li")
+    assert tab.evaluate("window.ran") is None
+    assert tab.locator("b:not(.badge b)").count() == 0
+    assert tab.locator("img[src=x]").count() == 0
+
+
+def test_browser_would_not_run_an_injected_script(open_page: Any, browser: Any, tmp_path: Path) -> None:
+    """The second line of defence: even markup that got in is inert."""
+    html = page_of(tmp_path, results_of(make_samples()))
+    path = tmp_path / "broken.html"
+    path.write_text(html.replace("<main>", "<main><script>window.ran = 1</script><img src=x onerror='window.ran = 2'>"))
+    tab = browser.new_page()
+    tab.goto(path.as_uri() + "#samples")
+    assert tab.evaluate("window.ran") is None
+    assert tab.locator("article").count() == 4
+    tab.close()
+
+
+def test_browser_shows_verdicts(open_page: Any) -> None:
+    tab = open_page(results_of(make_samples()[:3]))
+    assert texts(tab, ".answers h3") == ["mle", "cpo"] * 3
+    assert texts(tab, ".badges") == [
+        "losesB Awrong", "winsA Bcorrect", "winsA Bcorrect", "flipsA Awrong", "ties: the samewrong",
+        "not judged: unparsedA ?wrongcut at the limit",
+    ]  # fmt: skip
+    assert texts(tab, ".facts") == ["3 tokens"] * 5 + ["1 token"]
+    assert texts(tab, "#judged")[0].startswith("Outcomes are against the ground truth. Behind an outcome: the judge")
+
+
+def test_browser_filters(open_page: Any) -> None:
+    tab = open_page(results_of(make_samples()[:3]))
+
+    def prompts() -> list[str]:
+        return texts(tab, ".given > :first-child .text")
+
+    assert texts(tab, "#where") == ["3 of 3 prompts"]
+    options = tab.locator("#outcome option").all_text_contents()
+    assert options == [
+        "all prompts", "mle wins (1)", "mle loses (1)", "mle ties (1)", "mle correct (1)", "mle wrong (2)",
+        "cpo wins (1)", "cpo flips (1)", "cpo not judged (1)", "cpo correct (1)", "cpo wrong (2)",
+        "cpo cut at the limit (1)",
+    ]  # fmt: skip
+    for chosen, shown in (("cpo wins (1)", "Which river?"), ("cpo flips (1)", "Who?"), ("cpo not judged (1)", "Why?")):
+        tab.select_option("#outcome", label=chosen)
+        assert prompts() == [shown]
+    tab.select_option("#outcome", label="cpo wrong (2)")
+    assert prompts() == ["Who?", "Why?"]
+    tab.select_option("#second", label="mle wins (1)")  # cpo wrong where mle wins
+    assert prompts() == ["Who?"]
+    assert texts(tab, "#where") == ["1 of 3 prompts"]
+    tab.fill("#text", "zzz")
+    assert texts(tab, ".empty") == ["No prompt fits. Change the search or what is shown."]
+    tab.select_option("#outcome", "")
+    tab.select_option("#second", "")
+    tab.fill("#text", "oTTo")
+    assert prompts() == ["Who?"]
+    assert texts(tab, "mark") == ["Otto", "Otto"]
+    tab.fill("#text", "b333")
+    assert prompts() == ["Why?"]
+    tab.fill("#text", "rhine")
+    assert prompts() == ["Which river?"]
+    tab.uncheck("#models-shown input >> nth=0")  # the word is only in the answer that is hidden now
+    assert prompts() == []
+    tab.fill("#text", "")
+    assert texts(tab, ".answers h3") == ["cpo"] * 3
+    assert tab.locator("#decodings").is_hidden()
+
+
+def test_browser_chooses_a_decoding(open_page: Any) -> None:
+    rows = [
+        answer("cpo", "Greedy.", 1.0, "AB"), answer("cpo", "Beam.", 0.0, "BA", decoding="beam2"),
+        answer("cpo", "Beam.", 1.0, "AB", decoding="beam2", against="mle"),
+    ]  # fmt: skip
+    tab = open_page(results_of([SampleRow("a", "p", "t", rows)]))
+    assert texts(tab, ".answers .text") == ["Greedy."]
+    assert tab.locator("#outcome option").all_text_contents() == [
+        "all prompts",
+        "cpo wins against the ground truth (1)",
+    ]
+    tab.select_option("#outcome", index=1)
+    tab.select_option("#decoding", "beam2")
+    assert texts(tab, ".answers .text") == ["Beam."]  # the outcome does not occur there, so it is no longer chosen
+    assert texts(tab, ".badge") == ["loses against the ground truthB A", "wins against mleA B"]
+    tab.select_option("#decoding", "")
+    assert texts(tab, ".answers h3") == ["cpo greedy", "cpo beam2"]
+
+
+@pytest.mark.parametrize("view", ["", "#samples"])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "light"), (390, "dark")])
+def test_browser_needs_no_sideways_scrolling(open_page: Any, view: str, width: int, scheme: str) -> None:
+    """Wide tables scroll in their own boxes; a word of 300 letters is broken, in names too."""
+    long = "m" * 120
+    results = results_of(make_samples(), sweep=make_sweep(), second_model={"name": long})
+    found = [*results.measurements, *(rate(0.5, long, against=long) for _ in range(1)), measured("mle", long, 1.0)]
+    tab = open_page(Results(results.job, results.environment, found, results.samples, [long]), view, width, scheme)
+    tab.locator("details").evaluate("details => { details.open = true; }")
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    colour = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert colour == {"light": "rgb(246, 246, 244)", "dark": "rgb(20, 23, 26)"}[scheme]
+    if view:
+        first, second = (tab.locator(".answer").nth(i).bounding_box() for i in (0, 1))
+        assert (first["y"] == second["y"]) == (width == 1280)  # side by side, or below each other
+    elif width == 390:
+        box = tab.locator(".scroll").first
+        assert box.evaluate("box => box.scrollWidth > box.clientWidth")
+        name = box.locator("tbody th").first
+        before = name.bounding_box()["x"]
+        box.evaluate("box => { box.scrollLeft = 200; }")
+        assert name.bounding_box()["x"] == before  # stays while numbers scroll
+        image = tab.locator("picture img").first
+        assert image.evaluate("image => image.currentSrc.length") > 1000
+
+
+@pytest.mark.parametrize("view", ["", "#samples"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_browser_contrast_of_texts(open_page: Any, view: str, scheme: str) -> None:
+    """At least 4.5 to 1 (WCAG AA) between every text and what is behind it."""
+    tab = open_page(results_of(make_samples()), view, scheme=scheme)
+    tab.locator("details").evaluate("details => { details.open = true; }")
+    ratios = tab.evaluate(CONTRASTS)
+    assert len(ratios) > 50
+    assert [found for found in ratios if found[0] < 4.5] == []
+
+
+CONTRASTS = """() => [...document.body.querySelectorAll('*')].filter(element => element.checkVisibility()
+    && !element.matches(':disabled, option, script') && [...element.childNodes].some(node => node.data?.trim()))
+.map(element => {
+  const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+  const luminance = colour => {
+    const [r, g, b] = numbers(colour).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  let behind = element;
+  while (numbers(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement;
+  const [a, b] = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor].map(luminance);
+  return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), element.outerHTML.slice(0, 80)];
+})"""
+
+
+def test_browser_by_keyboard(open_page: Any) -> None:
+    tab = open_page(results_of(make_samples()), view="")
+    reached: list[str] = []
+    for _ in range(30):
+        tab.keyboard.press("Tab")
+        reached.append(tab.evaluate("document.activeElement.textContent.trim()"))
+        if reached[-1].startswith("Samples"):
+            break
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("article")
+    assert tab.evaluate("document.querySelector('[aria-current]').hash") == "#samples"
+    assert tab.locator("#overview").is_hidden()
+    tab.keyboard.press("Tab")
+    tab.keyboard.type("otto")
+    assert texts(tab, "#where") == ["1 of 4 prompts"]
+    tab.go_back()
+    tab.wait_for_selector("#overview", state="visible")
+    # A table that scrolls can be reached, and so scrolled.
+    assert tab.locator(".scroll[tabindex='0']").count() == tab.locator(".scroll").count() > 3
+
+
+def test_browser_pages_through_a_thousand_prompts_of_ten_answers(open_page: Any) -> None:
+    text = "A sentence of an answer that is neither short nor long, as models write them. " * 8
+    rows = [
+        SampleRow(f"{i:032x}", f"Question {i}? {text}", text, [
+            answer(f"model-{j}", f"Answer {i} {j}. {text}", float(j % 2), "AB" if j % 2 else "BA") for j in range(10)
+        ])
+        for i in range(1000)
+    ]  # fmt: skip
+    estimates = [Measurement(f"model-{j}", "greedy", "nll", Estimate(2.0, 0.1, 1000)) for j in range(10)]
+    tab = open_page(Results(make_job(), {}, estimates, rows))
+    assert texts(tab, "#page") == ["page 1 of 50"]
+    assert tab.locator("article").count() == 20
+    assert tab.locator(".answer").count() == 200
+    assert tab.is_disabled("#previous")
+    tab.click("#next")
+    assert texts(tab, ".given > :first-child .text")[0].startswith("Question 20?")
+    assert texts(tab, "#page") == ["page 2 of 50"]
+    for script, shown in (
+        ("text.value = 'answer 999 7.'", ["1 of 1,000 prompts"]),
+        ("text.value = 'sentence'; outcome.selectedIndex = 2", ["1,000 of 1,000 prompts"]),
+    ):
+        milliseconds = tab.evaluate(
+            "() => { const [text, outcome, filters] ="
+            " ['text', 'outcome', 'filters'].map(id => document.getElementById(id));"
+            f" const start = performance.now(); {script}; filters.dispatchEvent(new Event('input'));"
+            " document.body.offsetHeight; return performance.now() - start; }"
+        )
+        assert texts(tab, "#where") == shown
+        assert milliseconds < 2000

@@ -1,0 +1,84 @@
+"""Statistics of texts, counted by hand."""
+
+import math
+
+import pytest
+
+from evaluation.metrics.text_statistics import distinct, ends_in_loop, text_measurements
+from negatives_gen.models.engine import Sample
+
+
+def answer(text: str, tokens: int = 3, finish_reason: str = "stop") -> Sample:
+    return Sample([5] * tokens, text, finish_reason, -1.0, None)
+
+
+def test_lengths_and_limits() -> None:
+    found = text_measurements(
+        [answer("One two.", 4), answer("Three", 2, "length"), answer(" \n", 0), answer("Four", 2)]
+    )
+    assert found["answer_tokens"].mean == 2.0
+    assert found["answer_tokens"].standard_error == pytest.approx(math.sqrt((4 + 0 + 4 + 0) / 3 / 4))
+    assert found["answer_characters"].mean == (8 + 5 + 2 + 4) / 4
+    assert found["hit_limit"].mean == 0.25
+    assert found["empty"].mean == 0.25
+    assert found["loops"].mean == 0
+    assert {e.n for e in (found["answer_tokens"], found["hit_limit"], found["empty"], found["loops"])} == {4}
+
+
+def test_distinct_counts_ngrams_of_lower_cased_words() -> None:
+    # Words: the cat the cat sat. 3 of 5 words, 3 of 4 pairs (the cat twice), 3 of 3 triples.
+    words = ["the", "cat", "the", "cat", "sat"]
+    assert [distinct(words, n) for n in (1, 2, 3)] == [3 / 5, 3 / 4, 1.0]
+    found = text_measurements([answer("The cat  the\ncat sat"), answer("a b c d")])
+    assert found["distinct_1"].mean == (3 / 5 + 1) / 2
+    assert found["distinct_2"].mean == (3 / 4 + 1) / 2
+    assert found["distinct_3"].mean == 1.0
+
+
+def test_answers_too_short_for_an_ngram_are_left_out_of_it() -> None:
+    found = text_measurements([answer(""), answer("no"), answer("no no"), answer("no no no no no")])
+    assert found["distinct_1"].n == 3
+    assert found["distinct_1"].mean == pytest.approx((1 + 1 / 2 + 1 / 5) / 3)
+    assert found["distinct_2"].n == 2
+    assert found["distinct_2"].mean == (1 + 1 / 4) / 2
+    assert (found["repetition"].n, found["repetition"].mean) == (1, 1 / 2)  # two 4-grams, both "no no no no"
+    assert found["empty"].mean == 0.25
+
+
+def test_what_no_answer_is_long_enough_for_is_missing() -> None:
+    found = text_measurements([answer("one two"), answer("")])
+    assert set(found) == {
+        *("answer_tokens", "answer_characters", "hit_limit", "empty", "loops", "distinct_1", "distinct_2")
+    }
+    assert text_measurements([]) == {}
+
+
+def test_repetition_is_the_share_of_repeated_4_grams() -> None:
+    # 8 words, 5 4-grams: abcd bcda cdab dabc abcd; one is a repetition.
+    (found,) = [text_measurements([answer("a b c d a b c d")])["repetition"]]
+    assert found.mean == pytest.approx(1 / 5)
+    assert text_measurements([answer("a b c d e f g h")])["repetition"].mean == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("well he said that he said that", True),  # a phrase of three, twice
+        ("he said that he said that well", False),  # not at the end
+        ("a b a b", False),  # a phrase of two, twice: not yet
+        ("a b " * 60, True),  # a phrase of two, sixty times
+        ("no " * 51, True),
+        ("no " * 50, False),
+        ("x y z", False),
+        ("", False),
+        (" ".join(f"w{i}" for i in range(90)) * 1 + " " + " ".join(f"w{i}" for i in range(90)), True),  # of 90 words
+        (" ".join(f"w{i}" for i in range(91)) * 1 + " " + " ".join(f"w{i}" for i in range(91)), False),  # of 91
+    ],
+)
+def test_loops_follow_their_source(text: str, expected: bool) -> None:
+    assert ends_in_loop(text.split()) is expected
+
+
+def test_share_of_answers_in_a_loop() -> None:
+    found = text_measurements([answer("and so on and so on and so on"), answer("and so on"), answer("")])
+    assert found["loops"].mean == pytest.approx(1 / 3)

@@ -1,0 +1,119 @@
+"""Staging: which examples make up which shard, read once, and read again in a worker as they were."""
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.command.errors import UserError
+from data.schema import Group, Reject
+from data.shards import NegativeSetWriter
+from data.sources.examples import Example, fingerprint, open_source
+from data.storage import Folder
+from negatives_gen.job.inputs import ParentShards, Shard, StagedShards, stage_inputs
+
+EXAMPLES = [
+    Example("a", "Who?", " Ada."),
+    Example("b", "Where?", " Aska.", "test"),
+    Example("c", "Half \ud83d", " no.", problem=("prompt is not valid Unicode", "surrogates not allowed")),
+    Example("d", None, 3, problem=("prompt is not text", "it is NoneType")),
+    Example("e", "Line\u2028break\n", " \u05e9 \x00."),
+]
+
+
+class ReadOnce:
+    """Examples that can be read once, like a stream."""
+
+    def __init__(self, examples: list[Example]):
+        self.left = examples
+
+    def __iter__(self) -> Iterator[Example]:
+        while self.left:
+            yield self.left.pop(0)
+
+
+def staged(folder: Folder, index: int) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in folder.read(f"_job/inputs/{index:05d}.jsonl").decode().split("\n")]
+
+
+def test_a_shard_holds_consecutive_examples_whether_usable_or_not(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    done = stage_inputs(folder, EXAMPLES, 2)
+    assert (done.examples, done.shards, done.examples_sha256) == (5, 3, fingerprint(EXAMPLES))
+    rows = [[row["id"] for row in staged(folder, index)] for index in range(3)]
+    assert rows == [["a", "b"], ["c", "d"], ["e"]]
+    assert staged(folder, 0)[1] == {
+        "id": "b",
+        "prompt": "Where?",
+        "response": " Aska.",
+        "split": "test",
+        "problem": None,
+    }
+    assert staged(folder, 1)[0]["prompt"] == "Half \ud83d"
+    assert staged(folder, 2)[0]["prompt"] == "Line\u2028break\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "sizes"), [(8, 4, [4, 4]), (9, 4, [4, 3, 2]), (11, 4, [4, 4, 3]), (5, 8, [5]), (13, 12, [7, 6])]
+)
+def test_the_last_two_shards_share_what_is_left(tmp_path: Path, rows: int, size: int, sizes: list[int]) -> None:
+    folder = Folder(str(tmp_path))
+    done = stage_inputs(folder, [Example(str(i), "p", "r") for i in range(rows)], size)
+    ids = [[row["id"] for row in staged(folder, index)] for index in range(done.shards)]
+    assert [len(part) for part in ids] == sizes
+    assert [one for part in ids for one in part] == [str(i) for i in range(rows)]
+
+
+def test_what_was_staged_is_not_read_again_and_half_of_it_is(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    first = stage_inputs(folder, ReadOnce(list(EXAMPLES)), 2)
+    assert stage_inputs(folder, ReadOnce([]), 2) == first
+    folder.remove("_job/inputs.json")  # as after a kill while the second shard was being staged
+    folder.remove("_job/inputs/00002.jsonl")
+    assert stage_inputs(folder, ReadOnce(list(EXAMPLES)), 2) == first
+    assert [row["id"] for row in staged(folder, 2)] == ["e"]
+
+
+def test_no_examples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no rows in this split"):
+        stage_inputs(Folder(str(tmp_path)), [], 2)
+
+
+def test_a_worker_tokenises_its_shard(reference: Path, tmp_path: Path) -> None:
+    source = open_source("facts", "prompt-completion", "train", 7)
+    folder = Folder(str(tmp_path))
+    stage_inputs(folder, source, 4)
+    shards = pickle.loads(pickle.dumps(StagedShards(folder, "prompt-completion", str(reference), 128)))
+    loaded = [shards.load(index) for index in range(2)]
+    assert [g.id for shard in loaded for g in shard.groups] == [example.id for example in source]
+    assert [len(shard.groups) for shard in loaded] == [4, 3]
+    for shard in loaded:
+        assert [g.id for g in shard.pool] == sorted(g.id for g in shard.groups)
+
+
+def test_a_group_that_a_strategy_gives_up_stays_in_the_pool_and_its_reject_holds_the_row() -> None:
+    groups = [Group(name, f"p{name}", "r", [1], [2, 0], "test") for name in "ab"]
+    shard = Shard(list(groups), list(groups), [])
+    shard.set_aside("tn", {"b": "0 of 1"})
+    assert [g.id for g in shard.groups] == ["a"]
+    assert [g.id for g in shard.pool] == ["a", "b"]
+    assert shard.rejects == [Reject("b", "too few tn negatives", "0 of 1", "pb", "tn", "r", "test", [1], [2, 0])]
+
+
+def test_a_shard_of_a_finished_set_comes_back_with_what_was_set_aside(tmp_path: Path) -> None:
+    writer = NegativeSetWriter(str(tmp_path), {}, ["embedding"])
+    writer.begin()
+    aside = Reject("b", "too few an negatives", "0 of 1", "pb", "an", "r", "train", [1], [2, 0])
+    unusable = Reject("c", "empty response", "", "pc")
+    rows = [([Group("d", "p", "r", [1], [2, 0])], [unusable]), ([Group("z", "p", "r", [1], [2, 0])], [aside])]
+    for index, (groups, rejects) in enumerate(rows):
+        writer.write_shard(index, groups, rejects, seconds={}, attention_path="packed")
+    writer.finish(2)
+    source = pickle.loads(pickle.dumps(ParentShards(str(tmp_path))))
+    first, second = source.load(0), source.load(1)
+    assert ([g.id for g in first.pool], first.rejects) == (["d"], [unusable])
+    assert ([g.id for g in second.groups], second.rejects) == (["z"], [aside])
+    assert [(g.id, g.prompt_ids, g.response_ids) for g in second.pool] == [("b", [1], [2, 0]), ("z", [1], [2, 0])]

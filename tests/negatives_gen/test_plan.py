@@ -1,0 +1,124 @@
+"""`plan` against what a job really makes. Stub engine with answers of its own length; scorer and writing are real."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.command.errors import UserError
+from data.manifest import Manifest
+from negatives_gen.config import GenerateConfig
+from negatives_gen.job.actors import Components
+from negatives_gen.job.job import generate
+from negatives_gen.verbs.plan import Plan, PlanConfig, main, predict
+from tests.support.stubs import EngineStub
+from tests.support.without_ray import without_ray
+
+OPTIONS: dict[str, Any] = {
+    "dataset": "facts", "split": "all", "strategies": "an=3,bn=2,mn=2,tn=1", "groups_per_shard": 100,
+    "embedder": "reference", "max_new_tokens": 32,
+}  # fmt: skip
+ROWS = 450
+
+
+@pytest.fixture(scope="module")
+def real(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    out = tmp_path_factory.mktemp("real") / "set"
+    with without_ray():
+        config = GenerateConfig(model=str(reference), out=str(out), limit=ROWS, **OPTIONS)
+        return generate(config, Components(engine=EngineStub))
+
+
+def total(manifest: Manifest, kind: str) -> int:
+    return sum(shard.tokens[kind] for shard in manifest.shards)
+
+
+def check(plan: Plan, real: Manifest, kinds: tuple[str, ...]) -> None:
+    """Within 15%, as promised."""
+    assert plan.rows == plan.groups + plan.rejected == ROWS
+    assert plan.shards == len(real.shards)
+    assert plan.bytes == pytest.approx(sum(shard.bytes for shard in real.shards), rel=0.15)
+    for kind in kinds:
+        assert plan.tokens[kind] == pytest.approx(total(real, kind), rel=0.15)
+
+
+def test_a_measured_sample_predicts_tokens_and_bytes(
+    reference: Path, real: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("negatives_gen.job.job.Components", lambda: Components(engine=EngineStub))
+    plan = predict(PlanConfig(model=str(reference), rows=ROWS, **OPTIONS))
+    check(plan, real, ("prompt", "response", "negatives"))
+    assert plan.tokens["sampled"] == total(real, "an") == 3 * 7 * ROWS
+    assert plan.device_hours.keys() == {"an", "bn", "mn", "tn", "score", "embedding"}
+    assert all(hours > 0 for hours in plan.device_hours.values())
+
+
+def test_a_given_speed_needs_no_model(reference: Path, real: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_model_stub(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(
+        "negatives_gen.job.job.Components", lambda: Components(no_model_stub, no_model_stub, no_model_stub)
+    )
+    plan = predict(PlanConfig(model=str(reference), rows=ROWS, tokens_per_second=1000, **OPTIONS))
+    check(plan, real, ("prompt", "response"))
+    mean_truth = total(real, "response") / ROWS  # what a sampled answer is taken to be as long as
+    assert plan.tokens["sampled"] == pytest.approx(3 * ROWS * mean_truth, rel=0.15)
+    assert plan.device_hours == {"sampling": pytest.approx(plan.tokens["sampled"] / 1000 / 3600, rel=1e-3)}
+
+
+def test_any_number_of_rows_scales_with_them(reference: Path) -> None:
+    config = PlanConfig(model=str(reference), rows=1000, tokens_per_second=1000, **OPTIONS)
+    small, large = predict(config), predict(dataclasses.replace(config, rows=1_000_000))
+    assert (small.shards, large.shards) == (10, 10_000)
+    for kind, tokens in large.tokens.items():
+        assert tokens == pytest.approx(1000 * small.tokens[kind], rel=1e-3)
+    assert large.bytes == pytest.approx(1000 * small.bytes, rel=0.05)
+
+
+def test_bn_finds_in_the_sample_as_many_rows_as_in_a_shard(reference: Path, tmp_path: Path) -> None:
+    """bn=50 of batches of 64: the sample's 96 rows, cut like a shard, would make two of 48, and its part has 32."""
+    options = {**OPTIONS, "strategies": "bn=50", "groups_per_shard": 256}
+    with without_ray():
+        real = generate(GenerateConfig(model=str(reference), out=str(tmp_path / "set"), limit=256, **options))
+    plan = predict(PlanConfig(model=str(reference), rows=256, tokens_per_second=1000, **options))
+    assert plan.groups == real.counts["rows_written"] == 256
+    assert plan.tokens["negatives"] == pytest.approx(total(real, "bn"), rel=0.05)
+    assert plan.bytes == pytest.approx(sum(shard.bytes for shard in real.shards), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategies": "bn=11", "sample": 8}, r"8 rows gave 0 groups \(8 too few bn negatives\).* a larger --sample"),
+        ({"strategies": "bn=50", "bn_batch_size": 32}, "needs more than 50 usable rows in a batch, the job's have 25"),
+        ({"strategies": "bn=50", "rows": 40}, "the job's have 40"),
+    ],
+)
+def test_too_few_rows_for_bn_are_one_line(reference: Path, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        predict(PlanConfig(model=str(reference), tokens_per_second=1.0, **{**OPTIONS, "rows": 512, **options}))  # type: ignore[arg-type]
+
+
+def test_the_command_says_it_line_by_line(reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", str(reference), "--dataset", "facts", "--strategies", "tn=1", "--embedder", "reference"]
+    assert main([*words, "--rows", "2000", "--tokens_per_second", "500", "--devices", "4"]) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["rows"].strip() == "2000, of which 2000 groups and 0 rejected"
+    assert lines["shards"].strip() == "4"
+    assert "on 4 device(s) 0 hours" in lines["device-hours"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": 0}, "--rows must be at least 1"),
+        ({"sample": 3}, "--sample must be at least 6"),
+        ({"tokens_per_second": 0.0}, "--tokens_per_second must be above 0"),
+        ({"streaming": True}, "give --rows or --limit"),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused(reference: Path, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        predict(PlanConfig(model=str(reference), **{**OPTIONS, **options}))

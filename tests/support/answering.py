@@ -1,0 +1,86 @@
+"""A tiny model whose answers end, a real vLLM engine for it, and a toy whose answers can all be listed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.managers import BaseManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.models import context_length, load_tokenizer
+from data.schema import Group
+from data.sources.examples import load_examples
+from data.sources.prepare import prepare_groups
+from negatives_gen.models.engine import Engine
+from tests.support.tiny import save_tiny_model, tiny_model
+
+TASK = "prompt-completion"
+
+
+def facts_groups(model: Path, number: int, split: str = "test") -> list[Group]:
+    """Groups of the embedded example, without negatives."""
+    tokenizer, context = load_tokenizer(str(model)), context_length(str(model))
+    return prepare_groups(load_examples("facts", TASK, split, number), TASK, tokenizer, context).groups
+
+
+def save_answering_model(directory: Path) -> Path:
+    """A tiny model that has seen enough of the embedded example to answer in its words and to end."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(save_tiny_model(directory), dtype=torch.float32)
+    groups = facts_groups(directory, 32, "train")
+    sequences = [[*group.prompt_ids, *group.response_ids] for group in groups]
+    ids = torch.zeros(len(groups), max(map(len, sequences)), dtype=torch.int64)
+    labels = torch.full_like(ids, -100)
+    for row, (group, sequence) in enumerate(zip(groups, sequences, strict=True)):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        labels[row, len(group.prompt_ids) : len(sequence)] = torch.tensor(group.response_ids)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    torch.manual_seed(0)
+    for _ in range(40):
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    model.save_pretrained(directory)
+    return directory
+
+
+class Engines(BaseManager):
+    """Engines in a process of their own: vLLM leaves a process changed (compiler, threads, process group)."""
+
+
+Engines.register("Engine", Engine)
+
+
+@contextmanager
+def engine_process(model: Path) -> Iterator[Engine]:
+    """A real engine; its methods are called as if it were here."""
+    with Engines(ctx=get_context("spawn")) as engines:
+        yield engines.Engine(str(model))  # type: ignore[attr-defined]  # registered above
+
+
+def save_toy_model(directory: Path, seed: int) -> Any:
+    """Save a model over five tokens, of which 0 is EOS, and return it; its distributions are far from flat."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<eos>": 0, "a": 1, "b": 2, "c": 3, "d": 4}, unk_token="<eos>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>").save_pretrained(directory)
+    model = tiny_model("llama", vocab_size=5, seed=seed)
+    model.save_pretrained(directory)
+    return model
+
+
+@torch.no_grad()
+def answer_logps(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
+    """[tokens of the answer, vocabulary] log-probabilities before each token, by transformers' own forward."""
+    logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+    return logits.float().log_softmax(-1)
+
+
+def answer_logp(model: Any, prompt: list[int], answer: list[int]) -> float:
+    """log-probability of an answer in nats, summed."""
+    return answer_logps(model, prompt, answer).gather(-1, torch.tensor(answer)[:, None]).sum().item()

@@ -1,0 +1,114 @@
+"""A Ray cluster of its own on this machine, of one or more nodes, whose processes can be found and killed."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+class RayCluster:
+    """Started as the README starts one, with token authentication. A context manager.
+
+    Args:
+        num_cpus: of each node.
+        nodes: the head node, and others.
+        env: more environment variables, for nodes and jobs.
+
+    Attributes:
+        env: environment in which `ray` and drivers find the cluster.
+    """
+
+    def __init__(self, num_cpus: int, nodes: int = 1, env: dict[str, str] | None = None):
+        port = 20000 + (os.getpid() * 7 + time.monotonic_ns() // 1000) % 12000
+        self.address = f"127.0.0.1:{port}"
+        self.num_cpus, self.num_nodes, self.port = num_cpus, nodes, port
+        self.env = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
+            "RAY_worker_niceness": "0",
+            # Noticing a dead node takes Ray half a minute unless told.
+            "RAY_health_check_period_ms": "500",
+            "RAY_health_check_failure_threshold": "4",
+            "PYTHONPATH": str(ROOT),
+            # The job's `python` is the first on the cluster's PATH.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            **(env or {}),
+        }
+        self.nodes: list[subprocess.Popen] = []
+
+    def __enter__(self) -> "RayCluster":
+        self.env.pop("RAY_ADDRESS", None)
+        ports = [f"--port={self.port}", f"--dashboard-port={self.port + 1}"]
+        ports.append(f"--dashboard-agent-listen-port={self.port + 2}")
+        self._start("--head", *ports)
+        self.env["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{self.port + 1}"
+        try:
+            self._wait_until_up()
+            self.env["RAY_ADDRESS"] = self.address
+            for _ in range(self.num_nodes - 1):
+                self.add_node()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number in range(len(self.nodes)):
+            self.kill_node(number)
+
+    def add_node(self) -> None:
+        """One more node."""
+        offset = 10 * len(self.nodes)
+        self._start(f"--address={self.address}", f"--dashboard-agent-listen-port={self.port + 2 + offset}")
+
+    def kill_node(self, number: int) -> None:
+        """SIGKILL every process of a node."""
+        if self.nodes[number].poll() is not None:
+            return
+        processes = psutil.Process(self.nodes[number].pid).children(recursive=True)
+        for process in [psutil.Process(self.nodes[number].pid), *processes]:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself since
+                process.kill()
+        self.nodes[number].wait(timeout=60)
+
+    def actors(self, node: int = 0) -> Iterator[tuple[psutil.Process, str]]:
+        """The processes of a node's pipeline actors with the names of their stages, whatever they are doing."""
+        try:
+            children = psutil.Process(self.nodes[node].pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return
+        for process in children:
+            try:
+                title = " ".join(process.cmdline())
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+            if title.startswith("ray::"):
+                for stage in ("SampleStage", "AskStage", "ScoreStage"):
+                    if stage in title:
+                        yield process, stage
+
+    def _start(self, *options: str) -> None:
+        # Its own process group: `ray stop` would stop every cluster on the machine.
+        command = [RAY, "start", "--block", "--disable-usage-stats", f"--num-cpus={self.num_cpus}", *options]
+        self.nodes.append(
+            subprocess.Popen(
+                command, env=self.env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+        )
+
+    def _wait_until_up(self) -> None:
+        for _ in range(60):
+            if subprocess.run([RAY, "job", "list"], env=self.env, capture_output=True, timeout=60).returncode == 0:
+                return
+            time.sleep(1)
+        raise AssertionError("the Ray cluster did not come up")

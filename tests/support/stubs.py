@@ -1,0 +1,99 @@
+"""Stubs for faults and scales that this machine lacks; each says so in its name."""
+
+import random
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from data.command.errors import exit_on_user_error
+from data.command.log import start_logging
+from data.command.options import load_config
+from data.models import load_tokenizer
+from data.schema import Group
+from negatives_gen.config import GenerateConfig
+from negatives_gen.job.actors import Components
+from negatives_gen.job.job import generate
+from negatives_gen.job.progress import print_outcome
+from negatives_gen.models.engine import Sample
+from negatives_gen.signals import SignalOptions
+from negatives_gen.signals.base import Signal
+
+LENGTH = 6
+
+
+class EngineStub:
+    """Samples random tokens, after `engine.seconds_per_prompt`; for kills and for scale."""
+
+    def __init__(self, model: str, *, seed: int, options: dict[str, Any]):
+        self.seconds_per_prompt = options.get("seconds_per_prompt", 0)
+        self.tokenizer = load_tokenizer(model)
+        special = set(self.tokenizer.all_special_ids)
+        self.words = {i: t for t, i in self.tokenizer.get_vocab().items() if i not in special and t.isalpha()}
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], *, n: int, max_tokens: Sequence[int], **_: Any
+    ) -> list[list[Sample]]:
+        time.sleep(self.seconds_per_prompt * len(prompts))
+        return [[self._draw() for _ in range(n)] for _ in prompts]
+
+    def _draw(self) -> Sample:
+        ids = random.choices(list(self.words), k=LENGTH)
+        text = "".join(f" {self.words[i]}" for i in ids)
+        return Sample([*ids, self.tokenizer.eos_token_id], text, "stop", -1.0, None)
+
+
+class ScorerStub:
+    """Gives a continuation minus its length; for scale."""
+
+    path = "packed"
+
+    def __init__(self, model: str, **_: Any):
+        pass
+
+    def score(self, groups: Sequence[Any]) -> list[list[float]]:
+        return [[-float(len(c)) for c in group.continuations] for group in groups]
+
+
+class SignalStub(Signal):
+    """A similarity that costs nothing; for scale, and for kills, where each start of a worker counts."""
+
+    name = "embedding"
+
+    def __init__(self, options: SignalOptions):
+        pass
+
+    @classmethod
+    def identity(cls, options: SignalOptions) -> dict[str, Any]:
+        return {}
+
+    def add(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            for candidate in group.negatives:
+                candidate.similarity.setdefault(self.name, 1 / len(candidate.ids))
+
+
+def signals_stub(names: list[str], options: SignalOptions) -> list[Signal]:
+    return [SignalStub(options)]
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    """`python -m tests.support.stubs`: negatives_gen with a stub engine and signal; with --scorer stub all is one."""
+    argv = sys.argv[1:] if argv is None else argv
+    stub_scorer = "--stub-scorer" in argv
+    config = load_config(
+        GenerateConfig, [word for word in argv if word != "--stub-scorer"], command="tests.support.stubs"
+    )
+    start_logging(config.log_format)
+    components = Components(engine=EngineStub, signals=signals_stub)
+    if stub_scorer:
+        components = Components(engine=EngineStub, scorer=ScorerStub, signals=signals_stub)
+    print_outcome(generate(config, components), config.out, config.log_format)
+
+
+if __name__ == "__main__":
+    # By its name: the classes are pickled for the workers, who know no __main__ of ours.
+    from tests.support.stubs import main as imported
+
+    sys.exit(imported())

@@ -1,0 +1,136 @@
+"""The trainer's arguments: the paper's defaults, flags over YAML, what the record holds, what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from data.command.errors import UserError
+from tests.support.training import cli
+from trainer.arguments import parse
+from trainer.run import _job, main
+from trainer.scoring.logprobs import attention_implementation, prepare_model
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [(["q_proj"], ["q_proj"]), (["q_proj", "v_proj"],) * 2, (["all-linear"], "all-linear")]
+)
+def test_lora_target_modules_are_names_also_when_there_is_one(given: list[str], kept: Any) -> None:
+    words = ["--shards", "s", "--model", "m", "--output_dir", "o", "--use_peft", "--lora_target_modules", *given]
+    assert parse(words)[2].lora_target_modules == kept
+
+
+def test_defaults_are_the_papers(tmp_path: Path) -> None:
+    script, training, model = parse(["--shards", "s", "--model", "m", "--output_dir", str(tmp_path)])
+    assert script.beta == 5.0
+    assert script.objective == "cpo"
+    assert (training.learning_rate, training.weight_decay) == (1e-5, 0.05)
+    assert training.optim.startswith("adamw")
+    assert training.per_device_train_batch_size == 64
+    assert model.model_name_or_path == "m"
+
+
+def test_the_papers_batch_is_shared_by_accumulation_steps(tmp_path: Path) -> None:
+    _, training, _ = parse(
+        ["--shards", "s", "--model", "m", "--output_dir", str(tmp_path), "--gradient_accumulation_steps", "8"]
+    )
+    assert training.per_device_train_batch_size == 8
+
+
+@pytest.mark.parametrize(("processes", "steps"), [("3", "1"), ("128", "1"), ("4", "32"), ("1", "6")])
+def test_a_batch_that_is_not_the_papers_must_be_asked_for(
+    processes: str, steps: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    words = ["--shards", "s", "--model", "m", "--output_dir", str(tmp_path), "--gradient_accumulation_steps", steps]
+    with pytest.raises(UserError, match=f"64 cannot be divided by {processes} processes x {steps} acc") as caught:
+        parse(words)
+    assert "Set --per_device_train_batch_size" in str(caught.value)
+    assert parse([*words, "--per_device_train_batch_size", "21"])[1].per_device_train_batch_size == 21
+
+
+def test_flags_override_the_yaml_and_the_yaml_the_defaults(tmp_path: Path) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text("shards: from-yaml\nmodel: m\nlearning_rate: 3e-4\nbeta: 2\noutput_dir: o\n")
+    script, training, _ = parse(["--config", str(config), "--beta", "7"])
+    assert (script.shards, script.beta, training.learning_rate) == (["from-yaml"], 7.0, 3e-4)
+
+
+def test_drop_last_that_leaves_nothing_is_refused_before_anything_is_written(
+    reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = cli(reference, negative_set, tmp_path / "out", "--dataloader_drop_last", "true")
+    words[words.index("--per_device_train_batch_size") + 1] = "64"
+    assert main(words) == 2
+    assert "leaves none of the 48 groups: a step takes 64. Set it to false" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "trainer_job.json").exists()
+
+
+def test_transformers_says_which_attention_a_model_uses(
+    reference: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The attribute is private: its absence is to be noticed here, and costs the packed layout, not the result."""
+    model = AutoModelForCausalLM.from_pretrained(reference)
+    assert attention_implementation(model) == "sdpa"
+    monkeypatch.setattr("trainer.scoring.logprobs.attention_implementation", lambda _: None)
+    assert prepare_model(model) == "padded"
+    assert "attention implementation 'None'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--max_steps", "2"),
+        ("--max_grad_norm", "0.5"),
+        ("--adam_beta2", "0.9"),
+        ("--dtype", "bfloat16"),
+        ("--use_peft", "true"),
+        ("--row_tokens", "64"),
+        ("--lr_scheduler_type", "cosine"),
+        ("--split", "all"),
+        ("--use", "an=1"),
+        ("--rank_by", "rouge"),
+        ("--min_similarity", "0.2"),
+        ("--max_similarity", "0.8"),
+        ("--sft_weight", "0.5"),
+        ("--objective", "pss", "--pss_share", "0.5"),
+        ("--objective", "pss", "--pss_passes", "2"),
+        ("--objective", "pss", "--pss_mixtures", "2"),
+        ("--objective", "dpo", "--train_sampling_strategy", "group_by_length"),
+        ("--objective", "dpo", "--beta", "1"),
+    ],
+)
+def test_the_record_holds_what_decides_the_result(more: tuple[str, ...]) -> None:
+    def record(*words: str) -> dict[str, Any]:
+        script, training, model = parse(["--shards", "s", "--model", "m", "--output_dir", "o", *words])
+        return json.loads(json.dumps(_job(script, training, model, {"row_tokens": script.row_tokens})))
+
+    without = more[:-2]
+    assert record(*more) != record(*without)
+    assert record(*without, "--logging_steps", "3") == record(*without)
+
+
+@pytest.mark.parametrize(
+    ("objective", "option", "value"),
+    [
+        ("cpo", "sft_weight", "0.5"),
+        ("cpo-rank", "sft_weight", "0.5"),
+        ("pss", "pss_share", "0.75"),
+        ("pss", "pss_passes", "2"),
+        ("pss", "pss_mixtures", "1"),
+        ("cpo", "min_similarity", "0.4"),
+        ("dpo", "max_similarity", "0.6"),
+    ],
+)
+def test_an_option_of_the_command_reaches_the_training(
+    objective: str, option: str, value: str, reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    """Other weights after a step."""
+    weights = []
+    common = ["--objective", objective, "--max_steps", "1", "--save_strategy", "no"]
+    for name, more in (("with", [f"--{option}", value]), ("without", [])):
+        assert main(cli(reference, negative_set, tmp_path / name, *common, *more)) == 0
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert weights[0] != weights[1]

@@ -1,0 +1,121 @@
+"""The curves of a training run: what each panel shows, and the image that is written."""
+
+import math
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tests.support.training import Run
+from trainer.monitor.curves import by_strategy, figure, png, points
+from trainer.monitor.watch import Curves
+
+HISTORY: list[dict[str, Any]] = [
+    {"step": 10, "loss": 2.5, "logps/ground_truth_change": 0.0, "rewards/margin": 0.1, "rewards/top1": 0.2}
+    | {"rewards/margin/an": 0.2, "rewards/margin/bn": 0.3, "rewards/kendall_tau": -0.1},
+    {"step": 10, "eval_loss": 2.6, "eval_logps/ground_truth_change": 0.1, "eval_rewards/margin": 0.05}
+    | {"eval_rewards/margin/an": 0.4, "eval_rewards/top1": 0.3, "eval_rewards/kendall_tau": 0.4},
+    {"step": 20, "loss": 1.5, "logps/ground_truth_change": -0.5, "rewards/margin": 1.1, "rewards/top1": 0.7}
+    | {"rewards/margin/an": 1.2, "rewards/margin/bn": 1.3, "rewards/kendall_tau": 0.5},
+    {"step": 20, "train_runtime": 3.0, "train_loss": 2.0},
+]
+
+
+def lines(axes: Any) -> dict[str, tuple[str, list[list[float]]]]:
+    """Label of each line in the legend -> its style and its points."""
+    return {
+        str(line.get_label()): (line.get_linestyle(), line.get_xydata().tolist())
+        for line in axes.get_lines()
+        if not str(line.get_label()).startswith("_")
+    }
+
+
+def test_the_panels_show_the_logs_train_solid_and_held_out_dashed() -> None:
+    loss, change, margin, ranking = figure(HISTORY).axes
+    assert lines(loss) == {"train": ("-", [[10, 2.5], [20, 1.5]]), "held-out": ("--", [[10, 2.6]])}
+    assert lines(change) == {"train": ("-", [[10, 0.0], [20, -0.5]]), "held-out": ("--", [[10, 0.1]])}
+    assert lines(margin) == {
+        "an, train": ("-", [[10, 0.2], [20, 1.2]]),
+        "an, held-out": ("--", [[10, 0.4]]),
+        "bn, train": ("-", [[10, 0.3], [20, 1.3]]),
+    }
+    assert lines(ranking) == {
+        "top-1 accuracy, train": ("-", [[10, 0.2], [20, 0.7]]),
+        "top-1 accuracy, held-out": ("--", [[10, 0.3]]),
+        "Kendall's tau, train": ("-", [[10, -0.1], [20, 0.5]]),
+        "Kendall's tau, held-out": ("--", [[10, 0.4]]),
+    }
+    colours = [line.get_color() for line in margin.get_lines()]
+    assert colours == ["C0", "C0", "C1", "grey"]
+    assert margin.get_lines()[-1].get_ydata() == [0.0, 0.0]
+
+
+def test_titles_units_and_legends() -> None:
+    panels = figure(HISTORY).axes
+    assert [axes.get_title() for axes in panels] == [
+        "Loss",
+        "Ground truth, policy minus reference",
+        "Margin, h of ground truth minus mean h of negatives",
+        "Ranking",
+    ]
+    assert {axes.get_xlabel() for axes in panels} == {"optimiser step"}
+    assert [axes.get_ylabel() for axes in panels] == [
+        "loss (nats)",
+        "log-probability (nats)",
+        "h (beta x nats)",
+        "share of groups; tau, -1 to 1",
+    ]
+    for axes in panels:
+        legend = axes.get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()] == list(lines(axes))
+
+
+def test_a_single_strategy_needs_no_line_of_its_own() -> None:
+    alone = [{"step": 1, "rewards/margin": 1.0, "rewards/margin/an": 1.0}]
+    assert by_strategy(alone, "rewards/margin") == {"": "rewards/margin"}
+    assert by_strategy([*alone, {"step": 1, "eval_rewards/margin/tn": 1.0}], "rewards/margin") == {
+        "an": "rewards/margin/an",
+        "tn": "rewards/margin/tn",
+    }
+    assert lines(figure(alone).axes[2]) == {"train": ("-", [[1, 1.0]])}
+
+
+def test_panels_without_data_say_so() -> None:
+    """As for mle, and before the first log."""
+    loss, *others = figure([{"step": 5, "loss": 3.0, "logps/ground_truth": -40.0}]).axes
+    assert lines(loss) == {"train": ("-", [[5, 3.0]])}
+    assert [axes.texts[0].get_text() for axes in others] == [
+        "no data: the logs hold no\nlogps/ground_truth_change",
+        "no data: the logs hold no\nrewards/margin",
+        "no data: the logs hold no\nrewards/top1\nrewards/kendall_tau",
+    ]
+    assert all(not axes.get_lines() for axes in others)
+    assert [len(axes.texts) for axes in figure([]).axes] == [1, 1, 1, 1]
+
+
+def test_a_value_that_is_no_number_is_a_gap() -> None:
+    history = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": math.inf}, {"step": 3, "loss": None}]
+    values = [value for _, value in points(history, "loss")]
+    assert values[0] == 2.0
+    assert all(math.isnan(value) for value in values[1:])
+    assert png(figure(history)).startswith(b"\x89PNG")
+
+
+def test_the_png_is_an_image_of_four_panels(tmp_path: Path) -> None:
+    run = Run(tmp_path, Curves())
+    for logs in HISTORY[:2]:
+        run.log(**logs)
+    assert not (tmp_path / "training.png").exists()
+    run.event("on_save")
+    first = (tmp_path / "training.png").read_bytes()
+    run.log(**HISTORY[2])
+    run.event("on_train_end")
+    last = (tmp_path / "training.png").read_bytes()
+    assert first != last
+    image = Image.open(BytesIO(last))
+    image.load()
+    assert (image.format, image.size) == ("PNG", (1210, 825))
+    assert len(set(image.convert("L").get_flattened_data())) > 20  # drawn, not blank
+    assert [path.name for path in tmp_path.iterdir()] == ["training.png"]

@@ -1,0 +1,271 @@
+"""Groups of several sets by number: the right ones, read when needed, and the choice among their negatives."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from torch.utils.data import DataLoader
+
+from data.command.errors import UserError
+from data.shards import NegativeSet
+from tests.support.numbered import group, write
+from trainer.groups.dataset import ContrastiveGroups
+from trainer.groups.sampler import WINDOW_STEPS, StepSampler
+from trainer.groups.store import GroupStore
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> list[NegativeSet]:
+    """A set of both halves in shards of 4, and one of the training half."""
+    both = [group(n, "test" if n % 2 else "train") for n in range(10)]
+    return [write(tmp_path / "a", both, 4, "all"), write(tmp_path / "b", [group(n) for n in range(10, 15)], 2, "train")]
+
+
+@pytest.mark.parametrize(
+    ("split", "numbers", "blocks"),
+    [
+        ("train", [0, 2, 4, 6, 8, 10, 11, 12, 13, 14], [2, 2, 1, 2, 2, 1]),
+        ("test", [1, 3, 5, 7, 9], [2, 2, 1]),
+        ("all", list(range(15)), [4, 4, 2, 2, 2, 1]),
+    ],
+)
+def test_a_split_of_several_sets_is_numbered_through(
+    sets: list[NegativeSet], split: str, numbers: list[int], blocks: list[int]
+) -> None:
+    groups = ContrastiveGroups.of(sets, split)
+    assert [groups[i].tokens.prefix[0] for i in range(len(groups))] == numbers
+    assert [len(block) for block in groups.blocks] == blocks
+    assert np.concatenate(groups.blocks).tolist() == list(range(len(numbers)))
+    found = groups[1]
+    expected = group(numbers[1])
+    assert found.id == expected.id
+    assert [list(c) for c in found.tokens.continuations] == [[7, 0], *(c.ids for c in expected.negatives)]
+    assert list(found.reference_logps) == [-numbers[1], 0.0, -1.0, -2.0, -3.0, -4.0, -5.0]
+    assert list(found.strategies) == ["an"] * 4 + ["bn"] * 2
+
+
+def test_the_tokens_of_a_block_are_those_of_its_packed_rows(sets: list[NegativeSet]) -> None:
+    for use in (None, "an=2", "bn=1,an=3"):
+        groups = ContrastiveGroups.of(sets, "train", use)
+        for block in groups.blocks:
+            assert groups.tokens(block).tolist() == [groups[i].tokens.packed_length for i in block]
+    truths = ContrastiveGroups(GroupStore(sets, "train"))
+    assert truths.tokens(truths.blocks[0]).tolist() == [truths[i].tokens.packed_length for i in truths.blocks[0]]
+
+
+def test_no_more_shards_are_held_than_needed(sets: list[NegativeSet]) -> None:
+    store = GroupStore(sets, "all")
+    store.kept_groups = 5
+    for number in (0, 5, 9, 10, 14, 0):
+        shard, row = store.locate(number)
+        assert shard.prompts[row][0] == number
+        assert sum(len(held.ids) for held in store._cache.values()) <= 5
+    store.kept_groups = 0
+    store.keep(100)
+    assert store.kept_groups == 100 + 3 * 4
+
+
+def write_copies(path: Path, rows: int, shards: int, halves: bool = False) -> NegativeSet:
+    """Shards of so many groups, with halves every second one held out; one is written, the others are copies."""
+    groups = [group(n, "test" if halves and n % 2 else "train") for n in range(rows)]
+    for made in groups:
+        made.negatives = made.negatives[:1]
+    write(path, groups, rows, "all" if halves else "train", strategies={"an": {"count": 1}})
+    manifest = json.loads((path / "manifest.json").read_text())
+    (record,) = manifest["shards"]
+    manifest["shards"] = [{**record, "file": f"shard-{index:05d}.parquet"} for index in range(shards)]
+    for one in manifest["shards"][1:]:
+        shutil.copy(path / record["file"], path / one["file"])
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return NegativeSet(str(path))
+
+
+class Counted(NegativeSet):
+    """Writes down, for all processes, which shard was read for decoding."""
+
+    log: Path
+
+    def shard_table(self, index: int, columns: Sequence[str]) -> Any:
+        if "prompt_ids" in columns:
+            with self.log.open("a") as file:
+                file.write(f"{index}\n")
+        return super().shard_table(index, columns)
+
+    def decodes(self) -> Counter[str]:
+        """How often each shard was, since the last call."""
+        found = Counter(self.log.read_text().split())
+        self.log.write_text("")
+        return found
+
+
+def counted(tmp_path: Path, *args: Any) -> Counted:
+    negatives = Counted(write_copies(tmp_path / "set", *args).folder.path)
+    negatives.log = tmp_path / "log"
+    negatives.log.touch()
+    return negatives
+
+
+SHAPES = [(512, 18, False), (500, 18, False), (500, 36, True), (1500, 8, False), (3000, 4, False), (40, 220, False)]
+
+
+@pytest.mark.parametrize(("rows", "shards", "halves"), SHAPES)
+def test_an_epoch_decodes_each_shard_once_and_holds_a_bounded_number_of_groups(
+    rows: int, shards: int, halves: bool, tmp_path: Path
+) -> None:
+    """Several windows of 32 steps of 64 groups."""
+    negatives = counted(tmp_path, rows, shards, halves)
+    groups = ContrastiveGroups.of([negatives], "train")
+    block = rows // 2 if halves else rows
+    assert len(groups) == block * shards
+    sampler = StepSampler(groups, 64)
+    bound = (2 * WINDOW_STEPS + 1) * 64 + 3 * block
+    assert groups.store.kept_groups == max(4096, bound)
+    for epoch in range(2):
+        groups.store._cache.clear()
+        sampler.set_epoch(epoch)
+        for number in sampler:
+            groups[number]
+            assert sum(len(shard.ids) for shard in groups.store._cache.values()) <= groups.store.kept_groups
+        assert negatives.decodes() == {str(index): 1 for index in range(shards)}
+
+
+def test_workers_of_the_loader_decode_each_shard_once_each(tmp_path: Path) -> None:
+    negatives = counted(tmp_path, 1500, 8)
+    groups = ContrastiveGroups.of([negatives], "train")
+    loader = DataLoader(
+        groups, batch_size=60, sampler=StepSampler(groups, 60), num_workers=2, collate_fn=len,
+        multiprocessing_context="fork",
+    )  # fmt: skip
+    assert sum(loader) == 12_000
+    # The main process needs the lengths.
+    assert max(negatives.decodes().values()) <= 3
+
+
+def test_opening_a_set_of_one_half_reads_no_shard(tmp_path: Path) -> None:
+    negatives = write(tmp_path / "set", [group(n) for n in range(6)], 3, "train")
+    for file in (tmp_path / "set").glob("shard-*.parquet"):
+        file.write_bytes(b"")
+    for split in ("train", "all"):
+        store = GroupStore([negatives], split)
+        assert len(store) == 6
+        with pytest.raises(UserError, match=r"shard-00001.parquet of negative set .* is damaged: its SHA-256 is"):
+            store.locate(5)
+    with pytest.raises(UserError, match="holds no groups of split 'test'"):
+        GroupStore([negatives], "test")
+
+
+def test_opening_a_set_of_both_halves_reads_the_split_and_the_first_decode_verifies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = [group(n, "test" if n % 2 else "train") for n in range(1000)]
+    for made in some:
+        made.response_embedding = np.random.default_rng(made.prompt_ids[0]).random(100).tolist()
+    negatives = write(tmp_path / "set", some, 1000, "all")
+    path = tmp_path / "set" / "shard-00000.parquet"
+    row_group = pq.ParquetFile(path).metadata.row_group(0)
+    columns = {row_group.column(i).path_in_schema: row_group.column(i) for i in range(row_group.num_columns)}
+    content = bytearray(path.read_bytes())
+    content[columns["response_embedding.list.element"].data_page_offset + 1000] ^= 1
+    path.write_bytes(content)
+
+    read: list[int] = []
+
+    class Watched(BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            found = super().read(size)
+            read.append(len(found))
+            return found
+
+    monkeypatch.setattr(negatives.folder, "open", lambda name: Watched(path.read_bytes()))
+    store = GroupStore([negatives], "test")
+    assert len(store) == 500
+    # pyarrow looks for the footer in the last 64 KiB.
+    assert sum(read) <= 2**16 + 2 * columns["split"].total_compressed_size + 2**15 < len(content) / 3
+    with pytest.raises(UserError, match=r"shard-00000.parquet of negative set .* is damaged: its SHA-256 is"):
+        store.locate(0)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:-100]), Path.unlink])
+def test_a_shard_whose_split_cannot_be_read_is_named(damage: Any, tmp_path: Path) -> None:
+    negatives = write(tmp_path / "set", [group(n, "test" if n % 2 else "train") for n in range(4)], 2, "all")
+    damage(tmp_path / "set" / "shard-00001.parquet")
+    with pytest.raises(UserError, match=r"shard-00001.parquet of negative set .* is damaged|set' lacks shard-00001"):
+        GroupStore([negatives], "train")
+
+
+def test_only_the_groups_that_count_are_held(tmp_path: Path) -> None:
+    some = [group(n, "test" if n % 3 else "train") for n in range(9)]
+    for made in some[::6]:
+        made.negatives[3].similarity["embedding"] = 0.99
+    groups = ContrastiveGroups.of([write(tmp_path / "set", some, 9, "all")], "train", "an=4", min_similarity=0.9)
+    assert [groups[i].tokens.prefix[0] for i in range(len(groups))] == [0, 6]
+    (shard,) = groups.store._cache.values()
+    assert [len(shard.ids), len(shard.negatives.lengths)] == [2, 12]
+    assert groups.tokens(groups.blocks[0]).tolist() == [groups[i].tokens.packed_length for i in range(2)]
+
+
+def test_a_random_choice_is_another_each_epoch_and_the_same_again(sets: list[NegativeSet]) -> None:
+    groups = ContrastiveGroups.of(sets, "train", "an=2:random,bn=1", seed=5)
+    again = ContrastiveGroups.of(sets, "train", "an=2:random,bn=1", seed=5)
+    other = ContrastiveGroups.of(sets, "train", "an=2:random,bn=1", seed=6)
+
+    def drawn(of: ContrastiveGroups, number: int) -> list[int]:
+        return [int(c[0]) % 100 for c in of[number].tokens.continuations[1:]]
+
+    epochs = [[drawn(groups, i + epoch * len(groups)) for i in range(len(groups))] for epoch in range(60)]
+    assert epochs[7] == [drawn(again, i + 7 * len(groups)) for i in range(len(groups))]
+    assert epochs[7] != [drawn(other, i + 7 * len(groups)) for i in range(len(groups))]
+    counts = Counter(c for epoch in epochs for negatives in epoch for c in negatives)
+    assert counts[4] == 600
+    assert counts[5] == 0  # bn: the first one
+    assert all(abs(counts[c] - 300) < 60 for c in range(4))  # 600 draws of 2 of 4: 300 each, sd 12
+    assert all(len(set(negatives)) == 3 for epoch in epochs for negatives in epoch)
+
+
+def test_bounds_pass_negatives_over_for_the_next_ones_and_are_counted(
+    sets: list[NegativeSet], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    groups = ContrastiveGroups.of(sets, "train", "an=2,bn=1", min_similarity=0.2, max_similarity=0.5)
+    assert [int(c[0]) for c in groups[1].tokens.continuations[1:]] == [201, 202, 204]
+    assert (
+        "--min_similarity 0.2 and --max_similarity 0.5 (embedding) passes over 20 of 60 negatives and leaves 0 of 10 "
+        "groups without any" in caplog.text
+    )
+    assert groups.tokens(groups.blocks[0]).tolist() == [groups[i].tokens.packed_length for i in groups.blocks[0]]
+
+
+def test_groups_without_a_negative_left_are_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    some = [group(n) for n in range(6)]
+    for n in (1, 4):
+        for candidate in some[n].negatives:
+            candidate.similarity["embedding"] = 0.95
+    caplog.set_level("INFO")
+    negatives = write(tmp_path / "set", some, 3, "train")
+    groups = ContrastiveGroups.of([negatives], "train", "an=4", max_similarity=0.9)
+    assert [groups[i].tokens.prefix[0] for i in range(len(groups))] == [0, 2, 3, 5]
+    assert "passes over 8 of 24 negatives and leaves 2 of 6 groups without any" in caplog.text
+    with pytest.raises(UserError, match=r"leaves 6 of 6 groups without any\. Choose wider bounds"):
+        ContrastiveGroups.of([negatives], "train", "an=4", min_similarity=0.99)
+
+
+def test_sets_with_other_negatives_need_use(sets: list[NegativeSet], tmp_path: Path) -> None:
+    fewer = write(tmp_path / "c", [group(20)], 2, strategies={"an": {"count": 2}})
+    with pytest.raises(UserError, match=r"holds an=4,bn=2 per group, '.*c' an=2. Say with --use what to take of both"):
+        ContrastiveGroups.of([*sets, fewer], "train")
+    with pytest.raises(UserError, match=r"--use asks for an=3, but negative set '.*c' holds an=2 per group"):
+        ContrastiveGroups.of([*sets, fewer], "train", "an=3")
+    assert len(ContrastiveGroups.of([*sets, fewer], "train", "an=2")) == 11
+
+
+def test_a_split_without_groups_is_refused(tmp_path: Path) -> None:
+    negatives = write(tmp_path / "set", [group(1)], 1, "train")
+    with pytest.raises(UserError, match="holds no groups of split 'test'"):
+        GroupStore([negatives], "test")

@@ -1,0 +1,129 @@
+"""What a run trains on and watches, through the command: sets that belong together, halves that do not touch."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from data.schema import Candidate, Group
+from data.shards import NegativeSet, NegativeSetWriter
+from tests.support.tiny import make_negative_set, save_tiny_model
+from trainer.run import main
+
+
+def rewritten(source: Path, out: Path, groups: Sequence[Group], split: str, shard: int = 20) -> Path:
+    """A set of some groups with the job of another, but for its split."""
+    job = NegativeSet(str(source)).manifest.job
+    writer = NegativeSetWriter(str(out), {**job, "data": {**job["data"], "split": split}}, ["embedding"])
+    writer.begin()
+    parts = [groups[i : i + shard] for i in range(0, len(groups), shard)]
+    for index, part in enumerate(parts):
+        writer.write_shard(index, part, [], seconds={}, attention_path="packed")
+    writer.finish(len(parts))
+    return out
+
+
+@pytest.fixture
+def halves(negative_set: Path, tmp_path: Path) -> Path:
+    """A set of both halves, 24 groups each."""
+    groups = list(NegativeSet(str(negative_set)).groups())
+    for group in groups[::2]:
+        group.split = "test"
+    return rewritten(negative_set, tmp_path / "halves", groups, "all")
+
+
+def words(reference: Path, output: Path, *sets: Path, objective: str = "cpo") -> list[str]:
+    return [
+        "--objective", objective, "--model", str(reference), "--output_dir", str(output), "--use_cpu", "true",
+        "--disable_tqdm", "true", "--report_to", "none", "--max_steps", "2", "--per_device_train_batch_size", "8",
+        "--save_strategy", "no", "--shards", *map(str, sets),
+    ]  # fmt: skip
+
+
+def refused(arguments: list[str], output: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert main(arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert not output.exists()
+    return line
+
+
+@pytest.mark.parametrize("objective", ["cpo", "mle"])
+def test_a_set_and_what_extends_it_are_refused_together(
+    objective: str, reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other negatives in other shards: the groups are the same."""
+    groups = list(NegativeSet(str(negative_set)).groups())[:30]
+    for group in groups:
+        group.negatives.append(Candidate("an", [5, 6], "t", reference_logp=-1.0, similarity={"embedding": 0.5}))
+    more, out = rewritten(negative_set, tmp_path / "more", groups, "train"), tmp_path / "out"
+    line = refused(words(reference, out, negative_set, more, objective=objective), out, capsys)
+    assert line == (
+        f"error: 30 groups of '{more}' are in '{negative_set}' too: they would count twice. Give --shards one of the "
+        "two."
+    )
+    assert "48 groups of" in refused(
+        words(reference, out, negative_set, negative_set, objective=objective), out, capsys
+    )
+
+
+def test_sets_without_a_common_group_in_the_half_are_trained_on_together(
+    reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    groups = list(NegativeSet(str(negative_set)).groups())
+    for group in groups[:20]:
+        group.split = "test"
+    first = rewritten(negative_set, tmp_path / "first", groups, "all")
+    second = rewritten(negative_set, tmp_path / "second", groups[:20], "train")
+    caplog.set_level("INFO")
+    assert main(words(reference, tmp_path / "out", first, second)) == 0
+    assert "cpo on 48 groups" in caplog.text
+
+
+def test_a_set_of_another_reference_among_several_is_refused(
+    reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, out = save_tiny_model(tmp_path / "other", seed=1), tmp_path / "out"
+    make_negative_set(tmp_path / "theirs", other, num_groups=4, num_negatives=3)
+    line = refused(words(reference, out, negative_set, tmp_path / "theirs"), out, capsys)
+    assert f"negative set '{tmp_path / 'theirs'}' was made with reference model '{other}'" in line
+    assert f"but --model '{reference}' has weights" in line
+
+
+def test_the_held_out_half_is_watched(reference: Path, halves: Path, tmp_path: Path) -> None:
+    more = ["--eval_strategy", "steps", "--eval_steps", "1", "--max_eval_samples", "5"]
+    assert main([*words(reference, tmp_path / "out", halves), *more]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert sum("eval_loss" in line for line in lines) == 2
+
+
+def test_a_set_without_held_out_groups_names_the_options_that_give_some(
+    reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    line = refused([*words(reference, out, negative_set), "--eval_strategy", "steps"], out, capsys)
+    assert line == (
+        f"error: negative set '{negative_set}' holds no groups of split 'test'. Watch another half with --eval_split, "
+        "or other sets with --eval_shards."
+    )
+
+
+@pytest.mark.parametrize("more", [("--split", "all"), ("--split", "test"), ("--eval_split", "all")])
+def test_groups_that_are_trained_on_are_not_watched(
+    more: tuple[str, ...], reference: Path, halves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    line = refused([*words(reference, out, halves), "--eval_strategy", "steps", *more], out, capsys)
+    assert "--eval_strategy would watch groups that are trained on: --split is '" in line
+    assert "or give other sets as --eval_shards" in line
+
+
+def test_held_out_sets_hold_no_group_that_is_trained_on(
+    reference: Path, negative_set: Path, halves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    more = ["--eval_strategy", "steps", "--eval_shards", str(halves)]
+    line = refused([*words(reference, out, negative_set), *more], out, capsys)
+    assert f"24 of 24 groups of '{halves}' in --eval_shards are trained on" in line
+    assert main([*words(reference, out, halves), *more]) == 0

@@ -1,0 +1,344 @@
+"""The watch on training: what metrics.jsonl holds and when the ground-truth warning comes."""
+
+import json
+import logging
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from data.command.errors import UserError
+from tests.support.training import Run, metrics
+from trainer.monitor.watch import Curves, GroundTruthWatch, MetricsFile, falling_while_growing, trend
+
+LOGS = 50
+
+
+def noise(seed: int, scale: float = 1.0, slope: float = 0.0) -> list[float]:
+    draw = random.Random(seed)
+    return [slope * i + draw.gauss(0.0, scale) for i in range(LOGS)]
+
+
+def alarm(changes: list[float], margins: list[float]) -> int | None:
+    """The log at which the watch would warn, judging after each; None if never."""
+    ends = range(1, len(changes) + 1)
+    return next((end for end in ends if falling_while_growing(changes[:end], margins[:end])), None)
+
+
+def contrast(change: float, margin: float, prefix: str = "") -> dict[str, float]:
+    return {
+        f"{prefix}loss": 1.0,
+        f"{prefix}logps/ground_truth_change": change,
+        f"{prefix}rewards/margin": margin,
+    }
+
+
+# --- metrics.jsonl
+
+
+def test_each_log_is_one_line_step_first_then_sorted_keys(tmp_path: Path) -> None:
+    run = Run(tmp_path, MetricsFile())
+    run.log(10, loss=1.25, epoch=0.5, grad_norm=2.0)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 10, "epoch": 0.5, "grad_norm": 2.0, "loss": 1.25}\n'
+    run.log(20, eval_loss=1.5)
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines()[1:] == ['{"step": 20, "eval_loss": 1.5}']
+
+
+@pytest.mark.parametrize(("step", "strategy", "logged"), [(2, "steps", False), (3, "steps", True), (3, "no", False)])
+def test_the_last_step_is_logged_whatever_the_interval(tmp_path: Path, step: int, strategy: str, logged: bool) -> None:
+    args = TrainingArguments(str(tmp_path), logging_strategy=strategy, logging_steps=10, use_cpu=True)
+    control = TrainerControl()
+    MetricsFile().on_step_end(args, TrainerState(global_step=step, max_steps=3), control)
+    assert control.should_log is logged
+
+
+def test_what_is_no_finite_number_is_null(tmp_path: Path) -> None:
+    run = Run(tmp_path, MetricsFile())
+    run.log(1, loss=math.nan, grad_norm=math.inf, **{"rewards/margin": -math.inf, "epoch": 1})
+    line = (tmp_path / "metrics.jsonl").read_text()
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    expected = {"step": 1, "loss": None, "grad_norm": None, "rewards/margin": None, "epoch": 1}
+    assert json.loads(line, parse_constant=refuse) == expected
+
+
+def test_resuming_gives_the_file_of_a_run_that_never_stopped(tmp_path: Path) -> None:
+    def logs(step: int) -> dict[str, float]:
+        return {"loss": 1 / step, "epoch": step / 7, "grad_norm": math.nan if step == 2 else 0.1 * step}
+
+    whole = Run(tmp_path / "whole", MetricsFile())
+    for step in range(1, 7):
+        whole.log(step, **logs(step))
+    stopped = Run(tmp_path / "parts", MetricsFile())
+    for step in range(1, 4):
+        stopped.log(step, **logs(step))
+    checkpoint = stopped.save(tmp_path / "trainer_state.json")
+    stopped.log(3, train_runtime=9.0)  # the summary of a run that was told to stop
+    stopped.log(4, loss=99.0)
+    parts = tmp_path / "parts" / "metrics.jsonl"
+    parts.write_text(parts.read_text() + '{"step": 5, "lo')
+    resumed = Run(tmp_path / "parts", MetricsFile(), checkpoint=checkpoint)
+    for step in range(4, 7):
+        resumed.log(step, **logs(step))
+    assert parts.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    assert len(parts.read_text().splitlines()) == 6
+
+
+def test_starting_again_without_a_checkpoint_drops_the_lines_of_the_attempt(tmp_path: Path) -> None:
+    Run(tmp_path, MetricsFile()).log(1, loss=1.0)
+    Run(tmp_path, MetricsFile()).log(1, loss=2.0)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
+
+
+def test_only_the_main_process_writes_and_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(tmp_path / "out", MetricsFile(), GroundTruthWatch(), Curves(), main=False)
+    for step in range(30):
+        run.log(step, **contrast(-step, step))
+    run.event("on_save")
+    run.event("on_train_end")
+    assert not (tmp_path / "out").exists()
+    assert caplog.text == ""
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="is a file"):
+        Run(tmp_path / "out", MetricsFile())
+
+
+def test_a_failed_line_costs_a_warning_and_the_next_log_makes_up_for_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(tmp_path, MetricsFile(), Curves())
+    run.log(1, loss=1.0)
+    file = tmp_path / "metrics.jsonl"
+    file.unlink()
+    file.mkdir()  # nothing can be written there, nor renamed onto it
+    (tmp_path / "training.png").mkdir()
+    run.log(2, loss=2.0)
+    run.event("on_save")
+    assert "metrics.jsonl lacks step 2 and goes on" in caplog.text
+    assert "training.png is not drawn: cannot write" in caplog.text
+    run.log(3, loss=3.0)
+    file.rmdir()
+    run.log(4, loss=4.0)
+    run.log(5, loss=5.0)
+    assert [json.loads(line)["loss"] for line in file.read_text().splitlines()] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".tmp-")]
+
+
+# --- the warning
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"), [(1, 0.0), (8, 27 / math.sqrt(8 * 7 * 21 / 18)), (9, 35 / math.sqrt(9 * 8 * 23 / 18))]
+)
+def test_the_trend_is_mann_and_kendalls_z(n: int, expected: float) -> None:
+    assert trend([float(i) for i in range(n)]) == pytest.approx(expected)
+    assert trend([-float(i) for i in range(n)]) == pytest.approx(-expected)
+
+
+def test_the_trend_counts_ordered_pairs_not_sizes() -> None:
+    """By hand: of the six pairs of 1, 3, 2, 9 five rise and one falls; (4 - 1) / sqrt(4 * 3 * 13 / 18)."""
+    assert trend([1, 3, 2, 9]) == pytest.approx(3 / math.sqrt(26 / 3))
+    assert trend([1, 3, 2, 9000]) == trend([1, 3, 2, 9])
+    assert trend([2.0] * 10) == 0.0
+
+
+def test_flat_noise_hardly_ever_raises_a_false_alarm() -> None:
+    """Judged after each of 50 logs, the margin growing all along, which is the harder case: below 2 %."""
+    growing = [float(i) for i in range(LOGS)]
+    assert sum(alarm(noise(seed), growing) is not None for seed in range(200)) / 200 < 0.02
+    assert not any(alarm(noise(seed), noise(seed + 1000)) for seed in range(200))
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_a_fall_of_one_standard_deviation_per_five_logs_is_always_found(scale: float) -> None:
+    found = [alarm(noise(s, scale, -scale / 5), noise(s + 1000, scale, scale / 5)) for s in range(100)]
+    assert None not in found
+    assert sorted(found)[50] <= 25  # type: ignore[type-var]
+
+
+def test_no_alarm_when_the_ground_truth_rises_or_the_margin_is_flat() -> None:
+    fall = [-float(i) for i in range(LOGS)]
+    assert alarm(fall, [3.0] * LOGS) is None
+    assert sum(alarm(fall, noise(seed)) is not None for seed in range(200)) / 200 < 0.02
+    for seed in range(50):
+        growing, falling = noise(seed + 1000, 1.0, 0.3), noise(seed, 1.0, -0.3)
+        assert alarm(noise(seed, 1.0, 0.3), growing) is None
+        assert alarm(falling, falling) is None
+        assert alarm(falling, growing) is not None
+
+
+def test_no_alarm_for_a_single_dip_above_the_reference_or_a_fall_of_next_to_nothing() -> None:
+    growing = [float(i) for i in range(LOGS)]
+    for seed in range(50):
+        dip = noise(seed, 0.1, 0.01)
+        dip[20] -= 100.0
+        assert alarm(dip, growing) is None
+    above = [10.0 - 0.1 * i for i in range(LOGS)]
+    assert alarm(above, growing) is None
+    assert alarm([-0.001 * i for i in range(LOGS)], growing) is None
+    assert alarm([-0.01 * i for i in range(LOGS)], growing) == 14  # the mean of logs 10 to 14 is -0.11
+
+
+def test_eight_logs_are_too_few_and_nine_enough() -> None:
+    falling, growing = [-float(i) for i in range(9)], [float(i) for i in range(9)]
+    assert not falling_while_growing(falling[:8], growing[:8])
+    assert falling_while_growing(falling, growing)
+    assert not falling_while_growing([], [])
+
+
+def test_the_warning_comes_once_in_one_line_and_says_what_to_try(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(tmp_path, GroundTruthWatch())
+    for step in range(0, 300, 10):
+        run.log(step, **contrast(-step / 10, step / 5))
+        assert len(caplog.records) == (step >= 80)
+    assert caplog.records[0].levelno == logging.WARNING
+    assert caplog.messages == [
+        "By step 80 the train ground truths have become less likely than under the reference (-6.00 nats, and falling "
+        "over the last 9 logs) while the margin grows (now 12.00). To keep them likely try a smaller --beta or "
+        "--learning_rate, fewer steps, --sft_weight 0.1 to 1 (of cpo and cpo-rank), or an ensemble with the MLE "
+        "model: python -m trainer.ensemble."
+    ]
+
+
+def test_held_out_logs_decide_once_there_are_nine_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(tmp_path, GroundTruthWatch())
+    for step in range(9):  # not yet below the reference on train groups, and rising on held-out ones
+        run.log(step, **contrast(7.0 - step, step))
+        run.log(step, **contrast(step, step, "eval_"))
+    for step in range(9, 30):
+        run.log(step, **contrast(7.0 - step, step))
+    assert caplog.messages == []
+    for step in range(30, 60):
+        run.log(step, **contrast(7.0 - step, step, "eval_"))
+    assert len(caplog.messages) == 1
+    assert "the held-out ground truths" in caplog.messages[0]
+
+
+def test_logs_without_both_numbers_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(tmp_path, GroundTruthWatch())
+    for step in range(8):
+        run.log(step, **contrast(-step, step))
+        run.log(step, **contrast(math.nan, step))
+        run.log(step, loss=1.0, **{"logps/ground_truth": -30.0 - step})
+    assert caplog.messages == []
+    run.log(8, **contrast(-8, 8))
+    assert len(caplog.messages) == 1
+
+
+def test_after_a_resume_there_is_no_second_warning_but_a_first_one_if_none_came(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(tmp_path, GroundTruthWatch())
+    for step in range(5):
+        run.log(step, **contrast(-step, step))
+    early = run.save(tmp_path / "early.json")
+    for step in range(5, 10):
+        run.log(step, **contrast(-step, step))
+    late = run.save(tmp_path / "late.json")
+    assert len(caplog.messages) == 1
+    warned = Run(tmp_path, GroundTruthWatch(), checkpoint=late)
+    for step in range(10, 20):
+        warned.log(step, **contrast(-step, step))
+    assert len(caplog.messages) == 1
+    not_yet = Run(tmp_path, GroundTruthWatch(), checkpoint=early)
+    for step in range(5, 9):  # with the five logs of the checkpoint's history
+        not_yet.log(step, **contrast(-step, step))
+    assert len(caplog.messages) == 2
+    assert "over the last 9 logs" in caplog.messages[1]
+
+
+# --- a real Trainer
+
+
+class Line(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (self.weight * x - labels).pow(2).mean(), "logits": self.weight * x}
+
+
+class FallingTrainer(Trainer):
+    """Adds to its logs a ground truth that falls by a nat per step and a margin that grows."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        prefix = next((p for p in ("", "eval_") if f"{p}loss" in logs), None)
+        if prefix is not None:
+            step = float(self.state.global_step)
+            logs = {**logs, f"{prefix}logps/ground_truth_change": -step, f"{prefix}rewards/margin": step}
+        super().log(logs, start_time)
+
+
+def train(output: Path, steps: int, resume: str | None = None) -> FallingTrainer:
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+        max_steps=16,
+        logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=4,
+        save_steps=10,
+        per_device_train_batch_size=2,
+        seed=0,
+    )
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop |= state.global_step >= steps
+
+    rows = [{"x": torch.tensor([float(i)]), "labels": torch.tensor([0.5 * i])} for i in range(6)]
+    trainer = FallingTrainer(model=Line(), args=arguments, train_dataset=rows, eval_dataset=rows[:2])  # type: ignore[arg-type]
+    trainer.remove_callback(PrinterCallback)
+    for callback in (MetricsFile(), GroundTruthWatch(), Curves(), Stop()):
+        trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def test_a_real_training_run_stopped_and_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = train(tmp_path / "whole", 16)
+    written = metrics(tmp_path / "whole")
+    assert written == json.loads(json.dumps(whole.state.log_history))
+    assert [line["step"] for line in written if "loss" in line] == list(range(1, 17))
+    assert [line["step"] for line in written if "eval_loss" in line] == [4, 8, 12, 16]
+    assert written[-1]["step"] == 16
+    assert "train_runtime" in written[-1]
+    warnings = [record.getMessage() for record in caplog.records if record.name == "trainer.monitor.watch"]
+    assert [w[:14] for w in warnings] == ["By step 9 the "]
+    stored = json.loads((tmp_path / "whole" / "checkpoint-10" / "trainer_state.json").read_text())
+    assert stored["stateful_callbacks"]["GroundTruthWatch"] == {"args": {}, "attributes": {"warned": True}}
+
+    caplog.clear()
+    train(tmp_path / "parts", 13)
+    assert metrics(tmp_path / "parts")[-1]["step"] == 13
+    train(tmp_path / "parts", 16, resume=str(tmp_path / "parts" / "checkpoint-10"))
+    timings = ("runtime", "per_second", "train_loss", "flos")  # what no two runs share
+
+    def lasting(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{k: v for k, v in line.items() if not k.endswith(timings)} for line in lines]
+
+    assert lasting(metrics(tmp_path / "parts")) == lasting(written)
+    assert len([r for r in caplog.records if r.name == "trainer.monitor.watch"]) == 1  # before the stop, not after
+    assert Image.open(tmp_path / "parts" / "training.png").size == (1210, 825)

@@ -1,0 +1,1 @@
+"""Weight-space ensembles of two models."""

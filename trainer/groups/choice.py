@@ -1,0 +1,151 @@
+"""Which negatives of a group are trained on: `--use an=4:random,bn=3`, `--min_similarity 0.2`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.command.errors import UserError
+from data.counts import format_counts, parse_counts
+from data.shards import NegativeSet
+from trainer.groups.store import Shard
+
+RANDOM = ":random"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How many negatives of which strategy, and which.
+
+    Attributes:
+        counts: strategy -> negatives per group, in the order in which they follow the ground truth.
+        random: strategies of which each epoch draws afresh; of the others the first ones are taken.
+        signal: ranking signal; its similarities order the candidates, and the bounds hold for them.
+        min_similarity, max_similarity: negatives outside are passed over, for the next ones of their strategy.
+        seed: of the draws.
+    """
+
+    counts: dict[str, int]
+    signal: str
+    random: frozenset[str] = frozenset()
+    min_similarity: float | None = None
+    max_similarity: float | None = None
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        sets: Sequence[NegativeSet],
+        use: str | None = None,
+        rank_by: str | None = None,
+        *,
+        min_similarity: float | None = None,
+        max_similarity: float | None = None,
+        seed: int = 0,
+    ) -> "Choice":
+        """From the command line's options: --use (None: all that every set holds), --rank_by (None: the first signal).
+
+        Raises:
+            UserError: a set has not that many negatives of a strategy, or not that signal; sets that hold different
+                negatives and no --use.
+        """
+        stored = [_stored(negatives) for negatives in sets]
+        if use is None:
+            for negatives, counts in zip(sets, stored, strict=True):
+                if counts != stored[0]:
+                    raise UserError(
+                        f"negative set '{sets[0].folder.path}' holds {format_counts(stored[0])} per group, "
+                        f"'{negatives.folder.path}' {format_counts(counts)}. Say with --use what to take of both."
+                    )
+        parts = [part.strip() for part in use.split(",")] if use else []
+        random = frozenset(part.split("=")[0].strip() for part in parts if part.endswith(RANDOM))
+        plain = ",".join(part.removesuffix(RANDOM) for part in parts)
+        counts = parse_counts(plain, "--use") if use else stored[0]
+        signal = rank_by or sets[0].signals[0]
+        for negatives, held in zip(sets, stored, strict=True):
+            for strategy, count in counts.items():
+                if strategy not in held:
+                    raise UserError(
+                        f"--use asks for {strategy}={count}, but negative set '{negatives.folder.path}' holds "
+                        f"{format_counts(held)} per group, no '{strategy}'. Choose among these."
+                    )
+                if count > held[strategy]:
+                    raise UserError(
+                        f"--use asks for {strategy}={count}, but negative set '{negatives.folder.path}' holds "
+                        f"{format_counts(held)} per group. Ask for less, or generate a set with more."
+                    )
+            if signal not in negatives.signals:
+                raise UserError(
+                    f"--rank_by asks for '{signal}', but negative set '{negatives.folder.path}' holds "
+                    f"{', '.join(negatives.signals)}. Choose one of them, or add it with "
+                    "`python -m negatives_gen extend`."
+                )
+        return cls(counts, signal, random, min_similarity, max_similarity, seed)
+
+    @property
+    def filters(self) -> bool:
+        """Whether a negative may be passed over for its similarity."""
+        return self.min_similarity is not None or self.max_similarity is not None
+
+    def allowed(self, shard: Shard) -> np.ndarray:
+        """[C], True for the negatives of the chosen strategies within the bounds."""
+        chosen = np.zeros(len(shard.strategy), dtype=bool)
+        for strategy in self.counts:
+            chosen |= shard.of_strategy(strategy)
+        similarity = shard.similarity[self.signal]
+        if self.min_similarity is not None:
+            chosen &= similarity >= self.min_similarity
+        if self.max_similarity is not None:
+            chosen &= similarity <= self.max_similarity
+        return chosen
+
+    def negatives(self, shard: Shard, row: int, number: int, epoch: int) -> tuple[np.ndarray, list[str]]:
+        """The negatives of a group, as places in the shard's C, and their strategies.
+
+        Args:
+            row: of the group in the shard.
+            number, epoch: with the seed, what a random choice depends on.
+        """
+        start, stop = shard.first[row], shard.first[row + 1]
+        within = slice(start, stop)
+        places, names = [], []
+        similarity = shard.similarity[self.signal][within]
+        good = np.ones(stop - start, dtype=bool)
+        if self.min_similarity is not None:
+            good &= similarity >= self.min_similarity
+        if self.max_similarity is not None:
+            good &= similarity <= self.max_similarity
+        for order, (strategy, count) in enumerate(self.counts.items()):
+            code = shard.strategies.index(strategy) if strategy in shard.strategies else -1
+            there = np.flatnonzero((shard.strategy[within] == code) & good)
+            if strategy in self.random and len(there) > count:
+                draw = np.random.default_rng((self.seed, epoch, number, order))
+                there = np.sort(draw.choice(there, count, replace=False))
+            there = there[:count]
+            places.append(start + there)
+            names += [strategy] * len(there)
+        return np.concatenate(places) if places else np.zeros(0, dtype=np.int64), names
+
+    def counted(self, shard: Shard) -> np.ndarray:
+        """[R], tokens of the negatives that each group will have; where they are drawn, of an average draw."""
+        tokens = np.zeros(len(shard.ids))
+        lengths = shard.negatives.lengths
+        rows = np.repeat(np.arange(len(shard.ids)), np.diff(shard.first))
+        allowed = self.allowed(shard)
+        for strategy, count in self.counts.items():
+            of_it = allowed & shard.of_strategy(strategy)
+            its_rows = rows[of_it]
+            # Place of each among its group's of the strategy: rows are in order.
+            place = np.arange(len(its_rows)) - np.searchsorted(its_rows, its_rows)
+            available = np.bincount(its_rows, minlength=len(shard.ids))
+            if strategy in self.random:
+                sums = np.bincount(its_rows, weights=lengths[of_it], minlength=len(shard.ids))
+                tokens += sums * np.minimum(1, count / np.maximum(1, available))
+            else:
+                first = place < count
+                tokens += np.bincount(its_rows[first], weights=lengths[of_it][first], minlength=len(shard.ids))
+        return tokens
+
+
+def _stored(negatives: NegativeSet) -> dict[str, int]:
+    return {name: settings["count"] for name, settings in negatives.manifest.job["strategies"].items()}

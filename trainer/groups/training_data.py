@@ -1,0 +1,144 @@
+"""What a run trains on and what it is watched on, opened and checked."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from torch.utils.data import Subset
+
+from data.command.errors import UserError
+from data.shards import NegativeSet
+from trainer.config import GROUND_TRUTHS_ALONE, ScriptArguments
+from trainer.groups.choice import Choice
+from trainer.groups.dataset import ContrastiveGroups, GroundTruths
+from trainer.groups.store import ANOTHER_SPLIT, GroupStore
+
+log = logging.getLogger(__name__)
+
+OTHER_HELD_OUT = "Watch another half with --eval_split, or other sets with --eval_shards."
+
+
+@dataclass
+class TrainingData:
+    """Data sets and what identifies them.
+
+    Attributes:
+        train: groups to train on.
+        held_out: groups to watch, or None.
+        source: checksums: a checkpoint may be resumed on the same data only.
+        scored: in which (dtype, layout) the reference scored the groups; empty for ground truths alone.
+    """
+
+    train: Any
+    held_out: Any
+    source: dict[str, Any]
+    scored: list[tuple[str, str]]
+
+
+def load_training_data(
+    script: ScriptArguments, tokenizer: Any, identity: dict[str, Any], *, seed: int, watched: bool
+) -> TrainingData:
+    """Open the negative sets, or read the examples of `--dataset`.
+
+    Args:
+        identity: hashes of the model to train, `weights_sha256` and `tokenizer_sha256`.
+        seed: of random choices of negatives.
+        watched: whether held-out groups are wanted.
+
+    Raises:
+        UserError: no such data, sets of another model or tokenizer, the same group in two sets, or no group left.
+    """
+    scored: set[tuple[str, str]] = set()
+    if script.shards:
+        sets = _opened(script.shards, script, identity)
+        groups = _groups(sets, script, script.split, seed, ANOTHER_SPLIT)
+        _refuse_repeated(groups.store, "--shards")
+        held_out = None
+        if watched:
+            others = _opened(script.eval_shards, script, identity) if script.eval_shards else sets
+            held_out = _groups(others, script, script.eval_split, seed, OTHER_HELD_OUT)
+            _refuse_repeated(held_out.store, "--eval_shards" if script.eval_shards else "--shards")
+            if script.eval_shards:
+                _refuse_trained_on(held_out.store, groups.store)
+        source: dict[str, Any] = {"shards": [s.sha256 for one in sets for s in one.manifest.shards]}
+        if script.objective not in GROUND_TRUTHS_ALONE:
+            manifests = [one.manifest for one in sets]
+            scored = {(m.job["model"]["scorer_dtype"], shard.attention_path) for m in manifests for shard in m.shards}
+    else:
+        groups, source = _ground_truths(script, script.split, tokenizer)
+        held_out = _ground_truths(script, script.eval_split, tokenizer)[0] if watched else None
+    if held_out is not None and script.max_eval_samples is not None:
+        held_out = Subset(held_out, range(min(script.max_eval_samples, len(held_out))))  # type: ignore[arg-type]
+    return TrainingData(groups, held_out, source, sorted(scored))
+
+
+def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any]) -> list[NegativeSet]:
+    """The sets, of which each must be of this tokenizer, and for a contrast of this reference."""
+    assert script.model is not None
+    sets = [NegativeSet(path) for path in paths]
+    for negatives in sets:
+        negatives.check_tokenizer(identity["tokenizer_sha256"], script.model)
+        if script.objective not in GROUND_TRUTHS_ALONE:
+            negatives.check_reference(identity["weights_sha256"], script.model)
+    return sets
+
+
+def _groups(sets: list[NegativeSet], script: ScriptArguments, split: str, seed: int, advice: str) -> ContrastiveGroups:
+    store = GroupStore(sets, split, advice)
+    if script.objective in GROUND_TRUTHS_ALONE:
+        return ContrastiveGroups(store)
+    low, high = script.min_similarity, script.max_similarity
+    choice = Choice.of(sets, script.use, script.rank_by, min_similarity=low, max_similarity=high, seed=seed)
+    return ContrastiveGroups(store, choice)
+
+
+def _ground_truths(script: ScriptArguments, split: str, tokenizer: Any) -> tuple[GroundTruths, dict[str, Any]]:
+    from data.models import context_length
+    from data.sources.examples import fingerprint, load_examples
+    from data.sources.prepare import describe_rejects, prepare_groups, require_groups
+
+    assert script.dataset is not None
+    assert script.model is not None
+    examples = load_examples(script.dataset, script.task, split)
+    groups, rejects, _ = prepare_groups(examples, script.task, tokenizer, context_length(script.model))
+    require_groups(groups, rejects, f"data set '{script.dataset}'")
+    if rejects:
+        log.warning("%d rows read, %s", len(examples), describe_rejects(rejects))
+    return GroundTruths(groups), {"examples_sha256": fingerprint(examples)}
+
+
+def _refuse_repeated(store: GroupStore, option: str) -> None:
+    """Raise UserError if two sets hold the same group: it would count twice. Of a single set, reads nothing."""
+    if len(store.sets) == 1:
+        return
+    known: list[pa.ChunkedArray] = []
+    for number, negatives in enumerate(store.sets):
+        ids = store.ids(number)
+        for other, theirs in zip(store.sets, known, strict=False):
+            common = _common(ids, theirs)
+            if common:
+                raise UserError(
+                    f"{common} groups of '{negatives.folder.path}' are in '{other.folder.path}' too: they would count "
+                    f"twice. Give {option} one of the two."
+                )
+        known.append(ids)
+
+
+def _refuse_trained_on(held_out: GroupStore, train: GroupStore) -> None:
+    """Raise UserError if groups to watch are trained on."""
+    trained_on = [train.ids(number) for number in range(len(train.sets))]
+    for number, negatives in enumerate(held_out.sets):
+        ids = held_out.ids(number)
+        common = sum(_common(ids, theirs) for theirs in trained_on)
+        if common:
+            raise UserError(
+                f"{common} of {len(ids)} groups of '{negatives.folder.path}' in --eval_shards are trained on: their "
+                "curve would say nothing. Choose other --eval_shards, or another --eval_split."
+            )
+
+
+def _common(ids: pa.ChunkedArray, others: pa.ChunkedArray) -> int:
+    found = pc.is_in(ids, value_set=others.combine_chunks())  # type: ignore[attr-defined]  # made at run time
+    return sum(chunk.true_count for chunk in found.chunks)

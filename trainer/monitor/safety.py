@@ -1,0 +1,83 @@
+"""What ends a run early without harm: a value that is not finite, and SIGTERM.
+
+Clusters send SIGTERM before they take a machine away: it saves a checkpoint.
+"""
+
+import math
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from data.command.errors import UserError
+
+
+def check_finite(
+    accelerator: Any, model: nn.Module, loss: torch.Tensor, step: int, ids: Sequence[str], unsound: Sequence[str]
+) -> None:
+    """Stop before the optimiser step if loss or gradient is not finite. All processes stop together.
+
+    Args:
+        loss: this process's, of the whole step.
+        step: number of the step, from 1.
+        ids: the groups of the step, of this process.
+        unsound: those of them whose loss was not finite, as far as that is known.
+
+    Raises:
+        UserError: it is not.
+    """
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    # float16's scaler lets gradients overflow on purpose and skips such steps by itself.
+    scaled = accelerator.scaler is not None
+    norm: Any = loss if scaled else nn.utils.get_total_norm(gradients)
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    worst: Any = accelerator.gather((loss + norm.to(loss)).reshape(1))
+    if bool(torch.isfinite(worst).all()):
+        return
+    what = f"the loss ({loss.item():g})" if not math.isfinite(loss.item()) else "a gradient"
+    blamed = f" The loss of these is not finite: {', '.join(unsound)}." if unsound else ""
+    raise UserError(
+        f"{what} of step {step} is not finite; stopped before the optimiser step.{blamed} Groups of the step "
+        f"(process {accelerator.process_index}): {', '.join(ids)}. Look at them with `python -m negatives_gen "
+        "inspect DIR --row ID`; try a smaller --learning_rate or --beta from the last checkpoint."
+    )
+
+
+class CheckpointOnSigterm(TrainerCallback):
+    """After SIGTERM to any process: finish the optimiser step, save a checkpoint, stop training.
+
+    Attributes:
+        stopped: whether that has happened.
+    """
+
+    def __init__(self, accelerator: Any):
+        self.accelerator = accelerator
+        self.received = False
+        self.stopped = False
+        self._before: Any = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._before = signal.signal(signal.SIGTERM, self._receive)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not self._anywhere():
+            return
+        self.stopped = state.global_step < state.max_steps
+        control.should_save = True
+        control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _receive(self, *_: Any) -> None:
+        self.received = True
+
+    def _anywhere(self) -> bool:
+        """All processes must save together, whichever received the signal."""
+        if self.accelerator.num_processes == 1:
+            return self.received
+        received: Any = self.accelerator.gather(torch.tensor([self.received], device=self.accelerator.device))
+        return bool(received.any())

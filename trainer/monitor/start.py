@@ -1,0 +1,62 @@
+"""Whether a policy is its reference before the first step: then every h is 0 but for rounding."""
+
+import logging
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from trainer.scoring.logprobs import attention_implementation
+
+log = logging.getLogger(__name__)
+
+# Before the first step the policy is the reference, so h = beta * (policy - reference) is 0 but for rounding: at most
+# beta * tokens of the continuation * this many nats. Scorer and trainer may pack a group differently, which moves the
+# last digits of float32: 2.4e-7 nats per token measured on a tiny model, a few 1e-5 on deep ones. bfloat16 keeps 8
+# bits: each token is off by about a hundredth, and at beta 5 and 100 tokens |h| may reach several nats. float16 keeps
+# three bits more.
+START_TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 2e-2, torch.float16: 2.5e-3}
+
+
+def report_start(
+    model: Any,
+    arguments: TrainingArguments,
+    rewards: torch.Tensor,
+    *,
+    beta: float,
+    longest: int,
+    what: str,
+    loss: str,
+    path: str,
+) -> None:
+    """Say how far the policy is from the reference before the first step; warn if that is beyond rounding.
+
+    Args:
+        rewards: h of some candidates.
+        longest: tokens of the longest of them.
+        what: how many groups, or pairs, they are.
+        loss: of these, beside the value that it should have.
+        path: layout of the forward passes.
+    """
+    worst = rewards.abs().max().item()
+    dtype, compute = next(model.parameters()).dtype, computed_in(arguments, model)
+    bound = beta * longest * START_TOLERANCE.get(compute, START_TOLERANCE[torch.float32])
+    found = f"max |h| {worst:.2g} (bound {bound:.2g}: beta {beta:g}, up to {longest} tokens, {compute}), loss {loss}"
+    log.info("before the first step, on %s: %s", what, found)
+    if not worst <= bound:  # nan is beyond it too
+        log.warning(
+            "The policy differs from the reference before the first step: %s. Compare how the set was scored (its "
+            "manifest: dtype and attention path) with this run: weights in %s, computed in %s, path '%s', "
+            "attention '%s'.",
+            found,
+            dtype,
+            compute,
+            path,
+            attention_implementation(model),
+        )
+
+
+def computed_in(args: TrainingArguments, model: Any) -> torch.dtype:
+    """What matrix products are computed in: that of mixed precision (a flag's or accelerate's), else the weights'."""
+    mixed: dict[str | None, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return mixed.get(args.mixed_precision) or next(model.parameters()).dtype
