@@ -61,7 +61,7 @@ def written(path: Path, shards: Sequence[Sequence[Group]]) -> Path:
     writer.begin()
     rejects = [Reject("f" * 32, "too long", "130 tokens, the model takes 128", "p")]
     for index, groups in enumerate(shards):
-        writer.write_shard(index, groups, [] if index else rejects, seconds={}, attention_path="packed")
+        writer.write_shard(index, groups, [] if index else rejects, seconds={}, layout="packed")
     writer.finish(len(shards))
     return path
 
