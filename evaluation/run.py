@@ -96,7 +96,7 @@ def evaluate(config: EvaluateConfig) -> str:
     stages.score_answers(every)
     found = stages.measure_checkpoints(test)
     if judge:
-        judge_all(every, config.opponents(), judge, config.task)
+        judge_all(every, config.opponents(), judge)
         job["judge_spent"] = judge.spent() or None
 
     found += measure(every, metrics, test, mauve=stages.mauve(), baseline=job["baseline"])
@@ -104,7 +104,7 @@ def evaluate(config: EvaluateConfig) -> str:
         chosen_on = measure(every, metrics, validation, mauve=stages.mauve())
         job["sweep"] = describe_sweep(alphas, list(ensembles), chosen_on, decodings[0].name)
         job["sweep"]["validation_prompts"] = len(validation)
-    rows = sample_rows(every, test, config.task, checkable="correct" in metrics)
+    rows = sample_rows(every, test, checkable="correct" in metrics)
     return write_report(folder, Results(without_secrets(job), environment(), found, rows, notes(every, metrics, test)))
 
 
