@@ -16,7 +16,7 @@ import negatives_gen.__main__
 import trainer.run
 from data.command.errors import UserError
 from data.schema import SCHEMA_VERSION
-from tests.conftest import ROOT, run_command
+from tests.support.commands import ROOT, run_command
 
 COMMANDS = ("negatives_gen", "trainer.run", "trainer.ensemble", "evaluation.run", "evaluation.compare", "data.blank")
 Main = Callable[[list[str] | None], int]
