@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from data.command.errors import UserError
+from data.shards import NegativeSetWriter
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
@@ -100,6 +102,17 @@ def test_every_write_of_a_job_has_its_kill_points(
     monkeypatch.setattr(os, "replace", recording)
     finish(reference, tmp_path / "set")
     assert written == [*STAGING, *WORK, *END]
+
+
+def test_orphans_of_a_killed_driver_cannot_write_beside_the_next_one(tmp_path: Path) -> None:
+    first = NegativeSetWriter(str(tmp_path), {}, ["embedding"])
+    first.begin()
+    second = NegativeSetWriter(str(tmp_path), {}, ["embedding"])
+    second.begin()
+    with pytest.raises(UserError, match="another run of the job has taken over"):
+        first.write_shard(0, [], [], seconds={}, layout="packed")
+    assert not list(tmp_path.glob("shard-*"))
+    second.write_shard(0, [], [], seconds={}, layout="packed")
 
 
 # --- under Ray ---
