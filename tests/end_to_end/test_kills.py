@@ -1,8 +1,8 @@
 """Nothing is lost: SIGKILL at random moments of the driver, of workers, of engines and of a whole Ray node.
 
 The engine is a stub (tests/support/stubs.py) so that sixty kills stay affordable, and so is the signal; scorer, Ray and
-everything else are real. `test_kill_points` kills at each point in every run of the
-tests; `tests/benchmarks/kills.py` does the same with a real vLLM, for docs/benchmarks.md.
+everything else are real. `test_kill_points` has a kill at each point, in every run of the tests;
+`tests/benchmarks/kills.py` does the same with a real vLLM, for docs/benchmarks.md.
 """
 
 import os

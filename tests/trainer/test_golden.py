@@ -22,6 +22,8 @@ from trainer.objectives.scheduled import ScheduledSampling
 from trainer.scoring.logprobs import prepare_model
 from trainer.trainer import CONTRASTIVE, ContrastiveTrainer
 
+pytestmark = pytest.mark.trains
+
 STEPS = (1, 10, 20, 30, 40, 50)
 GOLDEN = {
     "mle": [6.47560, 6.21153, 5.97825, 5.78007, 5.54775, 5.33773],

@@ -20,6 +20,8 @@ from trainer.groups.dataset import ContrastiveGroups, GroundTruths
 from trainer.run import main
 from trainer.trainer import ContrastiveTrainer
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.mark.parametrize("objective", ["mle", "pss", "cpo", "cpo-rank"])
 def test_batch_8_and_batch_1_times_accumulation_8_give_the_same_gradient(
