@@ -14,7 +14,7 @@ from evaluation.answers.decoding import parse_decoding
 from evaluation.config import EvaluateConfig
 from evaluation.paper import TABLES
 from negatives_gen.config import GenerateConfig
-from tests.conftest import ROOT
+from tests.support.commands import ROOT
 from trainer.arguments import parse
 from trainer.ensemble.ensembles import EnsembleConfig, directory_name
 
