@@ -5,7 +5,7 @@ import tomllib
 from importlib.metadata import EntryPoint
 
 from data.command import console
-from tests.conftest import ROOT
+from tests.support.commands import ROOT
 
 ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
