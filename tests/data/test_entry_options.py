@@ -194,7 +194,7 @@ options of entries:
         an: the most likely tokens (default: 50)
   --max_tokens N
         an, un: of a continuation (default: 256)
-  --api.model TEXT
+  --api.model MODEL
         un: who writes
   --api.timeout X
         un: in seconds (default: 60.0)""")
