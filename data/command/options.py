@@ -11,7 +11,7 @@ A dict takes any key: `--engine.X VALUE`, with VALUE read as YAML. A flag alone 
 import dataclasses
 import os
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +40,7 @@ from data.command.values import convert, is_dict, is_list, needs_mapping, plain_
 __all__ = [
     "EntryField",
     "NoOptions",
+    "chosen_in",
     "chosen_names",
     "entry_options",
     "fields_of_entries",
@@ -56,35 +57,22 @@ __all__ = [
 T = TypeVar("T")
 
 
-def load_config(cls: type[T], argv: list[str], *, command: str) -> T:
+def load_config(cls: type[T], argv: list[str], *, command: str, others: Collection[str] = ()) -> T:
     """Build the configuration dataclass `cls` from a command line.
 
     Args:
         argv: the words behind the command.
         command: for messages, e.g. "python -m negatives_gen".
+        others: keys that a YAML file may hold for another parser; they are passed over.
 
     Raises:
         UserError: an unknown key (the nearest known one is named), a missing value, or a value of the wrong type.
     """
-    flags = _split_flags(argv, command)
-    from_files = [
-        (str(key), value, f"in {path}")
-        for words in flags.pop("config", [])
-        for path in [_single(words, "config", command)]
-        for key, value in read_yaml(path).items()
-    ]
-    hints = typing.get_type_hints(cls)
-
-    def chosen(name: str) -> Any:
-        if name in flags and is_list(hints[name]):
-            return ",".join(word for words in flags[name] for word in words)
-        if name in flags:
-            return ",".join(flags[name][-1])
-        return next((value for key, value, _ in reversed(from_files) if key == name), _default(cls, name))
-
-    values = _Values(cls, chosen, f" See `{command} --help` for all keys.")
+    flags, from_files = _given(argv, command)
+    values = _Values(cls, _chooser(cls, flags, from_files), f" See `{command} --help` for all keys.", others)
     for key, value, where in from_files:
-        values.set(key, value, where)
+        if key not in others or key in values.keys:
+            values.set(key, value, where)
     for key, occurrences in flags.items():
         values.set_by_flag(key, occurrences, command)
     if missing := values.missing():
@@ -109,6 +97,15 @@ def make_config(cls: type[T], **keys: Any) -> T:
     if missing := values.missing():
         raise UserError(f"{cls.__name__} needs {', '.join(missing)}.")
     return values.make()
+
+
+def chosen_in(cls: type, argv: list[str], *, command: str) -> Callable[[str], Any]:
+    """What a command line gives to a field that chooses entries, for `help_text`; its other words are not checked.
+
+    Raises:
+        UserError: a --config file that cannot be read.
+    """
+    return _chooser(cls, *_given([word for word in argv if word != "-h"], command))
 
 
 def list_flags(argv: list[str], names: Iterable[str]) -> list[str]:
@@ -209,10 +206,11 @@ class _Values:
         cls: the dataclass.
         chosen: the value of a field that chooses entries.
         see: where all keys are listed, for messages.
+        others: keys of another parser, for hints.
     """
 
-    def __init__(self, cls: type, chosen: Callable[[str], Any], see: str):
-        self.cls, self.chosen, self.see = cls, chosen, see
+    def __init__(self, cls: type, chosen: Callable[[str], Any], see: str, others: Iterable[str] = ()):
+        self.cls, self.chosen, self.see, self.others = cls, chosen, see, others
         self.keys = keys_of(cls, chosen)
         self.groups = {name[:end] for name in self.keys for end, letter in enumerate(name) if letter == "."}
         # Nested as the configuration is.
@@ -297,7 +295,7 @@ class _Values:
         group, dot, last = name.rpartition(".")
         if dot and group in self.groups and SECRET_OPTION.fullmatch(last):
             raise UserError(f"--{name} is not an option: the key comes from $OPENAI_API_KEY only.")
-        raise UserError(f"unknown key '{name}' {where}.{did_you_mean(name, self.keys)}{self.see}")
+        raise UserError(f"unknown key '{name}' {where}.{did_you_mean(name, [*self.keys, *self.others])}{self.see}")
 
     def _put(self, key: Key, value: Any) -> None:
         for *outer, last in key.targets:
@@ -320,6 +318,33 @@ class _Values:
     def _is_lacking(self, key: Key) -> bool:
         *outer, last = key.targets[0]
         return key.default is dataclasses.MISSING and last not in self._node(outer)
+
+
+def _given(argv: list[str], command: str) -> tuple[dict[str, list[list[str]]], list[tuple[str, Any, str]]]:
+    """Flag -> the words behind each of its uses, without --config; and (key, value, where) of its files."""
+    flags = _split_flags(argv, command)
+    from_files = [
+        (str(key), value, f"in {path}")
+        for words in flags.pop("config", [])
+        for path in [_single(words, "config", command)]
+        for key, value in read_yaml(path).items()
+    ]
+    return flags, from_files
+
+
+def _chooser(
+    cls: type, flags: dict[str, list[list[str]]], from_files: list[tuple[str, Any, str]]
+) -> Callable[[str], Any]:
+    hints = typing.get_type_hints(cls)
+
+    def chosen(name: str) -> Any:
+        if name in flags and is_list(hints[name]):
+            return ",".join(word for words in flags[name] for word in words)
+        if name in flags:
+            return ",".join(flags[name][-1])
+        return next((value for key, value, _ in reversed(from_files) if key == name), _default(cls, name))
+
+    return chosen
 
 
 def _over(instance: Any, given: Mapping[str, Any]) -> Any:

@@ -3,6 +3,8 @@
 import dataclasses
 import shutil
 import textwrap
+from collections.abc import Callable
+from typing import Any
 
 from data.command.fields import Key, keys_of
 from data.command.values import inner_type, is_dict, is_list, plain_type
@@ -12,15 +14,17 @@ INDENT = " " * 8
 LEAST_WIDTH = 40
 
 
-def help_text(cls: type, *, usage: str, about: str) -> str:
+def help_text(cls: type, *, usage: str, about: str, chosen: Callable[[str], Any] = lambda name: None) -> str:
     """A command's help: usage, what it does, the required options, then the others; defaults are shown.
 
     Args:
         cls: the configuration dataclass.
         usage: how the command is called, a line each way.
         about: paragraphs, with an empty line between them; lines that begin with a blank are kept as they are.
+        chosen: the value of a field that chooses entries, whose options are shown too if they are from outside; see
+            `data.command.options.chosen_in`.
     """
-    keys = list(keys_of(cls, lambda name: None).values())
+    keys = list(keys_of(cls, chosen).values())
     sections: dict[str, list[Key]] = {"required": [], "options": []}
     for key in keys:
         heading = "required" if key.field.metadata.get("required") or key.default is dataclasses.MISSING else "options"

@@ -67,7 +67,7 @@ def ranking_metrics(scores: Sequence[Sequence[float]], groups: Sequence[Group], 
     """
     import torch
 
-    from trainer.objectives.losses import preference_metrics, ranks_from_similarity
+    from trainer.objectives.rewards import preference_metrics, ranks_from_similarity
 
     values: dict[str, list[float]] = {"ranking_accuracy": [], "reward_top1": [], "kendall_tau": []}
     for group, score in zip(groups, scores, strict=True):

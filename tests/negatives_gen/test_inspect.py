@@ -124,7 +124,7 @@ def test_ranks_are_the_trainers() -> None:
     """Ties, nan and infinity included."""
     import torch
 
-    from trainer.objectives.losses import ranks_from_similarity
+    from trainer.objectives.rewards import ranks_from_similarity
 
     for values in ([0.5, 0.25, 0.5, 1.0], [math.nan, -0.5, math.nan, 0.0], [math.inf, math.nan, -9.0, -9.0]):
         negatives = [Candidate("an", [1], "", similarity={"embedding": value}) for value in values]

@@ -7,11 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from trainer.objectives.losses import (
-    cpo_loss,
-    cpo_ranking_loss,
+from trainer.objectives.losses import cpo_loss, cpo_ranking_loss, mle_loss
+from trainer.objectives.rewards import (
     implicit_rewards,
-    mle_loss,
     preference_metrics,
     ranks_from_similarity,
     strategy_metrics,
