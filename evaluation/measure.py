@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data.schema import Group
-from data.sources.tasks import query
 from evaluation.answers.generations import GenerationSet
 from evaluation.config import TRUTH
 from evaluation.judging.chat_judge import UNREADABLE, Comparison, Judge, Outcome
@@ -58,19 +57,15 @@ class Answers:
         return [sample.text for sample in self.samples]
 
 
-def judge_all(every: Sequence[Answers], opponents: Sequence[str], judge: Judge, task: str) -> None:
-    """Fill in the outcomes against each opponent: "truth", or the model of that name by the same decoding.
-
-    Args:
-        task: that the prompts were read with.
-    """
+def judge_all(every: Sequence[Answers], opponents: Sequence[str], judge: Judge) -> None:
+    """Fill in the outcomes against each opponent: "truth", or the model of that name by the same decoding."""
     for opponent in opponents:
         for answers in every:
             if answers.asked and answers.model != opponent:
                 others = _other_texts(every, answers, opponent)
                 rows = zip(answers.groups, answers.texts, others, strict=True)
                 answers.outcomes[opponent] = judge.judge(
-                    [Comparison(g.id, query(g, task), a, b, g.prompt, g.messages) for g, a, b in rows]
+                    [Comparison(g.id, g.query, a, b, g.prompt, g.messages) for g, a, b in rows]
                 )
 
 

@@ -3,16 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from data.sources.tasks import query
 from evaluation.measure import Answers
 from evaluation.report.results import AnswerRow, SampleRow
 
 
-def sample_rows(every: Sequence[Answers], kept: Iterable[int], task: str, *, checkable: bool) -> list[SampleRow]:
+def sample_rows(every: Sequence[Answers], kept: Iterable[int], *, checkable: bool) -> list[SampleRow]:
     """One row per kept prompt; an answer is there once for each opponent that it was compared with.
 
     Args:
-        task: that the prompts were read with.
         checkable: whether code can say which answers are correct.
     """
     asked = [answers for answers in every if answers.asked]
@@ -20,7 +18,7 @@ def sample_rows(every: Sequence[Answers], kept: Iterable[int], task: str, *, che
     for index in kept:
         group = asked[0].groups[index]
         answers = [row for a in asked for row in _answer_rows(a, index, checkable)]
-        rows.append(SampleRow(group.id, query(group, task), group.response, answers))
+        rows.append(SampleRow(group.id, group.query, group.response, answers))
     return rows
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from data.command.errors import UserError
-from data.command.options import chosen_in, entry_options, fields_of_entries, help_text, option
+from data.command.options import entry_options, fields_of_entries, option
 from data.sources.examples import SPLITS
 from trainer.objectives import DEFAULT, OBJECTIVES, names_with
 from trainer.objectives.base import Objective
@@ -170,9 +170,3 @@ class ScriptArguments:
             for field in fields(self):
                 if applies and field.name in names and getattr(self, field.name) != field.default:
                     raise UserError(f"--{field.name} does not apply to {to}. Leave it out.")
-
-
-def describe(argv: list[str]) -> str:
-    """The text of --help. An objective of one's own that the command line names is in it with its options."""
-    chosen = chosen_in(ScriptArguments, argv, command=COMMAND)
-    return help_text(ScriptArguments, usage=USAGE, about=ABOUT, chosen=chosen)

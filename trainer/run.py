@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError, exit_on_user_error
 from data.command.log import start_logging
+from data.command.usage import answered, help_text
 from data.storage import sha256
-from trainer.config import ScriptArguments, describe
+from trainer.config import ABOUT, USAGE, ScriptArguments
 from trainer.output import check_output, claim_output, find_checkpoint, resume_from
 
 if TYPE_CHECKING:
@@ -24,14 +25,13 @@ log = logging.getLogger(__name__)
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(describe(argv))
+    if answered(argv, ScriptArguments, usage=USAGE, about=ABOUT):
         return
     start_logging()
     from trainer.arguments import describe_inherited, parse
 
     if "--help_all" in argv:
-        print(describe(argv), describe_inherited(), sep="\n\n")
+        print(help_text(ScriptArguments, usage=USAGE, about=ABOUT, argv=argv), describe_inherited(), sep="\n\n")
         return
     train(*parse(argv))
 

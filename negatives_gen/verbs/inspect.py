@@ -1,6 +1,5 @@
 """`python -m negatives_gen inspect DIR`: groups side by side, in the terminal or as an HTML page."""
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +7,9 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from data.command.errors import UserError, did_you_mean, exit_on_user_error
-from data.command.options import describe_options, load_config, option, resolve_path
+from data.command.options import load_config, option, resolve_path
+from data.command.usage import answered
+from data.ranks import ranks_of
 from data.schema import Group
 from data.shards import NegativeSet
 from data.storage import Folder
@@ -18,14 +19,11 @@ from negatives_gen.verbs.reading import check_split, console, count_groups, find
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-HELP = """usage: python -m negatives_gen inspect DIR [--row ID] [--limit N] [--html FILE]
-
+USAGE = "python -m negatives_gen inspect DIR [--row ID] [--limit N] [--html FILE]"
+ABOUT = """
 Show groups of a negative set: prompt, ground truth and negatives with strategy, similarity, rank and the reference
 model's log-probability. The rank is derived: the ground truth has 0, then falling similarity of one signal. With
 --html a page to look through, search, filter and sort; it is one file that needs no network.
-
-options:
-{options}
 """
 
 LIMIT = 3
@@ -52,8 +50,7 @@ class InspectConfig:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(HELP.format(options=describe_options(InspectConfig)))
+    if answered(argv, InspectConfig, usage=USAGE, about=ABOUT):
         return
     if not argv or argv[0].startswith("-"):
         raise UserError("python -m negatives_gen inspect needs the negative set: inspect DIR [--row ID] ...")
@@ -88,18 +85,6 @@ def inspect(path: str, config: InspectConfig) -> None:
     )
 
 
-def ranks(group: Group, signal: str) -> list[int]:
-    """Ranks of the negatives, 1 = most similar; the ground truth has 0. Ties keep the order, nan counts as lowest."""
-
-    def key(position: int) -> float:
-        similarity = group.negatives[position].similarity.get(signal)
-        return -sys.float_info.max if similarity is None or math.isnan(similarity) else similarity
-
-    order = sorted(range(len(group.negatives)), key=key, reverse=True)  # stable in reverse too
-    rank_of = {position: rank for rank, position in enumerate(order, start=1)}
-    return [rank_of[position] for position in range(len(group.negatives))]
-
-
 def group_view(group: Group, signals: Sequence[str], rank_by: str) -> "Sequence[RenderableType]":
     """A group for the terminal: its id, its prompt, and a table of ground truth and negatives in the order of rank."""
     from rich import box
@@ -114,7 +99,8 @@ def group_view(group: Group, signals: Sequence[str], rank_by: str) -> "Sequence[
         table.add_column(name, justify="right", no_wrap=True)
     truth = Text(printable(group.response), style="green")
     table.add_row("0", "truth", truth, "", _facts(group.reference_logp, len(group.response_ids), None), style="bold")
-    for rank, candidate in sorted(zip(ranks(group, rank_by), group.negatives, strict=True), key=lambda pair: pair[0]):
+    ranked = zip(ranks_of(group.negatives, rank_by), group.negatives, strict=True)
+    for rank, candidate in sorted(ranked, key=lambda pair: pair[0]):
         text = Text(printable(candidate.text))
         if candidate.source_id is not None:
             text.append(f"\nfrom group {candidate.source_id[:ID_DIGITS]}", style="dim")

@@ -1,19 +1,24 @@
 """data/tasks.py: from rows to prompts and responses, and what is wrong with them."""
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data.schema import Group
+from data.command.errors import UserError
+from data.sources.examples import load_examples
 from data.sources.tasks import (
     TASKS,
     chat_problem,
     continuation,
     conversational,
+    describe_task,
     dolly,
     pair_problem,
     prompt_completion,
-    query,
+    task_of,
 )
 
 
@@ -47,27 +52,27 @@ def test_without_a_context_the_template_has_no_input(context: dict[str, Any]):
         ("Name it.", " A cat.\n\nIt purrs. ", "Name it.\n\nA cat.\n\nIt purrs."),
         ("### Response:\nor\n### Instruction:", None, "### Response:\nor\n### Instruction:"),
         ("Continue.", "Input:\nx\n\nInput:\n\n### Response:", "Continue.\n\nInput:\nx\n\nInput:\n\n### Response:"),
+        ("Translate.\n\nInput:\n\nHallo", None, "Translate.\n\nInput:\n\nHallo"),
         ("Do {it}.", "{context} {0}", "Do {it}.\n\n{context} {0}"),
     ],
 )
 def test_what_a_person_asked_in_dolly_is_the_instruction_and_its_context(
     instruction: str, context: str | None, asked: str
 ):
-    prompt, response = dolly({"instruction": instruction, "context": context, "response": "x"})
-    assert query(Group("1", prompt, response, [1], [2]), "dolly") == asked
+    assert TASKS["dolly"].query({"instruction": instruction, "context": context, "response": "x"}) == asked
 
 
-def test_what_a_person_asked_in_a_chat_is_not_what_the_template_wrote():
-    group = Group("1", "<|user|>Who?<|assistant|>", "x", [1], [2], messages=[user("Who?")])
-    assert {query(group, task) for task in TASKS} == {"Who?"}
-    group.messages = [{"role": "system", "content": "Be brief."}, user("Who?")]
-    assert query(group, "conversational") == "system: Be brief.\nuser: Who?"
+def test_what_a_person_asked_in_a_chat_is_what_the_messages_say():
+    brief = {"role": "system", "content": "Be brief."}
+    for asked, query in (([user("Who?")], "Who?"), ([brief, user("Who?")], "system: Be brief.\nuser: Who?")):
+        assert TASKS["conversational"].query({"messages": [*asked, assistant("Ada.")]}) == query
+        assert TASKS["prompt-completion"].query({"prompt": asked, "completion": [assistant("Ada.")]}) == query
 
 
-@pytest.mark.parametrize("task", ["prompt-completion", "continuation"])
-def test_what_a_person_asked_elsewhere_is_the_prompt(task: str):
+def test_what_a_person_asked_elsewhere_is_the_prompt():
     prompt, _ = dolly({"instruction": "Do it.", "response": "x"})
-    assert query(Group("1", prompt, "x", [1], [2]), task) == prompt
+    assert TASKS["prompt-completion"].query({"prompt": prompt, "completion": "x"}) == prompt
+    assert TASKS["continuation"].query({"text": "a b c"}) is None  # where it is cut, the tokenizer knows
 
 
 def test_dolly_leaves_unusable_texts_to_prepare():
@@ -151,3 +156,52 @@ def test_a_conversation_without_prompt_or_answer_is_refused(messages: Any, reaso
 )
 def test_prompt_and_completion_must_be_of_one_kind(prompt: Any, completion: Any, reason: str, detail: str):
     assert pair_problem(*prompt_completion({"prompt": prompt, "completion": completion})) == (reason, detail)
+
+
+OWN_TASK = """
+from data.sources.encode import encode_pairs
+from data.sources.tasks import Task, text_problem
+
+QUESTIONS = Task(
+    columns=("q", "a"),
+    read=lambda row: (f"Q: {row.get('q')} A:", row.get("a")),
+    query=lambda row: row["q"],
+    problem=text_problem,
+    encode=encode_pairs,
+)
+NOT_ONE = 3
+"""
+
+
+def test_a_task_from_outside_reads_rows_and_is_described_by_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_tasks.py").write_text(OWN_TASK)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"q": "Q: 1 + 1?", "a": "2"}))
+    monkeypatch.syspath_prepend(tmp_path)
+    task = "own_tasks:QUESTIONS"
+    (example,) = load_examples(str(tmp_path / "rows.jsonl"), task)
+    assert (example.prompt, example.response, example.query) == ("Q: Q: 1 + 1? A:", "2", "Q: 1 + 1?")
+    source_sha256 = hashlib.sha256(OWN_TASK.encode()).hexdigest()
+    assert describe_task(task) == {"task": task, "task_source_sha256": source_sha256}
+    assert describe_task("dolly") == {"task": "dolly"}
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("own_tasks:NOT_ONE", "task 'own_tasks:NOT_ONE' is no data.sources.tasks.Task."),
+        ("own_tasks:MISSING", "task 'own_tasks:MISSING': module 'own_tasks' defines no 'MISSING'."),
+        ("no_such:X", "task 'no_such:X': there is no module 'no_such'."),
+        ("doly", "unknown task 'doly'. Did you mean 'dolly'?"),
+    ],
+)
+def test_a_task_that_is_none_is_refused_in_one_line(
+    task: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_tasks.py").write_text(OWN_TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as refusal:
+        task_of(task)
+    assert str(refusal.value).startswith(message)
+    assert "\n" not in str(refusal.value)

@@ -17,7 +17,7 @@ from evaluation.run import notes
 from negatives_gen.models.engine import Sample
 
 EXAMPLES = facts.examples()[:4]
-GROUPS = [Group(f"g{i}", e["prompt"], e["completion"], [1], [2, 0]) for i, e in enumerate(EXAMPLES)]
+GROUPS = [Group(f"g{i}", e["prompt"], e["completion"], [1], [2, 0], query=e["prompt"]) for i, e in enumerate(EXAMPLES)]
 RIGHT = [e["completion"] for e in EXAMPLES]
 WRONG = " I do not know."
 DECODINGS = ("greedy", "sample")
@@ -94,7 +94,7 @@ def test_each_model_is_judged_against_each_opponent_but_itself() -> None:
     long, short = answers("long", [text + " Indeed." for text in RIGHT]), answers("short", [" No."] * 4)
     judge = ShortestJudgeStub()
     every = [long, short, answers("long", RIGHT, "sample", asked=False)]
-    judge_all(every, ["truth", "short"], judge, "prompt-completion")  # type: ignore[arg-type]  # a stub
+    judge_all(every, ["truth", "short"], judge)  # type: ignore[arg-type]  # a stub
     assert len(judge.asked) == 12
     asked = EXAMPLES[0]["prompt"]
     assert judge.asked[0] == Comparison("g0", asked, RIGHT[0] + " Indeed.", RIGHT[0], asked)
@@ -152,11 +152,14 @@ def test_all_wrong_or_all_at_the_limit_is_a_share_with_its_exact_interval() -> N
 def test_a_judge_gets_the_question_the_prompt_and_the_messages() -> None:
     prompt, response = dolly({"instruction": "Who?", "context": "Ada did.", "response": "Ada."})
     chat = [{"role": "user", "content": "Who?"}]
-    groups = [Group("d", prompt, response, [1], [2, 0]), Group("c", "<|user|>Who?", "Ada.", [1], [2, 0], messages=chat)]
+    groups = [
+        Group("d", prompt, response, [1], [2, 0], query="Who?\n\nAda did."),
+        Group("c", "<|user|>Who?", "Ada.", [1], [2, 0], messages=chat, query="Who?"),
+    ]
     samples = [Sample([1, 2], "Bob.", "stop", -2.0, None)] * 2
     made = Answers("m", "greedy", groups, GenerationSet({}, "m", ["d", "c"], samples, 0.0, True))
     judge = ShortestJudgeStub()
-    judge_all([made], ["truth"], judge, "dolly")  # type: ignore[arg-type]  # a stub
+    judge_all([made], ["truth"], judge)  # type: ignore[arg-type]  # a stub
     assert judge.asked == [
         Comparison("d", "Who?\n\nAda did.", "Bob.", "Ada.", prompt),
         Comparison("c", "Who?", "Bob.", "Ada.", "<|user|>Who?", chat),

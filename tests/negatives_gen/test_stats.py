@@ -50,7 +50,7 @@ def written(path: Path, shards: Sequence[Sequence[Group]]) -> NegativeSet:
     writer.begin()
     for index, groups in enumerate(shards):
         seconds = {"an": 1.5, "score": 0.25}
-        writer.write_shard(index, groups, [] if index else REJECTS, seconds=seconds, attention_path="packed")
+        writer.write_shard(index, groups, [] if index else REJECTS, seconds=seconds, layout="packed")
     writer.finish(len(shards))
     return NegativeSet(str(path))
 
@@ -168,7 +168,16 @@ def test_json_is_the_statistics(negatives: NegativeSet, capsys: pytest.CaptureFi
     ("argv", "message"),
     [
         ([], "error: python -m negatives_gen stats needs one negative set: stats DIR [--json].\n"),
-        (["DIR", "--jsn"], "error: python -m negatives_gen stats does not know '--jsn': stats DIR [--json].\n"),
+        (
+            ["DIR", "--jsn"],
+            "error: unknown key 'jsn' on the command line of python -m negatives_gen stats. Did you mean 'json'? "
+            "See `python -m negatives_gen stats --help` for all keys.\n",
+        ),
+        (
+            ["DIR", "OTHER"],
+            "error: unexpected argument 'OTHER' on the command line of python -m negatives_gen stats; options read "
+            "--key value.\n",
+        ),
     ],
 )
 def test_bad_arguments(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.command.errors import UserError
-from tests.conftest import ROOT
+from tests.support.commands import ROOT
 from trainer.objectives import DEFAULT, OBJECTIVES, names_with
 from trainer.objectives.base import Objective
 

@@ -10,11 +10,11 @@ import torch
 from torch.utils.data import Dataset
 
 from data.command.errors import UserError
+from data.ranks import ranks_from_similarity
 from data.schema import Group
 from data.shards import NegativeSet
 from trainer.groups.choice import Choice
 from trainer.groups.store import GroupStore, Shard
-from trainer.objectives.rewards import ranks_from_similarity
 from trainer.scoring.logprobs import layout
 from trainer.scoring.packing import Continuations, TokenBatch
 
@@ -242,7 +242,7 @@ def _with_targets(groups: Sequence[TrainingGroup], tokens: TokenBatch, names: Se
         ids=[group.id for group in groups],
         tokens=tokens,
         reference_logps=torch.from_numpy(reference),
-        ranks=ranks_from_similarity(torch.from_numpy(similarity), tokens.mask),
+        ranks=torch.from_numpy(ranks_from_similarity(similarity, tokens.mask.numpy())),
         strategy=torch.from_numpy(strategy),
         num_truth_tokens=sum(len(g.tokens.continuations[0]) for g in groups),
         strategies=names,

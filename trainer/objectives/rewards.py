@@ -19,25 +19,6 @@ def implicit_rewards(
     return beta * (policy - reference)
 
 
-def ranks_from_similarity(similarity: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Ranks of the candidates by similarity, 0 = best: the ground truth first, then falling similarity.
-
-    Args:
-        similarity: [groups, K]; column 0 is ignored. Ties keep the candidates' order; nan counts as the lowest.
-        mask: [groups, K]; candidates that do not exist come last.
-
-    Returns:
-        [groups, K], int64.
-    """
-    # All finite, so that no negative passes the ground truth's inf, nor a missing candidate's -inf anything.
-    keys = similarity.to(torch.float64).nan_to_num(nan=torch.finfo(torch.float64).min)
-    if mask is not None:
-        keys = keys.masked_fill(~mask, -torch.inf)
-    keys[:, 0] = torch.inf
-    order = keys.argsort(dim=-1, descending=True, stable=True)
-    return order.argsort(dim=-1)
-
-
 def preference_metrics(
     policy_logps: torch.Tensor,
     reference_logps: torch.Tensor,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_command
+from tests.support.commands import fork_command, run_command
 from tests.support.training import metrics
 
 SOURCE = '''
@@ -63,7 +63,8 @@ AT_START = 1 / (2 * TAU) ** 2
 
 
 def command(folder: Path, *more: str) -> subprocess.CompletedProcess:
-    return run_command("trainer.run", *more, env={"PYTHONPATH": f"{Path.cwd()}:{folder}"})
+    """`python -m trainer.run` in the folder that holds the module."""
+    return fork_command("trainer.run", *more, cwd=folder)
 
 
 def words(reference: Path, negative_set: Path, output: Path) -> list[str]:
@@ -80,7 +81,7 @@ def trained(reference: Path, negative_set: Path, tmp_path_factory: pytest.TempPa
     """A folder with the module and a finished run, out/."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "my_objectives.py").write_text(SOURCE)
-    done = command(folder, *words(reference, negative_set, folder / "out"))
+    done = run_command("trainer.run", *words(reference, negative_set, folder / "out"), cwd=folder)
     assert done.returncode == 0, done.stderr
     assert f"({'1 / (2 tau)^2'} is {AT_START:.4f})" in done.stderr
     assert "ipo on 48 groups" in done.stderr

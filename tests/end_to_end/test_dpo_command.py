@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from data.models import load_tokenizer, tokenizer_hash
 from data.schema import Candidate
 from data.shards import NegativeSet, NegativeSetWriter
-from tests.conftest import run_command
+from tests.support.commands import run_command
 from tests.support.processes import TwoProcesses
 from tests.support.tiny import make_negative_set, save_tiny_model
 from tests.support.training import metrics
@@ -204,7 +204,7 @@ def test_rank_by_says_by_which_signal_pairs_are_filtered(
         str(tmp_path / "set"), NegativeSet(str(negative_set)).manifest.job, ["embedding", "rouge"]
     )
     writer.begin()
-    writer.write_shard(0, groups, [], seconds={}, attention_path="packed")
+    writer.write_shard(0, groups, [], seconds={}, layout="packed")
     writer.finish(1)
     expected = {
         signal: sum(min(2, sum(c.similarity[signal] >= 0.6 for c in group.negatives)) for group in groups)
@@ -235,7 +235,7 @@ def two_strategies(reference: Path, negative_set: Path, tmp_path_factory: pytest
         str(out), {**source.manifest.job, "strategies": {"an": {"count": 2}, "bn": {"count": 1}}}, ["embedding"]
     )
     writer.begin()
-    writer.write_shard(0, groups, [], seconds={}, attention_path="packed")
+    writer.write_shard(0, groups, [], seconds={}, layout="packed")
     writer.finish(1)
     return out
 
