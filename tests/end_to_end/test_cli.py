@@ -443,7 +443,8 @@ def test_trainer_refuses_what_cannot_be_set_up_before_writing(
     [
         ("use: {an: 1}", ("'use' in ", "must be a list of texts", "{'an': 1}")),
         ("objective: [cpo]", ("'objective' in ", "must be text", "['cpo']")),
-        ("objective: 5", ("unknown objective '5'",)),
+        ("objective: 5", ("'objective' in ", "must be text, got 5")),
+        ("use: 11", ("'use' in ", "must be a list of texts, got 11")),
         ("sft_weight: much", ("'sft_weight' in ", "must be a number", "'much'")),
         ("dtype: float8", ("unknown dtype 'float8'",)),
         ("no_dataloader_pin_memory: true", ("unknown key 'no_dataloader_pin_memory'",)),
