@@ -95,7 +95,9 @@ class EntryField:
 
 def chosen_names(chosen: Any) -> list[str]:
     """The entries that a text with commas or a list names, each "NAME", "NAME=COUNT" or "NAME=COUNT:random"."""
-    items: Iterable[Any] = chosen.split(",") if isinstance(chosen, str) else chosen or []
+    if not isinstance(chosen, Iterable):  # a YAML file may hold a number
+        chosen = [] if chosen is None else [chosen]
+    items = chosen.split(",") if isinstance(chosen, str) else chosen
     names = [str(item).partition("=")[0].strip() for item in items]
     return [name for name in names if name]
 
