@@ -1,29 +1,144 @@
 """Command-line configuration: `--key value` over `--config FILE.yaml` over a dataclass's defaults.
 
 Imports nothing heavy, so that `--help` answers at once.
+
+A field is of type str, int, float, bool, a list of one of the first three, a dataclass of such fields, or a dict; any
+but a dataclass may be None too. In nested dataclasses, keys are dotted: `--judge.model X`, in YAML `judge: {model: X}`.
+A dict takes any key: `--engine.X VALUE`, with VALUE read as YAML. A flag alone means true. Lists are written `--x a b`,
+`--x a,b` or `--x a --x b`; an item that holds a comma goes into a list of the YAML file.
 """
 
 import dataclasses
 import os
-import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from data.command.errors import UserError, did_you_mean, first_line
+from data.command.fields import (
+    ENTRIES,
+    EntryField,
+    EntryOptions,
+    Key,
+    NoOptions,
+    chosen_entries,
+    chosen_names,
+    default_of,
+    entry_options,
+    fields_of_entries,
+    keys_of,
+    make_options,
+    option,
+)
+from data.command.privacy import SECRET_OPTION
+from data.command.usage import help_text
+from data.command.values import convert, is_dict, is_list, needs_mapping, plain_type, split_items
+
+__all__ = [
+    "EntryField",
+    "NoOptions",
+    "chosen_names",
+    "entry_options",
+    "fields_of_entries",
+    "help_text",
+    "list_flags",
+    "load_config",
+    "make_config",
+    "option",
+    "output_root",
+    "read_yaml",
+    "resolve_path",
+]
 
 T = TypeVar("T")
 
 
-def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A dataclass field with a help text. Lists and dicts become default factories."""
-    metadata = {"help": help, **metadata}
-    if isinstance(default, (list, dict)):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+def load_config(cls: type[T], argv: list[str], *, command: str) -> T:
+    """Build the configuration dataclass `cls` from a command line.
+
+    Args:
+        argv: the words behind the command.
+        command: for messages, e.g. "python -m negatives_gen".
+
+    Raises:
+        UserError: an unknown key (the nearest known one is named), a missing value, or a value of the wrong type.
+    """
+    flags = _split_flags(argv, command)
+    from_files = [
+        (str(key), value, f"in {path}")
+        for words in flags.pop("config", [])
+        for path in [_single(words, "config", command)]
+        for key, value in read_yaml(path).items()
+    ]
+    hints = typing.get_type_hints(cls)
+
+    def chosen(name: str) -> Any:
+        if name in flags and is_list(hints[name]):
+            return ",".join(word for words in flags[name] for word in words)
+        if name in flags:
+            return ",".join(flags[name][-1])
+        return next((value for key, value, _ in reversed(from_files) if key == name), _default(cls, name))
+
+    values = _Values(cls, chosen, f" See `{command} --help` for all keys.")
+    for key, value, where in from_files:
+        values.set(key, value, where)
+    for key, occurrences in flags.items():
+        values.set_by_flag(key, occurrences, command)
+    if missing := values.missing():
+        names = ", ".join(f"--{name}" for name in missing)
+        raise UserError(f"{command} needs {names}. Give it as a flag or in the --config file; see --help.")
+    return values.make()
+
+
+def make_config(cls: type[T], **keys: Any) -> T:
+    """Build the configuration dataclass `cls` from Python values, with the conversion and the checks of a command line.
+
+    Args:
+        keys: under the names of the command line; of nested dataclasses dotted (`**{"judge.model": "X"}`) or as
+            mappings (`judge={"model": "X"}`).
+
+    Raises:
+        UserError: an unknown key, a missing one, or a value of the wrong type.
+    """
+    values = _Values(cls, lambda name: keys.get(name, _default(cls, name)), "")
+    for key, value in keys.items():
+        values.set(key, value, f"of {cls.__name__}")
+    if missing := values.missing():
+        raise UserError(f"{cls.__name__} needs {', '.join(missing)}.")
+    return values.make()
+
+
+def list_flags(argv: list[str], names: Iterable[str]) -> list[str]:
+    """A command line on which every flag that is a list stands once, with its items as words behind it.
+
+    `--x a,b`, `--x=a b` and `--x a --x b` all become `--x a b`, at the place of the first.
+
+    Args:
+        names: of the flags that are lists.
+    """
+    items: dict[str, list[str]] = {name: [] for name in names}
+    parts: list[list[str]] = []
+    current: list[str] | None = None
+    for word in argv:
+        if _is_flag(word):
+            flag, equals, text = word.partition("=")
+            name = flag[2:].replace("-", "_")
+            current = items.get(name)
+            if current is None:
+                parts.append([word])
+                continue
+            if not any(part is current for part in parts):
+                parts += [[flag], current]
+            if equals:
+                current += split_items(text)
+        elif current is None:
+            parts.append([word])
+        else:
+            current += split_items(word)
+    return [word for part in parts for word in part]
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -44,57 +159,14 @@ def read_yaml(path: str) -> dict[str, Any]:
     return content
 
 
-def load_config(cls: type[T], argv: list[str], *, command: str) -> T:
-    """Build the dataclass `cls` from `argv`.
-
-    Keys of the form `group.name` go into the dict field called `group` (e.g. `engine.*`). A field with
-    metadata `repeat=True` is a list that collects each use of its flag. Raises UserError for an unknown key
-    (naming the nearest known one), a missing value, or a value of the wrong type.
-    """
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass by contract
-    hints = typing.get_type_hints(cls)
-    values: dict[str, Any] = {}
-
-    flags = _split_flags(argv, command)
-    where = f"on the command line of {command}"
-    for key, text in flags:
-        if key == "config":
-            for yaml_key, value in read_yaml(text).items():
-                _set(values, fields, hints, str(yaml_key), value, where=f"in {text}", command=command)
-    # A flag replaces what the file said; repeating a `repeat` flag adds to the command line's own list.
-    given: dict[str, Any] = {}
-    for key, text in flags:
-        if key != "config":
-            _set(given, fields, hints, key, text, where=where, command=command)
-    for key, value in given.items():
-        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
-
-    missing = [
-        name
-        for name, f in fields.items()
-        if (not values.get(name) and f.metadata.get("required")) or (name not in values and _has_no_default(f))
-    ]
-    if missing:
-        names = ", ".join(f"--{name}" for name in missing)
-        raise UserError(f"{command} needs {names}. Give it as a flag or in the --config file; see --help.")
-    return cls(**values)
-
-
-def _has_no_default(f: dataclasses.Field) -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-
-
 def describe_options(cls: type) -> str:
-    """The options of a config dataclass as the text of a --help."""
+    """The options of a config dataclass as the text of a --help; `help_text` takes its place command by command."""
     lines = ["  --config FILE.yaml", "        YAML file of the keys below; flags override it."]
     for f in dataclasses.fields(cls):
-        name = f"--{f.name}.KEY VALUE" if _is_dict(typing.get_type_hints(cls)[f.name]) else f"--{f.name}"
-        if f.default is not dataclasses.MISSING and f.default is not None:
-            default = f" (default: {f.default})"
-        elif f.metadata.get("required") or _has_no_default(f):
+        name = f"--{f.name}.KEY VALUE" if is_dict(typing.get_type_hints(cls)[f.name]) else f"--{f.name}"
+        default = f" (default: {f.default})" if f.default not in (dataclasses.MISSING, None) else ""
+        if f.metadata.get("required"):
             default = " (required)"
-        else:
-            default = ""
         lines += [f"  {name}", f"        {f.metadata.get('help', '')}{default}"]
     return "\n".join(lines)
 
@@ -130,93 +202,171 @@ def resolve_path(path: str) -> str:
     return str(output_root() / path)
 
 
-def _split_flags(argv: list[str], command: str) -> list[tuple[str, str]]:
-    flags: list[tuple[str, str]] = []
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--") or word == "--":
-            raise UserError(f"unexpected argument '{word}' on the command line of {command}; options read --key value.")
-        key, equals, text = word[2:].partition("=")
-        if not equals:
-            if not rest or (rest[0].startswith("--") and len(rest[0]) > 2):
-                raise UserError(f"--{key} on the command line of {command} needs a value.")
-            text = rest.pop(0)
-        flags.append((key if "." in key else key.replace("-", "_"), text))
+class _Values:
+    """What is given for a configuration dataclass, key by key.
+
+    Args:
+        cls: the dataclass.
+        chosen: the value of a field that chooses entries.
+        see: where all keys are listed, for messages.
+    """
+
+    def __init__(self, cls: type, chosen: Callable[[str], Any], see: str):
+        self.cls, self.chosen, self.see = cls, chosen, see
+        self.keys = keys_of(cls, chosen)
+        self.groups = {name[:end] for name in self.keys for end, letter in enumerate(name) if letter == "."}
+        # Nested as the configuration is.
+        self.given: dict[str, Any] = {}
+
+    def set(self, name: str, value: Any, where: str) -> None:
+        """Take a value of a YAML file or of Python."""
+        if key := self._find(name):
+            self._put(key, convert(value, key.type, name, where))
+        elif name in self.groups:
+            if not isinstance(value, Mapping):
+                raise needs_mapping(name, where)
+            for inner, inner_value in value.items():
+                self.set(f"{name}.{inner}", inner_value, where)
+        else:
+            key, item = self._item(name, where)
+            self._put_item(key, item, value)
+
+    def set_by_flag(self, name: str, occurrences: list[list[str]], command: str) -> None:
+        """Take what stands on the command line: the words behind each use of a flag."""
+        where = f"on the command line of {command}"
+        if key := self._find(name):
+            if is_list(key.type):
+                if not all(occurrences):
+                    raise _needs_value(name, command)
+                text = ",".join(word for words in occurrences for word in words)
+                self._put(key, convert(text, key.type, name, where))
+                return
+            alone = "true" if plain_type(key.type) is bool else None
+            texts = [_single(words, name, command, alone) for words in occurrences]
+            self._put(key, [convert(text, key.type, name, where) for text in texts][-1])
+        elif name in self.groups:
+            raise needs_mapping(name, where)
+        else:
+            key, item = self._item(name, where)
+            text = [_single(words, name, command, "true") for words in occurrences][-1]
+            try:
+                self._put_item(key, item, yaml.safe_load(text))
+            except yaml.YAMLError as error:
+                raise UserError(f"'{name}' {where} must be a YAML value, got {text!r}.") from error
+
+    def missing(self) -> list[str]:
+        """Names of keys that must be given and are not."""
+        return [
+            key.name
+            for key in self.keys.values()
+            if not key.entries
+            and (not self._given_for(key) if key.field.metadata.get("required") else self._is_lacking(key))
+        ]
+
+    def make(self) -> Any:
+        """The configuration."""
+        given: dict[str, Any] = {}
+        for field in dataclasses.fields(self.cls):
+            if mark := field.metadata.get(ENTRIES):
+                of_entries = self.given.get(field.name, {})
+                given[field.name] = of_entries if mark.given_only else self._options(mark, of_entries)
+            elif field.name in self.given:
+                value, default = self.given[field.name], default_of(field)
+                given[field.name] = _over(default, value) if dataclasses.is_dataclass(default) else value
+        return self.cls(**given)
+
+    def _options(self, mark: EntryOptions, given: dict[str, Any]) -> dict[str, Any]:
+        entries = chosen_entries(mark, self.chosen(mark.chosen_by))
+        return {name: _over(make_options(mark.registry, name), given.get(name, {})) for name in entries}
+
+    def _find(self, name: str) -> Key | None:
+        return self.keys.get(name) or self.keys.get(name.replace("-", "_"))
+
+    def _item(self, name: str, where: str) -> tuple[Key, str]:
+        """The dict field that a dotted key is in, and the key in it. Raises UserError if there is none."""
+        for end, letter in enumerate(name):
+            group = self._find(name[:end]) if letter == "." else None
+            if group is not None and is_dict(plain_type(group.type)):
+                item = name[end + 1 :]
+                if "." in item:
+                    outer, _, inner = item.partition(".")
+                    raise UserError(
+                        f"'{name}' {where}: a key within a key is written --{group.name}.{outer} '{{{inner}: VALUE}}'."
+                    )
+                return group, item
+        group, dot, last = name.rpartition(".")
+        if dot and group in self.groups and SECRET_OPTION.fullmatch(last):
+            raise UserError(f"--{name} is not an option: the key comes from $OPENAI_API_KEY only.")
+        raise UserError(f"unknown key '{name}' {where}.{did_you_mean(name, self.keys)}{self.see}")
+
+    def _put(self, key: Key, value: Any) -> None:
+        for *outer, last in key.targets:
+            self._node(outer)[last] = value
+
+    def _put_item(self, key: Key, item: str, value: Any) -> None:
+        for target in key.targets:
+            self._node(target)[item] = value
+
+    def _node(self, path: Iterable[str]) -> dict[str, Any]:
+        node = self.given
+        for part in path:
+            node = node.setdefault(part, {})
+        return node
+
+    def _given_for(self, key: Key) -> Any:
+        *outer, last = key.targets[0]
+        return self._node(outer).get(last)
+
+    def _is_lacking(self, key: Key) -> bool:
+        *outer, last = key.targets[0]
+        return key.default is dataclasses.MISSING and last not in self._node(outer)
+
+
+def _over(instance: Any, given: Mapping[str, Any]) -> Any:
+    """A dataclass instance with the given values in place of its own, those of nested ones one by one."""
+    own = {name: getattr(instance, name) for name in given}
+    changed = {
+        name: _over(own[name], value) if dataclasses.is_dataclass(own[name]) else value for name, value in given.items()
+    }
+    return dataclasses.replace(instance, **changed)
+
+
+def _default(cls: type, name: str) -> Any:
+    return next(default_of(field) for field in dataclasses.fields(cls) if field.name == name)
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("--") and len(word) > 2
+
+
+def _split_flags(argv: list[str], command: str) -> dict[str, list[list[str]]]:
+    """Flag -> the words behind each of its uses."""
+    flags: dict[str, list[list[str]]] = {}
+    current: list[str] | None = None
+    for word in argv:
+        if _is_flag(word):
+            key, equals, text = word[2:].partition("=")
+            current = [text] if equals else []
+            flags.setdefault(key if "." in key else key.replace("-", "_"), []).append(current)
+        elif current is None:
+            raise _unexpected(word, command)
+        else:
+            current.append(word)
     return flags
 
 
-def _set(
-    values: dict[str, Any],
-    fields: Mapping[str, Any],
-    hints: Mapping[str, Any],
-    key: str,
-    value: Any,
-    *,
-    where: str,
-    command: str,
-) -> None:
-    group, dot, name = key.partition(".")
-    if dot and group in fields and _is_dict(hints[group]):
-        if "." in name:
-            outer, _, inner = name.partition(".")
-            raise UserError(f"'{key}' {where}: a key within a key is written --{group}.{outer} '{{{inner}: VALUE}}'.")
-        try:
-            values.setdefault(group, {})[name] = yaml.safe_load(value) if isinstance(value, str) else value
-        except yaml.YAMLError as error:
-            raise UserError(f"'{key}' {where} must be a YAML value, got {value!r}.") from error
-        return
-    if key not in fields:
-        raise UserError(f"unknown key '{key}' {where}.{did_you_mean(key, fields)} See `{command} --help` for all keys.")
-    converted = _convert(value, hints[key], key, where)
-    if fields[key].metadata.get("repeat"):
-        values[key] = [*values.get(key, []), *(converted if isinstance(converted, list) else [converted])]
-    else:
-        values[key] = converted
+def _single(words: list[str], name: str, command: str, alone: str | None = None) -> str:
+    """The one word behind a flag, or `alone` if there is none. Raises UserError."""
+    if len(words) > 1:
+        raise _unexpected(words[1], command)
+    if not words and alone is None:
+        raise _needs_value(name, command)
+    return words[0] if words else str(alone)
 
 
-def _is_dict(hint: Any) -> bool:
-    return hint is dict or typing.get_origin(hint) is dict
+def _needs_value(name: str, command: str) -> UserError:
+    return UserError(f"--{name} on the command line of {command} needs a value.")
 
 
-def _convert(value: Any, hint: Any, key: str, where: str) -> Any:
-    """Convert a YAML value or a flag's text to a field's type."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
-            return None
-        hint = next(h for h in typing.get_args(hint) if h is not type(None))
-    wrong = UserError(f"'{key}' {where} must be {_spoken(hint)}, got {value!r}.")
-    if _is_dict(hint):
-        if not isinstance(value, dict):
-            raise UserError(f"'{key}' {where} must be a mapping; on the command line write --{key}.NAME VALUE.")
-        return value
-    if typing.get_origin(hint) is list:
-        return [str(v) for v in value] if isinstance(value, list) else [str(value)]
-    if hint is str:
-        if value is None or isinstance(value, (dict, list)):
-            raise wrong
-        return str(value)
-    if hint is bool:
-        text = str(value).lower()
-        if text not in ("true", "false"):
-            raise wrong
-        return text == "true"
-    try:
-        if isinstance(value, (bool, dict, list)):
-            raise ValueError
-        number = float(value)
-    except (TypeError, ValueError):
-        raise wrong from None
-    if hint is int:
-        if not number.is_integer():
-            raise wrong
-        try:
-            return int(value)  # exact, where a float would round a long seed
-        except ValueError:  # "1e3"
-            return int(number)
-    return number
-
-
-def _spoken(hint: Any) -> str:
-    spoken = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return spoken.get(hint, str(hint))
+def _unexpected(word: str, command: str) -> UserError:
+    return UserError(f"unexpected argument '{word}' on the command line of {command}; options read --key value.")

@@ -1,0 +1,76 @@
+"""data/command/errors.py: what ends a command with one line, and with which code."""
+
+import pytest
+
+from data.command.errors import INTERRUPTED, UserError, exit_on_user_error, first_line, user_error_in
+
+
+def test_a_user_error_ends_a_command_with_one_line_and_code_2(capsys: pytest.CaptureFixture[str]):
+    @exit_on_user_error
+    def main(argv: list[str] | None = None) -> None:
+        raise UserError("bad\n  input")
+
+    assert main([]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "error: bad input\n")
+
+
+def test_ctrl_c_ends_a_command_with_one_line_and_code_130(capsys: pytest.CaptureFixture[str]):
+    @exit_on_user_error
+    def main(argv: list[str] | None = None) -> None:
+        raise KeyboardInterrupt
+
+    assert main([]) == exit_on_user_error(main)([]) == 130  # a verb's main() is called by another one
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.splitlines()) == ("", [INTERRUPTED] * 2)
+
+
+def test_a_command_that_works_returns_its_code():
+    codes = [exit_on_user_error(lambda argv, code=code: code)([]) for code in (None, 0, 3)]
+    assert codes == [0, 0, 3]
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), KeyError("k"), SystemExit(5)])
+def test_other_exceptions_come_through(error: BaseException):
+    @exit_on_user_error
+    def main(argv: list[str] | None = None) -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        main([])
+    assert caught.value is error
+
+
+def test_a_user_error_is_found_in_what_frameworks_wrap_around_it():
+    said = UserError("said")
+
+    class RayTaskError(Exception):
+        cause = said
+
+    class RayTaskErrorOfItsCausesClass(UserError):
+        """What Ray raises; its text is the whole remote traceback."""
+
+        cause = said
+
+    chained = RuntimeError("chained")
+    chained.__cause__ = RayTaskError()
+    for wrapped in (said, RayTaskError(), RayTaskErrorOfItsCausesClass("Traceback ..."), chained):
+        assert user_error_in(wrapped) is said
+
+
+def test_an_error_that_occurred_while_a_user_error_was_handled_is_an_error_of_its_own():
+    bug = KeyError("a bug")
+    bug.__context__ = UserError("said")
+    assert user_error_in(bug) is None
+
+
+def test_without_a_user_error_nothing_is_found_also_in_a_circle():
+    first, second = RuntimeError(), RuntimeError()
+    first.__cause__, second.__cause__ = second, first
+    assert user_error_in(first) is None
+    assert user_error_in(None) is None
+
+
+def test_the_first_line_of_an_error_without_a_message_is_its_class():
+    assert first_line(KeyError()) == "KeyError"
+    assert first_line(ValueError("\none\ntwo")) == "one"
