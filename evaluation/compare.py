@@ -7,24 +7,22 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError, exit_on_user_error
-from data.command.options import describe_options, load_config, option, resolve_path
+from data.command.options import help_text, load_config, option, resolve_path
 
 if TYPE_CHECKING:
     from evaluation.report.results import Results
     from evaluation.report.tables import Table
 
 COMMAND = "python -m evaluation.compare"
-HELP = """usage: {command} RUN RUN ... [--out FILE.md]
-
+USAGE = f"{COMMAND} RUN RUN ... [--out FILE.md]"
+ABOUT = """
 Finished evaluations, the --out directories of `python -m evaluation.run`, in one table: a row per run, model and
 decoding, a column per metric that all of them have. Above it stands what differs between the runs: where prompts, judge
 or second model differ, the numbers do not compare.
-
-options:
-{options}
 """
 # Of a job: what says nothing about whether numbers compare.
-NO_SETTING = {"models", "judge_spent", "sweep", "paper", "metrics", "decodings"}
+NO_SETTING = {"models", "sweep", "paper", "metrics", "decodings"}
+SPENT = "_spent"
 VERSIONS = "environment."
 
 
@@ -32,14 +30,14 @@ VERSIONS = "environment."
 class CompareConfig:
     """Where the comparison goes."""
 
-    out: str | None = option(None, "write the comparison to this Markdown file too")
+    out: str | None = option(None, "write the comparison to this Markdown file too", metavar="FILE.md")
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
-        print(HELP.format(command=COMMAND, options=describe_options(CompareConfig)))
+        print(help_text(CompareConfig, usage=USAGE, about=ABOUT))
         return
     flags = next((i for i, word in enumerate(argv) if word.startswith("--")), len(argv))
     config = load_config(CompareConfig, argv[flags:], command=COMMAND)
@@ -123,12 +121,14 @@ def table(runs: Mapping[str, "Results"]) -> "Table":
     Raises:
         UserError: the runs share no metric.
     """
-    from evaluation.report.columns import COLUMNS, INTERVAL, Cell, cell, column, interval
-    from evaluation.report.tables import WITH_INTERVAL, Table, opponent
+    from evaluation.report.cells import INTERVAL, Cell, cell, interval
+    from evaluation.report.tables import Table, opponent
 
     kinds = [dict.fromkeys((m.metric, m.against) for m in results.measurements) for results in runs.values()]
+    first = next(iter(runs.values()))
+    order = first.in_order(first.measurements)
     shared = [kind for kind in kinds[0] if all(kind in others for others in kinds)]
-    shared.sort(key=lambda kind: list(COLUMNS).index(kind[0]) if kind[0] in COLUMNS else len(COLUMNS))
+    shared.sort(key=lambda kind: order.index(kind[0]))
     if not shared:
         measured = "; ".join(f"{name}: {_listed(found)}" for name, found in zip(runs, kinds, strict=True))
         raise UserError(f"the runs share no metric ({measured}). Evaluate them with the same --metrics and --against.")
@@ -143,14 +143,14 @@ def table(runs: Mapping[str, "Results"]) -> "Table":
             for m in results.measurements
             if (m.metric, m.against) == (metric, against)
         }
-        shown = column(next(iter(found.values())))
+        shown = first.column(next(iter(found.values())))
         headings.append(f"{shown.heading} against {opponent(against)}" if several and against else shown.heading)
         meanings[shown.heading] = shown.meaning
         measured = [found.get((run, m, d)) or found.get((run, m, "")) for run, m, d in _rows(runs)]
         estimates = [m.estimate if m else None for m in measured]
         for row, estimate in zip(rows, estimates, strict=True):
             row.append(cell(estimate, shown.form))
-        if metric in WITH_INTERVAL:
+        if shown.interval:
             headings.append(INTERVAL)
             for row, estimate in zip(rows, estimates, strict=True):
                 row.append(interval(estimate, shown.form))
@@ -171,7 +171,7 @@ def _settings(results: "Results") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of what decides the numbers, models apart."""
     from evaluation.report.described import leaves
 
-    job = {key: value for key, value in results.job.items() if key not in NO_SETTING}
+    job = {key: value for key, value in results.job.items() if key not in NO_SETTING and not key.endswith(SPENT)}
     yield from leaves(job)
     for key, value in leaves(results.environment):
         yield VERSIONS + key, value

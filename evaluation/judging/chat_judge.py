@@ -27,7 +27,7 @@ from evaluation.judging.base import (
     Outcome,
 )
 from evaluation.judging.interrupts import stopping_at_signals
-from evaluation.judging.question import Template, parse_verdict, read_template
+from evaluation.judging.question import parse_verdict, read_template
 from evaluation.judging.verdicts import Verdict, Verdicts
 
 log = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ class ChatJudge:
         asyncio.run(self._ask_all(questions, keep))
         if not keeper.kept and not self.found and self.refused:
             raise UserError(
-                f"{self.options['base_url']} takes every request for a bad one "
+                f"{self.base_url} takes every request for a bad one "
                 f"({next(iter(self.refused.values())).raw}). Check the --judge options."
             )
         keeper.report()

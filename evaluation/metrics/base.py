@@ -1,8 +1,8 @@
 """What a metric is: everything that an evaluation and its report must know of it. Imports nothing heavy.
 
-A metric lives in a module `evaluation/metrics/NAME.py` that defines METRIC, a class below `Metric`, or in one of your own,
-named `package.module:CLASS`. `docs/extending.md` has a whole one. An evaluation makes one instance of each, lets it gather
-its evidence of all prompts, which may cost time or money, and measures any part of the prompts from that.
+A metric is a class below `Metric`. It lives in a module `evaluation/metrics/NAME.py`, as METRIC, or in one of your own,
+named `package.module:CLASS`. An evaluation makes one instance of each metric, lets it gather its evidence of all
+prompts, which may cost time or money, and measures any part of the prompts from that.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +40,7 @@ __all__ = [
     "MODEL",
     "NEITHER",
     "SECOND",
+    "TRUTH",
     "WIN",
     "AnswerMetric",
     "CheckpointMetric",
@@ -55,6 +56,8 @@ __all__ = [
 
 # A metric's numbers by column, in the order of the prompts, or groups; None where there is no number.
 Values = Mapping[str, Sequence[float | None]]
+# What answers are compared with that are no model's: the ground truths.
+TRUTH = "truth"
 # Model and decoding; "" for what needs no answers.
 Which = tuple[str, str]
 
@@ -109,7 +112,8 @@ class Metric:
         name: that --metrics takes.
         summary: half a line for --help.
         columns: the numbers that it gives, the one that it is known by first.
-        Options: dataclass of its options, see `data.command.options.option`. Two metrics may share an option.
+        Options: dataclass of its options, see `data.command.options.option`; it may have a method `check` that raises
+            UserError. Two metrics may share an option.
         order: metrics come in this order, and alpha is chosen by the first that was measured.
         record_schema: JSON schema of each key that `identity` and `Evidence.spent` add to the record.
 

@@ -46,7 +46,8 @@ class Column:
         share: it is a mean of values from 0 to 1, which has an exact interval where all of them are equal.
         paired: its difference from the baseline's, by prompt, is a column as well.
         difference: heading of that column; "" is the heading and "minus baseline".
-        named_difference: the same where the baseline's name stands for {baseline}.
+        named_difference: the same with {baseline}, for tables of an evaluation, where the baseline has a name.
+        named: of a difference's own column that heading.
         interval: the interval is a column as well.
         counted: heading of a column of the number of examples, and what these are; no column without.
         figure: it has a panel in Figure 1.
@@ -67,6 +68,7 @@ class Column:
     paired: bool = False
     difference: str = ""
     named_difference: str = ""
+    named: str = ""
     interval: bool = False
     counted: tuple[str, str] | None = None
     figure: bool = False
@@ -95,7 +97,7 @@ class Column:
             self.section,
             self.better,
             self.unit,
-            named_difference=self.named_difference,
+            named=self.named_difference,
             interval=self.interval,
         )
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -47,7 +47,7 @@ HALVES = 20
 
 
 @dataclass(frozen=True)
-class Options:
+class MauveOptions:
     """Of `mauve`."""
 
     featuriser: str | None = option(
@@ -64,7 +64,7 @@ class Mauve(SetMetric):
     name = "mauve"
     summary = "how alike the answers and the ground truths are as distributions, 0 to 1"
     order = 60
-    Options = Options
+    Options = MauveOptions
     columns = (
         Column(
             KEY,
@@ -75,13 +75,13 @@ class Mauve(SetMetric):
             paper="MAUVE",
         ),
     )
-    record_schema = {"featuriser": {"type": ["object", "string", "null"]}}
+    record_schema: ClassVar = {"featuriser": {"type": ["object", "string", "null"]}}
 
     @classmethod
-    def needs(cls, options: Options, request: Request) -> str:
+    def needs(cls, options: MauveOptions, request: Request) -> str:
         return "" if options.featuriser else "--featuriser"
 
-    def __init__(self, options: Options, evaluation: "Evaluation"):
+    def __init__(self, options: MauveOptions, evaluation: "Evaluation"):
         from evaluation.metrics.features import Featuriser
 
         super().__init__(options, evaluation)

@@ -32,7 +32,8 @@ class NLL(SecondModelMetric):
         ),
     )
 
-    def of_likelihoods(self, answers: "AnswerSet", likelihoods: "Likelihoods") -> Values:
+    @classmethod
+    def of_likelihoods(cls, answers: "AnswerSet", likelihoods: "Likelihoods") -> Values:
         from evaluation.metrics.likelihood import length_normalised_nll
 
         return {KEY: length_normalised_nll(likelihoods.logps, likelihoods.tokens)}

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.command.errors import UserError
 from data.command.options import option, resolve_path
@@ -20,7 +20,7 @@ ROUNDING = 1e-2
 
 
 @dataclass(frozen=True)
-class Options:
+class RankingOptions:
     """Of `ranking`."""
 
     shards: str | None = option(None, "negative set whose groups of --split are ranked", metavar="DIR", is_name=True)
@@ -32,7 +32,7 @@ class Ranking(CheckpointMetric):
     name = "ranking"
     summary = "ranking of held-out groups of a negative set"
     order = 80
-    Options = Options
+    Options = RankingOptions
     of_prompts = False
     columns = (
         Column(
@@ -62,13 +62,13 @@ class Ranking(CheckpointMetric):
             better=HIGHER,
         ),
     )
-    record_schema = {"shards": {"type": ["object", "null"]}}
+    record_schema: ClassVar = {"shards": {"type": ["object", "null"]}}
 
     @classmethod
-    def needs(cls, options: Options, request: Request) -> str:
+    def needs(cls, options: RankingOptions, request: Request) -> str:
         return "" if options.shards else "--shards"
 
-    def __init__(self, options: Options, evaluation: "Evaluation"):
+    def __init__(self, options: RankingOptions, evaluation: "Evaluation"):
         super().__init__(options, evaluation)
         assert options.shards is not None  # needs
         self.held_out = read_held_out(options.shards, evaluation.split, evaluation.checkpoints)

@@ -28,7 +28,8 @@ class ReverseKL(SecondModelMetric):
             KEY,
             "reverse KL",
             "{:.3f}",
-            "mean of log Q(y|x) - log P^(y|x) over the model's own samples, in nats, P^ the second model; less is better",
+            "mean of log Q(y|x) - log P^(y|x) over the model's own samples, in nats, P^ the second model; "
+            "less is better",
             SECOND,
             better=LOWER,
             unit="nats",
@@ -38,7 +39,8 @@ class ReverseKL(SecondModelMetric):
         ),
     )
 
-    def of_likelihoods(self, answers: "AnswerSet", likelihoods: "Likelihoods") -> Values:
+    @classmethod
+    def of_likelihoods(cls, answers: "AnswerSet", likelihoods: "Likelihoods") -> Values:
         from evaluation.metrics.likelihood import reverse_kl
 
         return {KEY: reverse_kl([sample.logp for sample in answers.samples], likelihoods.logps)}

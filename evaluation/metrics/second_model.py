@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.command.errors import UserError
 from data.command.options import option
 from data.manifest import DTYPES
 from data.sources.tasks import TASKS
-from evaluation.metrics.base import Column, PromptEvidence, PromptMetric, Request, Values, Which
+from evaluation.metrics.base import PromptEvidence, PromptMetric, Request, Values, Which
 
 if TYPE_CHECKING:
     from evaluation.answers.answer_sets import AnswerSet
@@ -17,12 +17,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class SecondModelOptions:
     """Of `reverse_kl` and `nll`."""
 
-    second_model: str | None = option(
-        None, "a stronger model that stands for the truth", metavar="PATH", is_name=True
-    )
+    second_model: str | None = option(None, "a stronger model that stands for the truth", metavar="PATH", is_name=True)
     second_model_dtype: str = option(
         "float32", f"that the second model computes in: {', '.join(DTYPES)}", metavar="DTYPE"
     )
@@ -39,14 +37,14 @@ class SecondModelMetric(PromptMetric):
     """A metric of likelihoods under a second model. All answers are scored, and kept: what one metric scored, another
     takes from the store."""
 
-    Options = Options
-    record_schema = {"second_model": {"type": ["object", "string", "null"]}}
+    Options = SecondModelOptions
+    record_schema: ClassVar = {"second_model": {"type": ["object", "string", "null"]}}
 
     @classmethod
-    def needs(cls, options: Options, request: Request) -> str:
+    def needs(cls, options: SecondModelOptions, request: Request) -> str:
         return "" if options.second_model else "--second_model"
 
-    def __init__(self, options: Options, evaluation: "Evaluation"):
+    def __init__(self, options: SecondModelOptions, evaluation: "Evaluation"):
         from evaluation.metrics.likelihood import SecondModel
 
         super().__init__(options, evaluation)
@@ -73,7 +71,8 @@ class SecondModelMetric(PromptMetric):
         values = {which: self.of_likelihoods(a, found[which]) for a, which in _by_name(answer_sets) if self.is_of(a)}
         return LikelihoodEvidence(self.columns, values, likelihoods=found, answer_sets=tuple(answer_sets))
 
-    def of_likelihoods(self, answers: "AnswerSet", likelihoods: "Likelihoods") -> Values:
+    @classmethod
+    def of_likelihoods(cls, answers: "AnswerSet", likelihoods: "Likelihoods") -> Values:
         """The metric's values of the answers, by column."""
         raise NotImplementedError
 

@@ -1,7 +1,7 @@
 """How alike an answer and the ground truth are: the cosine similarity of their embeddings."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.command.errors import UserError
 from data.command.options import option
@@ -18,7 +18,7 @@ KEY = "similarity"
 
 
 @dataclass(frozen=True)
-class Options:
+class SimilarityOptions:
     """Of `similarity`."""
 
     embedder: str | None = option(None, "sentence-transformers name or path", metavar="PATH", is_name=True)
@@ -35,7 +35,7 @@ class Similarity(PromptMetric):
     name = "similarity"
     summary = "cosine similarity of the answer's embedding to the ground truth's"
     order = 50
-    Options = Options
+    Options = SimilarityOptions
     columns = (
         Column(
             KEY,
@@ -47,13 +47,13 @@ class Similarity(PromptMetric):
             difference="similarity minus baseline",
         ),
     )
-    record_schema = {"embedder": {"type": ["object", "null"]}}
+    record_schema: ClassVar = {"embedder": {"type": ["object", "null"]}}
 
     @classmethod
-    def needs(cls, options: Options, request: Request) -> str:
+    def needs(cls, options: SimilarityOptions, request: Request) -> str:
         return "" if options.embedder else "--embedder"
 
-    def __init__(self, options: Options, evaluation: "Evaluation"):
+    def __init__(self, options: SimilarityOptions, evaluation: "Evaluation"):
         super().__init__(options, evaluation)
         assert options.embedder is not None  # needs
         self.record = _identify(options.embedder, evaluation.store)

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.command.errors import UserError, did_you_mean
 from data.command.options import option
-from evaluation.judging.base import SAME, UNREADABLE, Comparison, JudgeOptions, Outcome
-from evaluation.metrics.base import HIGHER, LOWER, WIN, AnswerMetric, Column, Evidence, Request, Which
+from evaluation.judging.base import SAME, UNREADABLE, Comparison, Judge, JudgeOptions, Outcome
+from evaluation.metrics.base import HIGHER, LOWER, TRUTH, WIN, AnswerMetric, Column, Evidence, Request, Which
 
 if TYPE_CHECKING:
     from evaluation.answers.answer_sets import AnswerSet
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from evaluation.prepared import Evaluation, Part
     from evaluation.report.results import AnswerRow
 
-# What answers are compared with that are no model's.
-TRUTH = "truth"
 RATE, LENGTH_CONTROLLED = "win_rate", "win_rate_length_controlled"
 
 _COUNT = {"type": "integer", "minimum": 0}
@@ -57,7 +55,7 @@ SPENT_SCHEMA = {
 
 
 @dataclass(frozen=True)
-class Options:
+class WinRateOptions:
     """Of `win_rate`."""
 
     judge: JudgeOptions = option(JudgeOptions(), "of win_rate; the key comes from $OPENAI_API_KEY")
@@ -87,7 +85,7 @@ class WinRate(AnswerMetric):
     name = RATE
     summary = "share of prompts on which a judge prefers the answer"
     order = 10
-    Options = Options
+    Options = WinRateOptions
     columns = (
         Column(
             RATE,
@@ -133,7 +131,7 @@ class WinRate(AnswerMetric):
             "not_judged", "not judged", "{:.0f}", "prompts without an outcome, unparsed ones too; in no win rate", WIN
         ),
     )
-    record_schema = {
+    record_schema: ClassVar = {
         "judge": {
             "description": "What decides the verdicts; base_url is the server of the last run.",
             "type": ["object", "null"],
@@ -143,11 +141,11 @@ class WinRate(AnswerMetric):
     }
 
     @classmethod
-    def needs(cls, options: Options, request: Request) -> str:
+    def needs(cls, options: WinRateOptions, request: Request) -> str:
         return "" if options.has_judge else "--judge.model or .reward_model"
 
     @classmethod
-    def check(cls, options: Options, request: Request) -> None:
+    def check(cls, options: WinRateOptions, request: Request) -> None:
         for other in options.opponents:
             if other != TRUTH and other not in request.models:
                 raise UserError(f"--against '{other}' is no model of this run.{did_you_mean(other, request.models)}")
@@ -161,7 +159,7 @@ class WinRate(AnswerMetric):
                 f"--against '{request.models[0]}' is the only model. Give another --model, or --against truth."
             )
 
-    def __init__(self, options: Options, evaluation: "Evaluation"):
+    def __init__(self, options: WinRateOptions, evaluation: "Evaluation"):
         from evaluation.judging import make_judge
 
         super().__init__(options, evaluation)
@@ -175,23 +173,7 @@ class WinRate(AnswerMetric):
 
     def gather(self, answer_sets: Sequence["AnswerSet"]) -> "Outcomes":
         asked = [answers for answers in answer_sets if self.is_of(answers)]
-        outcomes: dict[Which, dict[str, list[Outcome]]] = {(a.model, a.decoding): {} for a in asked}
-        differences: dict[Which, dict[str, list[int]]] = {(a.model, a.decoding): {} for a in asked}
-        for opponent in self.options.opponents:
-            for answers in asked:
-                if answers.model != opponent:
-                    which, others = (answers.model, answers.decoding), _other_texts(asked, answers, opponent)
-                    outcomes[which][opponent] = self.judge.judge(self._comparisons(answers, others))
-                    differences[which][opponent] = _length_differences(answers.texts, others)
-        return Outcomes(outcomes, differences, {"judge_spent": dict(self.judge.spent()) or None})
-
-    def _comparisons(self, answers: "AnswerSet", others: Sequence[str]) -> list[Comparison]:
-        from data.sources.tasks import query
-
-        rows = zip(answers.groups, answers.texts, others, strict=True)
-        return [
-            Comparison(g.id, query(g, self.evaluation.task), a, b, g.prompt, g.messages) for g, a, b in rows
-        ]  # fmt: skip
+        return compare_answers(self.judge, asked, self.options.opponents, self.evaluation.task)
 
 
 @dataclass(frozen=True)
@@ -246,9 +228,9 @@ class Outcomes(Evidence):
         return dict(self.record)
 
     def _estimates(self, which: Which, opponent: str, part: "Part", baseline: str) -> dict[str, "Estimate"]:
-        """Win rate, also at equal length and as a difference from the baseline's; wins, ties, losses, not judged; flips.
+        """Win rate, also at equal length and as a difference from the baseline's; wins, ties, losses, flips.
 
-        These only if a pair has verdicts in both orders: else there can be none, which says nothing of the judge.
+        Flips only if a pair has verdicts in both orders: else there can be none, which says nothing of the judge.
         """
         from evaluation.metrics.rates import counts, length_controlled, win_rate
         from evaluation.metrics.statistics import Estimate, paired_difference
@@ -277,21 +259,45 @@ class Outcomes(Evidence):
         return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
-def _other_texts(asked: Sequence["AnswerSet"], answers: "AnswerSet", opponent: str) -> list[str]:
+def compare_answers(judge: Judge, answer_sets: Sequence["AnswerSet"], opponents: Sequence[str], task: str) -> Outcomes:
+    """Have each model's answers compared with each opponent's, by the same decoding.
+
+    Args:
+        opponents: "truth" or names of models; no model is compared with itself.
+        task: that the prompts were read with.
+
+    Raises:
+        UserError: the judge cannot be asked, or its budget is spent.
+    """
+    from evaluation.metrics.rates import length_differences
+
+    outcomes: dict[Which, dict[str, list[Outcome]]] = {(a.model, a.decoding): {} for a in answer_sets}
+    differences: dict[Which, dict[str, list[int]]] = {(a.model, a.decoding): {} for a in answer_sets}
+    for opponent in opponents:
+        for answers in answer_sets:
+            if answers.model != opponent:
+                which, others = (answers.model, answers.decoding), _other_texts(answer_sets, answers, opponent)
+                outcomes[which][opponent] = judge.judge(_comparisons(answers, others, task))
+                differences[which][opponent] = length_differences(answers.texts, others)
+    return Outcomes(outcomes, differences, {"judge_spent": dict(judge.spent()) or None})
+
+
+def _comparisons(answers: "AnswerSet", others: Sequence[str], task: str) -> list[Comparison]:
+    from data.sources.tasks import query
+
+    rows = zip(answers.groups, answers.texts, others, strict=True)
+    return [Comparison(g.id, query(g, task), a, b, g.prompt, g.messages) for g, a, b in rows]
+
+
+def _other_texts(answer_sets: Sequence["AnswerSet"], answers: "AnswerSet", opponent: str) -> list[str]:
     """What the answers are compared with, in the order of the prompts."""
     from evaluation.answers.answer_sets import same_decoding
 
     if opponent == TRUTH:
         return [group.response for group in answers.groups]
-    other = same_decoding(asked, answers, opponent)
+    other = same_decoding(answer_sets, answers, opponent)
     assert other is not None  # WinRate.check
     return other.texts
-
-
-def _length_differences(answers: Sequence[str], others: Sequence[str]) -> list[int]:
-    from evaluation.metrics.rates import length_differences
-
-    return length_differences(answers, others)
 
 
 METRIC = WinRate
