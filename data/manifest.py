@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.command.errors import UserError
-from data.schema import SCHEMA_VERSION
+from data.schema import READABLE_VERSIONS, SCHEMA_VERSION
 from data.storage import Folder
 
 MANIFEST = "manifest.json"
@@ -30,7 +30,7 @@ class ShardRecord:
         bytes, sha256: of the file.
         tokens: "prompt", "response", "negatives", and of these each strategy -> number of tokens.
         seconds: strategy ("an", ...), "score" or ranking signal ("embedding", ...) -> wall time spent on it.
-        attention_path: "packed" or "padded", the layout in which the reference scored it (trainer.scoring.logprobs).
+        layout: "packed" or "padded", in which the reference scored it (trainer.scoring).
     """
 
     file: str
@@ -42,7 +42,7 @@ class ShardRecord:
     sha256: str
     tokens: dict[str, int]
     seconds: dict[str, float]
-    attention_path: str
+    layout: str
 
 
 @dataclass
@@ -77,11 +77,14 @@ class Manifest:
         return (json.dumps(dataclasses.asdict(self), indent=2, sort_keys=False) + "\n").encode()
 
 
-def read_manifest(folder: Folder) -> Manifest:
+def read_manifest(folder: Folder, *, current: bool = False) -> Manifest:
     """Read and check a set's manifest.
 
+    Args:
+        current: take no older schema version, though it can be read.
+
     Raises:
-        UserError: there is none, the set is unfinished, or its schema version is not ours.
+        UserError: there is none, the set is unfinished, or its schema version is none that is taken.
     """
     try:
         content = json.loads(folder.read(MANIFEST))
@@ -99,16 +102,27 @@ def read_manifest(folder: Folder) -> Manifest:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _damaged(folder, error) from error
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
+    if current and version in READABLE_VERSIONS and version != SCHEMA_VERSION:
+        raise UserError(
+            f"negative set '{folder.path}' has schema version {version}: it lacks what a person asked, so it can be "
+            f"trained on and looked at, but not extended, verified or gone on with. Generate it again for version "
+            f"{SCHEMA_VERSION}, or use the release that wrote it."
+        )
+    if version not in READABLE_VERSIONS:
         raise UserError(
             f"negative set '{folder.path}' has schema version {version}, this program reads version {SCHEMA_VERSION}. "
             "Use the release that wrote it, or generate the set again."
         )
     try:
-        content["shards"] = [ShardRecord(**shard) for shard in content["shards"]]
+        content["shards"] = [ShardRecord(**_renamed(shard)) for shard in content["shards"]]
         return Manifest(**content)
     except (KeyError, TypeError) as error:
         raise _damaged(folder, error) from error
+
+
+def _renamed(shard: dict[str, Any]) -> dict[str, Any]:
+    """A shard's record with the keys of today: schema version 2 calls the layout a path."""
+    return {"layout" if key == "attention_path" else key: value for key, value in shard.items()}
 
 
 def _damaged(folder: Folder, error: Exception) -> UserError:

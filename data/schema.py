@@ -1,7 +1,7 @@
 """One row of a negative set: a group, i.e. one prefix with its ground truth and all its negatives.
 
-The Arrow schema is the contract between stage 1 and stage 2 (DESIGN section 2). It is plain Parquet: readable
-by `datasets`, pandas, DuckDB and Ray Data without any code of ours.
+The Arrow schema is the contract between stage 1 and stage 2. It is plain Parquet: readable by `datasets`, pandas,
+DuckDB and Ray Data without any code of ours.
 """
 
 import dataclasses
@@ -12,7 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+# Version 2 has no `query`, and its `sampler_logp` is that before temperature and top-k; what trains has not changed.
+READABLE_VERSIONS = (2, SCHEMA_VERSION)
 
 # The first signal is the default one to rank by.
 SIGNALS = ("embedding", "reward", "rouge", "bleu", "bertscore")
@@ -59,6 +61,8 @@ class Group:
         reference_logp: log-probability in nats of response_ids under the reference model, summed.
         response_embedding: unit-length embedding of the response.
         messages: of a chat, those that the prompt was written from by the chat template, each with role and content.
+        query: what a person asked, without what a template put around it; what a judge, an API or a reward model is
+            shown. Empty only in a set of schema version 2.
     """
 
     id: str
@@ -71,6 +75,7 @@ class Group:
     response_embedding: list[float] | None = None
     negatives: list[Candidate] = field(default_factory=list)
     messages: list[dict[str, str]] | None = None
+    query: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Reject:
         reason, detail: in words; the reason is one of few, to be counted.
         prompt: text; of an unusable row, the first 200 characters.
         strategy: the one that could not give it as many negatives as asked for, else None. Only then there are:
-        response, split, prompt_ids, response_ids, messages: as in `Group`.
+        response, split, prompt_ids, response_ids, messages, query: as in `Group`.
     """
 
     id: str
@@ -94,6 +99,7 @@ class Reject:
     prompt_ids: list[int] | None = None
     response_ids: list[int] | None = None
     messages: list[dict[str, str]] | None = None
+    query: str | None = None
 
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -107,8 +113,12 @@ def example_id(prompt: Any, response: Any) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def group_schema(signals: Sequence[str]) -> pa.Schema:
-    """Arrow schema of a shard whose candidates carry the given ranking signals."""
+def group_schema(signals: Sequence[str], version: int = SCHEMA_VERSION) -> pa.Schema:
+    """Arrow schema of a shard whose candidates carry the given ranking signals.
+
+    Args:
+        version: one of READABLE_VERSIONS.
+    """
     candidate = pa.struct(
         [
             ("strategy", pa.string()),
@@ -127,6 +137,7 @@ def group_schema(signals: Sequence[str]) -> pa.Schema:
             ("id", pa.string()),
             ("prompt", pa.string()),
             ("response", pa.string()),
+            *([] if version == 2 else [("query", pa.string())]),
             ("split", pa.string()),
             ("prompt_ids", pa.list_(pa.int32())),
             ("response_ids", pa.list_(pa.int32())),
@@ -138,13 +149,29 @@ def group_schema(signals: Sequence[str]) -> pa.Schema:
     )
 
 
-REJECT_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("id", "reason", "detail", "prompt", "strategy", "response", "split")),
-        *((name, pa.list_(pa.int32())) for name in ("prompt_ids", "response_ids")),
-        ("messages", MESSAGES),
-    ]
-)
+def reject_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
+    """Arrow schema of the rejects of a set of a schema version."""
+    texts = ("id", "reason", "detail", "prompt", "strategy", "response", "split")
+    return pa.schema(
+        [
+            *((name, pa.string()) for name in texts),
+            *((name, pa.list_(pa.int32())) for name in ("prompt_ids", "response_ids")),
+            ("messages", MESSAGES),
+            *([] if version == 2 else [("query", pa.string())]),
+        ]
+    )
+
+
+def schema_differences(found: pa.Schema, expected: pa.Schema) -> list[str]:
+    """How the columns of a file differ from those that they should be, in words; none if they do not."""
+    if found.equals(expected):
+        return []
+    differences = []
+    for name in [*expected.names, *(n for n in found.names if n not in expected.names)]:
+        types = [schema.field(name).type if name in schema.names else "missing" for schema in (found, expected)]
+        if types[0] != types[1]:
+            differences.append(f"column {name} is {types[0]}, the schema says {types[1]}")
+    return differences or [f"columns {found.names} in another order than the schema's"]
 
 
 def groups_to_table(groups: Sequence[Group], signals: Sequence[str]) -> pa.Table:
@@ -153,8 +180,8 @@ def groups_to_table(groups: Sequence[Group], signals: Sequence[str]) -> pa.Table
 
 
 def rejects_to_table(rejects: Sequence[Reject]) -> pa.Table:
-    """Rejects as an Arrow table of `REJECT_SCHEMA`."""
-    return pa.Table.from_pylist([dataclasses.asdict(reject) for reject in rejects], schema=REJECT_SCHEMA)
+    """Rejects as an Arrow table of `reject_schema()`."""
+    return pa.Table.from_pylist([dataclasses.asdict(reject) for reject in rejects], schema=reject_schema())
 
 
 def group_from_row(row: dict) -> Group:

@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from data.command.errors import UserError
 from data.manifest import MANIFEST, Manifest, ShardRecord, environment, first_difference, read_manifest
 from data.schema import (
-    REJECT_SCHEMA,
     SCHEMA_VERSION,
     SIGNALS,
     Group,
@@ -29,7 +28,9 @@ from data.schema import (
     group_from_row,
     group_schema,
     groups_to_table,
+    reject_schema,
     rejects_to_table,
+    schema_differences,
 )
 from data.storage import Folder, sha256
 
@@ -72,6 +73,11 @@ def _tokens_by_strategy(groups: Sequence[Group]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+def _claim(job: dict[str, Any], signals: list[str], parent: dict[str, Any] | None) -> dict[str, Any]:
+    """What a directory is claimed for: two runs with equal claims work on the same set."""
+    return {**job, "ranking signals": signals, "parent": parent, "schema_version": SCHEMA_VERSION}
+
+
 class NegativeSetWriter:
     """Writes one negative set, shard by shard, in any order.
 
@@ -103,8 +109,8 @@ class NegativeSetWriter:
         """
         names = self.folder.names()
         if MANIFEST in names:
-            manifest = read_manifest(self.folder)
-            self._refuse_other_job({**manifest.job, "ranking signals": manifest.signals, "parent": manifest.parent})
+            manifest = read_manifest(self.folder, current=True)
+            self._refuse_other_job(_claim(manifest.job, manifest.signals, manifest.parent))
             self.folder.remove(JOB_FOLDER)  # a crash between the manifest and this clean-up leaves it behind
             return False
         if JOB_FOLDER in names and "job.json" in self.folder.names(JOB_FOLDER):
@@ -117,7 +123,7 @@ class NegativeSetWriter:
                 "Choose an empty or new --out."
             )
         else:
-            self.folder.write(JOB_FILE, json.dumps(self._claim(), indent=2).encode())
+            self.folder.write(JOB_FILE, json.dumps(_claim(self.job, self.signals, self.parent), indent=2).encode())
         self.driver = uuid.uuid4().bytes
         self.folder.write(DRIVER_FILE, self.driver)
         return True
@@ -144,7 +150,7 @@ class NegativeSetWriter:
         rejects: Sequence[Reject],
         *,
         seconds: dict[str, float],
-        attention_path: str,
+        layout: str,
         truncated: int = 0,
     ) -> ShardRecord:
         """Write one shard whole, then its record.
@@ -179,7 +185,7 @@ class NegativeSetWriter:
                 **_tokens_by_strategy(groups),
             },
             seconds={stage: round(value, 3) for stage, value in seconds.items()},
-            attention_path=attention_path,
+            layout=layout,
         )
         entry = {"record": dataclasses.asdict(record), "rejects": [dataclasses.asdict(r) for r in rejects]}
         self._refuse_other_driver()
@@ -206,7 +212,7 @@ class NegativeSetWriter:
                 reasons.update(reject.reason for reject in part)
                 yield rejects_to_table(part)
 
-        content = _parquet(REJECT_SCHEMA, rejects())
+        content = _parquet(reject_schema(), rejects())
         self.folder.write(REJECTS, content)
         counts = {
             "rows_read": sum(r.rows_read for r in records),
@@ -262,11 +268,8 @@ class NegativeSetWriter:
                 f"another run of the job has taken over '{self.folder.path}'; this one stops. Run one at a time."
             )
 
-    def _claim(self) -> dict[str, Any]:
-        return {**self.job, "ranking signals": self.signals, "parent": self.parent}
-
     def _refuse_other_job(self, other: dict[str, Any]) -> None:
-        difference = first_difference(other, self._claim(), ignore=(*NAMES, *RUNTIME))
+        difference = first_difference(other, _claim(self.job, self.signals, self.parent), ignore=(*NAMES, *RUNTIME))
         if difference:
             key, theirs, ours = difference
             raise UserError(
@@ -280,14 +283,15 @@ class NegativeSet:
 
     Args:
         path: directory or URL.
+        current: take no set of an older schema version.
 
     Raises:
-        UserError: no finished negative set of our schema version is there, or a shard is missing.
+        UserError: no finished negative set that can be read is there, or a shard is missing.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, *, current: bool = False):
         self.folder = Folder(path)
-        self.manifest = read_manifest(self.folder)
+        self.manifest = read_manifest(self.folder, current=current)
         self.signals = self.manifest.signals
         self._sound: set[int] = set()
         names = self.folder.names()
@@ -346,6 +350,7 @@ class NegativeSet:
         else:
             source = self.folder.open(shard.file)
         with source, pq.ParquetFile(source, pre_buffer=True) as file:  # few requests for many columns
+            self._check_columns(shard.file, file.schema_arrow)
             return file.read(columns=list(columns))
 
     def peek(self, index: int, column: str) -> pa.ChunkedArray:
@@ -369,11 +374,23 @@ class NegativeSet:
     def rejects(self) -> list[Reject]:
         """Every rejected row with its reason. Raises UserError if their file is missing or damaged."""
         content = self._verified(REJECTS, self.manifest.rejects["sha256"])
-        return [Reject(**row) for row in pq.read_table(BytesIO(content), schema=REJECT_SCHEMA).to_pylist()]
+        table = pq.read_table(BytesIO(content))
+        self._check_columns(REJECTS, table.schema)
+        return [Reject(**row) for row in table.to_pylist()]
 
     def _read(self, shard: ShardRecord, columns: Sequence[str] | None) -> pa.Table:
-        content = self._verified(shard.file, shard.sha256)
-        return pq.read_table(BytesIO(content), columns=list(columns) if columns is not None else None)
+        with pq.ParquetFile(BytesIO(self._verified(shard.file, shard.sha256))) as file:
+            self._check_columns(shard.file, file.schema_arrow)
+            return file.read(columns=list(columns) if columns is not None else None)
+
+    def _check_columns(self, file: str, found: pa.Schema) -> None:
+        version = self.manifest.schema_version
+        expected = reject_schema(version) if file == REJECTS else group_schema(self.signals, version)
+        if differences := schema_differences(found, expected):
+            raise UserError(
+                f"{file} of negative set '{self.folder.path}' has not the columns of schema version {version}: "
+                f"{differences[0]}. Generate the set again."
+            )
 
     def _verified(self, file: str, expected: str) -> bytes:
         try:

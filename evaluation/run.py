@@ -89,7 +89,7 @@ def evaluate(config: EvaluateConfig) -> str:
         sweep = describe_sweep(alphas, chosen_on, evaluation.decodings[0].name, chosen)
         job |= {"sweep": {**sweep, "validation_prompts": len(evaluation.validation.prompts)}}
     results = Results(
-        without_secrets(job), environment(), measurements, sample_rows(gathered, evaluation.test, evaluation.task),
+        without_secrets(job), environment(), measurements, sample_rows(gathered, evaluation.test),
         gathered.notes(evaluation.test), in_order(columns_of(chosen)),
     )  # fmt: skip
     return write_report(folder, results)

@@ -6,20 +6,14 @@ from evaluation.prepared import Part
 from evaluation.report.results import AnswerRow, SampleRow
 
 
-def sample_rows(gathered: Gathered, part: Part, task: str) -> list[SampleRow]:
-    """One row per prompt of the part; an answer is there once for each opponent that it was compared with.
-
-    Args:
-        task: that the prompts were read with.
-    """
-    from data.sources.tasks import query
-
+def sample_rows(gathered: Gathered, part: Part) -> list[SampleRow]:
+    """One row per prompt of the part; an answer is there once for each opponent that it was compared with."""
     asked = [answers for answers in gathered.answer_sets if answers.asked]
     rows = []
     for index in part.prompts:
         group = asked[0].groups[index]
         answers = [row for a in asked for row in _answer_rows(gathered, a, index)]
-        rows.append(SampleRow(group.id, query(group, task), group.response, answers))
+        rows.append(SampleRow(group.id, group.query, group.response, answers))
     return rows
 
 

@@ -11,6 +11,7 @@ make the training groups and the held-out ones, and trainer and evaluation choos
 on. A prompt that occurs with several responses may occur in both halves (100 of Dolly's test prompts do).
 """
 
+import dataclasses
 import hashlib
 from array import array
 from collections.abc import Iterable, Iterator
@@ -42,6 +43,7 @@ class Example:
         split: the half it belongs to, "train" or "test".
         problem: why it is unusable, as reason and detail, as far as that is seen without a tokenizer, or None.
             With one, `prompt` and `response` are the beginning of what stood there, to be shown.
+        query: what a person asked, see `Task.query`.
     """
 
     id: str
@@ -49,6 +51,7 @@ class Example:
     response: Any
     split: str = "train"
     problem: Problem | None = None
+    query: str | None = None
 
 
 class Source(Protocol):
@@ -238,16 +241,17 @@ def _example(row: Any, task: str) -> Example:
     if isinstance(row, Unreadable):
         return Example(example_id(row.text, row.reason), shown(row.text), "", problem=(row.reason, row.detail))
     try:
-        return as_example(*TASKS[task].read(row), task)
+        example = as_example(*TASKS[task].read(row), task)
     except RecursionError:
         return Example(example_id("", "nested"), "", "", problem=("not text", "nested too deeply"))
+    return example if example.problem else dataclasses.replace(example, query=TASKS[task].query(row))
 
 
 def _placed(example: Example, split: str, is_duplicate: bool) -> Example:
     problem = example.problem
     if is_duplicate and problem is None:
         problem = "duplicate", "same prompt and response as an earlier row"
-    return Example(example.id, example.prompt, example.response, split, problem)
+    return dataclasses.replace(example, split=split, problem=problem)
 
 
 def _split_key(identifier: str) -> bytes:

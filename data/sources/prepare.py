@@ -40,7 +40,8 @@ def prepare_groups(examples: Sequence[Example], task: str, tokenizer: Any, max_l
         if isinstance(outcome, Encoded):
             ids = outcome.prompt_ids, outcome.response_ids
             texts = outcome.prompt, outcome.response
-            groups.append(Group(example.id, *texts, *ids, split=example.split, messages=outcome.messages))
+            query = outcome.prompt if example.query is None else example.query
+            groups.append(Group(example.id, *texts, *ids, split=example.split, messages=outcome.messages, query=query))
             truncated += outcome.truncated
         else:
             rejects.append(Reject(example.id, outcome[0], shown(outcome[1]), shown(example.prompt)))

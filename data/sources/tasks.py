@@ -4,16 +4,12 @@ A prompt and a response are texts, or lists of messages ({"role", "content"}, TR
 tokenizer's chat template makes a text of.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data.command.errors import UserError, did_you_mean
 from data.sources.encode import Encode, Problem, encode_continuations, encode_pairs
-
-if TYPE_CHECKING:
-    from data.schema import Group
 
 DOLLY_TEMPLATE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -29,20 +25,21 @@ class Task:
     Attributes:
         columns: that a row must have.
         read: row -> prompt and response, whatever the row holds; a column it lacks is None.
+        query: usable row -> what a person asked, without any template; None: the prompt, which is known once the row
+            is tokenised.
         problem: prompt, response -> why they are unusable, seen without a tokenizer, or None.
         encode: many usable ones -> tokens.
         optional: columns that are used if they are there.
         over_long: what happens to a row that does not fit into the longest length: "reject" or "truncate".
-        asked: prompt as a text -> the words of it that a person wrote.
     """
 
     columns: tuple[str, ...]
     read: Callable[[Mapping[str, Any]], tuple[Any, Any]]
+    query: Callable[[Mapping[str, Any]], str | None]
     problem: Callable[[Any, Any], Problem | None]
     encode: Encode
     optional: tuple[str, ...] = ()
     over_long: str = "reject"
-    asked: Callable[[str], str] = lambda prompt: prompt
 
 
 def dolly(row: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -59,11 +56,11 @@ def dolly(row: Mapping[str, Any]) -> tuple[Any, Any]:
     )
 
 
-def asked_in_dolly(prompt: str) -> str:
-    """The instruction of a prompt that `dolly` wrote, and below it the context, if there is one."""
-    before, between, after = re.split(r"\{\w+\}", DOLLY_TEMPLATE)
-    label = DOLLY_CONTEXT.partition("{")[0]
-    return prompt.removeprefix(before).removesuffix(between + after).replace(between + label, between, 1)
+def dolly_query(row: Mapping[str, Any]) -> str:
+    """The instruction, and below it the context, if there is one."""
+    context = row.get("context")
+    parts = [row["instruction"], *([context] if isinstance(context, str) and context.strip() else [])]
+    return "\n\n".join(part.strip() for part in parts)
 
 
 def prompt_completion(row: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -75,6 +72,15 @@ def conversational(row: Mapping[str, Any]) -> tuple[Any, Any]:
     """TRL's conversational language modeling: the last message is the response."""
     messages = _messages(row.get("messages"))
     return (messages[:-1], messages[-1:]) if isinstance(messages, list) else (messages, None)
+
+
+def asked(prompt: Any) -> str:
+    """What a person asked by a prompt: the text, or what the messages say, with roles where there are several."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def continuation(row: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -135,28 +141,26 @@ def _messages(value: Any) -> Any:
 
 
 TASKS: dict[str, Task] = {
-    "dolly": Task(
-        ("instruction", "response"), dolly, text_problem, encode_pairs, optional=("context",), asked=asked_in_dolly
+    "dolly": Task(("instruction", "response"), dolly, dolly_query, text_problem, encode_pairs, optional=("context",)),
+    "prompt-completion": Task(
+        ("prompt", "completion"),
+        prompt_completion,
+        lambda row: asked(prompt_completion(row)[0]),
+        pair_problem,
+        encode_pairs,
     ),
-    "prompt-completion": Task(("prompt", "completion"), prompt_completion, pair_problem, encode_pairs),
-    "conversational": Task(("messages",), conversational, chat_problem, encode_pairs),
+    "conversational": Task(
+        ("messages",), conversational, lambda row: asked(conversational(row)[0]), chat_problem, encode_pairs
+    ),
     "continuation": Task(
         ("text",),
         continuation,
+        lambda _: None,
         lambda text, _: _text_problem("text", text),
         encode_continuations,
         over_long="truncate",
     ),
 }
-
-
-def query(group: "Group", task: str) -> str:
-    """What a person asked: without a prompt template or a chat template, roles only where there are more messages."""
-    if group.messages is None:
-        return TASKS[task].asked(group.prompt)
-    if len(group.messages) == 1:
-        return group.messages[0]["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in group.messages)
 
 
 def check_task(task: str) -> None:

@@ -66,7 +66,7 @@ class Comparison:
     """An answer and the other one that it is compared with, both to one prompt.
 
     Attributes:
-        query: what a person asked.
+        query: what a person asked, see `data.schema.Group`.
         prompt: as the models were given it, if that is another text.
         messages: of a chat, those that the query is made of, each with role and content.
     """

@@ -173,7 +173,7 @@ class WinRate(AnswerMetric):
 
     def gather(self, answer_sets: Sequence["AnswerSet"]) -> "Outcomes":
         asked = [answers for answers in answer_sets if self.is_of(answers)]
-        return compare_answers(self.judge, asked, self.options.opponents, self.evaluation.task)
+        return compare_answers(self.judge, asked, self.options.opponents)
 
 
 @dataclass(frozen=True)
@@ -259,12 +259,11 @@ class Outcomes(Evidence):
         return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
-def compare_answers(judge: Judge, answer_sets: Sequence["AnswerSet"], opponents: Sequence[str], task: str) -> Outcomes:
+def compare_answers(judge: Judge, answer_sets: Sequence["AnswerSet"], opponents: Sequence[str]) -> Outcomes:
     """Have each model's answers compared with each opponent's, by the same decoding.
 
     Args:
         opponents: "truth" or names of models; no model is compared with itself.
-        task: that the prompts were read with.
 
     Raises:
         UserError: the judge cannot be asked, or its budget is spent.
@@ -277,16 +276,14 @@ def compare_answers(judge: Judge, answer_sets: Sequence["AnswerSet"], opponents:
         for answers in answer_sets:
             if answers.model != opponent:
                 which, others = (answers.model, answers.decoding), _other_texts(answer_sets, answers, opponent)
-                outcomes[which][opponent] = judge.judge(_comparisons(answers, others, task))
+                outcomes[which][opponent] = judge.judge(_comparisons(answers, others))
                 differences[which][opponent] = length_differences(answers.texts, others)
     return Outcomes(outcomes, differences, {"judge_spent": dict(judge.spent()) or None})
 
 
-def _comparisons(answers: "AnswerSet", others: Sequence[str], task: str) -> list[Comparison]:
-    from data.sources.tasks import query
-
+def _comparisons(answers: "AnswerSet", others: Sequence[str]) -> list[Comparison]:
     rows = zip(answers.groups, answers.texts, others, strict=True)
-    return [Comparison(g.id, query(g, task), a, b, g.prompt, g.messages) for g, a, b in rows]
+    return [Comparison(g.id, g.query, a, b, g.prompt, g.messages) for g, a, b in rows]
 
 
 def _other_texts(answer_sets: Sequence["AnswerSet"], answers: "AnswerSet", opponent: str) -> list[str]:

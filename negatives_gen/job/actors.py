@@ -40,14 +40,12 @@ class Work:
 
     Attributes:
         model: directory of the reference model.
-        task: see `Tools`.
         strategies: those that have negatives to make, with their settings.
         signals: names of the ranking signals.
         context: longest prefix + continuation in tokens.
     """
 
     model: str
-    task: str
     source: ShardSource
     strategies: dict[str, dict[str, Any]]
     signals: list[str]
@@ -81,7 +79,7 @@ class Stage:
         self.work = work
         try:
             tokenizer = load_tokenizer(work.model, work.trust_remote_code)
-            self.tools = Tools(work.seed, work.context, tokenizer, work.task, **self.lend())
+            self.tools = Tools(work.seed, work.context, tokenizer, **self.lend())
         except Exception as error:
             self.failure = error
 
@@ -158,7 +156,7 @@ class ScoreStage(Stage):
             shard.groups,
             shard.rejects,
             seconds=shard.seconds,
-            attention_path=self.scorer.path,
+            layout=self.scorer.path,
             truncated=shard.truncated,
         )
         return {"rows": record.rows, "rejected": record.rows_rejected, "tokens": record.tokens["negatives"]}

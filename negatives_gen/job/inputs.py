@@ -162,7 +162,7 @@ class ParentShards:
 
     def load(self, index: int) -> Shard:
         if self._opened is None:
-            parent = NegativeSet(self.path)
+            parent = NegativeSet(self.path, current=True)
             self._opened = parent, parent.rejects()
         parent, rejects = self._opened
         records = parent.manifest.shards
@@ -186,6 +186,7 @@ def _reject(group: Group, strategy: str, detail: str) -> Reject:
         prompt_ids=list(group.prompt_ids),
         response_ids=list(group.response_ids),
         messages=group.messages,
+        query=group.query,
     )
 
 
@@ -195,7 +196,8 @@ def _place(reject: Reject) -> tuple[Any, ...]:
 
 
 def _usable(reject: Reject) -> Group:
-    fields = ("id", "prompt", "response", "prompt_ids", "response_ids", "split", "messages")  # all set, see _reject
+    # All set, see `_reject`.
+    fields = ("id", "prompt", "response", "prompt_ids", "response_ids", "split", "messages", "query")
     return Group(**{name: getattr(reject, name) for name in fields})
 
 

@@ -88,7 +88,6 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
     writer = NegativeSetWriter(resolve_path(config.out), job, signals)
     return Work(
         model=model,
-        task=config.task,
         source=StagedShards(writer.folder, config.task, model, context, config.trust_remote_code),
         strategies=strategies,
         signals=signals,

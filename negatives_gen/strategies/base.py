@@ -47,7 +47,6 @@ class Tools:
         seed: the job's seed.
         context: longest prefix + continuation in tokens.
         tokenizer: the reference model's.
-        task: that the rows were read with, a key of `data.sources.tasks.TASKS`.
         sampler: in the sample stage only.
         predictor: in the score stage only.
     """
@@ -55,7 +54,6 @@ class Tools:
     seed: int
     context: int
     tokenizer: Any
-    task: str
     sampler: Sampler | None = None
     predictor: Predictor | None = None
 

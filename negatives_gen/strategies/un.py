@@ -10,7 +10,6 @@ from data.chat.settings import OPENAI_URL, check_chat_options, known_options
 from data.command.errors import UserError
 from data.schema import Candidate, Group
 from data.sources.encode import special_ids
-from data.sources.tasks import query
 from negatives_gen.strategies.base import ASK, MAX_ROUNDS, Novelty, Strategy, Tools, derive_seed
 
 if TYPE_CHECKING:
@@ -37,8 +36,7 @@ RUNTIME = ("concurrency", "timeout", "retries")
 class Unhelpful(Strategy):
     """Asks once per missing candidate; what is empty, the ground truth or a repetition is asked again, for MAX_ROUNDS.
 
-    The instruction is what a person wrote, see `data.sources.tasks.query`: without a prompt
-    template or a chat template.
+    The instruction is what a person asked (`Group.query`): without a prompt template or a chat template.
 
     A candidate is the answer without surrounding white space, behind the white space that the ground truth begins
     with. It ends with EOS if the API's model had finished and the answer fits behind the prefix; else it is cut.
@@ -91,7 +89,7 @@ class Unhelpful(Strategy):
                 if not requests:
                     break
                 answers = await api.ask(
-                    [TEMPLATE.format(query(group, tools.task), group.response) for group, _ in requests],
+                    [TEMPLATE.format(group.query, group.response) for group, _ in requests],
                     [seed for _, seed in requests],
                 )
                 for (group, seed), answer in zip(requests, answers, strict=True):

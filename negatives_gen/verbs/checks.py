@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.manifest import DTYPES, MANIFEST, Manifest, ShardRecord
-from data.schema import REJECT_SCHEMA, SIGNALS, group_schema
+from data.schema import SIGNALS, group_schema, reject_schema, schema_differences
 from data.shards import JOB_FOLDER, REJECTS, shard_name
 from data.storage import TEMPORARY_PREFIX
 
@@ -73,8 +73,8 @@ def _contradictions(manifest: Manifest) -> list[str]:
             problems.append(f"{shard.file}: tokens of negatives are not the sum of the strategies'")
         if not all(math.isfinite(seconds) and seconds >= 0 for seconds in shard.seconds.values()):
             problems.append(f"{shard.file}: seconds that are no time")
-        if shard.attention_path not in ("packed", "padded"):
-            problems.append(f"{shard.file}: attention path '{shard.attention_path}'")
+        if shard.layout not in ("packed", "padded"):
+            problems.append(f"{shard.file}: layout '{shard.layout}'")
     hashes = [job["model"]["weights_sha256"], job["tokenizer"]["sha256"], manifest.rejects["sha256"]]
     hashes += [shard.sha256 for shard in shards]
     hashes += [manifest.parent["manifest_sha256"]] if manifest.parent else []
@@ -103,7 +103,7 @@ def foreign_files(names: set[str], manifest: Manifest) -> list[str]:
 
 def schema_problems(table: pa.Table, signals: Sequence[str]) -> list[str]:
     """Whether a shard has our columns."""
-    return _differences(table.schema, group_schema(signals))
+    return schema_differences(table.schema, group_schema(signals))
 
 
 def count_problems(table: pa.Table, record: ShardRecord, strategies: dict[str, dict[str, Any]]) -> list[str]:
@@ -184,7 +184,7 @@ def number_problems(table: pa.Table, file: str, signals: Sequence[str]) -> list[
 
 def reject_problems(table: pa.Table, counts: dict[str, Any]) -> list[str]:
     """Whether the rejects have our columns and the manifest's counts."""
-    if problems := _differences(table.schema, REJECT_SCHEMA):
+    if problems := schema_differences(table.schema, reject_schema()):
         return problems
     found, said = dict(Counter(table["reason"].to_pylist())), counts["rejected_by_reason"]
     return [] if found == said else [f"{found}, the manifest says {said}"]
@@ -217,17 +217,6 @@ class UniqueIds:
 def logp_bound(tokens: int) -> float:
     """How far a recomputed log-probability of so many tokens may lie from the stored one, in nats."""
     return LOGP_BOUND + LOGP_BOUND_PER_TOKEN * tokens
-
-
-def _differences(found: pa.Schema, expected: pa.Schema) -> list[str]:
-    if found.equals(expected):
-        return []
-    problems = []
-    for name in [*expected.names, *(n for n in found.names if n not in expected.names)]:
-        types = [schema.field(name).type if name in schema.names else "missing" for schema in (found, expected)]
-        if types[0] != types[1]:
-            problems.append(f"column {name} is {types[0]}, the schema says {types[1]}")
-    return problems or [f"columns {found.names} in another order than the schema's"]
 
 
 def _flat(table: pa.Table) -> dict[str, Any]:

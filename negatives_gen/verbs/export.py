@@ -20,6 +20,7 @@ from data.command.errors import UserError, did_you_mean, exit_on_user_error
 from data.command.log import start_logging
 from data.command.options import describe_options, load_config, option, resolve_path
 from data.counts import format_counts, parse_counts
+from data.ranks import ranks_of
 from data.schema import Candidate, Group
 from data.shards import NegativeSet
 from data.sources.examples import SPLITS
@@ -176,7 +177,10 @@ def _chosen(group: Group, use: dict[str, int], rank_by: str | None) -> list[Cand
     chosen: list[Candidate] = []
     for strategy, count in use.items():
         chosen += [c for c in group.negatives if c.strategy == strategy][:count]
-    return sorted(chosen, key=lambda c: c.similarity[rank_by], reverse=True) if rank_by else chosen
+    if not rank_by:
+        return chosen
+    ranked = zip(ranks_of(chosen, rank_by), chosen, strict=True)
+    return [candidate for _, candidate in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def _inexact(pairs: Sequence[tuple[Group, Candidate | None]], tokenizer: Any) -> int:

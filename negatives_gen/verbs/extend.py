@@ -96,7 +96,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     from negatives_gen.job.job import local_path, make_signal_options, run_job, signal_identities
 
     config.check()
-    parent = NegativeSet(resolve_path(path))
+    parent = NegativeSet(resolve_path(path), current=True)
     job = parent.manifest.job
     name = config.model or job["model"]["name"]
     model = local_path(name)
@@ -123,7 +123,6 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     )
     work = Work(
         model=model,
-        task=job["data"]["task"],
         source=ParentShards(parent.folder.path),
         strategies=growing,
         signals=names,

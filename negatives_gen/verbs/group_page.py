@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from data.ranks import ranks_of
 from data.schema import Group
 
 
@@ -35,6 +36,7 @@ def page(path: str, groups: Sequence[Group], signals: Sequence[str], rank_by: st
 
 
 def _group(group: Group, signals: Sequence[str]) -> dict[str, Any]:
+    ranks = [ranks_of(group.negatives, signal) for signal in signals]
     return {
         "id": group.id,
         "split": group.split,
@@ -49,14 +51,15 @@ def _group(group: Group, signals: Sequence[str]) -> dict[str, Any]:
                 "end": c.finish_reason,
                 "source": c.source_id,
                 "similarity": [_value(c.similarity.get(name)) for name in signals],
+                "ranks": [by_signal[place] for by_signal in ranks],
             }
-            for c in group.negatives
+            for place, c in enumerate(group.negatives)
         ],
     }
 
 
 def _value(number: float | None) -> float | None:
-    """A float32 in as few digits as tell it from every other one, so that the page ranks as the trainer does."""
+    """A float32 in as few digits as tell it from every other one; None where it is no number."""
     return float(f"{number:.9g}") if number is not None and math.isfinite(number) else None
 
 
@@ -192,9 +195,7 @@ const tokens = c => c.tokens + (c.tokens === 1 ? ' token' : ' tokens');
 const likelihood = c => 'log p ' + number(c.logp, 2) + ', ' + number(perToken(c), 2) + ' per token';
 
 function ranked(group, signal) {
-  const low = c => c.similarity[signal] === null ? -Infinity : c.similarity[signal];
-  return [...group.negatives].sort((a, b) => low(b) === low(a) ? 0 : low(b) - low(a))
-    .map((candidate, index) => ({...candidate, rank: index + 1}));
+  return group.negatives.map(c => ({...c, rank: c.ranks[signal]})).sort((a, b) => a.rank - b.rank);
 }
 function sorter(kind, signal) {
   const [what, way] = kind.split('-');

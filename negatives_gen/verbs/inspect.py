@@ -1,6 +1,5 @@
 """`python -m negatives_gen inspect DIR`: groups side by side, in the terminal or as an HTML page."""
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from data.command.errors import UserError, did_you_mean, exit_on_user_error
 from data.command.options import describe_options, load_config, option, resolve_path
+from data.ranks import ranks_of
 from data.schema import Group
 from data.shards import NegativeSet
 from data.storage import Folder
@@ -88,18 +88,6 @@ def inspect(path: str, config: InspectConfig) -> None:
     )
 
 
-def ranks(group: Group, signal: str) -> list[int]:
-    """Ranks of the negatives, 1 = most similar; the ground truth has 0. Ties keep the order, nan counts as lowest."""
-
-    def key(position: int) -> float:
-        similarity = group.negatives[position].similarity.get(signal)
-        return -sys.float_info.max if similarity is None or math.isnan(similarity) else similarity
-
-    order = sorted(range(len(group.negatives)), key=key, reverse=True)  # stable in reverse too
-    rank_of = {position: rank for rank, position in enumerate(order, start=1)}
-    return [rank_of[position] for position in range(len(group.negatives))]
-
-
 def group_view(group: Group, signals: Sequence[str], rank_by: str) -> "Sequence[RenderableType]":
     """A group for the terminal: its id, its prompt, and a table of ground truth and negatives in the order of rank."""
     from rich import box
@@ -114,7 +102,8 @@ def group_view(group: Group, signals: Sequence[str], rank_by: str) -> "Sequence[
         table.add_column(name, justify="right", no_wrap=True)
     truth = Text(printable(group.response), style="green")
     table.add_row("0", "truth", truth, "", _facts(group.reference_logp, len(group.response_ids), None), style="bold")
-    for rank, candidate in sorted(zip(ranks(group, rank_by), group.negatives, strict=True), key=lambda pair: pair[0]):
+    ranked = zip(ranks_of(group.negatives, rank_by), group.negatives, strict=True)
+    for rank, candidate in sorted(ranked, key=lambda pair: pair[0]):
         text = Text(printable(candidate.text))
         if candidate.source_id is not None:
             text.append(f"\nfrom group {candidate.source_id[:ID_DIGITS]}", style="dim")

@@ -92,7 +92,7 @@ def verify(path: str, config: VerifyConfig) -> list[str]:
     """
     config.check()
     folder, report = Folder(resolve_path(path)), Report()
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, current=True)
     problems = checks.manifest_problems(manifest, folder.read(MANIFEST))
     report.say("manifest", problems, f"{len(manifest.shards)} shards, schema version {manifest.schema_version}")
     if problems:

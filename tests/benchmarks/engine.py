@@ -23,7 +23,7 @@ def main() -> None:
     groups = dolly_groups(GROUPS)
     prompts = [group.prompt_ids for group in groups]
     engine = Engine(MODEL, options={"max_num_seqs": 256})
-    tools = Tools(0, context_length(MODEL), load_tokenizer(MODEL), "", sampler=engine)
+    tools = Tools(0, context_length(MODEL), load_tokenizer(MODEL), sampler=engine)
     from vllm import SamplingParams
 
     def bare(n: int = N, repeat: int = 1, logprobs: int | None = 0) -> int:

@@ -58,7 +58,7 @@ def write_set(out: Path) -> None:
         ]
     rest = iter(groups)
     for index, rows in enumerate(ROWS):
-        writer.write_shard(index, list(islice(rest, rows)), [], seconds={}, attention_path="packed")
+        writer.write_shard(index, list(islice(rest, rows)), [], seconds={}, layout="packed")
     for index in range(DISTINCT, SHARDS):
         shutil.copy(out / f"shard-{index % DISTINCT:05d}.parquet", out / f"shard-{index:05d}.parquet")
         record = json.loads((out / f"_job/shard-{index % DISTINCT:05d}.json").read_text())

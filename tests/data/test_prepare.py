@@ -1,5 +1,6 @@
 """data/encode.py and prepare.py: from examples to token ids, or to rejects with their reasons."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from data import blank
 from data.command.errors import UserError
 from data.models import load_tokenizer
 from data.schema import example_id
-from data.sources.examples import Example, as_example
+from data.sources.examples import Example, as_example, load_examples
 from data.sources.prepare import describe_rejects, prepare_groups, require_groups
 from tests.support.tiny import save_tiny_model
 
@@ -324,3 +325,31 @@ def test_a_text_that_cannot_be_cut_is_rejected(tokenizer: Any, text: Any, reason
     groups, [reject], _ = continued(text, tokenizer)
     assert (groups, reject.reason, reject.detail) == ([], reason, detail)
     assert reject.prompt == str(text)
+
+
+# What a person asked
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "query"),
+    [
+        ("dolly", {"instruction": "Translate.\n\nInput:\n\nHallo", "response": "Hi"}, "Translate.\n\nInput:\n\nHallo"),
+        ("dolly", {"instruction": "Name it.", "context": "A cat.", "response": "Cat"}, "Name it.\n\nA cat."),
+        ("prompt-completion", {"prompt": "Who?", "completion": " Ada."}, "Who?"),
+        ("continuation", {"text": "one two three four five six seven"}, "one t"),
+    ],
+)
+def test_a_group_says_what_a_person_asked(tokenizer: Any, tmp_path: Path, task: str, row: dict, query: str):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    [group], _, _ = prepare_groups(load_examples(str(tmp_path / "rows.jsonl"), task, "all"), task, tokenizer, 512)
+    assert group.query == query
+
+
+def test_what_is_asked_changes_neither_ids_nor_halves(tmp_path: Path):
+    """They are of prompt and response alone: sets made before there was a query hold the same groups."""
+    rows = [{"instruction": f"Question {n}?", "context": "", "response": f"Answer {n}."} for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    examples = load_examples(str(tmp_path / "rows.jsonl"), "dolly", "all")
+    assert [e.id for e in examples] == [example_id(e.prompt, e.response) for e in examples]
+    found = [(e.id[:8], e.split) for e in examples]
+    assert found == [("301d424a", "train"), ("6d7f81c1", "test"), ("5a32f3e0", "train"), ("5583386a", "test")]

@@ -1,6 +1,7 @@
 """data/schema.py, storage.py, manifest.py and shards.py: what is written is read, whole, or refused."""
 
 import copy
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from data.command.errors import UserError
 from data.manifest import MISSING, environment, first_difference
 from data.schema import SCHEMA_VERSION, Candidate, Group, Reject, example_id, group_schema
 from data.shards import NegativeSet, NegativeSetWriter, shard_name
-from data.storage import TEMPORARY_PREFIX, Folder
+from data.storage import TEMPORARY_PREFIX, Folder, sha256
+from tests.support.schema_2 import write_as_schema_2
 
 SIGNALS = ["embedding", "rouge"]
 JOB: dict[str, Any] = {
@@ -42,7 +44,10 @@ def group(number: int) -> Group:
     prompt, response = f"prompt {number} é", "response\n"
     ids = [number, 5, 6]
     split = "test" if number == 3 else "train"
-    return Group(example_id(prompt, response), prompt, response, ids, [7, 0], split, -2.5, [0.5, -0.5], negatives)
+    return Group(
+        *(example_id(prompt, response), prompt, response, ids, [7, 0], split, -2.5, [0.5, -0.5], negatives),
+        query=f"asked {number}",
+    )
 
 
 SHARDS = [[group(1), group(2)], [group(3)], []]
@@ -50,7 +55,7 @@ REJECTS = [[Reject("r1", "empty response", "", "p")], [], [Reject("r2", "duplica
 
 
 def write_part(writer: NegativeSetWriter, index: int) -> None:
-    writer.write_shard(index, SHARDS[index], REJECTS[index], seconds={"sample": 1.23456}, attention_path="packed")
+    writer.write_shard(index, SHARDS[index], REJECTS[index], seconds={"sample": 1.23456}, layout="packed")
 
 
 def write_set(path: str) -> NegativeSetWriter:
@@ -104,7 +109,7 @@ def test_tables_have_the_documented_schema_and_the_chosen_columns(finished: Path
     negative_set = NegativeSet(str(finished))
     first, second, _ = negative_set.tables()
     assert first.schema.equals(group_schema(SIGNALS))
-    assert first.column_names[:4] == ["id", "prompt", "response", "split"]
+    assert first.column_names[:4] == ["id", "prompt", "response", "query"]
     splits = [table["split"].to_pylist() for table in negative_set.tables(["split"])]
     assert splits == [["train", "train"], ["test"], []]
     assert second.select(["response_ids", "id"]).to_pylist() == [{"response_ids": [7, 0], "id": group(3).id}]
@@ -138,7 +143,7 @@ def test_the_manifest_counts_rows_tokens_bytes_and_seconds(finished: Path):
     assert (first.file, first.rows_read, first.rows, first.rows_rejected) == ("shard-00000.parquet", 3, 2, 1)
     assert first.bytes == (finished / first.file).stat().st_size
     assert first.tokens == {"prompt": 6, "response": 4, "negatives": 6, "an": 4, "bn": 2}
-    assert (first.seconds, first.attention_path) == ({"sample": 1.235}, "packed")
+    assert (first.seconds, first.layout) == ({"sample": 1.235}, "packed")
     assert manifest.job == json.loads(json.dumps(JOB))
 
 
@@ -295,7 +300,7 @@ def test_a_candidate_with_other_signals_than_the_sets_is_a_bug(tmp_path: Path, s
     before, wrong = all_files(tmp_path), group(1)
     wrong.negatives[1].similarity = similarity
     with pytest.raises(ValueError, match=f"negative 1 of group {wrong.id} has the signals") as caught:
-        writer.write_shard(0, [group(2), wrong], [], seconds={}, attention_path="packed")
+        writer.write_shard(0, [group(2), wrong], [], seconds={}, layout="packed")
     assert not isinstance(caught.value, UserError)
     assert all_files(tmp_path) == before
 
@@ -303,9 +308,9 @@ def test_a_candidate_with_other_signals_than_the_sets_is_a_bug(tmp_path: Path, s
 def test_a_finished_shard_written_again_stays_as_it_is_and_gives_its_record(tmp_path: Path):
     writer = NegativeSetWriter(str(tmp_path), JOB, SIGNALS)
     writer.begin()
-    first = writer.write_shard(0, SHARDS[0], REJECTS[0], seconds={"sample": 1.0}, attention_path="packed")
+    first = writer.write_shard(0, SHARDS[0], REJECTS[0], seconds={"sample": 1.0}, layout="packed")
     before = all_files(tmp_path)
-    again = writer.write_shard(0, SHARDS[1], REJECTS[1], seconds={"sample": 2.0}, attention_path="padded")
+    again = writer.write_shard(0, SHARDS[1], REJECTS[1], seconds={"sample": 2.0}, layout="padded")
     assert again == first
     assert all_files(tmp_path) == before
 
@@ -355,6 +360,53 @@ def test_another_schema_version_is_refused_with_both_versions(finished: Path):
     (finished / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 99}))
     message = refusal(lambda: NegativeSet(str(finished)))
     assert f"has schema version 99, this program reads version {SCHEMA_VERSION}" in message
+
+
+def test_a_set_of_schema_2_is_read_without_what_it_lacks(finished: Path):
+    write_as_schema_2(finished)
+    assert "query" not in pq.read_table(finished / shard_name(0)).column_names
+    negatives = NegativeSet(str(finished))
+    assert list(negatives.groups()) == [dataclasses.replace(group(n), query="") for n in (1, 2, 3)]
+    assert negatives.rejects() == [*REJECTS[0], *REJECTS[2]]
+    assert negatives.manifest.shards[0].layout == "packed"
+    assert negatives.shard_table(0, ["id"]).column_names == ["id"]
+
+
+def test_where_more_than_training_is_asked_a_set_of_schema_2_is_refused(finished: Path):
+    write_as_schema_2(finished)
+    said = "has schema version 2: it lacks what a person asked, so it can be trained on and looked at, but not extended"
+    assert said in refusal(lambda: NegativeSet(str(finished), current=True))
+    assert said in refusal(NegativeSetWriter(str(finished), JOB, SIGNALS).begin)
+
+
+def test_an_unfinished_set_of_schema_2_is_not_gone_on_with(tmp_path: Path):
+    writer = NegativeSetWriter(str(tmp_path), JOB, SIGNALS)
+    writer.begin()
+    claim = json.loads((tmp_path / "_job/job.json").read_text())
+    del claim["schema_version"]
+    (tmp_path / "_job/job.json").write_text(json.dumps(claim))
+    said = "already holds another job: its schema_version is (missing), this job's is 3."
+    assert said in refusal(NegativeSetWriter(str(tmp_path), JOB, SIGNALS).begin)
+
+
+@pytest.mark.parametrize("read", ["groups", "shard_table", "rejects"])
+def test_a_file_with_other_columns_than_the_schemas_is_refused(finished: Path, read: str):
+    name = "rejects.parquet" if read == "rejects" else shard_name(0)
+    pq.write_table(pq.read_table(finished / name).drop_columns(["response"]), finished / name)
+    manifest = json.loads((finished / "manifest.json").read_text())
+    record = manifest["rejects"] if read == "rejects" else manifest["shards"][0]
+    record["sha256"] = sha256((finished / name).read_bytes())
+    (finished / "manifest.json").write_text(json.dumps(manifest))
+    negatives = NegativeSet(str(finished))
+    calls = {
+        "groups": lambda: list(negatives.groups()),
+        "shard_table": lambda: negatives.shard_table(0, ["id"]),
+        "rejects": negatives.rejects,
+    }
+    assert refusal(calls[read]).endswith(
+        "has not the columns of schema version 3: column response is missing, the schema says string. Generate the set "
+        "again."
+    )
 
 
 @pytest.mark.parametrize("content", ["{", '{"schema_version": 2}', '{"schema_version": 2, "shards": [], "x": 1}'])

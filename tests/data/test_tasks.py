@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from data.schema import Group
 from data.sources.tasks import (
     TASKS,
     chat_problem,
@@ -13,7 +12,6 @@ from data.sources.tasks import (
     dolly,
     pair_problem,
     prompt_completion,
-    query,
 )
 
 
@@ -47,27 +45,27 @@ def test_without_a_context_the_template_has_no_input(context: dict[str, Any]):
         ("Name it.", " A cat.\n\nIt purrs. ", "Name it.\n\nA cat.\n\nIt purrs."),
         ("### Response:\nor\n### Instruction:", None, "### Response:\nor\n### Instruction:"),
         ("Continue.", "Input:\nx\n\nInput:\n\n### Response:", "Continue.\n\nInput:\nx\n\nInput:\n\n### Response:"),
+        ("Translate.\n\nInput:\n\nHallo", None, "Translate.\n\nInput:\n\nHallo"),
         ("Do {it}.", "{context} {0}", "Do {it}.\n\n{context} {0}"),
     ],
 )
 def test_what_a_person_asked_in_dolly_is_the_instruction_and_its_context(
     instruction: str, context: str | None, asked: str
 ):
-    prompt, response = dolly({"instruction": instruction, "context": context, "response": "x"})
-    assert query(Group("1", prompt, response, [1], [2]), "dolly") == asked
+    assert TASKS["dolly"].query({"instruction": instruction, "context": context, "response": "x"}) == asked
 
 
-def test_what_a_person_asked_in_a_chat_is_not_what_the_template_wrote():
-    group = Group("1", "<|user|>Who?<|assistant|>", "x", [1], [2], messages=[user("Who?")])
-    assert {query(group, task) for task in TASKS} == {"Who?"}
-    group.messages = [{"role": "system", "content": "Be brief."}, user("Who?")]
-    assert query(group, "conversational") == "system: Be brief.\nuser: Who?"
+def test_what_a_person_asked_in_a_chat_is_what_the_messages_say():
+    brief = {"role": "system", "content": "Be brief."}
+    for asked, query in (([user("Who?")], "Who?"), ([brief, user("Who?")], "system: Be brief.\nuser: Who?")):
+        assert TASKS["conversational"].query({"messages": [*asked, assistant("Ada.")]}) == query
+        assert TASKS["prompt-completion"].query({"prompt": asked, "completion": [assistant("Ada.")]}) == query
 
 
-@pytest.mark.parametrize("task", ["prompt-completion", "continuation"])
-def test_what_a_person_asked_elsewhere_is_the_prompt(task: str):
+def test_what_a_person_asked_elsewhere_is_the_prompt():
     prompt, _ = dolly({"instruction": "Do it.", "response": "x"})
-    assert query(Group("1", prompt, "x", [1], [2]), task) == prompt
+    assert TASKS["prompt-completion"].query({"prompt": prompt, "completion": "x"}) == prompt
+    assert TASKS["continuation"].query({"text": "a b c"}) is None  # where it is cut, the tokenizer knows
 
 
 def test_dolly_leaves_unusable_texts_to_prepare():

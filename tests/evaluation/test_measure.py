@@ -27,7 +27,7 @@ from evaluation.samples import sample_rows
 from negatives_gen.models.engine import Sample
 
 EXAMPLES = facts.examples()[:4]
-GROUPS = [Group(f"g{i}", e["prompt"], e["completion"], [1], [2, 0]) for i, e in enumerate(EXAMPLES)]
+GROUPS = [Group(f"g{i}", e["prompt"], e["completion"], [1], [2, 0], query=e["prompt"]) for i, e in enumerate(EXAMPLES)]
 RIGHT = [e["completion"] for e in EXAMPLES]
 WRONG = " I do not know."
 DECODINGS = ("greedy", "sample")
@@ -173,7 +173,7 @@ def test_reverse_kl_and_nll_are_paired_with_the_baseline() -> None:
 def test_each_model_is_judged_against_each_opponent_but_itself() -> None:
     long, short = answers("long", [text + " Indeed." for text in RIGHT]), answers("short", [" No."] * 4)
     judge = ShortestJudgeStub()
-    outcomes = compare_answers(judge, [long, short], ["truth", "short"], "prompt-completion")
+    outcomes = compare_answers(judge, [long, short], ["truth", "short"])
     gathered = Gathered((long, short), (), (outcomes,))
     assert len(judge.asked) == 12
     asked = EXAMPLES[0]["prompt"]
@@ -249,11 +249,14 @@ def test_all_wrong_or_all_at_the_limit_is_a_share_with_its_exact_interval() -> N
 def test_a_judge_gets_the_question_the_prompt_and_the_messages() -> None:
     prompt, response = dolly({"instruction": "Who?", "context": "Ada did.", "response": "Ada."})
     chat = [{"role": "user", "content": "Who?"}]
-    groups = [Group("d", prompt, response, [1], [2, 0]), Group("c", "<|user|>Who?", "Ada.", [1], [2, 0], messages=chat)]
+    groups = [
+        Group("d", prompt, response, [1], [2, 0], query="Who?\n\nAda did."),
+        Group("c", "<|user|>Who?", "Ada.", [1], [2, 0], messages=chat, query="Who?"),
+    ]
     samples = [Sample([1, 2], "Bob.", "stop", -2.0, None)] * 2
     asked = AnswerSet("m", "greedy", "runs/m", groups, GenerationSet({}, "m", ["d", "c"], samples, 0.0, True))
     judge = ShortestJudgeStub()
-    compare_answers(judge, [asked], ["truth"], "dolly")
+    compare_answers(judge, [asked], ["truth"])
     assert judge.asked == [
         Comparison("d", "Who?\n\nAda did.", "Bob.", "Ada.", prompt),
         Comparison("c", "Who?", "Bob.", "Ada.", "<|user|>Who?", chat),
@@ -271,7 +274,7 @@ def test_what_is_known_of_an_answer_stands_beside_it_once_for_each_opponent() ->
     asked = answers("a", [RIGHT[0], WRONG, WRONG, WRONG])
     outcomes = {"truth": [SAME] * 4, "b": [Outcome(1.0, verdicts=("A", "B"))] * 4}
     evidence = (made("correct").gather([asked]), Outcomes({("a", "greedy"): outcomes}, {}, {}))
-    (row,) = sample_rows(Gathered((asked,), (), evidence), part([0]), "prompt-completion")
+    (row,) = sample_rows(Gathered((asked,), (), evidence), part([0]))
     assert [(a.correct, a.against, a.score, a.verdicts) for a in row.answers] == [
         (True, "truth", 0.5, ()),
         (True, "b", 1.0, ("A", "B")),

@@ -180,7 +180,7 @@ def test_the_manifest_says_what_made_the_set(generated: Path, trained: Path) -> 
     assert manifest["job"]["engine"] == {"max_num_seqs": 64}
     assert manifest["environment"]["packages"]["ray"].startswith("2.60")
     assert [s["rows_read"] for s in manifest["shards"]] == [5, 5, 4]
-    assert all(s["seconds"]["an"] > 0 and s["attention_path"] == "packed" for s in manifest["shards"])
+    assert all(s["seconds"]["an"] > 0 and s["layout"] == "packed" for s in manifest["shards"])
     assert not list(generated.glob(".tmp-*"))
     assert not (generated / "_job").exists()
 
@@ -217,7 +217,7 @@ def test_an_interrupted_job_goes_on_and_leaves_finished_shards_as_they_are(
     out = tmp_path / "set"
     (out / "_job").mkdir(parents=True)
     manifest = json.loads((generated / "manifest.json").read_text())
-    claim = {**manifest["job"], "ranking signals": manifest["signals"], "parent": None}
+    claim = {**manifest["job"], "ranking signals": manifest["signals"], "parent": None, "schema_version": 3}
     (out / "_job/job.json").write_text(json.dumps(claim))
     (out / ".tmp-half").write_bytes(b"PAR1")
     rejects = [vars(r) for r in NegativeSet(str(generated)).rejects()]

@@ -51,6 +51,7 @@ def test_a_shard_holds_consecutive_examples_whether_usable_or_not(tmp_path: Path
         "response": " Aska.",
         "split": "test",
         "problem": None,
+        "query": None,
     }
     assert staged(folder, 1)[0]["prompt"] == "Half \ud83d"
     assert staged(folder, 2)[0]["prompt"] == "Line\u2028break\n"
@@ -95,12 +96,14 @@ def test_a_worker_tokenises_its_shard(reference: Path, tmp_path: Path) -> None:
 
 
 def test_a_group_that_a_strategy_gives_up_stays_in_the_pool_and_its_reject_holds_the_row() -> None:
-    groups = [Group(name, f"p{name}", "r", [1], [2, 0], "test") for name in "ab"]
+    groups = [Group(name, f"p{name}", "r", [1], [2, 0], "test", query=name) for name in "ab"]
     shard = Shard(list(groups), list(groups), [])
     shard.set_aside("tn", {"b": "0 of 1"})
     assert [g.id for g in shard.groups] == ["a"]
     assert [g.id for g in shard.pool] == ["a", "b"]
-    assert shard.rejects == [Reject("b", "too few tn negatives", "0 of 1", "pb", "tn", "r", "test", [1], [2, 0])]
+    assert shard.rejects == [
+        Reject("b", "too few tn negatives", "0 of 1", "pb", "tn", "r", "test", [1], [2, 0], query="b")
+    ]
 
 
 def test_a_shard_of_a_finished_set_comes_back_with_what_was_set_aside(tmp_path: Path) -> None:
@@ -110,7 +113,7 @@ def test_a_shard_of_a_finished_set_comes_back_with_what_was_set_aside(tmp_path: 
     unusable = Reject("c", "empty response", "", "pc")
     rows = [([Group("d", "p", "r", [1], [2, 0])], [unusable]), ([Group("z", "p", "r", [1], [2, 0])], [aside])]
     for index, (groups, rejects) in enumerate(rows):
-        writer.write_shard(index, groups, rejects, seconds={}, attention_path="packed")
+        writer.write_shard(index, groups, rejects, seconds={}, layout="packed")
     writer.finish(2)
     source = pickle.loads(pickle.dumps(ParentShards(str(tmp_path))))
     first, second = source.load(0), source.load(1)

@@ -16,7 +16,6 @@ from data.schema import Candidate, Group, Reject
 from data.shards import NegativeSet, NegativeSetWriter
 from negatives_gen.__main__ import main
 from negatives_gen.verbs.group_page import page
-from negatives_gen.verbs.inspect import ranks
 from negatives_gen.verbs.reading import printable
 
 HOSTILE = "<script>window.ran = 1</script></script><!--<b>bold</b>[/] [red]red[/red] :smile: &amp; \u2028\x1b[2J"
@@ -61,7 +60,7 @@ def written(path: Path, shards: Sequence[Sequence[Group]]) -> Path:
     writer.begin()
     rejects = [Reject("f" * 32, "too long", "130 tokens, the model takes 128", "p")]
     for index, groups in enumerate(shards):
-        writer.write_shard(index, groups, [] if index else rejects, seconds={}, attention_path="packed")
+        writer.write_shard(index, groups, [] if index else rejects, seconds={}, layout="packed")
     writer.finish(len(shards))
     return path
 
@@ -118,18 +117,6 @@ def test_another_signal_ranks_otherwise(shown: Path, capsys: pytest.CaptureFixtu
     lines = output(capsys, shown, "--limit", 1, "--rank_by", "rouge")
     assert [line[:4] for line in lines if re.match(r"\d (an|bn|truth)", line)] == ["0 tr", "1 bn", "2 an", "3 an"]
     assert lines[-1] == "1 of 3 groups, ranked by rouge"
-
-
-def test_ranks_are_the_trainers() -> None:
-    """Ties, nan and infinity included."""
-    import torch
-
-    from trainer.objectives.losses import ranks_from_similarity
-
-    for values in ([0.5, 0.25, 0.5, 1.0], [math.nan, -0.5, math.nan, 0.0], [math.inf, math.nan, -9.0, -9.0]):
-        negatives = [Candidate("an", [1], "", similarity={"embedding": value}) for value in values]
-        expected = ranks_from_similarity(torch.tensor([[0.0, *values]]))[0].tolist()
-        assert [0, *ranks(Group("a", "", "", [1], [1], negatives=negatives), "embedding")] == expected
 
 
 def test_markup_and_control_characters_are_shown_as_they_are(shown: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,6 +95,6 @@ def test_orphans_of_a_killed_driver_cannot_write_beside_the_next_one(tmp_path: P
     second = NegativeSetWriter(str(tmp_path), {}, ["embedding"])
     second.begin()
     with pytest.raises(UserError, match="another run of the job has taken over"):
-        first.write_shard(0, [], [], seconds={}, attention_path="packed")
+        first.write_shard(0, [], [], seconds={}, layout="packed")
     assert not list(tmp_path.glob("shard-*"))
-    second.write_shard(0, [], [], seconds={}, attention_path="packed")
+    second.write_shard(0, [], [], seconds={}, layout="packed")

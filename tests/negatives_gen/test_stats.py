@@ -50,7 +50,7 @@ def written(path: Path, shards: Sequence[Sequence[Group]]) -> NegativeSet:
     writer.begin()
     for index, groups in enumerate(shards):
         seconds = {"an": 1.5, "score": 0.25}
-        writer.write_shard(index, groups, [] if index else REJECTS, seconds=seconds, attention_path="packed")
+        writer.write_shard(index, groups, [] if index else REJECTS, seconds=seconds, layout="packed")
     writer.finish(len(shards))
     return NegativeSet(str(path))
 

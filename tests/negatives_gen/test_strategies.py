@@ -42,7 +42,7 @@ def group(name: str, response: str = " truth", prompt_ids: tuple[int, ...] = (1,
 
 def sample(groups: list[Group], sampler: ScriptedSamplerStub, seed: int = 0) -> tuple[list[Group], dict[str, str]]:
     """AN's groups, without those that it gave up, and why it did."""
-    short = load_strategy("an").add(groups, groups, SETTINGS, Tools(seed, 64, None, "", sampler=sampler))
+    short = load_strategy("an").add(groups, groups, SETTINGS, Tools(seed, 64, None, sampler=sampler))
     return [g for g in groups if g.id not in short], short
 
 
@@ -136,7 +136,7 @@ def pool(tokenizer: Any) -> list[Group]:
 
 @pytest.fixture
 def tools(tokenizer: Any, scorer: Scorer) -> Tools:
-    return Tools(seed=0, context=64, tokenizer=tokenizer, task="", predictor=scorer)
+    return Tools(seed=0, context=64, tokenizer=tokenizer, predictor=scorer)
 
 
 def fresh(groups: Sequence[Group]) -> list[Group]:

@@ -126,11 +126,9 @@ def server() -> Iterator[ChatAPIStub]:
 
 @pytest.fixture
 def ask(server: ChatAPIStub, tokenizer: Any) -> Callable[..., dict[str, str]]:
-    def add(
-        groups: list[Group], count: int = 2, context: int = 128, seed: int = 0, task: str = TASK, **api: Any
-    ) -> dict[str, str]:
+    def add(groups: list[Group], count: int = 2, context: int = 128, seed: int = 0, **api: Any) -> dict[str, str]:
         api = {"base_url": server.url, "timeout": 5, "retries": 2, **api}
-        return UN.add(groups, groups, settings(count, **api), Tools(seed, context, tokenizer, task))
+        return UN.add(groups, groups, settings(count, **api), Tools(seed, context, tokenizer))
 
     return add
 
@@ -160,21 +158,21 @@ def test_every_request_is_the_papers_template_and_the_settings(
     assert len({request["seed"] for request in server.requests}) == 8
 
 
-def test_the_instruction_of_a_chat_is_what_people_wrote(
+def test_the_instruction_is_what_people_asked_and_not_what_a_template_wrote(
     ask: Callable, server: ChatAPIStub, groups: list[Group]
 ) -> None:
     asked = {"role": "user", "content": "Who?"}
-    groups[0].messages = [asked]
-    groups[1].messages = [{"role": "system", "content": "Be brief."}, asked]
+    groups[0].messages, groups[0].query = [asked], "Who?"
+    groups[1].messages, groups[1].query = [{"role": "system", "content": "Be brief."}, asked], "Be brief. Who?"
     assert ask(groups[:2]) == {}
     instructions = {prompt.split("Instruction: ")[1].split("\nResponse:")[0] for prompt in server.prompts}
-    assert instructions == {"Who?", "system: Be brief.\nuser: Who?"}
+    assert instructions == {"Who?", "Be brief. Who?"}
 
 
 def test_the_instruction_of_a_dolly_row_is_the_data_sets_and_not_the_training_prompt(
     server: ChatAPIStub, reference: Path, tmp_path: Path
 ) -> None:
-    """By the whole job: it knows the task."""
+    """By the whole job: the row is read by the task, and goes through the staged inputs."""
     rows = [
         {"instruction": "Who wrote Dracula?", "context": "", "response": "Bram Stoker."},
         {"instruction": "Name it.", "context": "A cat.", "response": "Cat"},
@@ -425,7 +423,7 @@ def test_vllm_serves_every_group_distinct_candidates(vllm_url: str, tokenizer: A
     rows = questions(tokenizer, 12)
     context = 128
     asked = settings(3, model="tiny", base_url=vllm_url, max_tokens=200)
-    assert UN.add(rows, rows, asked, Tools(0, context, tokenizer, TASK)) == {}
+    assert UN.add(rows, rows, asked, Tools(0, context, tokenizer)) == {}
     reasons = set()
     for row in rows:
         assert len({*texts(row), row.response}) == 4
@@ -444,7 +442,7 @@ def test_vllm_refuses_what_is_too_long_for_it_in_words(vllm_url: str, tokenizer:
     rows = questions(tokenizer, 2)
     rows[0].prompt = rows[0].prompt * 40
     asked = settings(1, model="tiny", base_url=vllm_url, max_tokens=20)
-    (reason,) = UN.add(rows, rows, asked, Tools(0, 128, tokenizer, TASK)).values()
+    (reason,) = UN.add(rows, rows, asked, Tools(0, 128, tokenizer)).values()
     assert reason.startswith("0 of 1: the API refuses the request: ")
     assert "maximum context length is 512 tokens" in reason
     assert len(rows[1].negatives) == 1
@@ -453,4 +451,4 @@ def test_vllm_refuses_what_is_too_long_for_it_in_words(vllm_url: str, tokenizer:
 def test_vllm_knows_no_other_model(vllm_url: str, tokenizer: Any) -> None:
     rows = questions(tokenizer, 1)
     with pytest.raises(UserError, match=r"has no chat model 'other' \(404: .*`other` does not exist"):
-        UN.add(rows, rows, settings(1, model="other", base_url=vllm_url), Tools(0, 128, tokenizer, TASK))
+        UN.add(rows, rows, settings(1, model="other", base_url=vllm_url), Tools(0, 128, tokenizer))

@@ -214,7 +214,8 @@ def test_each_fault_of_a_shard_is_named(
 def test_another_schema_is_named(copy: Path, capsys: Capture) -> None:
     file = copy / "shard-00000.parquet"
     table = pq.read_table(file)
-    pq.write_table(table.set_column(6, "reference_logp", table["reference_logp"].cast(pa.float64())), file)
+    place = table.column_names.index("reference_logp")
+    pq.write_table(table.set_column(place, "reference_logp", table["reference_logp"].cast(pa.float64())), file)
     seal(copy)
     code, lines = said(copy, capsys)
     assert code == 1

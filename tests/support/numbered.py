@@ -27,6 +27,6 @@ def write(path: Path, groups: list[Group], shard: int, split: str | None = None,
     writer.begin()
     parts = [groups[i : i + shard] for i in range(0, len(groups), shard)]
     for index, part in enumerate(parts):
-        writer.write_shard(index, part, [], seconds={}, attention_path="packed")
+        writer.write_shard(index, part, [], seconds={}, layout="packed")
     writer.finish(len(parts))
     return NegativeSet(str(path))

@@ -149,5 +149,5 @@ def make_negative_set(
     writer.begin()
     half = len(groups) // 2
     for index, part in enumerate((groups[:half], groups[half:])):
-        writer.write_shard(index, part, rejects if index == 0 else [], seconds={}, attention_path=scorer.path)
+        writer.write_shard(index, part, rejects if index == 0 else [], seconds={}, layout=scorer.path)
     writer.finish(2)

@@ -22,7 +22,7 @@ def mixed(tmp_path: Path) -> NegativeSet:
     job = {"strategies": {"an": {"count": 2}, "bn": {"count": 1}, "tn": {"count": 2}}}
     writer = NegativeSetWriter(str(tmp_path), job, ["embedding", "rouge"])
     writer.begin()
-    writer.write_shard(0, [group], [], seconds={}, attention_path="packed")
+    writer.write_shard(0, [group], [], seconds={}, layout="packed")
     writer.finish(1)
     return NegativeSet(str(tmp_path))
 

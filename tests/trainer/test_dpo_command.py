@@ -203,7 +203,7 @@ def test_rank_by_says_by_which_signal_pairs_are_filtered(
         str(tmp_path / "set"), NegativeSet(str(negative_set)).manifest.job, ["embedding", "rouge"]
     )
     writer.begin()
-    writer.write_shard(0, groups, [], seconds={}, attention_path="packed")
+    writer.write_shard(0, groups, [], seconds={}, layout="packed")
     writer.finish(1)
     expected = {
         signal: sum(min(2, sum(c.similarity[signal] >= 0.6 for c in group.negatives)) for group in groups)
@@ -234,7 +234,7 @@ def two_strategies(reference: Path, negative_set: Path, tmp_path_factory: pytest
         str(out), {**source.manifest.job, "strategies": {"an": {"count": 2}, "bn": {"count": 1}}}, ["embedding"]
     )
     writer.begin()
-    writer.write_shard(0, groups, [], seconds={}, attention_path="packed")
+    writer.write_shard(0, groups, [], seconds={}, layout="packed")
     writer.finish(1)
     return out
 

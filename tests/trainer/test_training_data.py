@@ -8,6 +8,7 @@ import pytest
 
 from data.schema import Candidate, Group
 from data.shards import NegativeSet, NegativeSetWriter
+from tests.support.schema_2 import write_as_schema_2
 from tests.support.tiny import make_negative_set, save_tiny_model
 from trainer.run import main
 
@@ -19,7 +20,7 @@ def rewritten(source: Path, out: Path, groups: Sequence[Group], split: str, shar
     writer.begin()
     parts = [groups[i : i + shard] for i in range(0, len(groups), shard)]
     for index, part in enumerate(parts):
-        writer.write_shard(index, part, [], seconds={}, attention_path="packed")
+        writer.write_shard(index, part, [], seconds={}, layout="packed")
     writer.finish(len(parts))
     return out
 
@@ -79,6 +80,24 @@ def test_sets_without_a_common_group_in_the_half_are_trained_on_together(
     caplog.set_level("INFO")
     assert main(words(reference, tmp_path / "out", first, second)) == 0
     assert "cpo on 48 groups" in caplog.text
+
+
+def test_a_set_of_schema_2_trains_as_before(
+    reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it lacks, no training needs."""
+    groups = list(NegativeSet(str(negative_set)).groups())
+    old = rewritten(negative_set, tmp_path / "old", groups, "train")
+    caplog.set_level("INFO")
+    losses = []
+    for name in ("new", "old"):
+        if name == "old":
+            write_as_schema_2(old)
+        assert main(words(reference, tmp_path / name / "out", old)) == 0
+        lines = [json.loads(line) for line in (tmp_path / name / "out" / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    assert "cpo on 48 groups" in caplog.text
+    assert losses[0] == losses[1] != []
 
 
 def test_a_set_of_another_reference_among_several_is_refused(

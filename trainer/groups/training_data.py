@@ -65,7 +65,7 @@ def load_training_data(
         source: dict[str, Any] = {"shards": [s.sha256 for one in sets for s in one.manifest.shards]}
         if script.objective not in GROUND_TRUTHS_ALONE:
             manifests = [one.manifest for one in sets]
-            scored = {(m.job["model"]["scorer_dtype"], shard.attention_path) for m in manifests for shard in m.shards}
+            scored = {(m.job["model"]["scorer_dtype"], shard.layout) for m in manifests for shard in m.shards}
     else:
         groups, source = _ground_truths(script, script.split, tokenizer)
         held_out = _ground_truths(script, script.eval_split, tokenizer)[0] if watched else None

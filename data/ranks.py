@@ -1,0 +1,33 @@
+"""Ranks by similarity. They are never stored: each is derived here, for whichever candidates are chosen."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data.schema import Candidate
+
+
+def ranks_from_similarity(similarity: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """Ranks of the candidates of each group, 0 = best: the ground truth first, then falling similarity.
+
+    Args:
+        similarity: [..., K]; that of the ground truth, in column 0, is ignored. Ties keep the candidates' order; nan
+            counts as the lowest.
+        mask: [..., K]; candidates that do not exist come last.
+
+    Returns:
+        [..., K], int64.
+    """
+    # All finite, so that no negative passes the ground truth's inf, nor a missing candidate's -inf anything.
+    keys = np.nan_to_num(similarity.astype(np.float64), nan=np.finfo(np.float64).min)
+    if mask is not None:
+        keys[~mask] = -np.inf
+    keys[..., 0] = np.inf
+    return np.argsort(np.argsort(-keys, axis=-1, kind="stable"), axis=-1)
+
+
+def ranks_of(negatives: Sequence[Candidate], signal: str) -> list[int]:
+    """Ranks of a group's negatives by a ranking signal, 1 = most similar; the ground truth has 0."""
+    values = [candidate.similarity.get(signal) for candidate in negatives]
+    similarity = np.array([0.0, *(np.nan if value is None else value for value in values)])
+    return ranks_from_similarity(similarity)[1:].tolist()
