@@ -28,8 +28,9 @@ $(VENV)/.installed: docker/requirements-cpu.txt pyproject.toml
 	@if command -v nvidia-smi >/dev/null; then \
 		$(PY) -m pip install -q --disable-pip-version-check -e '.[gpu,dev]'; \
 	else \
-		$(PY) -m pip install -q --disable-pip-version-check --no-deps -r docker/requirements-cpu.txt \
-		|| $(PY) -m pip install -q --disable-pip-version-check --no-deps --extra-index-url $(TORCH_CPU_INDEX) -r docker/requirements-cpu.txt; \
+		{ $(PY) -m pip install -q --disable-pip-version-check --no-deps -r docker/requirements-cpu.txt \
+		|| $(PY) -m pip install -q --disable-pip-version-check --no-deps --extra-index-url $(TORCH_CPU_INDEX) -r docker/requirements-cpu.txt; } \
+		&& $(PY) -m pip install -q --disable-pip-version-check --no-deps -e .; \
 	fi
 	@touch $@
 

@@ -1,5 +1,6 @@
 """Ranks by similarity. They are never stored: each is derived here, for whichever candidates are chosen."""
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ def ranks_from_similarity(similarity: np.ndarray, mask: np.ndarray | None = None
         [..., K], int64.
     """
     # All finite, so that no negative passes the ground truth's inf, nor a missing candidate's -inf anything.
-    keys = np.nan_to_num(similarity.astype(np.float64), nan=np.finfo(np.float64).min)
+    keys = np.nan_to_num(similarity.astype(np.float64), nan=-sys.float_info.max)
     if mask is not None:
         keys[~mask] = -np.inf
     keys[..., 0] = np.inf

@@ -7,7 +7,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError, exit_on_user_error
-from data.command.options import help_text, load_config, option, resolve_path
+from data.command.options import load_config, option, resolve_path
+from data.command.usage import answered
 
 if TYPE_CHECKING:
     from evaluation.report.results import Results
@@ -36,8 +37,7 @@ class CompareConfig:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(help_text(CompareConfig, usage=USAGE, about=ABOUT))
+    if answered(argv, CompareConfig, usage=USAGE, about=ABOUT):
         return
     flags = next((i for i, word in enumerate(argv) if word.startswith("--")), len(argv))
     config = load_config(CompareConfig, argv[flags:], command=COMMAND)

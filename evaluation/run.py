@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError, exit_on_user_error
 from data.command.log import start_logging
-from data.command.options import help_text, load_config, resolve_path
+from data.command.options import load_config, resolve_path
 from data.command.privacy import without_secrets
+from data.command.usage import answered
 from evaluation.config import EvaluateConfig
 from evaluation.metrics.base import columns_of
 from evaluation.metrics.columns import in_order
@@ -36,8 +37,7 @@ SIGTERM the requests to a judge that are under way are waited for and kept; SIGK
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(help_text(EvaluateConfig, usage=USAGE, about=ABOUT))
+    if answered(argv, EvaluateConfig, usage=USAGE, about=ABOUT):
         return
     config = load_config(EvaluateConfig, argv, command="python -m evaluation.run")
     config.check()

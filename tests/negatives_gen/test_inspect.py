@@ -206,7 +206,7 @@ def test_the_page_holds_the_groups_and_nothing_that_a_text_says(
     assert data["groups"][0]["truth"] == {"text": "The Isar.", "logp": -6.0, "tokens": 3}
     assert data["groups"][0]["negatives"][2] == {
         "strategy": "bn", "text": "Otto.", "logp": -12.5, "tokens": 4, "end": None, "source": "ab" + "2" * 30,
-        "similarity": [0.25, 0.75],
+        "similarity": [0.25, 0.75], "ranks": [3, 1],
     }  # fmt: skip
     assert len(re.findall("<script", html)) == len(re.findall("</script", html)) == 2  # its own two
     assert "<!--" not in html
