@@ -8,7 +8,7 @@ from typing import Any
 from data.command.errors import UserError
 from data.command.options import entry_options, option, resolve_path
 from data.sources.examples import SPLITS
-from data.sources.tasks import TASKS, check_task
+from data.sources.tasks import TASKS, task_of
 from evaluation.metrics import METRICS, in_order
 from evaluation.metrics.base import TRUTH, Metric, Request
 from evaluation.paper import paper_table
@@ -64,7 +64,7 @@ class EvaluateConfig:
 
     def check(self) -> None:
         """Raise UserError for a value out of range, or a metric without what it needs."""
-        check_task(self.task)
+        task_of(self.task)
         if self.split not in SPLITS:
             raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
         for key in ("limit", "max_new_tokens"):

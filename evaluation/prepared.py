@@ -8,6 +8,7 @@ from typing import Any
 from data.command.errors import UserError
 from data.schema import Group
 from data.sources.examples import fingerprint, load_examples
+from data.sources.tasks import describe_task
 from evaluation.answers.cache import Store, hash_of
 from evaluation.answers.checkpoints import Checkpoint, describe, load_checkpoints
 from evaluation.answers.decoding import Decoding, parse_decoding
@@ -138,7 +139,7 @@ def describe_evaluation(config: EvaluateConfig, evaluation: Evaluation, metrics:
         "models": describe_models(evaluation),
         "data": {
             "name": evaluation.dataset,
-            "task": evaluation.task,
+            **describe_task(evaluation.task),
             "split": evaluation.split,
             "examples": evaluation.examples,
             "examples_sha256": evaluation.examples_sha256,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from data.command.errors import UserError
 from data.command.options import option
 from data.manifest import DTYPES
-from data.sources.tasks import TASKS
+from data.sources.tasks import task_of
 from evaluation.metrics.base import PromptEvidence, PromptMetric, Request, Values, Which
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class SecondModelMetric(PromptMetric):
         from evaluation.metrics.likelihood import second_model_logps
 
         # A text that is cut in two once it is tokenised.
-        continued = TASKS[self.evaluation.task].over_long == "truncate"
+        continued = task_of(self.evaluation.task).over_long == "truncate"
         found = {
             (a.model, a.decoding): second_model_logps(
                 self.evaluation.store, a.generations, a.groups, self.second, a.path if continued else None

@@ -25,8 +25,8 @@ from data.command.options import make_config
 from evaluation.judging import make_judge
 from evaluation.judging.base import Comparison, Judge, JudgeOptions
 from evaluation.judging.interrupts import stopping_at_signals
-from tests.conftest import ROOT
 from tests.support.chat_server import GARBAGE, HALF, NOTHING, ChatAPIStub, Fault, chat_api_stub, said
+from tests.support.commands import ROOT
 
 KEY = "sk-a-secret-of-the-tests"
 TIMEOUT = 10.0  # seconds, of the test that waits for it: a busy machine answers before

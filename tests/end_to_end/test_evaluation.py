@@ -29,8 +29,8 @@ from evaluation.report import read_report
 from evaluation.report.files import report_schema
 from evaluation.run import evaluate
 from negatives_gen.models.engine import Sample
-from tests.conftest import ROOT, run_command
 from tests.support.chat_server import ChatAPIStub, chat_api_stub
+from tests.support.commands import ROOT, run_command
 from tests.support.tiny import copy_minilm, with_context
 from trainer.scoring.logprobs import Scorer
 

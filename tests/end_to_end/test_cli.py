@@ -24,7 +24,7 @@ import trainer.run
 from data.command import console
 from data.command.errors import UserError
 from data.schema import SCHEMA_VERSION
-from tests.conftest import ROOT, run_command
+from tests.support.commands import ROOT, run_command
 
 VERBS = tuple(f"negatives_gen {verb}" for verb in negatives_gen.__main__.VERBS)
 COMMANDS = (
