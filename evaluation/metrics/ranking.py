@@ -140,16 +140,16 @@ def ranking_values(scores: Sequence[Sequence[float]], groups: Sequence["Group"],
     """
     import torch
 
-    from trainer.objectives.losses import preference_metrics, ranks_from_similarity
+    from data.ranks import ranks_of
+    from trainer.objectives.rewards import preference_metrics
 
     values: dict[str, list[float]] = {ACCURACY: [], TOP_1: [], TAU: []}
     for group, score in zip(groups, scores, strict=True):
         reference = torch.tensor([[group.reference_logp, *(c.reference_logp for c in group.negatives)]])
-        similarity = torch.tensor([[1.0, *(c.similarity[signal] for c in group.negatives)]])
         own = torch.tensor([list(score)])
         # float32 sums differ in their last digits between two layouts of the same group: that is no preference.
         rewards = torch.round((own - reference) / ROUNDING) * ROUNDING
-        ranks = ranks_from_similarity(similarity)
+        ranks = torch.tensor([[0, *ranks_of(group.negatives, signal)]])
         found = preference_metrics(rewards, torch.zeros_like(rewards), ranks, beta=1.0)
         likelier = preference_metrics(own, reference, ranks, beta=1.0)["logps/ranking_accuracy"]
         values[ACCURACY].append(likelier.item())

@@ -182,7 +182,8 @@ def test_two_processes_stop_together_each_with_its_groups(reference: Path, both_
     [
         ("rank_by", "embedding", "objective 'dpo' without --min_similarity or --max_similarity"),
         ("row_tokens", "512", "objective 'dpo', which trains on pairs"),
-        ("pss_passes", "2", "objective 'dpo'"),
+        ("pss_passes", "2", "objective 'dpo'; it goes with --objective pss"),
+        ("sft_weight", "1", "objective 'dpo'; it goes with --objective cpo and cpo-rank"),
     ],
 )
 def test_options_that_do_not_apply_are_refused(

@@ -219,9 +219,10 @@ def test_the_mle_term_is_added_with_its_weight_from_the_same_forward(
     options: dict[str, Any] = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 1}
 
     def make(objective: str, weight: float = 0.0) -> ContrastiveTrainer:
-        trainer = make_trainer(reference, negative_set, tmp_path, objective=objective, row_tokens=60, **options)
-        trainer.sft_weight = weight
-        return trainer
+        given = {"sft_weight": weight} if weight else {}
+        return make_trainer(
+            reference, negative_set, tmp_path, objective=objective, objective_options=given, row_tokens=60, **options
+        )
 
     both, contrast, mle = make(objective, 0.5), make(objective), make("mle")
     mle.train_dataset = contrast.train_dataset  # the same steps: they depend on the lengths of groups
@@ -254,9 +255,9 @@ def test_what_is_not_finite_stops_before_the_optimiser_step_with_the_groups(
     before = {}
     share, steps = trainer._share, iter(range(1000))
 
-    def fault_stub(policy_logps: torch.Tensor, packed: Any, items: torch.Tensor) -> torch.Tensor:
+    def fault_stub(*arguments: Any) -> torch.Tensor:
         """The first group of the second step."""
-        value = share(policy_logps, packed, items)
+        value = share(*arguments)
         if next(steps) == 4:
             before.update({k: v.clone() for k, v in trainer.model.state_dict().items()})  # type: ignore[union-attr]
             value = value * torch.nan if where == "loss" else Infinite.apply(value)  # type: ignore[assignment]
