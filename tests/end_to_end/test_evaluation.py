@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -9,8 +10,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -18,21 +20,23 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 import negatives_gen.models.engine
 from data.command.errors import INTERRUPTED, UserError
-from data.command.options import load_config
+from data.command.options import load_config, make_config
 from data.models import load_tokenizer
 from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
 from evaluation.config import EvaluateConfig
-from evaluation.judging.chat_judge import SAME, Outcome
-from evaluation.measure import Answers
 from evaluation.metrics.statistics import Estimate
 from evaluation.report import read_report
-from evaluation.run import evaluate, notes
+from evaluation.report.files import report_schema
+from evaluation.run import evaluate
 from negatives_gen.models.engine import Sample
+from tests.support.answering import Engines
 from tests.support.chat_server import ChatAPIStub, chat_api_stub
-from tests.support.commands import ROOT, run_command
+from tests.support.commands import ROOT, ForkedCommand, run_command
 from tests.support.tiny import copy_minilm, with_context
 from trainer.scoring.logprobs import Scorer
+
+pytestmark = pytest.mark.vllm
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +86,9 @@ def test_the_same_model_twice_gets_the_same_numbers(evaluation: Path) -> None:
     assert first["correct", "greedy"].n == 12
     assert first["ranking_accuracy", ""].n == 48
     assert {("nll", "greedy"), ("nll", "beam2"), ("answer_tokens", "beam2"), ("truth_logp", "")} <= set(first)
-    models = json.loads((evaluation / "report.json").read_text())["job"]["models"]
+    report = json.loads((evaluation / "report.json").read_text())
+    models = report["job"]["models"]
+    jsonschema.validate(report, report_schema())
     assert models["first"]["weights_sha256"] == models["second"]["weights_sha256"]
 
 
@@ -152,7 +158,7 @@ def test_a_finished_evaluation_takes_seconds_and_asks_nothing_again(
 def test_ctrl_c_while_a_judge_is_asked_ends_with_one_line_and_loses_nothing(
     evaluation: Path, answering_model: Path, tmp_path: Path
 ) -> None:
-    out, errors = tmp_path / "out", tmp_path / "errors.txt"
+    out = tmp_path / "out"
     shutil.copytree(evaluation / "store", out / "store")
     with chat_api_stub() as judge:
         judge.answer = lambda request: ("B", "stop")
@@ -162,18 +168,15 @@ def test_ctrl_c_while_a_judge_is_asked_ends_with_one_line_and_loses_nothing(
             "--max_new_tokens", "10", "--decode", "greedy", "--decode", "beam2", "--metrics", "win_rate",
             "--judge.model", "slow", "--judge.base_url", judge.url, "--judge.concurrency", "2", "--out", str(out),
         ]  # fmt: skip
-        with errors.open("w") as file:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "evaluation.run", *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file
-            )
+        child = ForkedCommand.start("evaluation.run", *command)
         deadline = time.monotonic() + 240
         while len(judge.answered) < 3:
-            assert child.poll() is None, errors.read_text()[-3000:]
+            assert child.poll() is None, child.stderr[-3000:]
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        child.send_signal(signal.SIGINT)
+        os.kill(child.pid, signal.SIGINT)
         assert child.wait(timeout=60) == 130
-        said = errors.read_text()
+        said = child.stderr
         assert said.splitlines()[-1] == INTERRUPTED
         assert "Traceback" not in said
         assert "judge: interrupted; waiting for" in said
@@ -185,18 +188,6 @@ def test_ctrl_c_while_a_judge_is_asked_ends_with_one_line_and_loses_nothing(
         spent = read_report(str(out)).job["judge_spent"]
         assert spent["this_run"]["reused"] == sent
         assert len(set(judge.prompts)) == len(judge.prompts) == spent["verdicts"]
-
-
-def test_ties_that_nobody_was_asked_about_are_told_of() -> None:
-    asked, unjudged = Outcome(1.0, verdicts=("A",)), Outcome(None, verdicts=("?",), reason="no")
-    outcomes = {"truth": [SAME, asked, SAME, unjudged], "mle": [asked, asked, asked, SAME], "cpo": [asked] * 4}
-    answers = Answers("anr", "greedy", [], cast(Any, None), outcomes=outcomes)
-    assert notes([answers], ["win_rate"], range(4)) == [
-        "2 of 4 greedy answers of anr are the same as the ground truth: each counts as a tie, and the judge was not "
-        "asked.",
-        "1 of 4 greedy answers of anr against the ground truth are in no win rate: no.",
-        "1 of 4 greedy answers of anr are the same as those of mle: each counts as a tie, and the judge was not asked.",
-    ]
 
 
 def test_an_evaluation_of_other_prompts_is_not_written_over(
@@ -248,8 +239,9 @@ def test_judge_and_page_see_what_a_person_asked_and_not_what_the_model_was_given
     monkeypatch.setattr(negatives_gen.models.engine, "Engine", OneAnswerEngineStub)
     with chat_api_stub() as judge:
         judge.answer = lambda request: ("A", "stop")
-        config = EvaluateConfig(
-            model=[f"m={model}"], dataset=str(tmp_path / "data.jsonl"), task=task, split="all", metrics="win_rate",
+        config = make_config(
+            EvaluateConfig, model=[f"m={model}"], dataset=str(tmp_path / "data.jsonl"), task=task, split="all",
+            metrics="win_rate",
             out=str(tmp_path / "out"), judge={"model": "m", "base_url": judge.url},
         )  # fmt: skip
         evaluate(config)
@@ -280,10 +272,10 @@ def test_an_embedder_with_another_pooling_embeds_anew(
             return np.eye(4, dtype=np.float32)[: len(texts)]
 
     monkeypatch.setattr(negatives_gen.models.engine, "Engine", OneAnswerEngineStub)
-    monkeypatch.setattr("evaluation.steps._load_embedder", EmbedderStub)
+    monkeypatch.setattr("evaluation.metrics.similarity.load_embedder", EmbedderStub)
     minilm = copy_minilm(tmp_path / "minilm")
-    config = EvaluateConfig(
-        model=[f"m={reference}"], dataset="facts", limit=2, metrics="similarity", embedder=str(minilm),
+    config = make_config(
+        EvaluateConfig, model=[f"m={reference}"], dataset="facts", limit=2, metrics="similarity", embedder=str(minilm),
         out=str(tmp_path / "out"),
     )  # fmt: skip
     evaluate(config)
@@ -297,7 +289,9 @@ def test_an_embedder_with_another_pooling_embeds_anew(
     assert len(loads) == 2
 
 
-def test_a_sweep_reports_on_prompts_that_chose_nothing(mle: Path, cpo: Path, tmp_path: Path) -> None:
+def test_a_sweep_reports_on_prompts_that_chose_nothing(
+    mle: Path, cpo: Path, engines: "Engines", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     options = {
         "sweep": "alpha=0,0.5", "mle": str(mle), "cpo": str(cpo), "dataset": "facts", "limit": "24",
@@ -312,8 +306,8 @@ def test_a_sweep_reports_on_prompts_that_chose_nothing(mle: Path, cpo: Path, tmp
     with pytest.raises(UserError, match="others to report on, got 1"):
         evaluate(load_config(EvaluateConfig, [*words, "--limit", "1"], command="test"))
     assert not (out / "ensembles").exists()
-    done = run_command("evaluation.run", *words)
-    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setattr(negatives_gen.models.engine, "Engine", engines.Engine)
+    evaluate(load_config(EvaluateConfig, words, command="test"))
     with pytest.raises(UserError, match="an evaluation of other models"):
         evaluate(load_config(EvaluateConfig, [*words, "--mle", str(cpo), "--sweep", "alpha=0.9"], command="test"))
     assert not (out / "ensembles" / "alpha-0.9").exists()
