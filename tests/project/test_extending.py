@@ -16,8 +16,7 @@ from evaluation.metrics import METRICS
 from negatives_gen.signals import SIGNALS
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import Tools
-from tests.support.commands import run_command
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, run_command
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
