@@ -4,6 +4,7 @@ import difflib
 import functools
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -81,12 +82,13 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
 
 def _reader_is_gone() -> bool:
     """Whether nobody reads our output any more, as behind `| head`; if so, the rest of it goes nowhere."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _say(text: str, prefix: str = "") -> None:

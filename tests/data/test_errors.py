@@ -82,9 +82,8 @@ def test_the_first_line_of_an_error_without_a_message_is_its_class():
 
 
 def test_a_reader_that_goes_away_ends_a_command_without_a_word():
-    code = (
-        "from data.command.errors import exit_on_user_error as e; raise SystemExit(e(lambda _: print('x' * 10**6))([]))"
-    )
+    code = "from data.command.errors import exit_on_user_error\n"
+    code += "raise SystemExit(exit_on_user_error(lambda argv: print('x' * 10**6))([]))"
     command = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
     )
