@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -74,12 +73,6 @@ def test_the_console_scripts_help_and_every_rooms_names_the_commands_there_are(
     text = capsys.readouterr().out
     assert "python -m trainer.ensemble\n" in text
     assert "python -m evaluation.compare\n" in text
-
-
-def test_pyproject_makes_the_console_script_of_it() -> None:
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert list(scripts) == ["cpo"]
-    assert EntryPoint("cpo", scripts["cpo"], "console_scripts").load() is console.main
 
 
 @pytest.mark.parametrize(
