@@ -215,7 +215,7 @@ class _Engine:
 
 
 def _load_scorer(path: str, dtype: str) -> Any:
-    from trainer.scoring.logprobs import Scorer
+    from trainer.scoring.scorer import Scorer
 
     return Scorer.load(path, dtype=dtype)
 

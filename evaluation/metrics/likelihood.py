@@ -85,8 +85,8 @@ class SecondModel:
 
     @functools.cached_property
     def scorer(self) -> Any:
-        """A `trainer.scoring.logprobs.Scorer`."""
-        from trainer.scoring.logprobs import Scorer
+        """A `trainer.scoring.scorer.Scorer`."""
+        from trainer.scoring.scorer import Scorer
 
         try:
             return Scorer.load(self.directory, dtype=self.dtype)

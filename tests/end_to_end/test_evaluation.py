@@ -32,7 +32,7 @@ from negatives_gen.models.engine import Sample
 from tests.support.chat_server import ChatAPIStub, chat_api_stub
 from tests.support.commands import ROOT, run_command
 from tests.support.tiny import copy_minilm, with_context
-from trainer.scoring.logprobs import Scorer
+from trainer.scoring.scorer import Scorer
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ import yaml
 from data.models import load_tokenizer, weights_hash
 from data.shards import NegativeSet
 from tests.support.commands import ROOT, run_command
-from trainer.scoring.logprobs import Scorer
 from trainer.scoring.packing import Continuations
+from trainer.scoring.scorer import Scorer
 
 RAY = str(Path(sys.executable).parent / "ray")
 BAD_ROWS = [
@@ -141,17 +141,17 @@ def test_the_trainer_computes_the_log_probabilities_that_the_scorer_stored(
 
     from trainer.arguments import parse
     from trainer.groups.dataset import Collator, ContrastiveGroups
-    from trainer.run import _load_model
-    from trainer.scoring.logprobs import candidate_logps
+    from trainer.policy import Policy
+    from trainer.scoring.prepare import candidate_logps
 
-    script, _, model_config = parse(["--shards", str(generated), "--model", str(trained), "--output_dir", "unused"])
-    model, path = _load_model(script, model_config, trained)
-    model.train()
+    _, _, model_config = parse(["--shards", str(generated), "--model", str(trained), "--output_dir", "unused"])
+    policy = Policy(trained, model_config, from_scratch=False, dropout=False).load_prepared()
+    policy.called.train()
     dataset = ContrastiveGroups.of([NegativeSet(str(generated))], "all")
-    passes = Collator(path, 150, ["an"])([dataset[i] for i in range(len(dataset))])
+    passes = Collator(policy.layout, 150, ["an"])([dataset[i] for i in range(len(dataset))])
     assert len(passes) > 1
     for packed in passes:
-        logps = candidate_logps(model, packed.tokens)
+        logps = candidate_logps(policy, packed.tokens)
         torch.testing.assert_close(logps, packed.reference_logps, rtol=0, atol=1e-4)
 
 

@@ -14,8 +14,8 @@ from tests.support.tiny import make_negative_set
 from tests.support.training import make_trainer, metrics
 from trainer.groups.dataset import ContrastiveGroups
 from trainer.run import main
-from trainer.scoring.logprobs import Scorer
 from trainer.scoring.packing import Continuations
+from trainer.scoring.scorer import Scorer
 
 
 def test_held_out_groups_count_once_each_and_their_averages_are_the_sets(

@@ -18,7 +18,7 @@ from evaluation.config import EvaluateConfig
 from evaluation.metrics.ranking import candidate_logps, correct, ranking_metrics, truth_logps, truth_metrics
 from negatives_gen.models.engine import Sample
 from tests.support.tiny import make_negative_set
-from trainer.scoring.logprobs import Scorer
+from trainer.scoring.scorer import Scorer
 
 
 def test_answers_are_checked_against_the_world() -> None:
