@@ -23,6 +23,8 @@ from trainer.objectives.pairs import PairTrainer, dpo_config, make_dpo_trainer, 
 from trainer.scoring.packing import Continuations, lay_out
 from trainer.scoring.prepare import candidate_logps, prepare_model
 
+pytestmark = pytest.mark.trains
+
 BETA = 5.0
 
 
