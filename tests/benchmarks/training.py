@@ -262,7 +262,7 @@ def report(kind: str) -> None:
     parameters = sum(p.numel() for p in make_model(kind).parameters()) / 1e6
     print(f"{kind}, {parameters:.1f} M parameters, K = {K}, {STEP} groups a step, {STEPS} steps", flush=True)
     mine, text = run(kind, "ours"), run(kind, "plain")
-    row(f"ours, {mine['path']}", mine, "")
+    row(f"ours, {mine['layout']}", mine, "")
     each, other = (1e6 * sum(found["seconds"]) / found["tokens"] for found in (mine, text))
     row("plain next-token step", text, f"ours {each:.0f}, plain {other:.0f} us per token: {each / other:.2f} x")
     for name, more in [

@@ -1,4 +1,4 @@
-"""The import table of DESIGN section 1, from the sources and from what is loaded in fresh processes."""
+"""The import table of docs/architecture.md, from the sources and from what is loaded in fresh processes."""
 
 import ast
 import subprocess

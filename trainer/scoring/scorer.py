@@ -30,7 +30,7 @@ class Scorer:
 
     @property
     def layout(self) -> str:
-        """ "packed" or "padded", how groups are laid out."""
+        """How groups are laid out: "packed" or "padded"."""
         return self.prepared.layout
 
     @classmethod

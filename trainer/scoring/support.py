@@ -49,7 +49,7 @@ def attention_heads(model: Any) -> tuple[int, int, int]:
 
 
 def chosen_layout(model: Any) -> str:
-    """ "packed", or "padded" if the model cannot take the packed layout; the log says why."""
+    """The layout of a model: "packed", or "padded" if it cannot take the packed one; the log says why."""
     with _evaluating(model):
         obstacle = _known_obstacle(model) or _probed_obstacle(model)
     if obstacle:
@@ -136,7 +136,7 @@ def _known_obstacle(model: Any) -> str | None:
 
 @torch.no_grad()
 def _probed_obstacle(model: Any) -> str | None:
-    """Try the packed path on small groups: the head, the mask, the positions, and the whole against padded.
+    """Try the packed layout on small groups: the head, the mask, the positions, and the whole against padded.
 
     The first three compare a computation with the same one on equal shapes. That is all but exact, so that neither
     low precision nor an untrained model, whose log-probabilities hardly depend on anything, can hide an error.
