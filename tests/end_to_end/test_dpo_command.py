@@ -23,6 +23,8 @@ from trainer.monitor.curves import figure
 from trainer.objectives.pairs import preference_pairs
 from trainer.run import main
 
+pytestmark = pytest.mark.trains
+
 BETA = 5.0
 OURS = ("logps/ground_truth", "logps/ground_truth_change", "rewards/margin", "rewards/top1")
 

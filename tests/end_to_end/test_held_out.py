@@ -17,6 +17,8 @@ from trainer.run import main
 from trainer.scoring.logprobs import Scorer
 from trainer.scoring.packing import Continuations
 
+pytestmark = pytest.mark.trains
+
 
 def test_held_out_groups_count_once_each_and_their_averages_are_the_sets(
     reference: Path, negative_set: Path, tmp_path: Path

@@ -23,6 +23,8 @@ from trainer.objectives.pairs import PairTrainer, dpo_config, make_dpo_trainer, 
 from trainer.scoring.logprobs import candidate_logps, layout, prepare_model
 from trainer.scoring.packing import Continuations
 
+pytestmark = pytest.mark.trains
+
 BETA = 5.0
 
 

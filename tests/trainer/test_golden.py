@@ -23,6 +23,8 @@ from trainer.objectives import OBJECTIVES
 from trainer.scoring.logprobs import prepare_model
 from trainer.trainer import ContrastiveTrainer
 
+pytestmark = pytest.mark.trains
+
 STEPS = (1, 10, 20, 30, 40, 50)
 GOLDEN = {
     "mle": [6.47560, 6.21153, 5.97825, 5.78007, 5.54775, 5.33773],

@@ -13,12 +13,14 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from data.command.errors import UserError
 from data.shards import NegativeSet
-from tests.support.commands import run_command
+from tests.support.commands import fork_command
 from tests.support.processes import TwoProcesses
 from tests.support.training import Infinite, cli, first_gradient, make_trainer
 from trainer.groups.dataset import ContrastiveGroups, GroundTruths
 from trainer.run import main
 from trainer.trainer import ContrastiveTrainer
+
+pytestmark = pytest.mark.trains
 
 
 @pytest.mark.parametrize("objective", ["mle", "pss", "cpo", "cpo-rank"])
@@ -180,7 +182,7 @@ def test_from_scratch_trains_a_model_that_has_no_weights_yet(tmp_path: Path) -> 
     from data.blank import BlankConfig, write_blank_model
 
     write_blank_model(BlankConfig(out=str(tmp_path / "blank"), hidden_size=64, num_layers=1, num_heads=2))
-    done = run_command(
+    done = fork_command(
         "trainer.run", "--objective", "mle", "--from_scratch", "true", "--model", str(tmp_path / "blank"),
         "--dataset", "facts", "--output_dir", str(tmp_path / "out"), "--max_steps", "20", "--use_cpu", "true",
         "--learning_rate", "3e-3", "--logging_steps", "5", "--save_strategy", "no",
