@@ -28,8 +28,9 @@ $(VENV)/.installed: docker/requirements-cpu.txt pyproject.toml
 	@if command -v nvidia-smi >/dev/null; then \
 		$(PY) -m pip install -q --disable-pip-version-check -e '.[gpu,dev]'; \
 	else \
-		$(PY) -m pip install -q --disable-pip-version-check --no-deps -r docker/requirements-cpu.txt \
-		|| $(PY) -m pip install -q --disable-pip-version-check --no-deps --extra-index-url $(TORCH_CPU_INDEX) -r docker/requirements-cpu.txt; \
+		{ $(PY) -m pip install -q --disable-pip-version-check --no-deps -r docker/requirements-cpu.txt \
+		|| $(PY) -m pip install -q --disable-pip-version-check --no-deps --extra-index-url $(TORCH_CPU_INDEX) -r docker/requirements-cpu.txt; } \
+		&& $(PY) -m pip install -q --disable-pip-version-check --no-deps -e .; \
 	fi
 	@touch $@
 
@@ -61,8 +62,8 @@ quickstart: install
 	@echo "report:        $(RUNS)/quickstart/evaluation/report.md"
 
 # Three runs at a time, which take about as long as each other: kills; what starts vLLM or Ray, or judges; the rest.
-KILLS := tests/negatives_gen/test_kill.py
-ENGINES := $(patsubst %,tests/negatives_gen/test_%.py,generate plan un) $(patsubst %,tests/evaluation/test_%.py,decoding generations likelihood evaluation chat_judge judge_faults)
+KILLS := tests/end_to_end/test_kills.py
+ENGINES := $(patsubst %,tests/end_to_end/test_%.py,generate evaluation) $(patsubst %,tests/negatives_gen/test_%.py,plan un) $(patsubst %,tests/evaluation/test_%.py,decoding generations likelihood chat_judge judge_faults)
 
 test: install
 	@logs=$$(mktemp -d); trap 'kill $$(jobs -p) 2>/dev/null' INT TERM; \

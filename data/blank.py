@@ -1,8 +1,4 @@
-"""A blank model directory: a tokenizer trained on a data source and a config.json, without weights.
-
-`python -m data.blank --dataset facts --task prompt-completion --out DIR` makes one; `python -m trainer.run
---objective mle --from_scratch true --model DIR` trains it. This is how the quickstart gets a model without a hub.
-"""
+"""`python -m data.blank`: a blank model directory, for training from scratch where no hub is at hand."""
 
 import json
 import sys
@@ -11,8 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from data.command.errors import UserError, exit_on_user_error
-from data.command.options import describe_options, load_config, option, resolve_path
+from data.command.options import load_config, option, resolve_path
+from data.command.usage import answered
 from data.sources.examples import open_source
+
+COMMAND = "python -m data.blank"
+ABOUT = """
+A blank model directory: a tokenizer trained on a data source and a config.json, without weights. `python -m trainer.run
+--objective mle --from_scratch true --model DIR` trains it. This is how the quickstart gets a model without a hub.
+"""
 
 EOS = "<|endoftext|>"
 
@@ -21,9 +24,9 @@ EOS = "<|endoftext|>"
 class BlankConfig:
     """Options of `python -m data.blank`; the defaults are the quickstart's model, about 0.6 million parameters."""
 
-    dataset: str = option("facts", "data source whose training half trains the tokenizer")
-    task: str = option("prompt-completion", "how a row becomes prompt and response")
-    out: str = option("runs/quickstart/blank", "directory to write")
+    dataset: str = option("facts", "data source whose training half trains the tokenizer", metavar="DATASET")
+    task: str = option("prompt-completion", "how a row becomes prompt and response", metavar="TASK")
+    out: str = option("runs/quickstart/blank", "directory to write", metavar="DIR")
     vocab_size: int = option(768, "entries of the byte-level BPE tokenizer, at most")
     hidden_size: int = option(128, "width of the Llama")
     num_layers: int = option(2, "layers of the Llama")
@@ -99,10 +102,9 @@ def _write_json(path: Path, content: dict) -> None:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(f"usage: python -m data.blank [--key value ...]\n\n{__doc__}\noptions:\n{describe_options(BlankConfig)}")
+    if answered(argv, BlankConfig, usage=f"{COMMAND} [--out DIR] [--key value ...]", about=ABOUT):
         return
-    config = load_config(BlankConfig, argv, command="python -m data.blank")
+    config = load_config(BlankConfig, argv, command=COMMAND)
     write_blank_model(config)
     print(f"blank model (tokenizer and config.json): {config.out}")
 

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from data.command.errors import UserError
+from data.command.version import git_commit
 from data.schema import READABLE_VERSIONS, SCHEMA_VERSION
 from data.storage import Folder
 
@@ -137,13 +136,7 @@ def environment() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
-        ).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        commit = ""
-    return {"packages": versions, "git_commit": commit or None}
+    return {"packages": versions, "git_commit": git_commit()}
 
 
 class _Missing:

@@ -7,21 +7,19 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError, exit_on_user_error
-from data.command.options import describe_options, load_config, option, resolve_path
+from data.command.options import load_config, option, resolve_path
+from data.command.usage import answered
 
 if TYPE_CHECKING:
     from evaluation.report.results import Results
     from evaluation.report.tables import Table
 
 COMMAND = "python -m evaluation.compare"
-HELP = """usage: {command} RUN RUN ... [--out FILE.md]
-
+USAGE = f"{COMMAND} RUN RUN ... [--out FILE.md]"
+ABOUT = """
 Finished evaluations, the --out directories of `python -m evaluation.run`, in one table: a row per run, model and
 decoding, a column per metric that all of them have. Above it stands what differs between the runs: where prompts, judge
 or second model differ, the numbers do not compare.
-
-options:
-{options}
 """
 # Of a job: what says nothing about whether numbers compare.
 NO_SETTING = {"models", "judge_spent", "sweep", "paper", "metrics", "decodings"}
@@ -32,14 +30,13 @@ VERSIONS = "environment."
 class CompareConfig:
     """Where the comparison goes."""
 
-    out: str | None = option(None, "write the comparison to this Markdown file too")
+    out: str | None = option(None, "write the comparison to this Markdown file too", metavar="FILE.md")
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(HELP.format(command=COMMAND, options=describe_options(CompareConfig)))
+    if answered(argv, CompareConfig, usage=USAGE, about=ABOUT):
         return
     flags = next((i for i, word in enumerate(argv) if word.startswith("--")), len(argv))
     config = load_config(CompareConfig, argv[flags:], command=COMMAND)

@@ -9,7 +9,7 @@ from data.command.errors import UserError, did_you_mean
 from data.command.options import option, resolve_path
 from data.manifest import DTYPES
 from data.sources.examples import SPLITS
-from data.sources.tasks import TASKS, check_task
+from data.sources.tasks import TASKS, task_of
 from evaluation.paper import paper_table
 from trainer.ensemble.ensembles import directory_name, parse_alphas
 
@@ -104,7 +104,7 @@ class EvaluateConfig:
 
     def check(self) -> None:
         """Raise UserError for a value out of range, or a metric without what it needs."""
-        check_task(self.task)
+        task_of(self.task)
         if self.split not in SPLITS:
             raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
         for key in ("limit", "max_new_tokens"):

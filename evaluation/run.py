@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError, exit_on_user_error
 from data.command.log import start_logging
-from data.command.options import describe_options, load_config, resolve_path
+from data.command.options import load_config, resolve_path
 from data.command.privacy import without_secrets
+from data.command.usage import answered
 from evaluation.config import TRUTH, EvaluateConfig
 
 if TYPE_CHECKING:
@@ -23,24 +24,20 @@ JOB_FILE = "evaluation_job.json"
 # Folders that an evaluation makes in --out, before it is finished too.
 FOLDERS = {"store", "ensembles"}
 
-HELP = """usage: python -m evaluation.run --model NAME=PATH [--model NAME=PATH ...] --dataset D --out DIR [...]
-
+USAGE = "python -m evaluation.run --model NAME=PATH [--model NAME=PATH ...] --dataset D --out DIR [...]"
+ABOUT = """
 Compares checkpoints on held-out prompts: answers by vLLM, win rates by a judge (any OpenAI-compatible server, or a
 local reward model), reverse KL and NLL under a second model, MAUVE, ranking of held-out groups, ensembles over alpha.
 Prints a table and writes report.md, report.json and report.html. What was generated, scored and judged is kept in
 --store and never made, or paid for, twice: the same command goes on where it was interrupted. At SIGINT (Ctrl+C) and
 SIGTERM the requests to a judge that are under way are waited for and kept; SIGKILL, or a second Ctrl+C, loses these.
-
-options:
-{options}
 """
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(HELP.format(options=describe_options(EvaluateConfig)))
+    if answered(argv, EvaluateConfig, usage=USAGE, about=ABOUT):
         return
     config = load_config(EvaluateConfig, argv, command="python -m evaluation.run")
     config.check()

@@ -14,7 +14,7 @@ from data.command.options import resolve_path
 from data.models import model_directory
 from data.schema import Group
 from data.sources.examples import fingerprint, load_examples
-from data.sources.tasks import TASKS
+from data.sources.tasks import describe_task, task_of
 from evaluation.answers.cache import Store, hash_of
 from evaluation.answers.checkpoints import Checkpoint, describe, ensemble_of, load_checkpoints
 from evaluation.answers.decoding import Decoding, parse_decoding
@@ -77,7 +77,7 @@ class Stages:
             "models": self.describe_models(),
             "data": {
                 "name": config.dataset,
-                "task": config.task,
+                **describe_task(config.task),
                 "split": config.split,
                 "examples": len(self.examples),
                 "examples_sha256": fingerprint(self.examples),
@@ -137,7 +137,7 @@ class Stages:
     def score_answers(self, every: Sequence[Answers]) -> None:
         """Likelihoods under the second model, similarities to the ground truths: whatever is wanted."""
         if self.second is not None:
-            continued = TASKS[self.config.task].over_long == "truncate"  # a text that is cut in two once tokenised
+            continued = task_of(self.config.task).over_long == "truncate"  # a text that is cut in two once tokenised
             paths = {checkpoint.name: checkpoint.path for checkpoint in self.checkpoints}
             for answers in every:
                 answers.second = second_model_logps(

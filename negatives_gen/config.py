@@ -9,7 +9,7 @@ from data.counts import parse_counts
 from data.manifest import DTYPES
 from data.schema import SIGNALS
 from data.sources.examples import SPLITS
-from data.sources.tasks import TASKS, check_task
+from data.sources.tasks import TASKS, task_of
 from negatives_gen.strategies import available, load_strategy
 
 LOG_FORMATS = ("text", "json")
@@ -109,7 +109,7 @@ class GenerateConfig(StrategyOptions):
 
     def check(self) -> None:
         super().check()
-        check_task(self.task)
+        task_of(self.task)
         if self.split not in SPLITS:
             raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
         if self.scorer_dtype not in DTYPES:

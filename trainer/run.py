@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError, exit_on_user_error, first_line
 from data.command.log import start_logging
-from data.command.options import describe_options
+from data.command.usage import answered
 from data.manifest import DTYPES
 from data.storage import sha256
 from trainer.config import GROUND_TRUTHS_ALONE, PSS, ScriptArguments
@@ -36,30 +36,22 @@ DECISIVE = (
 # Of pairs only: groups have an order of their own.
 PAIR_ORDER = ("train_sampling_strategy",)
 
-HELP = """usage: python -m trainer.run --shards DIR --model M --output_dir O --objective cpo [--key value ...]
-
+USAGE = "python -m trainer.run --shards DIR --model M --output_dir O --objective cpo [--key value ...]"
+ABOUT = """
 Train on the shards of a negative set with Contrastive Preference Optimization (arXiv 2502.16433: K-way, with a
 reference model; not TRL's CPO of arXiv 2401.08417) or a baseline: dpo, mle, pss. The final model and its tokenizer
 lie in --output_dir itself.
 
-our options:
-  --config FILE.yaml
-        YAML file of any keys, as in TRL; flags override it.
-{options}
-
-inherited options:
-  Every argument of transformers' TrainingArguments and of TRL's ModelConfig under its own name (--max_steps,
-  --per_device_train_batch_size, --gradient_accumulation_steps, --dtype, --use_peft, --load_in_4bit ...).
-  --help_all lists them. Defaults are the paper's: AdamW, learning rate 1e-5, weight decay 0.05, batch of 64 groups.
+Besides the options below it takes every argument of transformers' TrainingArguments and of TRL's ModelConfig under its
+own name (--max_steps, --per_device_train_batch_size, --gradient_accumulation_steps, --dtype, --use_peft, --load_in_4bit
+...). --help_all lists them. Defaults are the paper's: AdamW, learning rate 1e-5, weight decay 0.05, batch of 64 groups.
 """
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        options = describe_options(ScriptArguments).split("\n", 2)[2]
-        print(HELP.format(options=options))
+    if answered(argv, ScriptArguments, usage=USAGE, about=ABOUT):
         return
     start_logging()
     from trainer.arguments import make_parser, parse

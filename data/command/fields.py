@@ -25,7 +25,12 @@ def option(default: Any, help: str, *, metavar: str | None = None, required: boo
         marks: metadata for who reads the field, e.g. `decides=False` where a strategy's option does not decide what it
             makes, `is_name=True` where it names something whose hash is recorded.
     """
-    metadata = {"help": help, "metavar": metavar, "required": required, **marks}
+    # Only what is said: TRL's parser hands a field's metadata on to argparse.
+    metadata = {"help": help, **marks}
+    if metavar is not None:
+        metadata["metavar"] = metavar
+    if required:
+        metadata["required"] = True
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     if dataclasses.is_dataclass(default) and not isinstance(default, type):

@@ -33,9 +33,10 @@ from data.command.fields import (
     make_options,
     option,
 )
+from data.command.flags import list_flags, needs_value, only_word, split_flags
 from data.command.privacy import SECRET_OPTION
 from data.command.usage import help_text
-from data.command.values import convert, is_dict, is_list, needs_mapping, plain_type, split_items
+from data.command.values import convert, is_dict, is_list, needs_mapping, plain_type
 
 __all__ = [
     "EntryField",
@@ -66,11 +67,11 @@ def load_config(cls: type[T], argv: list[str], *, command: str) -> T:
     Raises:
         UserError: an unknown key (the nearest known one is named), a missing value, or a value of the wrong type.
     """
-    flags = _split_flags(argv, command)
+    flags = split_flags(argv, command)
     from_files = [
         (str(key), value, f"in {path}")
         for words in flags.pop("config", [])
-        for path in [_single(words, "config", command)]
+        for path in [only_word(words, "config", command)]
         for key, value in read_yaml(path).items()
     ]
     hints = typing.get_type_hints(cls)
@@ -111,36 +112,6 @@ def make_config(cls: type[T], **keys: Any) -> T:
     return values.make()
 
 
-def list_flags(argv: list[str], names: Iterable[str]) -> list[str]:
-    """A command line on which every flag that is a list stands once, with its items as words behind it.
-
-    `--x a,b`, `--x=a b` and `--x a --x b` all become `--x a b`, at the place of the first.
-
-    Args:
-        names: of the flags that are lists.
-    """
-    items: dict[str, list[str]] = {name: [] for name in names}
-    parts: list[list[str]] = []
-    current: list[str] | None = None
-    for word in argv:
-        if _is_flag(word):
-            flag, equals, text = word.partition("=")
-            name = flag[2:].replace("-", "_")
-            current = items.get(name)
-            if current is None:
-                parts.append([word])
-                continue
-            if not any(part is current for part in parts):
-                parts += [[flag], current]
-            if equals:
-                current += split_items(text)
-        elif current is None:
-            parts.append([word])
-        else:
-            current += split_items(word)
-    return [word for part in parts for word in part]
-
-
 def read_yaml(path: str) -> dict[str, Any]:
     """Read a YAML mapping. Raises UserError if the file is missing, unreadable or not a mapping."""
     try:
@@ -157,18 +128,6 @@ def read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"config file '{path}' must hold a mapping of key: value, not a {type(content).__name__}.")
     return content
-
-
-def describe_options(cls: type) -> str:
-    """The options of a config dataclass as the text of a --help; `help_text` takes its place command by command."""
-    lines = ["  --config FILE.yaml", "        YAML file of the keys below; flags override it."]
-    for f in dataclasses.fields(cls):
-        name = f"--{f.name}.KEY VALUE" if is_dict(typing.get_type_hints(cls)[f.name]) else f"--{f.name}"
-        default = f" (default: {f.default})" if f.default not in (dataclasses.MISSING, None) else ""
-        if f.metadata.get("required"):
-            default = " (required)"
-        lines += [f"  {name}", f"        {f.metadata.get('help', '')}{default}"]
-    return "\n".join(lines)
 
 
 def in_ray_job() -> bool:
@@ -237,18 +196,18 @@ class _Values:
         if key := self._find(name):
             if is_list(key.type):
                 if not all(occurrences):
-                    raise _needs_value(name, command)
+                    raise needs_value(name, command)
                 text = ",".join(word for words in occurrences for word in words)
                 self._put(key, convert(text, key.type, name, where))
                 return
             alone = "true" if plain_type(key.type) is bool else None
-            texts = [_single(words, name, command, alone) for words in occurrences]
+            texts = [only_word(words, name, command, alone) for words in occurrences]
             self._put(key, [convert(text, key.type, name, where) for text in texts][-1])
         elif name in self.groups:
             raise needs_mapping(name, where)
         else:
             key, item = self._item(name, where)
-            text = [_single(words, name, command, "true") for words in occurrences][-1]
+            text = [only_word(words, name, command, "true") for words in occurrences][-1]
             try:
                 self._put_item(key, item, yaml.safe_load(text))
             except yaml.YAMLError as error:
@@ -333,40 +292,3 @@ def _over(instance: Any, given: Mapping[str, Any]) -> Any:
 
 def _default(cls: type, name: str) -> Any:
     return next(default_of(field) for field in dataclasses.fields(cls) if field.name == name)
-
-
-def _is_flag(word: str) -> bool:
-    return word.startswith("--") and len(word) > 2
-
-
-def _split_flags(argv: list[str], command: str) -> dict[str, list[list[str]]]:
-    """Flag -> the words behind each of its uses."""
-    flags: dict[str, list[list[str]]] = {}
-    current: list[str] | None = None
-    for word in argv:
-        if _is_flag(word):
-            key, equals, text = word[2:].partition("=")
-            current = [text] if equals else []
-            flags.setdefault(key if "." in key else key.replace("-", "_"), []).append(current)
-        elif current is None:
-            raise _unexpected(word, command)
-        else:
-            current.append(word)
-    return flags
-
-
-def _single(words: list[str], name: str, command: str, alone: str | None = None) -> str:
-    """The one word behind a flag, or `alone` if there is none. Raises UserError."""
-    if len(words) > 1:
-        raise _unexpected(words[1], command)
-    if not words and alone is None:
-        raise _needs_value(name, command)
-    return words[0] if words else str(alone)
-
-
-def _needs_value(name: str, command: str) -> UserError:
-    return UserError(f"--{name} on the command line of {command} needs a value.")
-
-
-def _unexpected(word: str, command: str) -> UserError:
-    return UserError(f"unexpected argument '{word}' on the command line of {command}; options read --key value.")

@@ -70,35 +70,12 @@ class Registry(Generic[E]):
         return self.load(name).name  # type: ignore[attr-defined]  # every entry has one
 
     def origin(self, name: str) -> dict[str, str]:
-        """Where an entry from outside comes from: "entry" (its import path) and "source_sha256"; {} if built in."""
+        """Where an entry from outside comes from, see `origin_of`; {} if built in."""
         name = self.name(name)
-        if name not in self._paths:
-            return {}
-        module = importlib.import_module(self._paths[name].partition(":")[0])
-        source = inspect.getsourcefile(module)
-        if source is None:
-            raise UserError(f"{self.kind} '{self._paths[name]}' has no source file, whose hash is recorded.")
-        content = Path(source).read_bytes()
-        return {"entry": self._paths[name], "source_sha256": hashlib.sha256(content).hexdigest()}
+        return origin_of(self._paths[name], self.kind) if name in self._paths else {}
 
     def _from_outside(self, path: str) -> E:
-        module_name, _, attribute = path.partition(":")
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-                raise UserError(f"{self.kind} '{path}' cannot be imported: {first_line(error)}.") from error
-            raise UserError(
-                f"{self.kind} '{path}': there is no module '{module_name}'. It is looked for in the current directory, "
-                "in $PYTHONPATH and among the installed packages."
-            ) from error
-        except Exception as error:  # whatever a user's module does when it is imported
-            raise UserError(
-                f"{self.kind} '{path}' cannot be imported: {type(error).__name__}: {first_line(error)}."
-            ) from error
-        entry = getattr(module, attribute, None)
-        if entry is None:
-            raise UserError(f"{self.kind} '{path}': module '{module_name}' defines no '{attribute}'.")
+        entry = import_outside(path, self.kind)
         if not self._is_entry(entry) or not isinstance(getattr(entry, "name", None), str):
             raise UserError(f"{self.kind} '{path}' is no {self.kind}: see {self.package}.base.")
         if entry.name in self.names() or self._paths.get(entry.name, path) != path:
@@ -106,3 +83,38 @@ class Registry(Generic[E]):
             raise UserError(f"{self.kind} '{path}' calls itself '{entry.name}', as {taken} does. Change its name.")
         self._paths[entry.name], self._outside[entry.name] = path, entry
         return entry
+
+
+def import_outside(path: str, kind: str) -> Any:
+    """What `package.module:NAME` names.
+
+    Args:
+        kind: what it should be, for messages.
+
+    Raises:
+        UserError: there is no such module, it fails when it is imported, or it defines no NAME.
+    """
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise UserError(f"{kind} '{path}' cannot be imported: {first_line(error)}.") from error
+        raise UserError(
+            f"{kind} '{path}': there is no module '{module_name}'. It is looked for in the current directory, "
+            "in $PYTHONPATH and among the installed packages."
+        ) from error
+    except Exception as error:  # whatever a user's module does when it is imported
+        raise UserError(f"{kind} '{path}' cannot be imported: {type(error).__name__}: {first_line(error)}.") from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise UserError(f"{kind} '{path}': module '{module_name}' defines no '{attribute}'.")
+    return found
+
+
+def origin_of(path: str, kind: str) -> dict[str, str]:
+    """For manifests and reports: "entry", the import path, and "source_sha256", of the source file that it names."""
+    source = inspect.getsourcefile(importlib.import_module(path.partition(":")[0]))
+    if source is None:
+        raise UserError(f"{kind} '{path}' has no source file, whose hash is recorded.")
+    return {"entry": path, "source_sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest()}

@@ -1,26 +1,50 @@
 """The text of a --help: what a command does and which options it has, wrapped at the terminal's width."""
 
 import dataclasses
+import re
 import shutil
 import textwrap
+from itertools import dropwhile
 
 from data.command.fields import Key, keys_of
+from data.command.flags import split_flags
 from data.command.values import inner_type, is_dict, is_list, plain_type
+from data.command.version import version_line
 
 METAVARS = {str: "TEXT", int: "N", float: "X", bool: "[true|false]"}
 INDENT = " " * 8
+# "  term  meaning"
+TABLE_ROW = re.compile(r"(  \S.*?  +)(\S.*)")
 LEAST_WIDTH = 40
 
 
-def help_text(cls: type, *, usage: str, about: str) -> str:
+def answered(argv: list[str], cls: type, *, usage: str, about: str) -> bool:
+    """Print the help or the version if a command line asks for it; returns whether it did.
+
+    Args:
+        cls, usage, about: see `help_text`.
+    """
+    if {"-h", "--help"} & set(argv):
+        print(help_text(cls, usage=usage, about=about, argv=argv))
+    elif "--version" in argv:
+        print(version_line())
+    else:
+        return False
+    return True
+
+
+def help_text(cls: type, *, usage: str, about: str, argv: list[str] | None = None) -> str:
     """A command's help: usage, what it does, the required options, then the others; defaults are shown.
 
     Args:
         cls: the configuration dataclass.
         usage: how the command is called, a line each way.
-        about: paragraphs, with an empty line between them; lines that begin with a blank are kept as they are.
+        about: paragraphs with an empty line between them, or tables, whose rows read "  term  meaning".
+        argv: the command line, whose entries from outside show their options too.
     """
-    keys = list(keys_of(cls, lambda name: None).values())
+    flags = split_flags(list(dropwhile(lambda word: not word.startswith("--"), argv or [])), "")
+    chosen = {name: ",".join(word for words in uses for word in words) for name, uses in flags.items()}
+    keys = list(keys_of(cls, lambda name: chosen.get(name)).values())
     sections: dict[str, list[Key]] = {"required": [], "options": []}
     for key in keys:
         heading = "required" if key.field.metadata.get("required") or key.default is dataclasses.MISSING else "options"
@@ -37,16 +61,30 @@ def help_text(cls: type, *, usage: str, about: str) -> str:
 
 def _usage(usage: str) -> str:
     first, *others = usage.strip().splitlines()
-    return "\n".join([f"usage: {first}", *(f"       {line.strip()}" for line in others)])
+    heads = ["usage: ", *("       " for _ in others)]
+    return "\n".join(
+        part
+        for head, line in zip(heads, [first, *others], strict=True)
+        for part in _filled(line.strip(), head, " " * 11)
+    )
 
 
 def _wrapped(about: str) -> str:
-    """Paragraphs of any line length at the terminal's width."""
-    paragraphs = textwrap.dedent(about).strip().split("\n\n")
-    return "\n\n".join(
-        paragraph if any(line.startswith(" ") for line in paragraph.splitlines()) else "\n".join(_filled(paragraph, ""))
-        for paragraph in paragraphs
-    )
+    """Paragraphs and tables at the terminal's width."""
+    return "\n\n".join("\n".join(_block(block)) for block in about.strip("\n").split("\n\n"))
+
+
+def _block(block: str) -> list[str]:
+    """A paragraph, or the rows of a table, each wrapped behind its term; lines that go on are further in than terms."""
+    parts: list[tuple[str, str]] = []
+    for line in block.splitlines():
+        if row := TABLE_ROW.fullmatch(line):
+            parts.append((row[1], row[2]))
+        elif parts and (line.startswith(" ") or not parts[-1][0]):
+            parts[-1] = parts[-1][0], f"{parts[-1][1]} {line.strip()}"
+        else:
+            parts.append(("", line))
+    return [line for term, text in parts for line in _filled(text, term, " " * len(term))]
 
 
 def _described(key: Key) -> list[str]:
@@ -74,13 +112,13 @@ def _spoken_default(key: Key) -> str:
     return f" (default: {default})"
 
 
-def _filled(text: str, indent: str) -> list[str]:
+def _filled(text: str, indent: str, further: str | None = None) -> list[str]:
     width = max(LEAST_WIDTH, shutil.get_terminal_size().columns)
     return textwrap.wrap(
         text,
         width,
         initial_indent=indent,
-        subsequent_indent=indent,
+        subsequent_indent=indent if further is None else further,
         break_long_words=False,
         break_on_hyphens=False,
     )

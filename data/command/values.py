@@ -78,6 +78,8 @@ def _scalar(value: Any, kind: type) -> Any:
     if value is None or isinstance(value, (dict, list, tuple)):
         raise ValueError
     if kind is str:
+        if isinstance(value, (bool, int, float)):  # YAML has read a number: 007 and 1e3 are no longer what was written
+            raise ValueError
         return str(value)
     if kind is bool:
         text = str(value).lower()

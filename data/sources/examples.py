@@ -24,7 +24,7 @@ from data.schema import example_id
 from data.sources.encode import Problem
 from data.sources.readers import READERS as READERS
 from data.sources.readers import Rows, Unreadable, read_rows
-from data.sources.tasks import TASKS, check_task
+from data.sources.tasks import task_of
 
 SPLITS = ("train", "test", "all")
 SPLIT_SEED = 0
@@ -79,7 +79,7 @@ def open_source(
 
     Args:
         dataset: `facts` (the embedded world), a local .jsonl/.json/.parquet/.csv file, or a hub id.
-        task: key of `data.sources.tasks.TASKS`.
+        task: see `data.sources.tasks.task_of`.
         split: "train", "test" or "all".
         limit: keep only the first so many; of "all", half from each split (of a stream, as they come).
         streaming: read nothing but what is asked for, in the order of the source.
@@ -88,12 +88,12 @@ def open_source(
         UserError: the source is missing, unreadable, empty or lacks the task's columns. Of a stream, also while it is
             iterated over.
     """
-    check_task(task)
+    task_of(task)
     if split not in SPLITS:
         raise UserError(f"unknown split '{split}'. Use one of {', '.join(SPLITS)}.")
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, got {limit}.")
-    rows = read_rows(dataset, TASKS[task].columns, TASKS[task].optional, streaming)
+    rows = read_rows(dataset, task_of(task).columns, task_of(task).optional, streaming)
     return (_Stream if streaming else _Table)(rows, dataset, task, split, limit)
 
 
@@ -109,7 +109,7 @@ def fingerprint(examples: Iterable[Example]) -> str:
 
 def as_example(prompt: Any, response: Any, task: str, split: str = "train") -> Example:
     """An example of what a task has read in one row."""
-    problem = TASKS[task].problem(prompt, response)
+    problem = task_of(task).problem(prompt, response)
     kept = (prompt, response) if problem is None else (shown(prompt), shown(response))
     return Example(example_id(prompt, response), *kept, split, problem)
 
@@ -192,7 +192,7 @@ class _ColumnCheck:
     """Whether any row has the columns of the task: if none has, it is the wrong task, not bad rows."""
 
     def __init__(self, dataset: str, task: str):
-        self.dataset, self.task, self.columns = dataset, task, TASKS[task].columns
+        self.dataset, self.task, self.columns = dataset, task, task_of(task).columns
         self.rows, self.fits, self.found = 0, False, set[str]()
         self.first: Any = None
         self.unreadable: Unreadable | None = None
@@ -241,10 +241,10 @@ def _example(row: Any, task: str) -> Example:
     if isinstance(row, Unreadable):
         return Example(example_id(row.text, row.reason), shown(row.text), "", problem=(row.reason, row.detail))
     try:
-        example = as_example(*TASKS[task].read(row), task)
+        example = as_example(*task_of(task).read(row), task)
     except RecursionError:
         return Example(example_id("", "nested"), "", "", problem=("not text", "nested too deeply"))
-    return example if example.problem else dataclasses.replace(example, query=TASKS[task].query(row))
+    return example if example.problem else dataclasses.replace(example, query=task_of(task).query(row))
 
 
 def _placed(example: Example, split: str, is_duplicate: bool) -> Example:

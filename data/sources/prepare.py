@@ -8,7 +8,7 @@ from data.command.errors import UserError
 from data.schema import Group, Reject
 from data.sources.encode import Encoded
 from data.sources.examples import Example, shown
-from data.sources.tasks import TASKS
+from data.sources.tasks import task_of
 
 
 class Prepared(NamedTuple):
@@ -23,7 +23,7 @@ def prepare_groups(examples: Sequence[Example], task: str, tokenizer: Any, max_l
     """Tokenise examples into groups; every example becomes either a group or a reject with a reason.
 
     Args:
-        task: that the examples were read with, a key of `data.sources.tasks.TASKS`.
+        task: that the examples were read with, see `data.sources.tasks.task_of`.
         tokenizer: transformers tokenizer with an EOS token.
         max_length: the model's context in tokens; prefix + continuation must fit.
 
@@ -31,7 +31,7 @@ def prepare_groups(examples: Sequence[Example], task: str, tokenizer: Any, max_l
         UserError: the examples need a chat template and the tokenizer has none.
     """
     usable = [(e.prompt, e.response) for e in examples if e.problem is None]
-    encoded = iter(TASKS[task].encode(usable, tokenizer, max_length))
+    encoded = iter(task_of(task).encode(usable, tokenizer, max_length))
     groups: list[Group] = []
     rejects: list[Reject] = []
     truncated = 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.command.errors import UserError, did_you_mean
+from data.command.registry import import_outside, origin_of
 from data.sources.encode import Encode, Problem, encode_continuations, encode_pairs
 
 DOLLY_TEMPLATE = (
@@ -163,7 +164,27 @@ TASKS: dict[str, Task] = {
 }
 
 
-def check_task(task: str) -> None:
-    """Raise UserError for a task that does not exist."""
-    if task not in TASKS:
-        raise UserError(f"unknown task '{task}'.{did_you_mean(task, TASKS)} Known tasks: {', '.join(TASKS)}.")
+def task_of(name: str) -> Task:
+    """The task of a name in `TASKS`, or one from outside of this repository, `package.module:NAME`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if ":" in name:
+        task = import_outside(name, "task")
+        if not isinstance(task, Task):
+            raise UserError(f"task '{name}' is no data.sources.tasks.Task.")
+        return task
+    if name not in TASKS:
+        raise UserError(
+            f"unknown task '{name}'.{did_you_mean(name, TASKS)} Known tasks: {', '.join(TASKS)}; one of your own is "
+            "written package.module:NAME."
+        )
+    return TASKS[name]
+
+
+def describe_task(name: str) -> dict[str, str]:
+    """What a manifest or a report says of a task: its name and, of one from outside, the hash of its source."""
+    if ":" not in name:
+        return {"task": name}
+    return {"task": name, "task_source_sha256": origin_of(name, "task")["source_sha256"]}

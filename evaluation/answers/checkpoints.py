@@ -9,7 +9,7 @@ from data.command.errors import UserError
 from data.models import architecture, check_model, context_length
 from data.schema import Group
 from data.sources.examples import Example
-from data.sources.tasks import TASKS
+from data.sources.tasks import task_of
 from evaluation.answers.cache import Store
 from evaluation.answers.generations import identify_model
 from evaluation.answers.prompts import Prompts, read_prompts
@@ -73,7 +73,7 @@ def _read_for_all(
 ) -> dict[str, tuple[Prompts, int]]:
     """Name -> the examples as its tokenizer reads them, and the context that they were read for."""
     contexts = {name: context_length(path) for name, path in models.items()}
-    if TASKS[task].over_long != "truncate":
+    if task_of(task).over_long != "truncate":
         return {
             name: (read_prompts(path, examples, task, contexts[name], where, store), contexts[name])
             for name, path in models.items()

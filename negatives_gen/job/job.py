@@ -14,7 +14,7 @@ from data.schema import Reject
 from data.shards import NegativeSetWriter
 from data.sources.examples import READERS, SPLIT_SEED, Source, open_source
 from data.sources.prepare import describe_rejects
-from data.sources.tasks import TASKS
+from data.sources.tasks import describe_task, task_of
 from negatives_gen.config import GenerateConfig, StrategyOptions
 from negatives_gen.job.actors import Components, Work
 from negatives_gen.job.card import push_to_hub, require_disk, write_card
@@ -68,7 +68,7 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
             },
             "data": {
                 "name": config.dataset,
-                "task": config.task,
+                **describe_task(config.task),
                 "split": config.split,
                 "split_seed": SPLIT_SEED,
                 "limit": config.limit,
@@ -76,7 +76,7 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
                 "examples": source.num_examples,
                 "examples_sha256": source.fingerprint,
                 "context": context,
-                "over_long": TASKS[config.task].over_long,
+                "over_long": task_of(config.task).over_long,
             },
             "strategies": strategies,
             "signals": signal_identities(config, signals, signal_options),

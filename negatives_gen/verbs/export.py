@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from data.command.errors import UserError, did_you_mean, exit_on_user_error
 from data.command.log import start_logging
-from data.command.options import describe_options, load_config, option, resolve_path
+from data.command.options import load_config, option, resolve_path
+from data.command.usage import answered
 from data.counts import format_counts, parse_counts
 from data.ranks import ranks_of
 from data.schema import Candidate, Group
@@ -26,14 +27,11 @@ from data.shards import NegativeSet
 from data.sources.examples import SPLITS
 from data.storage import TEMPORARY_PREFIX, Folder
 
-HELP = """usage: python -m negatives_gen export DIR --format FORMAT --out FILE [--use an=4,bn=3] [--split train]
-
+USAGE = "python -m negatives_gen export DIR --format FORMAT --out FILE [--use an=4,bn=3] [--split train]"
+ABOUT = """
 Write a negative set as texts for another trainer: a row per negative with prompt, chosen and rejected, or, for trl-sft,
 a row per group with prompt and completion. Texts have no EOS. Other trainers tokenise them again, which need not give
 the ids of the set: the command says for how many rows it does not in TRL.
-
-options:
-{options}
 """
 
 TRL_SFT = "trl-sft"
@@ -104,8 +102,7 @@ class Exported:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(HELP.format(options=describe_options(ExportConfig)))
+    if answered(argv, ExportConfig, usage=USAGE, about=ABOUT):
         return
     if not argv or argv[0].startswith("-"):
         raise UserError("python -m negatives_gen export needs the negative set: export DIR --format FORMAT --out FILE")

@@ -13,8 +13,9 @@ from typing import Any
 
 from data.command.errors import UserError, exit_on_user_error
 from data.command.log import start_logging
-from data.command.options import describe_options, load_config, option, resolve_path
+from data.command.options import load_config, option, resolve_path
 from data.command.privacy import holds_hidden, usable_again, without_secrets
+from data.command.usage import answered
 from data.counts import parse_counts
 from data.manifest import MANIFEST, Manifest
 from data.shards import NegativeSet, NegativeSetWriter
@@ -25,16 +26,13 @@ from negatives_gen.strategies.base import ASK, SAMPLE
 
 log = logging.getLogger(__name__)
 
-HELP = """usage: python -m negatives_gen extend SET --out NEW [--strategies an=15,bn=3] [--signals rouge] [--key value]
-
+USAGE = "python -m negatives_gen extend SET --out NEW [--strategies an=15,bn=3] [--signals rouge] [--key value]"
+ABOUT = """
 Write a new negative set that holds all of SET and more: --strategies names the counts that the new set shall have
 (strategies not named stay as they are), --signals the ranking signals to add. Nothing of SET is made or scored again,
 and SET stays as it is. How SET's own strategies make negatives is what its manifest says; the options below are for
 what is new, save --engine.* and, where the server of `un` has moved, --api.base_url. An interrupted run goes on with
 the same command.
-
-options:
-{options}
 """
 
 
@@ -68,8 +66,7 @@ class ExtendConfig(StrategyOptions):
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(HELP.format(options=describe_options(ExtendConfig)))
+    if answered(argv, ExtendConfig, usage=USAGE, about=ABOUT):
         return
     if not argv or argv[0].startswith("-"):
         raise UserError("python -m negatives_gen extend needs the set to extend: extend SET --out NEW ...")

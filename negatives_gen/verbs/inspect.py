@@ -7,7 +7,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from data.command.errors import UserError, did_you_mean, exit_on_user_error
-from data.command.options import describe_options, load_config, option, resolve_path
+from data.command.options import load_config, option, resolve_path
+from data.command.usage import answered
 from data.ranks import ranks_of
 from data.schema import Group
 from data.shards import NegativeSet
@@ -18,14 +19,11 @@ from negatives_gen.verbs.reading import check_split, console, count_groups, find
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-HELP = """usage: python -m negatives_gen inspect DIR [--row ID] [--limit N] [--html FILE]
-
+USAGE = "python -m negatives_gen inspect DIR [--row ID] [--limit N] [--html FILE]"
+ABOUT = """
 Show groups of a negative set: prompt, ground truth and negatives with strategy, similarity, rank and the reference
 model's log-probability. The rank is derived: the ground truth has 0, then falling similarity of one signal. With
 --html a page to look through, search, filter and sort; it is one file that needs no network.
-
-options:
-{options}
 """
 
 LIMIT = 3
@@ -52,8 +50,7 @@ class InspectConfig:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(HELP.format(options=describe_options(InspectConfig)))
+    if answered(argv, InspectConfig, usage=USAGE, about=ABOUT):
         return
     if not argv or argv[0].startswith("-"):
         raise UserError("python -m negatives_gen inspect needs the negative set: inspect DIR [--row ID] ...")

@@ -13,7 +13,8 @@ from typing import Any
 
 from data.command.errors import UserError, exit_on_user_error
 from data.command.log import start_logging
-from data.command.options import describe_options, load_config, option
+from data.command.options import load_config, option
+from data.command.usage import answered
 from data.manifest import ShardRecord
 from data.schema import Group
 from negatives_gen.config import GenerateConfig
@@ -23,14 +24,11 @@ from negatives_gen.strategies.base import ASK, SAMPLE
 
 log = logging.getLogger(__name__)
 
-HELP = """usage: python -m negatives_gen plan --config FILE.yaml [--rows N] [--tokens_per_second X] [--devices D]
-
+USAGE = "python -m negatives_gen plan --config FILE.yaml [--rows N] [--tokens_per_second X] [--devices D]"
+ABOUT = """
 Predict tokens, device-hours, shards and bytes of the job that FILE describes, for any number of rows. A sample of the
 rows goes through the real stages on this machine, which measures speed and lengths; with --tokens_per_second no model
 is loaded, and a sampled negative is taken to be as long as a ground truth. Nothing is written.
-
-options (of the job, and of the plan):
-{options}
 """
 
 
@@ -80,8 +78,7 @@ class Plan:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(HELP.format(options=describe_options(PlanConfig)))
+    if answered(argv, PlanConfig, usage=USAGE, about=ABOUT):
         return
     config = load_config(PlanConfig, argv, command="python -m negatives_gen plan")
     start_logging(config.log_format)

@@ -10,15 +10,16 @@ import numpy as np
 import pyarrow as pa
 
 from data.command.errors import UserError, exit_on_user_error
-from data.command.options import resolve_path
+from data.command.options import load_config, option, resolve_path
+from data.command.usage import answered
 from data.shards import NegativeSet
 from negatives_gen.verbs.reading import console
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-HELP = """usage: python -m negatives_gen stats DIR [--json]
-
+USAGE = "python -m negatives_gen stats DIR [--json]"
+ABOUT = """
 What a negative set holds, by strategy and for the ground truth, from its shards (one in memory at a time) and manifest:
 
   tokens           of a continuation: mean, median, 95th percentile, longest
@@ -29,10 +30,6 @@ What a negative set holds, by strategy and for the ground truth, from its shards
   likelier         share to which the reference gives a higher summed log p than to the ground truth
   similarity       a histogram of ten bins between the lowest and the highest in the set, for each ranking signal; each
                    strategy's fullest bin has a bar of full length
-
-options:
-  --json
-        print it as JSON, shares from 0 to 1
 """
 
 BINS = 10
@@ -40,19 +37,24 @@ BAR = 24  # characters
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
+@dataclass
+class StatsConfig:
+    """How to print."""
+
+    json: bool = option(False, "print it as JSON, shares from 0 to 1")
+
+
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(HELP, end="")
+    if answered(argv, StatsConfig, usage=USAGE, about=ABOUT):
         return
-    paths = [word for word in argv if word != "--json"]
-    if len(paths) != 1 or paths[0].startswith("-"):
-        wrong = next((word for word in paths if word.startswith("-")), None)
-        unknown = f"does not know '{wrong}'" if wrong else "needs one negative set"
-        raise UserError(f"python -m negatives_gen stats {unknown}: stats DIR [--json].")
-    found = statistics(NegativeSet(resolve_path(paths[0])))
-    if "--json" in argv:
+    at = next((i for i, word in enumerate(argv) if not word.startswith("-")), None)
+    if at is None:
+        raise UserError("python -m negatives_gen stats needs one negative set: stats DIR [--json].")
+    config = load_config(StatsConfig, [*argv[:at], *argv[at + 1 :]], command="python -m negatives_gen stats")
+    found = statistics(NegativeSet(resolve_path(argv[at])))
+    if config.json:
         print(json.dumps(found, indent=2, allow_nan=False))
     else:
         print_statistics(found)

@@ -12,22 +12,20 @@ import pyarrow.parquet as pq
 
 from data.command.errors import UserError, exit_on_user_error, first_line
 from data.command.log import start_logging
-from data.command.options import describe_options, load_config, option, resolve_path
+from data.command.options import load_config, option, resolve_path
 from data.command.privacy import scrub
+from data.command.usage import answered
 from data.manifest import MANIFEST, Manifest, read_manifest
 from data.schema import Group, group_from_row
 from data.shards import REJECTS
 from data.storage import Folder, sha256
 from negatives_gen.verbs import checks
 
-HELP = """usage: python -m negatives_gen verify DIR [--model MODEL] [--sample N]
-
+USAGE = "python -m negatives_gen verify DIR [--model MODEL] [--sample N]"
+ABOUT = """
 Check a negative set: manifest, files, checksums, schema, counts, ids, tokens and numbers, shard by shard, and for some
 groups the log-probabilities against the reference model. A line per check says ok, FAILED or left out; the exit code is
 1 if one failed.
-
-options:
-{options}
 """
 
 SHOWN_PROBLEMS = 3
@@ -71,8 +69,7 @@ class Report:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> int | None:
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(HELP.format(options=describe_options(VerifyConfig)))
+    if answered(argv, VerifyConfig, usage=USAGE, about=ABOUT):
         return None
     if not argv or argv[0].startswith("-"):
         raise UserError("python -m negatives_gen verify needs the negative set: verify DIR [--model MODEL] ...")

@@ -1,7 +1,7 @@
 """Ten times the groups: time and driver memory; and deciding what is left in 10,000 finished shards.
 
 `python -m tests.benchmarks.growth [ROWS]` (default 20,000, then ten times as many). Synthetic rows, stub engine, stub
-scorer, stub signal (tests/stubs.py): what is measured is reading, staging, passing on, writing and finishing.
+scorer, stub signal (tests/support/stubs.py): what is measured is reading, staging, passing on, writing and finishing.
 """
 
 import json

@@ -20,7 +20,7 @@ from data.models import load_tokenizer
 from data.schema import Group, Reject, groups_to_table, rejects_to_table
 from data.sources.examples import Example, load_examples, open_source
 from data.sources.prepare import Prepared, prepare_groups
-from data.sources.tasks import TASKS
+from data.sources.tasks import task_of
 
 TASK = "prompt-completion"
 MAX_LENGTH = 128
@@ -253,7 +253,7 @@ def test_the_other_tasks_survive_the_same_values(task: str, tokenizer: Any, tmp_
     values = [json.loads(kind.line) for kind in KINDS.values() if kind.reason not in ("not JSON", "not UTF-8")]
     fields = [value["prompt"] for value in values if isinstance(value, dict) and "prompt" in value]
     fields = [field[:1000] if isinstance(field, str) else field for field in fields]
-    columns = (*TASKS[task].columns, *TASKS[task].optional)
+    columns = (*task_of(task).columns, *task_of(task).optional)
     path = tmp_path / "values.jsonl"
     path.write_text("".join(json.dumps(dict.fromkeys(columns, field)) + "\n" for field in fields))
     groups, rejects, truncated = prepare_groups(load_examples(str(path), task), task, tokenizer, 512)

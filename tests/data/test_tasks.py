@@ -1,17 +1,24 @@
 """data/tasks.py: from rows to prompts and responses, and what is wrong with them."""
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data.command.errors import UserError
+from data.sources.examples import load_examples
 from data.sources.tasks import (
     TASKS,
     chat_problem,
     continuation,
     conversational,
+    describe_task,
     dolly,
     pair_problem,
     prompt_completion,
+    task_of,
 )
 
 
@@ -149,3 +156,52 @@ def test_a_conversation_without_prompt_or_answer_is_refused(messages: Any, reaso
 )
 def test_prompt_and_completion_must_be_of_one_kind(prompt: Any, completion: Any, reason: str, detail: str):
     assert pair_problem(*prompt_completion({"prompt": prompt, "completion": completion})) == (reason, detail)
+
+
+OWN_TASK = """
+from data.sources.encode import encode_pairs
+from data.sources.tasks import Task, text_problem
+
+QUESTIONS = Task(
+    columns=("q", "a"),
+    read=lambda row: (f"Q: {row.get('q')} A:", row.get("a")),
+    query=lambda row: row["q"],
+    problem=text_problem,
+    encode=encode_pairs,
+)
+NOT_ONE = 3
+"""
+
+
+def test_a_task_from_outside_reads_rows_and_is_described_by_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_tasks.py").write_text(OWN_TASK)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"q": "Q: 1 + 1?", "a": "2"}))
+    monkeypatch.syspath_prepend(tmp_path)
+    task = "own_tasks:QUESTIONS"
+    (example,) = load_examples(str(tmp_path / "rows.jsonl"), task)
+    assert (example.prompt, example.response, example.query) == ("Q: Q: 1 + 1? A:", "2", "Q: 1 + 1?")
+    source_sha256 = hashlib.sha256(OWN_TASK.encode()).hexdigest()
+    assert describe_task(task) == {"task": task, "task_source_sha256": source_sha256}
+    assert describe_task("dolly") == {"task": "dolly"}
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("own_tasks:NOT_ONE", "task 'own_tasks:NOT_ONE' is no data.sources.tasks.Task."),
+        ("own_tasks:MISSING", "task 'own_tasks:MISSING': module 'own_tasks' defines no 'MISSING'."),
+        ("no_such:X", "task 'no_such:X': there is no module 'no_such'."),
+        ("doly", "unknown task 'doly'. Did you mean 'dolly'?"),
+    ],
+)
+def test_a_task_that_is_none_is_refused_in_one_line(
+    task: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_tasks.py").write_text(OWN_TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as refusal:
+        task_of(task)
+    assert str(refusal.value).startswith(message)
+    assert "\n" not in str(refusal.value)

@@ -11,8 +11,8 @@ from evaluation.compare import compare, main, run_names
 from evaluation.metrics.statistics import Measurement
 from evaluation.report import Results
 from evaluation.report.files import to_json
-from tests.conftest import run_command
 from tests.evaluation.test_report import make_job, make_results, measured, rate
+from tests.support.commands import run_command
 
 ENVIRONMENT = {"packages": {"torch": "2.11.0"}, "git_commit": "1" * 40}
 

@@ -20,8 +20,8 @@ from evaluation.answers.cache import Store
 from evaluation.answers.decoding import parse_decoding
 from evaluation.answers.generations import GenerationSet, generate, identify_model, prompt_seed
 from negatives_gen.models.engine import Engine, Sample
-from tests.conftest import ROOT
 from tests.support.answering import facts_groups
+from tests.support.commands import ROOT
 
 CONTEXT = 128
 

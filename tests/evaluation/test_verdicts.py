@@ -10,7 +10,7 @@ import pytest
 
 from data.command.errors import UserError
 from evaluation.judging.verdicts import Verdict, Verdicts
-from tests.conftest import ROOT
+from tests.support.commands import ROOT
 
 ONE = Verdict(
     "key", "judge", "t" * 64, "p" * 64, "AB", "**A** \x00 שלום 🙂", "A", "stop", 120, 1, "http://host/v1", 1700000000.25

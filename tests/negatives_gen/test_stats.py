@@ -168,7 +168,16 @@ def test_json_is_the_statistics(negatives: NegativeSet, capsys: pytest.CaptureFi
     ("argv", "message"),
     [
         ([], "error: python -m negatives_gen stats needs one negative set: stats DIR [--json].\n"),
-        (["DIR", "--jsn"], "error: python -m negatives_gen stats does not know '--jsn': stats DIR [--json].\n"),
+        (
+            ["DIR", "--jsn"],
+            "error: unknown key 'jsn' on the command line of python -m negatives_gen stats. Did you mean 'json'? "
+            "See `python -m negatives_gen stats --help` for all keys.\n",
+        ),
+        (
+            ["DIR", "OTHER"],
+            "error: unexpected argument 'OTHER' on the command line of python -m negatives_gen stats; options read "
+            "--key value.\n",
+        ),
     ],
 )
 def test_bad_arguments(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,7 +158,7 @@ def rayjob() -> list[dict[str, Any]]:
 
 
 def validate(documents: list[dict[str, Any]], schema_name: str) -> None:
-    schema = yaml.safe_load((ROOT / "tests" / "schemas" / schema_name).read_text())
+    schema = yaml.safe_load((ROOT / "tests" / "project" / "schemas" / schema_name).read_text())
     Draft202012Validator.check_schema(schema)
     for document in documents:
         Draft202012Validator(schema).validate(document)

@@ -14,10 +14,9 @@ from evaluation.answers.decoding import parse_decoding
 from evaluation.config import EvaluateConfig
 from evaluation.paper import TABLES
 from negatives_gen.config import GenerateConfig
-from tests.conftest import ROOT
+from tests.support.commands import ROOT
 from trainer.arguments import parse
-from trainer.ensemble.ensembles import directory_name
-from trainer.ensemble.ensembles import parse as parse_ensemble
+from trainer.ensemble.ensembles import EnsembleConfig, directory_name
 
 # Those in recipes/accelerate are accelerate's, see test_fsdp.py.
 QUICKSTART = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -147,9 +146,8 @@ def parsed(path: Path) -> Any:
     words, module = ["--config", str(path)], command(path)
     if module == "trainer.run":
         return parse(words)[:2]
-    if module == "trainer.ensemble":
-        return parse_ensemble(words)
-    config = load_config({"negatives_gen": GenerateConfig, "evaluation.run": EvaluateConfig}[module], words, command="")
+    configs = {"negatives_gen": GenerateConfig, "evaluation.run": EvaluateConfig, "trainer.ensemble": EnsembleConfig}
+    config = load_config(configs[module], words, command="")
     config.check()
     return config
 

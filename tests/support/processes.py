@@ -1,6 +1,5 @@
 """Two training processes that meet over gloo on the CPU, with the environment that a launcher gives them."""
 
-import multiprocessing
 import os
 import socket
 import sys
@@ -11,11 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-# A server imports the heavy modules once and forks each process: seconds less per start.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["tests.trainer.test_processes", "trainer.trainer", "trainer.arguments", "trainer.objectives.pairs"]
-)
+from tests.support.commands import CONTEXT
 
 
 @dataclass

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import trainer.ensemble.ensembles
 from data.command.errors import UserError
 from data.models import tokenizer_hash, weights_hash
-from tests.conftest import ROOT
+from tests.support.commands import ROOT
 from tests.support.ensembles import TOKENIZER, arguments, edit_json, ensembles, make_model, refused
 from trainer.ensemble.ensembles import main, parse_alphas
 from trainer.ensemble.interpolate import check_same_tensors, read_file, write_interpolations
@@ -183,9 +183,11 @@ def test_memory_stays_below_one_tensor(tmp_path: Path) -> None:
         (["0.5", "1.1"], "--alpha 1.1 is outside [0, 1]"),
         (["-0.1"], "--alpha -0.1 is outside [0, 1]"),
         (["nan"], "--alpha nan is outside [0, 1]"),
-        (["0.1", "0.5", "0.10"], "--alpha 0.10 is given twice"),
-        (["half"], "--alpha 'half' is not a number"),
-        (["0,0.5"], "--alpha '0,0.5' is not a number"),
+        (["0.1", "0.5", "0.10"], "--alpha 0.1 is given twice"),
+        (["half"], "'alpha' on the command line of python -m trainer.ensemble must be a list of numbers, got 'half'."),
+        (["0,half"], "must be a list of numbers, got '0,half'."),
+        (["0,0.5", "0"], "--alpha 0.0 is given twice"),
+        ([","], "--alpha is empty"),
     ],
 )
 def test_alphas_that_are_no_weights_are_refused(
@@ -204,8 +206,11 @@ def test_the_directory_of_an_alpha_is_named_by_its_number() -> None:
     ("words", "said"),
     [
         (["--mle", "a"], "needs --cpo, --output_dir"),
-        (["--mle", "a", "--cpo", "b", "--ouput_dir", "c"], "'--ouput_dir' of python -m trainer.ensemble. Did you mean"),
-        (["--mle", "a", "--cpo"], "argument --cpo: expected one argument"),
+        (
+            ["--mle", "a", "--cpo", "b", "--ouput_dir", "c"],
+            "'ouput_dir' on the command line of python -m trainer.ensemble. Did you mean 'output_dir'?",
+        ),
+        (["--mle", "a", "--cpo"], "--cpo on the command line of python -m trainer.ensemble needs a value."),
         (["--mle", "./a", "--cpo", "b", "--output_dir", "s3://b/c"], "'s3://b/c' is a URL"),
         (["--mle", "./no/such", "--cpo", "b", "--output_dir", "/no/such"], "model './no/such' does not exist"),
     ],
@@ -230,13 +235,14 @@ def test_a_yaml_file_holds_the_same_options_and_flags_override_it(mle: Path, cpo
     [
         (
             "alphas: [0.5]",
-            "unknown key 'alphas' in {config}. Did you mean 'alpha'? Known: mle, cpo, output_dir, alpha.",
+            "unknown key 'alphas' in {config}. Did you mean 'alpha'? See `python -m trainer.ensemble --help` for all",
         ),
-        ("mle: 3", "'mle' in {config} must be text, got 3."),
+        ("mle: 3\ncpo: b\noutput_dir: o", "'mle' in {config} must be text, got 3."),
         ("cpo:", "'cpo' in {config} must be text, got None."),
-        ("alpha: []", "'alpha' in {config} is empty."),
+        ("alpha: []", "--alpha is empty. Give numbers from 0 to 1, or leave it out."),
+        ("mle: ''\ncpo: b\noutput_dir: o", "needs --mle."),
         ("alpha: 1.5", "--alpha 1.5 is outside [0, 1]"),
-        ("alpha: [true]", "--alpha 'True' is not a number"),
+        ("alpha: [true]", "'alpha' in {config} must be a list of numbers, got [True]."),
         ("mle: [", "config file '{config}' is not valid YAML"),
         ("mle: a\ncpo: b", "needs --output_dir"),
     ],

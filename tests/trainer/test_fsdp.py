@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 
 from data.command.errors import UserError
 from data.shards import NegativeSet
-from tests.conftest import ROOT
+from tests.support.commands import ROOT
 from tests.support.processes import TwoProcesses
 from tests.support.tiny import make_negative_set, save_tiny_model
 from tests.support.training import make_trainer

@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from data.command.errors import UserError
 from data.shards import NegativeSet
-from tests.conftest import run_command
+from tests.support.commands import run_command
 from tests.support.processes import TwoProcesses
 from tests.support.training import Infinite, cli, first_gradient, make_trainer
 from trainer.groups.dataset import ContrastiveGroups, GroundTruths

@@ -1,6 +1,5 @@
 """`python -m trainer.ensemble`: weight-space ensembles of the MLE and the CPO model, one directory per alpha."""
 
-import argparse
 import json
 import logging
 import os
@@ -9,12 +8,14 @@ import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from data.command.errors import UserError, did_you_mean, exit_on_user_error, first_line
+from data.command.errors import UserError, exit_on_user_error, first_line
 from data.command.log import start_logging
-from data.command.options import read_yaml, resolve_path
+from data.command.options import load_config, option, resolve_path
+from data.command.usage import answered
 from data.models import (
     TOKENIZER_FILES,
     WEIGHTS,
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 
 PAPER_ALPHAS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 RECORD = "ensemble.json"
-KEYS = ("mle", "cpo", "output_dir", "alpha")
 # What makes a directory a whole model beside its weights; what training left there stays behind.
 COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 COPIED_FOLDER = "additional_chat_templates"
@@ -44,82 +44,56 @@ NOT_COPIED = (WEIGHTS_INDEX, ADAPTER_CONFIG, RECORD, "trainer_job.json", "traine
 WriteWeights = Callable[[Mapping[float, Path]], None]
 
 COMMAND = "python -m trainer.ensemble"
-HELP = f"""usage: {COMMAND} --mle A --cpo B --output_dir O [--alpha X ...]
-
-Weight-space ensembles (WiSE-FT) of a model trained with MLE and one trained with CPO from the same reference:
-alpha * A + (1 - alpha) * B, tensor by tensor. Each O/alpha-X is a model directory of its own. Two whole models, from
-safetensors and without loading them, or two LoRA adapters of the same base (the ensemble is then again an adapter).
-
-options:
-  --config FILE.yaml
-        YAML file of the keys below, alpha as a number or a list; flags override it
-  --mle A
-        model or adapter of weight alpha, a directory or hub id (required)
-  --cpo B
-        model or adapter of weight 1 - alpha; config, tokenizer, dtype and file layout are its (required)
-  --output_dir O
-        directory for alpha-X, one for each X; those it already holds are skipped (required)
-  --alpha X ...
-        numbers from 0 (B itself) to 1 (A itself) (default: {" ".join(f"{alpha:g}" for alpha in PAPER_ALPHAS)})
+USAGE = f"{COMMAND} --mle A --cpo B --output_dir O [--alpha X ...]"
+ABOUT = """
+Weight-space ensembles (WiSE-FT) of a model trained with MLE and one trained with CPO from the same reference: alpha * A
++ (1 - alpha) * B, tensor by tensor. Each O/alpha-X is a model directory of its own. Two whole models, from safetensors
+and without loading them, or two LoRA adapters of the same base (the ensemble is then again an adapter).
 """
+
+
+@dataclass
+class EnsembleConfig:
+    """What to mix, in which shares, and where to."""
+
+    mle: str = option(None, "model or adapter of weight alpha, a directory or hub id", metavar="A", required=True)
+    cpo: str = option(
+        None,
+        "model or adapter of weight 1 - alpha; config, tokenizer, dtype and file layout are its",
+        metavar="B",
+        required=True,
+    )
+    output_dir: str = option(
+        None, "directory for alpha-X, one for each X; those it already holds are skipped", metavar="O", required=True
+    )
+    alpha: list[float] = option(list(PAPER_ALPHAS), "numbers from 0 (B itself) to 1 (A itself)", metavar="X")
+
+    def check(self) -> None:
+        """Raise UserError for an output that is no local directory, or what `alphas` refuses."""
+        if "://" in self.output_dir:
+            raise UserError(f"--output_dir '{self.output_dir}' is a URL. Give a local directory.")
+        self.alphas()
+
+    def alphas(self) -> list[float]:
+        """The weights of the MLE model. Raises UserError."""
+        if not self.alpha:
+            raise UserError("--alpha is empty. Give numbers from 0 to 1, or leave it out.")
+        return parse_alphas(self.alpha)
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(HELP)
+    if answered(argv, EnsembleConfig, usage=USAGE, about=ABOUT):
         return
-    options = parse(argv)
+    config = load_config(EnsembleConfig, argv, command=COMMAND)
+    config.check()
     start_logging()
-    for path in write_ensembles(options.mle, options.cpo, options.alpha, Path(resolve_path(options.output_dir))):
+    for path in write_ensembles(config.mle, config.cpo, config.alphas(), Path(resolve_path(config.output_dir))):
         print(f"ensemble: {path}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See `{COMMAND} --help`.")
-
-
-def parse(argv: list[str]) -> argparse.Namespace:
-    """Read the command line into mle, cpo, output_dir and alpha. Raises UserError."""
-    parser = _Parser(prog=COMMAND, add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    parser.add_argument("--mle")
-    parser.add_argument("--cpo")
-    parser.add_argument("--output_dir", "--output-dir")
-    parser.add_argument("--alpha", nargs="+", action="extend")
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        near = did_you_mean(unknown[0].lstrip("-"), ("config", *KEYS))
-        raise UserError(f"unknown argument '{unknown[0]}' of {COMMAND}.{near} See `{COMMAND} --help`.")
-    if options.config is not None:
-        _fill_from(options.config, options)
-    missing = [f"--{name}" for name in ("mle", "cpo", "output_dir") if not getattr(options, name)]
-    if missing:
-        raise UserError(f"{COMMAND} needs {', '.join(missing)}. See `{COMMAND} --help`.")
-    if "://" in options.output_dir:
-        raise UserError(f"--output_dir '{options.output_dir}' is a URL. Give a local directory.")
-    options.alpha = parse_alphas(options.alpha) if options.alpha else list(PAPER_ALPHAS)
-    return options
-
-
-def _fill_from(path: str, options: argparse.Namespace) -> None:
-    """Take from a YAML file what the flags do not say. Raises UserError."""
-    for key, value in read_yaml(path).items():
-        if key not in KEYS:
-            raise UserError(f"unknown key '{key}' in {path}.{did_you_mean(str(key), KEYS)} Known: {', '.join(KEYS)}.")
-        if key == "alpha":
-            value = [str(alpha) for alpha in (value if isinstance(value, list) else [value])]
-        elif not isinstance(value, str):
-            raise UserError(f"'{key}' in {path} must be text, got {value!r}.")
-        if not value:
-            raise UserError(f"'{key}' in {path} is empty. Give it a value, or leave it out.")
-        if getattr(options, key) is None:
-            setattr(options, key, value)
-
-
-def parse_alphas(texts: Sequence[str]) -> list[float]:
+def parse_alphas(texts: Sequence[str | float]) -> list[float]:
     """Numbers from 0 to 1, none twice. Raises UserError."""
     alphas: list[float] = []
     for text in texts:

@@ -16,7 +16,7 @@ import yaml
 
 from data.models import load_tokenizer, weights_hash
 from data.shards import NegativeSet
-from tests.conftest import ROOT, run_command
+from tests.support.commands import ROOT, run_command
 from trainer.scoring.logprobs import Scorer
 from trainer.scoring.packing import Continuations
 

@@ -1,6 +1,6 @@
 """Nothing is lost: SIGKILL at random moments of the driver, of workers, of engines and of a whole Ray node.
 
-The engine is a stub (tests/stubs.py) so that sixty kills stay affordable, and so is the signal; scorer, Ray and
+The engine is a stub (tests/support/stubs.py) so that sixty kills stay affordable, and so is the signal; scorer, Ray and
 everything else are real. `tests/benchmarks/kills.py` does the same with a real vLLM, for docs/benchmarks.md.
 """
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.shards import NegativeSet
-from tests.conftest import ROOT, run_command
+from tests.support.commands import ROOT, run_command
 from tests.support.processes import TwoProcesses, free_port
 from tests.support.tiny import make_negative_set
 from tests.support.training import cli

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from data.models import load_tokenizer, tokenizer_hash
 from data.schema import Candidate
 from data.shards import NegativeSet, NegativeSetWriter
-from tests.conftest import run_command
+from tests.support.commands import run_command
 from tests.support.processes import TwoProcesses
 from tests.support.tiny import make_negative_set, save_tiny_model
 from tests.support.training import metrics

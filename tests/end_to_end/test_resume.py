@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT
+from tests.support.commands import ROOT
 from tests.support.training import cli, metrics
 from trainer.output import find_checkpoint, resume_from
 from trainer.run import main

@@ -29,8 +29,8 @@ from evaluation.metrics.statistics import Estimate
 from evaluation.report import read_report
 from evaluation.run import evaluate, notes
 from negatives_gen.models.engine import Sample
-from tests.conftest import ROOT, run_command
 from tests.support.chat_server import ChatAPIStub, chat_api_stub
+from tests.support.commands import ROOT, run_command
 from tests.support.tiny import copy_minilm, with_context
 from trainer.scoring.logprobs import Scorer
 

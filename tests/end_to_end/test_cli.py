@@ -1,36 +1,130 @@
 """The commands as people use them: help at once, and one clear line for wrong input with nothing half-written."""
 
+import importlib
 import json
+import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
 import data.blank
+import evaluation.__main__
 import evaluation.run
 import negatives_gen.__main__
+import trainer.__main__
 import trainer.run
+from data.command import console
 from data.command.errors import UserError
 from data.schema import SCHEMA_VERSION
-from tests.conftest import ROOT, run_command
+from tests.support.commands import ROOT, run_command
 
-COMMANDS = ("negatives_gen", "trainer.run", "trainer.ensemble", "evaluation.run", "evaluation.compare", "data.blank")
+VERBS = tuple(f"negatives_gen {verb}" for verb in negatives_gen.__main__.VERBS)
+COMMANDS = (
+    *("negatives_gen", *VERBS, "trainer", "trainer.run", "trainer.ensemble"),
+    *("evaluation", "evaluation.run", "evaluation.compare", "data.blank"),
+)
+COLUMNS = 90
 Main = Callable[[list[str] | None], int]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_answers_in_under_a_second(command: str) -> None:
     """Processor time, not wall time: the machine is shared, the promise is about what we import."""
+    text, seconds = timed([sys.executable, "-m", *command.split(), "--help"])
+    assert f"usage: python -m {command}" in text
+    assert "  --config FILE.yaml\n" in text
+    assert max(map(len, text.splitlines())) <= COLUMNS
+    assert seconds < 1.0
+
+
+@pytest.mark.parametrize("command", ["", *console.COMMANDS])
+def test_the_console_script_answers_in_under_a_second(command: str) -> None:
+    text, seconds = timed([sys.executable, "-m", "data.command.console", *command.split(), "--help"])
+    assert text.startswith("usage: python -m " if command else "usage: cpo COMMAND ...")
+    assert seconds < 1.0
+
+
+def timed(words: list[str]) -> tuple[str, float]:
+    """What a command prints to a terminal of COLUMNS columns, and its processor time."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", command, "--help"], cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "COLUMNS": str(COLUMNS)}
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0
-    assert f"python -m {command}" in done.stdout
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+    assert done.returncode == 0, done.stderr
+    return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_the_console_scripts_help_and_every_rooms_names_the_commands_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert console.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for verb, (module, summary) in console.COMMANDS.items():
+        assert f"  {verb:<8}  {summary}\n" in text
+        assert callable(importlib.import_module(module).main)
+    assert trainer.__main__.main(["--help"]) == evaluation.__main__.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "python -m trainer.ensemble\n" in text
+    assert "python -m evaluation.compare\n" in text
+
+
+def test_pyproject_makes_the_console_script_of_it() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert list(scripts) == ["cpo"]
+    assert EntryPoint("cpo", scripts["cpo"], "console_scripts").load() is console.main
+
+
+@pytest.mark.parametrize(
+    "main",
+    [
+        *(importlib.import_module(module).main for module, _ in console.COMMANDS.values()),
+        *(console.main, trainer.__main__.main, evaluation.__main__.main),
+    ],
+)
+def test_every_command_tells_version_and_commit_in_one_line(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"contrastive-preference-optimization {re.escape(version)}( \(git [0-9a-f]{{12}}\))?", line)
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "said"),
+    [
+        (console.main, [], "cpo needs a command, one of blank, generate, extend,"),
+        (console.main, ["trian"], "unknown command 'trian' of cpo. Did you mean 'train'? Known: blank, generate,"),
+        (console.main, ["ensemble", "--mle", "a"], "python -m trainer.ensemble needs --cpo, --output_dir."),
+        (trainer.__main__.main, ["ensembl"], "unknown verb 'ensembl' of python -m trainer. Did you mean 'ensemble'?"),
+        (trainer.__main__.main, ["ensemble"], "python -m trainer.ensemble needs --mle, --cpo, --output_dir."),
+        (evaluation.__main__.main, ["compare"], "needs two finished runs or more"),
+        (evaluation.__main__.main, ["--dataset", "facts"], "python -m evaluation.run needs --out."),
+        (negatives_gen.__main__.main, ["extent"], "Did you mean 'extend'?"),
+    ],
+)
+def test_verbs_are_passed_on_and_unknown_ones_refused(
+    main: Main, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(main, words, capsys)
+
+
+def test_the_console_script_finds_modules_in_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As python -m does, for entries written package.module:NAME; the user's folder `evaluation` hides none of ours."""
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "an_entry_in_the_current_directory.py").write_text("ENTRY = 1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert "needs two finished runs" in refused(console.main, ["compare"], capsys)
+    assert importlib.import_module("an_entry_in_the_current_directory").ENTRY == 1
 
 
 def test_trainer_help_lists_our_options_and_help_all_the_inherited_ones() -> None:

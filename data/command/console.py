@@ -1,0 +1,86 @@
+"""`cpo`: one command for everything this project does, `cpo train ...` for `python -m trainer.run ...` and so on."""
+
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from data.command.errors import UserError, did_you_mean, exit_on_user_error
+from data.command.version import version_line
+
+# Verb -> the module that has its `main(argv)`, and half a line for --help.
+Verbs = Mapping[str, tuple[str, str]]
+
+ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
+COMMANDS: Verbs = {
+    "blank": ("data.blank", "make a blank model, to train from scratch"),
+    "generate": ("negatives_gen.__main__", "make a negative set: candidates, scores, ranking signals"),
+    "extend": ("negatives_gen.verbs.extend", "add strategies, candidates or ranking signals to a set, as a new set"),
+    "plan": ("negatives_gen.verbs.plan", "predict tokens, device-hours, shards and bytes of a job"),
+    "inspect": ("negatives_gen.verbs.inspect", "show groups of a set, in the terminal or as an HTML page"),
+    "stats": ("negatives_gen.verbs.stats", "counts, lengths, similarities and duplicates by strategy"),
+    "verify": ("negatives_gen.verbs.verify", "check a set: schema, checksums, counts, ids and log-probabilities"),
+    "export": ("negatives_gen.verbs.export", "write a set in the format of another trainer"),
+    "train": ("trainer.run", "train a model on a negative set, or on ground truths"),
+    "ensemble": ("trainer.ensemble.__main__", "mix the weights of an MLE and a CPO model"),
+    "evaluate": ("evaluation.run", "compare checkpoints on held-out prompts"),
+    "compare": ("evaluation.compare", "put finished evaluations into one table"),
+}
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> int | None:
+    """The console script."""
+    argv = sys.argv[1:] if argv is None else argv
+    _find_modules_in_current_directory()
+    if {"-h", "--help"} & set(argv[:1]):
+        print(f"usage: cpo COMMAND ...\n\ncommands (each has a --help):\n{verbs_text(COMMANDS)}")
+        return None
+    if argv[:1] == ["--version"]:
+        print(version_line())
+        return None
+    if not argv or argv[0].startswith("-"):
+        raise UserError(f"cpo needs a command, one of {', '.join(COMMANDS)}; see cpo --help.")
+    return run_verb(argv, COMMANDS, command="cpo")
+
+
+def run_verb(argv: list[str], verbs: Verbs, *, command: str, alone: str | None = None) -> int | None:
+    """Run the verb that a command line begins with.
+
+    Args:
+        command: whose verbs they are, for messages.
+        alone: what the command does without a verb, e.g. "it generates"; None: nothing.
+
+    Raises:
+        UserError: there is no such verb.
+    """
+    verb, *rest = argv
+    if verb not in verbs:
+        otherwise = f"; without a verb {alone}, see --help" if alone else ""
+        kind = "verb" if alone else "command"
+        raise UserError(
+            f"unknown {kind} '{verb}' of {command}.{did_you_mean(verb, verbs)} Known: {', '.join(verbs)}{otherwise}."
+        )
+    return importlib.import_module(verbs[verb][0]).main(rest)
+
+
+def verbs_text(verbs: Verbs) -> str:
+    """Verbs with what they do, a line each."""
+    width = max(map(len, verbs))
+    return "\n".join(f"  {verb:<{width}}  {summary}" for verb, (_, summary) in verbs.items())
+
+
+def _find_modules_in_current_directory() -> None:
+    """As `python -m` does, for entries that are written `package.module:NAME`.
+
+    Our own rooms are imported first: a folder `data` of the user's must not stand for ours.
+    """
+    for room in ROOMS:
+        importlib.import_module(room)
+    here = str(Path.cwd())
+    if here not in sys.path and not sys.flags.safe_path:
+        sys.path.insert(0, here)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""`python -m evaluation`: as `python -m evaluation.run`, and with a verb what else there is."""
+
+import sys
+
+from data.command.console import run_verb, verbs_text
+from data.command.errors import exit_on_user_error
+from evaluation import run
+
+VERBS = {
+    "run": ("evaluation.run", "evaluate checkpoints, what it does without a verb: python -m evaluation.run"),
+    "compare": ("evaluation.compare", "put finished evaluations into one table: python -m evaluation.compare"),
+}
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> int | None:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and not argv[0].startswith("-"):
+        return run_verb(argv, VERBS, command="python -m evaluation", alone="it evaluates")
+    code = run.main(argv)
+    if {"-h", "--help"} & set(argv):
+        print(f"\nverbs of python -m evaluation (each has a --help):\n{verbs_text(VERBS)}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""What the server of `tests.support.commands` imports before it forks; it must run nothing."""
+
+import importlib
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+for name in (
+    "accelerate.utils",
+    "datasets",
+    "peft",
+    "pyarrow.parquet",
+    "safetensors.torch",
+    "torch",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "trl",
+    "data.blank",
+    "evaluation.run",
+    "negatives_gen.__main__",
+    "negatives_gen.job.job",
+    "tests.support.stubs",
+    "trainer.arguments",
+    "trainer.objectives.pairs",
+    "trainer.run",
+    "trainer.trainer",
+):
+    importlib.import_module(name)

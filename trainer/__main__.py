@@ -1,0 +1,27 @@
+"""`python -m trainer`: as `python -m trainer.run`, and with a verb what else there is."""
+
+import sys
+
+from data.command.console import run_verb, verbs_text
+from data.command.errors import exit_on_user_error
+from trainer import run
+
+VERBS = {
+    "run": ("trainer.run", "train a model, what it does without a verb: python -m trainer.run"),
+    "ensemble": ("trainer.ensemble.__main__", "mix the weights of two models: python -m trainer.ensemble"),
+}
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> int | None:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and not argv[0].startswith("-"):
+        return run_verb(argv, VERBS, command="python -m trainer", alone="it trains")
+    code = run.main(argv)
+    if {"-h", "--help"} & set(argv):
+        print(f"\nverbs of python -m trainer (each has a --help):\n{verbs_text(VERBS)}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
