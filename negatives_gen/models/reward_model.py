@@ -11,9 +11,9 @@ BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 
 def reward_model_identity(model: str, option: str = "--reward_model") -> dict[str, str]:
-    """Name and weights hash. Raises UserError, which names the option, if the model cannot be reached."""
+    """Hash of the weights. Raises UserError, which names the option, if the model cannot be reached."""
     try:
-        return {"name": model, "weights_sha256": weights_hash(str(model_directory(model)))}
+        return {"weights_sha256": weights_hash(str(model_directory(model)))}
     except UserError as error:
         raise UserError(f"{option} '{model}' cannot be used: {error}") from error
 

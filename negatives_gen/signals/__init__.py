@@ -1,5 +1,6 @@
 """Ranking signals: similarities of each candidate to its ground truth. A module put here that defines SIGNAL is one."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,7 @@ def job_identity(name: str, named: Any, local: Any, reference: Reference) -> dic
     """
     signal, origin = SIGNALS.load(name), SIGNALS.origin(name)
     named.check()
-    settings = signal.settings(named)
+    settings = dataclasses.asdict(named)
     if "origin" in settings:
         raise UserError(f"ranking signal '{name}' has an option 'origin', which a manifest says of each. Rename it.")
     return {**settings, **signal.identity(local, reference), **({"origin": origin} if origin else {})}

@@ -1,6 +1,5 @@
 """What a ranking signal is: a number per candidate, higher the nearer it is to the ground truth."""
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,11 +40,6 @@ class Signal(ABC):
 
     @abstractmethod
     def __init__(self, options: Any, reference: Reference): ...
-
-    @classmethod
-    def settings(cls, options: Any) -> dict[str, Any]:
-        """The options, JSON-like, for the manifest."""
-        return dataclasses.asdict(options)
 
     @classmethod
     @abstractmethod

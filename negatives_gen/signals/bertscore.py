@@ -19,7 +19,7 @@ BATCH_SIZE = {"cpu": 8, "cuda": 64}
 class Options:
     """Whose embeddings are matched."""
 
-    bertscore_model: str | None = option(None, "bertscore: an encoder, directory or hub id", is_name=True)
+    bertscore_model: str | None = option(None, "an encoder, directory or hub id", is_name=True)
 
     def check(self) -> None:
         """Raise UserError if there is none."""
@@ -33,7 +33,7 @@ class BertScore(Signal):
     name = "bertscore"
     Options: ClassVar = Options
 
-    def __init__(self, options: Options, reference: Reference):
+    def __init__(self, options: Any, reference: Reference):
         import torch
         from bert_score import BERTScorer
         from transformers import AutoConfig
@@ -55,7 +55,7 @@ class BertScore(Signal):
         self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, context_length(directory))
 
     @classmethod
-    def identity(cls, options: Options, reference: Reference) -> dict[str, Any]:
+    def identity(cls, options: Any, reference: Reference) -> dict[str, Any]:
         assert options.bertscore_model is not None  # see `Options.check`
         try:
             weights = weights_hash(str(model_directory(options.bertscore_model)))

@@ -34,12 +34,12 @@ class Embedding(Signal):
     Options: ClassVar = Options
     embeds = True
 
-    def __init__(self, options: Options, reference: Reference):
+    def __init__(self, options: Any, reference: Reference):
         self.embedder = Embedder(options.embedder, reference.model, reference.trust_remote_code)
 
     @classmethod
-    def identity(cls, options: Options, reference: Reference) -> dict[str, Any]:
-        return {"weights_sha256": embedder_identity(options.embedder, reference.model)["weights_sha256"]}
+    def identity(cls, options: Any, reference: Reference) -> dict[str, Any]:
+        return embedder_identity(options.embedder, reference.model)
 
     def add(self, groups: Sequence[Group]) -> None:
         lacking = [(g, [c for c in g.negatives if self.name not in c.similarity]) for g in groups]

@@ -15,9 +15,7 @@ from negatives_gen.signals.base import Reference, Signal
 class Options:
     """Whose reward it is."""
 
-    reward_model: str | None = option(
-        None, "reward: a sequence-classification model, directory or hub id", is_name=True
-    )
+    reward_model: str | None = option(None, "a sequence-classification model, directory or hub id", is_name=True)
 
     def check(self) -> None:
         """Raise UserError if there is none."""
@@ -35,14 +33,14 @@ class Reward(Signal):
     name = "reward"
     Options: ClassVar = Options
 
-    def __init__(self, options: Options, reference: Reference):
+    def __init__(self, options: Any, reference: Reference):
         assert options.reward_model is not None  # see `Options.check`
         self.model = RewardModel(options.reward_model, trust_remote_code=reference.trust_remote_code)
 
     @classmethod
-    def identity(cls, options: Options, reference: Reference) -> dict[str, Any]:
+    def identity(cls, options: Any, reference: Reference) -> dict[str, Any]:
         assert options.reward_model is not None  # see `Options.check`
-        return {"weights_sha256": reward_model_identity(options.reward_model)["weights_sha256"]}
+        return reward_model_identity(options.reward_model)
 
     def add(self, groups: Sequence[Group]) -> None:
         lacking = [(g, [c for c in g.negatives if self.name not in c.similarity]) for g in groups]

@@ -14,9 +14,9 @@ from negatives_gen.strategies.base import MAX_ROUNDS, SAMPLE, Novelty, Strategy,
 class Options:
     """How continuations are sampled."""
 
-    top_k: int = option(50, "an: sample among the k most likely tokens (0: all)")
-    temperature: float = option(1.0, "an: sampling temperature")
-    max_new_tokens: int = option(256, "an, un: length of a continuation in tokens, at most")
+    top_k: int = option(50, "sample among the k most likely tokens (0: all)")
+    temperature: float = option(1.0, "sampling temperature")
+    max_new_tokens: int = option(256, "length of a continuation in tokens, at most")
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""

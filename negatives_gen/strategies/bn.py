@@ -14,7 +14,7 @@ from negatives_gen.strategies.base import Novelty, Strategy, Tools, derive_seed
 class Options:
     """How rows are put into batches."""
 
-    bn_batch_size: int = option(64, "bn: rows of a batch, whose ground truths its groups borrow from one another")
+    bn_batch_size: int = option(64, "rows of a batch, whose ground truths its groups borrow from one another")
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""

@@ -20,7 +20,7 @@ MAX_DRAWS = 256
 class Options:
     """How much of the ground truth is redrawn."""
 
-    mn_share: float = option(0.15, "mn: share of the ground truth's tokens that are redrawn")
+    mn_share: float = option(0.15, "share of the ground truth's tokens that are redrawn")
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""

@@ -25,21 +25,21 @@ TEMPLATE = (
 class APIOptions:
     """A chat model behind an OpenAI-compatible server. The key comes from $OPENAI_API_KEY only."""
 
-    model: str | None = option(None, "un: name of the chat model that writes")
-    base_url: str = option(OPENAI_URL, "un: address of the server", decides=False)
-    temperature: float | None = option(1.0, "un: sampling temperature; none: the server's")
-    max_tokens: int | None = option(None, "un: length of an answer in tokens, at most (default: --max_new_tokens)")
-    concurrency: int = option(16, "un: requests under way at a time", decides=False)
-    timeout: float = option(60.0, "un: seconds that a request may take", decides=False)
-    retries: int = option(5, "un: of a request that fails", decides=False)
+    model: str | None = option(None, "name of the chat model that writes")
+    base_url: str = option(OPENAI_URL, "address of the server", decides=False)
+    temperature: float | None = option(1.0, "sampling temperature; none: the server's")
+    max_tokens: int | None = option(None, "length of an answer in tokens, at most (default: --max_new_tokens)")
+    concurrency: int = option(16, "requests under way at a time", decides=False)
+    timeout: float = option(60.0, "seconds that a request may take", decides=False)
+    retries: int = option(5, "of a request that fails", decides=False)
 
 
 @dataclass(frozen=True)
 class Options:
     """Who writes, and how much."""
 
-    max_new_tokens: int = option(256, "an, un: length of a continuation in tokens, at most")
-    api: APIOptions = option(APIOptions(), "un: the API that writes")
+    max_new_tokens: int = option(256, "length of a continuation in tokens, at most")
+    api: APIOptions = option(APIOptions(), "the API that writes")
 
     def check(self) -> None:
         """Raise UserError for a value out of range, or where the server needs a key that is not set."""
@@ -71,7 +71,7 @@ class Unhelpful(Strategy):
     stage = ASK
     Options: ClassVar = Options
 
-    def settings(self, options: Options) -> dict[str, Any]:
+    def settings(self, options: Any) -> dict[str, Any]:
         """One length, whichever of its two options gave it."""
         api = options.checked_api()
         return {"max_new_tokens": api.pop("max_tokens"), "api": api}
@@ -109,7 +109,7 @@ class Unhelpful(Strategy):
                         group.negatives.append(candidate)
         if refused and not answered:  # not a matter of one row, such as its length
             raise UserError(
-                f"{settings['base_url']} takes every request for a bad one ({next(iter(refused.values()))}). Check the "
+                f"{settings['api']['base_url']} takes every request for a bad one ({next(iter(refused.values()))}). Check the "
                 "--api options."
             )
         return self._short(groups, refused, settings)
