@@ -8,11 +8,13 @@ RUNS := runs
 # The index that carries torch's CPU build where the indexes at hand do not.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install quickstart test lint bench reproduce-small small-task clean
+.PHONY: help install quickstart test test-fast test-all lint bench reproduce-small small-task clean
 
 help:
 	@echo "make quickstart        install into $(VENV) and run both stages and the evaluation on the embedded example"
-	@echo "make test              install into $(VENV) and run all tests"
+	@echo "make test              install into $(VENV) and run the tests (ten minutes on two cores)"
+	@echo "make test-fast         those without vLLM, Ray and training runs (a minute and a half)"
+	@echo "make test-all          all of them: also random kills, clean installs, benchmarks in small (two hours)"
 	@echo "make lint              ruff and pyright"
 	@echo "make bench             the benchmarks of docs/benchmarks.md (needs ../shared; two hours)"
 	@echo "make reproduce-small   every row of the paper's tables in small, recipes/small (needs ../shared)"
@@ -61,18 +63,18 @@ quickstart: install
 	@echo "checkpoints:   $(RUNS)/quickstart/reference, /mle, /cpo, /cpo-rank"
 	@echo "report:        $(RUNS)/quickstart/evaluation/report.md"
 
-# Three runs at a time, which take about as long as each other: kills; what starts vLLM or Ray, or judges; the rest.
-KILLS := tests/end_to_end/test_kills.py
-ENGINES := $(patsubst %,tests/end_to_end/test_%.py,generate evaluation) $(patsubst %,tests/negatives_gen/test_%.py,plan un) $(patsubst %,tests/evaluation/test_%.py,decoding generations likelihood chat_judge judge_faults)
+# Two workers; tests/conftest.py says which tests share one, so that engines and clusters are started once.
+WORKERS ?= 2
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 test: install
-	@logs=$$(mktemp -d); trap 'kill $$(jobs -p) 2>/dev/null' INT TERM; \
-	$(PY) -m pytest $(KILLS) > $$logs/kills 2>&1 & kills=$$!; \
-	$(PY) -m pytest $(ENGINES) > $$logs/engines 2>&1 & engines=$$!; \
-	$(PY) -m pytest tests $(addprefix --ignore=,$(KILLS) $(ENGINES)); code=$$?; \
-	for part in engines kills; do wait $${!part} || code=1; \
-		echo "== $$part (they ran beside the others)"; cat $$logs/$$part; done; \
-	rm -r $$logs; exit $$code
+	@$(PYTEST) -m "not slow"
+
+test-fast: install
+	@$(PYTEST) -m "not (slow or vllm or ray or trains)"
+
+test-all: install
+	@$(PYTEST)
 
 lint: install
 	@$(PY) -m ruff check .

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,34 @@ from tests.support.tiny import make_negative_set, save_tiny_model
 
 if TYPE_CHECKING:
     from negatives_gen.models.engine import Engine
+    from tests.support.answering import Engines
+    from tests.support.ray_cluster import RayCluster
 
+# What costs most comes first, or it would run alone at the end.
+ORDER = ("ray", "vllm", "end_to_end", "trainer", "evaluation", "negatives_gen")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests share a worker of pytest-xdist: those that share an engine, a cluster, or the fixtures of a file."""
+
+    def group(item: pytest.Item) -> str:
+        expensive = [name for name in ("ray", "vllm") if item.get_closest_marker(name)]
+        return expensive[0] if expensive else str(item.path.relative_to(Path(__file__).parent))
+
+    def place(item: pytest.Item) -> int:
+        name = group(item).split("/")[0]
+        return ORDER.index(name) if name in ORDER else len(ORDER)
+
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & {"engines", "vllm_url"}:
+            item.add_marker("vllm")
+        if "cluster" in fixtures:
+            item.add_marker("ray")
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -62,12 +89,27 @@ def answering_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def engine(answering_model: Path) -> Iterator["Engine"]:
-    """The session's real vLLM engine, of `answering_model`."""
-    from tests.support.answering import engine_process
+def engines() -> Iterator["Engines"]:
+    """A process that has imported vLLM: `engines.Engine(model)` starts a real engine in 3 s instead of a minute."""
+    from tests.support.answering import Engines
 
-    with engine_process(answering_model) as engine:
-        yield engine
+    with Engines(ctx=get_context("spawn")) as engines:
+        yield engines
+
+
+@pytest.fixture(scope="session")
+def engine(engines: "Engines", answering_model: Path) -> "Engine":
+    """The session's real vLLM engine, of `answering_model`."""
+    return engines.Engine(str(answering_model))
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["RayCluster"]:
+    """A Ray cluster of two nodes of one core; relative paths of its jobs count from `cluster.root`."""
+    from tests.support.ray_cluster import RayCluster
+
+    with RayCluster(num_cpus=1, nodes=2, root=tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Parsing of `python -m trainer.run`'s command line with TRL's parser; its errors are one line."""
+"""Parsing of `python -m trainer.run`'s command line: our options with our loader, inherited ones with TRL's parser."""
 
 import dataclasses
 import os
@@ -8,11 +8,13 @@ from typing import Any, NoReturn
 
 import torch
 from transformers import TrainingArguments
+from transformers.hf_argparser import string_to_bool
 from trl import ModelConfig, TrlParser
 
-from data.command.errors import UserError, did_you_mean, first_line
-from data.command.options import read_yaml
-from trainer.config import PAPER_BATCH_SIZE, PAPER_LEARNING_RATE, PAPER_WEIGHT_DECAY, ScriptArguments
+from data.command.errors import UserError, first_line
+from data.command.options import fields_of_entries, list_flags, load_config, read_yaml
+from trainer.config import COMMAND, PAPER_BATCH_SIZE, PAPER_LEARNING_RATE, PAPER_WEIGHT_DECAY, ScriptArguments
+from trainer.objectives import OBJECTIVES, names_with
 
 
 @dataclass
@@ -24,8 +26,8 @@ class PaperTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(
         default=0,
         metadata={
-            "help": "Groups (dpo: pairs) per device and accumulation step. 0: the paper's batch of 64, divided by "
-            "devices and accumulation steps."
+            "help": f"Groups ({names_with(needs='pairs')}: pairs) per device and accumulation step. 0: the paper's "
+            "batch of 64, divided by devices and accumulation steps."
         },
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every X update steps, as TRL does."})
@@ -47,72 +49,111 @@ class PaperTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
 
 
-ARGUMENTS = (ScriptArguments, PaperTrainingArguments, ModelConfig)
+INHERITED = (PaperTrainingArguments, ModelConfig)
+# TRL's name of our --model.
+ALIAS = "model_name_or_path"
+# Takes a path, or true; alone it means true.
+RESUME = "resume_from_checkpoint"
 
 
 class Parser(TrlParser):
-    """TRL's parser whose errors are one line, as UserError."""
+    """TRL's parser of the inherited arguments, whose errors are one line, as UserError."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See `python -m trainer.run --help_all`.")
+        raise UserError(f"{message}. See `{COMMAND} --help_all`.")
 
 
 def make_parser() -> Parser:
-    """The parser of all options: ours, transformers' and TRL's ModelConfig."""
-    return Parser(
-        ARGUMENTS,  # type: ignore[list-item]  # TRL types it loosely
-        prog="python -m trainer.run",
-        allow_abbrev=False,
-    )
+    """The parser of transformers' TrainingArguments and TRL's ModelConfig."""
+    return Parser(INHERITED, prog=COMMAND, allow_abbrev=False, add_help=False)  # type: ignore[arg-type, list-item]  # TRL types it loosely
+
+
+def describe_inherited() -> str:
+    """The inherited arguments, as transformers and TRL describe them."""
+    return make_parser().format_help().partition("options:")[2].join(["inherited arguments:", ""])
 
 
 def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, ModelConfig]:
-    """Parse flags over a `--config` YAML over the defaults, as TRL does.
+    """Parse flags over `--config` YAML files over the defaults: ours with our loader, the inherited with TRL's parser.
 
     Raises:
         UserError: unknown key (naming the nearest known one), wrong value, unreadable YAML, missing option.
     """
     parser = make_parser()
-    fields, flags = _known_keys()
-    argv = [piece for word in argv for piece in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    where = "on the command line of python -m trainer.run"
-    given = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
-    if "--config" in argv:
-        place = argv.index("--config") + 1
-        if place == len(argv):
-            raise UserError(f"--config {where} needs a value: a YAML file.")
-        for key, value in read_yaml(argv[place]).items():
-            _refuse_unknown(str(key), fields | {"env"}, f"in {argv[place]}")
-            if key == "output_dir" and value is not None:
-                given.append(key)
-    for key in given:
-        _refuse_unknown(key, flags, where)
+    inherited = {field.name for cls in INHERITED for field in dataclasses.fields(cls) if field.init}
+    ours, theirs, values = _divided(argv, parser)
+    if ALIAS in values and "--model" not in ours and "model" not in values:
+        ours += ["--model", str(values[ALIAS])]
+    script = load_config(ScriptArguments, ours, command=COMMAND, others={*inherited, "env"})
+    for name, known in fields_of_entries(OBJECTIVES, script.objective).items():
+        if name in inherited:
+            raise UserError(
+                f"objective '{known.entries[0]}' has an option '{name}', which is transformers' or TRL's already. "
+                "Rename it."
+            )
+    _set_environment(values.pop("env", None))
+    parser.set_defaults_with_config(**{name: value for name, value in values.items() if name in inherited})
     try:
-        parsed: Any = parser.parse_args_and_config(argv)
+        parsed: Any = parser.parse_args_into_dataclasses([*theirs, "--output_dir", script.output_dir])
     except UserError:
         raise
     except (ValueError, TypeError, ImportError, OSError, KeyError, RuntimeError) as error:
-        raise UserError(f"{first_line(error)} ({where})") from error
-    script, training, model = parsed
-    script.model = script.model if script.model is not None else model.model_name_or_path
+        raise UserError(f"{first_line(error)} (on the command line of {COMMAND})") from error
+    training, model = parsed
     model.model_name_or_path = script.model
     if isinstance(model.lora_target_modules, str) and re.fullmatch(r"\w+", model.lora_target_modules):
         # TRL unwraps a list of one, which PEFT then takes for a pattern of whole module paths.
         model.lora_target_modules = [model.lora_target_modules]
     script.check()
-    if "output_dir" not in given:
-        raise UserError("python -m trainer.run needs --output_dir: where the model and its checkpoints go.")
     _refuse_unsupported(training, model)
     _refuse_ignored(script, training)
     _refuse_unwatched(script, training)
     return script, training, model
 
 
-def _known_keys() -> tuple[set[str], set[str]]:
-    """The keys of a YAML file, and those of the command line, which has more: --no_X where X is true by default."""
-    fields = [f for cls in ARGUMENTS for f in dataclasses.fields(cls) if f.init]
-    names = {f.name for f in fields}
-    return names, names | {f"no_{f.name}" for f in fields if f.default is True} | {"config", "help", "help_all"}
+def _divided(argv: list[str], parser: Parser) -> tuple[list[str], list[str], dict[str, Any]]:
+    """The words for our loader, which refuses what nobody knows; those for TRL's parser; the keys of YAML files."""
+    actions = {name: action for action in parser._actions for name in action.option_strings}
+    ours: list[str] = []
+    theirs: list[str] = []
+    values: dict[str, Any] = {}
+    for flag, words in _uses(argv):
+        name = flag[2:].replace("-", "_")
+        action = actions.get(f"--{name}")
+        if name == "config":
+            values |= read_yaml(words[0]) if len(words) == 1 else {}
+        if name == ALIAS:
+            ours += ["--model", *words]
+        elif action is None or name == "output_dir":
+            ours += [flag, *words] if flag else words
+        else:
+            alone = not words and (action.type is string_to_bool or name == RESUME)
+            theirs += [f"--{name}", *(["true"] if alone else words)]
+    lists = [action.dest for action in parser._actions if action.nargs == "+"]
+    return ours, list_flags(theirs, lists), values
+
+
+def _uses(argv: list[str]) -> list[tuple[str, list[str]]]:
+    """Each use of a flag, and the words behind it; "" for words before the first flag."""
+    uses: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word.startswith("--"):
+            flag, equals, text = word.partition("=")
+            uses.append((flag, [text] if equals else []))
+        elif uses:
+            uses[-1][1].append(word)
+        else:
+            uses.append(("", [word]))
+    return uses
+
+
+def _set_environment(variables: Any) -> None:
+    """Set what stands under `env` in a YAML file, as TRL does."""
+    if variables is None:
+        return
+    if not isinstance(variables, dict):
+        raise UserError("'env' in the --config file must be a mapping of environment variables.")
+    os.environ.update({str(name): str(value) for name, value in variables.items()})
 
 
 def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig) -> None:
@@ -143,10 +184,10 @@ def _refuse_ignored(script: ScriptArguments, training: PaperTrainingArguments) -
             "--auto_find_batch_size is not supported: a step holds exactly the batch that was asked for. Lower "
             "--row_tokens, or --per_device_train_batch_size with more --gradient_accumulation_steps."
         )
-    if training.train_sampling_strategy != "random" and script.objective != "dpo":
+    if training.train_sampling_strategy != "random" and script.chosen.needs != "pairs":
         raise UserError(
-            "--train_sampling_strategy goes with --objective dpo only; steps of groups are stratified by length. Leave "
-            "it out."
+            f"--train_sampling_strategy goes with --objective {names_with(needs='pairs')} only; steps of groups are "
+            "stratified by length. Leave it out."
         )
 
 
@@ -164,11 +205,4 @@ def _refuse_unwatched(script: ScriptArguments, training: PaperTrainingArguments)
         raise UserError(
             f"--eval_strategy would watch groups that are trained on: --split is '{script.split}', --eval_split "
             f"'{script.eval_split}'. Train on one half and watch the other, or give other sets as --eval_shards."
-        )
-
-
-def _refuse_unknown(key: str, known: set[str], where: str) -> None:
-    if key not in known:
-        raise UserError(
-            f"unknown key '{key}' {where}.{did_you_mean(key, known)} See `python -m trainer.run --help_all`."
         )

@@ -4,22 +4,15 @@ Imports nothing heavy, so that `--help` answers at once.
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, get_type_hints
+from typing import Any
 
-from data.command.errors import UserError, did_you_mean
-from data.command.options import option
+from data.command.errors import UserError
+from data.command.options import entry_options, fields_of_entries, option
 from data.sources.examples import SPLITS
+from trainer.objectives import DEFAULT, OBJECTIVES, names_with
+from trainer.objectives.base import Objective
 
-OBJECTIVES = {
-    "mle": "next-token prediction on the ground truths",
-    "pss": "the baseline, next-token prediction by parallel scheduled sampling (arXiv 1906.04331)",
-    "cpo": "Contrastive Preference Optimization, best of K (arXiv 2502.16433, eq. 1)",
-    "cpo-rank": "CPO with ranking, Plackett-Luce over the similarity order (eq. 2)",
-    "dpo": "the baseline, TRL's DPOTrainer on pairs (ground truth, negative) of one strategy; a batch counts pairs",
-}
-
-GROUND_TRUTHS_ALONE = ("mle", "pss")
-PSS = ("pss_share", "pss_passes", "pss_mixtures")
+COMMAND = "python -m trainer.run"
 
 # The paper's training settings (section 5), under their names in transformers' TrainingArguments.
 PAPER_BATCH_SIZE = 64
@@ -28,116 +21,146 @@ PAPER_BATCH_SIZE = 64
 PAPER_LEARNING_RATE = 1e-5
 PAPER_WEIGHT_DECAY = 0.05
 
-SPOKEN = {
-    str: "text",
-    str | None: "text",
-    list[str] | None: "one or more texts",
-    bool: "true or false",
-    float: "a number",
-    float | None: "a number",
-    int: "a whole number",
-    int | None: "a whole number",
-}
+TRUTHS_ALONE = names_with(needs="truths")
+USAGE = f"{COMMAND} --model M --output_dir O --shards DIR [--objective {DEFAULT}] [--key value ...]"
+ABOUT = """
+Train on the shards of a negative set with Contrastive Preference Optimization (arXiv 2502.16433: K-way, with a
+reference model; not TRL's CPO of arXiv 2401.08417) or a baseline. The final model and its tokenizer lie in --output_dir
+itself.
+
+Every argument of transformers' TrainingArguments and of TRL's ModelConfig may be given too, under its own name
+(--max_steps, --per_device_train_batch_size, --gradient_accumulation_steps, --dtype, --use_peft, --load_in_4bit ...).
+--help_all lists them. Defaults are the paper's: AdamW, learning rate 1e-5, weight decay 0.05, batch of 64 groups.
+"""
 
 
 @dataclass
 class ScriptArguments:
     """What to train on and towards which objective."""
 
-    objective: str = option("cpo", "one of " + "; ".join(f"{k}: {v}" for k, v in OBJECTIVES.items()))
-    model: str | None = option(None, "model to start from, a directory or hub id; for cpo the reference itself")
-    shards: list[str] | None = option(None, "negative sets to train on: directories or URLs that negatives_gen wrote")
-    use: str | None = option(
-        None, "which negatives, e.g. an=4,bn=3, or an=4:random for a fresh draw each epoch (default: all)"
+    model: str = option(
+        None, "model to start from, a directory or hub id; for a contrast the reference itself", required=True
+    )
+    output_dir: str = option(None, "where the model and its checkpoints go", metavar="DIR", required=True)
+    objective: str = option(
+        DEFAULT,
+        "; ".join(f"{name}: {OBJECTIVES.load(name).summary}" for name in OBJECTIVES.names())
+        + "; one of your own is written package.module:NAME",
+        metavar="NAME",
+    )
+    shards: list[str] | None = option(
+        None, "negative sets to train on: directories or URLs that negatives_gen wrote", metavar="DIR"
+    )
+    use: list[str] | None = option(
+        None,
+        "which negatives, e.g. an=4,bn=3, or an=4:random for a fresh draw each epoch (default: all)",
+        metavar="NAME=COUNT",
     )
     min_similarity: float | None = option(None, "leave out negatives less similar to the ground truth, by --rank_by")
     max_similarity: float | None = option(None, "leave out negatives more similar to the ground truth, by --rank_by")
     rank_by: str | None = option(
         None,
-        "ranking signal, e.g. rouge: cpo-rank learns its order, --min/max_similarity and the logged Kendall's tau are "
-        "by it (default: the set's first)",
+        "ranking signal, e.g. rouge: objectives with ranking learn its order, --min/max_similarity and the logged "
+        "Kendall's tau are by it (default: the set's first)",
+        metavar="SIGNAL",
     )
-    beta: float = option(5.0, "temperature of the contrast; mle and pss have none and ignore it")
-    sft_weight: float = option(
-        0.0, "cpo and cpo-rank: weight of the MLE term on the ground truths, per token, beside the contrast"
-    )
-    pss_share: float = option(0.25, "pss: probability that a sampled token takes a gold token's place in the input")
-    pss_passes: int = option(1, "pss: sampling passes")
-    pss_mixtures: int = option(3, "pss: mixtures per example (the paper's 3)")
     eval_shards: list[str] | None = option(
-        None, "negative sets of held-out groups for --eval_strategy (default: --shards)"
+        None, "negative sets of held-out groups for --eval_strategy (default: --shards)", metavar="DIR"
     )
-    eval_split: str = option("test", "which half of the data to watch with --eval_strategy")
+    eval_split: str = option("test", "which half of the data to watch with --eval_strategy", metavar="SPLIT")
     max_eval_samples: int | None = option(None, "watch the first so many held-out groups only")
     dataset: str | None = option(
-        None, "mle and pss without --shards: 'facts', a local .jsonl/.json/.parquet/.csv, or a hub id"
+        None, f"{TRUTHS_ALONE} without --shards: 'facts', a local .jsonl/.json/.parquet/.csv, or a hub id"
     )
-    task: str = option("prompt-completion", "mle and pss without --shards: how a row becomes prompt and response")
-    split: str = option("train", "which half of the data, or of the negative set, to train on: train, test or all")
-    from_scratch: bool = option(False, "mle: start from random weights, made from the config.json of --model")
+    task: str = option(
+        "prompt-completion", f"{TRUTHS_ALONE} without --shards: how a row becomes prompt and response", metavar="NAME"
+    )
+    split: str = option(
+        "train", "which half of the data, or of the negative set, to train on: train, test or all", metavar="SPLIT"
+    )
+    from_scratch: bool = option(
+        False, f"{names_with(from_scratch=True)}: start from random weights, made from the config.json of --model"
+    )
     row_tokens: int | None = option(
         None, "token budget of one forward pass; groups are packed up to it (default: 1024 on a CPU, 8192 on a GPU)"
     )
+    objective_options: dict[str, Any] = entry_options(OBJECTIVES, chosen_by="objective")
 
-    def __post_init__(self) -> None:
-        # A YAML file may name one set as a text.
-        for name in ("shards", "eval_shards"):
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, [getattr(self, name)])
+    @property
+    def chosen(self) -> Objective:
+        """The objective."""
+        return OBJECTIVES.load(self.objective)
+
+    @property
+    def options(self) -> Any:
+        """The objective's options."""
+        return self.objective_options[self.chosen.name]
+
+    @property
+    def negatives(self) -> str | None:
+        """`use` as it is written in one word: "an=4,bn=3"."""
+        return None if self.use is None else ",".join(self.use)
 
     def check(self) -> None:
-        """Raise UserError for values of the wrong type, which a YAML file can hold, and for senseless combinations."""
-        for name, kind in get_type_hints(type(self)).items():
-            if not _is(getattr(self, name), kind):
-                raise UserError(f"--{name} must be {SPOKEN[kind]}, got {getattr(self, name)!r}.")
-        if self.objective not in OBJECTIVES:
-            near = did_you_mean(self.objective, OBJECTIVES)
-            raise UserError(f"unknown objective '{self.objective}'.{near} Known: {', '.join(OBJECTIVES)}.")
-        if self.model is None:
-            raise UserError("python -m trainer.run needs --model: a directory with a transformers model, or a hub id.")
-        truths_alone = self.objective in GROUND_TRUTHS_ALONE
+        """Raise UserError for an unknown objective, values out of their range and senseless combinations."""
+        objective = self.chosen
+        truths_alone = objective.needs == "truths"
         if not self.shards and (not truths_alone or self.dataset is None):
             hint = " or --dataset" if truths_alone else ""
-            raise UserError(f"objective '{self.objective}' needs --shards{hint}: what to train on.")
+            raise UserError(f"objective '{objective.name}' needs --shards{hint}: what to train on.")
         if self.shards and self.dataset is not None:
             raise UserError("give either --shards or --dataset, not both.")
-        if self.from_scratch and self.objective != "mle":
-            raise UserError("--from_scratch goes with --objective mle only; cpo starts from the reference model.")
+        if self.from_scratch and not objective.from_scratch:
+            raise UserError(
+                f"--from_scratch goes with --objective {names_with(from_scratch=True)} only; '{objective.name}' starts "
+                "from a trained model."
+            )
         for split in (self.split, self.eval_split):
             if split not in SPLITS:
                 raise UserError(f"unknown split '{split}'. Use one of {', '.join(SPLITS)}.")
-        if self.beta <= 0:
-            raise UserError(f"--beta must be above 0, got {self.beta}.")
-        if self.sft_weight < 0 or (self.sft_weight and self.objective not in ("cpo", "cpo-rank")):
-            raise UserError("--sft_weight must be 0 or more, and goes with --objective cpo and cpo-rank.")
-        if not 0 <= self.pss_share <= 1:
-            raise UserError(f"--pss_share must be from 0 to 1, got {self.pss_share}.")
-        for name in ("pss_passes", "pss_mixtures", "max_eval_samples"):
+        for name in ("max_eval_samples", "row_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} must be at least 1, got {value}.")
         low, high = self.min_similarity, self.max_similarity
         if low is not None and high is not None and low > high:
             raise UserError(f"--min_similarity {low} is above --max_similarity {high}.")
+        self._refuse_others_options()
+        self.options.check()
         self._refuse_idle()
-        if self.objective == "dpo" and ":random" in (self.use or ""):
-            raise UserError("objective 'dpo' trains on pairs that are made once. Leave ':random' out of --use.")
-        if self.row_tokens is not None and self.row_tokens < 1:
-            raise UserError(f"--row_tokens must be at least 1, got {self.row_tokens}.")
+        if objective.needs == "pairs" and ":random" in (self.negatives or ""):
+            raise UserError(
+                f"objective '{objective.name}' trains on pairs that are made once. Leave ':random' out of --use."
+            )
+
+    def _refuse_others_options(self) -> None:
+        """Options of other objectives: who gives one expects it to count."""
+        mine = self.chosen.name
+        for name, known in fields_of_entries(OBJECTIVES, self.objective).items():
+            if mine in known.entries or known.field.metadata.get("idle_elsewhere"):
+                continue
+            owner = known.entries[0]
+            default = getattr(type(self.objective_options[owner])(), name)
+            if getattr(self.objective_options[owner], name) != default:
+                raise UserError(
+                    f"--{name} does not apply to objective '{mine}'; it goes with --objective "
+                    f"{' and '.join(known.entries)}. Leave it out."
+                )
 
     def _refuse_idle(self) -> None:
-        """Options that would do nothing: who gives one expects it to count. Not beta: objectives share a YAML file."""
+        """Options that would do nothing."""
+        needs, spoken = self.chosen.needs, f"objective '{self.chosen.name}'"
+        unfiltered = self.min_similarity is None and self.max_similarity is None
         idle: list[tuple[bool, str, tuple[str, ...]]] = [
             (
-                self.objective in GROUND_TRUTHS_ALONE,
-                f"objective '{self.objective}', which trains on ground truths alone",
+                needs == "truths",
+                f"{spoken}, which trains on ground truths alone",
                 ("use", "rank_by", "min_similarity", "max_similarity"),
             ),
-            (self.objective != "pss", f"objective '{self.objective}'", PSS),
-            (self.objective == "dpo", "objective 'dpo', which trains on pairs", ("row_tokens",)),
+            (needs == "pairs", f"{spoken}, which trains on pairs", ("row_tokens",)),
             (
-                self.objective == "dpo" and self.min_similarity is None and self.max_similarity is None,
-                "objective 'dpo' without --min_similarity or --max_similarity",
+                needs == "pairs" and unfiltered,
+                f"{spoken} without --min_similarity or --max_similarity",
                 ("rank_by",),
             ),
             (bool(self.shards), "--shards, whose prompts are made", ("task",)),
@@ -147,14 +170,3 @@ class ScriptArguments:
             for field in fields(self):
                 if applies and field.name in names and getattr(self, field.name) != field.default:
                     raise UserError(f"--{field.name} does not apply to {to}. Leave it out.")
-
-
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of one of the types that options have; 1 is a number, true is none."""
-    if kind == list[str] | None:
-        return value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value))
-    if isinstance(value, bool):
-        return kind is bool
-    if kind in (float, float | None) and isinstance(value, int):
-        return True
-    return isinstance(value, kind)

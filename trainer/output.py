@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from data.command.errors import UserError
+from data.command.options import fields_of_entries
 from data.manifest import first_difference
 from data.storage import TEMPORARY_PREFIX, Folder
+from trainer.objectives import OBJECTIVES
 
 JOB_FILE = "trainer_job.json"
 # transformers writes it last, into a checkpoint as beside the final model.
@@ -51,7 +53,9 @@ def check_output(output: Path, job: dict[str, Any], resume: str | None, checkpoi
     if output.exists() and not output.is_dir():
         raise UserError(f"output directory '{output}' is a file. Choose another --output_dir.")
     if (output / JOB_FILE).exists():
-        difference = first_difference(_read_job(output / JOB_FILE), _plain(job))
+        others = [name for name in fields_of_entries(OBJECTIVES, None) if name not in job]
+        # Records of before 0.5 hold options of objectives that have none.
+        difference = first_difference(_read_job(output / JOB_FILE), _plain(job), ignore=others)
         if difference:
             key, theirs, ours = difference
             key = key.removeprefix("training.")

@@ -1,9 +1,9 @@
-"""The trainer: transformers' Trainer whose step goes through packed groups; `trainer.objectives` decides the rest."""
+"""The trainer: transformers' Trainer whose step goes through packed groups; the objective decides the rest."""
 
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,61 +15,42 @@ from trainer.groups.dataset import PackedGroups
 from trainer.groups.sampler import StepSampler
 from trainer.monitor.safety import check_finite
 from trainer.monitor.start import computed_in, report_start
-from trainer.objectives.losses import (
-    cpo_loss,
-    cpo_ranking_loss,
-    implicit_rewards,
-    mle_loss,
-    preference_metrics,
-    pss_loss,
-    strategy_metrics,
-)
-from trainer.objectives.scheduled import ScheduledSampling
+from trainer.objectives.base import Objective, Term
+from trainer.objectives.rewards import implicit_rewards
 from trainer.scoring.logprobs import candidate_logps
 
 log = logging.getLogger(__name__)
 
+TERM = "loss/"  # before a term's name in logs
 START_PASSES = 8  # the forward passes to compare policy and reference on, before the first step
-CONTRASTIVE = ("cpo", "cpo-rank")
 
 
 class ContrastiveTrainer(Trainer):
-    """Trains on groups with one of the objectives of `trainer.config.OBJECTIVES` (all but dpo).
+    """Trains on packed groups towards an objective that has loss terms.
 
     An optimiser step sees exactly per_device_train_batch_size x gradient_accumulation_steps x processes groups (the
     last one of an epoch those that are left, or with dataloader_drop_last there is none), however many forward passes
-    they take, and each group (mle, pss and the MLE term: each token) weighs the same.
+    they take, and in a term's mean each group, or token of a ground truth, weighs the same.
 
     Args:
-        objective: "mle", "pss", "cpo" or "cpo-rank".
-        beta: temperature of the contrast.
+        objective: what is trained towards.
+        options: an instance of its `Options`.
         path: "packed" or "padded", for messages.
-        sft_weight: weight of the MLE term on the ground truths beside the contrast.
-        scheduled: for pss, how its mixtures are made.
         Everything else as for transformers' Trainer. The data collator must be `trainer.groups.dataset.Collator`.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        objective: str,
-        beta: float,
-        path: str,
-        sft_weight: float = 0.0,
-        scheduled: ScheduledSampling | None = None,
-        **kwargs: Any,
-    ):
+    def __init__(self, *args: Any, objective: Objective, options: Any, path: str, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.objective = objective
-        self.beta = beta
+        self.options = options
         self.path = path
-        self.sft_weight = sft_weight
-        self.scheduled = scheduled
         # FlexAttention is tried before the first forward, outside of its mixed precision.
         self.model._computes_in = computed_in(self.args, self.model)  # type: ignore[union-attr,assignment]
         self._sums: dict[str, torch.Tensor] = {}
+        # Of each term in the loss, once a pass was made.
+        self._weights: dict[str, float] = {}
         self._logged_at: float | None = None
-        self._checked_start = objective not in CONTRASTIVE
+        self._checked_start = objective.needs == "truths"
         # Of the current step: its loss so far, ids of its groups, and of those whose loss was not finite.
         self._total: Any = 0.0  # a tensor after the first micro-batch
         self._ids: list[str] = []
@@ -120,14 +101,15 @@ class ContrastiveTrainer(Trainer):
             with nullcontext() if synchronise else self.accelerator.no_sync(model):
                 packed = packed.to(self.args.device)
                 with self.compute_loss_context_manager():
-                    if self.scheduled is not None:
-                        packed = self.scheduled.mix(model, packed, (self.args.seed, self.state.global_step))
+                    seed = self.args.seed, self.state.global_step
+                    packed = self.objective.mix(model, packed, self.options, seed)
                     policy_logps = candidate_logps(model, packed.tokens)
-                    share = self._share(policy_logps, packed, num_items_in_batch) * counts
+                    terms = self._terms(policy_logps, packed)
+                    share = self._share(terms, num_items_in_batch) * counts
                 # DDP averages over processes; the loss is a sum over all of them.
                 self.accelerator.backward(share * self.accelerator.num_processes)
             total += share.detach() * self.accelerator.num_processes
-            self._record(policy_logps.detach(), packed, share.detach(), counts)
+            self._record(policy_logps.detach(), packed, terms, share.detach(), counts)
         self._total = self._total + total
         if self.accelerator.sync_gradients:
             self._check_finite(model)
@@ -136,14 +118,14 @@ class ContrastiveTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Loss and metrics on held-out groups, each group once, without gradients. For pss the loss is mle's."""
+        """Loss and metrics on held-out groups, each group once, as it is laid out without copies; no gradients."""
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         started = time.perf_counter()
         sums: dict[str, torch.Tensor] = {}
         model: Any = self.model
         model.eval()
         size, processes = self.args.eval_batch_size, self.accelerator.num_processes
-        collate: Any = dataclasses.replace(self.data_collator, copies=1)  # type: ignore[type-var]  # no mixtures
+        collate: Any = dataclasses.replace(self.data_collator, copies=1)  # type: ignore[type-var]
         with torch.no_grad():
             for start in range(0, len(dataset), size * processes):
                 start += size * self.accelerator.process_index
@@ -153,7 +135,8 @@ class ContrastiveTrainer(Trainer):
                     packed = packed.to(self.args.device)
                     with self.compute_loss_context_manager():
                         policy_logps = candidate_logps(model, packed.tokens)
-                    _add(sums, self._metrics(policy_logps, packed, counts and len(mine) > 0))
+                    terms = self._terms(policy_logps, packed)
+                    _add(sums, self._metrics(policy_logps, packed, terms, counts and len(mine) > 0))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self._averages(sums).items()}
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 2)
         self.log(metrics)
@@ -207,29 +190,30 @@ class ContrastiveTrainer(Trainer):
             packed = passes[min(index, len(passes) - 1)]
             yield packed, packed.counts and index < len(passes)
 
-    def _share(self, policy_logps: torch.Tensor, packed: PackedGroups, items: torch.Tensor) -> torch.Tensor:
-        """What a pass adds to the loss of its step, a mean over all groups, or truth tokens, of the step."""
+    def _terms(self, policy_logps: torch.Tensor, packed: PackedGroups) -> Mapping[str, Term]:
+        terms = self.objective.terms(policy_logps, packed, self.options)
+        self._weights = {name: term.weight for name, term in terms.items()}
+        return terms
+
+    def _share(self, terms: Mapping[str, Term], items: torch.Tensor) -> torch.Tensor:
+        """What a pass adds to the loss of its step: of each term its share of the mean over the whole step."""
         groups, tokens = items
-        if self.objective == "mle":
-            return mle_loss(policy_logps, tokens)
-        if self.objective == "pss":
-            return pss_loss(policy_logps, tokens)
-        share = self._contrast(policy_logps, packed) * packed.num_groups / groups
-        if self.sft_weight:
-            share = share + self.sft_weight * mle_loss(policy_logps, tokens)
-        return share
+        number = {"groups": groups, "truth tokens": tokens}
+        shares = [term.weight * (term.total / number[term.mean_over]) for term in terms.values()]
+        return torch.stack(shares).sum()
 
-    def _contrast(self, policy_logps: torch.Tensor, packed: PackedGroups) -> torch.Tensor:
-        reference, mask = packed.reference_logps, packed.tokens.mask
-        if self.objective == "cpo":
-            return cpo_loss(policy_logps, reference, beta=self.beta, mask=mask)
-        return cpo_ranking_loss(policy_logps, reference, packed.ranks, beta=self.beta, mask=mask)
-
-    def _record(self, policy_logps: torch.Tensor, packed: PackedGroups, share: torch.Tensor, counts: bool) -> None:
+    def _record(
+        self,
+        policy_logps: torch.Tensor,
+        packed: PackedGroups,
+        terms: Mapping[str, Term],
+        share: torch.Tensor,
+        counts: bool,
+    ) -> None:
         if counts:
             self._ids += packed.ids
             self._unsound += [] if torch.isfinite(share) else packed.ids
-        metrics = self._metrics(policy_logps, packed, counts)
+        metrics = self._metrics(policy_logps, packed, terms, counts)
         positions = packed.tokens.input_ids.numel() * counts
         padding = packed.tokens.padding * counts
         metrics["padding_fraction"] = torch.tensor(
@@ -237,30 +221,19 @@ class ContrastiveTrainer(Trainer):
         )
         _add(self._sums, metrics)
 
-    def _metrics(self, policy_logps: torch.Tensor, packed: PackedGroups, counts: bool) -> dict[str, torch.Tensor]:
-        """Sum and number of each metric, [2]; zeros if the pass does not count. Every process has the same names."""
-        groups, tokens = packed.num_groups, packed.num_truth_tokens
-        found: dict[str, tuple[Any, float]] = {}
-        if self.objective not in CONTRASTIVE:
-            found["loss"] = (mle_loss(policy_logps, 1), tokens)
-            if self.objective == "pss":
-                found["loss"] = (pss_loss(policy_logps, 1), tokens)
-            found["logps/ground_truth"] = (policy_logps[:, 0].sum(), groups)
-        else:
-            arguments = policy_logps, packed.reference_logps, packed.ranks
-            options: Any = {"beta": self.beta, "mask": packed.tokens.mask}
-            contrast = self._contrast(policy_logps, packed) * groups
-            found["loss"] = (contrast, groups)
-            if self.sft_weight:
-                # Both terms have a log of their own; `_averages` adds them up.
-                found["loss/contrast"] = (contrast, groups)
-                found["loss/sft"] = (mle_loss(policy_logps, 1), tokens)
-            for name, values in preference_metrics(*arguments, **options).items():
-                found[name] = (values.sum(), groups)
-            names = self.data_collator.strategies  # type: ignore[union-attr]
-            if len(names) > 1:
-                by_strategy = strategy_metrics(*arguments, packed.strategy, names, **options)
-                found.update({name: (values.sum(), len(values)) for name, values in by_strategy.items()})
+    def _metrics(
+        self, policy_logps: torch.Tensor, packed: PackedGroups, terms: Mapping[str, Term], counts: bool
+    ) -> dict[str, torch.Tensor]:
+        """Sum and number of each term and metric, [2]; zeros if the pass does not count.
+
+        Every process has the same names.
+        """
+        number = {"groups": packed.num_groups, "truth tokens": packed.num_truth_tokens}
+        found: dict[str, tuple[Any, float]] = {
+            f"{TERM}{name}": (term.total.detach(), number[term.mean_over]) for name, term in terms.items()
+        }
+        values = self.objective.metrics(policy_logps, packed, self.options)
+        found |= {name: (value.sum(), len(value)) for name, value in values.items()}
         return {
             name: torch.stack([torch.as_tensor(x, dtype=torch.float64, device=policy_logps.device) for x in pair])
             if counts
@@ -269,13 +242,16 @@ class ContrastiveTrainer(Trainer):
         }
 
     def _averages(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Over all processes."""
+        """Over all processes: metrics, the loss, and its terms where it has several."""
         names = sorted(sums)
         totals = self.accelerator.reduce(torch.stack([sums[name].to(self.args.device) for name in names]), "sum")
         pairs = totals.tolist()  # type: ignore[union-attr]
         found = {name: total / number for name, (total, number) in zip(names, pairs, strict=True) if number}
-        if "loss/sft" in found:
-            found["loss"] = found["loss/contrast"] + self.sft_weight * found["loss/sft"]
+        terms = {name: found[f"{TERM}{name}"] for name in self._weights if f"{TERM}{name}" in found}
+        if terms:
+            found["loss"] = sum(self._weights[name] * value for name, value in terms.items())
+        if len(self._weights) == 1:
+            found = {name: value for name, value in found.items() if not name.startswith(TERM)}
         return found
 
     def _check_finite(self, model: nn.Module) -> None:
@@ -285,10 +261,13 @@ class ContrastiveTrainer(Trainer):
 
     @torch.no_grad()
     def _check_start(self, passes: Sequence[PackedGroups]) -> None:
-        """Warn if the policy is not the reference before the first step: then every h is near 0, the loss log K."""
+        """Warn if the policy is not the reference before the first step: then every h is near 0."""
         model: Any = self.model
         model.eval()
-        rewards, losses, expected, longest, groups = [], [], [], 0, 0
+        beta = self.objective.beta(self.options)
+        rewards: list[torch.Tensor] = []
+        losses: dict[str, list[float]] = {}
+        longest = groups = 0
         for packed, counts in self._in_step(passes):
             packed = packed.to(self.args.device)
             with self.compute_loss_context_manager():
@@ -296,24 +275,28 @@ class ContrastiveTrainer(Trainer):
             if not counts:
                 continue
             mask = packed.tokens.mask
-            rewards.append(implicit_rewards(policy_logps, packed.reference_logps, beta=self.beta, mask=mask).flatten())
-            losses.append(self._contrast(policy_logps, packed).item() * packed.num_groups)
-            candidates = mask.sum(-1).float()
-            expected.append((candidates.log() if self.objective == "cpo" else (candidates + 1).lgamma()).sum().item())
+            rewards.append(implicit_rewards(policy_logps, packed.reference_logps, beta=beta, mask=mask).flatten())
+            expected = self.objective.expected_at_start(packed, self.options)
+            if expected is not None:
+                total = self._terms(policy_logps, packed)[expected.term].total.item()
+                sums = losses.setdefault(expected.formula, [0.0, 0.0])
+                sums[0] += total
+                sums[1] += expected.values.sum().item()
             longest = max(longest, int(packed.tokens.slot.bincount().max()))
             groups += packed.num_groups
         if not groups:
             return
-        name = "log K" if self.objective == "cpo" else "log K!"
         report_start(
             model,
             self.args,
             torch.cat(rewards),
-            beta=self.beta,
+            beta=beta,
             longest=longest,
             what=f"{groups} groups",
-            loss=f"{sum(losses) / groups:.4f} ({name} is {sum(expected) / groups:.4f})",
-            path=self.path,
+            loss=", ".join(
+                f"{loss / groups:.4f} ({formula} is {value / groups:.4f})" for formula, (loss, value) in losses.items()
+            ),
+            layout=self.path,
         )
 
 

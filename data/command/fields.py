@@ -20,7 +20,7 @@ def option(default: Any, help: str, *, metavar: str | None = None, required: boo
     Args:
         default: None for a required one. Lists, dicts and dataclass instances are copied for each configuration.
         help: half a line for --help.
-        metavar: what stands for the value in --help; None: by the field's type.
+        metavar: what stands for the value in --help; None: N, X, or of a text the name in capitals.
         required: whether it must be given, and not be empty.
         marks: metadata for who reads the field, e.g. `decides=False` where a strategy's option does not decide what it
             makes, `is_name=True` where it names something whose hash is recorded.
@@ -95,7 +95,9 @@ class EntryField:
 
 def chosen_names(chosen: Any) -> list[str]:
     """The entries that a text with commas or a list names, each "NAME", "NAME=COUNT" or "NAME=COUNT:random"."""
-    items: Iterable[Any] = chosen.split(",") if isinstance(chosen, str) else chosen or []
+    if not isinstance(chosen, Iterable):  # a YAML file may hold a number
+        chosen = [] if chosen is None else [chosen]
+    items = chosen.split(",") if isinstance(chosen, str) else chosen
     names = [str(item).partition("=")[0].strip() for item in items]
     return [name for name in names if name]
 

@@ -11,7 +11,7 @@ A dict takes any key: `--engine.X VALUE`, with VALUE read as YAML. A flag alone 
 import dataclasses
 import os
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,12 +58,13 @@ __all__ = [
 T = TypeVar("T")
 
 
-def load_config(cls: type[T], argv: list[str], *, command: str) -> T:
+def load_config(cls: type[T], argv: list[str], *, command: str, others: Collection[str] = ()) -> T:
     """Build the configuration dataclass `cls` from a command line.
 
     Args:
         argv: the words behind the command.
         command: for messages, e.g. "python -m negatives_gen".
+        others: keys that a YAML file may hold for another parser; they are passed over.
 
     Raises:
         UserError: an unknown key (the nearest known one is named), a missing value, or a value of the wrong type.
@@ -84,9 +85,10 @@ def load_config(cls: type[T], argv: list[str], *, command: str) -> T:
             return ",".join(flags[name][-1])
         return next((value for key, value, _ in reversed(from_files) if key == name), _default(cls, name))
 
-    values = _Values(cls, chosen, f" See `{command} --help` for all keys.")
+    values = _Values(cls, chosen, f" See `{command} --help` for all keys.", others)
     for key, value, where in from_files:
-        values.set(key, value, where)
+        if key not in others or key in values.keys:
+            values.set(key, value, where)
     for key, occurrences in flags.items():
         values.set_by_flag(key, occurrences, command)
     if missing := values.missing():
@@ -169,10 +171,11 @@ class _Values:
         cls: the dataclass.
         chosen: the value of a field that chooses entries.
         see: where all keys are listed, for messages.
+        others: keys of another parser, for hints.
     """
 
-    def __init__(self, cls: type, chosen: Callable[[str], Any], see: str):
-        self.cls, self.chosen, self.see = cls, chosen, see
+    def __init__(self, cls: type, chosen: Callable[[str], Any], see: str, others: Iterable[str] = ()):
+        self.cls, self.chosen, self.see, self.others = cls, chosen, see, others
         self.keys = keys_of(cls, chosen)
         self.groups = {name[:end] for name in self.keys for end, letter in enumerate(name) if letter == "."}
         # Nested as the configuration is.
@@ -257,7 +260,7 @@ class _Values:
         group, dot, last = name.rpartition(".")
         if dot and group in self.groups and SECRET_OPTION.fullmatch(last):
             raise UserError(f"--{name} is not an option: the key comes from $OPENAI_API_KEY only.")
-        raise UserError(f"unknown key '{name}' {where}.{did_you_mean(name, self.keys)}{self.see}")
+        raise UserError(f"unknown key '{name}' {where}.{did_you_mean(name, [*self.keys, *self.others])}{self.see}")
 
     def _put(self, key: Key, value: Any) -> None:
         for *outer, last in key.targets:

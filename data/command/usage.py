@@ -11,7 +11,8 @@ from data.command.flags import split_flags
 from data.command.values import inner_type, is_dict, is_list, plain_type
 from data.command.version import version_line
 
-METAVARS = {str: "TEXT", int: "N", float: "X", bool: "[true|false]"}
+# What stands for a value; for a text, its option's name in capitals.
+METAVARS = {int: "N", float: "X", bool: "[true|false]"}
 INDENT = " " * 8
 # "  term  meaning"
 TABLE_ROW = re.compile(r"(  \S.*?  +)(\S.*)")
@@ -89,8 +90,9 @@ def _block(block: str) -> list[str]:
 
 def _described(key: Key) -> list[str]:
     kind = plain_type(key.type)
-    metavar = key.field.metadata.get("metavar") or METAVARS.get(inner_type(kind) if is_list(kind) else kind, "VALUE")
-    name = f"--{key.name}.KEY {metavar}" if is_dict(kind) else f"--{key.name} {metavar}"
+    usual = METAVARS.get(inner_type(kind) if is_list(kind) else kind, key.field.name.upper())
+    metavar = key.field.metadata.get("metavar", usual)
+    name = f"--{key.name}.KEY VALUE" if is_dict(kind) else f"--{key.name} {metavar}"
     owners = f"{', '.join(key.entries)}: " if key.entries else ""
     return _entry(
         f"{name} ..." if is_list(kind) else name, f"{owners}{key.field.metadata.get('help', '')}{_spoken_default(key)}"

@@ -1,4 +1,4 @@
-"""Text to tokens, exactly (DESIGN section 3): prompts and responses in, token ids or the reason why not out.
+"""Text to tokens, exactly: prompts and responses in, token ids or the reason why not out.
 
 Prefix and continuation are tokenised separately and concatenated as ids. The ids made here are the ids that are
 sampled from, scored, stored and trained on.

@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from data.ranks import ranks_of
 from data.schema import Group
 from data.sources import facts
 from evaluation.answers.cache import Store, hash_of
@@ -67,16 +68,15 @@ def ranking_metrics(scores: Sequence[Sequence[float]], groups: Sequence[Group], 
     """
     import torch
 
-    from trainer.objectives.losses import preference_metrics, ranks_from_similarity
+    from trainer.objectives.rewards import preference_metrics
 
     values: dict[str, list[float]] = {"ranking_accuracy": [], "reward_top1": [], "kendall_tau": []}
     for group, score in zip(groups, scores, strict=True):
         reference = torch.tensor([[group.reference_logp, *(c.reference_logp for c in group.negatives)]])
-        similarity = torch.tensor([[1.0, *(c.similarity[signal] for c in group.negatives)]])
         own = torch.tensor([list(score)])
         # float32 sums differ in their last digits between two layouts of the same group: that is no preference.
         rewards = torch.round((own - reference) / ROUNDING) * ROUNDING
-        ranks = ranks_from_similarity(similarity)
+        ranks = torch.tensor([[0, *ranks_of(group.negatives, signal)]])
         found = preference_metrics(rewards, torch.zeros_like(rewards), ranks, beta=1.0)
         likelier = preference_metrics(own, reference, ranks, beta=1.0)["logps/ranking_accuracy"]
         values["ranking_accuracy"].append(likelier.item())

@@ -1,9 +1,6 @@
 
-'use strict';
-const PER_PAGE = 20;
 const KINDS = {win: 'wins', loss: 'loses', tie: 'ties', flip: 'flips', none: 'not judged'};
-const rows = JSON.parse(document.getElementById('data').textContent);
-const $ = id => document.getElementById(id);
+const rows = data;
 const count = number => number.toLocaleString('en');
 const unique = values => [...new Set(values)];
 const answers = rows.flatMap(row => row.answers);
@@ -12,26 +9,6 @@ const decodings = unique(answers.map(answer => answer.decoding));
 const opponents = unique(answers.flatMap(answer => answer.outcomes.map(outcome => outcome.against)));
 const lower = new Map(rows.map(row => [row, [row.id, row.prompt, row.truth].join('\n').toLowerCase()]));
 for (const answer of answers) lower.set(answer, answer.text.toLowerCase());
-let page = 0;
-
-function element(name, className, ...children) {
-  const made = document.createElement(name);
-  if (className) made.className = className;
-  made.append(...children.filter(child => child !== null));
-  return made;
-}
-function marked(text, needle) {
-  const made = element('p', 'text');
-  // Search in the text itself, not in a lower-cased copy, which may be longer.
-  const pattern = needle && new RegExp(needle.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'), 'giu');
-  let from = 0;
-  if (pattern) for (const found of text.matchAll(pattern)) {
-    made.append(text.slice(from, found.index), element('mark', '', found[0]));
-    from = found.index + found[0].length;
-  }
-  made.append(text.slice(from));
-  return made;
-}
 
 // A single opponent is named once, above the samples.
 const spoken = (kind, against) => KINDS[kind] + (opponents.length > 1 ? ' against ' + against : '');
@@ -76,7 +53,7 @@ function outcomeChoices() {
 function selected() {
   const needle = $('text').value.trim();
   const pattern = needle.toLowerCase();
-  const on = new Set([...document.querySelectorAll('#models-shown input:checked')].map(box => models[box.value]));
+  const on = checked('models-shown');
   const wanted = [$('outcome').value, $('second').value].filter(value => value);
   const found = [];
   for (const row of rows) {
@@ -103,7 +80,7 @@ function answerCard(answer, needle, severalDecodings) {
   return element('section', 'answer',
     element('h3', '', answer.model, severalDecodings ? element('span', '', ' ' + answer.decoding) : null),
     badges.children.length ? badges : null, marked(answer.text, needle),
-    element('p', 'facts', answer.tokens + (answer.tokens === 1 ? ' token' : ' tokens')));
+    element('p', 'facts', tokens(answer)));
 }
 function card({row, shown}, needle) {
   const prompt = element('div', '', element('h3', '', 'Prompt'), element('p', 'id', row.id), marked(row.prompt, needle));
@@ -114,25 +91,9 @@ function card({row, shown}, needle) {
 }
 function draw() {
   const {found, needle} = selected();
-  const pages = Math.max(1, Math.ceil(found.length / PER_PAGE));
-  page = Math.min(page, pages - 1);
-  const part = found.slice(page * PER_PAGE, (page + 1) * PER_PAGE);
-  $('list').replaceChildren(...part.map(row => card(row, needle)));
-  if (!part.length) $('list').append(element('p', 'empty', 'No prompt fits. Change the search or what is shown.'));
+  const {pages} = showPage('list', found, row => card(row, needle), 'No prompt fits. Change the search or what is shown.');
   $('where').textContent = count(found.length) + ' of ' + count(rows.length) + (rows.length === 1 ? ' prompt' : ' prompts');
   $('page').textContent = 'page ' + count(page + 1) + ' of ' + count(pages);
-  $('previous').disabled = page === 0;
-  $('next').disabled = page === pages - 1;
-}
-function change(event) {
-  if (event?.target === $('decoding')) outcomeChoices();
-  page = 0;
-  draw();
-}
-function turn(by) {
-  page += by;
-  draw();
-  $('where').scrollIntoView();
 }
 function showView() {
   const samples = location.hash === '#samples';
@@ -149,16 +110,9 @@ $('decoding').append(...decodings.map(name => new Option(name, name)), new Optio
 $('decodings').hidden = decodings.length < 2;
 $('judged').hidden = !opponents.length;
 $('opponents').textContent = opponents.length > 1 ? 'the opponent named' : opponents[0];
-models.forEach((name, index) => {
-  const box = document.createElement('input');
-  Object.assign(box, {type: 'checkbox', value: index, defaultChecked: true});
-  $('models-shown').append(element('label', '', box, name));
-});
+boxes('models-shown', models);
 outcomeChoices();
-$('filters').addEventListener('input', change);
-$('filters').addEventListener('submit', event => event.preventDefault());
-$('previous').onclick = () => turn(-1);
-$('next').onclick = () => turn(1);
+$('decoding').addEventListener('input', outcomeChoices);
 addEventListener('hashchange', showView);
 showView();
-draw();
+start(() => $('where').scrollIntoView());

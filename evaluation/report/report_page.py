@@ -1,15 +1,10 @@
-"""report.html: one file that holds its data, its looks, its plots and its script, and needs no network.
-
-Jinja2 escapes what is put into the markup. Texts of samples are never made part of it: they lie in a JSON block, and
-the script puts them in as text nodes. The page's own policy lets no script run but that one, and loads nothing.
-"""
+"""report.html: tables, plots and samples of an evaluation in one file; see `data.page.rendering`."""
 
 import base64
-import hashlib
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
+from data.page.rendering import render
 from evaluation.report.columns import Cell
 from evaluation.report.described import models, setup, summary, versions
 from evaluation.report.markdown import ERROR_MEANING
@@ -29,18 +24,11 @@ def page(results: Results, tables: Sequence[Table], notes: Sequence[str], plots:
         notes: in the order in which they are to be read.
         plots: figures, as panels.
     """
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    style, script = _asset("report_page.css"), _asset("report_page.js")
-    return environment.from_string(_asset("report_page.html")).render(
-        # Ours, so no text to escape; the policy names both by their hashes.
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=_source_hash(style),
-        script_hash=_source_hash(script),
+    samples = [_sample(row) for row in results.samples]
+    return render(
+        "evaluation.report",
+        "report_page",
+        samples or None,
         summary=summary(results.job),
         tables=tables,
         number=_number,
@@ -52,17 +40,8 @@ def page(results: Results, tables: Sequence[Table], notes: Sequence[str], plots:
         models=models(results.job),
         setup=setup(results.job),
         versions=versions(results.environment),
-        samples=[_sample(row) for row in results.samples],
+        samples=samples,
     )
-
-
-def _asset(name: str) -> str:
-    return resources.files("evaluation.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _source_hash(text: str) -> str:
-    """As a Content-Security-Policy names it."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _figure(panel: Panel) -> dict[str, str]:

@@ -114,6 +114,7 @@ def train(path: str) -> dict[str, Any]:
     from tests.benchmarks.training import BETA, step_times
     from trainer.arguments import PaperTrainingArguments
     from trainer.groups.dataset import Collator
+    from trainer.objectives.cpo import OBJECTIVE as CPO
     from trainer.scoring.logprobs import prepare_model
     from trainer.trainer import ContrastiveTrainer
 
@@ -132,7 +133,8 @@ def train(path: str) -> dict[str, Any]:
         settings = {**arguments(folder), "max_steps": 30, "per_device_train_batch_size": 16}
         trainer = Timed(
             model=model, args=PaperTrainingArguments(**settings), train_dataset=open_set(path),
-            data_collator=Collator(layout, ROW_TOKENS, ["an"]), objective="cpo", beta=BETA, path=layout,
+            data_collator=Collator(layout, ROW_TOKENS, ["an"]), objective=CPO, options=CPO.Options(beta=BETA),
+            path=layout,
         )  # fmt: skip
         trainer._checked_start = True  # its random weights are no reference
         assert isinstance(trainer.get_train_dataloader(), DataLoader)

@@ -97,6 +97,7 @@ def step_times(trainer: Any) -> list[float]:
 
 def ours(kind: str, folder: str, vocab_size: int = 50257) -> dict[str, Any]:
     from trainer.arguments import PaperTrainingArguments
+    from trainer.objectives.cpo import OBJECTIVE as CPO
     from trainer.scoring.logprobs import prepare_model
     from trainer.trainer import ContrastiveTrainer
 
@@ -105,7 +106,8 @@ def ours(kind: str, folder: str, vocab_size: int = 50257) -> dict[str, Any]:
     trainer = ContrastiveTrainer(
         model=model, args=PaperTrainingArguments(**arguments(folder), per_device_train_batch_size=STEP),
         train_dataset=InOrder(groups), data_collator=Collator(path, ROW_TOKENS, ["an"]),
-        objective="cpo", beta=BETA, path=path,
+        objective=CPO, options=CPO.Options(beta=BETA),
+        path=path,
     )  # fmt: skip
     trainer._checked_start = True  # its random weights are no reference
     tokens = sum(g.tokens.packed_length for g in groups)

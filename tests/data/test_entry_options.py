@@ -10,6 +10,7 @@ import pytest
 from data.command.errors import UserError
 from data.command.options import entry_options, fields_of_entries, help_text, load_config, make_config, option
 from data.command.registry import Registry
+from data.command.usage import answered
 
 COMMAND = "python -m prog"
 
@@ -193,8 +194,21 @@ options of entries:
         an: the most likely tokens (default: 50)
   --max_tokens N
         an, un: of a continuation (default: 256)
-  --api.model TEXT
+  --api.model MODEL
         un: who writes
   --api.timeout X
         un: in seconds (default: 60.0)""")
     assert "options of each entry:" in help_text(Growing, usage="prog", about="It works.")
+
+
+def test_help_shows_the_options_of_an_entry_from_outside_that_the_command_line_names(
+    outside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    path = write(outside, "shown_in_help", "strength: float = option(0.5, 'how hard')")
+    for argv in (["--chosen", "an=1", f"{path}=3", "--help"], ["-h", "--chosen", f"{path}"]):
+        assert answered(argv, Config, usage="prog", about="It works.")
+        assert "  --strength X\n        mine: how hard (default: 0.5)\n" in capsys.readouterr().out
+    assert answered(["--help"], Config, usage="prog", about="It works.")
+    assert "--strength" not in capsys.readouterr().out
+    assert not answered(["--chosen", "an=1"], Config, usage="prog", about="It works.")

@@ -51,7 +51,7 @@ def test_every_question_asks_for_two_attributes_of_one_town_and_every_fact_is_as
 
 
 def test_the_world_is_the_same_in_another_process_with_another_hash_seed():
-    code = "from data import facts; import json; print(json.dumps([facts.world(), facts.examples()]))"
+    code = "from data.sources import facts; import json; print(json.dumps([facts.world(), facts.examples()]))"
     runs = [
         subprocess.run(
             [sys.executable, "-c", code],

@@ -385,7 +385,7 @@ verbs:
   a  first
 
 required:
-  --out TEXT
+  --out OUT
 
 options:
   --config FILE.yaml
@@ -398,7 +398,7 @@ options:
         keep only so many
   --ranking [true|false]
         rank the candidates (default: false)
-  --strategies TEXT ...
+  --strategies STRATEGIES ...
         strategies to use (default: an)
   --alphas X ...
         weights of an ensemble
@@ -412,7 +412,7 @@ options:
         the judge's name
   --judge.temperature X
         of its sampling (default: 0.5)
-  --judge.orders TEXT ...
+  --judge.orders ORDERS ...
         what is shown first (default: AB BA)
   --judge.stream [true|false]
         take the answer in pieces (default: false)

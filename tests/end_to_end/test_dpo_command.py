@@ -23,6 +23,8 @@ from trainer.monitor.curves import figure
 from trainer.objectives.pairs import preference_pairs
 from trainer.run import main
 
+pytestmark = pytest.mark.trains
+
 BETA = 5.0
 OURS = ("logps/ground_truth", "logps/ground_truth_change", "rewards/margin", "rewards/top1")
 
@@ -182,7 +184,8 @@ def test_two_processes_stop_together_each_with_its_groups(reference: Path, both_
     [
         ("rank_by", "embedding", "objective 'dpo' without --min_similarity or --max_similarity"),
         ("row_tokens", "512", "objective 'dpo', which trains on pairs"),
-        ("pss_passes", "2", "objective 'dpo'"),
+        ("pss_passes", "2", "objective 'dpo'; it goes with --objective pss"),
+        ("sft_weight", "1", "objective 'dpo'; it goes with --objective cpo and cpo-rank"),
     ],
 )
 def test_options_that_do_not_apply_are_refused(

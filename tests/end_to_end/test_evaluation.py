@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -29,10 +30,13 @@ from evaluation.metrics.statistics import Estimate
 from evaluation.report import read_report
 from evaluation.run import evaluate, notes
 from negatives_gen.models.engine import Sample
+from tests.support.answering import Engines
 from tests.support.chat_server import ChatAPIStub, chat_api_stub
-from tests.support.commands import ROOT, run_command
+from tests.support.commands import ROOT, ForkedCommand, run_command
 from tests.support.tiny import copy_minilm, with_context
 from trainer.scoring.logprobs import Scorer
+
+pytestmark = pytest.mark.vllm
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +156,7 @@ def test_a_finished_evaluation_takes_seconds_and_asks_nothing_again(
 def test_ctrl_c_while_a_judge_is_asked_ends_with_one_line_and_loses_nothing(
     evaluation: Path, answering_model: Path, tmp_path: Path
 ) -> None:
-    out, errors = tmp_path / "out", tmp_path / "errors.txt"
+    out = tmp_path / "out"
     shutil.copytree(evaluation / "store", out / "store")
     with chat_api_stub() as judge:
         judge.answer = lambda request: ("B", "stop")
@@ -162,18 +166,15 @@ def test_ctrl_c_while_a_judge_is_asked_ends_with_one_line_and_loses_nothing(
             "--max_new_tokens", "10", "--decode", "greedy", "--decode", "beam2", "--metrics", "win_rate",
             "--judge.model", "slow", "--judge.base_url", judge.url, "--judge.concurrency", "2", "--out", str(out),
         ]  # fmt: skip
-        with errors.open("w") as file:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "evaluation.run", *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file
-            )
+        child = ForkedCommand.start("evaluation.run", *command)
         deadline = time.monotonic() + 240
         while len(judge.answered) < 3:
-            assert child.poll() is None, errors.read_text()[-3000:]
+            assert child.poll() is None, child.stderr[-3000:]
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        child.send_signal(signal.SIGINT)
+        os.kill(child.pid, signal.SIGINT)
         assert child.wait(timeout=60) == 130
-        said = errors.read_text()
+        said = child.stderr
         assert said.splitlines()[-1] == INTERRUPTED
         assert "Traceback" not in said
         assert "judge: interrupted; waiting for" in said
@@ -297,7 +298,9 @@ def test_an_embedder_with_another_pooling_embeds_anew(
     assert len(loads) == 2
 
 
-def test_a_sweep_reports_on_prompts_that_chose_nothing(mle: Path, cpo: Path, tmp_path: Path) -> None:
+def test_a_sweep_reports_on_prompts_that_chose_nothing(
+    mle: Path, cpo: Path, engines: "Engines", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     options = {
         "sweep": "alpha=0,0.5", "mle": str(mle), "cpo": str(cpo), "dataset": "facts", "limit": "24",
@@ -312,8 +315,8 @@ def test_a_sweep_reports_on_prompts_that_chose_nothing(mle: Path, cpo: Path, tmp
     with pytest.raises(UserError, match="others to report on, got 1"):
         evaluate(load_config(EvaluateConfig, [*words, "--limit", "1"], command="test"))
     assert not (out / "ensembles").exists()
-    done = run_command("evaluation.run", *words)
-    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setattr(negatives_gen.models.engine, "Engine", engines.Engine)
+    evaluate(load_config(EvaluateConfig, words, command="test"))
     with pytest.raises(UserError, match="an evaluation of other models"):
         evaluate(load_config(EvaluateConfig, [*words, "--mle", str(cpo), "--sweep", "alpha=0.9"], command="test"))
     assert not (out / "ensembles" / "alpha-0.9").exists()

@@ -1,14 +1,9 @@
 """Stage 1 with real Ray and real vLLM: in this process's Ray, and as a Ray job on a running cluster."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,59 +11,12 @@ import yaml
 
 from data.models import load_tokenizer, weights_hash
 from data.shards import NegativeSet
-from tests.support.commands import ROOT, run_command
+from tests.support.commands import ROOT, fork_command, run_command
+from tests.support.ray_cluster import RAY, RayCluster
 from trainer.scoring.logprobs import Scorer
 from trainer.scoring.packing import Continuations
 
-RAY = str(Path(sys.executable).parent / "ray")
-BAD_ROWS = [
-    {"prompt": "Question: nothing?\nAnswer:", "completion": ""},
-    {"prompt": "Say Belada. " * 60, "completion": " yes."},
-    {"prompt": "   ", "completion": " yes."},
-]
-
-
-@pytest.fixture(scope="session")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten questions of the embedded world, one of them twice, and three bad rows."""
-    from data.sources import facts
-
-    records = facts.examples()[:10]
-    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in [*records, records[3], *BAD_ROWS]))
-    return path
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reference that has learnt where answers end, so that its samples stop before and after the limit."""
-    from data.blank import BlankConfig, write_blank_model
-    from trainer.run import main
-
-    folder = tmp_path_factory.mktemp("trained")
-    write_blank_model(BlankConfig(out=str(folder / "blank"), hidden_size=64, num_layers=1, num_heads=2))
-    options = {
-        "objective": "mle", "from_scratch": "true", "model": str(folder / "blank"), "dataset": "facts",
-        "output_dir": str(folder / "model"), "max_steps": "60", "per_device_train_batch_size": "32",
-        "learning_rate": "1e-2", "use_cpu": "true", "save_strategy": "no", "disable_tqdm": "true",
-    }  # fmt: skip
-    assert main([word for key, value in options.items() for word in (f"--{key}", value)]) == 0
-    return folder / "model"
-
-
-@pytest.fixture(scope="session")
-def options(trained: Path, rows: Path) -> dict[str, object]:
-    return {
-        "model": str(trained),
-        "dataset": str(rows),
-        "task": "prompt-completion",
-        "split": "all",
-        "strategies": "an=5",
-        "max_new_tokens": 14,
-        "embedder": "reference",
-        "groups_per_shard": 5,
-        "engine": {"max_num_seqs": 64},
-    }
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="session")
@@ -190,7 +138,7 @@ def test_the_same_command_again_finds_the_set_complete(
 ) -> None:
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in generated.iterdir()}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({**options, "out": str(generated)}))
-    done = run_command("negatives_gen", "--config", str(tmp_path / "r.yaml"))
+    done = fork_command("negatives_gen", "--config", str(tmp_path / "r.yaml"))
     assert done.returncode == 0
     assert "complete already" in done.stderr
     assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in generated.iterdir()} == before
@@ -199,7 +147,7 @@ def test_the_same_command_again_finds_the_set_complete(
 def test_the_trainer_starts_at_log_k_on_sampled_negatives(generated: Path, trained: Path, tmp_path: Path) -> None:
     import math
 
-    done = run_command(
+    done = fork_command(
         "trainer.run", "--shards", str(generated), "--model", str(trained), "--objective", "cpo", "--use", "an=5",
         "--split", "all", "--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--logging_steps", "1",
         "--per_device_train_batch_size", "10", "--use_cpu", "true",
@@ -210,100 +158,30 @@ def test_the_trainer_starts_at_log_k_on_sampled_negatives(generated: Path, train
     assert "differs from the reference" not in done.stderr
 
 
-def test_an_interrupted_job_goes_on_and_leaves_finished_shards_as_they_are(
-    generated: Path, options: dict[str, object], tmp_path: Path
-) -> None:
-    """The state that a kill leaves: two of three shards with their records, a temporary file, no manifest."""
-    out = tmp_path / "set"
-    (out / "_job").mkdir(parents=True)
-    manifest = json.loads((generated / "manifest.json").read_text())
-    claim = {**manifest["job"], "ranking signals": manifest["signals"], "parent": None, "schema_version": 3}
-    (out / "_job/job.json").write_text(json.dumps(claim))
-    (out / ".tmp-half").write_bytes(b"PAR1")
-    rejects = [vars(r) for r in NegativeSet(str(generated)).rejects()]
-    for index in (0, 2):
-        record = manifest["shards"][index]
-        mine, rejects = rejects[: record["rows_rejected"]], rejects[record["rows_rejected"] :]
-        if index == 0:
-            rejects = rejects[manifest["shards"][1]["rows_rejected"] :]
-        shutil.copy2(generated / record["file"], out)
-        (out / f"_job/shard-{index:05d}.json").write_text(json.dumps({"record": record, "rejects": mine}))
-    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.glob("*.parquet")}
-
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**options, "out": str(out)}))
-    done = run_command("negatives_gen", "--config", str(tmp_path / "r.yaml"))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "3 shards, 1 of them to do" in done.stderr
-    assert {n: (p.read_bytes(), p.stat().st_mtime_ns) for n, p in ((n, out / n) for n in before)} == before
-    whole, resumed = NegativeSet(str(generated)), NegativeSet(str(out))
-    assert [g.id for g in resumed.groups()] == [g.id for g in whole.groups()]
-    assert resumed.rejects() == whole.rejects()
-    assert resumed.manifest.counts == whole.manifest.counts
-    assert not [p for p in out.iterdir() if p.name.startswith((".", "_"))]
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A Ray cluster of its own, as the README starts one; relative paths of its jobs count from tmp_path."""
-    port = 20000 + os.getpid() % 10000
-    env = {
-        **os.environ,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
-        "NEGATIVES_GEN_ROOT": str(tmp_path),
-        "RAY_worker_niceness": "0",
-        # The job's `python` is the first on the cluster's PATH.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port + 1}",
-    }
-    env.pop("RAY_ADDRESS", None)
-    ports = [f"--port={port}", f"--dashboard-port={port + 1}", f"--dashboard-agent-listen-port={port + 2}"]
-    # Its own process group: `ray stop` would stop every cluster on the machine.
-    head = subprocess.Popen(
-        [RAY, "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2", *ports],
-        env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        wait_until_up(env)
-        yield env
-    finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        head.wait(timeout=60)
-
-
-def wait_until_up(env: dict[str, str]) -> None:
-    for _ in range(60):
-        if subprocess.run([RAY, "job", "list"], env=env, capture_output=True, timeout=60).returncode == 0:
-            return
-        time.sleep(1)
-    raise AssertionError("the Ray cluster did not come up")
-
-
-def test_ray_job_submit_makes_the_set_where_relative_paths_point(
-    cluster: dict[str, str], trained: Path, tmp_path: Path
-) -> None:
+def test_ray_job_submit_makes_the_set_where_relative_paths_point(cluster: RayCluster, trained: Path) -> None:
     """The command of the README, with the repository as working directory and paths relative to the root."""
-    shutil.copytree(trained, tmp_path / "runs/quickstart/reference")
+    shutil.copytree(trained, cluster.root / "runs/quickstart/reference")
     command = "job submit --working-dir . -- python -m negatives_gen --config recipes/quickstart.yaml"
     smaller = ["--limit", "8", "--groups_per_shard", "4", "--strategies", "an=3", "--max_new_tokens", "8"]
     done = subprocess.run(
-        [RAY, *command.split(), *smaller], env=cluster, cwd=ROOT, capture_output=True, text=True, timeout=1000
+        [RAY, *command.split(), *smaller], env=cluster.env, cwd=ROOT, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert re.search(r"8 rows read, 8 groups written, 0 rejected", done.stdout)
-    negatives = NegativeSet(str(tmp_path / "runs/quickstart/negatives"))
+    negatives = NegativeSet(str(cluster.root / "runs/quickstart/negatives"))
     assert len(negatives) == 8
     assert sorted(g.split for g in negatives.groups()) == ["test"] * 4 + ["train"] * 4
 
 
-def test_an_engine_that_cannot_start_ends_the_job_in_one_line(options: dict[str, object], tmp_path: Path) -> None:
-    """Ray would restart the actor for ever; here the job ends."""
-    recipe = {**options, "out": str(tmp_path / "set"), "engine": {"nonsense": 1}}
+def test_an_engine_that_cannot_start_ends_the_job_in_one_line(
+    cluster: RayCluster, options: dict[str, object], tmp_path: Path
+) -> None:
+    """Ray would restart the actor for ever; here the job ends. What vLLM itself says: test_generate_without_ray."""
+    recipe = {**options, "out": str(tmp_path / "set"), "engine": {"refuses": "an engine that cannot start"}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    done = run_command("negatives_gen", "--config", str(tmp_path / "r.yaml"))
+    done = fork_command("tests.support.stubs", "--config", str(tmp_path / "r.yaml"), env=cluster.env)
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert "nonsense" in errors[0]
+    assert errors == ["error: an engine that cannot start"]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "set").exists()

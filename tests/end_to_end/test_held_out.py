@@ -17,6 +17,8 @@ from trainer.run import main
 from trainer.scoring.logprobs import Scorer
 from trainer.scoring.packing import Continuations
 
+pytestmark = pytest.mark.trains
+
 
 def test_held_out_groups_count_once_each_and_their_averages_are_the_sets(
     reference: Path, negative_set: Path, tmp_path: Path
@@ -34,8 +36,7 @@ def test_held_out_groups_count_once_each_and_their_averages_are_the_sets(
 
 
 def test_the_held_out_loss_is_the_one_that_is_trained(reference: Path, negative_set: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(reference, negative_set, tmp_path, objective="cpo")
-    trainer.sft_weight = 0.5
+    trainer = make_trainer(reference, negative_set, tmp_path, objective="cpo", objective_options={"sft_weight": 0.5})
     trainer.eval_dataset = trainer.train_dataset
     found = trainer.evaluate()
     assert found["eval_loss/contrast"] == pytest.approx(math.log(4), abs=2e-3)

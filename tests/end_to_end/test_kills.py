@@ -1,7 +1,8 @@
 """Nothing is lost: SIGKILL at random moments of the driver, of workers, of engines and of a whole Ray node.
 
 The engine is a stub (tests/support/stubs.py) so that sixty kills stay affordable, and so is the signal; scorer, Ray and
-everything else are real. `tests/benchmarks/kills.py` does the same with a real vLLM, for docs/benchmarks.md.
+everything else are real. `test_kill_points` has a kill at each point, in every run of the tests;
+`tests/benchmarks/kills.py` does the same with a real vLLM, for docs/benchmarks.md.
 """
 
 import os
@@ -15,6 +16,8 @@ import pytest
 
 from tests.support.kills import KilledJob, check_equal, checksums, kill_actors, kill_drivers, log_of
 from tests.support.ray_cluster import RayCluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 KILLS = 20
 ROWS = 237
@@ -84,17 +87,3 @@ def test_a_ray_node_killed_while_it_works(reference: Path, whole: Whole, tmp_pat
                 os.killpg(driver.pid, signal.SIGKILL)
         assert code == 0, log_of(out)
         check_equal(out, whole.path, seen)
-
-
-def test_orphans_of_a_killed_driver_cannot_write_beside_the_next_one(tmp_path: Path) -> None:
-    from data.command.errors import UserError
-    from data.shards import NegativeSetWriter
-
-    first = NegativeSetWriter(str(tmp_path), {}, ["embedding"])
-    first.begin()
-    second = NegativeSetWriter(str(tmp_path), {}, ["embedding"])
-    second.begin()
-    with pytest.raises(UserError, match="another run of the job has taken over"):
-        first.write_shard(0, [], [], seconds={}, layout="packed")
-    assert not list(tmp_path.glob("shard-*"))
-    second.write_shard(0, [], [], seconds={}, layout="packed")

@@ -18,6 +18,8 @@ from tests.support.training import cli
 from trainer.run import main
 from trainer.trainer import ContrastiveTrainer
 
+pytestmark = pytest.mark.trains
+
 
 def train(processes: int, words: list[str]) -> None:
     """The same command in one process or two, with as many groups in each step."""

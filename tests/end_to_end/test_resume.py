@@ -3,8 +3,7 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
@@ -12,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.commands import ROOT
+from tests.support.commands import ForkedCommand
 from tests.support.training import cli, metrics
 from trainer.output import find_checkpoint, resume_from
 from trainer.run import main
+
+pytestmark = pytest.mark.trains
 
 
 def test_resuming_mid_epoch_gives_the_same_parameters_as_never_stopping(
@@ -88,18 +89,14 @@ def test_sigterm_saves_a_checkpoint_and_resuming_gives_what_never_stopping_gives
     options = ["--max_steps", "60", "--save_strategy", "no", "--logging_steps", "1"]
     assert main(cli(reference, negative_set, tmp_path / "whole", *options)) == 0
     words = cli(reference, negative_set, tmp_path / "cut", *options)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trainer.run", *words], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-    )
+    process = ForkedCommand.start("trainer.run", *words)
     logs = tmp_path / "cut" / "metrics.jsonl"
     while not (logs.exists() and logs.read_text().count("\n") >= 3):
         assert process.poll() is None
         time.sleep(0.01)
-    process.terminate()
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 143, errors
-    assert "SIGTERM: stopped at step" in errors
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=120) == 143, process.stderr
+    assert "SIGTERM: stopped at step" in process.stderr
     assert main([*words, "--resume_from_checkpoint", "true"]) == 0
     whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     for name, value in whole.items():

@@ -1,6 +1,6 @@
 """docker/ without a Docker engine: what the images copy and install, and the YAML of the two clusters.
 
-`SLOW=1` also carries out the Dockerfiles, step by step, in clean virtual environments (six minutes on two cores; the
+The slow tests carry out the Dockerfiles, step by step, in clean virtual environments (six minutes on two cores; the
 GPU variant is resolved, not installed). Set TORCH_CPU_INDEX, as for `make`, where torch's own index is out of reach.
 """
 
@@ -29,7 +29,6 @@ from negatives_gen.config import GenerateConfig
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 DOCKERFILES = sorted(path.name for path in DOCKER.glob("*Dockerfile"))
-slow = pytest.mark.skipif(not os.environ.get("SLOW"), reason="takes minutes; run with SLOW=1")
 
 
 # ---- Dockerfiles ----
@@ -233,16 +232,16 @@ def test_every_pod_has_the_root_and_the_volume():
     assert len({pod["containers"][0]["image"] for pod in pods}) == 1
 
 
-@pytest.mark.parametrize("name", ["head", "worker"])
-def test_ray_start_has_these_options(name: str):
-    command = read("compose.yaml")["services"][name]["command"]
+def test_ray_start_has_the_options_of_head_and_worker():
     known = subprocess.run(
         [sys.executable, "-m", "ray.scripts.scripts", "start", "--help"], capture_output=True, text=True
     )
-    options = [word.split("=")[0] for word in shlex.split(command) if word.startswith("--")]
-    assert "--block" in options
-    for option in options:
-        assert re.search(rf"^\s+{option}\b", known.stdout, re.MULTILINE), option
+    for name in ("head", "worker"):
+        command = read("compose.yaml")["services"][name]["command"]
+        options = [word.split("=")[0] for word in shlex.split(command) if word.startswith("--")]
+        assert "--block" in options
+        for option in options:
+            assert re.search(rf"^\s+{option}\b", known.stdout, re.MULTILINE), option
 
 
 def documented_jobs() -> Iterator[list[str]]:
@@ -315,7 +314,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(app, {**kept, "PATH": f"{venv}/bin:{os.environ['PATH']}", "VENV": str(venv)})
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_stage_1_image_on_cpus(machine: Machine):
     for step in image_steps("negatives_gen.Dockerfile", VARIANT="cpu"):
@@ -328,7 +327,7 @@ def test_stage_1_image_on_cpus(machine: Machine):
     assert machine.run('make -q "$VENV/.installed" && echo installed') == "installed\n"
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_stage_2_image(machine: Machine):
     for step in image_steps("trainer.Dockerfile"):
@@ -338,7 +337,7 @@ def test_stage_2_image(machine: Machine):
     assert locked()["torch"].public in machine.run("python -c 'import torch; print(torch.__version__)'")
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_stage_1_image_on_gpus_resolves(machine: Machine):
     output = ""

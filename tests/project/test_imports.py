@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "evaluation": (
         "data",
         *MATHS,
-        "trainer.objectives.losses",
+        "trainer.objectives.rewards",
         "trainer.ensemble.ensembles",
         "negatives_gen.models.engine",
         "negatives_gen.models.embedder",

@@ -1,8 +1,6 @@
 """A tiny model whose answers end, a real vLLM engine for it, and a toy whose answers can all be listed."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing import get_context
+from collections.abc import Callable
 from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any
@@ -48,17 +46,15 @@ def save_answering_model(directory: Path) -> Path:
 
 
 class Engines(BaseManager):
-    """Engines in a process of their own: vLLM leaves a process changed (compiler, threads, process group)."""
+    """Engines in a process of their own: vLLM leaves a process changed (compiler, threads, process group).
+
+    Their methods are called as if they were here.
+    """
+
+    Engine: Callable[..., Engine]
 
 
 Engines.register("Engine", Engine)
-
-
-@contextmanager
-def engine_process(model: Path) -> Iterator[Engine]:
-    """A real engine; its methods are called as if it were here."""
-    with Engines(ctx=get_context("spawn")) as engines:
-        yield engines.Engine(str(model))  # type: ignore[attr-defined]  # registered above
 
 
 def save_toy_model(directory: Path, seed: int) -> Any:

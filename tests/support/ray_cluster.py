@@ -22,20 +22,22 @@ class RayCluster:
         num_cpus: of each node.
         nodes: the head node, and others.
         env: more environment variables, for nodes and jobs.
+        root: what relative paths of jobs count from.
 
     Attributes:
         env: environment in which `ray` and drivers find the cluster.
     """
 
-    def __init__(self, num_cpus: int, nodes: int = 1, env: dict[str, str] | None = None):
+    def __init__(self, num_cpus: int, nodes: int = 1, env: dict[str, str] | None = None, root: Path = ROOT):
         port = 20000 + (os.getpid() * 7 + time.monotonic_ns() // 1000) % 12000
         self.address = f"127.0.0.1:{port}"
-        self.num_cpus, self.num_nodes, self.port = num_cpus, nodes, port
+        self.num_cpus, self.num_nodes, self.port, self.root = num_cpus, nodes, port, root
         self.env = {
             **os.environ,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
             "RAY_worker_niceness": "0",
+            "NEGATIVES_GEN_ROOT": str(root),
             # Noticing a dead node takes Ray half a minute unless told.
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_failure_threshold": "4",

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.command.errors import exit_on_user_error
+from data.command.errors import UserError, exit_on_user_error
 from data.command.log import start_logging
 from data.command.options import load_config
 from data.models import load_tokenizer
@@ -22,9 +22,11 @@ LENGTH = 6
 
 
 class EngineStub:
-    """Samples random tokens, after `engine.seconds_per_prompt`; for kills and for scale."""
+    """Samples random tokens, after `engine.seconds_per_prompt`, or raises `engine.refuses`; for kills and for scale."""
 
     def __init__(self, model: str, *, seed: int, options: dict[str, Any]):
+        if "refuses" in options:
+            raise UserError(options["refuses"])
         self.seconds_per_prompt = options.get("seconds_per_prompt", 0)
         self.tokenizer = load_tokenizer(model)
         special = set(self.tokenizer.all_special_ids)

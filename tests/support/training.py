@@ -18,20 +18,23 @@ from trainer.arguments import PaperTrainingArguments
 from trainer.groups.dataset import Collator, ContrastiveGroups
 from trainer.groups.store import GroupStore
 from trainer.monitor.watch import GroundTruthWatch
-from trainer.objectives.scheduled import ScheduledSampling
+from trainer.objectives import OBJECTIVES
 from trainer.scoring.logprobs import prepare_model
 from trainer.trainer import ContrastiveTrainer
 
 
 def make_trainer(reference: Path, negative_set: Path, tmp_path: Path, **options: Any) -> ContrastiveTrainer:
-    objective = options.pop("objective", "cpo")
+    """A trainer on the negative set; `objective_options` go to the objective, what is not named here to the trainer."""
+    objective = OBJECTIVES.load(options.pop("objective", "cpo"))
+    chosen = {"pss_passes": 2} if objective.name == "pss" else {}
+    objective_options = objective.Options(**chosen, **options.pop("objective_options", {}))
     row_tokens = options.pop("row_tokens", 256)
     model = AutoModelForCausalLM.from_pretrained(reference, dtype=options.pop("dtype", torch.float32))
     path = prepare_model(model)
     negatives = NegativeSet(str(negative_set))
     dataset = (
         ContrastiveGroups(GroupStore([negatives], "train"))
-        if objective in ("mle", "pss")
+        if objective.needs == "truths"
         else ContrastiveGroups.of([negatives], "train", options.pop("use", None))
     )
     arguments = PaperTrainingArguments(output_dir=str(tmp_path), use_cpu=True, save_strategy="no", **options)
@@ -39,11 +42,10 @@ def make_trainer(reference: Path, negative_set: Path, tmp_path: Path, **options:
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=Collator(path, row_tokens, copies=3 if objective == "pss" else 1),
+        data_collator=Collator(path, row_tokens, copies=objective.copies(objective_options)),
         objective=objective,
-        beta=5.0,
+        options=objective_options,
         path=path,
-        scheduled=ScheduledSampling(0.25, 2) if objective == "pss" else None,
     )
 
 

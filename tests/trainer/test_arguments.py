@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 from data.command.errors import UserError
 from tests.support.training import cli
 from trainer.arguments import parse
-from trainer.run import _job, main
+from trainer.record import job_record
+from trainer.run import main
 from trainer.scoring.logprobs import attention_implementation, prepare_model
 
 
@@ -24,7 +25,7 @@ def test_lora_target_modules_are_names_also_when_there_is_one(given: list[str], 
 
 def test_defaults_are_the_papers(tmp_path: Path) -> None:
     script, training, model = parse(["--shards", "s", "--model", "m", "--output_dir", str(tmp_path)])
-    assert script.beta == 5.0
+    assert script.options.beta == 5.0
     assert script.objective == "cpo"
     assert (training.learning_rate, training.weight_decay) == (1e-5, 0.05)
     assert training.optim.startswith("adamw")
@@ -55,7 +56,7 @@ def test_flags_override_the_yaml_and_the_yaml_the_defaults(tmp_path: Path) -> No
     config = tmp_path / "train.yaml"
     config.write_text("shards: from-yaml\nmodel: m\nlearning_rate: 3e-4\nbeta: 2\noutput_dir: o\n")
     script, training, _ = parse(["--config", str(config), "--beta", "7"])
-    assert (script.shards, script.beta, training.learning_rate) == (["from-yaml"], 7.0, 3e-4)
+    assert (script.shards, script.options.beta, training.learning_rate) == (["from-yaml"], 7.0, 3e-4)
 
 
 def test_drop_last_that_leaves_nothing_is_refused_before_anything_is_written(
@@ -105,7 +106,8 @@ def test_transformers_says_which_attention_a_model_uses(
 def test_the_record_holds_what_decides_the_result(more: tuple[str, ...]) -> None:
     def record(*words: str) -> dict[str, Any]:
         script, training, model = parse(["--shards", "s", "--model", "m", "--output_dir", "o", *words])
-        return json.loads(json.dumps(_job(script, training, model, {"row_tokens": script.row_tokens})))
+        given = {"model": {}, "data": {}, "row_tokens": script.row_tokens or 1024}
+        return json.loads(json.dumps(job_record(script, training, model, **given)))
 
     without = more[:-2]
     assert record(*more) != record(*without)

@@ -17,10 +17,13 @@ from tests.support.training import Infinite, first_gradient
 from trainer.arguments import PaperTrainingArguments
 from trainer.groups.dataset import ContrastiveGroups
 from trainer.monitor.watch import GroundTruthWatch
+from trainer.objectives import OBJECTIVES
 from trainer.objectives.losses import cpo_loss
 from trainer.objectives.pairs import PairTrainer, dpo_config, make_dpo_trainer, preference_pairs
 from trainer.scoring.logprobs import candidate_logps, layout, prepare_model
 from trainer.scoring.packing import Continuations
+
+pytestmark = pytest.mark.trains
 
 BETA = 5.0
 
@@ -136,7 +139,7 @@ def test_a_policy_that_is_not_the_reference_is_named_before_the_first_step(
     largest = max(abs(float(first[name])) for name in ("rewards/chosen", "rewards/rejected"))
     assert f"max |h| {largest:.2g} " in line
     assert f"loss {float(first['loss']):.4f} (log 2 is 0.6931)" in line
-    assert "computed in torch.float32, path 'padded', attention" in line
+    assert "computed in torch.float32, layout 'padded', attention" in line
 
 
 def moved_policy(reference: Path) -> Any:
@@ -245,7 +248,7 @@ def test_a_ground_truth_that_falls_is_named(
         return loss
 
     trainer.compute_loss = falling_stub  # type: ignore[method-assign]
-    trainer.add_callback(GroundTruthWatch())
+    trainer.add_callback(GroundTruthWatch(OBJECTIVES.load("dpo").remedies))
     trainer.train()
     (line,) = (record.getMessage() for record in caplog.records if record.name == "trainer.monitor.watch")
     assert line.startswith("By step 9 the train ground truths have become less likely than under the reference (-6.00")

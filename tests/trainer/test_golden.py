@@ -8,6 +8,7 @@ they moved.
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,11 @@ from tests.support.tiny import make_negative_set, save_tiny_model
 from trainer.arguments import PaperTrainingArguments
 from trainer.groups.dataset import Collator, ContrastiveGroups
 from trainer.groups.store import GroupStore
-from trainer.objectives.scheduled import ScheduledSampling
+from trainer.objectives import OBJECTIVES
 from trainer.scoring.logprobs import prepare_model
-from trainer.trainer import CONTRASTIVE, ContrastiveTrainer
+from trainer.trainer import ContrastiveTrainer
+
+pytestmark = pytest.mark.trains
 
 STEPS = (1, 10, 20, 30, 40, 50)
 GOLDEN = {
@@ -31,7 +34,14 @@ GOLDEN = {
     "dpo": [0.69315, 0.38786, 0.17590, 0.08201, 0.04203, 0.02306],
     "cpo + 0.5 mle": [4.62267, 3.96525, 3.44311, 3.15326, 2.95902, 2.82005],
 }
-OBJECTIVES = ("mle", "pss", "cpo", "cpo-rank", "cpo + 0.5 mle", "dpo")
+# Options of the objectives that are not their defaults.
+GIVEN: dict[str, dict[str, Any]] = {
+    "pss": {"pss_passes": 2},
+    "cpo": {"beta": 0.5},
+    "cpo-rank": {"beta": 0.5},
+    "cpo + 0.5 mle": {"beta": 0.5, "sft_weight": 0.5},
+}
+TRAJECTORIES = ("mle", "pss", "cpo", "cpo-rank", "cpo + 0.5 mle", "dpo")
 
 
 def trajectory(objective: str, reference: Path, negatives: NegativeSet, out: Path) -> list[float]:
@@ -40,7 +50,7 @@ def trajectory(objective: str, reference: Path, negatives: NegativeSet, out: Pat
 
     from trainer.objectives.pairs import make_dpo_trainer, preference_pairs
 
-    name, _, weight = objective.partition(" + ")
+    name = objective.partition(" + ")[0]
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
     arguments = PaperTrainingArguments(
@@ -53,21 +63,21 @@ def trajectory(objective: str, reference: Path, negatives: NegativeSet, out: Pat
         trainer = make_dpo_trainer(pairs, model, None, load_tokenizer(str(reference)), arguments, 0.5)
     else:
         path = prepare_model(model)
+        chosen = OBJECTIVES.load(name)
+        options = chosen.Options(**GIVEN.get(objective, {}))
         dataset = (
-            ContrastiveGroups.of([negatives], "train")
-            if name in CONTRASTIVE
-            else ContrastiveGroups(GroupStore([negatives], "train"))
+            ContrastiveGroups(GroupStore([negatives], "train"))
+            if chosen.needs == "truths"
+            else ContrastiveGroups.of([negatives], "train")
         )
         trainer = ContrastiveTrainer(
             model=model,
             args=arguments,
             train_dataset=dataset,
-            data_collator=Collator(path, 256, dataset.strategies, 3 if name == "pss" else 1),
-            objective=name,
-            beta=0.5,
+            data_collator=Collator(path, 256, dataset.strategies, chosen.copies(options)),
+            objective=chosen,
+            options=options,
             path=path,
-            sft_weight=float(weight.removesuffix(" mle")) if weight else 0.0,
-            scheduled=ScheduledSampling(0.25, 2) if name == "pss" else None,
         )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -87,7 +97,7 @@ def make_fixed(folder: Path) -> tuple[Path, NegativeSet]:
     return reference, NegativeSet(str(folder / "set"))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", TRAJECTORIES)
 def test_fifty_steps_go_as_they_went(objective: str, fixed: tuple[Path, NegativeSet], tmp_path: Path) -> None:
     assert trajectory(objective, *fixed, tmp_path) == pytest.approx(GOLDEN[objective], rel=2e-3, abs=2e-4)
 
@@ -95,7 +105,7 @@ def test_fifty_steps_go_as_they_went(objective: str, fixed: tuple[Path, Negative
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         fixed = make_fixed(Path(name))
-        for objective in OBJECTIVES:
+        for objective in TRAJECTORIES:
             values = ", ".join(f"{loss:.5f}" for loss in trajectory(objective, *fixed, Path(name) / "out"))
             print(f'    "{objective}": [{values}],')
 

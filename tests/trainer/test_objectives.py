@@ -7,13 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from trainer.objectives.losses import (
-    cpo_loss,
-    cpo_ranking_loss,
+from trainer.objectives.losses import cpo_loss, cpo_ranking_loss, mle_loss
+from trainer.objectives.rewards import (
     implicit_rewards,
-    mle_loss,
     preference_metrics,
-    ranks_from_similarity,
     strategy_metrics,
 )
 
@@ -217,35 +214,6 @@ def test_ranks_of_masked_candidates_do_not_matter():
         for rank in (-5, 0, 2, 99)
     ]
     assert len(set(results)) == 1
-
-
-def test_ranks_put_the_ground_truth_first_then_falling_similarity():
-    similarity = torch.tensor([[-1.0, 0.2, 0.9, -0.5], [0.0, 3.0, 2.0, 1.0]])
-    assert ranks_from_similarity(similarity).tolist() == [[0, 2, 1, 3], [0, 1, 2, 3]]
-
-
-def test_ties_in_similarity_are_broken_by_position():
-    assert ranks_from_similarity(torch.tensor([[1.0, 0.5, 0.7, 0.5, 0.7]])).tolist() == [[0, 3, 1, 4, 2]]
-    assert ranks_from_similarity(torch.zeros(1, 200)).tolist() == [list(range(200))]
-
-
-def test_candidates_that_do_not_exist_rank_last():
-    similarity = torch.tensor([[1.0, 0.9, 0.1, 0.5]])
-    mask = torch.tensor([[True, False, True, True]])
-    ranks = ranks_from_similarity(similarity, mask)
-    assert ranks.tolist() == [[0, 3, 2, 1]]
-    assert ranks.dtype == torch.int64
-
-
-@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf])
-def test_no_similarity_beats_the_ground_truth_and_nan_is_the_lowest(garbage: float):
-    ranks = ranks_from_similarity(torch.tensor([[garbage, -0.9, garbage, 0.3, 0.5]]))
-    assert ranks.tolist() == [[0, 4, 1, 3, 2] if garbage == math.inf else [0, 3, 4, 2, 1]]
-
-
-def test_nan_still_ranks_before_candidates_that_do_not_exist():
-    similarity, mask = torch.tensor([[1.0, 0.9, math.nan, 0.5]]), torch.tensor([[True, False, True, True]])
-    assert ranks_from_similarity(similarity, mask).tolist() == [[0, 3, 2, 1]]
 
 
 def test_preference_metrics_by_hand():

@@ -14,6 +14,8 @@ from tests.support.tiny import make_negative_set
 from tests.support.training import cli, make_trainer
 from trainer.run import main
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.mark.parametrize(("objective", "expected"), [("cpo", math.log(4)), ("cpo-rank", math.log(24))])
 def test_the_loss_starts_at_log_k_and_log_k_factorial(

@@ -13,12 +13,14 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from data.command.errors import UserError
 from data.shards import NegativeSet
-from tests.support.commands import run_command
+from tests.support.commands import fork_command
 from tests.support.processes import TwoProcesses
 from tests.support.training import Infinite, cli, first_gradient, make_trainer
 from trainer.groups.dataset import ContrastiveGroups, GroundTruths
 from trainer.run import main
 from trainer.trainer import ContrastiveTrainer
+
+pytestmark = pytest.mark.trains
 
 
 @pytest.mark.parametrize("objective", ["mle", "pss", "cpo", "cpo-rank"])
@@ -180,7 +182,7 @@ def test_from_scratch_trains_a_model_that_has_no_weights_yet(tmp_path: Path) -> 
     from data.blank import BlankConfig, write_blank_model
 
     write_blank_model(BlankConfig(out=str(tmp_path / "blank"), hidden_size=64, num_layers=1, num_heads=2))
-    done = run_command(
+    done = fork_command(
         "trainer.run", "--objective", "mle", "--from_scratch", "true", "--model", str(tmp_path / "blank"),
         "--dataset", "facts", "--output_dir", str(tmp_path / "out"), "--max_steps", "20", "--use_cpu", "true",
         "--learning_rate", "3e-3", "--logging_steps", "5", "--save_strategy", "no",
@@ -219,9 +221,10 @@ def test_the_mle_term_is_added_with_its_weight_from_the_same_forward(
     options: dict[str, Any] = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 1}
 
     def make(objective: str, weight: float = 0.0) -> ContrastiveTrainer:
-        trainer = make_trainer(reference, negative_set, tmp_path, objective=objective, row_tokens=60, **options)
-        trainer.sft_weight = weight
-        return trainer
+        given = {"sft_weight": weight} if weight else {}
+        return make_trainer(
+            reference, negative_set, tmp_path, objective=objective, objective_options=given, row_tokens=60, **options
+        )
 
     both, contrast, mle = make(objective, 0.5), make(objective), make("mle")
     mle.train_dataset = contrast.train_dataset  # the same steps: they depend on the lengths of groups
@@ -254,9 +257,9 @@ def test_what_is_not_finite_stops_before_the_optimiser_step_with_the_groups(
     before = {}
     share, steps = trainer._share, iter(range(1000))
 
-    def fault_stub(policy_logps: torch.Tensor, packed: Any, items: torch.Tensor) -> torch.Tensor:
+    def fault_stub(*arguments: Any) -> torch.Tensor:
         """The first group of the second step."""
-        value = share(policy_logps, packed, items)
+        value = share(*arguments)
         if next(steps) == 4:
             before.update({k: v.clone() for k, v in trainer.model.state_dict().items()})  # type: ignore[union-attr]
             value = value * torch.nan if where == "loss" else Infinite.apply(value)  # type: ignore[assignment]

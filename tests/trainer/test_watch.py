@@ -21,7 +21,11 @@ from transformers import (
 
 from data.command.errors import UserError
 from tests.support.training import Run, metrics
-from trainer.monitor.watch import Curves, GroundTruthWatch, MetricsFile, falling_while_growing, trend
+from trainer.monitor.metrics_file import MetricsFile
+from trainer.monitor.watch import Curves, GroundTruthWatch, falling_while_growing, trend
+from trainer.objectives import OBJECTIVES
+
+REMEDIES = OBJECTIVES.load("cpo").remedies
 
 LOGS = 50
 
@@ -105,7 +109,7 @@ def test_starting_again_without_a_checkpoint_drops_the_lines_of_the_attempt(tmp_
 
 
 def test_only_the_main_process_writes_and_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = Run(tmp_path / "out", MetricsFile(), GroundTruthWatch(), Curves(), main=False)
+    run = Run(tmp_path / "out", MetricsFile(), GroundTruthWatch(REMEDIES), Curves(), main=False)
     for step in range(30):
         run.log(step, **contrast(-step, step))
     run.event("on_save")
@@ -206,7 +210,7 @@ def test_eight_logs_are_too_few_and_nine_enough() -> None:
 def test_the_warning_comes_once_in_one_line_and_says_what_to_try(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = Run(tmp_path, GroundTruthWatch())
+    run = Run(tmp_path, GroundTruthWatch(REMEDIES))
     for step in range(0, 300, 10):
         run.log(step, **contrast(-step / 10, step / 5))
         assert len(caplog.records) == (step >= 80)
@@ -214,13 +218,13 @@ def test_the_warning_comes_once_in_one_line_and_says_what_to_try(
     assert caplog.messages == [
         "By step 80 the train ground truths have become less likely than under the reference (-6.00 nats, and falling "
         "over the last 9 logs) while the margin grows (now 12.00). To keep them likely try a smaller --beta or "
-        "--learning_rate, fewer steps, --sft_weight 0.1 to 1 (of cpo and cpo-rank), or an ensemble with the MLE "
+        "--learning_rate, fewer steps, --sft_weight 0.1 to 1, or an ensemble with the MLE "
         "model: python -m trainer.ensemble."
     ]
 
 
 def test_held_out_logs_decide_once_there_are_nine_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = Run(tmp_path, GroundTruthWatch())
+    run = Run(tmp_path, GroundTruthWatch(REMEDIES))
     for step in range(9):  # not yet below the reference on train groups, and rising on held-out ones
         run.log(step, **contrast(7.0 - step, step))
         run.log(step, **contrast(step, step, "eval_"))
@@ -234,7 +238,7 @@ def test_held_out_logs_decide_once_there_are_nine_of_them(tmp_path: Path, caplog
 
 
 def test_logs_without_both_numbers_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = Run(tmp_path, GroundTruthWatch())
+    run = Run(tmp_path, GroundTruthWatch(REMEDIES))
     for step in range(8):
         run.log(step, **contrast(-step, step))
         run.log(step, **contrast(math.nan, step))
@@ -247,7 +251,7 @@ def test_logs_without_both_numbers_are_passed_over(tmp_path: Path, caplog: pytes
 def test_after_a_resume_there_is_no_second_warning_but_a_first_one_if_none_came(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = Run(tmp_path, GroundTruthWatch())
+    run = Run(tmp_path, GroundTruthWatch(REMEDIES))
     for step in range(5):
         run.log(step, **contrast(-step, step))
     early = run.save(tmp_path / "early.json")
@@ -255,11 +259,11 @@ def test_after_a_resume_there_is_no_second_warning_but_a_first_one_if_none_came(
         run.log(step, **contrast(-step, step))
     late = run.save(tmp_path / "late.json")
     assert len(caplog.messages) == 1
-    warned = Run(tmp_path, GroundTruthWatch(), checkpoint=late)
+    warned = Run(tmp_path, GroundTruthWatch(REMEDIES), checkpoint=late)
     for step in range(10, 20):
         warned.log(step, **contrast(-step, step))
     assert len(caplog.messages) == 1
-    not_yet = Run(tmp_path, GroundTruthWatch(), checkpoint=early)
+    not_yet = Run(tmp_path, GroundTruthWatch(REMEDIES), checkpoint=early)
     for step in range(5, 9):  # with the five logs of the checkpoint's history
         not_yet.log(step, **contrast(-step, step))
     assert len(caplog.messages) == 2
@@ -311,7 +315,7 @@ def train(output: Path, steps: int, resume: str | None = None) -> FallingTrainer
     rows = [{"x": torch.tensor([float(i)]), "labels": torch.tensor([0.5 * i])} for i in range(6)]
     trainer = FallingTrainer(model=Line(), args=arguments, train_dataset=rows, eval_dataset=rows[:2])  # type: ignore[arg-type]
     trainer.remove_callback(PrinterCallback)
-    for callback in (MetricsFile(), GroundTruthWatch(), Curves(), Stop()):
+    for callback in (MetricsFile(), GroundTruthWatch(REMEDIES), Curves(), Stop()):
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
@@ -328,7 +332,10 @@ def test_a_real_training_run_stopped_and_resumed(tmp_path: Path, caplog: pytest.
     warnings = [record.getMessage() for record in caplog.records if record.name == "trainer.monitor.watch"]
     assert [w[:14] for w in warnings] == ["By step 9 the "]
     stored = json.loads((tmp_path / "whole" / "checkpoint-10" / "trainer_state.json").read_text())
-    assert stored["stateful_callbacks"]["GroundTruthWatch"] == {"args": {}, "attributes": {"warned": True}}
+    assert stored["stateful_callbacks"]["GroundTruthWatch"] == {
+        "args": {"remedies": REMEDIES},
+        "attributes": {"warned": True},
+    }
 
     caplog.clear()
     train(tmp_path / "parts", 13)

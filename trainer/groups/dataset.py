@@ -10,11 +10,11 @@ import torch
 from torch.utils.data import Dataset
 
 from data.command.errors import UserError
+from data.ranks import ranks_from_similarity
 from data.schema import Group
 from data.shards import NegativeSet
 from trainer.groups.choice import Choice
 from trainer.groups.store import GroupStore, Shard
-from trainer.objectives.losses import ranks_from_similarity
 from trainer.scoring.logprobs import layout
 from trainer.scoring.packing import Continuations, TokenBatch
 
@@ -65,7 +65,7 @@ class GroundTruths(Dataset):
         return np.array([len(self.groups[i].prompt_ids) + len(self.groups[i].response_ids) for i in block], dtype=float)
 
     def keep(self, groups: int) -> None:
-        """All are."""
+        """Does nothing: all groups are in memory."""
 
 
 class ContrastiveGroups(Dataset):
@@ -170,7 +170,8 @@ class PackedGroups:
         tokens: see `trainer.scoring.packing.TokenBatch`; its mask is the mask of the groups, [G, K].
         reference_logps: [G, K] in nats, 0 where there is no candidate. Of ground truths alone: zeros.
         ranks: [G, K], 0 = best. Of ground truths alone: zeros.
-        strategy: [G, K], which of the collator's strategies made each negative, -1 for the ground truth.
+        strategies: names of the strategies of the negatives.
+        strategy: [G, K], which of them made each negative, -1 for the ground truth.
         num_truth_tokens: tokens of the ground truths.
         counts: False for a pass that is made only because other processes make one.
     """
@@ -181,6 +182,7 @@ class PackedGroups:
     ranks: torch.Tensor
     strategy: torch.Tensor
     num_truth_tokens: int
+    strategies: Sequence[str] = ()
     counts: bool = True
 
     @property
@@ -207,7 +209,7 @@ class Collator:
     Attributes:
         path: "packed" or "padded", what `trainer.scoring.logprobs.prepare_model` found.
         strategies: names, numbered for `PackedGroups.strategy`.
-        copies: how often each ground truth is laid out, for as many mixtures of pss.
+        copies: how often each ground truth is laid out.
     """
 
     path: str
@@ -240,8 +242,9 @@ def _with_targets(groups: Sequence[TrainingGroup], tokens: TokenBatch, names: Se
         ids=[group.id for group in groups],
         tokens=tokens,
         reference_logps=torch.from_numpy(reference),
-        ranks=ranks_from_similarity(torch.from_numpy(similarity), tokens.mask),
+        ranks=torch.from_numpy(ranks_from_similarity(similarity, tokens.mask.numpy())),
         strategy=torch.from_numpy(strategy),
         num_truth_tokens=sum(len(g.tokens.continuations[0]) for g in groups),
+        strategies=names,
         counts=groups[0].counts,
     )

@@ -10,7 +10,7 @@ from torch.utils.data import Subset
 
 from data.command.errors import UserError
 from data.shards import NegativeSet
-from trainer.config import GROUND_TRUTHS_ALONE, ScriptArguments
+from trainer.config import ScriptArguments
 from trainer.groups.choice import Choice
 from trainer.groups.dataset import ContrastiveGroups, GroundTruths
 from trainer.groups.store import ANOTHER_SPLIT, GroupStore
@@ -63,7 +63,7 @@ def load_training_data(
             if script.eval_shards:
                 _refuse_trained_on(held_out.store, groups.store)
         source: dict[str, Any] = {"shards": [s.sha256 for one in sets for s in one.manifest.shards]}
-        if script.objective not in GROUND_TRUTHS_ALONE:
+        if script.chosen.needs != "truths":
             manifests = [one.manifest for one in sets]
             scored = {(m.job["model"]["scorer_dtype"], shard.layout) for m in manifests for shard in m.shards}
     else:
@@ -76,21 +76,20 @@ def load_training_data(
 
 def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any]) -> list[NegativeSet]:
     """The sets, of which each must be of this tokenizer, and for a contrast of this reference."""
-    assert script.model is not None
     sets = [NegativeSet(path) for path in paths]
     for negatives in sets:
         negatives.check_tokenizer(identity["tokenizer_sha256"], script.model)
-        if script.objective not in GROUND_TRUTHS_ALONE:
+        if script.chosen.needs != "truths":
             negatives.check_reference(identity["weights_sha256"], script.model)
     return sets
 
 
 def _groups(sets: list[NegativeSet], script: ScriptArguments, split: str, seed: int, advice: str) -> ContrastiveGroups:
     store = GroupStore(sets, split, advice)
-    if script.objective in GROUND_TRUTHS_ALONE:
+    if script.chosen.needs == "truths":
         return ContrastiveGroups(store)
     low, high = script.min_similarity, script.max_similarity
-    choice = Choice.of(sets, script.use, script.rank_by, min_similarity=low, max_similarity=high, seed=seed)
+    choice = Choice.of(sets, script.negatives, script.rank_by, min_similarity=low, max_similarity=high, seed=seed)
     return ContrastiveGroups(store, choice)
 
 
@@ -100,7 +99,6 @@ def _ground_truths(script: ScriptArguments, split: str, tokenizer: Any) -> tuple
     from data.sources.prepare import describe_rejects, prepare_groups, require_groups
 
     assert script.dataset is not None
-    assert script.model is not None
     examples = load_examples(script.dataset, script.task, split)
     groups, rejects, _ = prepare_groups(examples, script.task, tokenizer, context_length(script.model))
     require_groups(groups, rejects, f"data set '{script.dataset}'")

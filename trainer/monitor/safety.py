@@ -27,7 +27,7 @@ def check_finite(
         unsound: those of them whose loss was not finite, as far as that is known.
 
     Raises:
-        UserError: it is not.
+        UserError: the loss or a gradient is not finite.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     # float16's scaler lets gradients overflow on purpose and skips such steps by itself.

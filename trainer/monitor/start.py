@@ -1,6 +1,7 @@
 """Whether a policy is its reference before the first step: then every h is 0 but for rounding."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def report_start(
     longest: int,
     what: str,
     loss: str,
-    path: str,
+    layout: str,
 ) -> None:
     """Say how far the policy is from the reference before the first step; warn if that is beyond rounding.
 
@@ -36,7 +37,7 @@ def report_start(
         longest: tokens of the longest of them.
         what: how many groups, or pairs, they are.
         loss: of these, beside the value that it should have.
-        path: layout of the forward passes.
+        layout: of the forward passes.
     """
     worst = rewards.abs().max().item()
     dtype, compute = next(model.parameters()).dtype, computed_in(arguments, model)
@@ -46,12 +47,12 @@ def report_start(
     if not worst <= bound:  # nan is beyond it too
         log.warning(
             "The policy differs from the reference before the first step: %s. Compare how the set was scored (its "
-            "manifest: dtype and attention path) with this run: weights in %s, computed in %s, path '%s', "
+            "manifest: dtype and layout) with this run: weights in %s, computed in %s, layout '%s', "
             "attention '%s'.",
             found,
             dtype,
             compute,
-            path,
+            layout,
             attention_implementation(model),
         )
 
@@ -60,3 +61,25 @@ def computed_in(args: TrainingArguments, model: Any) -> torch.dtype:
     """What matrix products are computed in: that of mixed precision (a flag's or accelerate's), else the weights'."""
     mixed: dict[str | None, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return mixed.get(args.mixed_precision) or next(model.parameters()).dtype
+
+
+def compare_with_scorer(
+    scored: Sequence[tuple[str, str]], model: Any, training: TrainingArguments, layout: str | None
+) -> None:
+    """Warn where the reference was scored otherwise than the policy will be: rounding alone then makes an h.
+
+    Args:
+        scored: (dtype, layout) of the scorer, of each set.
+        layout: this run's; None: not to be compared, as for TRL, which always pads.
+    """
+    dtype = str(computed_in(training, model)).removeprefix("torch.")
+    mine = f"{dtype}, {layout} layout" if layout else dtype
+    theirs = {f"{other}, {their_layout} layout" if layout else other: other for other, their_layout in scored}
+    plain = training.mixed_precision == "no"
+    for spoken, other in theirs.items():
+        if spoken != mine:
+            log.warning(
+                "The reference was scored in %s; this run computes in %s. Each token then starts off by rounding, "
+                "which beta times the tokens of a response magnify. Train %s, or make the set with --scorer_dtype %s.",
+                *(spoken, mine, f"with --dtype {other}" if plain else "without mixed precision", dtype),
+            )

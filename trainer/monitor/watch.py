@@ -1,11 +1,9 @@
-"""What watches a training run, as callbacks that look at its logs: metrics.jsonl, a warning, training.png."""
+"""What watches a training run, as callbacks that look at its logs: a warning, and training.png."""
 
-import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations, islice
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -14,10 +12,10 @@ from transformers.trainer_callback import ExportableState
 from data.command.errors import UserError
 from data.storage import Folder
 from trainer.monitor.curves import CHANGE, HELD_OUT, MARGIN, LogHistory, figure, png
+from trainer.objectives.base import Objective
 
 log = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "training.png"
 
 # See `falling_while_growing`.
@@ -28,67 +26,22 @@ SIGNIFICANT = 3.5
 MATERIAL = 0.1
 
 
-class MetricsFile(TrainerCallback):
-    """Each log as one JSON line {"step": ..., ...} of OUTPUT_DIR/metrics.jsonl; null is what is no finite number.
-
-    At the start the file becomes the history that training starts from: none, or the checkpoint's. So what a run
-    logged after the checkpoint it is resumed from, its last words and half a line included, is gone.
-    """
-
-    def __init__(self) -> None:
-        self._complete = True
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Raises UserError if the file cannot be written."""
-        if state.is_world_process_zero:
-            self._rewrite(args, state)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The last step is logged, also where it is not on --logging_steps."""
-        if state.global_step >= state.max_steps and args.logging_strategy != "no":
-            control.should_log = True
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Append the last log; a full disk costs a warning, not the training, and the next log makes up for it."""
-        if not state.is_world_process_zero:
-            return
-        try:
-            if self._complete:
-                self._complete = False
-                with (Path(str(args.output_dir)) / METRICS_FILE).open("a", encoding="utf-8") as file:
-                    file.write(json_line(state.log_history[-1]))
-            else:
-                self._rewrite(args, state)
-            self._complete = True
-        except (OSError, UserError) as error:
-            log.warning("%s lacks step %d and goes on: %s", METRICS_FILE, state.global_step, error)
-
-    def _rewrite(self, args: TrainingArguments, state: TrainerState) -> None:
-        lines = "".join(json_line(logs) for logs in state.log_history)
-        Folder(str(args.output_dir)).write(METRICS_FILE, lines.encode())
-
-
-def json_line(logs: Mapping[str, Any]) -> str:
-    """One log as a line: the step first, then sorted keys, the order that a checkpoint keeps its history in."""
-    values = {"step": logs["step"], **{key: logs[key] for key in sorted(logs) if key != "step"}}
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-    return json.dumps(finite, allow_nan=False) + "\n"
-
-
 class GroundTruthWatch(TrainerCallback, ExportableState):
     """Warns once when the ground truths keep getting less likely while the margin grows.
 
     It watches the held-out logs once there are enough of them, the train logs until then. That it has warned is kept
     in the checkpoint.
+
+    Args:
+        remedies: of the objective, for the warning.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, remedies: str = Objective.remedies) -> None:
+        self.remedies = remedies
         self.warned = False
 
     def state(self) -> dict[str, Any]:
-        return {"args": {}, "attributes": {"warned": self.warned}}
+        return {"args": {"remedies": self.remedies}, "attributes": {"warned": self.warned}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -109,14 +62,14 @@ class GroundTruthWatch(TrainerCallback, ExportableState):
         self.warned = True
         log.warning(
             "By step %d the %s ground truths have become less likely than under the reference (%+.2f nats, and falling "
-            "over the last %d logs) while the margin grows (now %.2f). To keep them likely try a smaller --beta or "
-            "--learning_rate, fewer steps, --sft_weight 0.1 to 1 (of cpo and cpo-rank), or an ensemble with the MLE "
-            "model: python -m trainer.ensemble.",
+            "over the last %d logs) while the margin grows (now %.2f). To keep them likely try %s, or an ensemble with "
+            "the MLE model: python -m trainer.ensemble.",
             state.global_step,
             where,
             mean(changes[-RECENT:]),
             len(changes),
             mean(margins[-RECENT:]),
+            self.remedies,
         )
 
 

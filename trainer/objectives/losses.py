@@ -1,24 +1,13 @@
-"""The objectives, as pure functions of log-probabilities: tensors of shape [groups, K] in, loss and metrics out.
+"""The objectives' losses, as pure functions of log-probabilities: tensors of shape [groups, K] in, a scalar out.
 
 Candidate 0 is the ground truth. With beta the temperature, h_k = beta * (log pi_theta(y_k|x) - log pi_ref(y_k|x)).
 "CPO" here is Contrastive Preference Optimization (arXiv 2502.16433): K-way and with a reference model. It is not
 TRL's CPO (Xu et al., arXiv 2401.08417).
 """
 
-from collections.abc import Sequence
-
 import torch
 
-
-def implicit_rewards(
-    policy_logps: torch.Tensor, reference_logps: torch.Tensor, *, beta: float, mask: torch.Tensor | None = None
-) -> torch.Tensor:
-    """h = beta * (policy - reference), reduced in float32 or wider; 0 where mask is False. All [groups, K]."""
-    dtype = torch.promote_types(torch.promote_types(policy_logps.dtype, reference_logps.dtype), torch.float32)
-    policy, reference = policy_logps.to(dtype), reference_logps.to(dtype)
-    if mask is not None:
-        policy, reference = policy.masked_fill(~mask, 0.0), reference.masked_fill(~mask, 0.0)
-    return beta * (policy - reference)
+from trainer.objectives.rewards import implicit_rewards
 
 
 def cpo_loss(
@@ -109,87 +98,3 @@ def pss_loss(policy_logps: torch.Tensor, num_tokens: torch.Tensor | int) -> torc
     """
     policy = policy_logps.to(torch.promote_types(policy_logps.dtype, torch.float32))
     return -policy.mean(dim=-1).sum() / num_tokens
-
-
-def ranks_from_similarity(similarity: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Ranks of the candidates by similarity, 0 = best: the ground truth first, then falling similarity.
-
-    Args:
-        similarity: [groups, K]; column 0 is ignored. Ties keep the candidates' order; nan counts as the lowest.
-        mask: [groups, K]; candidates that do not exist come last.
-
-    Returns:
-        [groups, K], int64.
-    """
-    # All finite, so that no negative passes the ground truth's inf, nor a missing candidate's -inf anything.
-    keys = similarity.to(torch.float64).nan_to_num(nan=torch.finfo(torch.float64).min)
-    if mask is not None:
-        keys = keys.masked_fill(~mask, -torch.inf)
-    keys[:, 0] = torch.inf
-    order = keys.argsort(dim=-1, descending=True, stable=True)
-    return order.argsort(dim=-1)
-
-
-def preference_metrics(
-    policy_logps: torch.Tensor,
-    reference_logps: torch.Tensor,
-    ranks: torch.Tensor,
-    *,
-    beta: float,
-    mask: torch.Tensor | None = None,
-) -> dict[str, torch.Tensor]:
-    """What to watch in training, each a sum over groups' values ready to be averaged: [groups] per metric.
-
-    Keys:
-        logps/ground_truth: policy's log-probability of the ground truth, nats.
-        logps/ground_truth_change: the same minus the reference's.
-        rewards/margin: h of the ground truth minus the mean h of the negatives.
-        rewards/top1: 1 where the ground truth has the strictly highest h.
-        rewards/kendall_tau: Kendall's tau-a between h and the ranks over all pairs of candidates, in [-1, 1].
-        logps/ranking_accuracy: share of negatives that the policy itself finds less likely than the ground truth.
-    """
-    exists = torch.ones_like(policy_logps, dtype=torch.bool) if mask is None else mask
-    h = implicit_rewards(policy_logps, reference_logps, beta=beta, mask=mask)
-    negatives = exists[:, 1:]
-    count = negatives.sum(-1).clamp(min=1)
-    pairs = exists[:, :, None] & exists[:, None, :]
-    better = (ranks[:, :, None] < ranks[:, None, :]) & pairs
-    agreement = torch.sign(h[:, :, None] - h[:, None, :])
-    change = policy_logps.float() - reference_logps.float()
-    return {
-        "logps/ground_truth": policy_logps[:, 0].float(),
-        "logps/ground_truth_change": change[:, 0],
-        "rewards/margin": h[:, 0] - (h[:, 1:] * negatives).sum(-1) / count,
-        "rewards/top1": ((h[:, :1] > h[:, 1:]) | ~negatives).all(-1).to(h.dtype),
-        "rewards/kendall_tau": (agreement * better).sum((-1, -2)) / better.sum((-1, -2)).clamp(min=1),
-        "logps/ranking_accuracy": ((policy_logps[:, :1] > policy_logps[:, 1:]) & negatives).sum(-1) / count,
-    }
-
-
-def strategy_metrics(
-    policy_logps: torch.Tensor,
-    reference_logps: torch.Tensor,
-    ranks: torch.Tensor,
-    strategy: torch.Tensor,
-    names: Sequence[str],
-    *,
-    beta: float,
-    mask: torch.Tensor | None = None,
-) -> dict[str, torch.Tensor]:
-    """`preference_metrics`'s rewards against the negatives of one strategy at a time, e.g. "rewards/margin/an".
-
-    Args:
-        strategy: [groups, K], the place in `names` of each negative's strategy, -1 for the ground truth.
-
-    Returns:
-        [n] per metric, for the n groups that have negatives of the strategy.
-    """
-    exists = torch.ones_like(policy_logps, dtype=torch.bool) if mask is None else mask
-    found = {}
-    for code, name in enumerate(names):
-        within = exists & (strategy == code)
-        has = within.any(dim=-1)
-        within[:, 0] = True
-        metrics = preference_metrics(policy_logps[has], reference_logps[has], ranks[has], beta=beta, mask=within[has])
-        found.update({f"{key}/{name}": values for key, values in metrics.items() if key.startswith("rewards/")})
-    return found

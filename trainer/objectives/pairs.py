@@ -195,7 +195,7 @@ class PairTrainer(DPOTrainer):
             longest=int(mask.sum(1).max()),
             what=f"{len(chosen)} pairs",
             loss=f"{loss:.4f} (log 2 is {math.log(2):.4f})",
-            path="padded",
+            layout="padded",
         )
 
     def _set_signature_columns_if_needed(self) -> None:

@@ -1,6 +1,6 @@
 """Groups of token sequences as tensors: K continuations of one prefix in one packed sequence.
 
-Layout of a group in a row (DESIGN section 4): the prefix without its last token, then one segment per
+Layout of a group in a row: the prefix without its last token, then one segment per
 continuation, which begins with its own copy of the prefix's last token and ends before the continuation's last:
 
     prefix p1 p2 p3, continuations a1 a2 | b1 b2 b3

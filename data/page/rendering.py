@@ -1,0 +1,56 @@
+"""An HTML page as one file that holds its data, its looks and its script, and needs no network.
+
+Jinja2 escapes what is put into the markup. The texts of the data are never made part of it: they lie in a JSON block,
+and the script puts them in as text nodes. The page's own policy lets no script run but that one, and loads nothing.
+"""
+
+import base64
+import hashlib
+from importlib import resources
+from typing import Any
+
+BASE = "page.html"
+
+
+def render(package: str, name: str, data: Any, /, **values: Any) -> str:
+    """One HTML file.
+
+    Args:
+        package: where the page's own files are: NAME.html, which extends "page.html", NAME.css and NAME.js, which
+            stand behind the shared ones.
+        name: NAME.
+        data: JSON-like, without nan; the script finds it as `data`. None: a page without a script.
+        values: what the template names.
+    """
+    from jinja2 import DictLoader, Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=DictLoader({BASE: _asset("data.page", BASE), name: _asset(package, f"{name}.html")}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # tojson escapes what could end the block: no text can.
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    style = _asset("data.page", "page.css") + _asset(package, f"{name}.css")
+    script = _asset("data.page", "page.js") + _asset(package, f"{name}.js")
+    return environment.get_template(name).render(
+        # Ours, so no text to escape; the policy names both by their hashes.
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_source_hash(style),
+        script_hash=_source_hash(script),
+        data=data,
+        **values,
+    )
+
+
+def _asset(package: str, name: str) -> str:
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
+
+
+def _source_hash(text: str) -> str:
+    """As a Content-Security-Policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

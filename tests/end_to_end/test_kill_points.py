@@ -1,0 +1,174 @@
+"""Nothing is lost: SIGKILL at every write of a job, and of driver, engine, worker and node under Ray.
+
+Each process dies at a named point (tests/support/kill_points.py), so these few kills meet every state that a kill can
+leave behind. `test_kills` has twenty at random moments of each kind, with the real scorer (`make test-all`).
+"""
+
+import json
+import os
+import signal
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.command.errors import UserError
+from data.shards import NegativeSetWriter
+from negatives_gen.config import GenerateConfig
+from negatives_gen.job.actors import Components
+from negatives_gen.job.job import generate
+from tests.support.commands import ForkedCommand
+from tests.support.kill_points import arm
+from tests.support.kills import check_equal, checksums
+from tests.support.ray_cluster import RayCluster
+from tests.support.stubs import EngineStub, signals_stub
+from tests.support.without_ray import without_ray
+
+SHARDS = range(3)
+# Every file that a job of three shards writes, in order; of staging, of the shards, of the end.
+STAGING = ["_job/job.json", "_job/driver", *(f"_job/inputs/{i:05d}.jsonl" for i in SHARDS), "_job/inputs.json"]
+WORK = [name for i in SHARDS for name in (f"shard-{i:05d}.parquet", f"_job/shard-{i:05d}.json")]
+END = ["rejects.parquet", "README.md", "manifest.json"]
+POINTS = [f"{moment} {name}" for name, moment in product([*STAGING, *WORK, *END], ("before", "after"))]
+
+
+OPTIONS: dict[str, Any] = {
+    "dataset": "facts", "limit": 20, "groups_per_shard": 8, "strategies": "an=2,bn=1,mn=1,tn=1", "embedder": "reference"
+}  # fmt: skip
+# MN draws from the reference model, which the stub scorer of the jobs under Ray lacks.
+UNDER_RAY = {**OPTIONS, "strategies": "an=2,bn=1,tn=1"}
+
+
+def command(reference: Path, out: Path, options: dict[str, Any], *more: str) -> list[str]:
+    options = {"model": reference, "out": out, **options}
+    return [*(word for key, value in options.items() for word in (f"--{key}", str(value))), *more]
+
+
+def run(armed: Path, *words: str, env: dict[str, str] | None = None) -> int:
+    """The job's exit code, minus the signal that ended it."""
+    driver = ForkedCommand.start("tests.support.kill_points", str(armed), *words, env=env)
+    try:
+        code = driver.wait(timeout=300)
+    finally:
+        driver.kill()
+    assert code in (0, -signal.SIGKILL), driver.stderr[-3000:]
+    return code
+
+
+def finish(reference: Path, out: Path, options: dict[str, Any] = OPTIONS) -> None:
+    """The same job in this process, to its end."""
+    with without_ray():
+        config = GenerateConfig(model=str(reference), out=str(out), **options)
+        generate(config, Components(engine=EngineStub, signals=signals_stub))
+
+
+@pytest.fixture(scope="module")
+def whole(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The set that a run without a kill makes."""
+    out = tmp_path_factory.mktemp("whole") / "set"
+    finish(reference, out)
+    return out
+
+
+@pytest.mark.parametrize("point", [*POINTS, "half of _job"])
+def test_a_job_killed_at_a_write_goes_on_and_loses_nothing(
+    point: str, reference: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "set"
+    assert run(arm(tmp_path / "armed", point), "--no-ray", *command(reference, out, OPTIONS)) == -signal.SIGKILL
+    seen = checksums(out)
+    assert len(seen) == finished_by(point)
+    finish(reference, out)
+    check_equal(out, whole, seen)
+
+
+def finished_by(point: str) -> int:
+    """Shards that have their records."""
+    return sum(POINTS.index(f"after _job/shard-{i:05d}.json") <= [*POINTS, "half of _job"].index(point) for i in SHARDS)
+
+
+def test_every_write_of_a_job_has_its_kill_points(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    rename = os.replace
+
+    def recording(source: str, target: str) -> None:
+        written.append(os.path.relpath(target, tmp_path / "set"))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", recording)
+    finish(reference, tmp_path / "set")
+    assert written == [*STAGING, *WORK, *END]
+
+
+def test_orphans_of_a_killed_driver_cannot_write_beside_the_next_one(tmp_path: Path) -> None:
+    first = NegativeSetWriter(str(tmp_path), {}, ["embedding"])
+    first.begin()
+    second = NegativeSetWriter(str(tmp_path), {}, ["embedding"])
+    second.begin()
+    with pytest.raises(UserError, match="another run of the job has taken over"):
+        first.write_shard(0, [], [], seconds={}, layout="packed")
+    assert not list(tmp_path.glob("shard-*"))
+    second.write_shard(0, [], [], seconds={}, layout="packed")
+
+
+# --- under Ray ---
+
+
+@pytest.fixture(scope="module")
+def whole_under_ray(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The set that the jobs under Ray make."""
+    out = tmp_path_factory.mktemp("whole") / "set"
+    finish(reference, out, UNDER_RAY)
+    return out
+
+
+def test_engine_and_workers_killed_in_a_job_that_survives_them(
+    cluster: RayCluster, reference: Path, whole_under_ray: Path, tmp_path: Path
+) -> None:
+    """Ray starts each actor again and gives it the shard that it had; the driver notices nothing."""
+    points = ["sample", "before shard-00000.parquet", "after shard-00001.parquet", "after _job/shard-00002.json"]
+    armed, out = arm(tmp_path / "armed", *points), tmp_path / "set"
+    assert run(armed, *command(reference, out, UNDER_RAY), env=cluster.env) == 0
+    assert not list(armed.iterdir())
+    check_equal(out, whole_under_ray, {})
+
+
+def test_a_driver_killed_between_shards_and_before_the_manifest(
+    cluster: RayCluster, reference: Path, whole_under_ray: Path, tmp_path: Path
+) -> None:
+    armed, out = arm(tmp_path / "armed", "told", "before manifest.json"), tmp_path / "set"
+    assert run(armed, *command(reference, out, UNDER_RAY), env=cluster.env) == -signal.SIGKILL
+    seen = checksums(out)
+    assert seen
+    assert run(armed, *command(reference, out, UNDER_RAY), env=cluster.env) == -signal.SIGKILL
+    assert seen.items() <= checksums(out).items()
+    assert len(list(out.glob("_job/shard-*.json"))) == len(SHARDS)
+    assert not (out / "manifest.json").exists()
+    assert run(armed, *command(reference, out, UNDER_RAY), env=cluster.env) == 0
+    check_equal(out, whole_under_ray, seen)
+
+
+def test_a_ray_node_killed_while_it_works(
+    cluster: RayCluster, reference: Path, whole_under_ray: Path, tmp_path: Path
+) -> None:
+    """The driver lies on the head node, the other one dies with all its actors."""
+    out = tmp_path / "set"
+    words = command(reference, out, UNDER_RAY, "--engine.seconds_per_prompt", "0.3")
+    driver = ForkedCommand.start("tests.support.kill_points", str(arm(tmp_path / "armed")), *words, env=cluster.env)
+    try:
+        while not checksums(out):
+            assert driver.poll() is None, driver.stderr[-3000:]
+            time.sleep(0.1)
+        seen = checksums(out)
+        assert list(cluster.actors(node=1))
+        cluster.kill_node(1)
+        cluster.add_node()
+        assert driver.wait(timeout=300) == 0, driver.stderr[-3000:]
+    finally:
+        driver.kill()
+    assert json.loads((out / "manifest.json").read_text())["counts"]["rows_written"] == 20
+    check_equal(out, whole_under_ray, seen)

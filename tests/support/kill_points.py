@@ -1,0 +1,138 @@
+"""Processes that kill themselves at a point that is armed: `python -m tests.support.kill_points ARMED [--no-ray] ...`.
+
+ARMED is a folder with one file per armed point. Whichever process of the job reaches the point first removes the file
+and dies by SIGKILL, so the same command goes on where it was killed, and a point is reached once. Points are:
+
+- "before NAME" and "after NAME": the rename that puts a file of the set in its place, in whichever process writes it;
+- "half of _job": the job's folder is removed when the set is finished; it dies with half of it gone;
+- "sample": the actor of the engine, when it is asked for a shard's answers;
+- "told": the driver, when it hears of its first shard.
+
+Engine, scorer and signal are stubs under Ray, where each start of an actor would import torch; without Ray the scorer
+is the real one.
+"""
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from data.command.errors import exit_on_user_error
+from data.command.options import load_config
+from data.storage import Folder
+from negatives_gen.config import GenerateConfig
+from negatives_gen.job.actors import Components
+from negatives_gen.job.job import generate
+from negatives_gen.job.progress import Progress
+from negatives_gen.models.engine import Sample
+from tests.support.stubs import EngineStub, ScorerStub, signals_stub
+from tests.support.without_ray import without_ray
+
+
+@dataclass(frozen=True)
+class ArmedStub:
+    """The points of a set that are armed."""
+
+    folder: Path
+    out: str
+
+    def reach(self, point: str) -> None:
+        try:
+            (self.folder / file_of(point)).unlink()
+        except FileNotFoundError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def install(self) -> None:
+        """From here on this process dies where it would rename or remove a file whose point is armed."""
+        rename, remove = os.replace, Folder.remove
+
+        def replace_stub(source: str, target: str) -> None:
+            name = os.path.relpath(target, self.out)
+            self.reach(f"before {name}")
+            rename(source, target)
+            self.reach(f"after {name}")
+
+        def remove_stub(folder: Folder, name: str) -> None:
+            if name == "_job" and (self.folder / file_of("half of _job")).exists():
+                shutil.rmtree(Path(self.out) / "_job/inputs")
+                (Path(self.out) / "_job/job.json").unlink()
+                self.reach("half of _job")
+            remove(folder, name)
+
+        mock.patch("os.replace", replace_stub).start()
+        mock.patch.object(Folder, "remove", remove_stub).start()
+
+
+@dataclass(frozen=True)
+class MakeEngineStub:
+    """Makes the engine of an actor that may die when it is asked."""
+
+    armed: ArmedStub
+
+    def __call__(self, model: str, *, seed: int, options: dict[str, Any]) -> EngineStub:
+        armed = self.armed
+
+        class EngineKilledStub(EngineStub):
+            def sample(self, prompts: Sequence[Sequence[int]], **more: Any) -> list[list[Sample]]:
+                armed.reach("sample")
+                return super().sample(prompts, **more)
+
+        return EngineKilledStub(model, seed=seed, options=options)
+
+
+@dataclass(frozen=True)
+class MakeScorerStub:
+    """Makes the scorer of an actor that may die while it writes."""
+
+    armed: ArmedStub
+
+    def __call__(self, model: str, **options: Any) -> ScorerStub:
+        self.armed.install()
+        return ScorerStub(model, **options)
+
+
+def arm(folder: Path, *points: str) -> Path:
+    """A folder in which these points are armed."""
+    folder.mkdir()
+    for point in points:
+        (folder / file_of(point)).touch()
+    return folder
+
+
+def file_of(point: str) -> str:
+    return point.replace("/", ":")
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    folder, *words = sys.argv[1:] if argv is None else argv
+    alone = "--no-ray" in words
+    words = [word for word in words if word != "--no-ray"]
+    config = load_config(GenerateConfig, words, command="tests.support.kill_points")
+    armed = ArmedStub(Path(folder), config.out)
+    armed.install()
+
+    class ProgressKilledStub(Progress):
+        def shard(self, *arguments: Any, **more: Any) -> None:
+            super().shard(*arguments, **more)
+            armed.reach("told")
+
+    with mock.patch("negatives_gen.job.job.Progress", ProgressKilledStub):
+        if alone:
+            with without_ray():
+                generate(config, Components(engine=MakeEngineStub(armed), signals=signals_stub))
+        else:
+            generate(config, Components(MakeEngineStub(armed), MakeScorerStub(armed), signals_stub))
+
+
+if __name__ == "__main__":
+    # By its name: the classes are pickled for the workers, who know no __main__ of ours.
+    from tests.support.kill_points import main as imported
+
+    sys.exit(imported())

@@ -1,0 +1,115 @@
+"""The home of objectives: what its entries declare, and that no other file of the trainer knows them by name."""
+
+import ast
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.command.errors import UserError
+from tests.support.commands import ROOT
+from trainer.objectives import DEFAULT, OBJECTIVES, names_with
+from trainer.objectives.base import Objective
+
+NAMES = OBJECTIVES.names()
+HOME = ROOT / "trainer" / "objectives"
+
+
+def strings(path: Path) -> list[str]:
+    """The string constants of a source file, also those within f-strings, without docstrings."""
+    tree = ast.parse(path.read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docstrings]
+    return [node.value for node in constants if isinstance(node.value, str)]
+
+
+def words(text: str) -> set[str]:
+    return set("".join(letter if letter.isalnum() or letter in "-_" else " " for letter in text).split())
+
+
+def test_the_built_in_objectives_are_the_modules_of_the_home() -> None:
+    assert NAMES == ["cpo", "cpo-rank", "dpo", "mle", "pss"]
+    assert DEFAULT in NAMES
+    for name in NAMES:
+        objective = OBJECTIVES.load(name)
+        assert (HOME / f"{name.replace('-', '_')}.py").exists()
+        assert objective.summary
+        assert dataclasses.is_dataclass(objective.Options)
+        objective.Options().check()  # type: ignore[attr-defined]  # every one has it
+        assert OBJECTIVES.origin(name) == {}
+    assert names_with(needs="truths") == "mle and pss"
+
+
+@pytest.mark.parametrize(
+    "path",
+    # The two models of an ensemble are called --mle and --cpo.
+    [
+        path
+        for path in sorted((ROOT / "trainer").rglob("*.py"))
+        if HOME not in path.parents and "ensemble" not in path.parts
+    ],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_no_file_outside_of_the_home_names_an_objective(path: Path) -> None:
+    for text in strings(path):
+        assert not words(text) & set(NAMES), text
+
+
+@pytest.mark.parametrize("room", ["data", "negatives_gen", "evaluation"])
+def test_no_other_room_compares_the_name_of_an_objective(room: str) -> None:
+    for path in sorted((ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare):
+                compared = [n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)]
+                assert "objective" not in compared, path
+
+
+def test_within_the_home_a_module_names_no_other_entry_in_its_code() -> None:
+    """But for what dpo advises; `DEFAULT` is the home's own."""
+    for path in sorted(HOME.glob("*.py")):
+        own = {OBJECTIVES.load(n).name for n in NAMES if f"{n.replace('-', '_')}.py" == path.name}
+        tree = ast.parse(path.read_text())
+        compared = [n for node in ast.walk(tree) if isinstance(node, ast.Compare) for n in ast.walk(node)]
+        assert not {n.value for n in compared if isinstance(n, ast.Constant)} & (set(NAMES) - own), path
+
+
+def test_an_objective_that_defines_no_terms_trains_as_no_other() -> None:
+    class Empty(Objective):
+        name = "empty"
+        summary = "nothing"
+
+    with pytest.raises(NotImplementedError):
+        Empty().terms(None, None, None)  # type: ignore[arg-type]
+
+
+def test_finding_the_entries_loads_nothing_heavy() -> None:
+    code = (
+        "from trainer.objectives import OBJECTIVES; OBJECTIVES.names(); import trainer.config, json, sys; "
+        "print(json.dumps(sorted({'torch', 'transformers', 'datasets', 'trl'} & sys.modules.keys())))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("cpo", {"beta": 0.0}, "--beta must be above 0, got 0.0."),
+        ("cpo-rank", {"sft_weight": -1.0}, "--sft_weight must be 0 or more, got -1.0."),
+        ("dpo", {"beta": float("nan")}, "--beta must be above 0, got nan."),
+        ("pss", {"pss_share": 1.5}, "--pss_share must be from 0 to 1, got 1.5."),
+        ("pss", {"pss_mixtures": 0}, "--pss_mixtures must be at least 1, got 0."),
+    ],
+)
+def test_options_check_their_values(name: str, values: dict[str, float], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        OBJECTIVES.load(name).Options(**values).check()
+    assert str(caught.value) == said

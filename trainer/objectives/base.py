@@ -1,0 +1,133 @@
+"""What an objective is: its options, the terms of its loss, its metrics, and what it is trained on.
+
+An entry is a module of this home that defines OBJECTIVE, or `package.module:NAME` of one's own. Its module is imported
+by --help, so torch is imported inside of functions only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from data.command.options import NoOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import Trainer
+
+    from trainer.groups.dataset import PackedGroups
+    from trainer.setup import Setup
+
+# What an objective is trained on: ground truths alone; groups, a ground truth with its negatives and the reference's
+# log-probabilities; pairs of a ground truth and one negative, made from groups once.
+Needs = Literal["truths", "groups", "pairs"]
+MeanOver = Literal["groups", "truth tokens"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term of a loss: weight x total / (groups, or tokens of the ground truths, of the whole optimiser step).
+
+    Attributes:
+        total: scalar, the sum over the groups of one forward pass, with its gradient.
+        mean_over: what the step's sum is divided by.
+        weight: of the term in the loss; the term is logged without it.
+    """
+
+    total: "Tensor"
+    mean_over: MeanOver = "groups"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a term must be while the policy is the reference.
+
+    Attributes:
+        term: its name.
+        formula: for the log, e.g. "log K".
+        values: one per group, [G].
+    """
+
+    term: str
+    formula: str
+    values: "Tensor"
+
+
+class Objective:
+    """An objective. `name` and `summary` are given; `terms` is written, and of the rest what differs.
+
+    Attributes:
+        name: on the command line, in records and logs.
+        summary: half a line for --help.
+        Options: frozen dataclass of `data.command.options.option` fields, with a `check` that raises UserError. A field
+            marked `decides=False` does not decide the result. One marked `idle_elsewhere=True` may be given to
+            objectives that lack it, so that one YAML file serves several.
+        needs: what it is trained on.
+        dropout: whether the policy keeps its dropout. Without it the policy starts as the reference was scored.
+        from_scratch: whether random weights are a start.
+        remedies: what to try when the ground truths become less likely than under the reference.
+    """
+
+    name: str
+    summary: str
+    Options: type = NoOptions
+    needs: Needs = "groups"
+    dropout: bool = False
+    from_scratch: bool = False
+    remedies: str = "a smaller --learning_rate, fewer steps"
+
+    def terms(self, policy_logps: "Tensor", groups: "PackedGroups", options: Any) -> Mapping[str, Term]:
+        """The loss of one forward pass as named terms, in every pass the same names; their sum is the loss.
+
+        Args:
+            policy_logps: [G, K] in nats, each continuation's sum over its tokens under the policy. Candidate 0 is the
+                ground truth.
+            groups: with the reference's log-probabilities and ranks, [G, K], and the mask of what exists.
+            options: an instance of `Options`.
+        """
+        raise NotImplementedError
+
+    def metrics(self, policy_logps: "Tensor", groups: "PackedGroups", options: Any) -> Mapping[str, "Tensor"]:
+        """What is logged beside the terms: name -> [n] values, of which the log holds the mean. Args as for `terms`."""
+        from trainer.objectives.rewards import preference_metrics, strategy_metrics
+
+        if self.needs == "truths":
+            return {"logps/ground_truth": policy_logps[:, 0]}
+        arguments = policy_logps, groups.reference_logps, groups.ranks
+        beta, mask = self.beta(options), groups.tokens.mask
+        metrics = preference_metrics(*arguments, beta=beta, mask=mask)
+        if len(groups.strategies) > 1:
+            metrics |= strategy_metrics(*arguments, groups.strategy, groups.strategies, beta=beta, mask=mask)
+        return metrics
+
+    def expected_at_start(self, groups: "PackedGroups", options: Any) -> Expected | None:
+        """What a term must be while the policy is the reference; None where that is not known."""
+        return None
+
+    def beta(self, options: Any) -> float:
+        """What its loss multiplies differences of log-probabilities with; rounding errors grow as much."""
+        return getattr(options, "beta", 1.0)
+
+    def copies(self, options: Any) -> int:
+        """How often each ground truth is laid out in training, for `mix` to make as many inputs of it."""
+        return 1
+
+    def mix(self, model: Any, groups: "PackedGroups", options: Any, seed: tuple[int, int]) -> "PackedGroups":
+        """The groups with the inputs that are trained on.
+
+        Args:
+            model: the policy, prepared by `trainer.scoring`, wrapped or not.
+            groups: each continuation `copies` times.
+            seed: the run's, and the optimiser step.
+        """
+        return groups
+
+    def make_trainer(self, setup: "Setup", options: Any) -> "Trainer":
+        """The trainer of a run: the one for packed groups, unless an objective brings its own.
+
+        Raises:
+            UserError: the data does not suit; before the policy is loaded.
+        """
+        from trainer.setup import make_group_trainer
+
+        return make_group_trainer(self, setup, options)

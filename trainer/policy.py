@@ -1,0 +1,79 @@
+"""The policy of a training run: loaded as transformers does, prepared for packed groups, wrapped for an adapter."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.command.errors import UserError
+from data.manifest import DTYPES
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a policy is made from.
+
+    Attributes:
+        directory: of the model.
+        config: how it is loaded and adapted: dtype, quantisation, attention, LoRA.
+        from_scratch: from random weights, made from the directory's config.json.
+        dropout: whether it keeps its dropout.
+    """
+
+    directory: Path
+    config: "ModelConfig"
+    from_scratch: bool
+    dropout: bool
+
+    @property
+    def adapter(self) -> Any:
+        """peft's configuration of an adapter, or None."""
+        from trl import get_peft_config
+
+        return get_peft_config(self.config)
+
+    def load(self) -> Any:
+        """The model as transformers loads it, neither prepared nor wrapped. Raises UserError for an unknown dtype."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+        from trl import get_quantization_config
+
+        dtype = self.config.dtype
+        if dtype not in (None, "auto", *DTYPES):  # argparse checks flags, not what a YAML file says
+            raise UserError(f"unknown dtype {dtype!r}. Use auto, {', '.join(DTYPES)}.")
+        options: dict[str, Any] = {"dtype": dtype if dtype in (None, "auto") else getattr(torch, dtype)}
+        if self.config.attn_implementation:
+            options["attn_implementation"] = self.config.attn_implementation
+        if self.from_scratch:
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(self.directory), **options)
+        else:
+            quantization = get_quantization_config(self.config)
+            if quantization is not None:
+                options["quantization_config"] = quantization
+                options["device_map"] = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
+            model = AutoModelForCausalLM.from_pretrained(self.directory, use_safetensors=True, **options)
+        if not self.dropout:
+            # It would make the policy differ from the reference, which was scored without it.
+            for module in model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+                elif isinstance(getattr(module, "attention_dropout", None), float):
+                    module.attention_dropout = 0.0  # type: ignore[assignment]  # torch types attributes as tensors
+        return model
+
+    def load_prepared(self) -> tuple[Any, str]:
+        """The model, taught to return log-probabilities and wrapped for an adapter if asked; and its layout."""
+        from trainer.scoring.logprobs import prepare_model
+
+        model = self.load()
+        layout = prepare_model(model)
+        adapter = self.adapter
+        if adapter is not None:
+            from peft import get_peft_model, prepare_model_for_kbit_training
+
+            if self.config.load_in_4bit or self.config.load_in_8bit:
+                model = prepare_model_for_kbit_training(model)
+            model = get_peft_model(model, adapter)
+        return model, layout

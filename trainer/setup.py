@@ -1,0 +1,82 @@
+"""What a trainer is made from, and how the one for packed groups is made from it."""
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from data.command.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from trainer.arguments import PaperTrainingArguments
+    from trainer.config import ScriptArguments
+    from trainer.groups.training_data import TrainingData
+    from trainer.objectives.base import Objective
+    from trainer.policy import Policy
+    from trainer.trainer import ContrastiveTrainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a trainer is made from.
+
+    Attributes:
+        policy: not loaded yet.
+        data: what it is trained and watched on.
+        training: transformers' arguments.
+        tokenizer: saved beside the model.
+        row_tokens: token budget of a forward pass.
+    """
+
+    policy: "Policy"
+    data: "TrainingData"
+    training: "PaperTrainingArguments"
+    tokenizer: Any
+    row_tokens: int
+
+
+def make_trainer(script: "ScriptArguments", setup: Setup) -> Any:
+    """The objective's trainer. Writes nothing; of the output directory transformers makes at most the empty folder.
+
+    Raises:
+        UserError: the model cannot be loaded with these options, or the data does not suit the objective.
+    """
+    from transformers import set_seed
+
+    set_seed(setup.training.seed)
+    try:
+        return script.chosen.make_trainer(setup, script.options)
+    except UserError:
+        raise
+    except (ImportError, ValueError, OSError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"cannot set up the training of model '{script.model}' with these options: {first_line(error)}"
+        ) from error
+
+
+def make_group_trainer(objective: "Objective", setup: Setup, options: Any) -> "ContrastiveTrainer":
+    """The trainer of objectives whose terms are computed from packed groups."""
+    from trainer.groups.dataset import Collator
+    from trainer.monitor.start import compare_with_scorer
+    from trainer.trainer import ContrastiveTrainer
+
+    train = setup.data.train
+    model, layout = setup.policy.load_prepared()
+    log.info(
+        *("%s on %d groups, %s layout, at most %d tokens per pass", objective.name, len(train)),
+        *(layout, setup.row_tokens),
+    )
+    compare_with_scorer(setup.data.scored, model, setup.training, layout)
+    collator = Collator(layout, setup.row_tokens, getattr(train, "strategies", ()), objective.copies(options))
+    return ContrastiveTrainer(
+        model=model,
+        args=setup.training,
+        train_dataset=train,
+        eval_dataset=setup.data.held_out,
+        data_collator=collator,
+        processing_class=setup.tokenizer,
+        objective=objective,
+        options=options,
+        path=layout,
+    )
