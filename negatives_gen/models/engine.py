@@ -59,6 +59,10 @@ class Engine:
     """
 
     def __init__(self, model: str, *, seed: int = 0, options: dict[str, Any] | None = None):
+        if "logprobs_mode" in (options or {}):
+            raise UserError(
+                "--engine.logprobs_mode is not an option: log-probabilities are of what was sampled from. Leave it out."
+            )
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         try:
             from vllm.platforms import current_platform
@@ -73,10 +77,6 @@ class Engine:
                 os.environ.setdefault(key, value)
         from vllm import LLM
 
-        if "logprobs_mode" in (options or {}):
-            raise UserError(
-                "--engine.logprobs_mode is not an option: the log-probabilities are of what was sampled from. Leave it out."
-            )
         arguments = {
             "logprobs_mode": "processed_logprobs",
             "enable_prefix_caching": True,

@@ -109,8 +109,8 @@ class Unhelpful(Strategy):
                         group.negatives.append(candidate)
         if refused and not answered:  # not a matter of one row, such as its length
             raise UserError(
-                f"{settings['api']['base_url']} takes every request for a bad one ({next(iter(refused.values()))}). Check the "
-                "--api options."
+                f"{settings['api']['base_url']} takes every request for a bad one ({next(iter(refused.values()))}). "
+                "Check the --api options."
             )
         return self._short(groups, refused, settings)
 
