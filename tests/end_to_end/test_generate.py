@@ -85,6 +85,7 @@ def test_sampler_scorer_and_a_fresh_scorer_agree_on_the_same_ids(generated: Path
             assert candidate.reference_logp == pytest.approx(logp, abs=1e-4)
             drawn = drawn_logp(model, group.prompt_ids, candidate.ids, top_k=50)
             assert candidate.sampler_logp == pytest.approx(drawn, abs=1e-3)
+            assert candidate.sampler_logp is not None
             assert candidate.sampler_logp > logp  # of the 50 likeliest alone
 
 
