@@ -1,6 +1,7 @@
 """A strategy and a ranking signal from outside of the repository, by `package.module:NAME`, in the real commands."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,8 +190,9 @@ def test_a_strategy_from_outside_is_generated_resumed_and_extended(
     assert run("stats", tmp_path / "set", "--json") == 0
     assert json.loads(capsys.readouterr().out)["strategies"]["rotated"]["count"] == 2 * len(groups)
     assert run("verify", tmp_path / "set") == 0
-    trained = train(reference, tmp_path, "--use", f"{path}=1")
-    assert trained["use"] == "rotated=1"
+    losses = [train(reference, tmp_path, "--use", use) for use in (f"{path}=1", "rotated=1", "tn=1")]
+    assert losses[0] == losses[1] != losses[2]
+    assert losses[0][0] == pytest.approx(math.log(2), abs=1e-3)
 
 
 def test_a_ranking_signal_from_outside_is_generated_and_trained_by(
@@ -209,21 +211,27 @@ def test_a_ranking_signal_from_outside_is_generated_and_trained_by(
         assert [c.similarity["brevity"] for c in group.negatives] == [-0.5 * len(c.ids) for c in group.negatives]
     assert "its signals.brevity.scale is 0.5, this job's is 1.0" in refused(capsys, *words[:-1], 1.0)
     (outside / "brevity_outside.py").unlink()
+    losses = [
+        train(reference, tmp_path, "--rank_by", name, objective="cpo-rank") for name in ("brevity", path, "embedding")
+    ]
+    assert losses[0] == losses[1] != losses[2]
+    assert losses[0][0] == pytest.approx(math.log(math.factorial(4)), abs=1e-3)
     for name in ("brevity", path):
-        assert train(reference, tmp_path, "--rank_by", name, objective="cpo-rank")["rank_by"] == "brevity"
         capsys.readouterr()
         assert run("inspect", tmp_path / "set", "--limit", 1, "--rank_by", name) == 0
         assert "ranked by brevity" in capsys.readouterr().out
 
 
-def train(reference: Path, folder: Path, *more: str, objective: str = "cpo") -> dict:
-    """One step on the set; returns the run's record."""
+def train(reference: Path, folder: Path, *more: str, objective: str = "cpo") -> list[float]:
+    """Two steps on the set, with the command; returns their losses."""
     out = folder / f"model-{len(list(folder.glob('model-*')))}"
     words = [
         "--objective", objective, "--model", str(reference), "--output_dir", str(out), "--use_cpu", "true",
-        "--disable_tqdm", "true", "--report_to", "none", "--max_steps", "1", "--per_device_train_batch_size", "4",
-        "--save_strategy", "no", "--shards", str(folder / "set"), *more,
+        "--disable_tqdm", "true", "--report_to", "none", "--max_steps", "2", "--per_device_train_batch_size", "8",
+        "--learning_rate", "1e-3", "--logging_steps", "1", "--save_strategy", "no",
+        "--shards", str(folder / "set"), *more,
     ]  # fmt: skip
     forget()
     assert trainer.run.main(words) == 0
-    return json.loads((out / "trainer_job.json").read_text())
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]

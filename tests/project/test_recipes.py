@@ -182,7 +182,7 @@ def test_the_quickstarts_recipes_parse(path: Path) -> None:
         config = load_config(GenerateConfig, ["--config", str(path)], command="negatives_gen")
         config.check()
         assert parse_counts(config.strategies, "strategies") == {"an": 11}
-        assert config.top_k == 50
+        assert config.strategy_options["an"].top_k == 50
 
 
 def test_recipes_hold_yaml_only() -> None:
