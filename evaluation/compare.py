@@ -22,7 +22,8 @@ decoding, a column per metric that all of them have. Above it stands what differ
 or second model differ, the numbers do not compare.
 """
 # Of a job: what says nothing about whether numbers compare.
-NO_SETTING = {"models", "judge_spent", "sweep", "paper", "metrics", "decodings"}
+NO_SETTING = {"models", "sweep", "paper", "metrics", "decodings"}
+SPENT = "_spent"
 VERSIONS = "environment."
 
 
@@ -120,12 +121,14 @@ def table(runs: Mapping[str, "Results"]) -> "Table":
     Raises:
         UserError: the runs share no metric.
     """
-    from evaluation.report.columns import COLUMNS, INTERVAL, Cell, cell, column, interval
-    from evaluation.report.tables import WITH_INTERVAL, Table, opponent
+    from evaluation.report.cells import INTERVAL, Cell, cell, interval
+    from evaluation.report.tables import Table, opponent
 
     kinds = [dict.fromkeys((m.metric, m.against) for m in results.measurements) for results in runs.values()]
+    first = next(iter(runs.values()))
+    order = first.in_order(first.measurements)
     shared = [kind for kind in kinds[0] if all(kind in others for others in kinds)]
-    shared.sort(key=lambda kind: list(COLUMNS).index(kind[0]) if kind[0] in COLUMNS else len(COLUMNS))
+    shared.sort(key=lambda kind: order.index(kind[0]))
     if not shared:
         measured = "; ".join(f"{name}: {_listed(found)}" for name, found in zip(runs, kinds, strict=True))
         raise UserError(f"the runs share no metric ({measured}). Evaluate them with the same --metrics and --against.")
@@ -140,14 +143,14 @@ def table(runs: Mapping[str, "Results"]) -> "Table":
             for m in results.measurements
             if (m.metric, m.against) == (metric, against)
         }
-        shown = column(next(iter(found.values())))
+        shown = first.column(next(iter(found.values())))
         headings.append(f"{shown.heading} against {opponent(against)}" if several and against else shown.heading)
         meanings[shown.heading] = shown.meaning
         measured = [found.get((run, m, d)) or found.get((run, m, "")) for run, m, d in _rows(runs)]
         estimates = [m.estimate if m else None for m in measured]
         for row, estimate in zip(rows, estimates, strict=True):
             row.append(cell(estimate, shown.form))
-        if metric in WITH_INTERVAL:
+        if shown.interval:
             headings.append(INTERVAL)
             for row, estimate in zip(rows, estimates, strict=True):
                 row.append(interval(estimate, shown.form))
@@ -168,7 +171,7 @@ def _settings(results: "Results") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of what decides the numbers, models apart."""
     from evaluation.report.described import leaves
 
-    job = {key: value for key, value in results.job.items() if key not in NO_SETTING}
+    job = {key: value for key, value in results.job.items() if key not in NO_SETTING and not key.endswith(SPENT)}
     yield from leaves(job)
     for key, value in leaves(results.environment):
         yield VERSIONS + key, value

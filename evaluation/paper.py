@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.command.errors import UserError, did_you_mean
+from evaluation.metrics.base import TRUTH
 
+# What the tables measure, in the paper's words.
+WIN_RATE, MAUVE = "win rate", "MAUVE"
 PROMPTS = 1000
 JUDGE = "gpt-3.5"
 DATA = {"dolly": "databricks-dolly-15k", "continuation": "Wikidump"}
@@ -33,7 +36,7 @@ class PaperTable:
         number: in the ACL submission.
         task: a name of `data.sources.tasks`.
         base_model: that was trained, a key of BASE_MODELS.
-        values: (metric, decoding) -> row -> value; rows are spelled as `row_name` does.
+        values: what the paper measures and decoding -> row -> value; rows are spelled as `row_name` does.
         same: other spellings of rows.
     """
 
@@ -43,15 +46,19 @@ class PaperTable:
     values: Mapping[tuple[str, str], Mapping[str, float]]
     same: Mapping[str, str]
 
-    def value(self, model: str, decoding: str, metric: str, against: str) -> float | None:
-        """The paper's number for a measurement, None if the table has none of that row, decoding, metric and opponent.
+    def value(self, model: str, decoding: str, measured: str, against: str) -> float | None:
+        """The paper's number for a measurement, None if the table has none of that row, decoding, measure and opponent.
 
         It may stand beside the measurement only if `mismatches` of the evaluation finds nothing.
+
+        Args:
+            measured: what the paper calls it, `Column.paper`.
+            against: the opponent; "" where there is none. The paper compares answers with the ground truths alone.
         """
-        if against != ("truth" if metric == "win_rate" else ""):
+        if against not in ("", TRUTH):
             return None
         name = row_name(model)
-        return self.values.get((metric, decoding), {}).get(self.same.get(name, name))
+        return self.values.get((measured, decoding), {}).get(self.same.get(name, name))
 
 
 def row_name(model: str) -> str:
@@ -70,7 +77,7 @@ TABLES = {
         1,
         "dolly",
         "OpenLLaMA-3B",
-        {("win_rate", "greedy"): {"mle": 0.505, "bnr": 0.599, "mnr": 0.567, "tnr": 0.601}},
+        {(WIN_RATE, "greedy"): {"mle": 0.505, "bnr": 0.599, "mnr": 0.567, "tnr": 0.601}},
         {},
     ),
     "table2": PaperTable(
@@ -78,7 +85,7 @@ TABLES = {
         "dolly",
         "GPT2-XL",
         {
-            ("win_rate", "greedy"): {
+            (WIN_RATE, "greedy"): {
                 "mle": 0.471,
                 "pss": 0.086,
                 "dpo": 0.383,
@@ -93,10 +100,10 @@ TABLES = {
         "dolly",
         "OpenLLaMA-3B",
         {
-            ("win_rate", "topk50"): {"mixnr": 0.591, "mle": 0.497},
-            ("win_rate", "topk50-p0.7"): {"mixnr": 0.611, "mle": 0.517},
-            ("win_rate", "beam2"): {"mixnr": 0.607, "mle": 0.532},
-            ("win_rate", "beam4"): {"mle": 0.514},
+            (WIN_RATE, "topk50"): {"mixnr": 0.591, "mle": 0.497},
+            (WIN_RATE, "topk50-p0.7"): {"mixnr": 0.611, "mle": 0.517},
+            (WIN_RATE, "beam2"): {"mixnr": 0.607, "mle": 0.532},
+            (WIN_RATE, "beam4"): {"mle": 0.514},
         },
         {"mixnr 0": "mixnr"},
     ),
@@ -105,7 +112,7 @@ TABLES = {
         "dolly",
         "OpenLLaMA-3B",
         {
-            ("win_rate", "greedy"): {
+            (WIN_RATE, "greedy"): {
                 "mle 200": 0.505,
                 "pss": 0.270,
                 "dpo": 0.555,
@@ -126,11 +133,11 @@ TABLES = {
         "continuation",
         "OpenLLaMA-3B",
         {
-            ("win_rate", "greedy"): {
+            (WIN_RATE, "greedy"): {
                 "mle": 0.508,
                 **_ensembles("bnr", {"0": 0.455, "0.5": 0.505, "0.7": 0.500, "0.9": 0.538}),
             },
-            ("mauve", "greedy"): {
+            (MAUVE, "greedy"): {
                 "mle": 0.524,
                 **_ensembles("bnr", {"0": 0.610, "0.1": 0.627, "0.3": 0.673, "0.5": 0.645, "0.7": 0.651, "0.9": 0.668}),
             },

@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError, exit_on_user_error
@@ -11,12 +10,13 @@ from data.command.log import start_logging
 from data.command.options import load_config, resolve_path
 from data.command.privacy import without_secrets
 from data.command.usage import answered
-from evaluation.config import TRUTH, EvaluateConfig
+from evaluation.config import EvaluateConfig
+from evaluation.metrics.base import columns_of
+from evaluation.metrics.columns import in_order
 
 if TYPE_CHECKING:
     from data.storage import Folder
     from evaluation.answers.cache import Store
-    from evaluation.measure import Answers
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ JOB_FILE = "evaluation_job.json"
 # Folders that an evaluation makes in --out, before it is finished too.
 FOLDERS = {"store", "ensembles"}
 
-USAGE = "python -m evaluation.run --model NAME=PATH [--model NAME=PATH ...] --dataset D --out DIR [...]"
+USAGE = "python -m evaluation.run --model NAME=PATH [NAME=PATH ...] --dataset D --out DIR [...]"
 ABOUT = """
 Compares checkpoints on held-out prompts: answers by vLLM, win rates by a judge (any OpenAI-compatible server, or a
 local reward model), reverse KL and NLL under a second model, MAUVE, ranking of held-out groups, ensembles over alpha.
@@ -55,96 +55,44 @@ def evaluate(config: EvaluateConfig) -> str:
     """
     from data.manifest import environment
     from data.storage import Folder
+    from evaluation.answers.answer_sets import make_answers
     from evaluation.answers.cache import Store
-    from evaluation.answers.decoding import parse_decoding
-    from evaluation.judging.chat_judge import make_judge
-    from evaluation.measure import judge_all, measure
-    from evaluation.metrics.mauve_score import check_possible
+    from evaluation.measure import gather
+    from evaluation.prepared import describe_evaluation, describe_models, more_decodings, prepare
     from evaluation.report import Results, write_report
     from evaluation.samples import sample_rows
-    from evaluation.steps import Stages
-    from evaluation.sweep import add_ensembles, describe_sweep, halves
+    from evaluation.sweep import describe_sweep, make_ensembles
 
-    metrics = config.chosen_metrics()
-    decodings = list({d.name: d for d in map(parse_decoding, config.decode or ["greedy"])}.values())
     folder = Folder(resolve_path(config.out))
     store = Store(resolve_path(config.store) if config.store else f"{folder.path}/store")
+    chosen = config.chosen_metrics()
     _refuse_other_files(folder, store)
-    judge = make_judge(config.judge, store.path) if "win_rate" in metrics else None
-    stages = Stages(config, store, metrics)
-    alphas = config.alphas()
-    ids = [group.id for group in stages.groups]
-    test, validation = halves(ids) if alphas else (range(len(ids)), range(0))
-    if alphas and not (test and validation):
-        raise UserError(f"--sweep needs prompts to choose an alpha on and others to report on, got {len(ids)}.")
-    if "mauve" in metrics:
-        check_possible(min(map(len, (test, validation))) if alphas else len(test))
-    job = {
-        **stages.describe(test),
-        "decodings": [d.name for d in decodings],
-        "against": config.opponents() if judge else [],
-        "judge": judge.identity() if judge else None,
-        "baseline": stages.checkpoints[0].name,
-    }
-    _refuse_other_evaluation(folder, job)
-    folder.write(JOB_FILE, json.dumps(without_secrets(job), indent=2).encode())
+    evaluation = prepare(config, store)
+    metrics = [metric(config.metric_options[metric.name], evaluation) for metric in chosen]
+    setup = describe_evaluation(config, evaluation, metrics)
+    _refuse_other_evaluation(folder, setup)
+    folder.write(JOB_FILE, json.dumps(without_secrets(setup), indent=2).encode())
 
-    ensembles = add_ensembles(config, store)
-    stages.add_ensembles(ensembles)
-    job["models"] = stages.describe_models()
-    every = stages.generate(decodings)
-    stages.score_answers(every)
-    found = stages.measure_checkpoints(test)
-    if judge:
-        judge_all(every, config.opponents(), judge)
-        job["judge_spent"] = judge.spent() or None
+    ensembles = make_ensembles(config, evaluation)
+    checkpoints = [*evaluation.checkpoints, *ensembles]
+    answer_sets = make_answers(
+        checkpoints, evaluation.decodings, more_decodings(evaluation, metrics), store=store,
+        max_new_tokens=config.max_new_tokens, seed=config.seed, engine=config.engine,
+    )  # fmt: skip
+    gathered = gather(metrics, checkpoints, answer_sets)
 
-    found += measure(every, metrics, test, mauve=stages.mauve(), baseline=job["baseline"])
-    if alphas:
-        chosen_on = measure(every, metrics, validation, mauve=stages.mauve())
-        job["sweep"] = describe_sweep(alphas, list(ensembles), chosen_on, decodings[0].name)
-        job["sweep"]["validation_prompts"] = len(validation)
-    rows = sample_rows(every, test, checkable="correct" in metrics)
-    return write_report(folder, Results(without_secrets(job), environment(), found, rows, notes(every, metrics, test)))
-
-
-def notes(every: "Sequence[Answers]", metrics: "Sequence[str]", kept: "Sequence[int]") -> list[str]:
-    """What a reader must know beside the numbers.
-
-    Args:
-        kept: indices of the prompts that the numbers are of.
-    """
-    from evaluation.judging.chat_judge import SAME
-    from evaluation.metrics.win_rate import not_judged
-
-    found = []
-    for answers in every:
-        for opponent, all_outcomes in answers.outcomes.items():
-            outcomes = [all_outcomes[i] for i in kept]
-            whose = "the ground truth" if opponent == TRUTH else f"those of {opponent}"
-            of_these = f"of {len(outcomes)} {answers.decoding} answers of {answers.model}"
-            if same := outcomes.count(SAME):
-                found.append(
-                    f"{same} {of_these} are the same as {whose}: each counts as a tie, and the judge was not asked."
-                )
-            for reason, number in not_judged(outcomes).items():
-                found.append(f"{number} {of_these} against {whose} are in no win rate: {reason}.")
-    for answers in every:
-        for reason, number in (answers.second.unscored(kept) if answers.second else {}).items():
-            found.append(
-                f"{number} {answers.decoding} answers of {answers.model} are in no reverse KL or NLL: {reason}."
-            )
-    by_text = sorted({a.model for a in every if a.second is not None and a.second.by == "text"})
-    if by_text:
-        found.append(
-            f"Reverse KL and NLL of {', '.join(by_text)}: the second model has another tokenizer, so it scored the "
-            "text as it tokenises it; log Q is of the tokens that were sampled, one of many ways to write the text."
-        )
-    sampled = [a.samples[i] for a in every if a.decoding == "sample" for i in kept]
-    cut = any(sample.finish_reason == "length" for sample in sampled)
-    if "reverse_kl" in metrics and cut:
-        found.append("Reverse KL: samples that hit the length limit count up to the limit, under both models.")
-    return found
+    measurements = gathered.measurements(evaluation.test, evaluation.baseline)
+    job = {**setup, "models": describe_models(evaluation, ensembles), **gathered.spent()}
+    if evaluation.validation is not None:
+        alphas = dict(zip([e.name for e in ensembles], config.alphas(), strict=True))
+        chosen_on = gathered.measurements_of_answers(evaluation.validation)
+        sweep = describe_sweep(alphas, chosen_on, evaluation.decodings[0].name, chosen)
+        job |= {"sweep": {**sweep, "validation_prompts": len(evaluation.validation.prompts)}}
+    results = Results(
+        without_secrets(job), environment(), measurements, sample_rows(gathered, evaluation.test),
+        gathered.notes(evaluation.test), in_order(columns_of(chosen)),
+    )  # fmt: skip
+    return write_report(folder, results)
 
 
 def _refuse_other_files(folder: "Folder", store: "Store") -> None:

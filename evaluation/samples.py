@@ -1,32 +1,25 @@
-"""Rows for the report's page of samples: what was asked, the ground truth and every answer with its verdicts."""
+"""Rows for the report's page of samples: what was asked, the ground truth and every answer with what is known of it."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-
-from evaluation.measure import Answers
+from evaluation.answers.answer_sets import AnswerSet
+from evaluation.measure import Gathered
+from evaluation.prepared import Part
 from evaluation.report.results import AnswerRow, SampleRow
 
 
-def sample_rows(every: Sequence[Answers], kept: Iterable[int], *, checkable: bool) -> list[SampleRow]:
-    """One row per kept prompt; an answer is there once for each opponent that it was compared with.
-
-    Args:
-        checkable: whether code can say which answers are correct.
-    """
-    asked = [answers for answers in every if answers.asked]
+def sample_rows(gathered: Gathered, part: Part) -> list[SampleRow]:
+    """One row per prompt of the part; an answer is there once for each opponent that it was compared with."""
+    asked = [answers for answers in gathered.answer_sets if answers.asked]
     rows = []
-    for index in kept:
+    for index in part.prompts:
         group = asked[0].groups[index]
-        answers = [row for a in asked for row in _answer_rows(a, index, checkable)]
+        answers = [row for a in asked for row in _answer_rows(gathered, a, index)]
         rows.append(SampleRow(group.id, group.query, group.response, answers))
     return rows
 
 
-def _answer_rows(answers: Answers, index: int, checkable: bool) -> list[AnswerRow]:
+def _answer_rows(gathered: Gathered, answers: AnswerSet, index: int) -> list[AnswerRow]:
     sample = answers.samples[index]
-    right = bool(answers.right[index]) if checkable else None
-    row = AnswerRow(answers.model, answers.decoding, sample.text, sample.finish_reason, len(sample.ids), correct=right)
-    judged = [(opponent, outcomes[index]) for opponent, outcomes in answers.outcomes.items()]
-    return [
-        replace(row, score=o.score, verdicts=o.verdicts, against=opponent, reason=o.reason) for opponent, o in judged
-    ] or [row]
+    rows = [AnswerRow(answers.model, answers.decoding, sample.text, sample.finish_reason, len(sample.ids))]
+    for evidence in gathered.of_answers:
+        rows = [annotated for row in rows for annotated in evidence.annotated(row, answers, index)]
+    return rows

@@ -1,85 +1,84 @@
-"""`--sweep`: weight-space ensembles over alpha; one half of the prompts to choose an alpha on, one to report on."""
+"""`--sweep`: weight-space ensembles over alpha; one is proposed by what was measured on the validation half."""
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.command.options import resolve_path
-from evaluation.answers.cache import Store
+from evaluation.answers.checkpoints import Checkpoint, ensemble_of
 from evaluation.answers.weights import identify_weights
-from evaluation.config import TRUTH, EvaluateConfig
+from evaluation.config import EvaluateConfig
+from evaluation.metrics.base import TRUTH, AnswerMetric, Metric
+from evaluation.metrics.columns import HIGHER, NEITHER
 from evaluation.metrics.statistics import Measurement
-
-# By what alpha is proposed: the first that was measured; whether more is better.
-CRITERIA = {"win_rate": True, "correct": True, "reverse_kl": False, "nll": False, "similarity": True, "mauve": True}
+from evaluation.prepared import Evaluation
 
 
-def add_ensembles(config: EvaluateConfig, store: Store) -> dict[str, str]:
-    """The ensembles of a sweep, name -> path OUT/ensembles/alpha-X; written where they are missing.
-
-    Args:
-        store: remembers the hashes of weights.
-    """
+def make_ensembles(config: EvaluateConfig, evaluation: Evaluation) -> list[Checkpoint]:
+    """The ensembles of a sweep, OUT/ensembles/alpha-X; written where they are missing. None without a sweep."""
     alphas = config.alphas()
     if not alphas:
-        return {}
+        return []
     from trainer.ensemble.ensembles import directory_name, write_ensembles
 
     assert config.mle is not None  # EvaluateConfig.alphas
     assert config.cpo is not None
-    output = Path(resolve_path(config.out)) / "ensembles"
+    assert evaluation.mixed is not None
+    store, mixed = evaluation.store, evaluation.mixed
 
     def hash_weights(path: str) -> str:
         return identify_weights(path, store)["weights_sha256"]
 
+    output = Path(resolve_path(config.out)) / "ensembles"
     paths = write_ensembles(config.mle, config.cpo, alphas, output, hash_weights)
-    return dict(zip(map(directory_name, alphas), map(str, paths), strict=True))
+    return [
+        ensemble_of(mixed, directory_name(alpha), str(path), store) for alpha, path in zip(alphas, paths, strict=True)
+    ]
 
 
-def halves(ids: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Indices of the test half and of the validation half of prompts, by a hash of their ids alone."""
-    chooses = [hashlib.sha256(i.encode()).digest()[0] % 2 == 1 for i in ids]
-    return [i for i, v in enumerate(chooses) if not v], [i for i, v in enumerate(chooses) if v]
-
-
-def propose(measurements: Iterable[Measurement], names: Sequence[str], decoding: str) -> tuple[str, str] | None:
-    """The metric that decides and the name of the best ensemble by it; None if none of CRITERIA was measured.
+def propose(
+    measurements: Iterable[Measurement], names: Sequence[str], decoding: str, metrics: Sequence[type[Metric]]
+) -> tuple[str, str] | None:
+    """What decides, and the name of the best ensemble by it; None if nothing was measured that can be better or worse.
 
     Args:
         measurements: of the validation half.
         names: of the ensembles; of equally good ones the first.
-        decoding: whose answers count (of reverse_kl: those of `sample`).
+        decoding: whose answers count, but for metrics that are of one decoding alone.
+        metrics: in their order; the first that was measured decides, by its first column.
     """
     found = list(measurements)
-    for metric, more in CRITERIA.items():
+    for metric in metrics:
+        column = metric.columns[0]
+        if not issubclass(metric, AnswerMetric) or column.better == NEITHER:
+            continue
         values = {
             m.model: m.estimate.mean
             for m in found
-            if m.metric == metric and m.model in names and m.against in ("", TRUTH)
-            if m.decoding == ("sample" if metric == "reverse_kl" else decoding)
+            if m.metric == column.key and m.model in names and m.against in ("", TRUTH)
+            if m.decoding == (metric.decoding or decoding)
         }
         if values:
-            best = max(values, key=lambda name: (values[name] if more else -values[name], -names.index(name)))
-            return metric, best
+            sign = 1 if column.better == HIGHER else -1
+            return column.key, max(values, key=lambda name: (sign * values[name], -names.index(name)))
     return None
 
 
 def describe_sweep(
-    alphas: Sequence[float], names: Sequence[str], chosen_on: Sequence[Measurement], decoding: str
+    alphas: Mapping[str, float], chosen_on: Sequence[Measurement], decoding: str, metrics: Sequence[type[Metric]]
 ) -> dict[str, Any]:
     """For the report: what was measured on the validation half, and the alpha that it proposes.
 
     Args:
-        names: of the ensembles, one per alpha.
+        alphas: of the ensembles by name.
         chosen_on: measurements of the validation half.
     """
-    proposal = propose(chosen_on, names, decoding)
+    proposal = propose(chosen_on, list(alphas), decoding, metrics)
     return {
-        "alphas": list(alphas),
-        "models": dict(zip(names, alphas, strict=True)),
+        "alphas": list(alphas.values()),
+        "models": dict(alphas),
         "metric": proposal[0] if proposal else None,
-        "proposed": alphas[names.index(proposal[1])] if proposal else None,
+        "proposed": alphas[proposal[1]] if proposal else None,
         "decoding": decoding,
         "validation": list(chosen_on),
     }

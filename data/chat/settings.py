@@ -35,7 +35,7 @@ def check_chat_options(group: str, options: dict[str, Any]) -> None:
     Raises:
         UserError: a value is out of range.
     """
-    options["base_url"] = _checked_url(group, options["base_url"])
+    options["base_url"] = checked_url(group, options["base_url"])
     if options["temperature"] is not None:  # some models refuse any
         require_number(group, options, "temperature", 0)
     require_number(group, options, "max_tokens", 1, whole=True)
@@ -53,7 +53,7 @@ def require_number(group: str, options: Mapping[str, Any], key: str, least: floa
         raise UserError(f"--{group}.{key} must be {spoken}, {least} or more, got {value!r}.")
 
 
-def _checked_url(group: str, url: Any) -> str:
+def checked_url(group: str, url: Any) -> str:
     """The address without user and password, which have no place in a manifest, and without a slash at its end."""
     try:
         parts = urlsplit(url if isinstance(url, str) else "")

@@ -1,1 +1,23 @@
 """Who wins: judges and their verdicts."""
+
+from evaluation.judging.base import Judge, JudgeOptions
+
+
+def make_judge(options: JudgeOptions, store_path: str) -> Judge:
+    """The judge of `--judge.KEY VALUE` options: a reward model if one is named, else a chat model.
+
+    Args:
+        store_path: folder that keeps verdicts and rewards.
+
+    Raises:
+        UserError: an option is out of range, or the key, the template, the model or the store is unusable.
+    """
+    options.check()
+    if options.reward_model is not None:
+        from evaluation.answers.cache import Store
+        from evaluation.judging.reward_judge import RewardJudge
+
+        return RewardJudge(options.reward_model, Store(store_path))
+    from evaluation.judging.chat_judge import ChatJudge
+
+    return ChatJudge(options, store_path)

@@ -11,7 +11,8 @@ from data.command.errors import UserError
 from data.models import model_directory
 from evaluation.answers.cache import Store, hash_of
 from evaluation.answers.weights import identify_weights, settings_hash
-from evaluation.judging.chat_judge import SAME, Comparison, Outcome
+from evaluation.judging.base import SAME, Comparison, Outcome
+from evaluation.on_demand import OnDemand
 from negatives_gen.models.reward_model import RewardModel
 
 OPTION = "--judge.reward_model"
@@ -29,8 +30,6 @@ class RewardJudge:
     A model with a chat template sees the messages of a chat, or what a person asked as one; another one sees the prompt
     that the compared models were given, and the answer behind it.
 
-    The model is loaded when there is something to judge.
-
     Args:
         model: directory or hub id of a sequence-classification model with one label.
         store: keeps the rewards.
@@ -45,13 +44,16 @@ class RewardJudge:
             self.weights = identify_weights(model, store)
         except UserError as error:
             raise UserError(f"{OPTION} '{model}' cannot be used: {error}") from error
-        self.model: RewardModel | None = None
+        self.model = OnDemand(lambda: RewardModel(model, OPTION, custom_code=NO_CODE))
 
     def identity(self) -> dict[str, Any]:
         return {"reward_model": self.name, **self.weights}
 
     def spent(self) -> dict[str, Any]:
         return {}
+
+    def drop(self) -> None:
+        self.model.drop()
 
     def judge(self, comparisons: Sequence[Comparison]) -> list[Outcome]:
         different = [c.answer.strip() != c.other.strip() for c in comparisons]
@@ -73,7 +75,7 @@ class RewardJudge:
         return [next(outcomes) if differ else SAME for differ in different]
 
     def _rewards(self, asked: Sequence[Asked]) -> list[float]:
-        self.model = model = self.model or RewardModel(self.name, OPTION, custom_code=NO_CODE)
+        model = self.model()
         written = [model.written(*one) for one in asked]
         unique = list(dict.fromkeys(written))
         rewards = dict(zip(unique, model.rewards(unique), strict=True))

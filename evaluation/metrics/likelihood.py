@@ -22,6 +22,7 @@ from data.sources.encode import Encoded, encode_pairs, leading_ids, special_ids
 from evaluation.answers.cache import Store, hash_of
 from evaluation.answers.generations import GenerationSet, identify_model
 from evaluation.answers.weights import kept_tokenizer_hash, tokenizer_settings
+from evaluation.on_demand import OnDemand
 from negatives_gen.models.engine import Sample
 
 KIND = "likelihoods"
@@ -73,19 +74,19 @@ class SecondModel:
         self.path, self.dtype = path, dtype
         self.context = context_length(path)
         self.identity = identify_model(path, kept_tokenizer_hash(path, store), store)
+        self.tokenizer = OnDemand(lambda: load_tokenizer(path))
+        self.scorer = OnDemand(self._load_scorer)
 
     def describe(self) -> dict[str, str]:
         """For the record."""
         return {"name": self.path, **self.identity, "dtype": self.dtype}
 
-    @functools.cached_property
-    def tokenizer(self) -> Any:
-        """As transformers loads it."""
-        return load_tokenizer(self.path)
+    def drop(self) -> None:
+        """Free what the model takes."""
+        self.scorer.drop()
+        self.tokenizer.drop()
 
-    @functools.cached_property
-    def scorer(self) -> Any:
-        """A `trainer.scoring.scorer.Scorer`."""
+    def _load_scorer(self) -> Any:
         from trainer.scoring.scorer import Scorer
 
         try:
@@ -133,7 +134,7 @@ def second_model_logps(
             samples = generations.samples
             if continued_by is not None:
                 samples = _read_behind_prompts(groups, samples, load_tokenizer(continued_by))
-            return _score(generations.ids, _read_as_text(groups, samples, second.tokenizer), second)
+            return _score(generations.ids, _read_as_text(groups, samples, second.tokenizer()), second)
 
         table = store.get_or_make(KIND, key, make)
     found = Likelihoods(by, *(table[name].to_pylist() for name in ("logp", "tokens", "problem")))
@@ -232,7 +233,7 @@ def _score(ids: Sequence[str], sequences: Sequence[Pair | str], second: SecondMo
     fitting = {i: pair for i, pair in enumerate(sequences) if not isinstance(pair, str) and not problems[i]}
     logps: list[float | None] = [None] * len(sequences)
     if fitting:
-        scores = second.scorer.score([Continuations(prompt, [answer]) for prompt, answer in fitting.values()])
+        scores = second.scorer().score([Continuations(prompt, [answer]) for prompt, answer in fitting.values()])
         for i, (logp,) in zip(fitting, scores, strict=True):
             if math.isfinite(logp):
                 logps[i] = logp

@@ -1,76 +1,149 @@
-"""Measures of a checkpoint beside its answers: the ground truths' log-probability, its ranking of held-out groups."""
+"""How a checkpoint ranks the candidates of held-out groups of a negative set."""
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import pyarrow as pa
+from data.command.errors import UserError
+from data.command.options import option, resolve_path
+from evaluation.metrics.base import HIGHER, MODEL, CheckpointMetric, Column, Request, Values
 
-from data.ranks import ranks_of
-from data.schema import Group
-from data.sources import facts
-from evaluation.answers.cache import Store, hash_of
-from evaluation.metrics.statistics import Estimate, share
-from negatives_gen.models.engine import Sample
+if TYPE_CHECKING:
+    from data.schema import Group
+    from evaluation.answers.checkpoints import Checkpoint
+    from evaluation.prepared import Evaluation
 
+ACCURACY, TOP_1, TAU = "ranking_accuracy", "reward_top1", "kendall_tau"
 # Nats; about ten times what packing a group differently moves a sum of a thousand nats in float32.
 ROUNDING = 1e-2
 
 
-def correct(groups: Sequence[Group], answers: Sequence[Sample]) -> list[float]:
-    """1 for each answer that code finds right, in the embedded world of facts; else 0."""
-    return [float(facts.is_correct(g.prompt, a.text)) for g, a in zip(groups, answers, strict=True)]
+@dataclass(frozen=True)
+class RankingOptions:
+    """Of `ranking`."""
+
+    shards: str | None = option(None, "negative set whose groups of --split are ranked", metavar="DIR", is_name=True)
 
 
-def truth_logps(
-    store: Store, identity: dict[str, str], groups: Sequence[Group], load: Callable[[], Any]
-) -> list[float]:
-    """Log-probability of each ground truth in nats, summed over its tokens.
+class Ranking(CheckpointMetric):
+    """By the checkpoint's own log-probabilities, and by what they gained over the reference's."""
 
-    Args:
-        identity: of the checkpoint.
-        load: its `trainer.scoring.scorer.Scorer` in float32; called only if the store lacks the numbers.
+    name = "ranking"
+    summary = "ranking of held-out groups of a negative set"
+    order = 80
+    Options = RankingOptions
+    of_prompts = False
+    columns = (
+        Column(
+            ACCURACY,
+            "ranking accuracy",
+            "{:.1%}",
+            "share of held-out negatives that the model finds less likely than their ground truth",
+            MODEL,
+            better=HIGHER,
+            share=True,
+        ),
+        Column(
+            TOP_1,
+            "reward top-1",
+            "{:.1%}",
+            "share of held-out groups whose ground truth gained the most log-probability over the reference",
+            MODEL,
+            better=HIGHER,
+            share=True,
+        ),
+        Column(
+            TAU,
+            "Kendall's tau",
+            "{:.3f}",
+            "agreement of those gains with the order by similarity, -1 to 1",
+            MODEL,
+            better=HIGHER,
+        ),
+    )
+    record_schema: ClassVar = {"shards": {"type": ["object", "null"]}}
+
+    @classmethod
+    def needs(cls, options: RankingOptions, request: Request) -> str:
+        return "" if options.shards else "--shards"
+
+    def __init__(self, options: RankingOptions, evaluation: "Evaluation"):
+        super().__init__(options, evaluation)
+        assert options.shards is not None  # needs
+        self.held_out = read_held_out(options.shards, evaluation.split, evaluation.checkpoints)
+
+    def identity(self) -> dict[str, Any]:
+        return {"shards": self.held_out.record}
+
+    def values(self, checkpoint: "Checkpoint", scorer: Callable[[str], Any]) -> Values:
+        from evaluation.metrics.logps import candidate_logps
+
+        held_out = self.held_out
+        load = functools.partial(scorer, held_out.dtype)
+        scores = candidate_logps(
+            self.evaluation.store, checkpoint.identity, held_out.groups, held_out.dtype, load
+        )  # fmt: skip
+        return ranking_values(scores, held_out.groups, held_out.signal)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Groups of a negative set that training has not seen.
+
+    Attributes:
+        dtype: that the reference scored them in.
+        signal: that ranks them.
+        record: what they are, for the report.
     """
-    tokens = [(g.prompt_ids, [g.response_ids]) for g in groups]
-    return [scores[0] for scores in _scores(store, identity, tokens, "float32", load)]
+
+    groups: "list[Group]"
+    dtype: str
+    signal: str
+    record: dict[str, Any]
 
 
-def candidate_logps(
-    store: Store, identity: dict[str, str], groups: Sequence[Group], dtype: str, load: Callable[[], Any]
-) -> list[list[float]]:
-    """Log-probabilities of the candidates of held-out groups, the ground truth's first.
+def read_held_out(shards: str, split: str, checkpoints: Sequence["Checkpoint"]) -> HeldOut:
+    """The groups of a negative set that belong to a split.
 
-    Args:
-        identity: of the checkpoint.
-        dtype: that the reference scored them in; with another, what is rounded differently would pass for a preference.
-        load: its `trainer.scoring.scorer.Scorer` in dtype; called only if the store lacks the numbers.
+    Raises:
+        UserError: it is no negative set, is of another tokenizer than a checkpoint's, or has no such groups.
     """
-    tokens = [(g.prompt_ids, [g.response_ids, *(c.ids for c in g.negatives)]) for g in groups]
-    return _scores(store, identity, tokens, dtype, load)
+    from data.shards import NegativeSet
+
+    negatives = NegativeSet(resolve_path(shards))
+    for checkpoint in checkpoints:
+        negatives.check_tokenizer(checkpoint.identity["tokenizer_sha256"], checkpoint.path)
+    groups = [g for g in negatives.groups() if split in ("all", g.split)]
+    if not groups:
+        raise UserError(
+            f"negative set '{shards}' holds no groups of split '{split}'. Generate it with --split all or --split "
+            f"{split}, or evaluate on another --split."
+        )
+    checksums = [shard.sha256 for shard in negatives.manifest.shards]
+    dtype = negatives.manifest.job["model"]["scorer_dtype"]
+    record = {"name": shards, "groups": len(groups), "scorer_dtype": dtype, "sha256": checksums}
+    return HeldOut(groups, dtype, negatives.signals[0], record)
 
 
-def truth_metrics(logps: Sequence[float], groups: Sequence[Group]) -> dict[str, Estimate]:
-    """Log-probability of the ground truths in nats, per continuation and per token."""
-    per_token = [logp / len(g.response_ids) for logp, g in zip(logps, groups, strict=True)]
-    return {"truth_logp": Estimate.of(logps), "truth_logp_per_token": Estimate.of(per_token)}
-
-
-def ranking_metrics(scores: Sequence[Sequence[float]], groups: Sequence[Group], signal: str) -> dict[str, Estimate]:
-    """How a checkpoint ranks the candidates of held-out groups.
+def ranking_values(scores: Sequence[Sequence[float]], groups: Sequence["Group"], signal: str) -> dict[str, list[float]]:
+    """Of each held-out group, by column.
 
     ranking_accuracy: share of negatives less likely than their ground truth under the checkpoint itself.
-    reward_top1: share of groups whose ground truth has the highest implicit reward (log-probability minus the
-        reference's); 0 for the reference itself, whose rewards are all equal up to rounding.
+    reward_top1: 1 if the ground truth has the highest implicit reward (log-probability minus the reference's), else 0;
+        0 for the reference itself, whose rewards are all equal up to rounding.
     kendall_tau: between the implicit rewards and the order by similarity.
 
     Args:
-        scores: from `candidate_logps`.
+        scores: from `evaluation.metrics.logps.candidate_logps`.
         signal: that the similarities are of.
     """
     import torch
 
+    from data.ranks import ranks_of
     from trainer.objectives.rewards import preference_metrics
 
-    values: dict[str, list[float]] = {"ranking_accuracy": [], "reward_top1": [], "kendall_tau": []}
+    values: dict[str, list[float]] = {ACCURACY: [], TOP_1: [], TAU: []}
     for group, score in zip(groups, scores, strict=True):
         reference = torch.tensor([[group.reference_logp, *(c.reference_logp for c in group.negatives)]])
         own = torch.tensor([list(score)])
@@ -79,24 +152,10 @@ def ranking_metrics(scores: Sequence[Sequence[float]], groups: Sequence[Group], 
         ranks = torch.tensor([[0, *ranks_of(group.negatives, signal)]])
         found = preference_metrics(rewards, torch.zeros_like(rewards), ranks, beta=1.0)
         likelier = preference_metrics(own, reference, ranks, beta=1.0)["logps/ranking_accuracy"]
-        values["ranking_accuracy"].append(likelier.item())
-        values["reward_top1"].append(found["rewards/top1"].item())
-        values["kendall_tau"].append(found["rewards/kendall_tau"].item())
-    mean = {"kendall_tau": Estimate.of}
-    return {name: mean.get(name, share)(numbers) for name, numbers in values.items()}
+        values[ACCURACY].append(likelier.item())
+        values[TOP_1].append(found["rewards/top1"].item())
+        values[TAU].append(found["rewards/kendall_tau"].item())
+    return values
 
 
-def _scores(
-    store: Store,
-    identity: dict[str, str],
-    tokens: Sequence[tuple[list[int], list[list[int]]]],
-    dtype: str,
-    load: Callable[[], Any],
-) -> list[list[float]]:
-    def make() -> pa.Table:
-        from trainer.scoring.packing import Continuations
-
-        return pa.table({"logps": load().score([Continuations(*group) for group in tokens])})
-
-    key = {**identity, "tokens_sha256": hash_of({"tokens": tokens}), "dtype": dtype}
-    return store.get_or_make("logps", key, make)["logps"].to_pylist()
+METRIC = Ranking

@@ -86,6 +86,24 @@ def bootstrapped_mean(values: Sequence[float] | np.ndarray) -> Estimate:
     return replace(found, standard_error=error, interval=interval)
 
 
+def paired_difference(values: Sequence[float | None], theirs: Sequence[float | None]) -> Estimate | None:
+    """By how much the mean of values exceeds that of another model's, paired by prompt.
+
+    What makes a prompt easy or hard for both cancels, so that the interval is narrower than two separate ones suggest.
+
+    Args:
+        values, theirs: in the same order of prompts; None where there is none.
+
+    Returns:
+        The mean difference over the prompts that both have a value for; None if there are none.
+
+    Raises:
+        ValueError: different numbers of prompts.
+    """
+    both = [a - b for a, b in zip(values, theirs, strict=True) if a is not None and b is not None]
+    return bootstrapped_mean(both) if both else None
+
+
 def share(values: Sequence[float]) -> Estimate:
     """`Estimate.of` values from 0 to 1, with an interval where all of two or more are equal.
 

@@ -1,197 +1,300 @@
-"""Win rates from outcomes: plain, the difference of two models', and at equal length.
+"""Which answers a judge prefers to the ground truths, or to another model's answers to the same prompts."""
 
-A score is 1 if the answer wins, 0.5 for a tie, 0 if the other wins, None if the pair was not judged. Pairs that were
-not judged are left out, never counted as losses; `counts` says how many and why.
-"""
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from data.command.errors import UserError, did_you_mean
+from data.command.options import option
+from evaluation.judging.base import SAME, UNREADABLE, Comparison, Judge, JudgeOptions, Outcome
+from evaluation.metrics.base import HIGHER, LOWER, TRUTH, WIN, AnswerMetric, Column, Evidence, Request, Which
 
-import numpy as np
+if TYPE_CHECKING:
+    from evaluation.answers.answer_sets import AnswerSet
+    from evaluation.metrics.statistics import Estimate, Measurement
+    from evaluation.prepared import Evaluation, Part
+    from evaluation.report.results import AnswerRow
 
-from evaluation.metrics.statistics import Estimate, bootstrap, bootstrapped_mean, bootstrapped_share
+RATE, LENGTH_CONTROLLED = "win_rate", "win_rate_length_controlled"
 
-# Of the logistic regression: with perfectly separated outcomes its maximum lies at infinity. Beside the information
-# in n outcomes, up to n / 4, this is nothing.
-RIDGE = 1e-2
-# Newton's steps are held to this length: far from the optimum the curvature is next to none, and a full step flies off.
-LONGEST_STEP = 2.0
-# After a step this short the next one would be of the order of its square.
-TOLERANCE = 1e-4
-MAX_STEPS = 100
-# Share of the answers that must not be longer than the others, and that must not be shorter: else "equally long" lies
-# beyond what was seen, and a rate there is a guess that looks sure.
-SUPPORT = 0.05
-# Numbers of each of the few matrices [rows, n] that are held at a time: they then fit into the processor's cache.
-ELEMENTS = 1 << 16
-
-
-class Outcome(Protocol):
-    """What counting needs of a judge's outcome of one pair."""
-
-    @property
-    def score(self) -> float | None: ...
-
-    @property
-    def flipped(self) -> bool: ...
-
-    @property
-    def verdicts(self) -> tuple[str, ...]: ...
-
-    @property
-    def reason(self) -> str: ...
+_COUNT = {"type": "integer", "minimum": 0}
+_COST = {"type": ["number", "null"]}
+SPENT_SCHEMA = {
+    "description": "What the verdicts of this report took, whichever run asked for them. null without requests.",
+    "type": ["object", "null"],
+    "properties": {
+        "verdicts": _COUNT,
+        "input_tokens": _COUNT,
+        "output_tokens": _COUNT,
+        "without_tokens": {"description": "Verdicts whose server did not say what they took.", **_COUNT},
+        "cost": {"description": "Of these tokens, at the last run's prices; null without prices.", **_COST},
+        "unparsed": {"description": "Verdicts that name no answer.", **_COUNT},
+        "refused": {
+            "description": "Questions that the server refused in the last run; they are no verdicts.",
+            **_COUNT,
+        },
+        "base_urls": {
+            "description": "The servers that gave the verdicts.",
+            "type": "array",
+            "items": {"type": "string"},
+        },
+        "this_run": {
+            "description": "What the last run itself sent; cost: the most that it can have been.",
+            "type": "object",
+            "properties": {
+                "requests": _COUNT,
+                "reused": {"description": "Verdicts that were there.", **_COUNT},
+                "input_tokens": _COUNT,
+                "output_tokens": _COUNT,
+                "cost": _COST,
+            },
+        },
+    },
+}
 
 
 @dataclass(frozen=True)
-class Counts:
-    """How the pairs of one comparison came out.
+class WinRateOptions:
+    """Of `win_rate`."""
+
+    judge: JudgeOptions = option(JudgeOptions(), "of win_rate; the key comes from $OPENAI_API_KEY")
+    against: list[str] = option(
+        [], "win rates against 'truth' or models by their names (default: truth)", metavar="NAME"
+    )
+
+    def check(self) -> None:
+        """Raise UserError for a judge that cannot be."""
+        if self.has_judge:
+            self.judge.check()
+
+    @property
+    def has_judge(self) -> bool:
+        """Whether there is somebody to ask."""
+        return bool(self.judge.model or self.judge.reward_model)
+
+    @property
+    def opponents(self) -> list[str]:
+        """What win rates are against: "truth" or names of models."""
+        return self.against or [TRUTH]
+
+
+class WinRate(AnswerMetric):
+    """By a chat model that is asked in both orders, or by a reward model."""
+
+    name = RATE
+    summary = "share of prompts on which a judge prefers the answer"
+    order = 10
+    Options = WinRateOptions
+    columns = (
+        Column(
+            RATE,
+            "win rate",
+            "{:.1%}",
+            "share of the judged prompts on which the judge prefers the answer; a tie is half",
+            WIN,
+            better=HIGHER,
+            share=True,
+            paired=True,
+            difference="difference",
+            named_difference="difference from {baseline}",
+            interval=True,
+            counted=("judged", "prompts that the win rate is over"),
+            curve=True,
+            chance=0.5,
+            paper="win rate",
+        ),
+        Column(
+            LENGTH_CONTROLLED,
+            "length-controlled",
+            "{:.1%}",
+            "win rate that answers of equal length would have, by logistic regression",
+            WIN,
+            better=HIGHER,
+        ),
+        Column("wins", "wins", "{:.0f}", "prompts on which the answer wins", WIN, better=HIGHER),
+        Column("ties", "ties", "{:.0f}", "prompts on which neither wins, flips included", WIN),
+        Column("losses", "losses", "{:.0f}", "prompts on which the answer loses", WIN, better=LOWER),
+        Column(
+            "flips", "flips", "{:.0f}", "prompts on which the verdict changed with the order of the two answers", WIN
+        ),
+        Column(
+            "flip_rate",
+            "flip rate",
+            "{:.1%}",
+            "flips as a share of the prompts with a verdict in both orders",
+            WIN,
+            share=True,
+        ),
+        Column("unparsed", "unparsed", "{:.0f}", "prompts with a verdict that could not be read; in no win rate", WIN),
+        Column(
+            "not_judged", "not judged", "{:.0f}", "prompts without an outcome, unparsed ones too; in no win rate", WIN
+        ),
+    )
+    record_schema: ClassVar = {
+        "judge": {
+            "description": "What decides the verdicts; base_url is the server of the last run.",
+            "type": ["object", "null"],
+        },
+        "against": {"type": "array", "items": {"type": "string"}},
+        "judge_spent": SPENT_SCHEMA,
+    }
+
+    @classmethod
+    def needs(cls, options: WinRateOptions, request: Request) -> str:
+        return "" if options.has_judge else "--judge.model or .reward_model"
+
+    @classmethod
+    def check(cls, options: WinRateOptions, request: Request) -> None:
+        for other in options.opponents:
+            if other != TRUTH and other not in request.models:
+                raise UserError(f"--against '{other}' is no model of this run.{did_you_mean(other, request.models)}")
+        if cls.name not in request.metrics:
+            if options.against:
+                raise UserError(
+                    f"--against belongs to metric {cls.name}. Give --judge.model or --judge.reward_model too."
+                )
+        elif options.opponents == list(request.models):
+            raise UserError(
+                f"--against '{request.models[0]}' is the only model. Give another --model, or --against truth."
+            )
+
+    def __init__(self, options: WinRateOptions, evaluation: "Evaluation"):
+        from evaluation.judging import make_judge
+
+        super().__init__(options, evaluation)
+        self.judge = make_judge(options.judge, evaluation.store.path)
+
+    def identity(self) -> dict[str, Any]:
+        return {"judge": self.judge.identity(), "against": self.options.opponents}
+
+    def drop(self) -> None:
+        self.judge.drop()
+
+    def gather(self, answer_sets: Sequence["AnswerSet"]) -> "Outcomes":
+        asked = [answers for answers in answer_sets if self.is_of(answers)]
+        return compare_answers(self.judge, asked, self.options.opponents)
+
+
+@dataclass(frozen=True)
+class Outcomes(Evidence):
+    """What a judge made of the answers, of each model and decoding against each opponent.
 
     Attributes:
-        wins, ties, losses: the judged pairs.
-        flips: judged pairs whose verdict went with the order of the answers; they are among the ties.
-        flip_rate: flips among the judged pairs with a verdict in both orders; None if there is none.
-        not_judged: see `not_judged`.
+        outcomes: in the order of the prompts.
+        differences: by how many characters each answer is longer than the opponent's.
+        record: what the judge took.
     """
 
-    wins: int
-    ties: int
-    losses: int
-    flips: int
-    flip_rate: Estimate | None
-    not_judged: dict[str, int]
+    outcomes: Mapping[Which, Mapping[str, Sequence[Outcome]]]
+    differences: Mapping[Which, Mapping[str, Sequence[int]]]
+    record: Mapping[str, Any]
+
+    def measurements(self, part: "Part", baseline: str = "") -> list["Measurement"]:
+        from evaluation.metrics.statistics import Measurement
+
+        return [
+            Measurement(model, decoding, key, estimate, opponent)
+            for (model, decoding), by_opponent in self.outcomes.items()
+            for opponent in by_opponent
+            for key, estimate in self._estimates((model, decoding), opponent, part, baseline).items()
+        ]
+
+    def notes(self, part: "Part") -> list[str]:
+        from evaluation.metrics.rates import not_judged
+
+        said = []
+        for (model, decoding), by_opponent in self.outcomes.items():
+            for opponent, all_outcomes in by_opponent.items():
+                outcomes = [all_outcomes[i] for i in part.prompts]
+                whose = "the ground truth" if opponent == TRUTH else f"those of {opponent}"
+                of_these = f"of {len(outcomes)} {decoding} answers of {model}"
+                if same := outcomes.count(SAME):
+                    said.append(
+                        f"{same} {of_these} are the same as {whose}: each counts as a tie, and the judge was not asked."
+                    )
+                for reason, number in not_judged(outcomes).items():
+                    said.append(f"{number} {of_these} against {whose} are in no win rate: {reason}.")
+        return said
+
+    def annotated(self, row: "AnswerRow", answers: "AnswerSet", index: int) -> list["AnswerRow"]:
+        judged = {o: all_[index] for o, all_ in self.outcomes.get((answers.model, answers.decoding), {}).items()}
+        return [
+            replace(row, score=o.score, verdicts=o.verdicts, against=opponent, reason=o.reason)
+            for opponent, o in judged.items()
+        ] or [row]
+
+    def spent(self) -> dict[str, Any]:
+        return dict(self.record)
+
+    def _estimates(self, which: Which, opponent: str, part: "Part", baseline: str) -> dict[str, "Estimate"]:
+        """Win rate, also at equal length and as a difference from the baseline's; wins, ties, losses, flips.
+
+        Flips only if a pair has verdicts in both orders: else there can be none, which says nothing of the judge.
+        """
+        from evaluation.metrics.rates import counts, length_controlled, win_rate
+        from evaluation.metrics.statistics import Estimate, paired_difference
+
+        model, decoding = which
+        outcomes = [self.outcomes[which][opponent][i] for i in part.prompts]
+        scores = [outcome.score for outcome in outcomes]
+        lengths = [self.differences[which][opponent][i] for i in part.prompts]
+        found = {RATE: win_rate(scores), LENGTH_CONTROLLED: length_controlled(scores, lengths)}
+        theirs = self.outcomes.get((baseline, decoding), {})
+        if model != baseline and opponent in theirs:
+            baseline_scores = [theirs[opponent][i].score for i in part.prompts]
+            found[WinRate.columns[0].difference_column().key] = paired_difference(scores, baseline_scores)
+        counted = counts(outcomes)
+        numbers = {
+            "wins": counted.wins,
+            "ties": counted.ties,
+            "losses": counted.losses,
+            "unparsed": sum(counted.not_judged.get(reason, 0) for reason in UNREADABLE),
+            "not_judged": sum(counted.not_judged.values()),
+        }
+        if counted.flip_rate is not None:
+            numbers["flips"] = counted.flips
+        found |= {name: Estimate(float(number), math.nan, len(outcomes)) for name, number in numbers.items()}
+        found["flip_rate"] = counted.flip_rate
+        return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
-def counts(outcomes: Sequence[Outcome]) -> Counts:
-    """Count outcomes by kind."""
-    judged = [outcome for outcome in outcomes if outcome.score is not None]
-    scores = Counter(outcome.score for outcome in judged)
-    flipped = [float(outcome.flipped) for outcome in judged if len(outcome.verdicts) == 2]
-    return Counts(
-        wins=scores[1],
-        ties=scores[0.5],
-        losses=scores[0],
-        flips=int(sum(flipped)),
-        flip_rate=bootstrapped_share(flipped) if flipped else None,
-        not_judged=not_judged(outcomes),
-    )
-
-
-def not_judged(outcomes: Sequence[Outcome]) -> dict[str, int]:
-    """Reason -> pairs without a score. What stands behind a reason's colon is of one pair, and left out."""
-    return dict(Counter(outcome.reason.partition(":")[0] for outcome in outcomes if outcome.score is None))
-
-
-def win_rate(scores: Sequence[float | None]) -> Estimate | None:
-    """The mean score over the judged prompts, a tie counting half; None if none was judged."""
-    judged = [score for score in scores if score is not None]
-    return bootstrapped_share(judged) if judged else None
-
-
-def difference(scores_a: Sequence[float | None], scores_b: Sequence[float | None]) -> Estimate | None:
-    """By how much model A's win rate exceeds model B's against the same opponent, paired by prompt.
-
-    What makes a prompt easy or hard for both cancels, so that the interval is narrower than two separate ones suggest.
+def compare_answers(judge: Judge, answer_sets: Sequence["AnswerSet"], opponents: Sequence[str]) -> Outcomes:
+    """Have each model's answers compared with each opponent's, by the same decoding.
 
     Args:
-        scores_a, scores_b: in the same order of prompts.
-
-    Returns:
-        The mean difference over the prompts that both were judged on, from -1 to 1; None if there are none.
+        opponents: "truth" or names of models; no model is compared with itself.
 
     Raises:
-        ValueError: different numbers of prompts.
+        UserError: the judge cannot be asked, or its budget is spent.
     """
-    both = [a - b for a, b in zip(scores_a, scores_b, strict=True) if a is not None and b is not None]
-    return bootstrapped_mean(both) if both else None
+    from evaluation.metrics.rates import length_differences
+
+    outcomes: dict[Which, dict[str, list[Outcome]]] = {(a.model, a.decoding): {} for a in answer_sets}
+    differences: dict[Which, dict[str, list[int]]] = {(a.model, a.decoding): {} for a in answer_sets}
+    for opponent in opponents:
+        for answers in answer_sets:
+            if answers.model != opponent:
+                which, others = (answers.model, answers.decoding), _other_texts(answer_sets, answers, opponent)
+                outcomes[which][opponent] = judge.judge(_comparisons(answers, others))
+                differences[which][opponent] = length_differences(answers.texts, others)
+    return Outcomes(outcomes, differences, {"judge_spent": dict(judge.spent()) or None})
 
 
-def length_differences(answers: Sequence[str], others: Sequence[str]) -> list[int]:
-    """By how many characters each answer is longer than the other: AlpacaEval's measure, the same for any tokenizer.
-
-    White space at the ends does not count: a judge is not shown it.
-    """
-    return [len(answer.strip()) - len(other.strip()) for answer, other in zip(answers, others, strict=True)]
+def _comparisons(answers: "AnswerSet", others: Sequence[str]) -> list[Comparison]:
+    rows = zip(answers.groups, answers.texts, others, strict=True)
+    return [Comparison(g.id, g.query, a, b, g.prompt, g.messages) for g, a, b in rows]
 
 
-def length_controlled(scores: Sequence[float | None], differences: Sequence[float]) -> Estimate | None:
-    """The win rate that the judge would give if answer and other were equally long.
+def _other_texts(answer_sets: Sequence["AnswerSet"], answers: "AnswerSet", opponent: str) -> list[str]:
+    """What the answers are compared with, in the order of the prompts."""
+    from evaluation.answers.answer_sets import same_decoding
 
-    AlpacaEval 2's length-controlled win rate (Dubois et al., arXiv 2404.04475) with its length term alone: logistic
-    regression of the score on an intercept and tanh(length difference / its standard deviation), read off at no
-    difference. Interval and standard error by refitting on the resamples of the plain win rate; the lengths keep the
-    unit they have in the sample itself.
-
-    Args:
-        differences: by how much each answer is longer than the other, in any one unit; see `length_differences`.
-
-    Returns:
-        The win rate itself where all scores are equal, or all answers as long as the others. None if none was judged,
-        if all lengths differ by the same amount (nothing then tells its effect apart), or if next to all answers are
-        longer, or shorter, than the others: see SUPPORT.
-    """
-    pairs = [(score, d) for score, d in zip(scores, differences, strict=True) if score is not None]
-    if not pairs:
-        return None
-    score, length = np.array(pairs, dtype=np.float64).T
-    spread = length.std(ddof=1) if len(length) > 1 else 0.0
-    if min((length <= 0).mean(), (length >= 0).mean()) < SUPPORT:
-        return None
-    if spread == 0 or score.min() == score.max():
-        return win_rate(scores)
-    feature = np.tanh(length / spread)
-    fitted = fit(feature, score, np.ones((1, len(score))))
-    error, interval = bootstrap(
-        len(score), lambda indices: _sigmoid(fit(feature, score, _weights(indices), start=fitted[0])[:, 0])
-    )
-    return Estimate(float(_sigmoid(fitted[0, 0])), error, len(score), interval)
+    if opponent == TRUTH:
+        return [group.response for group in answers.groups]
+    other = same_decoding(answer_sets, answers, opponent)
+    assert other is not None  # WinRate.check
+    return other.texts
 
 
-def fit(feature: np.ndarray, score: np.ndarray, weights: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
-    """Weighted logistic regressions of the same examples, one per row of weights, by Newton's method.
-
-    Args:
-        feature: [n].
-        score: [n], from 0 to 1.
-        weights: [R, n], of each example in each regression.
-        start: [2], coefficients to start from; zero without.
-
-    Returns:
-        [R, 2]: intercept and slope that maximise the log-likelihood less RIDGE / 2 times their squares.
-    """
-    powers = np.stack([np.ones_like(feature), feature, feature**2], axis=1)
-    rows = max(1, ELEMENTS // len(score))
-    found = [_fit_rows(powers, score, weights[i : i + rows], start) for i in range(0, len(weights), rows)]
-    return np.concatenate(found)
-
-
-def _fit_rows(powers: np.ndarray, score: np.ndarray, weights: np.ndarray, start: np.ndarray | None) -> np.ndarray:
-    found = np.tile(np.zeros(2) if start is None else start, (len(weights), 1))
-    target = weights @ (powers[:, :2] * score[:, None])
-    going = np.arange(len(weights))
-    for _ in range(MAX_STEPS):
-        chance = _sigmoid(found[going] @ powers[:, :2].T)
-        expected = weights * chance
-        gradient = target - expected @ powers[:, :2] - RIDGE * found[going]
-        a, b, d = ((expected * (1 - chance)) @ powers).T + np.array([[RIDGE], [0.0], [RIDGE]])
-        step = np.stack([d * gradient[:, 0] - b * gradient[:, 1], a * gradient[:, 1] - b * gradient[:, 0]], axis=1)
-        step /= (a * d - b * b)[:, None]
-        length = np.linalg.norm(step, axis=1)
-        found[going] += step * np.minimum(1.0, LONGEST_STEP / np.maximum(length, TOLERANCE))[:, None]
-        on = length > TOLERANCE
-        if not on.any():
-            break
-        going, weights, target = going[on], weights[on], target[on]
-    return found
-
-
-def _weights(indices: np.ndarray) -> np.ndarray:
-    """[R, n]: how often each of n examples was drawn in each resample."""
-    rows, n = indices.shape
-    flat = (indices + n * np.arange(rows)[:, None]).ravel()
-    return np.bincount(flat, minlength=rows * n).reshape(rows, n).astype(np.float64)
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
+METRIC = WinRate

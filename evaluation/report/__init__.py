@@ -26,7 +26,7 @@ def write_report(folder: Folder, results: Results) -> str:
 
     made = tables(results)
     notes = [*results.notes, *paper_notes(results)]
-    plots = {FIGURE_1: figure1(results.measurements), ALPHA: alpha_curve(results.job)}
+    plots = {FIGURE_1: figure1(results), ALPHA: alpha_curve(results)}
     plots = {name: panels for name, panels in plots.items() if panels}
     alts = [(name, " ".join(panel.alt for panel in panels)) for name, panels in plots.items()]
     content = {

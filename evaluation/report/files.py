@@ -1,18 +1,20 @@
-"""report.json: what programs read. Its form is in schema.json."""
+"""report.json: what programs read. Its form is in schema.json, see `report_schema`."""
 
 import json
 import math
 from collections.abc import Mapping
+from importlib import resources
 from typing import Any
 
 from data.command.errors import UserError, first_line
 from data.storage import Folder
+from evaluation.metrics import METRICS, columns, in_order
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report.results import Results
 
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 REPORT = "report.json"
-PARTS = {"job": dict, "environment": dict, "measurements": list, "notes": list}
+PARTS = {"job": dict, "environment": dict, "columns": dict, "measurements": list, "notes": list}
 
 
 def to_json(results: Results) -> bytes:
@@ -21,6 +23,9 @@ def to_json(results: Results) -> bytes:
         "report_version": REPORT_VERSION,
         "job": results.job,
         "environment": results.environment,
+        "columns": {
+            key: columns.to_json(column) for key, column in results.columns.items() if key in _measured(results)
+        },
         "measurements": results.measurements,
         "notes": results.notes,
     }
@@ -49,7 +54,7 @@ def plain(value: Any) -> Any:
 
 
 def measurement(entry: Mapping[str, Any]) -> Measurement:
-    """Of its JSON. Raises KeyError, TypeError or ValueError."""
+    """The measurement of an entry of report.json. Raises KeyError, TypeError or ValueError."""
     interval = entry.get("interval")
     estimate = Estimate(
         _number(entry["mean"]),
@@ -93,7 +98,27 @@ def read_report(path: str) -> Results:
         measurements = [measurement(entry) for entry in content["measurements"]]
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise _damaged(path, f"in a measurement, {type(error).__name__} {first_line(error)}") from error
-    return Results(content["job"], content["environment"], measurements, notes=[str(n) for n in content["notes"]])
+    try:
+        shown = {key: columns.from_json(key, entry) for key, entry in content["columns"].items()}
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _damaged(path, f"in a column, {type(error).__name__} {first_line(error)}") from error
+    notes = [str(note) for note in content["notes"]]
+    return Results(content["job"], content["environment"], measurements, notes=notes, columns=shown)
+
+
+def report_schema() -> dict[str, Any]:
+    """JSON schema of report.json: schema.json, and what each of our metrics adds to the record."""
+    schema = json.loads(resources.files("evaluation.report").joinpath("schema.json").read_text(encoding="utf-8"))
+    for metric in in_order(METRICS.names()):
+        schema["properties"]["job"]["properties"] |= metric.record_schema
+    return schema
+
+
+def _measured(results: Results) -> set[str]:
+    swept = (results.job.get("sweep") or {}).get("validation") or []
+    return {m.metric for m in results.measurements} | {
+        m.metric if isinstance(m, Measurement) else m["metric"] for m in swept
+    }
 
 
 def _number(value: float | None) -> float:

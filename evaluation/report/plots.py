@@ -1,20 +1,22 @@
 """Plots in the style of the paper's Figure 1, and the sweep over alpha, as SVG files."""
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from evaluation.metrics.columns import Column
 from evaluation.metrics.statistics import Estimate, Measurement
-from evaluation.report.columns import COLUMNS, INTERVAL
-from evaluation.report.proposal import CURVES, Point, alpha_of, validation
+from evaluation.report.cells import INTERVAL
+from evaluation.report.proposal import Point, alpha_of, validation
+from evaluation.report.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH = 5.6  # inches, of one panel
-FIGURE_1 = ("reverse_kl", "nll")
 # Ink, grid, then the colours of lines: on a light page, and on a dark one.
 LIGHT = ("#1d2126", "#c9cdcf", "#1f6f5c", "#b9521a", "#2f62a3", "#84509f", "#7d6a14")
 DARK = ("#e7e9ea", "#4a525a", "#6fcbb0", "#f0a36b", "#8ab4f0", "#c9a0e0", "#d8c65a")
@@ -35,40 +37,40 @@ class Panel:
     draw: Callable[["Axes"], None]
 
 
-def figure1(measurements: Sequence[Measurement]) -> list[Panel]:
-    """Reverse KL and NLL of each model: points with one standard error to either side; no panels without data."""
+def figure1(results: Results) -> list[Panel]:
+    """What is drawn as in the paper's Figure 1, e.g. reverse KL and NLL; no panels without data.
+
+    Points of each model with one standard error to either side.
+    """
     panels = []
-    for metric in FIGURE_1:
-        found = [m for m in measurements if m.metric == metric and math.isfinite(m.estimate.mean)]
-        if found:
+    for key, column in results.columns.items():
+        found = [m for m in results.measurements if m.metric == key and math.isfinite(m.estimate.mean)]
+        if column.figure and found:
             models = list(dict.fromkeys(m.model for m in found))
+            better = f"; {column.spoken_better}" if column.spoken_better else ""
             panels.append(
                 Panel(
-                    f"{COLUMNS[metric].heading} of {_listed(models)} with standard errors; less is better.",
+                    f"{column.heading} of {_listed(models)} with standard errors{better}.",
                     1.1 + 0.34 * len(models),
-                    lambda axes, metric=metric, found=found, models=models: _draw_points(axes, metric, found, models),
+                    functools.partial(_draw_points, column=column, found=found, models=models),
                 )
             )
     return panels
 
 
-def alpha_curve(job: Mapping[str, Any]) -> list[Panel]:
-    """Win rate and reverse KL over alpha, or else the metric that alpha was chosen by; no panels without a sweep."""
-    points = [point for point in validation(job) if math.isfinite(point.measurement.estimate.mean)]
-    there = {point.measurement.metric for point in points}
-    chosen = (job.get("sweep") or {}).get("metric")
-    proposed = alpha_of((job.get("sweep") or {}).get("proposed"))
-    return [
-        Panel(
-            f"{COLUMNS[metric].heading} of the ensembles over alpha, on the validation prompts.",
-            3.6,
-            lambda axes, metric=metric: _draw_curve(
-                axes, metric, [point for point in points if point.measurement.metric == metric], proposed
-            ),
-        )
-        for metric in CURVES
-        if metric in there and metric in ("win_rate", "reverse_kl", chosen)
-    ]
+def alpha_curve(results: Results) -> list[Panel]:
+    """What is drawn over alpha, e.g. win rate, and what alpha was chosen by; no panels without a sweep."""
+    points = [point for point in validation(results.job) if math.isfinite(point.measurement.estimate.mean)]
+    sweep = results.job.get("sweep") or {}
+    panels = []
+    for key, column in results.columns.items():
+        found = [point for point in points if point.measurement.metric == key]
+        if found and column.criterion and (column.curve or key == sweep.get("metric")):
+            proposed = alpha_of(sweep.get("proposed"))
+            draw = functools.partial(_draw_curve, column=column, points=found, proposed=proposed)
+            alt = f"{column.heading} of the ensembles over alpha, on the validation prompts."
+            panels.append(Panel(alt, 3.6, draw))
+    return panels
 
 
 def svg(panels: Sequence[Panel], *, paper: str = "none") -> bytes:
@@ -117,7 +119,7 @@ def for_dark_page(image: bytes) -> bytes:
     return image
 
 
-def _draw_points(axes: "Axes", metric: str, found: Sequence[Measurement], models: Sequence[str]) -> None:
+def _draw_points(axes: "Axes", column: Column, found: Sequence[Measurement], models: Sequence[str]) -> None:
     """A line per model, the first on top; decodings of one model side by side, each with its colour."""
     decodings = list(dict.fromkeys(m.decoding for m in found))
     step = 0.6 / max(len(decodings), 2)
@@ -127,10 +129,10 @@ def _draw_points(axes: "Axes", metric: str, found: Sequence[Measurement], models
         errors = [0.0 if math.isnan(m.estimate.standard_error) else m.estimate.standard_error for m in ours]
         means = [m.estimate.mean for m in ours]
         axes.errorbar(means, places, xerr=errors, fmt="o", markersize=5, capsize=3, label=_printable(decoding))
-    unit = "nats per token" if metric == "nll" else "nats"
+    axis = ", ".join(filter(None, (column.unit, column.spoken_better)))
     axes.set(
-        title=COLUMNS[metric].heading + (f", {_printable(decodings[0])}" if len(decodings) == 1 else ""),
-        xlabel=f"{unit}, less is better; bars: one standard error",
+        title=column.heading + (f", {_printable(decodings[0])}" if len(decodings) == 1 else ""),
+        xlabel="; ".join(filter(None, (axis, "bars: one standard error"))),
         ylim=(len(models) - 0.5, -0.5),
     )
     axes.set_yticks(range(len(models)), [_printable(name) for name in models])
@@ -140,10 +142,9 @@ def _draw_points(axes: "Axes", metric: str, found: Sequence[Measurement], models
         axes.legend(fontsize=9)
 
 
-def _draw_curve(axes: "Axes", metric: str, points: Sequence[Point], proposed: float | None) -> None:
+def _draw_curve(axes: "Axes", column: Column, points: Sequence[Point], proposed: float | None) -> None:
     """A line per decoding with a band: the interval where there is one, else one standard error to either side."""
-    percent = COLUMNS[metric].form.endswith("%}")
-    scale = 100 if percent else 1
+    scale = 100 if column.percent else 1
     decodings = list(dict.fromkeys(point.measurement.decoding for point in points))
     for index, decoding in enumerate(decodings):
         ours = [point for point in points if point.measurement.decoding == decoding]
@@ -154,15 +155,15 @@ def _draw_curve(axes: "Axes", metric: str, points: Sequence[Point], proposed: fl
         axes.fill_between(
             alphas, [v * scale for v in low], [v * scale for v in high], color=f"C{index}", alpha=0.18, linewidth=0
         )
-    if metric == "win_rate":
-        axes.axhline(50, color=axes.spines["left"].get_edgecolor(), linewidth=0.8, zorder=0)
+    if column.chance is not None:
+        axes.axhline(column.chance * scale, color=axes.spines["left"].get_edgecolor(), linewidth=0.8, zorder=0)
     if proposed is not None:
         axes.axvline(proposed, linestyle=":", color="grey", label=f"proposed, {proposed:g}")
     bands = dict.fromkeys(INTERVAL if point.measurement.estimate.interval else "one standard error" for point in points)
     axes.set(
-        title=f"{COLUMNS[metric].heading} over alpha, validation prompts",
+        title=f"{column.heading} over alpha, validation prompts",
         xlabel=f"alpha, 0: CPO, 1: MLE; band: {' or '.join(bands)}",
-        ylabel=COLUMNS[metric].heading + (" (%)" if percent else ""),
+        ylabel=column.heading + (" (%)" if column.percent else ""),
     )
     axes.grid()
     axes.legend(fontsize=9)

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.metrics.base import TRUTH
 from evaluation.metrics.statistics import Measurement
 from evaluation.report.files import measurement
 
 ENSEMBLE = re.compile(r"alpha-(\d+(?:\.\d+)?(?:e-\d+)?)")
-# Metrics that are drawn over alpha, where they were measured.
-CURVES = ("win_rate", "reverse_kl", "correct", "nll", "similarity", "mauve")
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ def validation(job: Mapping[str, Any]) -> list[Point]:
     """The ensembles on the prompts that alpha is chosen on, in order of alpha; win rates against the ground truth."""
     sweep = job.get("sweep") or {}
     found = [m if isinstance(m, Measurement) else measurement(m) for m in sweep.get("validation") or []]
-    points = [Point(alpha, m) for m in found if (alpha := alpha_of(m.model)) is not None and m.against in ("", "truth")]
+    points = [Point(alpha, m) for m in found if (alpha := alpha_of(m.model)) is not None and m.against in ("", TRUTH)]
     return sorted(points, key=lambda point: point.alpha)
 
 

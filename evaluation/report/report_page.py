@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.page.rendering import render
-from evaluation.report.columns import Cell
+from evaluation.report.cells import Cell
 from evaluation.report.described import models, setup, summary, versions
 from evaluation.report.markdown import ERROR_MEANING
 from evaluation.report.plots import Panel, for_dark_page, svg

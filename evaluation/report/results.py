@@ -1,8 +1,10 @@
 """What a report is made of."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evaluation.metrics.columns import ANSWERS, MODEL, WIN, Column
 from evaluation.metrics.statistics import Measurement
 
 
@@ -55,6 +57,7 @@ class Results:
         measurements: every number, in the order that models and decodings are shown in.
         samples: what the page shows beside the numbers.
         notes: sentences that a reader must know.
+        columns: what the measurements are, by name, in the order of reports.
     """
 
     job: dict[str, Any]
@@ -62,3 +65,17 @@ class Results:
     measurements: list[Measurement]
     samples: list[SampleRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    columns: Mapping[str, Column] = field(default_factory=dict)
+
+    def column(self, measurement: Measurement) -> Column:
+        """What a measurement is; an unknown one is shown by its name."""
+        known = self.columns.get(measurement.metric)
+        if known is not None:
+            return known
+        section = WIN if measurement.against else ANSWERS if measurement.decoding else MODEL
+        return Column(measurement.metric, measurement.metric.replace("_", " "), "{:.4g}", "", section)
+
+    def in_order(self, measurements: Sequence[Measurement]) -> list[str]:
+        """Names of what was measured, in the order of reports; unknown ones last."""
+        there = list(dict.fromkeys(m.metric for m in measurements))
+        return [key for key in self.columns if key in there] + [key for key in there if key not in self.columns]

@@ -1,38 +1,19 @@
 """Measurements as tables in the paper's layout: models as rows, decodings side by side as in Table 3."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
+from evaluation.metrics.base import TRUTH
 from evaluation.metrics.statistics import Measurement
 from evaluation.paper import differences, mismatches, paper_table
-from evaluation.report.columns import (
-    ANSWERS,
-    COLUMNS,
-    INTERVAL,
-    INTERVAL_MEANING,
-    JUDGED,
-    JUDGED_MEANING,
-    LENGTH,
-    MODEL,
-    SECOND,
-    WIN,
-    Cell,
-    cell,
-    column,
-    interval,
-)
-from evaluation.report.proposal import CURVES, validation
+from evaluation.report.cells import INTERVAL, INTERVAL_MEANING, Cell, cell, interval
+from evaluation.report.proposal import validation
 from evaluation.report.results import Results
 
 T = TypeVar("T", bound=Hashable)
 PAPER = "paper"
 PAPER_MEANING = "the paper's number for this row, see the notes"
-WITH_INTERVAL = ("win_rate", "win_rate_difference")
-TITLES = {ANSWERS: "Answers", LENGTH: "Length and repetition", MODEL: "Ground truths and held-out groups"}
-
-# The paper's number for a measurement.
-Theirs = Callable[[Measurement], float | None]
 
 
 @dataclass(frozen=True)
@@ -64,30 +45,22 @@ class Series:
 
 
 def tables(results: Results) -> list[Table]:
-    """All that were measured, win rates first."""
-    theirs = _theirs(results.job)
-    by_table: dict[str, list[Measurement]] = {}
-    for found in results.measurements:
-        by_table.setdefault(column(found).table, []).append(found)
-
-    made = []
-    for against in unique(m.against for m in by_table.get(WIN, [])):
-        ours = [m for m in by_table[WIN] if m.against == against]
-        decodings = unique(m.decoding for m in ours)
-        if len(decodings) > 1:
-            rates = [m for m in ours if m.metric == "win_rate"]
-            made.append(_across(f"Win rate against {opponent(against)}", rates, theirs, named=False))
-        for decoding in decodings:
-            title = ", ".join(filter(None, (f"Win rate against {opponent(against)}", decoding)))
-            made.append(_by_metric(title, [m for m in ours if m.decoding == decoding], theirs, results.job))
-    if SECOND in by_table:
-        made.append(_across("Under the second model", by_table[SECOND], theirs))
-    for name, title in TITLES.items():
-        if name in by_table:
-            made.append(_by_metric(title, by_table[name], theirs, results.job))
-    swept = [point.measurement for point in validation(results.job) if point.measurement.metric in CURVES]
+    """All that were measured, in the order of their sections; one for each opponent and decoding of win rates."""
+    made: list[Table] = []
+    for section in sorted(unique(results.column(m).section for m in results.measurements), key=lambda s: s.place):
+        found = [m for m in results.measurements if results.column(m).section == section]
+        for against in unique(m.against for m in found):
+            ours = [m for m in found if m.against == against]
+            if against:
+                made += _against(f"{section.title} against {opponent(against)}", ours, results)
+            elif section.across:
+                made.append(_across(section.title, ours, results))
+            else:
+                made.append(_by_metric(section.title, ours, results))
+    swept = [point.measurement for point in validation(results.job)]
+    swept = [m for m in swept if results.column(m).criterion]
     if swept:
-        made.append(_across("Ensembles over alpha, on the validation prompts", swept, lambda _: None))
+        made.append(_across("Ensembles over alpha, on the validation prompts", swept, replace(results, job={})))
     return [table for table in made if table.rows]
 
 
@@ -96,10 +69,9 @@ def paper_notes(results: Results) -> list[str]:
     if not results.job.get("paper"):
         return []
     table = paper_table(results.job["paper"])
-    theirs = _theirs(results.job)
     if mismatched := mismatches(table, results.job):
         return [f"The paper's Table {table.number} is not shown, its set-up is another: {'; '.join(mismatched)}."]
-    if all(theirs(found) is None for found in results.measurements):
+    if all(_theirs(found, results) is None for found in results.measurements):
         rows = sorted({row for values in table.values.values() for row in values})
         return [
             f"The paper's Table {table.number} has no number of the same name, decoding and metric as a row here. It "
@@ -121,13 +93,25 @@ def unique(values: Iterable[T]) -> list[T]:
 
 def opponent(against: str) -> str:
     """In words."""
-    return "the ground truth" if against == "truth" else against
+    return "the ground truth" if against == TRUTH else against
 
 
-def _by_metric(title: str, found: Sequence[Measurement], theirs: Theirs, job: Mapping[str, Any]) -> Table:
+def _against(title: str, found: Sequence[Measurement], results: Results) -> list[Table]:
+    """A table for each decoding; where there are several, what decides stands above in one."""
+    decodings = unique(m.decoding for m in found)
+    made = []
+    if len(decodings) > 1:
+        made.append(_across(title, [m for m in found if results.column(m).criterion], results, named=False))
+    for decoding in decodings:
+        ours = [m for m in found if m.decoding == decoding]
+        made.append(_by_metric(", ".join(filter(None, (title, decoding))), ours, results))
+    return made
+
+
+def _by_metric(title: str, found: Sequence[Measurement], results: Results) -> Table:
     """A row per model, and per decoding where there are several; a column per metric."""
     decodings = unique(m.decoding for m in found)
-    if len(decodings) == 1 and decodings[0] and column(found[0]).table != WIN:
+    if len(decodings) == 1 and decodings[0] and not found[0].against:
         title += f", {decodings[0]}"
 
     def label(m: Measurement) -> tuple[str, ...]:
@@ -135,49 +119,47 @@ def _by_metric(title: str, found: Sequence[Measurement], theirs: Theirs, job: Ma
 
     rows = [label(m) for decoding in decodings for m in found if m.decoding == decoding]
     series: list[Series] = []
-    for metric in _in_order(found):
+    for metric in results.in_order(found):
         ours = [m for m in found if m.metric == metric]
-        shown = column(ours[0])
-        heading = shown.heading
-        if metric == "win_rate_difference" and job.get("baseline"):
-            heading = f"difference from {job['baseline']}"
+        shown, baseline = results.column(ours[0]), results.job.get("baseline")
+        named = shown.named.format(baseline=baseline) if baseline else ""
         cells = {label(m): cell(m.estimate, shown.form) for m in ours}
-        series.append(Series(heading, cells, shown.heading, shown.meaning))
-        if metric in WITH_INTERVAL:
+        series.append(Series(named or shown.heading, cells, shown.heading, shown.meaning))
+        if shown.interval:
             bounds = {label(m): interval(m.estimate, shown.form) for m in ours}
             series.append(Series(INTERVAL, bounds, INTERVAL, INTERVAL_MEANING))
-        series += _paper(ours, theirs, label, PAPER)
-        if metric == "win_rate":
-            judged = {label(m): Cell(f"{m.estimate.n:,}") for m in ours}
-            series.append(Series(JUDGED, judged, JUDGED, JUDGED_MEANING))
+        series += _paper(ours, results, label, PAPER)
+        if shown.counted:
+            heading, meaning = shown.counted
+            series.append(Series(heading, {label(m): Cell(f"{m.estimate.n:,}") for m in ours}, heading, meaning))
     labels = ["model", "decoding"] if len(decodings) > 1 else ["model"]
     return _table(title, labels, unique(rows), series)
 
 
-def _across(title: str, found: Sequence[Measurement], theirs: Theirs, *, named: bool = True) -> Table:
+def _across(title: str, found: Sequence[Measurement], results: Results, *, named: bool = True) -> Table:
     """A row per model; a column per metric and decoding, or per decoding where the title names the metric."""
 
     def label(m: Measurement) -> tuple[str, ...]:
         return (m.model,)
 
     series: list[Series] = []
-    for metric in _in_order(found):
+    for metric in results.in_order(found):
         for decoding in unique(m.decoding for m in found if m.metric == metric):
             ours = [m for m in found if m.metric == metric and m.decoding == decoding]
-            shown = column(ours[0])
+            shown = results.column(ours[0])
             heading = ", ".join(filter(None, (shown.heading if named else "", decoding)))
             cells = {label(m): cell(m.estimate, shown.form) for m in ours}
             series.append(Series(heading, cells, shown.heading, shown.meaning))
-            series += _paper(ours, theirs, label, f"{decoding}, {PAPER}")
+            series += _paper(ours, results, label, f"{decoding}, {PAPER}")
     return _table(title, ["model"], unique(label(m) for m in found), series)
 
 
 def _paper(
-    ours: Sequence[Measurement], theirs: Theirs, label: Callable[[Measurement], tuple[str, ...]], heading: str
+    ours: Sequence[Measurement], results: Results, label: Callable[[Measurement], tuple[str, ...]], heading: str
 ) -> list[Series]:
     """The column of the paper's numbers, none if it has none."""
-    values = {label(m): value for m in ours if (value := theirs(m)) is not None}
-    form = column(ours[0]).form
+    values = {label(m): value for m in ours if (value := _theirs(m, results)) is not None}
+    form = results.column(ours[0]).form
     cells = {name: Cell(form.format(value)) for name, value in values.items()}
     return [Series(heading, cells, PAPER, PAPER_MEANING)] if cells else []
 
@@ -192,14 +174,10 @@ def _table(title: str, labels: list[str], rows: list[tuple[str, ...]], series: S
     )
 
 
-def _in_order(found: Sequence[Measurement]) -> list[str]:
-    """Metrics as `columns.COLUMNS` lists them, then the others."""
-    there = unique(m.metric for m in found)
-    return [m for m in COLUMNS if m in there] + [m for m in there if m not in COLUMNS]
-
-
-def _theirs(job: Mapping[str, Any]) -> Theirs:
-    table = paper_table(job["paper"]) if job.get("paper") else None
-    if table is None or mismatches(table, job):
-        return lambda _: None
-    return lambda m: table.value(m.model, m.decoding, m.metric, m.against)
+def _theirs(measurement: Measurement, results: Results) -> float | None:
+    """The paper's number for a measurement, None if it has none or its set-up is another."""
+    table = paper_table(results.job["paper"]) if results.job.get("paper") else None
+    if table is None or mismatches(table, results.job):
+        return None
+    column = results.column(measurement)
+    return table.value(measurement.model, measurement.decoding, column.paper, measurement.against)

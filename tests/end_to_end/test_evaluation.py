@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -19,16 +20,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 import negatives_gen.models.engine
 from data.command.errors import INTERRUPTED, UserError
-from data.command.options import load_config
+from data.command.options import load_config, make_config
 from data.models import load_tokenizer
 from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
 from evaluation.config import EvaluateConfig
-from evaluation.judging.chat_judge import SAME, Outcome
-from evaluation.measure import Answers
 from evaluation.metrics.statistics import Estimate
 from evaluation.report import read_report
-from evaluation.run import evaluate, notes
+from evaluation.report.files import report_schema
+from evaluation.run import evaluate
 from negatives_gen.models.engine import Sample
 from tests.support.answering import Engines
 from tests.support.chat_server import ChatAPIStub, chat_api_stub
@@ -86,7 +86,9 @@ def test_the_same_model_twice_gets_the_same_numbers(evaluation: Path) -> None:
     assert first["correct", "greedy"].n == 12
     assert first["ranking_accuracy", ""].n == 48
     assert {("nll", "greedy"), ("nll", "beam2"), ("answer_tokens", "beam2"), ("truth_logp", "")} <= set(first)
-    models = json.loads((evaluation / "report.json").read_text())["job"]["models"]
+    report = json.loads((evaluation / "report.json").read_text())
+    models = report["job"]["models"]
+    jsonschema.validate(report, report_schema())
     assert models["first"]["weights_sha256"] == models["second"]["weights_sha256"]
 
 
@@ -188,18 +190,6 @@ def test_ctrl_c_while_a_judge_is_asked_ends_with_one_line_and_loses_nothing(
         assert len(set(judge.prompts)) == len(judge.prompts) == spent["verdicts"]
 
 
-def test_ties_that_nobody_was_asked_about_are_told_of() -> None:
-    asked, unjudged = Outcome(1.0, verdicts=("A",)), Outcome(None, verdicts=("?",), reason="no")
-    outcomes = {"truth": [SAME, asked, SAME, unjudged], "mle": [asked, asked, asked, SAME], "cpo": [asked] * 4}
-    answers = Answers("anr", "greedy", [], cast(Any, None), outcomes=outcomes)
-    assert notes([answers], ["win_rate"], range(4)) == [
-        "2 of 4 greedy answers of anr are the same as the ground truth: each counts as a tie, and the judge was not "
-        "asked.",
-        "1 of 4 greedy answers of anr against the ground truth are in no win rate: no.",
-        "1 of 4 greedy answers of anr are the same as those of mle: each counts as a tie, and the judge was not asked.",
-    ]
-
-
 def test_an_evaluation_of_other_prompts_is_not_written_over(
     evaluation: Path, answering_model: Path, negative_set: Path, always_a: ChatAPIStub
 ) -> None:
@@ -249,8 +239,9 @@ def test_judge_and_page_see_what_a_person_asked_and_not_what_the_model_was_given
     monkeypatch.setattr(negatives_gen.models.engine, "Engine", OneAnswerEngineStub)
     with chat_api_stub() as judge:
         judge.answer = lambda request: ("A", "stop")
-        config = EvaluateConfig(
-            model=[f"m={model}"], dataset=str(tmp_path / "data.jsonl"), task=task, split="all", metrics="win_rate",
+        config = make_config(
+            EvaluateConfig, model=[f"m={model}"], dataset=str(tmp_path / "data.jsonl"), task=task, split="all",
+            metrics="win_rate",
             out=str(tmp_path / "out"), judge={"model": "m", "base_url": judge.url},
         )  # fmt: skip
         evaluate(config)
@@ -281,10 +272,10 @@ def test_an_embedder_with_another_pooling_embeds_anew(
             return np.eye(4, dtype=np.float32)[: len(texts)]
 
     monkeypatch.setattr(negatives_gen.models.engine, "Engine", OneAnswerEngineStub)
-    monkeypatch.setattr("evaluation.steps._load_embedder", EmbedderStub)
+    monkeypatch.setattr("evaluation.metrics.similarity.load_embedder", EmbedderStub)
     minilm = copy_minilm(tmp_path / "minilm")
-    config = EvaluateConfig(
-        model=[f"m={reference}"], dataset="facts", limit=2, metrics="similarity", embedder=str(minilm),
+    config = make_config(
+        EvaluateConfig, model=[f"m={reference}"], dataset="facts", limit=2, metrics="similarity", embedder=str(minilm),
         out=str(tmp_path / "out"),
     )  # fmt: skip
     evaluate(config)

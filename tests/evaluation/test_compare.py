@@ -11,7 +11,7 @@ from evaluation.compare import compare, main, run_names
 from evaluation.metrics.statistics import Measurement
 from evaluation.report import Results
 from evaluation.report.files import to_json
-from tests.evaluation.test_report import make_job, make_results, measured, rate
+from tests.evaluation.test_report import COLUMNS, make_job, make_results, measured, rate
 from tests.support.commands import run_command
 
 ENVIRONMENT = {"packages": {"torch": "2.11.0"}, "git_commit": "1" * 40}
@@ -19,7 +19,7 @@ ENVIRONMENT = {"packages": {"torch": "2.11.0"}, "git_commit": "1" * 40}
 
 def write_run(path: Path, found: list[Measurement], environment: dict[str, Any] = ENVIRONMENT, **job: Any) -> str:
     path.mkdir(parents=True)
-    (path / "report.json").write_bytes(to_json(Results(make_job(**job), environment, found)))
+    (path / "report.json").write_bytes(to_json(Results(make_job(**job), environment, found, columns=COLUMNS)))
     return str(path)
 
 
@@ -139,7 +139,7 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "report.json").write_text('{"report_version": 1}')
-    assert "has version 1, this program reads version 2" in refusal(one, str(tmp_path / "old"))
+    assert "has version 1, this program reads version 3" in refusal(one, str(tmp_path / "old"))
     with pytest.raises(UserError, match="twice"):
         compare([two, one, two])
 

@@ -1,13 +1,13 @@
 """Options of evaluation.run: what each metric needs, and one line about every mistake."""
 
-import re
 from dataclasses import fields
 
 import pytest
 
 from data.command.errors import UserError
-from data.command.options import load_config
-from evaluation.config import JUDGE, EvaluateConfig
+from data.command.options import help_text, load_config
+from evaluation.config import EvaluateConfig
+from evaluation.judging.base import JudgeOptions
 
 BASE = ["--dataset", "rows.jsonl", "--out", "o"]
 MODEL = ["--model", "a=A"]
@@ -20,46 +20,74 @@ def config(*words: str) -> EvaluateConfig:
     return found
 
 
+def metrics(*words: str) -> list[str]:
+    return [metric.name for metric in config(*words).chosen_metrics()]
+
+
 def test_by_default_all_that_the_options_make_possible_is_measured() -> None:
-    assert config(*MODEL).chosen_metrics() == ["truth", "text"]
-    assert config(*MODEL, "--dataset", "facts").chosen_metrics() == ["correct", "truth", "text"]
-    assert config(*MODEL, "--second_model", "P", "--shards", "s").chosen_metrics() == [
+    assert metrics(*MODEL) == ["truth", "text"]
+    assert metrics(*MODEL, "--dataset", "facts") == ["correct", "truth", "text"]
+    assert metrics(*MODEL, "--second_model", "P", "--shards", "s") == [
         *("reverse_kl", "nll", "truth", "ranking", "text")
     ]
-    assert "win_rate" in config(*MODEL, "--judge.model", "gpt-3.5-turbo").chosen_metrics()
+    assert "win_rate" in metrics(*MODEL, "--judge.model", "gpt-3.5-turbo")
 
 
 def test_chosen_metrics_come_in_one_order() -> None:
-    assert config(*MODEL, "--metrics", "text, truth").chosen_metrics() == ["truth", "text"]
+    assert metrics(*MODEL, "--metrics", "text, truth") == ["truth", "text"]
 
 
 def test_a_sweep_brings_the_mle_model_and_its_ensembles() -> None:
     assert config(*SWEEP).alphas() == [0.0, 0.5]
     assert config(*SWEEP).sweep_models() == ["mle", "alpha-0", "alpha-0.5"]
     assert config(*MODEL).sweep_models() == []
-    assert config(*MODEL, *SWEEP, "--judge.model", "m", "--against", "alpha-0.5").opponents() == ["alpha-0.5"]
+    judged = config(*MODEL, *SWEEP, "--judge.model", "m", "--against", "alpha-0.5")
+    assert judged.metric_options["win_rate"].opponents == ["alpha-0.5"]
 
 
-def test_help_names_every_key_of_the_judge() -> None:
-    (told,) = (f.metadata["help"] for f in fields(EvaluateConfig) if f.name == "judge")
-    assert set(JUDGE) <= set(re.findall(r"\w+", told))
-    for key in ("temperature", "max_tokens", "timeout", "retries", "concurrency"):
-        assert re.search(rf"{key} \({JUDGE[key]:g}\b", told)
+def test_help_names_every_key_of_the_judge_with_its_default() -> None:
+    told = " ".join(help_text(EvaluateConfig, usage="x", about="").split())
+    for key in fields(JudgeOptions):
+        assert f"--judge.{key.name} " in told
+    for default in ("dolly", "both", "0.0", "8", "16", "60.0"):
+        assert f"(default: {default})" in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model", "runs/cpo", "b=runs/other"],
+        ["--model", "runs/cpo,b=runs/other"],
+        ["--model", "runs/cpo/", "--model", "b=runs/other"],
+    ],
+)
+def test_a_bare_path_is_named_by_its_last_part(words: list[str]) -> None:
+    assert list(config(*words).models()) == ["cpo", "b"]
+    assert config(*words, "--decode", "beam2", "greedy").decode == ["beam2", "greedy"]
+    assert config(*words, "--metrics", "text", "truth").metrics == ["text", "truth"]
+    asked = config(*words, "--judge.model", "m", "--judge.timeout", "5", "--against", "truth", "cpo")
+    options = asked.metric_options["win_rate"]
+    assert (options.opponents, options.judge.timeout) == (["truth", "cpo"], 5.0)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ([], "nothing to evaluate"),
-        (["--model", "a"], "must read NAME=PATH"),
+        (["--model", "a="], "must read NAME=PATH"),
+        (["--model", "/"], "must read NAME=PATH"),
+        (["--model", "runs/a", "other/a"], "names 'a' twice; give each checkpoint its own name, NAME=PATH"),
         ([*MODEL, "--model", "a=B"], "names 'a' twice"),
         (["--model", "truth=A"], "choose another name"),
         ([*MODEL, "--metrics", "win_rat"], "unknown metric 'win_rat'. Did you mean 'win_rate'?"),
         ([*MODEL, "--metrics", "win_rate"], "needs --judge.model or .reward_model"),
         (
             [*MODEL, "--metrics", "nll", "--second_model", "P", "--judge.modle", "x"],
-            "unknown option --judge.modle. Did you mean 'model'?",
+            "unknown key 'judge.modle' on the command line of python -m evaluation.run. Did you mean 'judge.model'?",
         ),
+        ([*MODEL, "--judge.model", "m", "--judge.orders", "none"], "--judge.orders must be both or paper"),
+        ([*MODEL, "--judge.model", "m", "--judge.seed", "x"], "'judge.seed' on the command line of"),
+        ([*MODEL, "--judge.template", "wiki", "--metrics", "win_rate"], "needs --judge.model or .reward_model"),
         ([*MODEL, "--metrics", "text", "--judge.api_key", "x"], "the key comes from $OPENAI_API_KEY only"),
         ([*MODEL, "--metrics", "reverse_kl"], "needs --second_model"),
         ([*MODEL, "--metrics", "correct"], "needs --dataset facts"),

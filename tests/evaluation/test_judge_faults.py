@@ -21,7 +21,9 @@ import pytest
 from data.chat.budget import Budget, Tokens, asked_tokens
 from data.chat.client import ChatAPI, asked_pause
 from data.command.errors import UserError
-from evaluation.judging.chat_judge import Comparison, Judge, make_judge
+from data.command.options import make_config
+from evaluation.judging import make_judge
+from evaluation.judging.base import Comparison, Judge, JudgeOptions
 from evaluation.judging.interrupts import stopping_at_signals
 from tests.support.chat_server import GARBAGE, HALF, NOTHING, ChatAPIStub, Fault, chat_api_stub, said
 from tests.support.commands import ROOT
@@ -83,7 +85,7 @@ def random_faults(share: float, hanging: Sequence[int] = ()) -> Callable[[int], 
 
 def judge_by(server: ChatAPIStub, store: Path, **options: Any) -> Judge:
     settings = {"model": "m", "base_url": server.url, "timeout": 60, "retries": 30}
-    return make_judge({**settings, **options}, str(store))
+    return make_judge(make_config(JudgeOptions, **{**settings, **options}), str(store))
 
 
 def pairs(number: int) -> list[Comparison]:
@@ -389,8 +391,8 @@ def test_what_a_server_adds_is_known_by_its_answers() -> None:
 
 CHILD = """
 import sys
-from tests.evaluation.test_judge_faults import make_judge, unequal
-make_judge({"model": "m", "base_url": sys.argv[1], "concurrency": 4}, sys.argv[2]).judge(unequal(150))
+from tests.evaluation.test_judge_faults import JudgeOptions, make_judge, unequal
+make_judge(JudgeOptions(model="m", base_url=sys.argv[1], concurrency=4), sys.argv[2]).judge(unequal(150))
 """
 
 

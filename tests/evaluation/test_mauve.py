@@ -17,13 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data.command.errors import UserError
 from data.schema import Group
 from evaluation.answers.cache import Store
-from evaluation.metrics.mauve_score import (
-    Featuriser,
-    check_possible,
-    mauve,
-    measure_mauve,
-    stored_features,
-)
+from evaluation.metrics.features import Featuriser, stored_features
+from evaluation.metrics.mauve import check_possible, mauve, measure_mauve
 from tests.support.commands import ROOT
 from tests.support.tiny import copy_minilm
 
@@ -212,7 +207,7 @@ def test_features_and_score_are_made_once(reference: Path, tmp_path: Path, monke
     monkeypatch.setattr(Featuriser, "features", fail)
     kept = stored_features(store, Featuriser(str(reference)), [g.prompt + g.response for g in groups])
     assert kept.shape == (120, 64)
-    monkeypatch.setattr("evaluation.metrics.mauve_score.mauve", fail)
+    monkeypatch.setattr("evaluation.metrics.mauve.mauve", fail)
     assert measure_mauve(store, Featuriser(str(reference)), groups, answers) == first
     with pytest.raises(AssertionError, match="made again"):
         measure_mauve(store, Featuriser(str(reference)), groups, answers, seed=1)
@@ -244,13 +239,15 @@ def test_without_the_package_there_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("evaluation.metrics.mauve_score.version", missing)
+    monkeypatch.setattr("evaluation.metrics.mauve.version", missing)
     with pytest.raises(UserError, match="pip install mauve-text"):
         check_possible(1000)
 
 
 def test_importing_the_module_loads_neither_the_package_nor_torch() -> None:
     heavy = "{'mauve', 'faiss', 'sklearn', 'torch'}"
-    code = f"import sys, evaluation.metrics.mauve_score; print(sorted({heavy} & set(sys.modules)))"
+    code = (
+        f"import sys, evaluation.metrics.features, evaluation.metrics.mauve; print(sorted({heavy} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("[]\n", "")

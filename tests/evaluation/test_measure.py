@@ -1,19 +1,29 @@
 """From answers to measurements, on answers made by hand: what is counted, of which prompts, against whom."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import pytest
 
 from data.schema import Group
 from data.sources import facts
 from data.sources.tasks import dolly
+from evaluation.answers.answer_sets import AnswerSet
+from evaluation.answers.cache import Store
 from evaluation.answers.generations import GenerationSet
-from evaluation.judging.chat_judge import FILTERED, REFUSAL, SAME, UNPARSED, Comparison, Outcome
-from evaluation.measure import Answers, judge_all, measure
+from evaluation.judging.base import FILTERED, REFUSAL, SAME, UNPARSED, Comparison, Outcome
+from evaluation.measure import Gathered, gather
+from evaluation.metrics import METRICS
+from evaluation.metrics.base import Metric, PromptEvidence, SetMetric
 from evaluation.metrics.likelihood import Likelihoods
+from evaluation.metrics.nll import NLL
+from evaluation.metrics.reverse_kl import ReverseKL
+from evaluation.metrics.second_model import SecondModelMetric
 from evaluation.metrics.statistics import Estimate, Measurement
-from evaluation.run import notes
+from evaluation.metrics.win_rate import Outcomes, WinRate, compare_answers
+from evaluation.prepared import Evaluation, Part
+from evaluation.samples import sample_rows
 from negatives_gen.models.engine import Sample
 
 EXAMPLES = facts.examples()[:4]
@@ -23,9 +33,53 @@ WRONG = " I do not know."
 DECODINGS = ("greedy", "sample")
 
 
-def answers(model: str, texts: list[str], decoding: str = "greedy", asked: bool = True) -> Answers:
+def answers(model: str, texts: list[str], decoding: str = "greedy", asked: bool = True) -> AnswerSet:
     samples = [Sample([1, 2], text, "stop", -2.0, None) for text in texts]
-    return Answers(model, decoding, GROUPS, GenerationSet({}, model, [g.id for g in GROUPS], samples, 0.0, True), asked)
+    generations = GenerationSet({}, model, [g.id for g in GROUPS], samples, 0.0, True)
+    return AnswerSet(model, decoding, f"runs/{model}", GROUPS, generations, asked)
+
+
+def evaluation(parts: Sequence[Part] = ()) -> Evaluation:
+    """One of the facts."""
+    test, *others = parts or [part(range(4))]
+    validation = others[0] if others else None
+    return Evaluation(
+        "facts", "prompt-completion", "all", 4, "", (), None, (), test, validation, 0, Store("nowhere")
+    )  # fmt: skip
+
+
+def part(prompts: Sequence[int], name: str = "test") -> Part:
+    return Part(name, prompts)
+
+
+def made(name: str, options: Any = None) -> Any:
+    """A metric of that name, of the facts."""
+    return METRICS.load(name)(options, evaluation())
+
+
+def measured_by(
+    metrics: Sequence[Metric], answer_sets: Sequence[AnswerSet], prompts: Sequence[int], baseline: str = ""
+) -> list[Measurement]:
+    return gather(metrics, [], answer_sets).measurements(part(prompts), baseline)
+
+
+def of_likelihoods(
+    metric: type[SecondModelMetric], answer_sets: Sequence[AnswerSet], logps: Sequence[list[float | None]]
+) -> PromptEvidence:
+    """A metric's evidence where a second model gave these log-probabilities of answers of two tokens."""
+    values = {
+        (a.model, a.decoding): metric.of_likelihoods(a, Likelihoods("ids", logp, [2] * 4, [""] * 4))
+        for a, logp in zip(answer_sets, logps, strict=True)
+        if metric.is_of(a)
+    }
+    return PromptEvidence(metric.columns, values)
+
+
+def by_second_model(
+    answer_sets: Sequence[AnswerSet], logps: Sequence[list[float | None]], baseline: str = ""
+) -> list[Measurement]:
+    evidence = [of_likelihoods(metric, answer_sets, logps) for metric in (ReverseKL, NLL)]
+    return Gathered(tuple(answer_sets), (), tuple(evidence)).measurements(part(range(4)), baseline)
 
 
 def found(measurements: list[Measurement], model: str, against: str = "") -> dict[str, Estimate]:
@@ -38,7 +92,16 @@ class ShortestJudgeStub:
     def __init__(self) -> None:
         self.asked: list[Comparison] = []
 
-    def judge(self, comparisons: list[Comparison]) -> list[Outcome]:
+    def spent(self) -> dict[str, Any]:
+        return {}
+
+    def drop(self) -> None:
+        pass
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def judge(self, comparisons: Sequence[Comparison]) -> list[Outcome]:
         self.asked += comparisons
         return [
             Outcome(None, verdicts=("?", "A"), reason="the verdict cannot be parsed")
@@ -48,23 +111,41 @@ class ShortestJudgeStub:
         ]
 
 
+class LettersMetric(SetMetric):
+    """How many letters the answers have together."""
+
+    name = "letters"
+    columns = METRICS.load("similarity").columns
+
+    def estimates(self, answers: AnswerSet, prompts: Sequence[int]) -> Mapping[str, Estimate]:
+        return {"letters": Estimate(float(sum(len(answers.texts[i]) for i in prompts)), math.nan, len(prompts))}
+
+
 def test_values_by_prompt_are_of_the_kept_prompts_and_paired_with_the_baseline() -> None:
     base, other = answers("base", [RIGHT[0], WRONG, WRONG, WRONG]), answers("other", [WRONG, RIGHT[1], RIGHT[2], WRONG])
-    base.similarity, other.similarity = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.2, 0.4, 0.3, 0.4])
-    measured = measure([base, other], ["correct", "similarity"], [1, 2, 3], baseline="base")
+    similarity = {
+        ("base", "greedy"): {"similarity": [0.1, 0.2, 0.3, 0.4]},
+        ("other", "greedy"): {"similarity": [0.2, 0.4, 0.3, 0.4]},
+    }
+    evidence = (
+        made("correct").gather([base, other]),
+        PromptEvidence(METRICS.load("similarity").columns, similarity),
+    )
+    measured = Gathered((base, other), (), evidence).measurements(part([1, 2, 3]), "base")
     assert found(measured, "base")["correct"].mean == 0
     assert set(found(measured, "base")) == {"correct", "similarity"}
     assert found(measured, "other")["correct"].mean == pytest.approx(2 / 3)
     assert found(measured, "other")["correct_difference"].mean == pytest.approx(2 / 3)
     assert found(measured, "other")["similarity_difference"].mean == pytest.approx(0.2 / 3)
     assert {m.estimate.n for m in measured} == {3}
+    # All of one answer set stands together.
+    assert [m.model for m in measured] == ["base"] * 2 + ["other"] * 4
 
 
 def test_reverse_kl_is_of_samples_and_nll_of_what_was_asked_for() -> None:
     greedy, sample = answers("a", RIGHT), answers("a", RIGHT, "sample", asked=False)
-    for some in (greedy, sample):
-        some.second = Likelihoods("ids", [-3.0, -4.0, -5.0, None], [2, 2, 2, 0], ["", "", "", "no tokens"])
-    measured = measure([greedy, sample], ["reverse_kl", "nll", "text"], range(4))
+    measured = by_second_model([greedy, sample], [[-3.0, -4.0, -5.0, None]] * 2)
+    measured += measured_by([made("text")], [greedy, sample], range(4))
     kinds = {(m.metric, m.decoding): m.estimate for m in measured if m.metric in ("reverse_kl", "nll")}
     # log Q is -2 each: (1 + 2 + 3) / 3; -log P / |y|: (1.5 + 2 + 2.5) / 3.
     assert kinds["reverse_kl", "sample"].mean == pytest.approx(2)
@@ -78,10 +159,9 @@ def test_reverse_kl_is_of_samples_and_nll_of_what_was_asked_for() -> None:
 
 def test_reverse_kl_and_nll_are_paired_with_the_baseline() -> None:
     """The other model's are 2 nats more on each prompt that both have; what differs between prompts cancels."""
-    every = [answers(model, RIGHT, decoding, asked=decoding != "sample") for model in "ab" for decoding in DECODINGS]
-    for some, logps in zip(every, [[-3.0, -9.0, -5.0, None]] * 2 + [[-5.0, -11.0, None, -7.0]] * 2, strict=True):
-        some.second = Likelihoods("ids", logps, [2] * 4, [""] * 4)
-    measured = measure(every, ["reverse_kl", "nll"], range(4), baseline="a")
+    answer_sets = [answers(model, RIGHT, d, asked=d != "sample") for model in "ab" for d in DECODINGS]
+    logps: list[list[float | None]] = [[-3.0, -9.0, -5.0, None]] * 2 + [[-5.0, -11.0, None, -7.0]] * 2
+    measured = by_second_model(answer_sets, logps, baseline="a")
     differences = {m.metric: (m.model, m.decoding, m.estimate) for m in measured if "difference" in m.metric}
     assert differences.keys() == {"reverse_kl_difference", "nll_difference"}
     for metric, decoding, expected in (("reverse_kl", "sample", 2.0), ("nll", "greedy", 1.0)):
@@ -93,12 +173,14 @@ def test_reverse_kl_and_nll_are_paired_with_the_baseline() -> None:
 def test_each_model_is_judged_against_each_opponent_but_itself() -> None:
     long, short = answers("long", [text + " Indeed." for text in RIGHT]), answers("short", [" No."] * 4)
     judge = ShortestJudgeStub()
-    every = [long, short, answers("long", RIGHT, "sample", asked=False)]
-    judge_all(every, ["truth", "short"], judge)  # type: ignore[arg-type]  # a stub
+    outcomes = compare_answers(judge, [long, short], ["truth", "short"])
+    gathered = Gathered((long, short), (), (outcomes,))
     assert len(judge.asked) == 12
     asked = EXAMPLES[0]["prompt"]
     assert judge.asked[0] == Comparison("g0", asked, RIGHT[0] + " Indeed.", RIGHT[0], asked)
-    measured = measure([long, short], [], range(4), baseline="long")
+    # Not of answers that nobody asked for.
+    assert [WinRate.is_of(a) for a in (long, answers("long", RIGHT, "sample", asked=False))] == [True, False]
+    measured = gathered.measurements(part(range(4)), "long")
     for model, rate in (("long", 0.0), ("short", 1.0)):
         rates = found(measured, model, "truth")
         assert rates["win_rate"].mean == rate
@@ -110,17 +192,21 @@ def test_each_model_is_judged_against_each_opponent_but_itself() -> None:
     assert "win_rate_difference" not in found(measured, "long", "truth")
     assert found(measured, "long", "short")["win_rate"].mean == 0.0
     assert found(measured, "short", "short") == {}
-    assert notes([long, short], [], [1, 2, 3]) == []  # none of the first prompt
-    assert notes([long], [], range(4))[0] == (
+    assert gathered.notes(part([1, 2, 3])) == []  # none of the first prompt
+    assert gathered.notes(part(range(4)))[0] == (
         "1 of 4 greedy answers of long against the ground truth are in no win rate: the verdict cannot be parsed."
     )
 
 
+def outcomes_of(outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
+    """Measured where a judge gave these outcomes of four answers against the ground truths."""
+    evidence = Outcomes({("a", "greedy"): {"truth": outcomes}}, {("a", "greedy"): {"truth": [0, 1, -1, 2]}}, {})
+    return found(evidence.measurements(part(range(4))), "a", "truth")
+
+
 def test_a_refused_question_is_not_judged_and_no_verdict_that_cannot_be_read() -> None:
-    asked = answers("a", RIGHT)
     reasons = [f"{REFUSAL}: too long", f'{UNPARSED}: "Hm"', FILTERED]
-    asked.outcomes["truth"] = [Outcome(1.0, verdicts=("A", "B")), *(Outcome(None, reason=reason) for reason in reasons)]
-    rates = found(measure([asked], [], range(4)), "a", "truth")
+    rates = outcomes_of([Outcome(1.0, verdicts=("A", "B")), *(Outcome(None, reason=reason) for reason in reasons)])
     assert (rates["wins"].mean, rates["unparsed"].mean, rates["not_judged"].mean) == (1, 2, 3)
 
 
@@ -130,17 +216,28 @@ def test_a_refused_question_is_not_judged_and_no_verdict_that_cannot_be_read() -
     ids=["a single order", "a reward model", "equal texts"],
 )
 def test_without_verdicts_in_both_orders_no_flips_are_told_of(outcome: Outcome) -> None:
-    asked = answers("a", RIGHT)
-    asked.outcomes["truth"] = [outcome] * 4
-    rates = found(measure([asked], [], range(4)), "a", "truth")
+    rates = outcomes_of([outcome] * 4)
     assert {"win_rate", "wins", "ties", "losses", "unparsed", "not_judged"} <= set(rates)
     assert not {"flips", "flip_rate"} & set(rates)
 
 
+def test_ties_that_nobody_was_asked_about_are_told_of() -> None:
+    asked, unjudged = Outcome(1.0, verdicts=("A",)), Outcome(None, verdicts=("?",), reason="no")
+    outcomes = {"truth": [SAME, asked, SAME, unjudged], "mle": [asked, asked, asked, SAME], "cpo": [asked] * 4}
+    evidence = Outcomes({("anr", "greedy"): outcomes}, {}, {})
+    assert evidence.notes(part(range(4))) == [
+        "2 of 4 greedy answers of anr are the same as the ground truth: each counts as a tie, and the judge was not "
+        "asked.",
+        "1 of 4 greedy answers of anr against the ground truth are in no win rate: no.",
+        "1 of 4 greedy answers of anr are the same as those of mle: each counts as a tie, and the judge was not asked.",
+    ]
+
+
 def test_all_wrong_or_all_at_the_limit_is_a_share_with_its_exact_interval() -> None:
     asked = answers("a", [WRONG] * 4)
-    asked.similarity = np.full(4, 0.5)
-    measured = found(measure([asked], ["correct", "text"], range(4)), "a")
+    same = PromptEvidence(METRICS.load("similarity").columns, {("a", "greedy"): {"similarity": [0.5] * 4}})
+    gathered = Gathered((asked,), (), (made("correct").gather([asked]), made("text").gather([asked]), same))
+    measured = found(gathered.measurements(part(range(4)), ""), "a")
     at_most = pytest.approx(1 - 0.025 ** (1 / 4))
     for metric in ("correct", "hit_limit", "empty", "loops"):
         assert (measured[metric].mean, measured[metric].interval) == (0, (0, at_most)), metric
@@ -157,22 +254,28 @@ def test_a_judge_gets_the_question_the_prompt_and_the_messages() -> None:
         Group("c", "<|user|>Who?", "Ada.", [1], [2, 0], messages=chat, query="Who?"),
     ]
     samples = [Sample([1, 2], "Bob.", "stop", -2.0, None)] * 2
-    made = Answers("m", "greedy", groups, GenerationSet({}, "m", ["d", "c"], samples, 0.0, True))
+    asked = AnswerSet("m", "greedy", "runs/m", groups, GenerationSet({}, "m", ["d", "c"], samples, 0.0, True))
     judge = ShortestJudgeStub()
-    judge_all([made], ["truth"], judge)  # type: ignore[arg-type]  # a stub
+    compare_answers(judge, [asked], ["truth"])
     assert judge.asked == [
         Comparison("d", "Who?\n\nAda did.", "Bob.", "Ada.", prompt),
         Comparison("c", "Who?", "Bob.", "Ada.", "<|user|>Who?", chat),
     ]
 
 
-def test_mauve_is_of_the_kept_prompts_texts() -> None:
-    seen = []
+def test_a_metric_of_a_set_is_of_each_part_of_the_prompts() -> None:
+    parts = [part([0, 2]), part([1], "validation")]
+    metric = LettersMetric(None, evaluation(parts=parts))
+    gathered = gather([metric], [], [answers("a", ["one", "three", "seven", "x"])])
+    assert [found(gathered.measurements(p, ""), "a")["letters"].mean for p in parts] == [8.0, 5.0]
 
-    def mauve(groups: list[Group], texts: list[str]) -> Estimate:
-        seen.append(([g.id for g in groups], texts))
-        return Estimate(0.5, 0.1, len(texts))
 
-    measured = measure([answers("a", RIGHT)], ["mauve"], [0, 2], mauve=mauve)  # type: ignore[arg-type]  # lists
-    assert seen == [(["g0", "g2"], [RIGHT[0], RIGHT[2]])]
-    assert found(measured, "a")["mauve"].n == 2
+def test_what_is_known_of_an_answer_stands_beside_it_once_for_each_opponent() -> None:
+    asked = answers("a", [RIGHT[0], WRONG, WRONG, WRONG])
+    outcomes = {"truth": [SAME] * 4, "b": [Outcome(1.0, verdicts=("A", "B"))] * 4}
+    evidence = (made("correct").gather([asked]), Outcomes({("a", "greedy"): outcomes}, {}, {}))
+    (row,) = sample_rows(Gathered((asked,), (), evidence), part([0]))
+    assert [(a.correct, a.against, a.score, a.verdicts) for a in row.answers] == [
+        (True, "truth", 0.5, ()),
+        (True, "b", 1.0, ("A", "B")),
+    ]

@@ -9,33 +9,33 @@ from evaluation.paper import BASE_MODELS, TABLES, differences, mismatches, paper
 
 # The paper's tables, copied from the paper and not from evaluation.paper: (table, metric, decoding) -> row -> number.
 PRINTED = {
-    ("table1", "win_rate", "greedy"): {"mle": 0.505, "bnr": 0.599, "mnr": 0.567, "tnr": 0.601},
-    ("table2", "win_rate", "greedy"): {
+    ("table1", "win rate", "greedy"): {"mle": 0.505, "bnr": 0.599, "mnr": 0.567, "tnr": 0.601},
+    ("table2", "win rate", "greedy"): {
         "mle": 0.471, "pss": 0.086, "dpo": 0.383, "anr": 0.506,
         "mixnr 0": 0.476, "mixnr 0.5": 0.479, "mixnr 0.7": 0.487, "mixnr 0.9": 0.485,
     },
-    ("table3", "win_rate", "topk50"): {"mixnr": 0.591, "mle": 0.497},
-    ("table3", "win_rate", "topk50-p0.7"): {"mixnr": 0.611, "mle": 0.517},
-    ("table3", "win_rate", "beam2"): {"mixnr": 0.607, "mle": 0.532},
-    ("table3", "win_rate", "beam4"): {"mle": 0.514},
-    ("table4", "win_rate", "greedy"): {
+    ("table3", "win rate", "topk50"): {"mixnr": 0.591, "mle": 0.497},
+    ("table3", "win rate", "topk50-p0.7"): {"mixnr": 0.611, "mle": 0.517},
+    ("table3", "win rate", "beam2"): {"mixnr": 0.607, "mle": 0.532},
+    ("table3", "win rate", "beam4"): {"mle": 0.514},
+    ("table4", "win rate", "greedy"): {
         "mle 200": 0.505, "pss": 0.270, "dpo": 0.555, "anr": 0.643, "an": 0.560, "mle 1000": 0.522, "mixn": 0.576,
         "mixnr 0": 0.608, "mixnr 0.1": 0.620, "mixnr 0.3": 0.614,
         "mixnr 0.5": 0.610, "mixnr 0.7": 0.601, "mixnr 0.9": 0.550,
     },
-    ("table5", "win_rate", "greedy"): {
+    ("table5", "win rate", "greedy"): {
         "mle": 0.508, "bnr 0": 0.455, "bnr 0.5": 0.505, "bnr 0.7": 0.500, "bnr 0.9": 0.538,
     },
-    ("table5", "mauve", "greedy"): {
+    ("table5", "MAUVE", "greedy"): {
         "mle": 0.524, "bnr 0": 0.610, "bnr 0.1": 0.627, "bnr 0.3": 0.673,
         "bnr 0.5": 0.645, "bnr 0.7": 0.651, "bnr 0.9": 0.668,
     },
 }  # fmt: skip
 
 
-def value(table: str, model: str, decoding: str = "greedy", metric: str = "win_rate") -> float:
+def value(table: str, model: str, decoding: str = "greedy", metric: str = "win rate") -> float:
     found = TABLES[table]
-    number = found.value(model, decoding, metric, "truth" if metric == "win_rate" else "")
+    number = found.value(model, decoding, metric, "truth" if metric == "win rate" else "")
     assert number is not None
     return number
 
@@ -52,7 +52,7 @@ def test_gains_are_those_of_the_papers_text() -> None:
     assert gain("table5", "bnr-0.9", "mle") == 3.0  # "outperforms the MLE baseline by 3%"
     # "In all settings, CPO has consistently demonstrated superior performance over MLE"; beam 4 is lost.
     assert [gain("table3", "mixnr", "mle", d) for d in ("topk50", "topk50-p0.7", "beam2")] == [9.4, 9.4, 7.5]
-    assert TABLES["table3"].value("mixnr", "beam4", "win_rate", "truth") is None
+    assert TABLES["table3"].value("mixnr", "beam4", "win rate", "truth") is None
     # "The effects of BNR and TNR are similar and they perform slightly better than MNR"
     assert value("table1", "tnr") > value("table1", "bnr") > value("table1", "mnr") > value("table1", "mle")
     # The same number: recipes/paper takes both for one model, of 1,000 and 200 steps.
@@ -63,11 +63,11 @@ def test_which_alpha_is_best() -> None:
     """Few MLE weights for OpenLLaMA on Dolly, many for GPT2-XL and on Wikidump."""
     best = {}
     for table, row in (("table2", "mixnr"), ("table4", "mixnr"), ("table5", "bnr")):
-        rows = TABLES[table].values["win_rate", "greedy"]
+        rows = TABLES[table].values["win rate", "greedy"]
         ensembles = {name: v for name, v in rows.items() if name.startswith(f"{row} ")}
         best[table] = max(ensembles, key=lambda name, values=ensembles: values[name])
     assert best == {"table2": "mixnr 0.7", "table4": "mixnr 0.1", "table5": "bnr 0.9"}
-    mauve = TABLES["table5"].values["mauve", "greedy"]
+    mauve = TABLES["table5"].values["MAUVE", "greedy"]
     assert max(mauve, key=lambda name: mauve[name]) == "bnr 0.3"
 
 
@@ -87,19 +87,19 @@ def test_names_of_rows() -> None:
 @pytest.mark.parametrize(
     ("model", "decoding", "metric", "against"),
     [
-        ("anr", "topk50", "win_rate", "truth"),  # another decoding
-        ("anr", "greedy", "win_rate", "mle"),  # another opponent
-        ("anr", "greedy", "win_rate_length_controlled", "truth"),  # another metric
-        ("anr", "greedy", "mauve", ""),
-        ("anr-small", "greedy", "win_rate", "truth"),  # another row
-        ("mixnr-alpha-0.2", "greedy", "win_rate", "truth"),
-        ("alpha-0.5", "greedy", "win_rate", "truth"),  # a sweep's, of whatever was mixed
-        ("", "greedy", "win_rate", "truth"),
+        ("anr", "topk50", "win rate", "truth"),  # another decoding
+        ("anr", "greedy", "win rate", "mle"),  # another opponent
+        ("anr", "greedy", "", "truth"),  # another metric
+        ("anr", "greedy", "MAUVE", ""),
+        ("anr-small", "greedy", "win rate", "truth"),  # another row
+        ("mixnr-alpha-0.2", "greedy", "win rate", "truth"),
+        ("alpha-0.5", "greedy", "win rate", "truth"),  # a sweep's, of whatever was mixed
+        ("", "greedy", "win rate", "truth"),
     ],
 )
 def test_no_number_for_another_measurement(model: str, decoding: str, metric: str, against: str) -> None:
     assert TABLES["table4"].value(model, decoding, metric, against) is None
-    assert TABLES["table4"].value("anr", "greedy", "win_rate", "truth") == 0.643
+    assert TABLES["table4"].value("anr", "greedy", "win rate", "truth") == 0.643
 
 
 def test_an_unknown_table_is_refused() -> None:

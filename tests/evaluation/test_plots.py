@@ -36,7 +36,7 @@ def drawn(panel: Any) -> Any:
 
 
 def test_figure_1_shows_reverse_kl_and_nll_with_their_errors() -> None:
-    kl, nll = (drawn(panel) for panel in figure1(make_results().measurements))
+    kl, nll = (drawn(panel) for panel in figure1(make_results()))
     assert (kl.get_title(), nll.get_title()) == ("reverse KL, sample", "NLL, greedy")
     assert [label.get_text() for label in kl.get_yticklabels()] == ["mle", "anr"]
     points, _, (bars,) = kl.containers[0]
@@ -48,7 +48,7 @@ def test_figure_1_shows_reverse_kl_and_nll_with_their_errors() -> None:
 
 def test_figure_1_of_several_decodings_has_a_colour_and_a_line_for_each() -> None:
     found = [measured(m, "nll", v, d) for d, v in (("greedy", 2.0), ("beam2", 1.5)) for m in ("mle", "anr")]
-    (panel,) = figure1(found)
+    (panel,) = figure1(make_results(found))
     axes = drawn(panel)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["greedy", "beam2"]
     heights = [list(container[0].get_ydata()) for container in axes.containers]
@@ -57,13 +57,13 @@ def test_figure_1_of_several_decodings_has_a_colour_and_a_line_for_each() -> Non
 
 
 def test_no_figure_without_data() -> None:
-    assert figure1([rate(0.5, "mle"), measured("mle", "nll", NAN)]) == []
-    assert alpha_curve(make_job()) == []
-    assert alpha_curve(make_job(sweep={"alphas": [0.1], "proposed": None})) == []
+    assert figure1(make_results([rate(0.5, "mle"), measured("mle", "nll", NAN)])) == []
+    assert alpha_curve(make_results()) == []
+    assert alpha_curve(make_results(sweep={"alphas": [0.1], "proposed": None})) == []
 
 
 def test_the_sweep_is_drawn_over_alpha() -> None:
-    wins, kl = (drawn(panel) for panel in alpha_curve(make_job(sweep=make_sweep())))
+    wins, kl = (drawn(panel) for panel in alpha_curve(make_results(sweep=make_sweep())))
     curve, chance, proposed = wins.get_lines()
     alphas, percent = curve.get_data()
     assert list(alphas) == [0, 0.5, 0.9]
@@ -80,7 +80,7 @@ def test_the_sweep_is_drawn_over_alpha() -> None:
 def test_the_band_is_the_interval_where_all_answers_are_wrong() -> None:
     shares = {"alpha-0": share([0.0] * 20), "alpha-0.5": share([0.0, 1.0] * 10)}
     found = [Measurement(name, "greedy", "correct", estimate) for name, estimate in shares.items()]
-    (axes,) = map(drawn, alpha_curve(make_job(sweep=make_sweep(metric="correct", validation=found))))
+    (axes,) = map(drawn, alpha_curve(make_results(sweep=make_sweep(metric="correct", validation=found))))
     band = axes.collections[0].get_paths()[0].vertices
     assert band[band[:, 0] == 0, 1].max() == pytest.approx(100 * (1 - 0.025 ** (1 / 20)))
     assert "band: 95% interval or one standard error" in axes.get_xlabel()
@@ -104,7 +104,7 @@ def test_a_sweep_is_read_back_from_json() -> None:
 
 
 def test_the_same_plots_are_the_same_bytes_and_names_are_texts() -> None:
-    panels = figure1([measured(name, "nll", 1.0) for name in (HOSTILE, "$x$", "\u4e2d\u6587")])
+    panels = figure1(make_results([measured(name, "nll", 1.0) for name in (HOSTILE, "$x$", "\u4e2d\u6587")]))
     image = svg(panels)
     assert image == svg(panels)
     dark = for_dark_page(image)

@@ -1,6 +1,7 @@
-"""Measures beside the answers, worked out by hand: correct answers, ground truths, ranking of held-out groups."""
+"""Measures that need no answers, worked out by hand: ground truths, ranking of held-out groups."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,24 +10,26 @@ from transformers import AutoModelForCausalLM
 
 from data.models import load_tokenizer
 from data.schema import Candidate, Group
-from data.sources import facts
 from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
-from evaluation import steps
 from evaluation.answers.cache import Store
-from evaluation.config import EvaluateConfig
-from evaluation.metrics.ranking import candidate_logps, correct, ranking_metrics, truth_logps, truth_metrics
-from negatives_gen.models.engine import Sample
+from evaluation.answers.checkpoints import Checkpoint
+from evaluation.measure import load_scorer
+from evaluation.metrics.base import PromptEvidence
+from evaluation.metrics.logps import candidate_logps, truth_logps
+from evaluation.metrics.ranking import Ranking, ranking_values, read_held_out
+from evaluation.metrics.statistics import Estimate
+from evaluation.metrics.truth import Truth
+from evaluation.prepared import Evaluation, Part
 from tests.support.tiny import make_negative_set
 from trainer.scoring.scorer import Scorer
 
 
-def test_answers_are_checked_against_the_world() -> None:
-    examples = facts.examples()[:3]
-    groups = [Group(str(i), e["prompt"], e["completion"], [1], [2, 0]) for i, e in enumerate(examples)]
-    wrong = " I do not know."
-    texts = [examples[0]["completion"], wrong, wrong]
-    assert correct(groups, [Sample([1], text, "stop", -1.0, None) for text in texts]) == [1.0, 0.0, 0.0]
+def ranking(scores: Sequence[Sequence[float]], groups: list[Group]) -> dict[str, Estimate]:
+    """What is measured where a checkpoint gives the candidates of all groups these log-probabilities."""
+    values = {("m", ""): ranking_values(scores, groups, "embedding")}
+    evidence = PromptEvidence(Ranking.columns, values, of_prompts=Ranking.of_prompts)
+    return {m.metric: m.estimate for m in evidence.measurements(Part("test", [0]))}
 
 
 def test_truth_logps_equal_the_models_own(reference: Path, tmp_path: Path) -> None:
@@ -44,9 +47,12 @@ def test_truth_logps_equal_the_models_own(reference: Path, tmp_path: Path) -> No
         per_token.append(logp / len(group.response_ids))
     store, identity = Store(str(tmp_path)), {"weights_sha256": "w"}
     logps = truth_logps(store, identity, groups, lambda: Scorer.load(str(reference)))
-    found = truth_metrics(logps, groups)
-    assert found["truth_logp"].mean == pytest.approx(sum(sums) / 3, abs=1e-4)
-    assert found["truth_logp_per_token"].mean == pytest.approx(sum(per_token) / 3, abs=1e-5)
+    assert logps == pytest.approx(sums, abs=1e-4)
+    checkpoint = Checkpoint("m", str(reference), identity, 128, groups)
+    evaluation = Evaluation("facts", task, "test", 3, "", (checkpoint,), None, (), Part("test", [0]), None, 0, store)
+    values = Truth(None, evaluation).values(checkpoint, lambda dtype: pytest.fail("the model was loaded again"))
+    assert values["truth_logp"] == logps
+    assert values["truth_logp_per_token"] == pytest.approx(per_token, abs=1e-5)
 
     def load() -> Scorer:
         raise AssertionError("the model was loaded again")
@@ -58,14 +64,12 @@ def test_truth_logps_equal_the_models_own(reference: Path, tmp_path: Path) -> No
 def test_ranking_of_the_reference_itself_has_no_preference(reference: Path, tmp_path: Path, dtype: str) -> None:
     """Scored in what the set was scored in: else rounding would pass for a preference."""
     make_negative_set(tmp_path / "set", reference, num_groups=48, num_negatives=3, dtype=dtype)
-    groups, scored_in, _, record = steps._held_out_groups(
-        EvaluateConfig(shards=str(tmp_path / "set"), split="all"), ["ranking"], []
-    )
-    assert record is not None
-    assert record["scorer_dtype"] == scored_in == dtype
-    load = functools.partial(steps._load_scorer, str(reference), scored_in)
-    scores = candidate_logps(Store(str(tmp_path)), {}, groups, scored_in, load)
-    found = ranking_metrics(scores, groups, "embedding")
+    held_out = read_held_out(str(tmp_path / "set"), "all", [])
+    groups = held_out.groups
+    assert held_out.record["scorer_dtype"] == held_out.dtype == dtype
+    assert held_out.signal == "embedding"
+    load = functools.partial(load_scorer, str(reference), held_out.dtype)
+    found = ranking(candidate_logps(Store(str(tmp_path)), {}, groups, held_out.dtype, load), groups)
     assert found["reward_top1"].mean == 0.0
     assert found["reward_top1"].interval == (0, pytest.approx(1 - 0.025 ** (1 / 48)))
     assert found["kendall_tau"].mean == 0.0
@@ -92,10 +96,10 @@ def test_ranking_metrics_follow_the_change_from_the_reference(reference: Path, t
 
     # Gains fall as similarity does: the order agrees entirely. Then exactly reversed.
     agrees, reversed_order = group([3.0, 2.0, 1.0], [0.9, 0.1]), group([1.0, 2.0, 3.0], [0.9, 0.1])
-    found = ranking_metrics(candidate_logps(store, {}, [agrees], "float32", lambda: scorer), [agrees], "embedding")
+    found = ranking(candidate_logps(store, {}, [agrees], "float32", lambda: scorer), [agrees])
     assert (found["reward_top1"].mean, found["kendall_tau"].mean) == (1.0, 1.0)
     scores = candidate_logps(store, {}, [reversed_order], "float32", lambda: scorer)
-    found = ranking_metrics(scores, [reversed_order], "embedding")
+    found = ranking(scores, [reversed_order])
     assert (found["reward_top1"].mean, found["kendall_tau"].mean) == (0.0, -1.0)
 
 
@@ -106,5 +110,5 @@ def test_equal_gains_are_no_preference_however_long_the_candidates() -> None:
         Candidate("an", [8, 0], "t", reference_logp=logp, similarity={"embedding": similarity})
         for logp, similarity in ((-351.8, 0.9), (-20.5, 0.1))
     ]
-    found = ranking_metrics([[-700.1 + 0.52, -351.8 + 0.52, -20.5 + 0.52]], [made], "embedding")
+    found = ranking([[-700.1 + 0.52, -351.8 + 0.52, -20.5 + 0.52]], [made])
     assert (found["reward_top1"].mean, found["kendall_tau"].mean) == (0.0, 0.0)

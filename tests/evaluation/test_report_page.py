@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from data.storage import Folder
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report import AnswerRow, Results, SampleRow, write_report
-from tests.evaluation.test_report import make_job, make_results, make_sweep, measured, rate
+from tests.evaluation.test_report import COLUMNS, make_job, make_results, make_sweep, measured, rate
 
 HOSTILE = (
     "<script>window.ran = 1</script></script><!--<img src=x onerror='window.ran = 2'><b>bold</b>&amp; \u2028 {{ 7*7 }}"
@@ -45,8 +46,7 @@ def make_samples() -> list[SampleRow]:
 
 
 def results_of(samples: list[SampleRow], **changes: Any) -> Results:
-    made = make_results(**changes)
-    return Results(made.job, made.environment, made.measurements, samples, made.notes)
+    return replace(make_results(**changes), samples=samples)
 
 
 def page_of(folder: Path, results: Results) -> str:
@@ -64,7 +64,7 @@ def hostile_results() -> Results:
     found = [rate(0.5, HOSTILE, HOSTILE, HOSTILE), measured(HOSTILE, "nll", 1.0), measured(HOSTILE, HOSTILE, 1.0)]
     job = make_job(models={HOSTILE: {"path": HOSTILE, "weights_sha256": HOSTILE}}, judge={"model": HOSTILE, HOSTILE: 1})
     job["data"] = {**job["data"], "name": HOSTILE}
-    return Results(job, {"packages": {"torch": HOSTILE}}, found, make_samples(), [HOSTILE])
+    return Results(job, {"packages": {"torch": HOSTILE}}, found, make_samples(), [HOSTILE], COLUMNS)
 
 
 def test_the_page_holds_the_samples_and_nothing_that_a_text_says(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_browser_needs_no_sideways_scrolling(open_page: Any, view: str, width: i
     long = "m" * 120
     results = results_of(make_samples(), sweep=make_sweep(), second_model={"name": long})
     found = [*results.measurements, *(rate(0.5, long, against=long) for _ in range(1)), measured("mle", long, 1.0)]
-    tab = open_page(Results(results.job, results.environment, found, results.samples, [long]), view, width, scheme)
+    tab = open_page(replace(results, measurements=found, notes=[long]), view, width, scheme)
     tab.locator("details").evaluate("details => { details.open = true; }")
     assert tab.evaluate("document.documentElement.scrollWidth") == width
     colour = tab.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -348,7 +348,7 @@ def test_browser_pages_through_a_thousand_prompts_of_ten_answers(open_page: Any)
         for i in range(1000)
     ]  # fmt: skip
     estimates = [Measurement(f"model-{j}", "greedy", "nll", Estimate(2.0, 0.1, 1000)) for j in range(10)]
-    tab = open_page(Results(make_job(), {}, estimates, rows))
+    tab = open_page(Results(make_job(), {}, estimates, rows, columns=COLUMNS))
     assert texts(tab, "#page") == ["page 1 of 50"]
     assert tab.locator("article").count() == 20
     assert tab.locator(".answer").count() == 200

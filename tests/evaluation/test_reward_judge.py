@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from data.command.errors import UserError
 from data.models import weights_hash
-from evaluation.judging.chat_judge import Comparison, make_judge
+from evaluation.judging import make_judge
+from evaluation.judging.base import Comparison, JudgeOptions
 from negatives_gen.models.reward_model import RewardModel
 
 ANSWERS = [
@@ -43,7 +44,7 @@ def test_the_answer_with_the_greater_reward_wins(reward_model: Path, tmp_path: P
         with torch.no_grad():
             return model(input_ids=ids["input_ids"]).logits[0, 0].item()
 
-    judge = make_judge({"reward_model": str(reward_model)}, str(tmp_path / "store"))
+    judge = make_judge(JudgeOptions(reward_model=str(reward_model)), str(tmp_path / "store"))
     comparisons = [Comparison(f"{a}{b}", "Where?", a, b) for a in ANSWERS for b in ANSWERS]
     outcomes = judge.judge(comparisons)
     expected = [0.5 if c.answer == c.other else float(reward(c.answer) > reward(c.other)) for c in comparisons]
@@ -83,7 +84,7 @@ def test_a_chat_template_is_applied_once_and_to_what_a_person_asked(
         return [float("Ada" in text) for text in texts]
 
     monkeypatch.setattr(RewardModel, "rewards", rewards)
-    outcomes = make_judge({"reward_model": str(tmp_path / "model")}, str(tmp_path / "store")).judge(ASKED)
+    outcomes = make_judge(JudgeOptions(reward_model=str(tmp_path / "model")), str(tmp_path / "store")).judge(ASKED)
     end = "\n" if template else ""
     assert seen == [f"{opening}{answer}{end}" for opening in openings for answer in ("Ada", "Bob")]
     assert [outcome.score for outcome in outcomes] == [1.0, 1.0]
@@ -93,10 +94,10 @@ def test_another_chat_template_or_length_is_scored_anew_and_another_name_is_not(
     reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(reward_model, tmp_path / "first")
-    make_judge({"reward_model": str(tmp_path / "first")}, str(tmp_path / "store")).judge(ASKED)
+    make_judge(JudgeOptions(reward_model=str(tmp_path / "first")), str(tmp_path / "store")).judge(ASKED)
     monkeypatch.setattr("evaluation.judging.reward_judge.RewardModel", None)
     (tmp_path / "first").rename(tmp_path / "second")
-    judge = make_judge({"reward_model": str(tmp_path / "second")}, str(tmp_path / "store"))
+    judge = make_judge(JudgeOptions(reward_model=str(tmp_path / "second")), str(tmp_path / "store"))
     assert len(judge.judge(ASKED)) == 2
     for name, old, new in (("chat_template.jinja", ": ", " - "), ("config.json", "128", "64")):
         path = tmp_path / "second" / name
@@ -110,9 +111,9 @@ def test_another_chat_template_or_length_is_scored_anew_and_another_name_is_not(
 
 def test_rewards_are_kept(reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [Comparison("1", "Where?", "the cat", "no"), Comparison("2", "Where?", "no", "no")]
-    outcomes = make_judge({"reward_model": str(reward_model)}, str(tmp_path)).judge(pairs)
+    outcomes = make_judge(JudgeOptions(reward_model=str(reward_model)), str(tmp_path)).judge(pairs)
     monkeypatch.setattr("evaluation.judging.reward_judge.RewardModel", None)
-    again = make_judge({"reward_model": str(reward_model)}, str(tmp_path))
+    again = make_judge(JudgeOptions(reward_model=str(reward_model)), str(tmp_path))
     assert again.judge(pairs) == outcomes
     with pytest.raises(TypeError, match="NoneType"):  # other answers need the model
         again.judge([Comparison("1", "Where?", "the cat", "mat")])
@@ -121,7 +122,7 @@ def test_rewards_are_kept(reward_model: Path, tmp_path: Path, monkeypatch: pytes
 def test_what_differs_by_rounding_or_white_space_alone_is_a_tie(
     reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = make_judge({"reward_model": str(reward_model)}, str(tmp_path))
+    judge = make_judge(JudgeOptions(reward_model=str(reward_model)), str(tmp_path))
     (same,) = judge.judge([Comparison("1", "Where?", " the cat\n", "the cat")])
     assert (same.score, same.reason) == (0.5, "the answers are the same")
     monkeypatch.setattr("evaluation.judging.reward_judge.ROUNDING", 1e6)
@@ -135,7 +136,9 @@ def test_a_reward_that_is_no_number_is_not_judged(reward_model: Path, tmp_path: 
         model.score.weight.fill_(float("nan"))
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(reward_model).save_pretrained(tmp_path)
-    (outcome,) = make_judge({"reward_model": str(tmp_path)}, str(tmp_path)).judge([Comparison("1", "p", "a", "b")])
+    (outcome,) = make_judge(JudgeOptions(reward_model=str(tmp_path)), str(tmp_path)).judge(
+        [Comparison("1", "p", "a", "b")]
+    )
     assert (outcome.score, outcome.reason) == (None, "a reward is no number: nan and nan")
 
 
@@ -143,13 +146,13 @@ def test_a_model_that_cannot_judge_is_refused_in_one_line(reward_model: Path, tm
     config = AutoConfig.from_pretrained(reward_model, num_labels=2)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(reward_model).save_pretrained(tmp_path)
-    judge = make_judge({"reward_model": str(tmp_path)}, str(tmp_path))
+    judge = make_judge(JudgeOptions(reward_model=str(tmp_path)), str(tmp_path))
     with pytest.raises(UserError, match=f"--judge.reward_model '{tmp_path}' has 2 labels; a reward model has one"):
         judge.judge([Comparison("1", "p", "a", "b")])
     written = json.loads((tmp_path / "config.json").read_text())
     classes = {"AutoConfig": "code.C", "AutoModelForSequenceClassification": "code.M"}
     written |= {"model_type": "custom", "auto_map": classes}
     (tmp_path / "config.json").write_text(json.dumps(written))
-    judge = make_judge({"reward_model": str(tmp_path)}, str(tmp_path))
+    judge = make_judge(JudgeOptions(reward_model=str(tmp_path)), str(tmp_path))
     with pytest.raises(UserError, match=r"^transformers cannot load --judge.reward_model [^\n]*$"):
         judge.judge([Comparison("1", "p", "a", "b")])

@@ -2,10 +2,14 @@
 
 import pytest
 
+from evaluation.metrics import METRICS, in_order
 from evaluation.metrics.statistics import Estimate, Measurement
-from evaluation.sweep import describe_sweep, halves, propose
+from evaluation.prepared import halves
+from evaluation.sweep import describe_sweep, propose
 
 NAMES = ["alpha-0", "alpha-0.5", "alpha-0.9"]
+ALPHAS = dict(zip(NAMES, (0.0, 0.5, 0.9), strict=True))
+ALL = in_order(METRICS.names())
 
 
 def measured(metric: str, values: list[float], decoding: str = "greedy", against: str = "") -> list[Measurement]:
@@ -49,12 +53,12 @@ def test_the_halves_are_disjoint_cover_everything_and_depend_on_the_ids_alone() 
 def test_the_best_ensemble_by_the_first_criterion_is_proposed(
     measurements: list[Measurement], expected: tuple[str, str] | None
 ) -> None:
-    assert propose(measurements, NAMES, "greedy") == expected
+    assert propose(measurements, NAMES, "greedy", ALL) == expected
 
 
 def test_the_description_names_the_alpha() -> None:
-    found = describe_sweep([0.0, 0.5, 0.9], NAMES, measured("correct", [0.0, 0.1, 0.5, 0.2]), "greedy")
+    found = describe_sweep(ALPHAS, measured("correct", [0.0, 0.1, 0.5, 0.2]), "greedy", ALL)
     assert (found["metric"], found["proposed"]) == ("correct", 0.5)
     assert found["models"] == {"alpha-0": 0.0, "alpha-0.5": 0.5, "alpha-0.9": 0.9}
     assert found["validation"][1].estimate.mean == 0.1
-    assert describe_sweep([0.0], ["alpha-0"], [], "greedy")["proposed"] is None
+    assert describe_sweep({"alpha-0": 0.0}, [], "greedy", ALL)["proposed"] is None

@@ -3,27 +3,19 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from evaluation.metrics.statistics import resamples
-from evaluation.metrics.win_rate import RIDGE, counts, difference, fit, length_controlled, length_differences, win_rate
+from evaluation.judging.base import Outcome
+from evaluation.metrics.rates import RIDGE, counts, fit, length_controlled, length_differences, win_rate
+from evaluation.metrics.statistics import paired_difference, resamples
 
 EXPERIMENTS = 400
 PROMPTS = 200
 # Of 400 intervals at 95% the covering share has a standard error of 1.1%.
 COVERAGE = (0.92, 0.98)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    score: float | None
-    flipped: bool = False
-    verdicts: tuple[str, ...] = ()
-    reason: str = ""
 
 
 def ask(judge: Callable[[str, str], str], answer: str, other: str) -> Outcome:
@@ -127,7 +119,7 @@ def test_where_no_pair_has_verdicts_in_both_orders_there_is_no_flip_rate(verdict
 
 def test_where_nothing_was_judged_there_is_no_rate() -> None:
     assert win_rate([None, None]) is None
-    assert difference([None, 1.0], [1.0, None]) is None
+    assert paired_difference([None, 1.0], [1.0, None]) is None
     assert length_controlled([None], [3]) is None
     assert counts([Outcome(None, reason="refused")]).flip_rate is None
 
@@ -143,11 +135,11 @@ def test_a_single_prompt_has_a_rate_but_no_interval() -> None:
 
 
 def test_difference_is_over_the_prompts_that_both_were_judged_on() -> None:
-    found = difference([1.0, 1.0, 0.5, None, 0.0], [0.0, 1.0, None, 1.0, 0.5])
+    found = paired_difference([1.0, 1.0, 0.5, None, 0.0], [0.0, 1.0, None, 1.0, 0.5])
     assert found is not None
     assert (found.mean, found.n) == (pytest.approx((1 + 0 - 0.5) / 3), 3)
     with pytest.raises(ValueError, match="argument"):
-        difference([1.0], [1.0, 0.0])
+        paired_difference([1.0], [1.0, 0.0])
 
 
 def test_pairing_makes_the_difference_sharper_than_two_rates_apart() -> None:
@@ -156,7 +148,7 @@ def test_pairing_makes_the_difference_sharper_than_two_rates_apart() -> None:
     shared = draw.random(500)
     a = (shared < 0.8 * ease + 0.15).astype(float).tolist()
     b = (shared < 0.8 * ease + 0.05).astype(float).tolist()
-    paired, rate_a, rate_b = difference(a, b), win_rate(a), win_rate(b)
+    paired, rate_a, rate_b = paired_difference(a, b), win_rate(a), win_rate(b)
     assert paired is not None
     assert rate_a is not None
     assert rate_b is not None
@@ -167,7 +159,7 @@ def test_pairing_makes_the_difference_sharper_than_two_rates_apart() -> None:
 
 
 def test_difference_of_a_model_with_itself_is_zero() -> None:
-    found = difference([1.0, 0.0, 0.5], [1.0, 0.0, 0.5])
+    found = paired_difference([1.0, 0.0, 0.5], [1.0, 0.0, 0.5])
     assert found is not None
     assert (found.mean, found.n, found.interval) == (0.0, 3, None)
     assert math.isnan(found.standard_error)
@@ -293,7 +285,7 @@ def test_intervals_of_a_paired_difference_cover() -> None:
     ease = draw.random((EXPERIMENTS, PROMPTS))
     a = (draw.random(ease.shape) < 0.6 * ease + 0.3).astype(float)
     b = (draw.random(ease.shape) < 0.6 * ease + 0.2).astype(float)
-    found = [difference(x.tolist(), y.tolist()) for x, y in zip(a, b, strict=True)]
+    found = [paired_difference(x.tolist(), y.tolist()) for x, y in zip(a, b, strict=True)]
     share = np.mean([covers(e.interval, 0.1) for e in found if e])
     assert COVERAGE[0] < share < COVERAGE[1]
 

@@ -12,7 +12,8 @@ from data.command.options import load_config, read_yaml
 from data.counts import parse_counts
 from evaluation.answers.decoding import parse_decoding
 from evaluation.config import EvaluateConfig
-from evaluation.paper import TABLES
+from evaluation.judging.base import JudgeOptions
+from evaluation.paper import TABLES, WIN_RATE
 from negatives_gen.config import GenerateConfig
 from tests.support.commands import ROOT
 from trainer.arguments import parse
@@ -140,6 +141,11 @@ def command(path: Path) -> str:
     return found[0][0]
 
 
+def metrics_of(config: EvaluateConfig) -> list[str]:
+    """Names of the metrics that an evaluation measures."""
+    return [metric.name for metric in config.chosen_metrics()]
+
+
 @functools.cache
 def parsed(path: Path) -> Any:
     """A recipe as its command reads it: the options, checked; of trainer.run ours and transformers'."""
@@ -176,7 +182,7 @@ def test_the_quickstarts_recipes_parse(path: Path) -> None:
         config = load_config(GenerateConfig, ["--config", str(path)], command="negatives_gen")
         config.check()
         assert parse_counts(config.strategies, "strategies") == {"an": 11}
-        assert config.top_k == 50
+        assert config.strategy_options["an"].top_k == 50
 
 
 def test_recipes_hold_yaml_only() -> None:
@@ -214,9 +220,9 @@ def tables_numbers(directory: str) -> list[str]:
         config = parsed(paper(name))
         table = TABLES[config.paper]
         labels = [label for label, path in config.models().items() if path == directory]
-        for metric, decoding in table.values:
-            against = "truth" if metric == "win_rate" else ""
-            found += [table.value(label, decoding, metric, against) for label in labels]
+        for measured, decoding in table.values:
+            against = "truth" if measured == WIN_RATE else ""
+            found += [table.value(label, decoding, measured, against) for label in labels]
     return sorted(f"{number:g}".removeprefix("0").ljust(4, "0") for number in found if number is not None)
 
 
@@ -227,9 +233,9 @@ def test_every_row_of_the_papers_tables_has_a_recipe() -> None:
         config = parsed(paper(name))
         assert config.paper == table_name
         assert config.task == table.task
-        for (metric, decoding), rows in table.values.items():
-            against = "truth" if metric == "win_rate" else ""
-            found = [table.value(model, decoding, metric, against) for model in config.models()]
+        for (measured, decoding), rows in table.values.items():
+            against = "truth" if measured == WIN_RATE else ""
+            found = [table.value(model, decoding, measured, against) for model in config.models()]
             assert sorted(value for value in found if value is not None) == sorted(rows.values())
             assert decoding in config.decode
 
@@ -274,10 +280,11 @@ def check_optimiser(training: Any) -> None:
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_holds_the_papers_negatives_and_those_of_every_row(name: str) -> None:
     config = parsed(paper(name))
-    assert config.strategies == SETS[name]
-    assert (config.top_k, config.temperature, config.mn_share, config.bn_batch_size) == (50, 1.0, 0.15, 64)
+    assert ",".join(config.strategies) == SETS[name]
+    of = config.strategy_options
+    assert (of["an"].top_k, of["an"].temperature, of["mn"].mn_share, of["bn"].bn_batch_size) == (50, 1.0, 0.15, 64)
     assert (config.split, config.limit) == ("train", None)
-    assert config.api == ({"model": "gpt-3.5-turbo"} if "un=" in SETS[name] else {})
+    assert config.strategy_options["un"].api.model == ("gpt-3.5-turbo" if "un=" in SETS[name] else None)
     held = parse_counts(config.strategies, "")
     rows = [parsed(paper(row))[0] for row in TRAINED]
     uses = [parse_counts(row.use, "") for row in rows if row.shards == [config.out] and row.use]
@@ -302,11 +309,12 @@ def test_a_table_is_measured_as_in_the_paper(name: str) -> None:
     config = parsed(paper(name))
     wiki = name.startswith("wiki")
     assert config.decode == EVALUATIONS[name]
-    assert (config.split, config.limit, config.opponents()) == ("test", 1000, ["truth"])
+    assert (config.split, config.limit, config.metric_options["win_rate"].opponents) == ("test", 1000, ["truth"])
     template = "wiki" if wiki else "dolly"
     assert read_yaml(str(paper(name)))["max_new_tokens"] == LONGEST_ANSWER[template]
-    assert config.judge == {"model": "gpt-3.5-turbo", "template": template, "orders": "paper"}
-    assert config.chosen_metrics() == ["win_rate", *(["mauve"] if wiki else []), "text"]
+    expected = JudgeOptions(model="gpt-3.5-turbo", template=template, orders="paper")
+    assert config.metric_options["win_rate"].judge == expected
+    assert metrics_of(config) == ["win_rate", *(["mauve"] if wiki else []), "text"]
 
 
 # --- the small grid
@@ -344,9 +352,9 @@ def test_the_small_grid_is_evaluated_by_what_can_be_checked_here(task: str) -> N
     assert decodings.decode == TABLE_3
     assert list(decodings.models()) == ["mle", "mixnr"]
     for config in (rows, sweep, decodings):
-        assert "win_rate" not in config.chosen_metrics()
-        assert "mauve" not in config.chosen_metrics() or (config is rows and config.limit >= 100)
-        assert ("correct" in config.chosen_metrics()) == (task == "facts")
+        assert "win_rate" not in metrics_of(config)
+        assert "mauve" not in metrics_of(config) or (config is rows and config.limit >= 100)
+        assert ("correct" in metrics_of(config)) == (task == "facts")
         assert (config.store, config.split) == (rows.store, "test")
     # Else the sweep would not find its answers in the store.
     asked = [(c.decode, c.limit, c.max_new_tokens, c.seed, c.dataset, c.task) for c in (rows, sweep)]

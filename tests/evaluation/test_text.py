@@ -4,7 +4,10 @@ import math
 
 import pytest
 
-from evaluation.metrics.text_statistics import distinct, ends_in_loop, text_measurements
+from evaluation.metrics.base import PromptEvidence
+from evaluation.metrics.statistics import Estimate
+from evaluation.metrics.text import Text, distinct, ends_in_loop, text_values
+from evaluation.prepared import Part
 from negatives_gen.models.engine import Sample
 
 
@@ -12,10 +15,13 @@ def answer(text: str, tokens: int = 3, finish_reason: str = "stop") -> Sample:
     return Sample([5] * tokens, text, finish_reason, -1.0, None)
 
 
+def estimates(samples: list[Sample]) -> dict[str, Estimate]:
+    evidence = PromptEvidence(Text.columns, {("m", "greedy"): text_values(samples)})
+    return {m.metric: m.estimate for m in evidence.measurements(Part("test", range(len(samples))))}
+
+
 def test_lengths_and_limits() -> None:
-    found = text_measurements(
-        [answer("One two.", 4), answer("Three", 2, "length"), answer(" \n", 0), answer("Four", 2)]
-    )
+    found = estimates([answer("One two.", 4), answer("Three", 2, "length"), answer(" \n", 0), answer("Four", 2)])
     assert found["answer_tokens"].mean == 2.0
     assert found["answer_tokens"].standard_error == pytest.approx(math.sqrt((4 + 0 + 4 + 0) / 3 / 4))
     assert found["answer_characters"].mean == (8 + 5 + 2 + 4) / 4
@@ -29,14 +35,14 @@ def test_distinct_counts_ngrams_of_lower_cased_words() -> None:
     # Words: the cat the cat sat. 3 of 5 words, 3 of 4 pairs (the cat twice), 3 of 3 triples.
     words = ["the", "cat", "the", "cat", "sat"]
     assert [distinct(words, n) for n in (1, 2, 3)] == [3 / 5, 3 / 4, 1.0]
-    found = text_measurements([answer("The cat  the\ncat sat"), answer("a b c d")])
+    found = estimates([answer("The cat  the\ncat sat"), answer("a b c d")])
     assert found["distinct_1"].mean == (3 / 5 + 1) / 2
     assert found["distinct_2"].mean == (3 / 4 + 1) / 2
     assert found["distinct_3"].mean == 1.0
 
 
 def test_answers_too_short_for_an_ngram_are_left_out_of_it() -> None:
-    found = text_measurements([answer(""), answer("no"), answer("no no"), answer("no no no no no")])
+    found = estimates([answer(""), answer("no"), answer("no no"), answer("no no no no no")])
     assert found["distinct_1"].n == 3
     assert found["distinct_1"].mean == pytest.approx((1 + 1 / 2 + 1 / 5) / 3)
     assert found["distinct_2"].n == 2
@@ -46,18 +52,18 @@ def test_answers_too_short_for_an_ngram_are_left_out_of_it() -> None:
 
 
 def test_what_no_answer_is_long_enough_for_is_missing() -> None:
-    found = text_measurements([answer("one two"), answer("")])
+    found = estimates([answer("one two"), answer("")])
     assert set(found) == {
         *("answer_tokens", "answer_characters", "hit_limit", "empty", "loops", "distinct_1", "distinct_2")
     }
-    assert text_measurements([]) == {}
+    assert estimates([]) == {}
 
 
 def test_repetition_is_the_share_of_repeated_4_grams() -> None:
     # 8 words, 5 4-grams: abcd bcda cdab dabc abcd; one is a repetition.
-    (found,) = [text_measurements([answer("a b c d a b c d")])["repetition"]]
+    (found,) = [estimates([answer("a b c d a b c d")])["repetition"]]
     assert found.mean == pytest.approx(1 / 5)
-    assert text_measurements([answer("a b c d e f g h")])["repetition"].mean == 0
+    assert estimates([answer("a b c d e f g h")])["repetition"].mean == 0
 
 
 @pytest.mark.parametrize(
@@ -80,5 +86,5 @@ def test_loops_follow_their_source(text: str, expected: bool) -> None:
 
 
 def test_share_of_answers_in_a_loop() -> None:
-    found = text_measurements([answer("and so on and so on and so on"), answer("and so on"), answer("")])
+    found = estimates([answer("and so on and so on and so on"), answer("and so on"), answer("")])
     assert found["loops"].mean == pytest.approx(1 / 3)

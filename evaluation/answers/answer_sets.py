@@ -1,0 +1,99 @@
+"""Answer sets: the answers of each checkpoint by each decoding, made or taken from the store."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from data.schema import Group
+from evaluation.answers.decoding import Decoding
+from evaluation.answers.generations import GenerationSet, generate
+from evaluation.on_demand import OnDemand
+from negatives_gen.models.engine import Sample
+
+if TYPE_CHECKING:
+    from evaluation.answers.cache import Store
+    from evaluation.answers.checkpoints import Checkpoint
+
+
+@dataclass(frozen=True)
+class AnswerSet:
+    """One checkpoint's answers by one decoding: one per prompt, in the order of the prompts.
+
+    Attributes:
+        model, decoding: their names.
+        path: of the checkpoint.
+        groups: the prompts with their ground truths.
+        asked: whether the user asked for this decoding; else it serves the metrics that are of it alone.
+    """
+
+    model: str
+    decoding: str
+    path: str
+    groups: Sequence[Group]
+    generations: GenerationSet
+    asked: bool = True
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The answers as the engine gave them."""
+        return self.generations.samples
+
+    @property
+    def texts(self) -> list[str]:
+        """The answers as texts."""
+        return [sample.text for sample in self.samples]
+
+
+def same_decoding(answer_sets: Sequence[AnswerSet], answers: AnswerSet, model: str) -> AnswerSet | None:
+    """Another model's answers by the same decoding."""
+    return next((a for a in answer_sets if (a.model, a.decoding) == (model, answers.decoding)), None)
+
+
+def make_answers(
+    checkpoints: Sequence["Checkpoint"],
+    decodings: Sequence[Decoding],
+    more: Sequence[Decoding],
+    *,
+    max_new_tokens: int,
+    seed: int,
+    engine: dict[str, Any],
+    store: "Store",
+) -> list[AnswerSet]:
+    """The answers of each checkpoint by each decoding, one engine at a time.
+
+    Args:
+        decodings: that the user asked for.
+        more: that metrics need beside them.
+        seed: of drawn answers.
+        engine: options of vLLM's LLM.
+
+    Raises:
+        UserError: see `evaluation.answers.generations.generate`.
+    """
+    made = []
+    for number, checkpoint in enumerate(checkpoints, start=1):
+        with OnDemand(functools.partial(_start_engine, checkpoint.path, seed, engine)) as started:
+            for decoding in (*decodings, *more):
+                print(
+                    f"  answers of {checkpoint.name} ({number}/{len(checkpoints)}), {decoding.name}: "
+                    f"{len(checkpoint.groups)} prompts",
+                    flush=True,
+                )
+                generations = generate(
+                    store, checkpoint.identity, engine, decoding, checkpoint.groups, max_new_tokens,
+                    checkpoint.context, seed, started,
+                )  # fmt: skip
+                asked = decoding in decodings
+                made.append(
+                    AnswerSet(
+                        checkpoint.name, decoding.name, checkpoint.path, checkpoint.groups, generations, asked=asked
+                    )
+                )
+    return made
+
+
+def _start_engine(path: str, seed: int, options: dict[str, Any]) -> Any:
+    from negatives_gen.models.engine import Engine
+
+    return Engine(path, seed=seed, options=options)

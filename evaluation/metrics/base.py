@@ -1,0 +1,295 @@
+"""What a metric is: everything that an evaluation and its report must know of it. Imports nothing heavy.
+
+A metric is a class below `Metric`. It lives in a module `evaluation/metrics/NAME.py`, as METRIC, or in one of your own,
+named `package.module:CLASS`. An evaluation makes one instance of each metric, lets it gather its evidence of all
+prompts, which may cost time or money, and measures any part of the prompts from that.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from data.command.options import NoOptions
+from evaluation.metrics.columns import (
+    ANSWERS,
+    HIGHER,
+    LENGTH,
+    LOWER,
+    MODEL,
+    NEITHER,
+    SECOND,
+    WIN,
+    Column,
+    Section,
+    with_differences,
+)
+from evaluation.on_demand import OnDemand
+
+if TYPE_CHECKING:
+    from evaluation.answers.answer_sets import AnswerSet
+    from evaluation.answers.checkpoints import Checkpoint
+    from evaluation.metrics.statistics import Estimate, Measurement
+    from evaluation.prepared import Evaluation, Part
+    from evaluation.report.results import AnswerRow
+
+__all__ = [
+    "ANSWERS",
+    "HIGHER",
+    "LENGTH",
+    "LOWER",
+    "MODEL",
+    "NEITHER",
+    "SECOND",
+    "TRUTH",
+    "WIN",
+    "AnswerMetric",
+    "CheckpointMetric",
+    "Column",
+    "Evidence",
+    "Metric",
+    "PromptMetric",
+    "Request",
+    "Section",
+    "SetMetric",
+    "Values",
+]
+
+# A metric's numbers by column, in the order of the prompts, or groups; None where there is no number.
+Values = Mapping[str, Sequence[float | None]]
+# What answers are compared with that are no model's: the ground truths.
+TRUTH = "truth"
+# Model and decoding; "" for what needs no answers.
+Which = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for, beside a metric's own options.
+
+    Attributes:
+        dataset: its name.
+        models: names of the models that are compared, of a sweep's too.
+        metrics: names of those that are measured.
+    """
+
+    dataset: str
+    models: Sequence[str] = ()
+    metrics: Sequence[str] = ()
+
+
+class Evidence:
+    """What a metric has found out for all prompts: any part of them is measured from it."""
+
+    def measurements(self, part: "Part", baseline: str = "") -> list["Measurement"]:
+        """Of some of the prompts.
+
+        Args:
+            baseline: model whose values the other models' are also compared with, prompt by prompt; "" for none.
+        """
+        raise NotImplementedError
+
+    def notes(self, part: "Part") -> list[str]:
+        """Sentences that a reader must know beside the numbers."""
+        return []
+
+    def annotated(self, row: "AnswerRow", answers: "AnswerSet", index: int) -> list["AnswerRow"]:
+        """An answer on the page of samples, with what is known of it; several rows where it was compared several times.
+
+        Args:
+            index: of the prompt.
+        """
+        return [row]
+
+    def spent(self) -> dict[str, Any]:
+        """What it took, for the record: no setting, so it does not keep two evaluations from being compared."""
+        return {}
+
+
+class Metric:
+    """A measure of checkpoints.
+
+    Attributes:
+        name: that --metrics takes.
+        summary: half a line for --help.
+        columns: the numbers that it gives, the one that it is known by first.
+        Options: dataclass of its options, see `data.command.options.option`; it may have a method `check` that raises
+            UserError. Two metrics may share an option.
+        order: metrics come in this order, and alpha is chosen by the first that was measured.
+        record_schema: JSON schema of each key that `identity` and `Evidence.spent` add to the record.
+
+    Args:
+        options: an instance of Options.
+        evaluation: what is evaluated.
+
+    Raises:
+        UserError: what the options name cannot be used. To be found out before anything is generated.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    columns: ClassVar[tuple[Column, ...]]
+    Options: ClassVar[type] = NoOptions
+    order: ClassVar[int] = 100
+    record_schema: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, options: Any, evaluation: "Evaluation"):
+        self.options, self.evaluation = options, evaluation
+        self._loaded: list[OnDemand[Any]] = []
+
+    @classmethod
+    def needs(cls, options: Any, request: Request) -> str:
+        """What must be given so that it can be measured, e.g. "--embedder"; "" if nothing is missing."""
+        return ""
+
+    @classmethod
+    def check(cls, options: Any, request: Request) -> None:
+        """Raise UserError for options that do not fit the request, whether the metric is asked for or not."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides its numbers, as keys of a report's record; by default the options that decide."""
+        deciding = {f.name for f in fields(self.options) if f.metadata.get("decides", True)}
+        given = {key: value for key, value in asdict(self.options).items() if key in deciding}
+        return {self.name: given} if given else {}
+
+    def on_demand(self, load: Callable[..., Any]) -> OnDemand[Any]:
+        """A model that is loaded when it is called for, and dropped when the metric has its evidence."""
+        self._loaded.append(OnDemand(load))
+        return self._loaded[-1]
+
+    def drop(self) -> None:
+        """Free what its models take."""
+        for model in self._loaded:
+            model.drop()
+
+
+class AnswerMetric(Metric):
+    """A metric of answers.
+
+    Attributes:
+        decoding: the one decoding whose answers it is of, which are then made for it; "" for those that are asked for.
+    """
+
+    decoding: ClassVar[str] = ""
+
+    @classmethod
+    def is_of(cls, answers: "AnswerSet") -> bool:
+        """Whether it measures these answers."""
+        return answers.decoding == cls.decoding if cls.decoding else answers.asked
+
+    def gather(self, answer_sets: Sequence["AnswerSet"]) -> Evidence:
+        """Find out what its numbers follow from, for all prompts. Raises UserError."""
+        raise NotImplementedError
+
+
+class PromptMetric(AnswerMetric):
+    """A metric with a value for each prompt: its numbers are means, and differences from the baseline's are paired."""
+
+    def values(self, answers: "AnswerSet") -> Values:
+        """Of the answers, by column; None where an answer has no value."""
+        raise NotImplementedError
+
+    def gather(self, answer_sets: Sequence["AnswerSet"]) -> Evidence:
+        found = {(a.model, a.decoding): self.values(a) for a in answer_sets if self.is_of(a)}
+        return PromptEvidence(self.columns, found)
+
+
+class SetMetric(AnswerMetric):
+    """A metric of a set of answers, which is no mean over prompts."""
+
+    def estimates(self, answers: "AnswerSet", prompts: Sequence[int]) -> Mapping[str, "Estimate"]:
+        """Of the answers to some of the prompts, by column.
+
+        Args:
+            prompts: indices.
+        """
+        raise NotImplementedError
+
+    def gather(self, answer_sets: Sequence["AnswerSet"]) -> Evidence:
+        return SetEvidence(
+            {
+                (part.name, a.model, a.decoding): self.estimates(a, part.prompts)
+                for part in self.evaluation.parts
+                for a in answer_sets
+                if self.is_of(a)
+            }
+        )
+
+
+class CheckpointMetric(Metric):
+    """A metric that needs a checkpoint's log-probabilities, and no answers.
+
+    Attributes:
+        of_prompts: there is a value for each prompt; else for each of something else, and then all of them count.
+    """
+
+    of_prompts: ClassVar[bool] = True
+
+    def values(self, checkpoint: "Checkpoint", scorer: Callable[[str], Any]) -> Values:
+        """Of a checkpoint, by column.
+
+        Args:
+            scorer: dtype -> the checkpoint's scorer, loaded only if it is called for, and dropped with the checkpoint.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class PromptEvidence(Evidence):
+    """Values that are averaged.
+
+    Attributes:
+        columns: of the metric.
+        values: model and decoding -> their values.
+        of_prompts: they are by prompt, so that a part of the prompts has a part of them.
+    """
+
+    columns: tuple[Column, ...]
+    values: Mapping[Which, Values]
+    of_prompts: bool = True
+
+    def measurements(self, part: "Part", baseline: str = "") -> list["Measurement"]:
+        from evaluation.metrics.statistics import Estimate, Measurement, paired_difference, share
+
+        made: list[Measurement] = []
+        for (model, decoding), all_values in self.values.items():
+            theirs = self.values.get((baseline, decoding)) if model != baseline else None
+            for column in self.columns:
+                values = self._of(part, all_values.get(column.key, ()))
+                if known := [value for value in values if value is not None]:
+                    estimate = (share if column.share else Estimate.of)(known)
+                    made.append(Measurement(model, decoding, column.key, estimate))
+                if column.paired and theirs is not None:
+                    difference = paired_difference(values, self._of(part, theirs.get(column.key, ())))
+                    if difference is not None:
+                        made.append(Measurement(model, decoding, column.difference_column().key, difference))
+        return made
+
+    def _of(self, part: "Part", values: Sequence[float | None]) -> Sequence[float | None]:
+        return [values[i] for i in part.prompts] if self.of_prompts and values else values
+
+
+@dataclass(frozen=True)
+class SetEvidence(Evidence):
+    """Numbers of each part of the prompts: part, model and decoding -> column -> estimate."""
+
+    estimates: Mapping[tuple[str, str, str], Mapping[str, "Estimate"]]
+
+    def measurements(self, part: "Part", baseline: str = "") -> list["Measurement"]:
+        from evaluation.metrics.statistics import Measurement
+
+        return [
+            Measurement(model, decoding, key, estimate)
+            for (name, model, decoding), estimates in self.estimates.items()
+            if name == part.name
+            for key, estimate in estimates.items()
+        ]
+
+
+def columns_of(metrics: Sequence[type[Metric]]) -> list[Column]:
+    """All columns of metrics, differences too."""
+    return [column for metric in metrics for column in with_differences(metric.columns)]
+
+
+def is_metric(entry: Any) -> bool:
+    """Whether an object is a metric that can be used."""
+    return isinstance(entry, type) and issubclass(entry, Metric) and bool(getattr(entry, "columns", ()))

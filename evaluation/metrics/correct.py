@@ -1,0 +1,59 @@
+"""Answers that code finds right, in the embedded world of facts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from data.sources import facts
+from evaluation.metrics.base import HIGHER, Column, PromptEvidence, PromptMetric, Request, Values
+
+if TYPE_CHECKING:
+    from evaluation.answers.answer_sets import AnswerSet
+    from evaluation.report.results import AnswerRow
+
+DATASET = "facts"
+KEY = "correct"
+
+
+class Correct(PromptMetric):
+    """Whether each answer is right."""
+
+    name = "correct"
+    summary = "share of answers that code finds right"
+    order = 20
+    columns = (
+        Column(
+            KEY,
+            "correct answers",
+            "{:.1%}",
+            "share of answers that code finds right",
+            better=HIGHER,
+            share=True,
+            paired=True,
+            difference="minus baseline",
+        ),
+    )
+
+    @classmethod
+    def needs(cls, options: Any, request: Request) -> str:
+        return "" if request.dataset == DATASET else f"--dataset {DATASET}"
+
+    def values(self, answers: "AnswerSet") -> Values:
+        pairs = zip(answers.groups, answers.texts, strict=True)
+        return {KEY: [float(facts.is_correct(group.prompt, text)) for group, text in pairs]}
+
+    def gather(self, answer_sets: Sequence["AnswerSet"]) -> "CorrectEvidence":
+        found = {(a.model, a.decoding): self.values(a) for a in answer_sets if self.is_of(a)}
+        return CorrectEvidence(self.columns, found)
+
+
+@dataclass(frozen=True)
+class CorrectEvidence(PromptEvidence):
+    """Also says of each answer on the page of samples whether it is right."""
+
+    def annotated(self, row: "AnswerRow", answers: "AnswerSet", index: int) -> list["AnswerRow"]:
+        values = self.values.get((answers.model, answers.decoding))
+        return [replace(row, correct=bool(values[KEY][index])) if values else row]
+
+
+METRIC = Correct

@@ -1,0 +1,107 @@
+"""What metrics under a second model share: its options, and the likelihoods that it gives all answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from data.command.errors import UserError
+from data.command.options import option
+from data.manifest import DTYPES
+from data.sources.tasks import task_of
+from evaluation.metrics.base import PromptEvidence, PromptMetric, Request, Values, Which
+
+if TYPE_CHECKING:
+    from evaluation.answers.answer_sets import AnswerSet
+    from evaluation.metrics.likelihood import Likelihoods
+    from evaluation.prepared import Evaluation, Part
+
+
+@dataclass(frozen=True)
+class SecondModelOptions:
+    """Of `reverse_kl` and `nll`."""
+
+    second_model: str | None = option(None, "a stronger model that stands for the truth", metavar="PATH", is_name=True)
+    second_model_dtype: str = option(
+        "float32", f"that the second model computes in: {', '.join(DTYPES)}", metavar="DTYPE"
+    )
+
+    def check(self) -> None:
+        """Raise UserError for an unknown dtype."""
+        if self.second_model_dtype not in DTYPES:
+            raise UserError(
+                f"unknown --second_model_dtype '{self.second_model_dtype}'. Use one of {', '.join(DTYPES)}."
+            )
+
+
+class SecondModelMetric(PromptMetric):
+    """A metric of likelihoods under a second model. All answers are scored, and kept: what one metric scored, another
+    takes from the store."""
+
+    Options = SecondModelOptions
+    record_schema: ClassVar = {"second_model": {"type": ["object", "string", "null"]}}
+
+    @classmethod
+    def needs(cls, options: SecondModelOptions, request: Request) -> str:
+        return "" if options.second_model else "--second_model"
+
+    def __init__(self, options: SecondModelOptions, evaluation: "Evaluation"):
+        from evaluation.metrics.likelihood import SecondModel
+
+        super().__init__(options, evaluation)
+        assert options.second_model is not None  # needs
+        self.second = SecondModel(options.second_model, dtype=options.second_model_dtype, store=evaluation.store)
+
+    def identity(self) -> dict[str, Any]:
+        return {"second_model": self.second.describe()}
+
+    def drop(self) -> None:
+        self.second.drop()
+
+    def gather(self, answer_sets: Sequence["AnswerSet"]) -> "LikelihoodEvidence":
+        from evaluation.metrics.likelihood import second_model_logps
+
+        # A text that is cut in two once it is tokenised.
+        continued = task_of(self.evaluation.task).over_long == "truncate"
+        found = {
+            (a.model, a.decoding): second_model_logps(
+                self.evaluation.store, a.generations, a.groups, self.second, a.path if continued else None
+            )
+            for a in answer_sets
+        }
+        values = {which: self.of_likelihoods(a, found[which]) for a, which in _by_name(answer_sets) if self.is_of(a)}
+        return LikelihoodEvidence(self.columns, values, likelihoods=found, answer_sets=tuple(answer_sets))
+
+    @classmethod
+    def of_likelihoods(cls, answers: "AnswerSet", likelihoods: "Likelihoods") -> Values:
+        """The metric's values of the answers, by column."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodEvidence(PromptEvidence):
+    """Also knows what could not be scored, and how texts were read.
+
+    Attributes:
+        likelihoods: of each model and decoding.
+    """
+
+    likelihoods: "dict[Which, Likelihoods]"
+    answer_sets: "tuple[AnswerSet, ...]"
+
+    def notes(self, part: "Part") -> list[str]:
+        said = [
+            f"{number} {decoding} answers of {model} are in no reverse KL or NLL: {reason}."
+            for (model, decoding), likelihoods in self.likelihoods.items()
+            for reason, number in likelihoods.unscored(part.prompts).items()
+        ]
+        by_text = sorted({model for (model, _), likelihoods in self.likelihoods.items() if likelihoods.by == "text"})
+        if by_text:
+            said.append(
+                f"Reverse KL and NLL of {', '.join(by_text)}: the second model has another tokenizer, so it scored the "
+                "text as it tokenises it; log Q is of the tokens that were sampled, one of many ways to write the text."
+            )
+        return said
+
+
+def _by_name(answer_sets: Sequence["AnswerSet"]) -> list[tuple["AnswerSet", Which]]:
+    return [(answers, (answers.model, answers.decoding)) for answers in answer_sets]

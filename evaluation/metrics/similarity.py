@@ -1,0 +1,108 @@
+"""How alike an answer and the ground truth are: the cosine similarity of their embeddings."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from data.command.errors import UserError
+from data.command.options import option
+from evaluation.metrics.base import HIGHER, Column, PromptMetric, Request, Values
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from evaluation.answers.answer_sets import AnswerSet
+    from evaluation.answers.cache import Store
+    from evaluation.prepared import Evaluation
+
+KEY = "similarity"
+
+
+@dataclass(frozen=True)
+class SimilarityOptions:
+    """Of `similarity`."""
+
+    embedder: str | None = option(None, "sentence-transformers name or path", metavar="PATH", is_name=True)
+
+    def check(self) -> None:
+        """Raise UserError for what would be another model for each checkpoint."""
+        if self.embedder == "reference":
+            raise UserError("--embedder must be one model for all checkpoints: a sentence-transformers name or path.")
+
+
+class Similarity(PromptMetric):
+    """Embeddings are kept in the store."""
+
+    name = "similarity"
+    summary = "cosine similarity of the answer's embedding to the ground truth's"
+    order = 50
+    Options = SimilarityOptions
+    columns = (
+        Column(
+            KEY,
+            "similarity to truth",
+            "{:.4f}",
+            "cosine similarity of the answer's embedding to the ground truth's",
+            better=HIGHER,
+            paired=True,
+            difference="similarity minus baseline",
+        ),
+    )
+    record_schema: ClassVar = {"embedder": {"type": ["object", "null"]}}
+
+    @classmethod
+    def needs(cls, options: SimilarityOptions, request: Request) -> str:
+        return "" if options.embedder else "--embedder"
+
+    def __init__(self, options: SimilarityOptions, evaluation: "Evaluation"):
+        super().__init__(options, evaluation)
+        assert options.embedder is not None  # needs
+        self.record = _identify(options.embedder, evaluation.store)
+        self.embedder = self.on_demand(lambda: load_embedder(options.embedder))
+
+    def identity(self) -> dict[str, Any]:
+        return {"embedder": self.record}
+
+    def values(self, answers: "AnswerSet") -> Values:
+        truths = self._embed([group.response for group in answers.groups])
+        return {KEY: (truths * self._embed(answers.texts)).sum(-1).tolist()}
+
+    def _embed(self, texts: list[str]) -> "np.ndarray":
+        """[len(texts), D], of unit length, kept in the store."""
+        import numpy as np
+        import pyarrow as pa
+
+        from evaluation.answers.cache import hash_of
+
+        hashes = {key: self.record[key] for key in ("weights_sha256", "settings_sha256")}
+        key = {**hashes, "texts_sha256": hash_of({"texts": texts})}
+
+        def make() -> pa.Table:
+            return pa.table({"embedding": list(self.embedder().embed(texts))})
+
+        table = self.evaluation.store.get_or_make("embeddings", key, make)
+        return np.stack(table["embedding"].to_numpy())
+
+
+def load_embedder(embedder: str | None) -> Any:
+    """The sentence-transformers model of --embedder."""
+    from negatives_gen.models.embedder import Embedder
+
+    assert embedder is not None  # Similarity.needs
+    return Embedder(embedder, "")
+
+
+def _identify(embedder: str, store: "Store") -> dict[str, str]:
+    from data.models import model_directory
+    from evaluation.answers.weights import identify_weights, settings_hash
+
+    try:
+        weights = identify_weights(embedder, store)
+    except UserError as error:
+        raise UserError(
+            f"embedder '{embedder}' cannot be reached or has no safetensors weights: give a local directory of a "
+            "sentence-transformers model."
+        ) from error
+    return {"name": embedder, **weights, "settings_sha256": settings_hash(model_directory(embedder))}
+
+
+METRIC = Similarity

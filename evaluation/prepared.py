@@ -1,0 +1,159 @@
+"""What is evaluated: prompts, checkpoints, decodings, all found out before anything is generated."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data.command.errors import UserError
+from data.schema import Group
+from data.sources.examples import fingerprint, load_examples
+from data.sources.tasks import describe_task
+from evaluation.answers.cache import Store, hash_of
+from evaluation.answers.checkpoints import Checkpoint, describe, load_checkpoints
+from evaluation.answers.decoding import Decoding, parse_decoding
+from evaluation.config import MLE, EvaluateConfig
+from evaluation.metrics import METRICS
+from evaluation.metrics.base import AnswerMetric, Metric
+
+# What a sweep's CPO model is called in the record; it is measured as alpha-0 where that is asked for.
+SWEEP_CPO = "cpo of --sweep"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the prompts.
+
+    Attributes:
+        name: unlike that of another part.
+        prompts: indices, rising.
+    """
+
+    name: str
+    prompts: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated.
+
+    Attributes:
+        dataset, task, split: of the examples.
+        examples: how many were read.
+        examples_sha256: of their ids in order, see `data.sources.examples.fingerprint`.
+        checkpoints: that are compared, without a sweep's ensembles; the first one's prompts are those of all.
+        mixed: the CPO model of a sweep, whose ensembles have its settings, tokenizer and prompts; None without one.
+        decodings: that were asked for.
+        test: prompts that the numbers are of.
+        validation: prompts that a sweep's alpha is chosen on; None without one.
+        seed: of whatever is drawn.
+        store: keeps what was found out.
+    """
+
+    dataset: str
+    task: str
+    split: str
+    examples: int
+    examples_sha256: str
+    checkpoints: tuple[Checkpoint, ...]
+    mixed: Checkpoint | None
+    decodings: tuple[Decoding, ...]
+    test: Part
+    validation: Part | None
+    seed: int
+    store: Store
+
+    @property
+    def groups(self) -> list[Group]:
+        """The prompts, in their order, as the first checkpoint tokenises them."""
+        return self.checkpoints[0].groups
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Those that there are."""
+        return (self.test,) if self.validation is None else (self.test, self.validation)
+
+    @property
+    def baseline(self) -> str:
+        """The model whose values the others' are also given as a difference from."""
+        return self.checkpoints[0].name
+
+
+def prepare(config: EvaluateConfig, store: Store) -> Evaluation:
+    """Read the data, identify the checkpoints and tokenise the prompts, without loading weights.
+
+    Raises:
+        UserError: unusable models or data, or too few prompts for a sweep.
+    """
+    examples = load_examples(config.dataset, config.task, config.split, config.limit)
+    models, alphas = config.models(), config.alphas()
+    if alphas:
+        assert config.mle is not None  # EvaluateConfig.alphas
+        assert config.cpo is not None
+        models |= {MLE: config.mle, SWEEP_CPO: config.cpo}
+    checkpoints = load_checkpoints(models, examples, config.task, config.dataset, store)
+    mixed = checkpoints.pop() if alphas else None
+    ids = [group.id for group in checkpoints[0].groups]
+    test, validation = halves(ids) if alphas else (list(range(len(ids))), [])
+    if alphas and not (test and validation):
+        raise UserError(f"--sweep needs prompts to choose an alpha on and others to report on, got {len(ids)}.")
+    return Evaluation(
+        dataset=config.dataset,
+        task=config.task,
+        split=config.split,
+        examples=len(examples),
+        examples_sha256=fingerprint(examples),
+        checkpoints=tuple(checkpoints),
+        mixed=mixed,
+        decodings=tuple({d.name: d for d in map(parse_decoding, config.decode or ["greedy"])}.values()),
+        test=Part("test", test),
+        validation=Part("validation", validation) if alphas else None,
+        seed=config.seed,
+        store=store,
+    )
+
+
+def halves(ids: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Indices of the test half and of the validation half of prompts, by a hash of their ids alone."""
+    chooses = [hashlib.sha256(i.encode()).digest()[0] % 2 == 1 for i in ids]
+    return [i for i, v in enumerate(chooses) if not v], [i for i, v in enumerate(chooses) if v]
+
+
+def more_decodings(evaluation: Evaluation, metrics: Sequence[Metric]) -> list[Decoding]:
+    """Those that metrics are of and that were not asked for."""
+    needed = [metric.decoding for metric in metrics if isinstance(metric, AnswerMetric) and metric.decoding]
+    asked = {decoding.name for decoding in evaluation.decodings}
+    return [parse_decoding(name) for name in dict.fromkeys(needed) if name not in asked]
+
+
+def describe_models(evaluation: Evaluation, ensembles: Sequence[Checkpoint] = ()) -> dict[str, Any]:
+    """For the record: the checkpoints, and the CPO model that a sweep mixes."""
+    mixed = [] if evaluation.mixed is None else [evaluation.mixed]
+    return describe([*evaluation.checkpoints, *ensembles, *mixed])
+
+
+def describe_evaluation(config: EvaluateConfig, evaluation: Evaluation, metrics: Sequence[Metric]) -> dict[str, Any]:
+    """For the record: what is evaluated, and all that decides the numbers."""
+    groups, measured = evaluation.groups, evaluation.test.prompts
+    return {
+        "models": describe_models(evaluation),
+        "data": {
+            "name": evaluation.dataset,
+            **describe_task(evaluation.task),
+            "split": evaluation.split,
+            "examples": evaluation.examples,
+            "examples_sha256": evaluation.examples_sha256,
+            "used": len(groups),
+            "measured": len(measured),
+            "measured_sha256": hash_of({"ids": [groups[i].id for i in measured]}),
+        },
+        "max_new_tokens": config.max_new_tokens,
+        "seed": evaluation.seed,
+        "metrics": [metric.name for metric in metrics],
+        "entries": {m.name: origin for m in metrics if (origin := METRICS.origin(m.name))},
+        "engine": config.engine,
+        **{key: value for metric in metrics for key, value in metric.identity().items()},
+        "paper": config.paper,
+        "decodings": [decoding.name for decoding in evaluation.decodings],
+        "baseline": evaluation.baseline,
+    }
