@@ -10,7 +10,7 @@ from data.manifest import DTYPES
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-    from trainer.scoring.prepare import PreparedModel
+    from trainer.scoring.prepared_model import PreparedModel
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Policy:
 
     def load_prepared(self) -> "PreparedModel":
         """The model, taught to return log-probabilities, and called through an adapter if asked."""
-        from trainer.scoring.prepare import prepare_model
+        from trainer.scoring.prepared_model import prepare_model
 
         model = self.load()
         prepared = prepare_model(model)

@@ -17,7 +17,7 @@ from trainer.monitor.safety import check_finite
 from trainer.monitor.start import computed_in, report_start
 from trainer.objectives.base import Objective, Term
 from trainer.objectives.rewards import implicit_rewards
-from trainer.scoring.prepare import PreparedModel, candidate_logps
+from trainer.scoring.prepared_model import PreparedModel, candidate_logps
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from tests.benchmarks.training import BETA, ROW_TOKENS, make_groups, make_model
 from trainer.groups.dataset import Collator, TrainingGroup
 from trainer.objectives.losses import cpo_loss
-from trainer.scoring.prepare import candidate_logps, prepare_model
+from trainer.scoring.prepared_model import candidate_logps, prepare_model
 
 SIZES = (512, 1024, 2048, 4096, 8192)
 

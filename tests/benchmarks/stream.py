@@ -115,7 +115,7 @@ def train(path: str) -> dict[str, Any]:
     from trainer.arguments import PaperTrainingArguments
     from trainer.groups.dataset import Collator
     from trainer.objectives.cpo import OBJECTIVE as CPO
-    from trainer.scoring.prepare import prepare_model
+    from trainer.scoring.prepared_model import prepare_model
     from trainer.trainer import ContrastiveTrainer
 
     waits: list[float] = []

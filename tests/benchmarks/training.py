@@ -98,7 +98,7 @@ def step_times(trainer: Any) -> list[float]:
 def ours(kind: str, folder: str, vocab_size: int = 50257) -> dict[str, Any]:
     from trainer.arguments import PaperTrainingArguments
     from trainer.objectives.cpo import OBJECTIVE as CPO
-    from trainer.scoring.prepare import prepare_model
+    from trainer.scoring.prepared_model import prepare_model
     from trainer.trainer import ContrastiveTrainer
 
     model, groups = make_model(kind, vocab_size), make_groups(STEP * STEPS)

@@ -98,7 +98,7 @@ def test_the_trainer_computes_the_log_probabilities_that_the_scorer_stored(
     from trainer.arguments import parse
     from trainer.groups.dataset import Collator, ContrastiveGroups
     from trainer.policy import Policy
-    from trainer.scoring.prepare import candidate_logps
+    from trainer.scoring.prepared_model import candidate_logps
 
     script, _, model_config = parse(["--shards", str(generated), "--model", str(trained), "--output_dir", "unused"])
     dropout = script.chosen.dropout

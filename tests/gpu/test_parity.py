@@ -15,7 +15,7 @@ from data.shards import NegativeSet
 from tests.support.plain import plain_logps
 from tests.support.tiny import tiny_model
 from trainer.scoring.packing import Continuations, TokenBatch, pack
-from trainer.scoring.prepare import PreparedModel, candidate_logps, prepare_model
+from trainer.scoring.prepared_model import PreparedModel, candidate_logps, prepare_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

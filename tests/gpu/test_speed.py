@@ -15,7 +15,7 @@ import torch
 
 from trainer.objectives.losses import cpo_loss
 from trainer.scoring.packing import Continuations, TokenBatch, lay_out, pad
-from trainer.scoring.prepare import candidate_logps, prepare_model
+from trainer.scoring.prepared_model import candidate_logps, prepare_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

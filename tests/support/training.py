@@ -19,7 +19,7 @@ from trainer.groups.dataset import Collator, ContrastiveGroups
 from trainer.groups.store import GroupStore
 from trainer.monitor.watch import GroundTruthWatch
 from trainer.objectives import OBJECTIVES
-from trainer.scoring.prepare import prepare_model
+from trainer.scoring.prepared_model import prepare_model
 from trainer.trainer import ContrastiveTrainer
 
 

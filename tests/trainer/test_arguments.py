@@ -12,7 +12,7 @@ from tests.support.training import cli
 from trainer.arguments import parse
 from trainer.record import job_record
 from trainer.run import main
-from trainer.scoring.prepare import prepare_model
+from trainer.scoring.prepared_model import prepare_model
 from trainer.scoring.support import attention_implementation
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from tests.support.tiny import tiny_model
 from trainer.scoring.flex import attention_by_block, packed_block_mask, works_on
 from trainer.scoring.packing import Continuations, TokenBatch, pack, packed_attention
-from trainer.scoring.prepare import prepare_model
+from trainer.scoring.prepared_model import prepare_model
 from trainer.scoring.support import block_obstacle
 
 GROUPS = [Continuations([1] * p, [[2] * n for n in ns]) for p, ns in ((90, (30, 100, 7)), (1, (2, 4)), (40, (60,)))]

@@ -20,7 +20,7 @@ from trainer.arguments import PaperTrainingArguments
 from trainer.groups.dataset import Collator, ContrastiveGroups
 from trainer.groups.store import GroupStore
 from trainer.objectives import OBJECTIVES
-from trainer.scoring.prepare import prepare_model
+from trainer.scoring.prepared_model import prepare_model
 from trainer.trainer import ContrastiveTrainer
 
 pytestmark = pytest.mark.trains

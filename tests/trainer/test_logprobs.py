@@ -12,11 +12,11 @@ from torch import nn
 
 from tests.support.plain import GROUPS, draw, plain_logps
 from tests.support.tiny import tiny_model
-from trainer.scoring import head, prepare
+from trainer.scoring import head, prepared_model
 from trainer.scoring.attention import NAME as PACKED_ROWS
 from trainer.scoring.head import token_logps
 from trainer.scoring.packing import Continuations, lay_out, pack, pad
-from trainer.scoring.prepare import candidate_logps, prepare_model
+from trainer.scoring.prepared_model import candidate_logps, prepare_model
 from trainer.scoring.scorer import Scorer
 
 ARCHITECTURES = pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2"])
@@ -415,7 +415,7 @@ def test_autocast_to_bfloat16_stays_within_a_hundredth_of_a_nat_per_token(monkey
     model = tiny_model("llama")
     prepare_model(model)
     dtypes = []
-    monkeypatch.setattr(prepare, "token_logps", lambda h, *more: dtypes.append(h.dtype) or token_logps(h, *more))
+    monkeypatch.setattr(prepared_model, "token_logps", lambda h, *more: dtypes.append(h.dtype) or token_logps(h, *more))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logps = packed_logps(model)
     assert dtypes == [torch.bfloat16]  # the norm before the head leaves float32

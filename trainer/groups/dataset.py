@@ -206,7 +206,7 @@ class Collator:
     Groups that do not count are left out; of a batch that has no other, one makes a pass that does not count.
 
     Attributes:
-        layout: "packed" or "padded", what `trainer.scoring.prepare.prepare_model` found.
+        layout: "packed" or "padded", what `trainer.scoring.prepared_model.prepare_model` found.
         strategies: names, numbered for `PackedGroups.strategy`.
         copies: how often each ground truth is laid out.
     """

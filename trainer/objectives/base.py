@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from trainer.groups.dataset import PackedGroups
-    from trainer.scoring.prepare import PreparedModel
+    from trainer.scoring.prepared_model import PreparedModel
     from trainer.setup import Setup
 
 # What an objective is trained on: ground truths alone; groups, a ground truth with its negatives and the reference's

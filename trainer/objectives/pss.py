@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trainer.groups.dataset import PackedGroups
-    from trainer.scoring.prepare import PreparedModel
+    from trainer.scoring.prepared_model import PreparedModel
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 
 from trainer.groups.dataset import PackedGroups
 from trainer.scoring.packing import TokenBatch
-from trainer.scoring.prepare import PreparedModel, draw_tokens
+from trainer.scoring.prepared_model import PreparedModel, draw_tokens
 
 
 @dataclass(frozen=True)

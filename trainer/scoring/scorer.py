@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from trainer.scoring.packing import Continuations, lay_out
-from trainer.scoring.prepare import PreparedModel, candidate_logps, draw_tokens, prepare_model
+from trainer.scoring.prepared_model import PreparedModel, candidate_logps, draw_tokens, prepare_model
 
 
 @dataclass
