@@ -101,7 +101,7 @@ def test_the_trainer_computes_the_log_probabilities_that_the_scorer_stored(
     from trainer.scoring.logprobs import candidate_logps
 
     script, _, model_config = parse(["--shards", str(generated), "--model", str(trained), "--output_dir", "unused"])
-    model, layout = Policy(trained, model_config, from_scratch=False, dropout=script.dropout).load_prepared()
+    model, layout = Policy(trained, model_config, from_scratch=False, dropout=script.chosen.dropout).load_prepared()
     model.train()
     dataset = ContrastiveGroups.of([NegativeSet(str(generated))], "all")
     passes = Collator(layout, 150, ["an"])([dataset[i] for i in range(len(dataset))])
