@@ -97,14 +97,14 @@ def test_the_trainer_computes_the_log_probabilities_that_the_scorer_stored(
 
     from trainer.arguments import parse
     from trainer.groups.dataset import Collator, ContrastiveGroups
-    from trainer.run import _load_model
+    from trainer.policy import Policy
     from trainer.scoring.logprobs import candidate_logps
 
     script, _, model_config = parse(["--shards", str(generated), "--model", str(trained), "--output_dir", "unused"])
-    model, path = _load_model(script, model_config, trained)
+    model, layout = Policy(trained, model_config, from_scratch=False, dropout=script.chosen.dropout).load_prepared()
     model.train()
     dataset = ContrastiveGroups.of([NegativeSet(str(generated))], "all")
-    passes = Collator(path, 150, ["an"])([dataset[i] for i in range(len(dataset))])
+    passes = Collator(layout, 150, ["an"])([dataset[i] for i in range(len(dataset))])
     assert len(passes) > 1
     for packed in passes:
         logps = candidate_logps(model, packed.tokens)
