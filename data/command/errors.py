@@ -3,6 +3,8 @@
 import difflib
 import functools
 import logging
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -52,17 +54,23 @@ def user_error_in(error: BaseException | None) -> UserError | None:
 def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
     """Make a command's main() print a UserError as one line on stderr and return exit code 2; of Ctrl+C 130.
 
+    Where nobody reads the output any more, as behind `| head`, it ends without a word.
+
     Where the command logs JSON the line is a record of the log.
     """
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
         try:
-            return main(argv) or 0
+            code = main(argv) or 0
+            sys.stdout.flush()  # here, where a reader that is gone is no trace at the interpreter's end
+            return code
         except KeyboardInterrupt:  # not left to Python, or to the hook that torch puts in its place: they show a trace
             _say(INTERRUPTED)
             return 128 + signal.SIGINT
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _reader_is_gone():
+                return 128 + signal.SIGPIPE
             said = user_error_in(error)
             if said is None:
                 raise
@@ -70,6 +78,17 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
             return 2
 
     return wrapped
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads our output any more, as behind `| head`; if so, the rest of it goes nowhere."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _say(text: str, prefix: str = "") -> None:

@@ -1,8 +1,13 @@
 """data/command/errors.py: what ends a command with one line, and with which code."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from data.command.errors import INTERRUPTED, UserError, exit_on_user_error, first_line, user_error_in
+from tests.support.commands import ROOT
 
 
 def test_a_user_error_ends_a_command_with_one_line_and_code_2(capsys: pytest.CaptureFixture[str]):
@@ -74,3 +79,16 @@ def test_without_a_user_error_nothing_is_found_also_in_a_circle():
 def test_the_first_line_of_an_error_without_a_message_is_its_class():
     assert first_line(KeyError()) == "KeyError"
     assert first_line(ValueError("\none\ntwo")) == "one"
+
+
+def test_a_reader_that_goes_away_ends_a_command_without_a_word():
+    code = "from data.command.errors import exit_on_user_error\n"
+    code += "raise SystemExit(exit_on_user_error(lambda argv: print('x' * 10**6))([]))"
+    command = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    assert command.stdout is not None
+    assert command.stderr is not None
+    assert command.stdout.read(3) == "xxx"
+    command.stdout.close()
+    assert (command.wait(timeout=60), command.stderr.read()) == (128 + signal.SIGPIPE, "")

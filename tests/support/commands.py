@@ -62,6 +62,8 @@ class ForkedCommand:
         """Start `python -m MODULE WORDS` with this process's environment and what `env` adds."""
         folder = Path(tempfile.mkdtemp(prefix="forked-"))
         outputs = folder / "stdout", folder / "stderr"
+        for path in outputs:
+            path.touch()
         module, *words = arguments
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
         process = CONTEXT.Process(target=_run_module, args=(module, words, environment, str(cwd), outputs))
