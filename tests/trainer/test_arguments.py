@@ -12,7 +12,8 @@ from tests.support.training import cli
 from trainer.arguments import parse
 from trainer.record import job_record
 from trainer.run import main
-from trainer.scoring.logprobs import attention_implementation, prepare_model
+from trainer.scoring.prepared_model import prepare_model
+from trainer.scoring.support import attention_implementation
 
 
 @pytest.mark.parametrize(
@@ -75,8 +76,8 @@ def test_transformers_says_which_attention_a_model_uses(
     """The attribute is private: its absence is to be noticed here, and costs the packed layout, not the result."""
     model = AutoModelForCausalLM.from_pretrained(reference)
     assert attention_implementation(model) == "sdpa"
-    monkeypatch.setattr("trainer.scoring.logprobs.attention_implementation", lambda _: None)
-    assert prepare_model(model) == "padded"
+    monkeypatch.setattr("trainer.scoring.support.attention_implementation", lambda _: None)
+    assert prepare_model(model).layout == "padded"
     assert "attention implementation 'None'" in caplog.text
 
 
