@@ -1,31 +1,32 @@
-"""How many negatives of which strategy: `an=11`, `an=4,bn=3`."""
+"""How many negatives of which strategy: `an=11`, `an=4,bn=3`, `my.module:NAME=3`."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
-from data.command.errors import UserError, did_you_mean
+from data.command.errors import UserError
 
 
-def parse_counts(text: str, option: str, known: Iterable[str] | None = None) -> dict[str, int]:
-    """Parse e.g. "an=4,bn=3" into {"an": 4, "bn": 3}.
+def parse_counts(
+    chosen: str | Sequence[str], option: str, known_as: Callable[[str], str] | None = None
+) -> dict[str, int]:
+    """Parse e.g. "an=4,bn=3", or ["an=4", "bn=3"], into {"an": 4, "bn": 3}.
 
     Args:
         option: name of the option, for messages.
-        known: the strategies there are; without it any name will do.
+        known_as: what a strategy is called in a set by the name that the user wrote, which may be the import path of
+            one from outside; raises UserError if there is none. Without it any name will do.
 
     Raises:
         UserError: unknown or repeated strategy, or a count that is no positive whole number.
     """
     counts: dict[str, int] = {}
-    names = None if known is None else list(known)
+    text = chosen if isinstance(chosen, str) else ",".join(chosen)
     for part in text.split(","):
-        name, equals, number = (piece.strip() for piece in part.partition("="))
-        if names is not None and name not in names:
-            raise UserError(
-                f"{option} '{text}' names unknown strategy '{name}'.{did_you_mean(name, names)} "
-                f"Known: {', '.join(names)}; write e.g. {names[0]}=3."
-            )
+        written, equals, number = (piece.strip() for piece in part.partition("="))
+        name = written if known_as is None else known_as(written)
         if not equals or not (number.isascii() and number.isdigit()) or int(number) < 1:
-            raise UserError(f"{option} '{text}': '{part.strip()}' needs a count of at least 1; write e.g. {name}=11.")
+            raise UserError(
+                f"{option} '{text}': '{part.strip()}' needs a count of at least 1; write e.g. {written}=11."
+            )
         if name in counts:
             raise UserError(f"{option} '{text}' names strategy '{name}' twice.")
         counts[name] = int(number)

@@ -72,6 +72,19 @@ class Manifest:
     shards: list[ShardRecord]
     rejects: dict[str, Any]
 
+    @property
+    def stored(self) -> dict[str, int]:
+        """Strategy -> negatives of it that every group has."""
+        return {name: settings["count"] for name, settings in self.job["strategies"].items()}
+
+    def strategy_name(self, name: str) -> str:
+        """What a strategy is called in the set; `name` may be the import path of one from outside."""
+        return _name_in(self.job["strategies"], name)
+
+    def signal_name(self, name: str) -> str:
+        """What a ranking signal is called in the set; `name` may be the import path of one from outside."""
+        return _name_in(self.job.get("signals", {}), name)
+
     def to_json(self) -> bytes:
         return (json.dumps(dataclasses.asdict(self), indent=2, sort_keys=False) + "\n").encode()
 
@@ -117,6 +130,12 @@ def read_manifest(folder: Folder, *, current: bool = False) -> Manifest:
         return Manifest(**content)
     except (KeyError, TypeError) as error:
         raise _damaged(folder, error) from error
+
+
+def _name_in(entries: dict[str, dict[str, Any]], name: str) -> str:
+    """The name of the entry that says of itself that it comes from this import path; else `name` itself."""
+    found = (known for known, entry in entries.items() if entry.get("origin", {}).get("entry") == name)
+    return next(found, name)
 
 
 def _renamed(shard: dict[str, Any]) -> dict[str, Any]:

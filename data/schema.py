@@ -16,23 +16,20 @@ SCHEMA_VERSION = 3
 # Version 2 has no `query`, and its `sampler_logp` is that before temperature and top-k; what trains has not changed.
 READABLE_VERSIONS = (2, SCHEMA_VERSION)
 
-# The first signal is the default one to rank by.
-SIGNALS = ("embedding", "reward", "rouge", "bleu", "bertscore")
-
 
 @dataclass
 class Candidate:
     """One negative continuation.
 
     Attributes:
-        strategy: "an", "bn", ...: a module of `negatives_gen.strategies`.
+        strategy: name of the strategy that made it.
         ids: token ids; they end with EOS only if the strategy or the model put it there.
         text: the ids decoded, special tokens left out.
         finish_reason: "stop" or "length" for sampled candidates, else None.
         source_id: id of the group a batch negative was borrowed from, else None.
         seed: seed of the draw where the sampler takes one per request, else None.
-        sampler_logp: the sampling engine's own log-probability of the ids in nats, summed, before temperature
-            and top-k; None unless sampled.
+        sampler_logp: log-density of the ids under what they were sampled from (after temperature and top-k), by the
+            sampling engine, in nats, summed; None unless sampled.
         reference_logp: the reference model's log-probability of the ids in nats, summed.
         similarity: ranking signal -> similarity to the ground truth, higher is better.
     """

@@ -22,7 +22,6 @@ from data.command.errors import UserError
 from data.manifest import MANIFEST, Manifest, ShardRecord, environment, first_difference, read_manifest
 from data.schema import (
     SCHEMA_VERSION,
-    SIGNALS,
     Group,
     Reject,
     group_from_row,
@@ -41,10 +40,6 @@ REJECTS = "rejects.parquet"
 RECORDS_AT_A_TIME = 1000
 # Which run of the job owns the directory.
 DRIVER_FILE = f"{JOB_FOLDER}/driver"
-# Another name or path for the same content is the same job: hashes decide, not these names.
-NAMES = ("model.name", "data.name", "parent.name", *(f"signals.{signal}.name" for signal in SIGNALS))
-# What does not decide the content.
-RUNTIME = ("strategies.un.runtime", "strategies.un.base_url")
 
 
 def shard_name(index: int) -> str:
@@ -90,13 +85,24 @@ class NegativeSetWriter:
         job: what decides the content (see `Manifest.job`), JSON-like.
         signals: ranking signals that every candidate has.
         parent: of a set that extends another, see `Manifest.parent`.
+        undecided: dotted keys of the job, or "parent.name", that do not decide the content: two jobs that differ only
+            there make the same set.
     """
 
-    def __init__(self, path: str, job: dict[str, Any], signals: Sequence[str], parent: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        path: str,
+        job: dict[str, Any],
+        signals: Sequence[str],
+        parent: dict[str, Any] | None = None,
+        *,
+        undecided: Sequence[str] = (),
+    ):
         self.folder = Folder(path)
         self.job = json.loads(json.dumps(job))
         self.signals = list(signals)
         self.parent = parent
+        self.undecided = tuple(undecided)
         self.driver: bytes | None = None
         self.is_new = not self.folder.exists()
 
@@ -269,7 +275,7 @@ class NegativeSetWriter:
             )
 
     def _refuse_other_job(self, other: dict[str, Any]) -> None:
-        difference = first_difference(other, _claim(self.job, self.signals, self.parent), ignore=(*NAMES, *RUNTIME))
+        difference = first_difference(other, _claim(self.job, self.signals, self.parent), ignore=self.undecided)
         if difference:
             key, theirs, ours = difference
             raise UserError(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.command.errors import UserError, did_you_mean
+from evaluation.metrics.base import TRUTH
 
 # What the tables measure, in the paper's words.
 WIN_RATE, MAUVE = "win rate", "MAUVE"
@@ -54,7 +55,7 @@ class PaperTable:
             measured: what the paper calls it, `Column.paper`.
             against: the opponent; "" where there is none. The paper compares answers with the ground truths alone.
         """
-        if against not in ("", "truth"):
+        if against not in ("", TRUTH):
             return None
         name = row_name(model)
         return self.values.get((measured, decoding), {}).get(self.same.get(name, name))

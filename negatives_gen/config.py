@@ -1,42 +1,25 @@
 """Options of `python -m negatives_gen`. Imports nothing heavy, so that `--help` answers at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.command.errors import UserError, did_you_mean
-from data.command.options import option
+from data.command.errors import UserError
+from data.command.options import chosen_names, entry_options, option
 from data.counts import parse_counts
 from data.manifest import DTYPES
-from data.schema import SIGNALS
 from data.sources.examples import SPLITS
 from data.sources.tasks import TASKS, task_of
-from negatives_gen.strategies import available, load_strategy
+from negatives_gen.signals import SIGNALS
+from negatives_gen.strategies import STRATEGIES, job_settings
 
 LOG_FORMATS = ("text", "json")
 
 
 @dataclass
-class StrategyOptions:
-    """How the strategies make negatives, which signals rank them, and with what they are computed."""
+class RunOptions:
+    """How a job runs, which does not decide what it makes."""
 
-    strategies: str = option(
-        "an=11", "negatives per group: " + "; ".join(f"{n} {load_strategy(n).summary}" for n in available())
-    )
-    top_k: int = option(50, "an: sample among the k most likely tokens (0: all)")
-    temperature: float = option(1.0, "an: sampling temperature")
-    max_new_tokens: int = option(256, "an, un: length of a continuation in tokens, at most")
-    bn_batch_size: int = option(64, "bn: rows of a batch, whose ground truths its groups borrow from one another")
-    mn_share: float = option(0.15, "mn: share of the ground truth's tokens that are redrawn")
-    api: dict[str, Any] = option(
-        {}, "un: --api.model NAME, --api.base_url URL (an OpenAI-compatible server; key from $OPENAI_API_KEY) ..."
-    )
-    signals: str = option("embedding", "ranking signals, any of " + ",".join(SIGNALS) + "; the first is the default")
-    embedder: str = option(
-        "sentence-transformers/all-MiniLM-L6-v2",
-        "sentence-transformers name or path, or 'reference' for mean-pooled states of the reference model",
-    )
-    reward_model: str | None = option(None, "reward: a sequence-classification model, directory or hub id")
-    bertscore_model: str | None = option(None, "bertscore: an encoder, directory or hub id")
     trust_remote_code: bool = option(
         False, "run Python code that comes with a model (true only if you trust it); not of a bertscore_model"
     )
@@ -49,34 +32,8 @@ class StrategyOptions:
     )
     push_to_hub: str | None = option(None, "hub data set to upload the finished set to, e.g. me/my-negatives")
 
-    def strategy_settings(self) -> dict[str, dict[str, Any]]:
-        """Strategy -> count and what else decides its negatives. Raises UserError for a value out of range."""
-        counts = parse_counts(self.strategies, "--strategies", available())
-        return {name: {"count": counts[name], **load_strategy(name).settings(self)} for name in sorted(counts)}
-
-    def signal_names(self) -> list[str]:
-        """The ranking signals, the default first. Raises UserError for an unknown or repeated one."""
-        names = [name.strip() for name in self.signals.split(",")]
-        for name in names:
-            if name not in SIGNALS:
-                raise UserError(
-                    f"unknown ranking signal '{name}'.{did_you_mean(name, SIGNALS)} Known: {', '.join(SIGNALS)}."
-                )
-            if names.count(name) > 1:
-                raise UserError(f"--signals '{self.signals}' names '{name}' twice.")
-        for name, model in (("reward", self.reward_model), ("bertscore", self.bertscore_model)):
-            if name in names and not model:
-                raise UserError(f"ranking signal '{name}' needs --{name}_model: a directory or a hub id.")
-        return names
-
     def check(self) -> None:
         """Raise UserError for a value out of range."""
-        self.strategy_settings()
-        self.signal_names()
-        self.check_run()
-
-    def check_run(self) -> None:
-        """Of what decides how it runs and not what is made: raise UserError for a value out of range."""
         if self.num_engines is not None and self.num_engines < 1:
             raise UserError(f"--num_engines must be at least 1, got {self.num_engines}.")
         if self.log_format not in LOG_FORMATS:
@@ -84,7 +41,7 @@ class StrategyOptions:
 
 
 @dataclass
-class GenerateConfig(StrategyOptions):
+class GenerateConfig(RunOptions):
     """What to generate, from what, and where to."""
 
     model: str = option(None, "reference model: a directory or hub id (safetensors, with its tokenizer)", required=True)
@@ -106,9 +63,41 @@ class GenerateConfig(StrategyOptions):
     )
     groups_per_shard: int = option(512, "examples per shard, the unit of work, of resume and of retry")
     seed: int = option(0, "seed of everything that is drawn")
+    strategies: list[str] = option(
+        ["an=11"],
+        "negatives per group: "
+        + "; ".join(f"{name} {STRATEGIES.load(name).summary}" for name in STRATEGIES.names())
+        + "; package.module:NAME one of your own",
+        metavar="NAME=N",
+    )
+    strategy_options: dict[str, Any] = entry_options(
+        STRATEGIES, chosen_by="strategies", help="how the strategies make negatives"
+    )
+    signals: list[str] = option(
+        ["embedding"],
+        f"ranking signals, any of {', '.join(SIGNALS.names())}, or package.module:NAME; the first is the default",
+        metavar="NAME",
+    )
+    signal_options: dict[str, Any] = entry_options(
+        SIGNALS, chosen_by="signals", help="what the ranking signals are computed with"
+    )
+
+    def strategy_settings(self) -> dict[str, dict[str, Any]]:
+        """Strategy -> count and what else decides its negatives. Raises UserError for a value out of range."""
+        counts = strategy_counts(self.strategies)
+        return {name: job_settings(name, counts[name], self.strategy_options[name]) for name in sorted(counts)}
+
+    def used_signal_options(self) -> dict[str, Any]:
+        """Ranking signal -> its options, the default first. Raises UserError for an unknown or repeated signal."""
+        options = {name: self.signal_options[name] for name in signal_names(self.signals)}
+        for of_signal in options.values():
+            of_signal.check()
+        return options
 
     def check(self) -> None:
         super().check()
+        self.strategy_settings()
+        self.used_signal_options()
         task_of(self.task)
         if self.split not in SPLITS:
             raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
@@ -122,3 +111,17 @@ class GenerateConfig(StrategyOptions):
         for key, value in at_least_one.items():
             if value is not None and value < 1:
                 raise UserError(f"--{key} must be at least 1, got {value}.")
+
+
+def strategy_counts(chosen: Sequence[str]) -> dict[str, int]:
+    """Strategy -> number of negatives, of ["an=4", "my.module:NAME=3"]. Raises UserError."""
+    return parse_counts(chosen, "--strategies", STRATEGIES.name)
+
+
+def signal_names(chosen: Sequence[str]) -> list[str]:
+    """What the chosen ranking signals are called in a set. Raises UserError for an unknown or repeated one."""
+    names = [SIGNALS.name(name) for name in chosen_names(chosen)]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--signals '{','.join(chosen)}' names '{name}' twice.")
+    return names

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from data.command.entries import over
 from data.command.errors import UserError, did_you_mean, first_line
 from data.command.fields import (
     ENTRIES,
@@ -234,12 +235,12 @@ class _Values:
                 given[field.name] = of_entries if mark.given_only else self._options(mark, of_entries)
             elif field.name in self.given:
                 value, default = self.given[field.name], default_of(field)
-                given[field.name] = _over(default, value) if dataclasses.is_dataclass(default) else value
+                given[field.name] = over(default, value) if dataclasses.is_dataclass(default) else value
         return self.cls(**given)
 
     def _options(self, mark: EntryOptions, given: dict[str, Any]) -> dict[str, Any]:
         entries = chosen_entries(mark, self.chosen(mark.chosen_by))
-        return {name: _over(make_options(mark.registry, name), given.get(name, {})) for name in entries}
+        return {name: over(make_options(mark.registry, name), given.get(name, {})) for name in entries}
 
     def _find(self, name: str) -> Key | None:
         return self.keys.get(name) or self.keys.get(name.replace("-", "_"))
@@ -282,15 +283,6 @@ class _Values:
     def _is_lacking(self, key: Key) -> bool:
         *outer, last = key.targets[0]
         return key.default is dataclasses.MISSING and last not in self._node(outer)
-
-
-def _over(instance: Any, given: Mapping[str, Any]) -> Any:
-    """A dataclass instance with the given values in place of its own, those of nested ones one by one."""
-    own = {name: getattr(instance, name) for name in given}
-    changed = {
-        name: _over(own[name], value) if dataclasses.is_dataclass(own[name]) else value for name, value in given.items()
-    }
-    return dataclasses.replace(instance, **changed)
 
 
 def _default(cls: type, name: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from data.models import load_tokenizer, tokenizer_hash
-from data.schema import SIGNALS, Group, group_from_row, groups_to_table
+from data.schema import Group, group_from_row, groups_to_table
 from data.sources.examples import Example
 from data.sources.prepare import describe_rejects, prepare_groups, require_groups
 from evaluation.answers.cache import Store, hash_of
@@ -58,7 +58,7 @@ def read_prompts(model: str, examples: Sequence[Example], task: str, context: in
         groups, rejects, _ = prepare_groups(examples, task, tokenizer, context)
         require_groups(groups, rejects, f"data set '{where}'")
         found = {TOKENIZER: tokenizer_hash(tokenizer).encode(), REJECTED: describe_rejects(rejects).encode()}
-        return groups_to_table(groups, SIGNALS[:1]).replace_schema_metadata(found)
+        return groups_to_table(groups, ["none"]).replace_schema_metadata(found)
 
     table = store.get_or_make("prompts", key, make)
     found = table.schema.metadata or {}

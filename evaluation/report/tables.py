@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from evaluation.metrics.base import TRUTH
 from evaluation.metrics.statistics import Measurement
 from evaluation.paper import differences, mismatches, paper_table
 from evaluation.report.cells import INTERVAL, INTERVAL_MEANING, Cell, cell, interval
@@ -92,7 +93,7 @@ def unique(values: Iterable[T]) -> list[T]:
 
 def opponent(against: str) -> str:
     """In words."""
-    return "the ground truth" if against == "truth" else against
+    return "the ground truth" if against == TRUTH else against
 
 
 def _against(title: str, found: Sequence[Measurement], results: Results) -> list[Table]:

@@ -2,7 +2,7 @@
 
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +12,14 @@ from data.shards import NegativeSetWriter
 from negatives_gen.job.inputs import Shard, ShardSource
 from negatives_gen.models.engine import Engine
 from negatives_gen.models.loading import loading
-from negatives_gen.signals import Signal, SignalOptions, load_signals
-from negatives_gen.strategies import load_strategy
+from negatives_gen.signals import SIGNALS, Reference, Signal, load_signals
+from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE, Tools
 
 
 def load_scorer(model: str, *, dtype: str, trust_remote_code: bool) -> Any:
-    """The reference model as a `trainer.scoring.logprobs.Scorer`. Raises UserError if transformers cannot load it."""
-    from trainer.scoring.logprobs import Scorer
+    """The reference model as a `trainer.scoring.scorer.Scorer`. Raises UserError if transformers cannot load it."""
+    from trainer.scoring.scorer import Scorer
 
     with loading(f"'{model}'"):
         return Scorer.load(model, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -31,7 +31,7 @@ class Components:
 
     engine: Callable[..., Any] = Engine
     scorer: Callable[..., Any] = load_scorer
-    signals: Callable[[list[str], SignalOptions], list[Signal]] = load_signals
+    signals: Callable[[Mapping[str, Any], Reference], list[Signal]] = load_signals
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,29 @@ class Work:
     Attributes:
         model: directory of the reference model.
         strategies: those that have negatives to make, with their settings.
-        signals: names of the ranking signals.
+        signals: the ranking signals with their options, the default first.
+        outside: import paths of strategies and of signals that are not built in: a worker knows their names only once
+            it has imported them.
         context: longest prefix + continuation in tokens.
     """
 
     model: str
     source: ShardSource
     strategies: dict[str, dict[str, Any]]
-    signals: list[str]
-    signal_options: SignalOptions
+    signals: dict[str, Any]
     writer: NegativeSetWriter
     context: int
     seed: int
     dtype: str
     engine_options: dict[str, Any]
     trust_remote_code: bool = False
+    outside: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     components: Components = field(default_factory=Components)
 
     @property
     def stages(self) -> list[str]:
         """The stages that there is work for, in their order; the last one scores and writes."""
-        needed = {load_strategy(name).stage for name in self.strategies}
+        needed = {STRATEGIES.load(name).stage for name in self.strategies}
         return [stage for stage in (SAMPLE, ASK) if stage in needed] + [SCORE]
 
 
@@ -78,6 +80,9 @@ class Stage:
     def __init__(self, work: Work):
         self.work = work
         try:
+            for registry, paths in zip((STRATEGIES, SIGNALS), work.outside, strict=True):
+                for path in paths:
+                    registry.load(path)
             tokenizer = load_tokenizer(work.model, work.trust_remote_code)
             self.tools = Tools(work.seed, work.context, tokenizer, **self.lend())
         except Exception as error:
@@ -105,7 +110,7 @@ class Stage:
 
     def _make_negatives(self, shard: Shard) -> None:
         for name, settings in self.work.strategies.items():
-            strategy = load_strategy(name)
+            strategy = STRATEGIES.load(name)
             if strategy.stage == self.name:
                 started = time.perf_counter()
                 short = strategy.add(shard.tried_by(strategy), shard.pool, settings, self.tools)
@@ -138,7 +143,7 @@ class ScoreStage(Stage):
     def lend(self) -> dict[str, Any]:
         work = self.work
         self.scorer = work.components.scorer(work.model, dtype=work.dtype, trust_remote_code=work.trust_remote_code)
-        self.signals = work.components.signals(work.signals, work.signal_options)
+        self.signals = work.components.signals(work.signals, Reference(work.model, work.trust_remote_code))
         return {"predictor": self.scorer}
 
     def finish(self, index: int, shard: Shard) -> dict[str, Any]:
@@ -156,7 +161,7 @@ class ScoreStage(Stage):
             shard.groups,
             shard.rejects,
             seconds=shard.seconds,
-            layout=self.scorer.path,
+            layout=self.scorer.layout,
             truncated=shard.truncated,
         )
         return {"rows": record.rows, "rejected": record.rows_rejected, "tokens": record.tokens["negatives"]}

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from data.command.entries import flat, undecided
 from data.command.errors import UserError, first_line
 from data.manifest import Manifest
 from data.shards import REJECTS
 from data.storage import Folder
-from negatives_gen.strategies import available, load_strategy
+from negatives_gen.strategies import STRATEGIES
 
 CARD = "README.md"
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -58,10 +59,10 @@ groups = datasets.load_dataset("parquet", data_files="shard-*.parquet", split="t
 python -m trainer.run --shards DIR --model {model} --objective cpo --output_dir OUT
 ```
 
-Columns: `id`, `prompt`, `response`, `split` (half of the data source: train on `train` only), `prompt_ids`,
-`response_ids`, `reference_logp`, `response_embedding`, `negatives` (list of `strategy`, `ids`, `text`,
-`reference_logp`, `sampler_logp`, `similarity`, `finish_reason`, `source_id`, `seed`). `manifest.json` holds checksums,
-settings, package versions and counts.
+Columns: `id`, `prompt`, `response`, `query` (what a person asked), `split` (half of the data source: train on `train`
+only), `prompt_ids`, `response_ids`, `reference_logp`, `response_embedding`, `negatives` (list of `strategy`, `ids`,
+`text`, `reference_logp`, `sampler_logp` (under what was sampled from), `similarity`, `finish_reason`, `source_id`,
+`seed`). `manifest.json` holds checksums, settings, package versions and counts.
 """
 
 
@@ -75,9 +76,10 @@ def card(manifest: Manifest) -> str:
     job, counts = manifest.job, manifest.counts
     lines = []
     for name, settings in job["strategies"].items():
-        how = load_strategy(name).summary if name in available() else ""
-        others = {k: v for k, v in settings.items() if k not in ("count", "runtime")}
-        lines.append(f"| `{name}` | {settings['count']} | {how} | {_cell(others)} |")
+        strategy = STRATEGIES.load(name)
+        passed_over = {"count", *undecided(strategy.Options)}
+        others = {key: value for key, value in flat(settings).items() if key not in passed_over}
+        lines.append(f"| `{name}` | {settings['count']} | {strategy.summary} | {_cell(others)} |")
     return TEMPLATE.format(
         size=next((label for bound, label in SIZES if counts["rows_written"] < bound), "1M<n<10M"),
         model=job["model"]["name"],

@@ -20,7 +20,7 @@ from data.shards import INPUTS, JOB_FOLDER, NegativeSet
 from data.sources.examples import Example
 from data.sources.prepare import prepare_groups
 from data.storage import Folder
-from negatives_gen.strategies import load_strategy
+from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import SCORE, Strategy
 
 STAGED = f"{JOB_FOLDER}/inputs.json"
@@ -52,7 +52,7 @@ class Shard:
         """
         if strategy.stage != SCORE:
             return self.groups
-        later = {r.id for r in self.rejects if r.strategy and load_strategy(r.strategy).turn >= strategy.turn}
+        later = {r.id for r in self.rejects if r.strategy and STRATEGIES.load(r.strategy).turn >= strategy.turn}
         return [*self.groups, *(group for group in self.pool if group.id in later)]
 
     def set_aside(self, strategy: str, short: dict[str, str]) -> None:
@@ -192,7 +192,7 @@ def _reject(group: Group, strategy: str, detail: str) -> Reject:
 
 def _place(reject: Reject) -> tuple[Any, ...]:
     """Unusable rows as they were read, then what each strategy set aside by id: an order that no history changes."""
-    return (1, load_strategy(reject.strategy).turn, reject.id) if reject.strategy else (0,)
+    return (1, STRATEGIES.load(reject.strategy).turn, reject.id) if reject.strategy else (0,)
 
 
 def _usable(reject: Reject) -> Group:

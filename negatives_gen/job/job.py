@@ -1,10 +1,12 @@
 """The job: a configuration in, a negative set out, through the pipeline."""
 
+import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from data.command.entries import undecided
 from data.command.errors import UserError
 from data.command.options import in_ray_job, resolve_path
 from data.command.privacy import without_secrets
@@ -15,16 +17,19 @@ from data.shards import NegativeSetWriter
 from data.sources.examples import READERS, SPLIT_SEED, Source, open_source
 from data.sources.prepare import describe_rejects
 from data.sources.tasks import describe_task, task_of
-from negatives_gen.config import GenerateConfig, StrategyOptions
+from negatives_gen.config import GenerateConfig, RunOptions
 from negatives_gen.job.actors import Components, Work
 from negatives_gen.job.card import push_to_hub, require_disk, write_card
 from negatives_gen.job.inputs import Shard, StagedShards, stage_inputs
 from negatives_gen.job.pipeline import run_pipeline
 from negatives_gen.job.progress import Progress
-from negatives_gen.models.embedder import REFERENCE
-from negatives_gen.signals import SignalOptions, signal_class
+from negatives_gen.signals import SIGNALS, Reference, job_identity
+from negatives_gen.strategies import STRATEGIES
 
 log = logging.getLogger(__name__)
+
+# Another name or path for the same content is the same job: hashes decide, not these names.
+NAMES = ("model.name", "data.name", "parent.name")
 
 
 def generate(config: GenerateConfig, components: Components | None = None) -> Manifest:
@@ -56,8 +61,8 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
     check_model(model)
     tokenizer = load_tokenizer(model, config.trust_remote_code)
     context = serving_context(config, model, tokenizer)
-    strategies, signals = config.strategy_settings(), config.signal_names()
-    signal_options = make_signal_options(config, model)
+    strategies, signals = config.strategy_settings(), config.used_signal_options()
+    reference = Reference(model, config.trust_remote_code)
     job = without_secrets(
         {
             "model": {"name": config.model, "weights_sha256": weights_hash(model), "scorer_dtype": config.scorer_dtype},
@@ -79,32 +84,30 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
                 "over_long": task_of(config.task).over_long,
             },
             "strategies": strategies,
-            "signals": signal_identities(config, signals, signal_options),
+            "signals": signal_identities(signals, reference),
             "seed": config.seed,
             "groups_per_shard": config.groups_per_shard,
             "engine": config.engine,
         }
     )
-    writer = NegativeSetWriter(resolve_path(config.out), job, signals)
+    writer = make_writer(config.out, job, list(signals))
     return Work(
         model=model,
         source=StagedShards(writer.folder, config.task, model, context, config.trust_remote_code),
         strategies=strategies,
-        signals=signals,
-        signal_options=signal_options,
+        signals={name: with_local_paths(options) for name, options in signals.items()},
         writer=writer,
         context=context,
         seed=config.seed,
         dtype=config.scorer_dtype,
         engine_options=config.engine,
         trust_remote_code=config.trust_remote_code,
+        outside=outside_paths(strategies, signals),
         components=components or Components(),
     )
 
 
-def run_job(
-    config: StrategyOptions, out: str, work: Work, prepare: Callable[[], tuple[int, dict[str, Any]]]
-) -> Manifest:
+def run_job(config: RunOptions, out: str, work: Work, prepare: Callable[[], tuple[int, dict[str, Any]]]) -> Manifest:
     """Claim the output directory, make the shards that it lacks, and finish the set.
 
     Args:
@@ -127,7 +130,7 @@ def _finished(writer: NegativeSetWriter, out: str) -> Manifest | None:
     return read_manifest(writer.folder)
 
 
-def _made(config: StrategyOptions, work: Work, prepare: Callable[[], tuple[int, dict[str, Any]]]) -> Manifest:
+def _made(config: RunOptions, work: Work, prepare: Callable[[], tuple[int, dict[str, Any]]]) -> Manifest:
     writer = work.writer
     try:
         num_shards, inputs = prepare()
@@ -156,29 +159,44 @@ def serving_context(config: GenerateConfig, model: str, tokenizer: Any) -> int:
     return min(int(limit) for limit in limits if limit)
 
 
-def make_signal_options(config: StrategyOptions, model: str) -> SignalOptions:
-    """The signals' models as local paths or hub ids."""
-
-    def local(name: str | None) -> str | None:
-        return name and local_path(name)
-
-    return SignalOptions(
-        model=model,
-        embedder=REFERENCE if config.embedder == REFERENCE else local_path(config.embedder),
-        reward_model=local(config.reward_model),
-        bertscore_model=local(config.bertscore_model),
-        trust_remote_code=config.trust_remote_code,
-    )
+def with_local_paths(options: Any) -> Any:
+    """Options with what they name (`is_name`) as absolute paths or hub ids, for workers in other directories."""
+    names = {field.name: field.metadata for field in dataclasses.fields(options) if field.metadata.get("is_name")}
+    values = {name: getattr(options, name) for name in names}
+    paths = {
+        name: local_path(value)
+        for name, value in values.items()
+        if isinstance(value, str) and value not in names[name].get("words", ())
+    }
+    return dataclasses.replace(options, **paths)
 
 
-def signal_identities(config: StrategyOptions, names: list[str], options: SignalOptions) -> dict[str, dict[str, Any]]:
-    """What decides each signal, under the names that the user gave. Raises UserError if a model cannot be reached."""
-    given = {"embedding": config.embedder, "reward": config.reward_model, "bertscore": config.bertscore_model}
-    identities = {name: signal_class(name).identity(options) for name in names}
-    for name, identity in identities.items():
-        if name in given:
-            identity["name"] = given[name]
-    return identities
+def signal_identities(options: Mapping[str, Any], reference: Reference) -> dict[str, dict[str, Any]]:
+    """What a manifest says of each signal. Raises UserError if a model cannot be reached.
+
+    Args:
+        options: signal -> its options, with the names that the user gave.
+    """
+    return {name: job_identity(name, named, with_local_paths(named), reference) for name, named in options.items()}
+
+
+def make_writer(
+    out: str, job: dict[str, Any], signals: Sequence[str], parent: dict[str, Any] | None = None
+) -> NegativeSetWriter:
+    """The writer of a set, which knows by the entries' marks what of the job does not decide the content."""
+    undecided_keys = list(NAMES)
+    for part, registry, names in (("strategies", STRATEGIES, job["strategies"]), ("signals", SIGNALS, signals)):
+        for name in names:
+            keys = [*undecided(registry.load(name).Options), "origin.entry"]
+            undecided_keys += [f"{part}.{name}.{key}" for key in keys]
+    return NegativeSetWriter(resolve_path(out), job, signals, parent, undecided=undecided_keys)
+
+
+def outside_paths(strategies: Iterable[str], signals: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Import paths of those strategies and signals that are not built in, see `Work.outside`."""
+    origins = [[STRATEGIES.origin(name) for name in strategies], [SIGNALS.origin(name) for name in signals]]
+    found = [tuple(origin["entry"] for origin in some if origin) for some in origins]
+    return found[0], found[1]
 
 
 def require_usable(work: Work, num_shards: int, where: str) -> None:

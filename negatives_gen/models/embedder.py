@@ -13,10 +13,10 @@ REFERENCE = "reference"
 
 
 def embedder_identity(embedder: str, model: str) -> dict[str, str]:
-    """Name and weights hash of an embedder, for the manifest. Raises UserError if it cannot be reached."""
+    """Hash of an embedder's weights, for the manifest. Raises UserError if it cannot be reached."""
     source = model if embedder == REFERENCE else embedder
     try:
-        return {"name": embedder, "weights_sha256": weights_hash(str(model_directory(source)))}
+        return {"weights_sha256": weights_hash(str(model_directory(source)))}
     except UserError as error:
         raise UserError(
             f"embedder '{embedder}' cannot be reached or has no safetensors weights: give a local directory of a "

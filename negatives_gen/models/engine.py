@@ -32,7 +32,8 @@ class Sample:
         ids: token ids, EOS included if the model produced it.
         text: decoded, without special tokens.
         finish_reason: "stop" or "length".
-        logp: log-probability in nats of the ids, summed, before temperature and top-k.
+        logp: log-probability in nats of the ids, summed, under what they were drawn from: after temperature, top-k and
+            top-p. Of the most likely tokens (greedy, beam search) under the model's own distribution.
         seed: seed of the request if it had one.
     """
 
@@ -53,10 +54,15 @@ class Engine:
         options: arguments of vLLM's `LLM`, untouched.
 
     Raises:
-        UserError: vLLM is not installed, or refuses the model or an option.
+        UserError: vLLM is not installed, or refuses the model or an option; or an option would change what a
+            log-probability is of.
     """
 
     def __init__(self, model: str, *, seed: int = 0, options: dict[str, Any] | None = None):
+        if "logprobs_mode" in (options or {}):
+            raise UserError(
+                "--engine.logprobs_mode is not an option: log-probabilities are of what was sampled from. Leave it out."
+            )
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         try:
             from vllm.platforms import current_platform
@@ -71,7 +77,12 @@ class Engine:
                 os.environ.setdefault(key, value)
         from vllm import LLM
 
-        arguments = {"enable_prefix_caching": True, **(CPU_OPTIONS if self.on_cpu else {}), **(options or {})}
+        arguments = {
+            "logprobs_mode": "processed_logprobs",
+            "enable_prefix_caching": True,
+            **(CPU_OPTIONS if self.on_cpu else {}),
+            **(options or {}),
+        }
         try:
             self.llm = LLM(model=model, seed=seed, **arguments)
         except (ValueError, TypeError, OSError) as error:

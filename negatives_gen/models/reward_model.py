@@ -11,9 +11,9 @@ BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 
 def reward_model_identity(model: str, option: str = "--reward_model") -> dict[str, str]:
-    """Name and weights hash. Raises UserError, which names the option, if the model cannot be reached."""
+    """Hash of the weights. Raises UserError, which names the option, if the model cannot be reached."""
     try:
-        return {"name": model, "weights_sha256": weights_hash(str(model_directory(model)))}
+        return {"weights_sha256": weights_hash(str(model_directory(model)))}
     except UserError as error:
         raise UserError(f"{option} '{model}' cannot be used: {error}") from error
 
@@ -54,16 +54,16 @@ class RewardModel:
         self.model = loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.longest = min(self.tokenizer.model_max_length, getattr(loaded.config, "max_position_embeddings", 1 << 20))
 
-    def written(self, prompt: str, answer: str, messages: Sequence[dict[str, str]] | None = None) -> str:
+    def written(self, prompt: str, answer: str, messages: Sequence[dict[str, str]]) -> str:
         """The text that is scored.
 
         Args:
-            messages: of a chat, instead of its prompt: that was written by another model's template.
+            prompt: what a model without a chat template sees before the answer.
+            messages: what one with a chat template sees instead: a prompt may hold another model's template.
         """
         if not self.tokenizer.chat_template:
             return prompt + answer
-        asked = messages or [{"role": "user", "content": prompt}]
-        return self.tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": answer}], tokenize=False)
+        return self.tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
 
     def rewards(self, texts: Sequence[str]) -> list[float]:
         """The model's score of each text."""

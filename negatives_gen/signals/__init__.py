@@ -1,15 +1,39 @@
-"""Ranking signals: similarities of each candidate to its ground truth, one module and one named column each."""
+"""Ranking signals: similarities of each candidate to its ground truth. A module put here that defines SIGNAL is one."""
 
-import importlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-from negatives_gen.signals.base import Signal, SignalOptions
+from data.command.errors import UserError
+from data.command.registry import Registry
+from negatives_gen.signals.base import Reference, Signal
+
+SIGNALS: Registry[type[Signal]] = Registry(
+    "negatives_gen.signals",
+    "SIGNAL",
+    "ranking signal",
+    lambda entry: isinstance(entry, type) and issubclass(entry, Signal),
+)
 
 
-def signal_class(name: str) -> type[Signal]:
-    """The class that module `name` defines as SIGNAL. Names: `data.schema.SIGNALS`, the default first."""
-    return importlib.import_module(f"{__name__}.{name}").SIGNAL
+def load_signals(options: Mapping[str, Any], reference: Reference) -> list[Signal]:
+    """The signals of those names, in their order, with their models loaded. Raises UserError."""
+    return [SIGNALS.load(name)(of_signal, reference) for name, of_signal in options.items()]
 
 
-def load_signals(names: list[str], options: SignalOptions) -> list[Signal]:
-    """The signals of those names, with their models loaded. Raises UserError."""
-    return [signal_class(name)(options) for name in names]
+def job_identity(name: str, named: Any, local: Any, reference: Reference) -> dict[str, Any]:
+    """What a manifest says of a signal: its options, what decides its values and, of one from outside, its origin.
+
+    Args:
+        named: the options as the user wrote them.
+        local: the same with paths that can be opened.
+
+    Raises:
+        UserError: an option is out of range or has a name that the manifest needs, or a model cannot be reached.
+    """
+    signal, origin = SIGNALS.load(name), SIGNALS.origin(name)
+    named.check()
+    settings = dataclasses.asdict(named)
+    if "origin" in settings:
+        raise UserError(f"ranking signal '{name}' has an option 'origin', which a manifest says of each. Rename it.")
+    return {**settings, **signal.identity(local, reference), **({"origin": origin} if origin else {})}

@@ -4,28 +4,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, ClassVar
 
 from data.command.errors import UserError
+from data.command.options import NoOptions
 from data.schema import Group
 
 
 @dataclass(frozen=True)
-class SignalOptions:
-    """Which models the signals use.
+class Reference:
+    """The reference model, which a signal may use.
 
     Attributes:
-        model: directory of the reference model.
-        embedder: sentence-transformers name or path, or "reference".
-        reward_model: directory or hub id of a sequence-classification model, for `reward`.
-        bertscore_model: directory or hub id of an encoder, for `bertscore`.
-        trust_remote_code: run code that comes with a model.
+        model: its directory.
+        trust_remote_code: run code that comes with a model, this one or another.
     """
 
     model: str
-    embedder: str = "reference"
-    reward_model: str | None = None
-    bertscore_model: str | None = None
     trust_remote_code: bool = False
 
 
@@ -34,17 +29,22 @@ class Signal(ABC):
 
     Attributes:
         name: of the module and of the column.
+        Options: a frozen dataclass of its options (`data.command.options.option`), whose `check` raises UserError for a
+            value out of range. They are options of the commands, and stand in the manifest.
+        embeds: whether it sets the groups' `response_embedding`.
     """
 
     name: str
+    Options: ClassVar[type] = NoOptions
+    embeds: ClassVar[bool] = False
 
     @abstractmethod
-    def __init__(self, options: SignalOptions): ...
+    def __init__(self, options: Any, reference: Reference): ...
 
     @classmethod
     @abstractmethod
-    def identity(cls, options: SignalOptions) -> dict[str, Any]:
-        """What decides the values (model name and weights hash, library version, settings), for the manifest.
+    def identity(cls, options: Any, reference: Reference) -> dict[str, Any]:
+        """What decides the values beside the options (weights hash, library version), JSON-like, for the manifest.
 
         Called before any work. Raises UserError if a model cannot be reached.
         """
@@ -59,11 +59,11 @@ class TextSignal(Signal):
 
     library: str
 
-    def __init__(self, options: SignalOptions):
+    def __init__(self, options: Any, reference: Reference):
         pass
 
     @classmethod
-    def identity(cls, options: SignalOptions) -> dict[str, Any]:
+    def identity(cls, options: Any, reference: Reference) -> dict[str, Any]:
         return library_identity(cls.name, cls.library)
 
     @abstractmethod

@@ -1,29 +1,44 @@
 """`bertscore`: BERTScore F1 (Zhang et al., 2020) by its authors' library: tokens matched by their embeddings."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from data.command.errors import UserError
+from data.command.options import option
 from data.models import context_length, model_directory, weights_hash
 from data.schema import Group
 from negatives_gen.models.loading import loading
-from negatives_gen.signals.base import Signal, SignalOptions, library_identity
+from negatives_gen.signals.base import Reference, Signal, library_identity
 
 NO_CODE = " bert-score runs no code of a model: give an encoder that transformers knows."
 BATCH_SIZE = {"cpu": 8, "cuda": 64}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Whose embeddings are matched."""
+
+    bertscore_model: str | None = option(None, "an encoder, directory or hub id", is_name=True)
+
+    def check(self) -> None:
+        """Raise UserError if there is none."""
+        if not self.bertscore_model:
+            raise UserError("ranking signal 'bertscore' needs --bertscore_model: a directory or a hub id.")
 
 
 class BertScore(Signal):
     """Embeddings are the encoder's last hidden states; no idf weights, no baseline. 0 for a text without a token."""
 
     name = "bertscore"
+    Options: ClassVar = Options
 
-    def __init__(self, options: SignalOptions):
+    def __init__(self, options: Any, reference: Reference):
         import torch
         from bert_score import BERTScorer
         from transformers import AutoConfig
 
-        assert options.bertscore_model is not None  # StrategyOptions.signal_names
+        assert options.bertscore_model is not None  # see `Options.check`
         directory = str(model_directory(options.bertscore_model))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with loading(f"--bertscore_model '{options.bertscore_model}'", NO_CODE):
@@ -40,13 +55,13 @@ class BertScore(Signal):
         self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, context_length(directory))
 
     @classmethod
-    def identity(cls, options: SignalOptions) -> dict[str, Any]:
-        assert options.bertscore_model is not None  # as above
+    def identity(cls, options: Any, reference: Reference) -> dict[str, Any]:
+        assert options.bertscore_model is not None  # see `Options.check`
         try:
             weights = weights_hash(str(model_directory(options.bertscore_model)))
         except UserError as error:
             raise UserError(f"--bertscore_model '{options.bertscore_model}' cannot be used: {error}") from error
-        return {"name": options.bertscore_model, "weights_sha256": weights, **library_identity(cls.name, "bert-score")}
+        return {"weights_sha256": weights, **library_identity(cls.name, "bert-score")}
 
     def add(self, groups: Sequence[Group]) -> None:
         pairs = [(c, g.response) for g in groups for c in g.negatives if self.name not in c.similarity]

@@ -1,6 +1,8 @@
 """`bleu`: sentence BLEU by sacrebleu (Post, 2018), of n-grams up to the longest there are (effective order)."""
 
-from negatives_gen.signals.base import SignalOptions, TextSignal
+from typing import Any
+
+from negatives_gen.signals.base import Reference, TextSignal
 
 
 class Bleu(TextSignal):
@@ -9,7 +11,7 @@ class Bleu(TextSignal):
     name = "bleu"
     library = "sacrebleu"
 
-    def __init__(self, options: SignalOptions):
+    def __init__(self, options: Any, reference: Reference):
         from sacrebleu.metrics import BLEU
 
         self.metric = BLEU(effective_order=True)

@@ -1,26 +1,45 @@
 """`embedding`: cosine similarity of sentence embeddings, the paper's ranking signal (section 4.3)."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
+from data.command.options import option
 from data.schema import Group
-from negatives_gen.models.embedder import Embedder, embedder_identity
-from negatives_gen.signals.base import Signal, SignalOptions
+from negatives_gen.models.embedder import REFERENCE, Embedder, embedder_identity
+from negatives_gen.signals.base import Reference, Signal
+
+
+@dataclass(frozen=True)
+class Options:
+    """Whose embeddings are compared."""
+
+    embedder: str = option(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "sentence-transformers name or path, or 'reference' for mean-pooled states of the reference model",
+        is_name=True,
+        words=(REFERENCE,),
+    )
+
+    def check(self) -> None:
+        """Does nothing: whether there is such a model is seen when it is looked for."""
 
 
 class Embedding(Signal):
     """Also sets each group's response_embedding."""
 
     name = "embedding"
+    Options: ClassVar = Options
+    embeds = True
 
-    def __init__(self, options: SignalOptions):
-        self.embedder = Embedder(options.embedder, options.model, options.trust_remote_code)
+    def __init__(self, options: Any, reference: Reference):
+        self.embedder = Embedder(options.embedder, reference.model, reference.trust_remote_code)
 
     @classmethod
-    def identity(cls, options: SignalOptions) -> dict[str, Any]:
-        return embedder_identity(options.embedder, options.model)
+    def identity(cls, options: Any, reference: Reference) -> dict[str, Any]:
+        return embedder_identity(options.embedder, reference.model)
 
     def add(self, groups: Sequence[Group]) -> None:
         lacking = [(g, [c for c in g.negatives if self.name not in c.similarity]) for g in groups]

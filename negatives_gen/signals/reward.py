@@ -1,25 +1,45 @@
 """`reward`: a reward model's score of each candidate, relative to that of the ground truth."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from data.command.errors import UserError
+from data.command.options import option
 from data.schema import Group
 from negatives_gen.models.reward_model import RewardModel, reward_model_identity
-from negatives_gen.signals.base import Signal, SignalOptions
+from negatives_gen.signals.base import Reference, Signal
+
+
+@dataclass(frozen=True)
+class Options:
+    """Whose reward it is."""
+
+    reward_model: str | None = option(None, "a sequence-classification model, directory or hub id", is_name=True)
+
+    def check(self) -> None:
+        """Raise UserError if there is none."""
+        if not self.reward_model:
+            raise UserError("ranking signal 'reward' needs --reward_model: a directory or a hub id.")
 
 
 class Reward(Signal):
-    """reward(candidate) - reward(ground truth): 0 is as good as the ground truth, above 0 the model likes it better."""
+    """reward(candidate) - reward(ground truth): 0 is as good as the ground truth, above 0 the model likes it better.
+
+    A model with a chat template sees the messages of a chat, or what a person asked as one; another one sees the prompt
+    that the reference model continues, and the candidate behind it.
+    """
 
     name = "reward"
+    Options: ClassVar = Options
 
-    def __init__(self, options: SignalOptions):
-        assert options.reward_model is not None  # StrategyOptions.signal_names
-        self.model = RewardModel(options.reward_model, trust_remote_code=options.trust_remote_code)
+    def __init__(self, options: Any, reference: Reference):
+        assert options.reward_model is not None  # see `Options.check`
+        self.model = RewardModel(options.reward_model, trust_remote_code=reference.trust_remote_code)
 
     @classmethod
-    def identity(cls, options: SignalOptions) -> dict[str, Any]:
-        assert options.reward_model is not None  # as above
+    def identity(cls, options: Any, reference: Reference) -> dict[str, Any]:
+        assert options.reward_model is not None  # see `Options.check`
         return reward_model_identity(options.reward_model)
 
     def add(self, groups: Sequence[Group]) -> None:
@@ -33,7 +53,7 @@ class Reward(Signal):
                 candidate.similarity[self.name] = rewards[self._written(group, candidate.text)] - truth
 
     def _written(self, group: Group, answer: str) -> str:
-        return self.model.written(group.prompt, answer, group.messages)
+        return self.model.written(group.prompt, answer, group.messages or [{"role": "user", "content": group.query}])
 
 
 SIGNAL = Reward

@@ -1,8 +1,9 @@
 """`rouge`: ROUGE-L F1 by Google's rouge-score (Lin, 2004): the longest common subsequence of words."""
 
 import re
+from typing import Any
 
-from negatives_gen.signals.base import SignalOptions, TextSignal
+from negatives_gen.signals.base import Reference, TextSignal
 
 
 class UnicodeWords:
@@ -18,7 +19,7 @@ class Rouge(TextSignal):
     name = "rouge"
     library = "rouge-score"
 
-    def __init__(self, options: SignalOptions):
+    def __init__(self, options: Any, reference: Reference):
         from rouge_score.rouge_scorer import RougeScorer
 
         self.scorer = RougeScorer(["rougeL"], tokenizer=UnicodeWords())

@@ -1,16 +1,24 @@
-"""Strategies: how negatives are made, one module each. A module put here is a strategy of its name."""
+"""Strategies: how negatives are made, one module each. A module put here that defines STRATEGY is one."""
 
-import importlib
-import pkgutil
+from typing import Any
 
+from data.command.errors import UserError
+from data.command.registry import Registry
 from negatives_gen.strategies.base import Strategy
 
+STRATEGIES: Registry[Strategy] = Registry(
+    "negatives_gen.strategies", "STRATEGY", "strategy", lambda entry: isinstance(entry, Strategy)
+)
 
-def available() -> list[str]:
-    """Names of all strategies, in the order in which their negatives stand in a group."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
 
+def job_settings(name: str, count: int, options: Any) -> dict[str, Any]:
+    """What a manifest says of a strategy: count, settings and, of one from outside, its origin.
 
-def load_strategy(name: str) -> Strategy:
-    """The strategy that module `name` defines as STRATEGY."""
-    return importlib.import_module(f"{__name__}.{name}").STRATEGY
+    Raises:
+        UserError: an option is out of range, or has a name that the manifest needs.
+    """
+    settings, origin = STRATEGIES.load(name).settings(options), STRATEGIES.origin(name)
+    for key in ("count", "origin"):
+        if key in settings:
+            raise UserError(f"strategy '{name}' has an option '{key}', which a manifest says of each. Rename it.")
+    return {"count": count, **settings, **({"origin": origin} if origin else {})}

@@ -1,14 +1,31 @@
 """AN: autoregressive negatives, sampled from the reference model given the prefix (paper section 4.2)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from data.command.errors import UserError
+from data.command.options import option
 from data.schema import Candidate, Group
 from negatives_gen.strategies.base import MAX_ROUNDS, SAMPLE, Novelty, Strategy, Tools, derive_seed
 
-if TYPE_CHECKING:
-    from negatives_gen.config import StrategyOptions
+
+@dataclass(frozen=True)
+class Options:
+    """How continuations are sampled."""
+
+    top_k: int = option(50, "sample among the k most likely tokens (0: all)")
+    temperature: float = option(1.0, "sampling temperature")
+    max_new_tokens: int = option(256, "length of a continuation in tokens, at most")
+
+    def check(self) -> None:
+        """Raise UserError for a value out of range."""
+        if self.top_k < 0:
+            raise UserError(f"--top_k must be 0 (all tokens) or more, got {self.top_k}.")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"--temperature must be above 0, got {self.temperature}: negatives are sampled.")
+        if self.max_new_tokens < 1:
+            raise UserError(f"--max_new_tokens must be at least 1, got {self.max_new_tokens}.")
 
 
 class Autoregressive(Strategy):
@@ -17,20 +34,7 @@ class Autoregressive(Strategy):
     name = "an"
     summary = "autoregressive: sampled from the reference model"
     stage = SAMPLE
-    options: ClassVar = {name: name for name in ("top_k", "temperature", "max_new_tokens")}
-
-    def settings(self, options: "StrategyOptions") -> dict[str, Any]:
-        if options.top_k < 0:
-            raise UserError(f"--top_k must be 0 (all tokens) or more, got {options.top_k}.")
-        if not 0 < options.temperature < float("inf"):
-            raise UserError(f"--temperature must be above 0, got {options.temperature}: negatives are sampled.")
-        if options.max_new_tokens < 1:
-            raise UserError(f"--max_new_tokens must be at least 1, got {options.max_new_tokens}.")
-        return {
-            "top_k": options.top_k,
-            "temperature": options.temperature,
-            "max_new_tokens": options.max_new_tokens,
-        }
+    Options: ClassVar = Options
 
     def add(
         self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools

@@ -1,15 +1,14 @@
 """What a strategy is: a rule that gives each group its negatives, from a seed and the tools of the stage it runs in."""
 
+import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
+from data.command.options import NoOptions
 from data.schema import Candidate, Group
-
-if TYPE_CHECKING:
-    from negatives_gen.config import StrategyOptions
 
 # Draws per missing candidate before a group is given up; a draw may be empty, the ground truth, or a repetition.
 MAX_ROUNDS = 8
@@ -34,7 +33,7 @@ class Sampler(Protocol):
 
 
 class Predictor(Protocol):
-    """What MN needs of a scorer: `trainer.scoring.logprobs.Scorer.draw`."""
+    """What MN needs of a scorer: `trainer.scoring.scorer.Scorer.draw`."""
 
     def draw(self, groups: Sequence[Any], uniforms: Sequence[Any], *, never: Sequence[int]) -> list[Any]: ...
 
@@ -68,26 +67,41 @@ class Strategy(ABC):
         name: of the module, of the column `strategy`, of `--strategies NAME=COUNT`.
         summary: half a line for --help.
         stage: SAMPLE, ASK or SCORE.
-        options: option of `StrategyOptions` -> the key of the settings that it decides.
+        Options: a frozen dataclass of its options (`data.command.options.option`), whose `check` raises UserError for a
+            value out of range. They are options of the commands, and stand in the manifest.
     """
 
     name: str
     summary: str
     stage: str = SCORE
-    options: ClassVar[Mapping[str, str]] = {}
+    Options: ClassVar[type] = NoOptions
 
     @property
     def turn(self) -> tuple[int, str]:
         """When it runs among the strategies of a job: the least first."""
         return STAGE_ORDER.index(self.stage), self.name
 
-    @abstractmethod
-    def settings(self, options: "StrategyOptions") -> dict[str, Any]:
-        """What decides the negatives beside count and seed, JSON-like, for the manifest. Raises UserError."""
+    def settings(self, options: Any) -> dict[str, Any]:
+        """The options (an instance of `Options`), checked, JSON-like, for the manifest and for `add`.
 
-    def settings_to_grow(self, known: dict[str, Any], options: "StrategyOptions") -> dict[str, Any]:
-        """The settings `known` of a set, with what the user may change. Raises UserError for what he may not."""
-        return known
+        Raises:
+            UserError: a value is out of range.
+        """
+        options.check()
+        return dataclasses.asdict(options)
+
+    def for_sample(self, settings: dict[str, Any], rows: int, shard_rows: int) -> dict[str, Any]:
+        """The settings with which few rows make of each what many would, for a plan that measures a sample.
+
+        Args:
+            settings: with the count.
+            rows: usable rows of the sample.
+            shard_rows: usable rows of a shard of the job.
+
+        Raises:
+            UserError: a shard's rows are too few for the count.
+        """
+        return settings
 
     @abstractmethod
     def add(

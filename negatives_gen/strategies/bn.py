@@ -1,14 +1,25 @@
 """BN: batch negatives, the ground truths of other prefixes in the same batch (paper section 4.2)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from data.command.errors import UserError
+from data.command.options import option
 from data.schema import Candidate, Group
 from negatives_gen.strategies.base import Novelty, Strategy, Tools, derive_seed
 
-if TYPE_CHECKING:
-    from negatives_gen.config import StrategyOptions
+
+@dataclass(frozen=True)
+class Options:
+    """How rows are put into batches."""
+
+    bn_batch_size: int = option(64, "rows of a batch, whose ground truths its groups borrow from one another")
+
+    def check(self) -> None:
+        """Raise UserError for a value out of range."""
+        if self.bn_batch_size < 2:
+            raise UserError(f"--bn_batch_size must be at least 2, got {self.bn_batch_size}.")
 
 
 class Batch(Strategy):
@@ -19,12 +30,19 @@ class Batch(Strategy):
 
     name = "bn"
     summary = "batch: ground truths of other prefixes of a batch"
-    options: ClassVar = {"bn_batch_size": "batch_size"}
+    Options: ClassVar = Options
 
-    def settings(self, options: "StrategyOptions") -> dict[str, Any]:
-        if options.bn_batch_size < 2:
-            raise UserError(f"--bn_batch_size must be at least 2, got {options.bn_batch_size}.")
-        return {"batch_size": options.bn_batch_size}
+    def for_sample(self, settings: dict[str, Any], rows: int, shard_rows: int) -> dict[str, Any]:
+        """Batches no smaller than a shard's, as far as the sample goes: rows must find as many others as there."""
+        batches = -(-shard_rows // settings["bn_batch_size"]) or 1
+        batch = -(-shard_rows // batches)
+        if settings["count"] >= batch:
+            raise UserError(
+                f"bn={settings['count']} needs more than {settings['count']} usable rows in a batch, the job's have "
+                f"{batch}. Raise --bn_batch_size or --groups_per_shard, or ask for fewer."
+            )
+        number = rows // batch or 1
+        return {**settings, "bn_batch_size": -(-rows // number)}
 
     def add(
         self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
@@ -48,9 +66,9 @@ class Batch(Strategy):
         return short
 
     def _batches(self, pool: Sequence[Group], settings: dict[str, Any], seed: int) -> list[list[Group]]:
-        """Batches of equal size, give or take one row, of at most batch_size rows."""
+        """Batches of equal size, give or take one row, of at most bn_batch_size rows."""
         order = sorted(pool, key=lambda group: derive_seed(seed, self.name, group.id))
-        number = -(-len(order) // settings["batch_size"]) or 1
+        number = -(-len(order) // settings["bn_batch_size"]) or 1
         return [order[i * len(order) // number : (i + 1) * len(order) // number] for i in range(number)]
 
 

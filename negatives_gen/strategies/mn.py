@@ -2,19 +2,30 @@
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
 from data.command.errors import UserError
+from data.command.options import option
 from data.schema import Candidate, Group
 from negatives_gen.strategies.base import Novelty, Strategy, Tools, derive_seed
 
-if TYPE_CHECKING:
-    from negatives_gen.config import StrategyOptions
-
 # Draws per group, however many candidates are asked for: a group that has too little variety for n has for n + m too.
 MAX_DRAWS = 256
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much of the ground truth is redrawn."""
+
+    mn_share: float = option(0.15, "share of the ground truth's tokens that are redrawn")
+
+    def check(self) -> None:
+        """Raise UserError for a value out of range."""
+        if not 0 < self.mn_share <= 1:
+            raise UserError(f"--mn_share must be above 0 and at most 1, got {self.mn_share}.")
 
 
 class Meanfield(Strategy):
@@ -26,12 +37,7 @@ class Meanfield(Strategy):
 
     name = "mn"
     summary = "meanfield: a share of the ground truth's tokens redrawn in one teacher-forced pass"
-    options: ClassVar = {"mn_share": "share"}
-
-    def settings(self, options: "StrategyOptions") -> dict[str, Any]:
-        if not 0 < options.mn_share <= 1:
-            raise UserError(f"--mn_share must be above 0 and at most 1, got {options.mn_share}.")
-        return {"share": options.mn_share}
+    Options: ClassVar = Options
 
     def add(
         self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
@@ -57,7 +63,7 @@ class Meanfield(Strategy):
     def _add_to(self, group: Group, tokens: np.ndarray, settings: dict[str, Any], tools: Tools) -> None:
         novelty = Novelty(group, self.name)
         length = len(group.response_ids) - 1
-        redrawn = max(1, round(settings["share"] * length))
+        redrawn = max(1, round(settings["mn_share"] * length))
         for draw in range(tokens.shape[1]):
             if self.missing(group, settings) <= 0:
                 break

@@ -2,13 +2,10 @@
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data.schema import Candidate, Group
 from negatives_gen.strategies.base import Novelty, Strategy, Tools, derive_seed
-
-if TYPE_CHECKING:
-    from negatives_gen.config import StrategyOptions
 
 
 class Truncation(Strategy):
@@ -16,9 +13,6 @@ class Truncation(Strategy):
 
     name = "tn"
     summary = "truncation: the ground truth cut at a random position"
-
-    def settings(self, options: "StrategyOptions") -> dict[str, Any]:
-        return {}
 
     def add(
         self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools

@@ -3,34 +3,58 @@
 import asyncio
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from data.chat.client import Answer, ChatAPI, read_key
-from data.chat.settings import OPENAI_URL, check_chat_options, known_options
+from data.chat.settings import OPENAI_URL, check_chat_options
 from data.command.errors import UserError
+from data.command.options import option
 from data.schema import Candidate, Group
 from data.sources.encode import special_ids
 from negatives_gen.strategies.base import ASK, MAX_ROUNDS, Novelty, Strategy, Tools, derive_seed
-
-if TYPE_CHECKING:
-    from negatives_gen.config import StrategyOptions
 
 # The paper's, to the letter.
 TEMPLATE = (
     "Given the ground truth instruction and response, can you generate a not helpful response?\n"
     " Instruction: {}\nResponse: {}\nNot helpful response:"
 )
-# Key of --api -> default. The last three do not decide what is made.
-DEFAULTS: dict[str, Any] = {
-    "model": None,
-    "base_url": OPENAI_URL,
-    "temperature": 1.0,
-    "max_tokens": None,
-    "concurrency": 16,
-    "timeout": 60.0,
-    "retries": 5,
-}
-RUNTIME = ("concurrency", "timeout", "retries")
+
+
+@dataclass(frozen=True)
+class APIOptions:
+    """A chat model behind an OpenAI-compatible server. The key comes from $OPENAI_API_KEY only."""
+
+    model: str | None = option(None, "name of the chat model that writes")
+    base_url: str = option(OPENAI_URL, "address of the server", decides=False)
+    temperature: float | None = option(1.0, "sampling temperature; none: the server's")
+    max_tokens: int | None = option(None, "length of an answer in tokens, at most (default: --max_new_tokens)")
+    concurrency: int = option(16, "requests under way at a time", decides=False)
+    timeout: float = option(60.0, "seconds that a request may take", decides=False)
+    retries: int = option(5, "of a request that fails", decides=False)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Who writes, and how much."""
+
+    max_new_tokens: int = option(256, "length of a continuation in tokens, at most")
+    api: APIOptions = option(APIOptions(), "the API that writes")
+
+    def check(self) -> None:
+        """Raise UserError for a value out of range, or where the server needs a key that is not set."""
+        self.checked_api()
+
+    def checked_api(self) -> dict[str, Any]:
+        """The API's options, with the address and the length as they are used. Raises UserError, see `check`."""
+        api = dataclasses.asdict(self.api)
+        if not api["model"]:
+            raise UserError("strategy 'un' needs --api.model: the name of a chat model that the API serves.")
+        if api["max_tokens"] is None:
+            api["max_tokens"] = self.max_new_tokens
+        check_chat_options("api", api)
+        read_key(api["base_url"])
+        return api
 
 
 class Unhelpful(Strategy):
@@ -45,28 +69,12 @@ class Unhelpful(Strategy):
     name = "un"
     summary = "unhelpful: written by a model behind an API"
     stage = ASK
-    options: ClassVar = {"max_new_tokens": "max_tokens"}
+    Options: ClassVar = Options
 
-    def settings(self, options: "StrategyOptions") -> dict[str, Any]:
-        api = known_options("api", options.api, {**DEFAULTS, "max_tokens": options.max_new_tokens})
-        if not isinstance(api["model"], str) or not api["model"]:
-            raise UserError("strategy 'un' needs --api.model: the name of a chat model that the API serves.")
-        check_chat_options("api", api)
-        read_key(api["base_url"])
-        decides = {key: value for key, value in api.items() if key not in RUNTIME}
-        return {**decides, "runtime": {key: api[key] for key in RUNTIME}}
-
-    def settings_to_grow(self, known: dict[str, Any], options: "StrategyOptions") -> dict[str, Any]:
-        """A server may have moved: its address and what RUNTIME names may change."""
-        api = {**{key: known[key] for key in DEFAULTS if key in known}, **known["runtime"]}
-        settings = self.settings(dataclasses.replace(options, api={**api, **options.api}))
-        for key in ("model", "temperature", "max_tokens"):
-            if settings[key] != known[key]:
-                raise UserError(
-                    f"--api.{key} is {settings[key]!r}, the set's 'un' was made with {known[key]!r}, which holds for "
-                    f"all of it. Leave --api.{key} out."
-                )
-        return {**known, **settings}
+    def settings(self, options: Any) -> dict[str, Any]:
+        """One length, whichever of its two options gave it."""
+        api = options.checked_api()
+        return {"max_new_tokens": api.pop("max_tokens"), "api": api}
 
     def add(
         self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
@@ -77,8 +85,7 @@ class Unhelpful(Strategy):
         novelty = {group.id: Novelty(group, self.name) for group in groups}
         refused: dict[str, str] = {}
         answered = False
-        sampling = {key: settings[key] for key in ("model", "base_url", "temperature", "max_tokens")}
-        async with ChatAPI(**sampling, **settings["runtime"]) as api:
+        async with ChatAPI(**settings["api"], max_tokens=settings["max_new_tokens"]) as api:
             for round_number in range(MAX_ROUNDS):
                 requests = [
                     (group, derive_seed(tools.seed, self.name, group.id, round_number, index) >> 32)
@@ -102,8 +109,8 @@ class Unhelpful(Strategy):
                         group.negatives.append(candidate)
         if refused and not answered:  # not a matter of one row, such as its length
             raise UserError(
-                f"{settings['base_url']} takes every request for a bad one ({next(iter(refused.values()))}). Check the "
-                "--api options."
+                f"{settings['api']['base_url']} takes every request for a bad one ({next(iter(refused.values()))}). "
+                "Check the --api options."
             )
         return self._short(groups, refused, settings)
 

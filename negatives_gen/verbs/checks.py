@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from data.manifest import DTYPES, MANIFEST, Manifest, ShardRecord
-from data.schema import SIGNALS, group_schema, reject_schema, schema_differences
+from data.schema import group_schema, reject_schema, schema_differences
 from data.shards import JOB_FOLDER, REJECTS, shard_name
 from data.storage import TEMPORARY_PREFIX
+from negatives_gen.signals import SIGNALS
 
 TOKENIZER_KEYS = ["chat_template_sha256", "eos_token_id", "sha256"]
 TOKENS = ("prompt", "response", "negatives")
@@ -81,8 +82,8 @@ def _contradictions(manifest: Manifest) -> list[str]:
     for value in hashes:
         if not re.fullmatch("[0-9a-f]{64}", value):
             problems.append(f"'{value}' is no SHA-256")
-    if not manifest.signals or any(signal not in SIGNALS for signal in manifest.signals):
-        problems.append(f"ranking signals {manifest.signals}, known are {', '.join(SIGNALS)}")
+    if not manifest.signals or sorted(manifest.signals) != sorted(job["signals"]):
+        problems.append(f"ranking signals {manifest.signals}, job.signals says {', '.join(job['signals'])}")
     if not isinstance(job["model"]["name"], str) or job["model"]["scorer_dtype"] not in DTYPES:
         problems.append(f"model '{job['model']['name']}' in {job['model']['scorer_dtype']}")
     if sorted(job["tokenizer"]) != TOKENIZER_KEYS or type(job["tokenizer"]["eos_token_id"]) is not int:
@@ -157,20 +158,24 @@ def number_problems(table: pa.Table, file: str, signals: Sequence[str]) -> list[
     groups = np.array(table["id"].to_pylist(), dtype=object)
     negatives = _flat(table)
     owners = np.repeat(groups, _lengths(table["negatives"]))
+    sampled = negatives["sampler_logp"].is_valid().to_numpy(zero_copy_only=False)
     columns = [
         ("reference_logp of the ground truth", groups, table["reference_logp"]),
         ("reference_logp of a negative", owners, negatives["reference_logp"]),
+        ("sampler_logp of a negative", owners[sampled], negatives["sampler_logp"].drop_null()),
         *((f"similarity '{s}' of a negative", owners, _fields(negatives["similarity"])[s]) for s in signals),
     ]
     problems = []
     for what, who, column in columns:
         values = _floats(column)
         wrong = ~np.isfinite(values)
-        if what.startswith("reference_logp"):
+        if what.startswith(("reference_logp", "sampler_logp")):
             wrong |= values > ROUNDING
         problems += [f"{file}: {what} in group {who[i]} is {values[i]}" for i in _where(wrong)]
-    if "embedding" in signals:
-        column = _array(table["response_embedding"])
+    column = _array(table["response_embedding"])
+    # Of a signal from outside it is not known whether it sets them: then those that are there are checked.
+    embeds = any(SIGNALS.load(name).embeds for name in signals if name in SIGNALS.names())
+    if embeds or column.null_count < len(column):
         sizes = _lengths(column)
         squares = np.nan_to_num(_floats(column.flatten()), nan=np.inf) ** 2
         sums = np.add.reduceat(np.append(squares, 0.0), np.cumsum(sizes) - sizes) if len(sizes) else np.zeros(0)

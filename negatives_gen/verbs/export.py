@@ -129,10 +129,11 @@ def export(path: str, config: ExportConfig) -> Exported:
     config.check()
     negatives = NegativeSet(resolve_path(path))
     use = _use(negatives, config.use)
-    if config.rank_by and config.rank_by not in negatives.signals:
+    rank_by = config.rank_by and negatives.manifest.signal_name(config.rank_by)
+    if rank_by and rank_by not in negatives.signals:
         raise UserError(
-            f"--rank_by asks for '{config.rank_by}', but negative set '{path}' holds {', '.join(negatives.signals)}."
-            f"{did_you_mean(config.rank_by, negatives.signals)} `extend` adds a signal."
+            f"--rank_by asks for '{rank_by}', but negative set '{path}' holds {', '.join(negatives.signals)}."
+            f"{did_you_mean(rank_by, negatives.signals)} `extend` adds a signal."
         )
     folder, name = _place(config.out, config.split)
     if folder.root == negatives.folder.root:
@@ -143,7 +144,7 @@ def export(path: str, config: ExportConfig) -> Exported:
     with _writer(folder, name, list(form("", "", ""))) as write:
         for index in range(len(negatives.manifest.shards)):
             groups = [g for g in negatives.shard(index) if config.split in ("all", g.split)]
-            pairs = [(g, c) for g in groups for c in _chosen(g, use, config.rank_by)]
+            pairs = [(g, c) for g in groups for c in _chosen(g, use, rank_by)]
             if config.format == TRL_SFT:
                 pairs = [(g, None) for g in groups]
             write([form(g.prompt, g.response, c.text if c else "") for g, c in pairs])
@@ -158,8 +159,8 @@ def export(path: str, config: ExportConfig) -> Exported:
 
 def _use(negatives: NegativeSet, text: str | None) -> dict[str, int]:
     """How many negatives of which strategy. Raises UserError if the set has not that many."""
-    stored = {name: settings["count"] for name, settings in negatives.manifest.job["strategies"].items()}
-    use = parse_counts(text, "--use") if text else stored
+    stored = negatives.manifest.stored
+    use = parse_counts(text, "--use", negatives.manifest.strategy_name) if text else stored
     for strategy, count in use.items():
         if count > stored.get(strategy, 0):
             raise UserError(

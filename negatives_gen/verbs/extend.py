@@ -1,28 +1,29 @@
 """`python -m negatives_gen extend SET --out NEW`: a set with more strategies, candidates or ranking signals.
 
 What the set has is copied, not made or scored again. The result equals a set made in one go with all of it, rejects
-included. Exceptions are `an`, which is sampled, and `un`, which an API writes: of their negatives count and provenance
-are equal, and rows that the set rejects already are not sampled or asked for.
+included. Exceptions are strategies that sample or ask an API: of their negatives count and provenance are equal, and
+rows that the set rejects already are not sampled or asked for.
 """
 
-import dataclasses
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data.command.entries import flat, from_settings, nested, over, undecided
 from data.command.errors import UserError, exit_on_user_error
 from data.command.log import start_logging
-from data.command.options import load_config, option, resolve_path
+from data.command.options import entry_options, load_config, option, resolve_path
 from data.command.privacy import holds_hidden, usable_again, without_secrets
 from data.command.usage import answered
-from data.counts import parse_counts
-from data.manifest import MANIFEST, Manifest
-from data.shards import NegativeSet, NegativeSetWriter
+from data.manifest import MANIFEST, Manifest, first_difference
+from data.shards import NegativeSet
 from data.storage import sha256
-from negatives_gen.config import StrategyOptions
-from negatives_gen.strategies import available, load_strategy
-from negatives_gen.strategies.base import ASK, SAMPLE
+from negatives_gen.config import RunOptions, signal_names, strategy_counts
+from negatives_gen.signals import SIGNALS, Reference
+from negatives_gen.strategies import STRATEGIES, job_settings
+from negatives_gen.strategies.base import SAMPLE
 
 log = logging.getLogger(__name__)
 
@@ -31,36 +32,38 @@ ABOUT = """
 Write a new negative set that holds all of SET and more: --strategies names the counts that the new set shall have
 (strategies not named stay as they are), --signals the ranking signals to add. Nothing of SET is made or scored again,
 and SET stays as it is. How SET's own strategies make negatives is what its manifest says; the options below are for
-what is new, save --engine.* and, where the server of `un` has moved, --api.base_url. An interrupted run goes on with
-the same command.
+what is new, save --engine.* and what does not decide the negatives, such as the address of a server that has moved. An
+interrupted run goes on with the same command.
 """
 
 
-def _of_new(name: str, help: str) -> Any:
-    """An option that a strategy takes only if it is new; None if not given, which differs from the default given."""
-    return option(None, f"of a new {help} (default: {getattr(StrategyOptions, name)})")
-
-
 @dataclass
-class ExtendConfig(StrategyOptions):
+class ExtendConfig(RunOptions):
     """What to add, and where the new set goes."""
 
-    strategies: str = option("", "counts of the new set, of those strategies that grow or are new, e.g. an=15,bn=3")
-    signals: str = option("", "ranking signals to add, e.g. rouge,bleu")
-    # None, unlike in the class above, is "not given": hence another type for the same option in the next six.
-    embedder: str | None = option(None, "sentence-transformers name or path, if it is not where the manifest says")  # type: ignore[assignment]  # see above
-    top_k: int | None = _of_new("top_k", "an: sample among the k most likely tokens (0: all)")  # type: ignore[assignment]  # see above
-    temperature: float | None = _of_new("temperature", "an: sampling temperature")  # type: ignore[assignment]  # see above
-    max_new_tokens: int | None = _of_new("max_new_tokens", "an or un: its tokens, at most")  # type: ignore[assignment]  # see above
-    bn_batch_size: int | None = _of_new("bn_batch_size", "bn: rows of a batch")  # type: ignore[assignment]  # see above
-    mn_share: float | None = _of_new("mn_share", "mn: share of the tokens that are redrawn")  # type: ignore[assignment]  # see above
     out: str = option(None, "directory or URL of the new set", required=True)
     model: str | None = option(None, "the reference model, if it is not where the manifest says")
+    strategies: list[str] = option(
+        [], "counts of the new set, of those strategies that grow or are new, e.g. an=15,bn=3", metavar="NAME=N"
+    )
+    strategy_options: dict[str, Any] = entry_options(
+        STRATEGIES,
+        chosen_by="strategies",
+        given_only=True,
+        help="how new strategies make negatives, and what does not decide what one makes",
+    )
+    signals: list[str] = option([], "ranking signals to add, e.g. rouge,bleu", metavar="NAME")
+    signal_options: dict[str, Any] = entry_options(
+        SIGNALS,
+        chosen_by="signals",
+        given_only=True,
+        help="what new ranking signals are computed with, and where the set's models are, if they have moved",
+    )
 
     def check(self) -> None:
+        super().check()
         if not self.strategies and not self.signals:
             raise UserError("nothing to add: give --strategies, e.g. bn=3, or --signals, e.g. rouge.")
-        self.check_run()
 
 
 @exit_on_user_error
@@ -90,7 +93,14 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     from data.models import check_model, load_tokenizer, tokenizer_hash, weights_hash
     from negatives_gen.job.actors import Components, Work
     from negatives_gen.job.inputs import ParentShards
-    from negatives_gen.job.job import local_path, make_signal_options, run_job, signal_identities
+    from negatives_gen.job.job import (
+        local_path,
+        make_writer,
+        outside_paths,
+        run_job,
+        signal_identities,
+        with_local_paths,
+    )
 
     config.check()
     parent = NegativeSet(resolve_path(path), current=True)
@@ -101,38 +111,56 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     parent.check_reference(weights_hash(model), name)
     parent.check_tokenizer(tokenizer_hash(load_tokenizer(model, config.trust_remote_code)), name)
 
+    _load_outside(job)
     strategies = _grown(job["strategies"], config)
     growing = {name: settings for name, settings in strategies.items() if _grows(name, settings, job["strategies"])}
     _refuse_idle_options(config, job["strategies"], growing)
-    samples = any(load_strategy(name).stage == SAMPLE for name in growing)
+    samples = any(STRATEGIES.load(name).stage == SAMPLE for name in growing)
     engine = {**job["engine"], **config.engine} if samples else job["engine"]
-    config, names = _with_signals(config, job["signals"])
-    options = make_signal_options(config, model)
-    identities = signal_identities(config, names, options)
+    signals = _signal_options(job["signals"], config)
+    identities = signal_identities(signals, Reference(model, config.trust_remote_code))
     for signal, known in job["signals"].items():
         _refuse_other_signal(signal, known, identities[signal])
 
-    writer = NegativeSetWriter(
-        resolve_path(config.out),
+    writer = make_writer(
+        config.out,
         without_secrets({**job, "strategies": strategies, "signals": identities, "engine": engine}),
-        names,
+        list(signals),
         parent={"name": without_secrets(path), "manifest_sha256": sha256(parent.folder.read(MANIFEST))},
     )
     work = Work(
         model=model,
         source=ParentShards(parent.folder.path),
         strategies=growing,
-        signals=names,
-        signal_options=options,
+        signals={name: with_local_paths(options) for name, options in signals.items()},
         writer=writer,
         context=job["data"]["context"],
         seed=job["seed"],
         dtype=job["model"]["scorer_dtype"],
         engine_options=_engine_options(job["engine"], config.engine) if samples else {},
         trust_remote_code=config.trust_remote_code,
+        outside=outside_paths(strategies, signals),
         components=components or Components(),
     )
     return run_job(config, config.out, work, lambda: (len(parent.manifest.shards), parent.manifest.inputs))
+
+
+def _load_outside(job: dict[str, Any]) -> None:
+    """Import the set's strategies and signals that are not built in. Raises UserError if one is not what it was."""
+    for registry, entries in ((STRATEGIES, job["strategies"]), (SIGNALS, job["signals"])):
+        for name, entry in entries.items():
+            origin = entry.get("origin")
+            if not origin:
+                continue
+            if registry.name(origin["entry"]) != name:
+                raise UserError(f"'{origin['entry']}' is no longer the set's {registry.kind} '{name}'. Restore it.")
+            source = registry.origin(name)["source_sha256"]
+            if source != origin["source_sha256"]:
+                raise UserError(
+                    f"the set's {registry.kind} '{name}' was made by '{origin['entry']}' with source "
+                    f"{origin['source_sha256'][:16]}, which is {source[:16]} now: it would not make the same. Restore "
+                    "that source, or give the new one another name."
+                )
 
 
 def _grown(known: dict[str, dict[str, Any]], config: ExtendConfig) -> dict[str, dict[str, Any]]:
@@ -140,51 +168,77 @@ def _grown(known: dict[str, dict[str, Any]], config: ExtendConfig) -> dict[str, 
     if not config.strategies:
         return known
     grown = dict(known)
-    counts = parse_counts(config.strategies, "--strategies", available())
-    options = _for_new_strategies(config)
-    for name, count in counts.items():
-        if name in known:
-            if count < known[name]["count"]:
-                raise UserError(
-                    f"--strategies asks for {name}={count}, the set has {known[name]['count']} already. To "
-                    f"train on fewer, use `python -m trainer.run --use {name}={count}`."
-                )
-            if count > known[name]["count"]:
-                grown[name] = {**load_strategy(name).settings_to_grow(known[name], options), "count": count}
-        else:
-            grown[name] = {"count": count, **load_strategy(name).settings(options)}
+    for name, count in strategy_counts(config.strategies).items():
+        given = config.strategy_options.get(name, {})
+        if name not in known:
+            grown[name] = job_settings(name, count, over(STRATEGIES.load(name).Options(), given))
+        elif count < known[name]["count"]:
+            raise UserError(
+                f"--strategies asks for {name}={count}, the set has {known[name]['count']} already. To "
+                f"train on fewer, use `python -m trainer.run --use {name}={count}`."
+            )
+        elif count > known[name]["count"]:
+            grown[name] = job_settings(name, count, over(_options_of(name, known[name]), _of_run(name, given)))
     return dict(sorted(grown.items()))
+
+
+def _options_of(name: str, settings: dict[str, Any]) -> Any:
+    return from_settings(STRATEGIES.load(name).Options, settings)
+
+
+def _of_run(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Of the given options of a strategy those that do not decide what it makes, such as a server's address."""
+    found: dict[str, Any] = {}
+    for key in undecided(STRATEGIES.load(name).Options):
+        if key in flat(given):
+            outer, _, inner = key.partition(".")
+            found = {**found, outer: {**found.get(outer, {}), inner: given[outer][inner]} if inner else given[outer]}
+    return found
 
 
 def _grows(name: str, settings: dict[str, Any], known: dict[str, dict[str, Any]]) -> bool:
     return name not in known or settings["count"] > known[name]["count"]
 
 
-def _for_new_strategies(config: ExtendConfig) -> StrategyOptions:
-    """The options, with the usual defaults in place of what is not given."""
-    options = {f.name: getattr(config, f.name) for f in dataclasses.fields(StrategyOptions)}
-    return StrategyOptions(**{name: value for name, value in options.items() if value is not None})
-
-
 def _refuse_idle_options(
     config: ExtendConfig, known: dict[str, dict[str, Any]], growing: dict[str, dict[str, Any]]
 ) -> None:
     """Raise UserError for an option that would change nothing, which the user would not notice."""
-    serves_new = {given for name in growing.keys() - known.keys() for given in load_strategy(name).options}
-    for name, settings in known.items():
-        for given, key in load_strategy(name).options.items():
-            value = getattr(config, given)
-            if value is not None and given not in serves_new and value != settings.get(key):
-                raise UserError(
-                    f"--{given} {value} would change nothing: the set's own settings hold, its '{name}' has {key} "
-                    f"{settings.get(key)}. Leave --{given} out."
-                )
-    for given, stage in (("api", ASK), ("engine", SAMPLE)):
-        if getattr(config, given) and not any(load_strategy(name).stage == stage for name in growing):
-            names = " or ".join(f"'{name}'" for name in available() if load_strategy(name).stage == stage)
-            raise UserError(
-                f"--{given}.* would change nothing: no {names} is added. Leave it out, or add some by --strategies."
-            )
+    holders: dict[str, list[str]] = {}
+    for name, given in config.strategy_options.items():
+        for key in flat(given):
+            holders.setdefault(key, []).append(name)
+    for key, names in holders.items():
+        if any(name in growing and name not in known for name in names):
+            continue
+        decides = [name for name in names if name in known and key not in undecided(STRATEGIES.load(name).Options)]
+        for name in decides:
+            _refuse_other_value(name, key, flat(config.strategy_options[name])[key], known[name])
+        if not decides and not any(name in growing for name in names):
+            raise _idle(key, names)
+    if config.engine and not any(STRATEGIES.load(name).stage == SAMPLE for name in growing):
+        raise _idle("engine.", [name for name in STRATEGIES.names() if STRATEGIES.load(name).stage == SAMPLE])
+
+
+def _refuse_other_value(name: str, key: str, value: Any, settings: dict[str, Any]) -> None:
+    """Raise UserError if an option would give a strategy of the set other settings than it has."""
+    strategy = STRATEGIES.load(name)
+    changed = strategy.settings(over(_options_of(name, settings), nested(key, value)))
+    known = {name_of: settings[name_of] for name_of in changed}
+    if difference := first_difference(known, changed, ignore=undecided(strategy.Options)):
+        of, has, _ = difference
+        raise UserError(
+            f"--{key} {value} would change nothing: the set's own settings hold, its '{name}' has {of} {has}. Leave "
+            f"--{key} out."
+        )
+
+
+def _idle(key: str, strategies: Sequence[str]) -> UserError:
+    spoken = f"{key.partition('.')[0]}.*" if "." in key else key
+    names = " or ".join(f"'{name}'" for name in strategies)
+    return UserError(
+        f"--{spoken} would change nothing: no {names} is added. Leave it out, or add some by --strategies."
+    )
 
 
 def _engine_options(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -195,25 +249,30 @@ def _engine_options(known: dict[str, Any], given: dict[str, Any]) -> dict[str, A
     return {**usable_again(known), **given}
 
 
-def _with_signals(config: ExtendConfig, known: dict[str, dict[str, Any]]) -> tuple[ExtendConfig, list[str]]:
-    """The options with the models of the set's own signals filled in, and the names of all signals, the set's first."""
-    given = {"embedding": "embedder", "reward": "reward_model", "bertscore": "bertscore_model"}
-    chosen = {*known, *(name.strip() for name in config.signals.split(","))}
-    for name, key in given.items():
-        if getattr(config, key) and name not in chosen:
-            raise UserError(f"--{key} would change nothing: the new set has no signal '{name}'. Add it by --signals.")
-    filled = {key: known[name]["name"] for name, key in given.items() if name in known and not getattr(config, key)}
-    if not config.embedder and "embedding" not in known:
-        filled["embedder"] = StrategyOptions.embedder
-    config = dataclasses.replace(config, **filled)
-    added = config.signal_names() if config.signals else []
-    return config, [*known, *(name for name in added if name not in known)]
+def _signal_options(known: dict[str, dict[str, Any]], config: ExtendConfig) -> dict[str, Any]:
+    """All signals with their options, the set's first.
+
+    Raises:
+        UserError: an unknown or repeated signal, an option out of range, or one of a signal that the new set has not.
+    """
+    names = [*known, *(name for name in signal_names(config.signals) if name not in known)]
+    for name, given in config.signal_options.items():
+        for key in flat(given):
+            if name not in names:
+                raise UserError(
+                    f"--{key} would change nothing: the new set has no signal '{name}'. Add it by --signals."
+                )
+    return {
+        name: over(from_settings(SIGNALS.load(name).Options, known.get(name, {})), config.signal_options.get(name, {}))
+        for name in names
+    }
 
 
 def _refuse_other_signal(signal: str, known: dict[str, Any], found: dict[str, Any]) -> None:
-    for key in known:
-        if key != "name" and found.get(key) != known[key]:
-            raise UserError(
-                f"the set's signal '{signal}' was computed with {key} {known[key]}, this run would use "
-                f"{found.get(key)}. Give the model it was made with."
-            )
+    """Raise UserError if the values that are added would not be those of the set's signal."""
+    if difference := first_difference(known, found, ignore=[*undecided(SIGNALS.load(signal).Options), "origin"]):
+        key, was, would = difference
+        raise UserError(
+            f"the set's signal '{signal}' was computed with {key} {was}, this run would use {would}. Give the model it "
+            "was made with."
+        )

@@ -127,6 +127,7 @@ def _number(value: float | None, digits: int) -> str:
 def _signal(negatives: NegativeSet, asked: str | None) -> str:
     if asked is None:
         return negatives.signals[0]
+    asked = negatives.manifest.signal_name(asked)
     if asked not in negatives.signals:
         raise UserError(
             f"--rank_by asks for '{asked}', but negative set '{negatives.folder.path}' holds "

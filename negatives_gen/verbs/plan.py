@@ -19,7 +19,7 @@ from data.manifest import ShardRecord
 from data.schema import Group
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.inputs import Shard, ShardSource
-from negatives_gen.strategies import load_strategy
+from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import ASK, SAMPLE
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Plan:
     Attributes:
         groups, rejected, shards, bytes: of the set; bytes are those of its shards.
         tokens: "prompt", "response", "negatives" -> tokens in the set; "sampled": of negatives, from the engine.
-        requests: to the API of `un`.
+        requests: to an API.
         device_hours: strategy, "score" or signal -> hours of one device, once it has started; from a given speed,
             those of "sampling" alone.
     """
@@ -98,7 +98,7 @@ def predict(config: PlanConfig) -> Plan:
     examples = list(islice(source, config.sample))
     if len(examples) < 6:
         raise UserError(f"the data set has only {len(examples)} rows in this split; a plan needs at least 6.")
-    asked = {n: s["count"] for n, s in config.strategy_settings().items() if load_strategy(n).stage == ASK}
+    asked = {n: s["count"] for n, s in config.strategy_settings().items() if STRATEGIES.load(n).stage == ASK}
     with tempfile.TemporaryDirectory() as folder:
         work = make_work(dataclasses.replace(config, out=folder), source)
         work = dataclasses.replace(work, strategies={n: s for n, s in work.strategies.items() if n not in asked})
@@ -142,7 +142,11 @@ def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measure
         shards.append(dataclasses.replace(work, writer=writer, source=dataclasses.replace(work.source, folder=folder)))
     require_usable(shards[-1], 1, "the sample")
     pool = shards[-1].source.load(0).pool
-    strategies = _with_real_batches(work.strategies, pool, round(shard_rows * len(pool) / len(parts[-1])))
+    usable = round(shard_rows * len(pool) / len(parts[-1]))
+    strategies = {
+        name: STRATEGIES.load(name).for_sample(settings, len(pool), usable)
+        for name, settings in work.strategies.items()
+    }
     shards = [
         dataclasses.replace(shard, strategies=strategies, source=SamplePart(shard.source, pool)) for shard in shards
     ]
@@ -173,25 +177,6 @@ def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measure
     return [small, large]
 
 
-def _with_real_batches(
-    strategies: dict[str, dict[str, Any]], pool: Sequence[Group], shard_rows: int
-) -> dict[str, dict[str, Any]]:
-    """The strategies with BN's batches no smaller than those of a shard of so many usable rows, as far as the sample
-    goes: rows that find enough others there must find them here. Raises UserError where a real batch has too few."""
-    if "bn" not in strategies:
-        return strategies
-    bn = strategies["bn"]
-    batches = -(-shard_rows // bn["batch_size"]) or 1
-    batch = -(-shard_rows // batches)
-    if bn["count"] >= batch:
-        raise UserError(
-            f"bn={bn['count']} needs more than {bn['count']} usable rows in a batch, the job's have {batch}. Raise "
-            "--bn_batch_size or --groups_per_shard, or ask for fewer."
-        )
-    number = len(pool) // batch or 1
-    return {**strategies, "bn": {**bn, "batch_size": -(-len(pool) // number)}}
-
-
 def _scale(records: Sequence[ShardRecord], rows: int, config: PlanConfig, asked: dict[str, int]) -> Plan:
     small, large = records
     groups = round(rows * large.rows / large.rows_read)
@@ -203,11 +188,10 @@ def _scale(records: Sequence[ShardRecord], rows: int, config: PlanConfig, asked:
     tokens = {kind: large.tokens[kind] / large.rows for kind in ("prompt", "response", "negatives")}
     strategies = config.strategy_settings()
     candidates = sum(s["count"] for n, s in strategies.items() if n not in asked)
-    answer = min(tokens["response"], float(config.max_new_tokens))
-    for count in asked.values():
+    for name, count in asked.items():
         per_group *= 1 + count / (candidates + 1)  # an answer takes as much as another candidate
-        tokens["negatives"] += count * answer
-    sampling = [name for name in strategies if load_strategy(name).stage == SAMPLE]
+        tokens["negatives"] += count * min(tokens["response"], strategies[name].get("max_new_tokens", math.inf))
+    sampling = [name for name in strategies if STRATEGIES.load(name).stage == SAMPLE]
     sampled = sum(large.tokens.get(name, 0) for name in sampling) / large.rows
     if config.tokens_per_second is None:
         hours = {name: seconds / large.rows * groups / 3600 for name, seconds in large.seconds.items()}

@@ -1,5 +1,6 @@
 """Stand-ins for the models, for a plan that is to load none: answers as long as the data's own, and random numbers."""
 
+import dataclasses
 import json
 import random
 from collections.abc import Sequence
@@ -11,9 +12,9 @@ import numpy as np
 from data.schema import Group
 from negatives_gen.job.actors import Components
 from negatives_gen.job.inputs import Shard
+from negatives_gen.models.embedder import REFERENCE
 from negatives_gen.models.engine import Sample
-from negatives_gen.signals import SignalOptions
-from negatives_gen.signals.base import Signal
+from negatives_gen.signals import SIGNALS, Reference, Signal
 
 DEFAULT_DIMENSION = 384  # of all-MiniLM-L6-v2
 
@@ -44,7 +45,7 @@ class StandInEngine:
 class StandInScorer:
     """Random log-probabilities, and random tokens for MN."""
 
-    path = "packed"
+    layout = "packed"
 
     def __init__(self, vocabulary: int):
         self.vocabulary = vocabulary
@@ -57,19 +58,19 @@ class StandInScorer:
 
 
 class StandInSignal(Signal):
-    """Random similarities and embeddings of the right dimension."""
+    """Random similarities, and embeddings of the right dimension if the signal sets any."""
 
-    def __init__(self, name: str, options: SignalOptions):
+    def __init__(self, name: str, options: Any, reference: Reference):
         self.name = name
-        self.dimension = _dimension(options)
+        self.dimension = _dimension(options, reference) if SIGNALS.load(name).embeds else 0
 
     @classmethod
-    def identity(cls, options: SignalOptions) -> dict[str, Any]:
+    def identity(cls, options: Any, reference: Reference) -> dict[str, Any]:
         return {}
 
     def add(self, groups: Sequence[Group]) -> None:
         for group in groups:
-            if self.name == "embedding":
+            if self.dimension:
                 group.response_embedding = [random.random() for _ in range(self.dimension)]
             for candidate in group.negatives:
                 candidate.similarity[self.name] = random.random()
@@ -81,14 +82,16 @@ def stand_in_components(shards: Sequence[Shard], vocabulary: int) -> Components:
     return Components(
         engine=lambda *_, **__: StandInEngine(truths),
         scorer=lambda *_, **__: StandInScorer(vocabulary),
-        signals=lambda names, options: [StandInSignal(name, options) for name in names],
+        signals=lambda options, reference: [StandInSignal(name, of, reference) for name, of in options.items()],
     )
 
 
-def _dimension(options: SignalOptions) -> int:
-    """Of the embedder, from its config.json if it is here."""
-    directory = Path(options.model if options.embedder == "reference" else options.embedder)
-    try:
-        return int(json.loads((directory / "config.json").read_text())["hidden_size"])
-    except (OSError, ValueError, KeyError):
-        return DEFAULT_DIMENSION
+def _dimension(options: Any, reference: Reference) -> int:
+    """Of the embeddings, from the config.json of the model that the options name, if it is here."""
+    for name in [getattr(options, f.name) for f in dataclasses.fields(options) if f.metadata.get("is_name")]:
+        directory = Path(reference.model if name == REFERENCE else name)
+        try:
+            return int(json.loads((directory / "config.json").read_text())["hidden_size"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return DEFAULT_DIMENSION

@@ -11,7 +11,7 @@ from typing import Any
 
 from data.models import context_length, load_tokenizer
 from negatives_gen.models.engine import Engine
-from negatives_gen.strategies import load_strategy
+from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import Tools
 from tests.benchmarks.dolly import MODEL, dolly_groups
 
@@ -35,7 +35,7 @@ def main() -> None:
 
     def ours() -> int:
         fresh = [dataclasses.replace(group, negatives=[]) for group in groups]
-        load_strategy("an").add(fresh, fresh, SETTINGS, tools)
+        STRATEGIES.load("an").add(fresh, fresh, SETTINGS, tools)
         return sum(len(c.ids) for group in fresh for c in group.negatives)
 
     contestants = {

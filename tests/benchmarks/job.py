@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from data.command.options import make_config
 from negatives_gen.config import GenerateConfig
 from tests.benchmarks.dolly import DOLLY, MODEL
 
@@ -28,7 +29,7 @@ def work_of(folder: Path):
     from data.sources.examples import open_source
     from negatives_gen.job.job import make_work
 
-    config = GenerateConfig(**OPTIONS, out=str(folder / "set"))
+    config = make_config(GenerateConfig, **OPTIONS, out=str(folder / "set"))
     source = open_source(config.dataset, config.task, config.split, config.limit)
     return config, source, make_work(config, source)
 

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from data.command.options import make_config
 from negatives_gen.verbs.plan import Plan, PlanConfig, predict
 from tests.benchmarks.dolly import DOLLY, MODEL
 
@@ -58,7 +59,7 @@ def main() -> None:
         "groups_per_shard": 64, "strategies": "an=4,bn=2,mn=3,tn=2", "max_new_tokens": 64, "embedder": "reference",
     }  # fmt: skip
     started = time.perf_counter()
-    plan = predict(PlanConfig(**options))  # type: ignore[arg-type]  # values of several types
+    plan = predict(make_config(PlanConfig, **options))  # type: ignore[arg-type]  # values of several types
     planned = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         manifest = real_job(options, Path(folder) / "set")

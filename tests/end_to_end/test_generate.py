@@ -5,16 +5,20 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from data.models import load_tokenizer, weights_hash
 from data.shards import NegativeSet
+from tests.support.answering import drawn_logp
 from tests.support.commands import ROOT, fork_command, run_command
 from tests.support.ray_cluster import RAY, RayCluster
-from trainer.scoring.logprobs import Scorer
 from trainer.scoring.packing import Continuations
+from trainer.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.ray
 
@@ -69,7 +73,8 @@ def test_ids_end_with_eos_exactly_where_the_model_stopped(generated: Path, train
 
 
 def test_sampler_scorer_and_a_fresh_scorer_agree_on_the_same_ids(generated: Path, trained: Path) -> None:
-    """vLLM's log-probabilities, stage 1's and the trainer's, in nats per continuation."""
+    """Stage 1's log-probabilities and the trainer's, in nats per continuation; vLLM's of what it sampled from."""
+    model: Any = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32).eval()
     groups = list(NegativeSet(str(generated)).groups())
     fresh = Scorer.load(str(trained)).score(
         [Continuations(g.prompt_ids, [g.response_ids, *(c.ids for c in g.negatives)]) for g in groups]
@@ -78,7 +83,10 @@ def test_sampler_scorer_and_a_fresh_scorer_agree_on_the_same_ids(generated: Path
         assert group.reference_logp == pytest.approx(truth, abs=1e-4)
         for candidate, logp in zip(group.negatives, others, strict=True):
             assert candidate.reference_logp == pytest.approx(logp, abs=1e-4)
-            assert candidate.sampler_logp == pytest.approx(logp, abs=1e-3)
+            drawn = drawn_logp(model, group.prompt_ids, candidate.ids, top_k=50)
+            assert candidate.sampler_logp == pytest.approx(drawn, abs=1e-3)
+            assert candidate.sampler_logp is not None
+            assert candidate.sampler_logp > logp  # of the 50 likeliest alone
 
 
 def test_the_trainer_computes_the_log_probabilities_that_the_scorer_stored(
@@ -90,16 +98,16 @@ def test_the_trainer_computes_the_log_probabilities_that_the_scorer_stored(
     from trainer.arguments import parse
     from trainer.groups.dataset import Collator, ContrastiveGroups
     from trainer.policy import Policy
-    from trainer.scoring.logprobs import candidate_logps
+    from trainer.scoring.prepared_model import candidate_logps
 
     script, _, model_config = parse(["--shards", str(generated), "--model", str(trained), "--output_dir", "unused"])
-    model, layout = Policy(trained, model_config, from_scratch=False, dropout=script.chosen.dropout).load_prepared()
-    model.train()
+    policy = Policy(trained, model_config, from_scratch=False, dropout=script.chosen.dropout).load_prepared()
+    policy.called.train()
     dataset = ContrastiveGroups.of([NegativeSet(str(generated))], "all")
-    passes = Collator(layout, 150, ["an"])([dataset[i] for i in range(len(dataset))])
+    passes = Collator(policy.layout, 150, ["an"])([dataset[i] for i in range(len(dataset))])
     assert len(passes) > 1
     for packed in passes:
-        logps = candidate_logps(model, packed.tokens)
+        logps = candidate_logps(policy, packed.tokens)
         torch.testing.assert_close(logps, packed.reference_logps, rtol=0, atol=1e-4)
 
 

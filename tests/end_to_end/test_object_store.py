@@ -11,6 +11,7 @@ import fsspec
 import pytest
 
 from data.command.errors import UserError
+from data.command.options import make_config
 from data.shards import NegativeSet
 from data.storage import Folder
 from negatives_gen.config import GenerateConfig
@@ -53,7 +54,7 @@ def objects() -> dict[str, bytes]:
 
 
 def config(reference: Path, out: str, **options: Any) -> GenerateConfig:
-    return GenerateConfig(
+    return make_config(GenerateConfig,
         model=str(reference), dataset="facts", limit=20, out=out, strategies="an=2,bn=1,mn=1,tn=1", groups_per_shard=8,
         embedder="reference", **options,
     )  # fmt: skip
@@ -74,7 +75,7 @@ def test_a_set_on_s3_equals_one_on_a_disk_and_is_made_resumed_and_extended_there
             ours, theirs = ([c.ids for c in g.negatives if c.strategy == strategy] for g in (group, other))
             assert ours == theirs
     with without_ray():
-        extend(f"{bucket}/a/set", ExtendConfig(out=f"{bucket}/b", strategies="tn=2"))
+        extend(f"{bucket}/a/set", make_config(ExtendConfig, out=f"{bucket}/b", strategies="tn=2"))
     assert NegativeSet(f"{bucket}/b").manifest.job["strategies"]["tn"] == {"count": 2}
 
 

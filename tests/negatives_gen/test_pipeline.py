@@ -58,7 +58,7 @@ def test_more_engines_than_gpus_are_refused() -> None:
 def test_only_the_stages_that_there_is_work_for_are_started(strategies: dict, stages: list[str]) -> None:
     nothing: Any = None
     rest: dict[str, Any] = {"context": 1, "seed": 0, "dtype": "float32", "engine_options": {}}
-    work = Work("m", nothing, strategies, [], nothing, nothing, **rest)
+    work = Work("m", nothing, strategies, {}, nothing, **rest)
     assert work.stages == stages
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from data.command.errors import UserError
+from data.command.options import make_config
 from data.manifest import Manifest
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
@@ -26,7 +27,7 @@ ROWS = 450
 def real(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     out = tmp_path_factory.mktemp("real") / "set"
     with without_ray():
-        config = GenerateConfig(model=str(reference), out=str(out), limit=ROWS, **OPTIONS)
+        config = make_config(GenerateConfig, model=str(reference), out=str(out), limit=ROWS, **OPTIONS)
         return generate(config, Components(engine=EngineStub))
 
 
@@ -47,7 +48,7 @@ def test_a_measured_sample_predicts_tokens_and_bytes(
     reference: Path, real: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("negatives_gen.job.job.Components", lambda: Components(engine=EngineStub))
-    plan = predict(PlanConfig(model=str(reference), rows=ROWS, **OPTIONS))
+    plan = predict(make_config(PlanConfig, model=str(reference), rows=ROWS, **OPTIONS))
     check(plan, real, ("prompt", "response", "negatives"))
     assert plan.tokens["sampled"] == total(real, "an") == 3 * 7 * ROWS
     assert plan.device_hours.keys() == {"an", "bn", "mn", "tn", "score", "embedding"}
@@ -61,7 +62,7 @@ def test_a_given_speed_needs_no_model(reference: Path, real: Manifest, monkeypat
     monkeypatch.setattr(
         "negatives_gen.job.job.Components", lambda: Components(no_model_stub, no_model_stub, no_model_stub)
     )
-    plan = predict(PlanConfig(model=str(reference), rows=ROWS, tokens_per_second=1000, **OPTIONS))
+    plan = predict(make_config(PlanConfig, model=str(reference), rows=ROWS, tokens_per_second=1000, **OPTIONS))
     check(plan, real, ("prompt", "response"))
     mean_truth = total(real, "response") / ROWS  # what a sampled answer is taken to be as long as
     assert plan.tokens["sampled"] == pytest.approx(3 * ROWS * mean_truth, rel=0.15)
@@ -69,7 +70,7 @@ def test_a_given_speed_needs_no_model(reference: Path, real: Manifest, monkeypat
 
 
 def test_any_number_of_rows_scales_with_them(reference: Path) -> None:
-    config = PlanConfig(model=str(reference), rows=1000, tokens_per_second=1000, **OPTIONS)
+    config = make_config(PlanConfig, model=str(reference), rows=1000, tokens_per_second=1000, **OPTIONS)
     small, large = predict(config), predict(dataclasses.replace(config, rows=1_000_000))
     assert (small.shards, large.shards) == (10, 10_000)
     for kind, tokens in large.tokens.items():
@@ -81,8 +82,10 @@ def test_bn_finds_in_the_sample_as_many_rows_as_in_a_shard(reference: Path, tmp_
     """bn=50 of batches of 64: the sample's 96 rows, cut like a shard, would make two of 48, and its part has 32."""
     options = {**OPTIONS, "strategies": "bn=50", "groups_per_shard": 256}
     with without_ray():
-        real = generate(GenerateConfig(model=str(reference), out=str(tmp_path / "set"), limit=256, **options))
-    plan = predict(PlanConfig(model=str(reference), rows=256, tokens_per_second=1000, **options))
+        real = generate(
+            make_config(GenerateConfig, model=str(reference), out=str(tmp_path / "set"), limit=256, **options)
+        )
+    plan = predict(make_config(PlanConfig, model=str(reference), rows=256, tokens_per_second=1000, **options))
     assert plan.groups == real.counts["rows_written"] == 256
     assert plan.tokens["negatives"] == pytest.approx(total(real, "bn"), rel=0.05)
     assert plan.bytes == pytest.approx(sum(shard.bytes for shard in real.shards), rel=0.15)
@@ -98,7 +101,9 @@ def test_bn_finds_in_the_sample_as_many_rows_as_in_a_shard(reference: Path, tmp_
 )
 def test_too_few_rows_for_bn_are_one_line(reference: Path, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        predict(PlanConfig(model=str(reference), tokens_per_second=1.0, **{**OPTIONS, "rows": 512, **options}))  # type: ignore[arg-type]
+        predict(
+            make_config(PlanConfig, model=str(reference), tokens_per_second=1.0, **{**OPTIONS, "rows": 512, **options})
+        )  # type: ignore[arg-type]
 
 
 def test_the_command_says_it_line_by_line(reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,4 +126,4 @@ def test_the_command_says_it_line_by_line(reference: Path, capsys: pytest.Captur
 )
 def test_what_cannot_be_predicted_is_refused(reference: Path, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        predict(PlanConfig(model=str(reference), **{**OPTIONS, **options}))
+        predict(make_config(PlanConfig, model=str(reference), **{**OPTIONS, **options}))

@@ -12,18 +12,25 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from data.command.errors import UserError
 from data.schema import Candidate, Group
-from negatives_gen.signals import load_signals, signal_class
-from negatives_gen.signals.base import SignalOptions
+from negatives_gen.signals import SIGNALS, Reference, Signal, load_signals
 from negatives_gen.signals.reward import Reward
 
 TRUTH = "the cat sat on the mat"
+# What a person asked, and what the reference model is given to continue.
+QUERY = "Where did the cat sit?"
+PROMPT = f"### Question: {QUERY} ### Answer:"
 ODD = ("", "   ", "🙂🙂", "שלום עולם", "\x00", "a" * 5000)
 
 
+def load(name: str, model: str = "", trust_remote_code: bool = False, **options: Any) -> Signal:
+    (signal,) = load_signals({name: SIGNALS.load(name).Options(**options)}, Reference(model, trust_remote_code))
+    return signal
+
+
 def values(name: str, texts: list[str], truth: str = TRUTH, **options: Any) -> list[float]:
-    group = Group("g", "Where did the cat sit?", truth, [1], [2, 0], negatives=[Candidate("an", [3], t) for t in texts])
-    (signal,) = load_signals([name], SignalOptions(**{"model": "", **options}))
-    signal.add([group])
+    negatives = [Candidate("an", [3], text) for text in texts]
+    group = Group("g", PROMPT, truth, [1], [2, 0], negatives=negatives, query=QUERY)
+    load(name, **options).add([group])
     return [c.similarity[name] for c in group.negatives]
 
 
@@ -50,14 +57,13 @@ def test_odd_texts_give_numbers(name: str) -> None:
 @pytest.mark.parametrize("name", ["rouge", "bleu"])
 def test_what_has_a_value_keeps_it(name: str) -> None:
     group = Group("g", "p", TRUTH, [1], [2, 0], negatives=[Candidate("an", [3], TRUTH, similarity={name: -5.0})])
-    (signal,) = load_signals([name], SignalOptions(""))
-    signal.add([group, Group("h", "p", "r", [1], [2, 0])])
+    load(name).add([group, Group("h", "p", "r", [1], [2, 0])])
     assert group.negatives[0].similarity == {name: -5.0}
 
 
 @pytest.mark.parametrize("name", ["rouge", "bleu"])
 def test_the_manifest_says_which_version_of_which_library(name: str) -> None:
-    identity = signal_class(name).identity(SignalOptions(""))
+    identity = SIGNALS.load(name).identity(SIGNALS.load(name).Options(), Reference(""))
     assert identity["library"] in ("rouge-score", "sacrebleu")
     assert identity["version"][0].isdigit()
 
@@ -112,10 +118,9 @@ def reward_model(request: pytest.FixtureRequest, reference: Path, tmp_path_facto
 def test_reward_is_the_difference_to_the_ground_truths_reward(reward_model: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(reward_model)
     model = AutoModelForSequenceClassification.from_pretrained(reward_model, dtype=torch.float32).eval()
-    prompt = "Where did the cat sit?"
 
     def reward(text: str) -> float:
-        written = f"user: {prompt}\nassistant: {text}\n" if tokenizer.chat_template else prompt + text
+        written = f"user: {QUERY}\nassistant: {text}\n" if tokenizer.chat_template else PROMPT + text
         ids = tokenizer(written, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)["input_ids"]
         with torch.no_grad():
             return model(input_ids=ids).logits[0, 0].item()
@@ -133,7 +138,7 @@ def test_the_reward_model_writes_a_chat_by_its_own_template(reward_model: str) -
     tokenizer = AutoTokenizer.from_pretrained(reward_model)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where?"}]
     group = Group("g", "<s>Be brief.<u>Where?<a>", TRUTH, [1], [2, 0], messages=messages)
-    (signal,) = load_signals(["reward"], SignalOptions("", reward_model=reward_model))
+    signal = load("reward", reward_model=reward_model)
     assert isinstance(signal, Reward)
     expected = "system: Be brief.\nuser: Where?\nassistant: On it.\n"
     assert signal._written(group, "On it.") == (expected if tokenizer.chat_template else group.prompt + "On it.")
@@ -189,7 +194,7 @@ def test_code_that_comes_with_a_model_runs_only_if_trusted(custom_model: str) ->
         assert "\n" not in str(refused.value)
         assert values(name, [TRUTH], trust_remote_code=True, **options) == pytest.approx([float(name != "reward")])
     tokenizer = AutoTokenizer.from_pretrained(custom_model, trust_remote_code=True)
-    lengths = [len(tokenizer("Where did the cat sit?" + text)["input_ids"]) for text in ("the cat", TRUTH)]
+    lengths = [len(tokenizer(PROMPT + text)["input_ids"]) for text in ("the cat", TRUTH)]
     assert values("reward", ["the cat"], trust_remote_code=True, **uses["reward"]) == [lengths[0] - lengths[1]]
     with pytest.raises(UserError, match=r"custom code.* bert-score runs no code of a model"):
         values("bertscore", [TRUTH], bertscore_model=custom_model, trust_remote_code=True)
@@ -205,13 +210,13 @@ def test_a_damaged_model_is_refused_in_one_line(reward_model: str, tmp_path: Pat
 
 def test_models_that_cannot_serve_are_refused_in_one_line(reference: Path, reward_model: str, tmp_path: Path) -> None:
     for name, options in (
-        ("reward", SignalOptions("", reward_model="/no/such/model")),
-        ("bertscore", SignalOptions("", bertscore_model="/no/such/model")),
+        ("reward", {"reward_model": "/no/such/model"}),
+        ("bertscore", {"bertscore_model": "/no/such/model"}),
     ):
         with pytest.raises(UserError, match=f"--{name}_model '/no/such/model' cannot be used"):
-            signal_class(name).identity(options)
+            SIGNALS.load(name).identity(SIGNALS.load(name).Options(**options), Reference(""))
     config = AutoConfig.from_pretrained(reference, num_labels=3)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(reference).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="has 3 labels; a reward model has one"):
-        load_signals(["reward"], SignalOptions("", reward_model=str(tmp_path)))
+        load("reward", reward_model=str(tmp_path))

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from data.command.options import make_config
 from data.models import load_tokenizer
 from data.schema import Candidate, Group
 from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
 from negatives_gen.config import GenerateConfig
 from negatives_gen.models.engine import Sample
-from negatives_gen.strategies import available, load_strategy
+from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import MAX_ROUNDS, Tools
-from trainer.scoring.logprobs import Scorer
+from trainer.scoring.scorer import Scorer
 
 SETTINGS = {"count": 3, "top_k": 50, "temperature": 1.0, "max_new_tokens": 20}
 
@@ -42,7 +43,7 @@ def group(name: str, response: str = " truth", prompt_ids: tuple[int, ...] = (1,
 
 def sample(groups: list[Group], sampler: ScriptedSamplerStub, seed: int = 0) -> tuple[list[Group], dict[str, str]]:
     """AN's groups, without those that it gave up, and why it did."""
-    short = load_strategy("an").add(groups, groups, SETTINGS, Tools(seed, 64, None, sampler=sampler))
+    short = STRATEGIES.load("an").add(groups, groups, SETTINGS, Tools(seed, 64, None, sampler=sampler))
     return [g for g in groups if g.id not in short], short
 
 
@@ -145,17 +146,17 @@ def fresh(groups: Sequence[Group]) -> list[Group]:
 
 def made(name: str, pool: Sequence[Group], tools: Tools, **settings: Any) -> dict[str, list[Candidate]]:
     groups = fresh(pool)
-    assert load_strategy(name).add(groups, groups, settings, tools) == {}
+    assert STRATEGIES.load(name).add(groups, groups, settings, tools) == {}
     return {g.id: g.negatives for g in groups}
 
 
 def test_every_module_is_a_strategy_that_says_what_decides_it() -> None:
-    config = GenerateConfig(model="m", dataset="facts", out="o", strategies="bn=3,tn=2,mn=5,an=1")
-    assert available()[:4] == ["an", "bn", "mn", "tn"]
+    config = make_config(GenerateConfig, model="m", dataset="facts", out="o", strategies="bn=3,tn=2,mn=5,an=1")
+    assert STRATEGIES.names()[:4] == ["an", "bn", "mn", "tn"]
     assert config.strategy_settings() == {
         "an": {"count": 1, "top_k": 50, "temperature": 1.0, "max_new_tokens": 256},
-        "bn": {"count": 3, "batch_size": 64},
-        "mn": {"count": 5, "share": 0.15},
+        "bn": {"count": 3, "bn_batch_size": 64},
+        "mn": {"count": 5, "mn_share": 0.15},
         "tn": {"count": 2},
     }
 
@@ -182,11 +183,13 @@ def test_tn_is_a_strict_prefix_of_the_ground_truth_with_eos_and_no_two_are_the_s
 
 def test_tn_gives_up_a_response_with_too_few_cuts(tools: Tools) -> None:
     short = group("x", response="a b", prompt_ids=(1,))
-    assert load_strategy("tn").add([short], [short], {"count": 1}, tools) == {"x": "0 of 1: the response has 1 tokens"}
+    assert STRATEGIES.load("tn").add([short], [short], {"count": 1}, tools) == {
+        "x": "0 of 1: the response has 1 tokens"
+    }
 
 
 def test_bn_borrows_ids_from_other_rows_of_its_batch_alone(pool: list[Group], tools: Tools) -> None:
-    negatives = made("bn", pool, tools, count=4, batch_size=16)
+    negatives = made("bn", pool, tools, count=4, bn_batch_size=16)
     by_id = {g.id: g for g in pool}
     neighbours: dict[str, set[str]] = {g.id: {g.id} for g in pool}
     for group_id, candidates in negatives.items():
@@ -205,12 +208,12 @@ def test_bn_borrows_ids_from_other_rows_of_its_batch_alone(pool: list[Group], to
 
 
 def test_bn_depends_on_the_pool_and_not_on_which_groups_are_left(pool: list[Group], tools: Tools) -> None:
-    every = made("bn", pool, tools, count=3, batch_size=32)
+    every = made("bn", pool, tools, count=3, bn_batch_size=32)
     rows = fresh(pool)
     half = rows[::2]
-    assert load_strategy("bn").add(half, rows, {"count": 3, "batch_size": 32}, tools) == {}
+    assert STRATEGIES.load("bn").add(half, rows, {"count": 3, "bn_batch_size": 32}, tools) == {}
     assert {g.id: g.negatives for g in half} == {g.id: every[g.id] for g in half}
-    assert made("bn", pool, dataclasses.replace(tools, seed=1), count=3, batch_size=32) != every
+    assert made("bn", pool, dataclasses.replace(tools, seed=1), count=3, bn_batch_size=32) != every
 
 
 def test_bn_passes_over_what_does_not_fit_and_what_repeats(tools: Tools) -> None:
@@ -221,7 +224,7 @@ def test_bn_passes_over_what_does_not_fit_and_what_repeats(tools: Tools) -> None
         Group("d", "p", " two", [1], [8, 0]),
         Group("e", "p", " long", [1], [9] * 9 + [0]),
     ]
-    short = load_strategy("bn").add(rows, rows, {"count": 2, "batch_size": 64}, tools)
+    short = STRATEGIES.load("bn").add(rows, rows, {"count": 2, "bn_batch_size": 64}, tools)
     assert short == {"a": "1 of 2: the batch has 4 other rows"}
     assert {c.text.strip() for c in rows[1].negatives} == {"two", "long"}
 
@@ -229,7 +232,7 @@ def test_bn_passes_over_what_does_not_fit_and_what_repeats(tools: Tools) -> None
 def test_mn_redraws_a_share_of_the_positions_and_never_the_eos(pool: list[Group], tools: Tools) -> None:
     truths = {g.id: g.response_ids for g in pool}
     changed = []
-    for group_id, candidates in made("mn", pool, tools, count=5, share=0.15).items():
+    for group_id, candidates in made("mn", pool, tools, count=5, mn_share=0.15).items():
         truth = truths[group_id]
         assert len({tuple(c.ids) for c in candidates}) == 5
         for candidate in candidates:
@@ -244,23 +247,23 @@ def test_mn_redraws_a_share_of_the_positions_and_never_the_eos(pool: list[Group]
 
 
 def test_mn_is_the_same_whatever_the_count_and_however_many_groups_want_it(pool: list[Group], tools: Tools) -> None:
-    five = made("mn", pool, tools, count=5, share=0.15)
-    two = made("mn", pool, tools, count=2, share=0.15)
+    five = made("mn", pool, tools, count=5, mn_share=0.15)
+    two = made("mn", pool, tools, count=2, mn_share=0.15)
     assert {k: v[:2] for k, v in five.items()} == two
     rows = fresh(pool)
     for row in rows[::3]:
         row.negatives = list(two[row.id])
-    load_strategy("mn").add(rows[::3], rows, {"count": 5, "share": 0.15}, tools)
+    STRATEGIES.load("mn").add(rows[::3], rows, {"count": 5, "mn_share": 0.15}, tools)
     assert {g.id: g.negatives for g in rows[::3]} == {g.id: five[g.id] for g in rows[::3]}
 
 
-@pytest.mark.parametrize("path", ["packed", "padded"])
-def test_the_scorer_draws_from_the_teacher_forced_distribution(reference: Path, pool: list[Group], path: str) -> None:
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_the_scorer_draws_from_the_teacher_forced_distribution(reference: Path, pool: list[Group], layout: str) -> None:
     """Uniforms on a fine grid give each token as often as the model, given the original history, finds it likely."""
     from trainer.scoring.packing import Continuations
 
     scorer = Scorer.load(str(reference))
-    scorer.path = scorer.model._logprob_path = path
+    scorer.prepared = dataclasses.replace(scorer.prepared, layout=layout)
     groups = [Continuations(g.prompt_ids, [g.response_ids[:-1]]) for g in pool[:7]]
     grid = (np.arange(4000) + 0.5) / 4000
     drawn = scorer.draw(groups, [np.tile(grid, (len(g.continuations[0]), 1)) for g in groups], never=[0])
@@ -276,7 +279,7 @@ def test_the_scorer_draws_from_the_teacher_forced_distribution(reference: Path, 
 
 
 def test_a_seed_changes_every_strategy(pool: list[Group], tools: Tools) -> None:
-    for name, settings in (("tn", {}), ("mn", {"share": 0.3}), ("bn", {"batch_size": 64})):
+    for name, settings in (("tn", {}), ("mn", {"mn_share": 0.3}), ("bn", {"bn_batch_size": 64})):
         one = made(name, pool, tools, count=2, **settings)
         assert made(name, pool, tools, count=2, **settings) == one
         assert made(name, pool, dataclasses.replace(tools, seed=1), count=2, **settings) != one

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
+from data.command.entries import undecided
 from data.command.errors import UserError
+from data.command.options import make_config
 from data.models import load_tokenizer
 from data.schema import Group
-from data.shards import NegativeSet, NegativeSetWriter
+from data.shards import NegativeSet
 from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
 from negatives_gen.config import GenerateConfig
-from negatives_gen.job.job import generate
-from negatives_gen.strategies import load_strategy
+from negatives_gen.job.job import generate, make_writer
+from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import MAX_ROUNDS, Tools
 from negatives_gen.strategies.un import TEMPLATE
 from negatives_gen.verbs.extend import ExtendConfig, extend
@@ -23,13 +25,15 @@ from tests.support.chat_server import ChatAPIStub, chat_api_stub, free_port, sai
 from tests.support.tiny import with_context
 from tests.support.without_ray import without_ray
 
-UN = load_strategy("un")
+UN = STRATEGIES.load("un")
 TASK = "prompt-completion"
 KEY = "sk-a-secret-of-the-tests"
 
 
 def settings(count: int = 2, **api: Any) -> dict[str, Any]:
-    config = GenerateConfig(model="m", dataset="facts", out="o", strategies=f"un={count}", api={"model": "m", **api})
+    config = make_config(
+        GenerateConfig, model="m", dataset="facts", out="o", strategies=f"un={count}", api={"model": "m", **api}
+    )
     return config.strategy_settings()["un"]
 
 
@@ -59,32 +63,38 @@ def questions(tokenizer: Any, number: int) -> list[Group]:
 def test_settings_say_what_decides_the_negatives_and_keep_the_rest_apart() -> None:
     assert settings(3, base_url="http://user:pass@host:8000/v1/", timeout=9) == {
         "count": 3,
-        "model": "m",
-        "base_url": "http://host:8000/v1",
-        "temperature": 1.0,
-        "max_tokens": 256,
-        "runtime": {"concurrency": 16, "timeout": 9, "retries": 5},
+        "max_new_tokens": 256,
+        "api": {
+            "model": "m",
+            "base_url": "http://host:8000/v1",
+            "temperature": 1.0,
+            "concurrency": 16,
+            "timeout": 9,
+            "retries": 5,
+        },
     }
-    assert settings()["base_url"] == "https://api.openai.com/v1"
-    assert settings(base_url="https://user:p@ss@host/v1")["base_url"] == "https://host/v1"
+    assert settings()["api"]["base_url"] == "https://api.openai.com/v1"
+    assert settings(base_url="https://user:p@ss@host/v1")["api"]["base_url"] == "https://host/v1"
+    assert settings(max_tokens=9)["max_new_tokens"] == 9
+    assert undecided(UN.Options) == ["api.base_url", "api.concurrency", "api.timeout", "api.retries"]
 
 
 @pytest.mark.parametrize(
     ("api", "message"),
     [
         ({"model": None}, "needs --api.model"),
-        ({"modle": "x"}, "unknown option --api.modle. Did you mean 'model'"),
+        ({"modle": "x"}, "unknown key 'api.modle'.* Did you mean 'api.model'"),
         ({"api_key": KEY}, r"--api.api_key is not an option: the key comes from \$OPENAI_API_KEY only"),
         ({"token": KEY}, r"the key comes from \$OPENAI_API_KEY only"),
         ({"base_url": "localhost:8000/v1"}, "must be an address such as http://localhost:8000/v1"),
         ({"base_url": f"http://host/v1?key={KEY}"}, "with nothing behind it"),
         ({"base_url": "http://["}, "must be an address"),
         ({"temperature": -0.1}, "--api.temperature must be a number, 0 or more, got -0.1"),
-        ({"temperature": float("nan")}, "--api.temperature must be a number"),
+        ({"temperature": float("nan")}, "api.temperature.* must be a number"),
         ({"max_tokens": 0}, "--api.max_tokens must be a whole number, 1 or more, got 0"),
-        ({"concurrency": 2.5}, "--api.concurrency must be a whole number"),
-        ({"timeout": "soon"}, "--api.timeout must be a number"),
-        ({"retries": True}, "--api.retries must be a whole number"),
+        ({"concurrency": 2.5}, "'api.concurrency' .* must be a whole number"),
+        ({"timeout": "soon"}, "'api.timeout' .* must be a number"),
+        ({"retries": True}, "'api.retries' .* must be a whole number"),
     ],
 )
 def test_a_bad_option_is_refused_in_one_line_without_its_secret(api: dict[str, Any], message: str) -> None:
@@ -107,11 +117,11 @@ def test_openai_itself_needs_a_key_and_another_server_does_not(monkeypatch: pyte
 def test_concurrency_timeout_and_retries_make_no_other_job(tmp_path: Path) -> None:
     def begin(**api: Any) -> bool:
         job = {"strategies": {"un": settings(**api)}}
-        return NegativeSetWriter(str(tmp_path / "set"), job, ["embedding"]).begin()
+        return make_writer(str(tmp_path / "set"), job, ["embedding"]).begin()
 
     assert begin()
     assert begin(concurrency=1, timeout=1, retries=0)
-    with pytest.raises(UserError, match=r"strategies.un.temperature"):
+    with pytest.raises(UserError, match=r"strategies.un.api.temperature"):
         begin(temperature=0.5)
 
 
@@ -179,7 +189,8 @@ def test_the_instruction_of_a_dolly_row_is_the_data_sets_and_not_the_training_pr
     ]
     (tmp_path / "dolly.jsonl").write_text("\n".join(map(json.dumps, rows)))
     model = with_context(reference, tmp_path / "model", 1024)
-    config = GenerateConfig(
+    config = make_config(
+            GenerateConfig,
         model=str(model), dataset=str(tmp_path / "dolly.jsonl"), task="dolly",
         split="all", out=str(tmp_path / "set"), strategies="un=1", embedder="reference",
         api={"model": "m", "base_url": server.url},
@@ -368,7 +379,8 @@ def test_a_job_that_the_api_stopped_goes_on_and_its_manifest_holds_no_secret(
     out = tmp_path / "set"
 
     def run(**api: Any) -> None:
-        config = GenerateConfig(
+        config = make_config(
+            GenerateConfig,
             model=str(reference), dataset="facts", limit=8, out=str(out), strategies="tn=1,un=2", groups_per_shard=4,
             embedder="reference", api={"model": "m", "base_url": server.url.replace("//", "//user:pass@"), **api},
         )  # fmt: skip
@@ -386,32 +398,36 @@ def test_a_job_that_the_api_stopped_goes_on_and_its_manifest_holds_no_secret(
     assert KEY not in manifest
     assert "user:pass" not in manifest
     negatives = NegativeSet(str(out))
-    assert negatives.manifest.job["strategies"]["un"]["base_url"] == server.url
+    assert negatives.manifest.job["strategies"]["un"]["api"]["base_url"] == server.url
     for group in negatives.groups():
         assert [c.strategy for c in group.negatives] == ["tn", "un", "un"]
         assert all(c.reference_logp is not None and "embedding" in c.similarity for c in group.negatives)
 
 
 def test_a_set_whose_server_has_moved_can_grow(server: ChatAPIStub, reference: Path, tmp_path: Path) -> None:
-    config = GenerateConfig(
+    config = make_config(
+            GenerateConfig,
         model=str(reference), dataset="facts", limit=4, out=str(tmp_path / "set"), strategies="un=1",
         embedder="reference", api={"model": "m", "base_url": server.url, "temperature": 0.5, "max_tokens": 20},
     )  # fmt: skip
 
     def grow(strategies: str, **options: Any) -> dict[str, Any]:
-        asked = ExtendConfig(out=str(tmp_path / strategies), strategies=strategies, **options)
+        asked = make_config(ExtendConfig, out=str(tmp_path / strategies), strategies=strategies, **options)
         return extend(str(tmp_path / "set"), asked).job["strategies"]["un"]
 
     with chat_api_stub() as moved, without_ray():
         generate(config)
         old = len(server.requests)
-        with pytest.raises(UserError, match=r"--api\.temperature is 1\.0, the set's 'un' was made with 0\.5"):
+        with pytest.raises(UserError, match=r"--api\.temperature 1\.0 would .* its 'un' has api\.temperature 0\.5"):
             grow("un=2", api={"temperature": 1.0})
         with pytest.raises(UserError, match="--max_new_tokens 30 would change nothing"):
             grow("un=2", max_new_tokens=30)
         assert grow("un=2", api={"base_url": moved.url, "retries": 1}) == {
-            "count": 2, "model": "m", "base_url": moved.url, "temperature": 0.5, "max_tokens": 20,
-            "runtime": {"concurrency": 16, "timeout": 60.0, "retries": 1},
+            "count": 2, "max_new_tokens": 20,
+            "api": {
+                "model": "m", "base_url": moved.url, "temperature": 0.5, "concurrency": 16, "timeout": 60.0,
+                "retries": 1,
+            },
         }  # fmt: skip
         assert (len(server.requests), len(moved.requests)) == (old, 4)
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data.command.options import make_config
 from data.manifest import ShardRecord
 from data.schema import Group, group_from_row, group_schema, groups_to_table
 from data.storage import sha256
@@ -33,7 +34,8 @@ def made(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("verify")
     rows = [*facts.examples()[:22], {"prompt": "Empty?", "completion": ""}, facts.examples()[0]]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = GenerateConfig(
+    config = make_config(
+            GenerateConfig,
         model=str(reference), dataset=str(folder / "rows.jsonl"), split="all", out=str(folder / "set"),
         strategies="bn=2,mn=1,tn=1", groups_per_shard=8, signals="embedding,rouge", embedder="reference",
     )  # fmt: skip

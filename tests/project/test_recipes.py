@@ -182,7 +182,7 @@ def test_the_quickstarts_recipes_parse(path: Path) -> None:
         config = load_config(GenerateConfig, ["--config", str(path)], command="negatives_gen")
         config.check()
         assert parse_counts(config.strategies, "strategies") == {"an": 11}
-        assert config.top_k == 50
+        assert config.strategy_options["an"].top_k == 50
 
 
 def test_recipes_hold_yaml_only() -> None:
@@ -280,10 +280,11 @@ def check_optimiser(training: Any) -> None:
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_holds_the_papers_negatives_and_those_of_every_row(name: str) -> None:
     config = parsed(paper(name))
-    assert config.strategies == SETS[name]
-    assert (config.top_k, config.temperature, config.mn_share, config.bn_batch_size) == (50, 1.0, 0.15, 64)
+    assert ",".join(config.strategies) == SETS[name]
+    of = config.strategy_options
+    assert (of["an"].top_k, of["an"].temperature, of["mn"].mn_share, of["bn"].bn_batch_size) == (50, 1.0, 0.15, 64)
     assert (config.split, config.limit) == ("train", None)
-    assert config.api == ({"model": "gpt-3.5-turbo"} if "un=" in SETS[name] else {})
+    assert config.strategy_options["un"].api.model == ("gpt-3.5-turbo" if "un=" in SETS[name] else None)
     held = parse_counts(config.strategies, "")
     rows = [parsed(paper(row))[0] for row in TRAINED]
     uses = [parse_counts(row.use, "") for row in rows if row.shards == [config.out] and row.use]

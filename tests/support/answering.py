@@ -80,3 +80,17 @@ def answer_logps(model: Any, prompt: list[int], answer: list[int]) -> torch.Tens
 def answer_logp(model: Any, prompt: list[int], answer: list[int]) -> float:
     """log-probability of an answer in nats, summed."""
     return answer_logps(model, prompt, answer).gather(-1, torch.tensor(answer)[:, None]).sum().item()
+
+
+def drawn_logp(
+    model: Any, prompt: list[int], answer: list[int], *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> float:
+    """Log-density of an answer that was drawn by a temperature, then among the k likeliest, then among the fewest of
+    these that have a probability together; by transformers' own forward."""
+    logits = answer_logps(model, prompt, answer) / temperature
+    if top_k:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+    ordered = logits.softmax(-1).sort(descending=True)
+    cut = ordered.values.cumsum(-1) - ordered.values >= top_p
+    logits = logits.masked_fill(torch.zeros_like(cut).scatter(-1, ordered.indices, cut), -torch.inf)
+    return logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).double().sum().item()

@@ -3,7 +3,7 @@
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.command.errors import UserError, exit_on_user_error
@@ -16,8 +16,7 @@ from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
 from negatives_gen.job.progress import print_outcome
 from negatives_gen.models.engine import Sample
-from negatives_gen.signals import SignalOptions
-from negatives_gen.signals.base import Signal
+from negatives_gen.signals import Reference, Signal
 
 LENGTH = 6
 
@@ -48,7 +47,7 @@ class EngineStub:
 class ScorerStub:
     """Gives a continuation minus its length; for scale."""
 
-    path = "packed"
+    layout = "packed"
 
     def __init__(self, model: str, **_: Any):
         pass
@@ -62,11 +61,11 @@ class SignalStub(Signal):
 
     name = "embedding"
 
-    def __init__(self, options: SignalOptions):
+    def __init__(self, options: Any, reference: Reference):
         pass
 
     @classmethod
-    def identity(cls, options: SignalOptions) -> dict[str, Any]:
+    def identity(cls, options: Any, reference: Reference) -> dict[str, Any]:
         return {}
 
     def add(self, groups: Sequence[Group]) -> None:
@@ -75,8 +74,8 @@ class SignalStub(Signal):
                 candidate.similarity.setdefault(self.name, 1 / len(candidate.ids))
 
 
-def signals_stub(names: list[str], options: SignalOptions) -> list[Signal]:
-    return [SignalStub(options)]
+def signals_stub(options: Mapping[str, Any], reference: Reference) -> list[Signal]:
+    return [SignalStub(of_signal, reference) for of_signal in options.values()]
 
 
 @exit_on_user_error

@@ -49,7 +49,7 @@ class Choice:
             UserError: a set has not that many negatives of a strategy, or not that signal; sets that hold different
                 negatives and no --use.
         """
-        stored = [_stored(negatives) for negatives in sets]
+        stored = [negatives.manifest.stored for negatives in sets]
         if use is None:
             for negatives, counts in zip(sets, stored, strict=True):
                 if counts != stored[0]:
@@ -58,10 +58,12 @@ class Choice:
                         f"'{negatives.folder.path}' {format_counts(counts)}. Say with --use what to take of both."
                     )
         parts = [part.strip() for part in use.split(",")] if use else []
-        random = frozenset(part.split("=")[0].strip() for part in parts if part.endswith(RANDOM))
+        random = frozenset(_known_as(sets, part.split("=")[0].strip()) for part in parts if part.endswith(RANDOM))
         plain = ",".join(part.removesuffix(RANDOM) for part in parts)
-        counts = parse_counts(plain, "--use") if use else stored[0]
-        signal = rank_by or sets[0].signals[0]
+        counts = parse_counts(plain, "--use", lambda name: _known_as(sets, name)) if use else stored[0]
+        signal = sets[0].signals[0]
+        if rank_by:
+            signal = next((n for s in sets if (n := s.manifest.signal_name(rank_by)) != rank_by), rank_by)
         for negatives, held in zip(sets, stored, strict=True):
             for strategy, count in counts.items():
                 if strategy not in held:
@@ -147,5 +149,7 @@ class Choice:
         return tokens
 
 
-def _stored(negatives: NegativeSet) -> dict[str, int]:
-    return {name: settings["count"] for name, settings in negatives.manifest.job["strategies"].items()}
+def _known_as(sets: Sequence[NegativeSet], strategy: str) -> str:
+    """What the sets call a strategy, which may be written as the import path of one from outside."""
+    names = (negatives.manifest.strategy_name(strategy) for negatives in sets)
+    return next((name for name in names if name != strategy), strategy)

@@ -1,0 +1,149 @@
+"""A metric from outside of the repository in the real commands: options, record, reports, a sweep, the comparison.
+
+The answers are a stub engine's, kept in the store beforehand, so that the commands start none.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+import negatives_gen.models.engine
+from data.command.errors import UserError
+from data.command.options import load_config
+from evaluation.config import EvaluateConfig
+from evaluation.report.files import report_schema
+from evaluation.run import evaluate
+from negatives_gen.models.engine import Sample
+from tests.support.commands import ROOT, run_command
+
+MODULE = """
+from dataclasses import dataclass
+
+from data.command.errors import UserError
+from data.command.options import option
+from evaluation.metrics.base import HIGHER, LOWER, Column, PromptMetric
+
+
+@dataclass(frozen=True)
+class Options:
+    word: str = option("a", "the word that is counted")
+
+    def check(self):
+        if not self.word:
+            raise UserError("--word is empty. Give one.")
+
+
+class Words(PromptMetric):
+    name = "words"
+    summary = "how often a word is said"
+    Options = Options
+    columns = (
+        Column("said", "said", "{:.2f}", "how often an answer says the word", better=LOWER, unit="times", paired=True,
+               figure=True),
+    )
+
+    def values(self, answers):
+        return {"said": [float(text.split().count(self.options.word)) for text in answers.texts]}
+
+
+class Most(Words):
+    name = "most"
+    columns = (Column("most", "most", "{:.2f}", "the same, and more is better", better=HIGHER),)
+
+    def values(self, answers):
+        return {"most": super().values(answers)["said"]}
+"""
+# How often the answers of each model say "the".
+TIMES = {"mle": 4, "alpha-0": 3, "alpha-0.5": 1, "alpha-0.9": 2}
+
+
+class RepeatingEngineStub:
+    """Answers everything with a word, as often as the model's directory says."""
+
+    def __init__(self, model: str, **_: Any):
+        self.times = TIMES[Path(model).name]
+
+    def decode(self, prompts: list[list[int]], **_: Any) -> list[Sample]:
+        return [Sample([5, 0], "the " * self.times, "stop", -1.0, None) for _ in prompts]
+
+
+@pytest.fixture
+def words(mle: Path, cpo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A sweep whose answers are in the store."""
+    monkeypatch.setattr(negatives_gen.models.engine, "Engine", RepeatingEngineStub)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "counting.py").write_text(MODULE)
+    options = {
+        "sweep": "alpha=0,0.5,0.9", "mle": str(mle), "cpo": str(cpo), "dataset": "facts", "limit": "24",
+        "store": str(tmp_path / "store"),
+    }  # fmt: skip
+    given = [word for key, value in options.items() for word in (f"--{key}", value)]
+    first = [*given, "--metrics", "text", "--out", str(tmp_path / "first")]
+    evaluate(load_config(EvaluateConfig, first, command="test"))
+    return given
+
+
+def report(out: Path) -> dict[str, Any]:
+    return json.loads((out / "report.json").read_text())
+
+
+def test_a_metric_of_ones_own_is_measured_reported_chosen_by_and_compared(words: list[str], tmp_path: Path) -> None:
+    env = {"PYTHONPATH": f"{tmp_path / 'mine'}:{ROOT}"}
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    asked = ["--metrics", "text", "counting:Words", "--word", "the", "--out", str(alone)]
+    done = run_command("evaluation.run", *words, *asked, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = report(alone)
+    jsonschema.validate(made, report_schema())
+
+    # What it is, and which source it is of, is in the record; and its option.
+    source = hashlib.sha256((tmp_path / "mine" / "counting.py").read_bytes()).hexdigest()
+    assert made["job"]["entries"] == {"words": {"entry": "counting:Words", "source_sha256": source}}
+    assert made["job"]["metrics"] == ["text", "words"]
+    assert made["job"]["words"] == {"word": "the"}
+    numbers = {(m["metric"], m["model"]): m["mean"] for m in made["measurements"]}
+    assert {model: numbers["said", model] for model in TIMES} == TIMES
+    assert numbers["said_difference", "alpha-0.5"] == -3  # from that of mle
+    assert made["columns"]["said"]["better"] == "lower"
+
+    # Less is better: of the ensembles alpha-0.5 says it least.
+    assert (made["job"]["sweep"]["metric"], made["job"]["sweep"]["proposed"]) == ("said", 0.5)
+    assert "Proposed: alpha = 0.5, by said" in done.stdout
+    text, page = (alone / "report.md").read_text(), (alone / "report.html").read_text()
+    assert "| said | said minus baseline |" in " ".join(text.split())
+    assert "- said: how often an answer says the word." in text
+    assert "- entries.words.entry: counting:Words" in text
+    assert ">said minus baseline</th>" in page
+    assert "said of the ensembles over alpha" in page
+    assert "said of mle, alpha-0, alpha-0.5 and alpha-0.9 with standard errors; less is better." in page
+
+    # With another one, for which more is better and which comes first, another alpha is proposed.
+    asked = ["--metrics", "counting:Words,counting:Most", "--word", "the", "--out", str(both)]
+    done = run_command("evaluation.run", *words, *asked, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    sweep = report(both)["job"]["sweep"]
+    assert (sweep["metric"], sweep["proposed"]) == ("most", 0)
+
+    # The comparison reads what the columns are from the reports, without the module.
+    done = run_command("evaluation.compare", str(alone), str(both))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "| run | model | decoding | said | said minus baseline |" in " ".join(done.stdout.split())
+    assert "| both | alpha-0.9 | greedy | 2.00 | -2.00 |" in " ".join(done.stdout.split())
+
+
+def test_its_options_are_known_only_with_it_and_checked(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path / "mine")
+    given = [*words, "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="unknown key 'word'"):
+        load_config(EvaluateConfig, [*given, "--metrics", "text", "--word", "the"], command="test")
+    config = load_config(EvaluateConfig, [*given, "--metrics", "counting:Words", "--word", ""], command="test")
+    with pytest.raises(UserError, match=r"--word is empty\. Give one\."):
+        config.check()
+    with pytest.raises(UserError, match="metric 'counting:MODULE': module 'counting' defines no 'MODULE'"):
+        load_config(EvaluateConfig, [*given, "--metrics", "counting:MODULE"], command="test")
