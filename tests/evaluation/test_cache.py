@@ -42,7 +42,7 @@ def test_the_key_alone_decides_not_its_order(tmp_path: Path) -> None:
     assert not store.has("letters", KEY)
 
 
-def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_computation_that_fails_leaves_no_entry_in_the_cache(tmp_path: Path) -> None:
     def fail() -> pa.Table:
         raise UserError("no model")
 
@@ -59,7 +59,7 @@ def test_an_interrupted_write_is_no_table(tmp_path: Path) -> None:
     assert store.get_or_make("numbers", KEY, lambda: table(3.0))["value"].to_pylist() == [3.0]
 
 
-def test_what_is_damaged_is_refused(tmp_path: Path) -> None:
+def test_damaged_entries_of_the_cache_are_refused(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.get_or_make("numbers", KEY, lambda: table(0.25, 1.5, -7.0))
     (file,) = (tmp_path / "numbers").iterdir()

@@ -49,7 +49,7 @@ def test_the_same_model_in_two_runs_keeps_both_rows(tmp_path: Path) -> None:
     assert "NLL" not in text
 
 
-def test_what_differs_is_said_above_the_table(tmp_path: Path) -> None:
+def test_differences_between_evaluations_are_said_above_the_table(tmp_path: Path) -> None:
     found = [rate(0.5, "mle")]
     job = make_job()
     other = {

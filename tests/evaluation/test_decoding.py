@@ -37,7 +37,7 @@ LIMIT = 16
         ("beam04", Decoding("beam4", "beam", beams=4)),
     ],
 )
-def test_words_name_decodings(word: str, decoding: Decoding) -> None:
+def test_names_of_decodings_give_their_settings(word: str, decoding: Decoding) -> None:
     assert parse_decoding(word) == decoding
     assert parse_decoding(decoding.name) == decoding
 
@@ -50,7 +50,7 @@ def test_words_name_decodings(word: str, decoding: Decoding) -> None:
         "beam", "beam0", "beam1", "beam-2", "beam" + 5000 * "9", "topk50-p0." + 5000 * "0" + "1",
     ],
 )  # fmt: skip
-def test_other_words_are_refused_with_the_forms(word: str) -> None:
+def test_unknown_decodings_are_refused_with_the_forms_that_exist(word: str) -> None:
     with pytest.raises(UserError) as error:
         parse_decoding(word)
     assert f"unknown decoding '{word}'" in str(error.value)

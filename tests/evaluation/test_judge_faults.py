@@ -415,7 +415,7 @@ def wait_until(condition: Callable[[], bool], child: subprocess.Popen) -> None:
     ("ending", "codes", "lost"),
     [(signal.SIGKILL, {-9}, 4), (signal.SIGTERM, {143}, 0), (signal.SIGINT, {130, -signal.SIGINT}, 0)],
 )
-def test_an_interrupted_run_goes_on_and_asks_nothing_twice(
+def test_an_interrupted_judge_goes_on_and_asks_nothing_twice(
     server: ChatAPIStub, tmp_path: Path, ending: signal.Signals, codes: set[int], lost: int
 ) -> None:
     """SIGTERM and SIGINT wait for the requests under way, of which there are four at most; SIGKILL loses these."""

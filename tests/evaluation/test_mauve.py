@@ -69,7 +69,7 @@ def test_equal_seeds_give_equal_scores() -> None:
     assert mauve(truths, answers, seed=3) == mauve(truths, answers, seed=3)
 
 
-def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+def test_mauve_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     mauve(cloud(100), cloud(100, 0.3, seed=1))
     assert capfd.readouterr() == ("", "")
 
@@ -164,7 +164,7 @@ def test_modules_that_cannot_be_read_are_one_line(minilm: Path, content: str) ->
         Featuriser(str(minilm)).identity()
 
 
-def test_what_is_no_featuriser_is_refused(tmp_path: Path) -> None:
+def test_models_that_are_no_featuriser_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         Featuriser(str(tmp_path / "none"))
     shutil.copytree(MINILM, tmp_path / "bert")
@@ -235,7 +235,7 @@ def test_too_few_texts_are_refused_and_few_are_warned_of(caplog: pytest.LogCaptu
     assert caplog.text == ""
 
 
-def test_without_the_package_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_mauve_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 

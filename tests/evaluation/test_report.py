@@ -336,7 +336,7 @@ def with_parts(**changes: Any) -> bytes:
         (with_parts(columns={"nll": {"section": {"title": "x"}}}), "is damaged (in a column, TypeError"),
     ],
 )
-def test_what_is_no_report_is_refused(tmp_path: Path, content: bytes | None, said: str) -> None:
+def test_files_that_are_no_report_are_refused(tmp_path: Path, content: bytes | None, said: str) -> None:
     if content is not None:
         (tmp_path / "report.json").write_bytes(content)
     with pytest.raises(UserError) as refusal:

@@ -119,7 +119,7 @@ def test_another_programs_database_is_left_alone(tmp_path: Path, statement: str)
     assert (tmp_path / "verdicts.sqlite").read_bytes() == before
 
 
-def test_what_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_of_verdicts_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="cannot be kept in 's3://bucket/store': a database needs a file system"):
         Verdicts("s3://bucket/store")
     (tmp_path / "file").write_text("")

@@ -78,7 +78,7 @@ def test_what_was_staged_is_not_read_again_and_half_of_it_is(tmp_path: Path) -> 
     assert [row["id"] for row in staged(folder, 2)] == ["e"]
 
 
-def test_no_examples_are_refused(tmp_path: Path) -> None:
+def test_a_data_set_without_examples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no rows in this split"):
         stage_inputs(Folder(str(tmp_path)), [], 2)
 

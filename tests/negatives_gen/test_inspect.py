@@ -113,7 +113,7 @@ def test_a_group_in_the_terminal(shown: Path, capsys: pytest.CaptureFixture[str]
     ]
 
 
-def test_another_signal_ranks_otherwise(shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_signal_gives_other_ranks(shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = output(capsys, shown, "--limit", 1, "--rank_by", "rouge")
     assert [line[:4] for line in lines if re.match(r"\d (an|bn|truth)", line)] == ["0 tr", "1 bn", "2 an", "3 an"]
     assert lines[-1] == "1 of 3 groups, ranked by rouge"

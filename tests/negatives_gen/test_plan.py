@@ -125,6 +125,6 @@ def test_the_command_says_it_line_by_line(reference: Path, capsys: pytest.Captur
         ({"streaming": True}, "give --rows or --limit"),
     ],
 )
-def test_what_cannot_be_predicted_is_refused(reference: Path, options: dict, message: str) -> None:
+def test_a_plan_that_cannot_be_predicted_is_refused(reference: Path, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         predict(make_config(PlanConfig, model=str(reference), **{**OPTIONS, **options}))

@@ -213,7 +213,7 @@ def test_each_fault_of_a_shard_is_named(
     assert any(re.match(f"FAILED   {line}", found) for found in lines), lines
 
 
-def test_another_schema_is_named(copy: Path, capsys: Capture) -> None:
+def test_verify_names_another_schema_version(copy: Path, capsys: Capture) -> None:
     file = copy / "shard-00000.parquet"
     table = pq.read_table(file)
     place = table.column_names.index("reference_logp")
@@ -250,7 +250,7 @@ def test_a_manifest_that_contradicts_itself_is_named(copy: Path, capsys: Capture
     assert not any(line.startswith("ok") for line in lines)
 
 
-def test_another_model_is_refused(copy: Path, capsys: Capture, tmp_path: Path) -> None:
+def test_verify_refuses_a_model_that_is_not_the_reference(copy: Path, capsys: Capture, tmp_path: Path) -> None:
     other = save_tiny_model(tmp_path / "other", seed=1)
     code, lines = said(copy, capsys, "--model", str(other))
     assert code == 2

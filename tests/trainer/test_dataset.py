@@ -54,7 +54,7 @@ def test_the_ranking_signal_is_chosen_and_the_ground_truth_stays_first(
     assert batch.ranks.tolist() == [ranks]
 
 
-def test_what_the_set_lacks_is_refused(mixed: NegativeSet) -> None:
+def test_strategies_and_counts_that_the_set_lacks_are_refused(mixed: NegativeSet) -> None:
     with pytest.raises(UserError, match=r"asks for mn=1, but negative set .* holds an=2,bn=1,tn=2 per group"):
         ContrastiveGroups.of([mixed], "train", "mn=1")
     with pytest.raises(UserError, match=r"asks for 'reward', but negative set .* holds embedding, rouge"):

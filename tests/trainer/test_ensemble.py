@@ -216,7 +216,9 @@ def test_the_directory_of_an_alpha_is_named_by_its_number() -> None:
         (["--mle", "./no/such", "--cpo", "b", "--output_dir", "/no/such"], "model './no/such' does not exist"),
     ],
 )
-def test_wrong_command_lines_are_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_command_lines_of_the_ensemble_are_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert said in refused(words, capsys)
 
 
