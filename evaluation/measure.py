@@ -74,7 +74,7 @@ def _gather_of_checkpoints(metrics: Sequence[CheckpointMetric], checkpoints: Seq
 
 def load_scorer(path: str, dtype: str) -> Any:
     """A checkpoint's `trainer.scoring` scorer."""
-    from trainer.scoring.logprobs import Scorer
+    from trainer.scoring.scorer import Scorer
 
     return Scorer.load(path, dtype=dtype)
 

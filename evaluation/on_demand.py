@@ -26,6 +26,11 @@ class OnDemand(Generic[T]):
             self._held = arguments, self._load(*arguments)
         return self._held[1]
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the thing is there."""
+        return self._held is not None
+
     def drop(self) -> None:
         """Free what the thing takes."""
         if self._held is not None:

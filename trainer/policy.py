@@ -10,6 +10,8 @@ from data.manifest import DTYPES
 if TYPE_CHECKING:
     from trl import ModelConfig
 
+    from trainer.scoring.prepared_model import PreparedModel
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -63,12 +65,12 @@ class Policy:
                     module.attention_dropout = 0.0  # type: ignore[assignment]  # torch types attributes as tensors
         return model
 
-    def load_prepared(self) -> tuple[Any, str]:
-        """The model, taught to return log-probabilities and wrapped for an adapter if asked; and its layout."""
-        from trainer.scoring.logprobs import prepare_model
+    def load_prepared(self) -> "PreparedModel":
+        """The model, taught to return log-probabilities, and called through an adapter if asked."""
+        from trainer.scoring.prepared_model import prepare_model
 
         model = self.load()
-        layout = prepare_model(model)
+        prepared = prepare_model(model)
         adapter = self.adapter
         if adapter is not None:
             from peft import get_peft_model, prepare_model_for_kbit_training
@@ -76,4 +78,4 @@ class Policy:
             if self.config.load_in_4bit or self.config.load_in_8bit:
                 model = prepare_model_for_kbit_training(model)
             model = get_peft_model(model, adapter)
-        return model, layout
+        return prepared.of(model)

@@ -62,15 +62,15 @@ def make_group_trainer(objective: "Objective", setup: Setup, options: Any) -> "C
     from trainer.trainer import ContrastiveTrainer
 
     train = setup.data.train
-    model, layout = setup.policy.load_prepared()
+    policy = setup.policy.load_prepared()
     log.info(
         *("%s on %d groups, %s layout, at most %d tokens per pass", objective.name, len(train)),
-        *(layout, setup.row_tokens),
+        *(policy.layout, setup.row_tokens),
     )
-    compare_with_scorer(setup.data.scored, model, setup.training, layout)
-    collator = Collator(layout, setup.row_tokens, getattr(train, "strategies", ()), objective.copies(options))
+    compare_with_scorer(setup.data.scored, policy.called, setup.training, policy.layout)
+    collator = Collator(policy.layout, setup.row_tokens, getattr(train, "strategies", ()), objective.copies(options))
     return ContrastiveTrainer(
-        model=model,
+        model=policy.called,
         args=setup.training,
         train_dataset=train,
         eval_dataset=setup.data.held_out,
@@ -78,5 +78,5 @@ def make_group_trainer(objective: "Objective", setup: Setup, options: Any) -> "C
         processing_class=setup.tokenizer,
         objective=objective,
         options=options,
-        path=layout,
+        prepared=policy,
     )

@@ -17,7 +17,7 @@ from trainer.monitor.safety import check_finite
 from trainer.monitor.start import computed_in, report_start
 from trainer.objectives.base import Objective, Term
 from trainer.objectives.rewards import implicit_rewards
-from trainer.scoring.logprobs import candidate_logps
+from trainer.scoring.prepared_model import PreparedModel, candidate_logps
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +35,15 @@ class ContrastiveTrainer(Trainer):
     Args:
         objective: what is trained towards.
         options: an instance of its `Options`.
-        path: "packed" or "padded", for messages.
+        prepared: the model, prepared before it was wrapped for an adapter.
         Everything else as for transformers' Trainer. The data collator must be `trainer.groups.dataset.Collator`.
     """
 
-    def __init__(self, *args: Any, objective: Objective, options: Any, path: str, **kwargs: Any):
+    def __init__(self, *args: Any, objective: Objective, options: Any, prepared: PreparedModel, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.objective = objective
         self.options = options
-        self.path = path
-        # FlexAttention is tried before the first forward, outside of its mixed precision.
-        self.model._computes_in = computed_in(self.args, self.model)  # type: ignore[union-attr,assignment]
+        self.prepared = dataclasses.replace(prepared, compute_dtype=computed_in(self.args, self.model))
         self._sums: dict[str, torch.Tensor] = {}
         # Of each term in the loss, once a pass was made.
         self._weights: dict[str, float] = {}
@@ -94,6 +92,7 @@ class ContrastiveTrainer(Trainer):
             self._logged_at = time.perf_counter()
         model.train()
         total = torch.zeros((), device=self.args.device)
+        policy = self.prepared.of(model)
         passes = list(self._in_step(inputs))
         for index, (packed, counts) in enumerate(passes):
             # FSDP would keep whole gradients until it synchronises them.
@@ -102,8 +101,8 @@ class ContrastiveTrainer(Trainer):
                 packed = packed.to(self.args.device)
                 with self.compute_loss_context_manager():
                     seed = self.args.seed, self.state.global_step
-                    packed = self.objective.mix(model, packed, self.options, seed)
-                    policy_logps = candidate_logps(model, packed.tokens)
+                    packed = self.objective.mix(policy, packed, self.options, seed)
+                    policy_logps = candidate_logps(policy, packed.tokens)
                     terms = self._terms(policy_logps, packed)
                     share = self._share(terms, num_items_in_batch) * counts
                 # DDP averages over processes; the loss is a sum over all of them.
@@ -134,7 +133,7 @@ class ContrastiveTrainer(Trainer):
                 for packed, counts in self._in_step(collate(groups)):
                     packed = packed.to(self.args.device)
                     with self.compute_loss_context_manager():
-                        policy_logps = candidate_logps(model, packed.tokens)
+                        policy_logps = candidate_logps(self.prepared.of(model), packed.tokens)
                     terms = self._terms(policy_logps, packed)
                     _add(sums, self._metrics(policy_logps, packed, terms, counts and len(mine) > 0))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self._averages(sums).items()}
@@ -271,7 +270,7 @@ class ContrastiveTrainer(Trainer):
         for packed, counts in self._in_step(passes):
             packed = packed.to(self.args.device)
             with self.compute_loss_context_manager():
-                policy_logps = candidate_logps(model, packed.tokens)
+                policy_logps = candidate_logps(self.prepared.of(model), packed.tokens)
             if not counts:
                 continue
             mask = packed.tokens.mask
@@ -296,7 +295,7 @@ class ContrastiveTrainer(Trainer):
             loss=", ".join(
                 f"{loss / groups:.4f} ({formula} is {value / groups:.4f})" for formula, (loss, value) in losses.items()
             ),
-            layout=self.path,
+            layout=self.prepared.layout,
         )
 
 

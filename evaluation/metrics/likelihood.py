@@ -87,7 +87,7 @@ class SecondModel:
         self.tokenizer.drop()
 
     def _load_scorer(self) -> Any:
-        from trainer.scoring.logprobs import Scorer
+        from trainer.scoring.scorer import Scorer
 
         try:
             return Scorer.load(self.directory, dtype=self.dtype)

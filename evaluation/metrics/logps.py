@@ -16,7 +16,7 @@ def truth_logps(
 
     Args:
         identity: of the checkpoint.
-        load: its `trainer.scoring.logprobs.Scorer` in float32; called only if the store lacks the numbers.
+        load: its `trainer.scoring.scorer.Scorer` in float32; called only if the store lacks the numbers.
     """
     tokens = [(g.prompt_ids, [g.response_ids]) for g in groups]
     return [scores[0] for scores in _scores(store, identity, tokens, "float32", load)]
@@ -30,7 +30,7 @@ def candidate_logps(
     Args:
         identity: of the checkpoint.
         dtype: that the reference scored them in; with another, what is rounded differently would pass for a preference.
-        load: its `trainer.scoring.logprobs.Scorer` in dtype; called only if the store lacks the numbers.
+        load: its `trainer.scoring.scorer.Scorer` in dtype; called only if the store lacks the numbers.
     """
     tokens = [(g.prompt_ids, [g.response_ids, *(c.ids for c in g.negatives)]) for g in groups]
     return _scores(store, identity, tokens, dtype, load)

@@ -18,8 +18,8 @@ from negatives_gen.strategies.base import ASK, SAMPLE, SCORE, Tools
 
 
 def load_scorer(model: str, *, dtype: str, trust_remote_code: bool) -> Any:
-    """The reference model as a `trainer.scoring.logprobs.Scorer`. Raises UserError if transformers cannot load it."""
-    from trainer.scoring.logprobs import Scorer
+    """The reference model as a `trainer.scoring.scorer.Scorer`. Raises UserError if transformers cannot load it."""
+    from trainer.scoring.scorer import Scorer
 
     with loading(f"'{model}'"):
         return Scorer.load(model, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -161,7 +161,7 @@ class ScoreStage(Stage):
             shard.groups,
             shard.rejects,
             seconds=shard.seconds,
-            layout=self.scorer.path,
+            layout=self.scorer.layout,
             truncated=shard.truncated,
         )
         return {"rows": record.rows, "rejected": record.rows_rejected, "tokens": record.tokens["negatives"]}

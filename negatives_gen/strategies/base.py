@@ -33,7 +33,7 @@ class Sampler(Protocol):
 
 
 class Predictor(Protocol):
-    """What MN needs of a scorer: `trainer.scoring.logprobs.Scorer.draw`."""
+    """What MN needs of a scorer: `trainer.scoring.scorer.Scorer.draw`."""
 
     def draw(self, groups: Sequence[Any], uniforms: Sequence[Any], *, never: Sequence[int]) -> list[Any]: ...
 

@@ -45,7 +45,7 @@ class StandInEngine:
 class StandInScorer:
     """Random log-probabilities, and random tokens for MN."""
 
-    path = "packed"
+    layout = "packed"
 
     def __init__(self, vocabulary: int):
         self.vocabulary = vocabulary

@@ -203,8 +203,8 @@ def _check_model_agrees(
 ) -> None:
     """Log-probabilities and texts of the sampled groups."""
     from data.models import load_tokenizer
-    from trainer.scoring.logprobs import Scorer
     from trainer.scoring.packing import Continuations
+    from trainer.scoring.scorer import Scorer
 
     dtype = manifest.job["model"]["scorer_dtype"]
     scorer = Scorer.load(model, dtype=dtype, trust_remote_code=config.trust_remote_code)

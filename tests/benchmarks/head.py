@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from trainer.scoring import logprobs
+from trainer.scoring import head
 
 POSITIONS, HIDDEN, VOCABULARY = 1000, 256, 50257
 REPEATS = 5
@@ -44,16 +44,16 @@ def main() -> None:
 
     def ours() -> None:
         hidden.grad = weight.grad = None
-        logprobs.token_logps(hidden, weight, targets).sum().backward()
+        head.token_logps(hidden, weight, targets).sum().backward()
 
     @torch.no_grad()
     def ours_forward() -> None:
-        logprobs.token_logps(hidden, weight, targets)
+        head.token_logps(hidden, weight, targets)
 
     print(f"| cross-entropy on whole logits | {seconds(plain):.2f} s |")
     print(f"| its three matrix products | {seconds(products):.2f} s |")
     for power in (20, 21, 22, 23, 24, 25):
-        logprobs.CHUNK_ELEMENTS["cpu"] = 1 << power
+        head.CHUNK_ELEMENTS["cpu"] = 1 << power
         print(f"| ours, chunks of 2^{power} logits | {seconds(ours):.2f} s, forward {seconds(ours_forward):.2f} s |")
 
 

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.benchmarks.dolly import MODEL, dolly_continuations
-from trainer.scoring.logprobs import Scorer
 from trainer.scoring.packing import Continuations
+from trainer.scoring.scorer import Scorer
 
 GROUPS, ROUNDS = 48, 3
 

@@ -115,7 +115,7 @@ def train(path: str) -> dict[str, Any]:
     from trainer.arguments import PaperTrainingArguments
     from trainer.groups.dataset import Collator
     from trainer.objectives.cpo import OBJECTIVE as CPO
-    from trainer.scoring.logprobs import prepare_model
+    from trainer.scoring.prepared_model import prepare_model
     from trainer.trainer import ContrastiveTrainer
 
     waits: list[float] = []
@@ -128,13 +128,13 @@ def train(path: str) -> dict[str, Any]:
             return found
 
     model = make_model("gpt2")
-    layout = prepare_model(model)
+    prepared = prepare_model(model)
     with tempfile.TemporaryDirectory() as folder:
         settings = {**arguments(folder), "max_steps": 30, "per_device_train_batch_size": 16}
         trainer = Timed(
             model=model, args=PaperTrainingArguments(**settings), train_dataset=open_set(path),
-            data_collator=Collator(layout, ROW_TOKENS, ["an"]), objective=CPO, options=CPO.Options(beta=BETA),
-            path=layout,
+            data_collator=Collator(prepared.layout, ROW_TOKENS, ["an"]), objective=CPO, options=CPO.Options(beta=BETA),
+            prepared=prepared,
         )  # fmt: skip
         trainer._checked_start = True  # its random weights are no reference
         assert isinstance(trainer.get_train_dataloader(), DataLoader)

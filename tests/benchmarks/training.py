@@ -98,20 +98,20 @@ def step_times(trainer: Any) -> list[float]:
 def ours(kind: str, folder: str, vocab_size: int = 50257) -> dict[str, Any]:
     from trainer.arguments import PaperTrainingArguments
     from trainer.objectives.cpo import OBJECTIVE as CPO
-    from trainer.scoring.logprobs import prepare_model
+    from trainer.scoring.prepared_model import prepare_model
     from trainer.trainer import ContrastiveTrainer
 
     model, groups = make_model(kind, vocab_size), make_groups(STEP * STEPS)
-    path = prepare_model(model)
+    prepared = prepare_model(model)
     trainer = ContrastiveTrainer(
         model=model, args=PaperTrainingArguments(**arguments(folder), per_device_train_batch_size=STEP),
-        train_dataset=InOrder(groups), data_collator=Collator(path, ROW_TOKENS, ["an"]),
+        train_dataset=InOrder(groups), data_collator=Collator(prepared.layout, ROW_TOKENS, ["an"]),
         objective=CPO, options=CPO.Options(beta=BETA),
-        path=path,
+        prepared=prepared,
     )  # fmt: skip
     trainer._checked_start = True  # its random weights are no reference
     tokens = sum(g.tokens.packed_length for g in groups)
-    return {"seconds": step_times(trainer), "tokens": tokens, "path": path}
+    return {"seconds": step_times(trainer), "tokens": tokens, "layout": prepared.layout}
 
 
 class InOrder(torch.utils.data.Dataset):
@@ -262,7 +262,7 @@ def report(kind: str) -> None:
     parameters = sum(p.numel() for p in make_model(kind).parameters()) / 1e6
     print(f"{kind}, {parameters:.1f} M parameters, K = {K}, {STEP} groups a step, {STEPS} steps", flush=True)
     mine, text = run(kind, "ours"), run(kind, "plain")
-    row(f"ours, {mine['path']}", mine, "")
+    row(f"ours, {mine['layout']}", mine, "")
     each, other = (1e6 * sum(found["seconds"]) / found["tokens"] for found in (mine, text))
     row("plain next-token step", text, f"ours {each:.0f}, plain {other:.0f} us per token: {each / other:.2f} x")
     for name, more in [

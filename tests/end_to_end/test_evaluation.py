@@ -34,7 +34,7 @@ from tests.support.answering import Engines
 from tests.support.chat_server import ChatAPIStub, chat_api_stub
 from tests.support.commands import ROOT, ForkedCommand, run_command
 from tests.support.tiny import copy_minilm, with_context
-from trainer.scoring.logprobs import Scorer
+from trainer.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.vllm
 

@@ -17,8 +17,8 @@ from data.shards import NegativeSet
 from tests.support.answering import drawn_logp
 from tests.support.commands import ROOT, fork_command, run_command
 from tests.support.ray_cluster import RAY, RayCluster
-from trainer.scoring.logprobs import Scorer
 from trainer.scoring.packing import Continuations
+from trainer.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.ray
 
@@ -98,16 +98,16 @@ def test_the_trainer_computes_the_log_probabilities_that_the_scorer_stored(
     from trainer.arguments import parse
     from trainer.groups.dataset import Collator, ContrastiveGroups
     from trainer.policy import Policy
-    from trainer.scoring.logprobs import candidate_logps
+    from trainer.scoring.prepared_model import candidate_logps
 
     script, _, model_config = parse(["--shards", str(generated), "--model", str(trained), "--output_dir", "unused"])
-    model, layout = Policy(trained, model_config, from_scratch=False, dropout=script.chosen.dropout).load_prepared()
-    model.train()
+    policy = Policy(trained, model_config, from_scratch=False, dropout=script.chosen.dropout).load_prepared()
+    policy.called.train()
     dataset = ContrastiveGroups.of([NegativeSet(str(generated))], "all")
-    passes = Collator(layout, 150, ["an"])([dataset[i] for i in range(len(dataset))])
+    passes = Collator(policy.layout, 150, ["an"])([dataset[i] for i in range(len(dataset))])
     assert len(passes) > 1
     for packed in passes:
-        logps = candidate_logps(model, packed.tokens)
+        logps = candidate_logps(policy, packed.tokens)
         torch.testing.assert_close(logps, packed.reference_logps, rtol=0, atol=1e-4)
 
 

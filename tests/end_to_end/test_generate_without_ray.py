@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from data.command.options import make_config
 from data.manifest import Manifest
 from data.shards import NegativeSet
 from negatives_gen.config import GenerateConfig
@@ -27,7 +28,7 @@ def settings(options: dict[str, Any], answering_model: Path) -> dict[str, Any]:
 def make(engines: "Engines", settings: dict[str, Any], out: Path) -> Manifest:
     """The set, with an engine in the session's vLLM process."""
     with without_ray():
-        return generate(GenerateConfig(**settings, out=str(out)), Components(engine=engines.Engine))
+        return generate(make_config(GenerateConfig, **settings, out=str(out)), Components(engine=engines.Engine))
 
 
 def test_an_interrupted_job_goes_on_and_leaves_finished_shards_as_they_are(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from data.command.errors import UserError
+from data.command.options import make_config
 from data.shards import NegativeSetWriter
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
@@ -60,7 +61,7 @@ def run(armed: Path, *words: str, env: dict[str, str] | None = None) -> int:
 def finish(reference: Path, out: Path, options: dict[str, Any] = OPTIONS) -> None:
     """The same job in this process, to its end."""
     with without_ray():
-        config = GenerateConfig(model=str(reference), out=str(out), **options)
+        config = make_config(GenerateConfig, model=str(reference), out=str(out), **options)
         generate(config, Components(engine=EngineStub, signals=signals_stub))
 
 

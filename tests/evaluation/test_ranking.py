@@ -22,7 +22,7 @@ from evaluation.metrics.statistics import Estimate
 from evaluation.metrics.truth import Truth
 from evaluation.prepared import Evaluation, Part
 from tests.support.tiny import make_negative_set
-from trainer.scoring.logprobs import Scorer
+from trainer.scoring.scorer import Scorer
 
 
 def ranking(scores: Sequence[Sequence[float]], groups: list[Group]) -> dict[str, Estimate]:

@@ -1,6 +1,7 @@
 """On a GPU: packed rows with FlexAttention's block masks and with dense ones against a plain computation on the CPU."""
 
 import copy
+import dataclasses
 import logging
 import math
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 
 from data.shards import NegativeSet
 from tests.support.plain import plain_logps
 from tests.support.tiny import tiny_model
-from trainer.scoring.logprobs import candidate_logps, prepare_model
 from trainer.scoring.packing import Continuations, TokenBatch, pack
+from trainer.scoring.prepared_model import PreparedModel, candidate_logps, prepare_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -31,26 +33,25 @@ GROUPS = [Continuations(draw(p), [draw(n) for n in ns]) for p, ns in SIZES]
 TOKENS = torch.tensor([[*map(len, g.continuations), *[1] * (3 - len(g.continuations))] for g in GROUPS])
 
 
-def on_gpu(model: Any, dtype: torch.dtype) -> Any:
-    model = copy.deepcopy(model).to("cuda", dtype)
-    assert prepare_model(model) == "packed"
-    assert model._takes_block_masks
-    return model
+def on_gpu(model: Any, dtype: torch.dtype) -> PreparedModel:
+    prepared = prepare_model(copy.deepcopy(model).to("cuda", dtype))
+    assert prepared.layout == "packed"
+    assert prepared.block_masks
+    return prepared
 
 
-def by_blocks_and_dense(model: Any) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+def by_blocks_and_dense(prepared: PreparedModel) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
     """Log-probabilities and gradients, in this order; the model must have used FlexAttention for the first."""
-    from trainer.scoring import logprobs
-
     batch: TokenBatch = pack(GROUPS).to("cuda")
     found = []
     for blocks in (True, False):
-        model._takes_block_masks = blocks
-        assert logprobs._takes_block_masks(model) == blocks  # the compiled kernel works here
-        model.zero_grad()
-        logps = candidate_logps(model, batch)
+        used = dataclasses.replace(prepared, block_masks=blocks)
+        mask = used.inputs(batch)["attention_mask"]
+        assert isinstance(mask, BlockMask) == blocks  # the compiled kernel works here
+        prepared.model.zero_grad()
+        logps = candidate_logps(used, batch)
         (torch.linspace(0.5, 1.5, logps.numel(), device="cuda").view_as(logps) * logps).sum().backward()
-        gradients = {n: p.grad.float().clone() for n, p in model.named_parameters() if p.grad is not None}
+        gradients = {n: p.grad.float().clone() for n, p in prepared.model.named_parameters() if p.grad is not None}
         found.append((logps.detach().float().cpu(), gradients))
     return found
 
@@ -79,7 +80,7 @@ def test_bfloat16_stays_within_a_hundredth_of_a_nat_per_token(architecture: str)
 
 def test_a_sliding_window_falls_back_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert prepare_model(tiny_model("mistral").to("cuda")) == "padded"
+        assert prepare_model(tiny_model("mistral").to("cuda")).layout == "padded"
     assert "sliding window" in caplog.text
 
 
@@ -99,7 +100,7 @@ def test_the_loss_starts_at_log_k(
     make_negative_set(tmp_path / "set", reference, num_groups=16, num_negatives=3, dtype=dtype)
     model: Any = AutoModelForCausalLM.from_pretrained(reference, dtype=getattr(torch, dtype))
     model.to("cuda")
-    path = prepare_model(model)
+    prepared = prepare_model(model)
     arguments = TrainingArguments(
         output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=16, logging_steps=1, bf16=False,
         remove_unused_columns=False, report_to="none", save_strategy="no",
@@ -107,8 +108,8 @@ def test_the_loss_starts_at_log_k(
     chosen = OBJECTIVES.load(objective)
     trainer = ContrastiveTrainer(
         model=model, args=arguments, train_dataset=ContrastiveGroups.of([NegativeSet(str(tmp_path / "set"))], "all"),
-        data_collator=Collator(path, 1024, ["an"]), objective=chosen,
-        options=chosen.Options(beta=5.0), path=path,
+        data_collator=Collator(prepared.layout, 1024, ["an"]), objective=chosen,
+        options=chosen.Options(beta=5.0), prepared=prepared,
     )  # fmt: skip
     with caplog.at_level(logging.WARNING):
         trainer.train()

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from trainer.objectives.losses import cpo_loss
-from trainer.scoring.logprobs import candidate_logps, layout, prepare_model
-from trainer.scoring.packing import Continuations, TokenBatch, pad
+from trainer.scoring.packing import Continuations, TokenBatch, lay_out, pad
+from trainer.scoring.prepared_model import candidate_logps, prepare_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -67,13 +67,14 @@ def measure(step: Callable[[], None]) -> Measured:
 
 def packed(size: str, groups: list[Continuations]) -> Measured:
     model = make_model(size)
-    assert prepare_model(model) == "packed"
-    batches = [batch.to("cuda") for _, batch in layout(groups, "packed", ROW_TOKENS)]
+    prepared = prepare_model(model)
+    assert prepared.layout == "packed"
+    batches = [batch.to("cuda") for _, batch in lay_out(groups, "packed", ROW_TOKENS)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
     def step() -> None:
         for batch in batches:
-            logps = candidate_logps(model, batch)
+            logps = candidate_logps(prepared, batch)
             loss = cpo_loss(logps, torch.zeros_like(logps), beta=5.0, mask=batch.mask)
             (loss * len(batch.mask) / STEP).backward()
         optimizer.step()

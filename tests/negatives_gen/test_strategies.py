@@ -19,7 +19,7 @@ from negatives_gen.config import GenerateConfig
 from negatives_gen.models.engine import Sample
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import MAX_ROUNDS, Tools
-from trainer.scoring.logprobs import Scorer
+from trainer.scoring.scorer import Scorer
 
 SETTINGS = {"count": 3, "top_k": 50, "temperature": 1.0, "max_new_tokens": 20}
 
@@ -257,13 +257,13 @@ def test_mn_is_the_same_whatever_the_count_and_however_many_groups_want_it(pool:
     assert {g.id: g.negatives for g in rows[::3]} == {g.id: five[g.id] for g in rows[::3]}
 
 
-@pytest.mark.parametrize("path", ["packed", "padded"])
-def test_the_scorer_draws_from_the_teacher_forced_distribution(reference: Path, pool: list[Group], path: str) -> None:
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_the_scorer_draws_from_the_teacher_forced_distribution(reference: Path, pool: list[Group], layout: str) -> None:
     """Uniforms on a fine grid give each token as often as the model, given the original history, finds it likely."""
     from trainer.scoring.packing import Continuations
 
     scorer = Scorer.load(str(reference))
-    scorer.path = scorer.model._logprob_path = path
+    scorer.prepared = dataclasses.replace(scorer.prepared, layout=layout)
     groups = [Continuations(g.prompt_ids, [g.response_ids[:-1]]) for g in pool[:7]]
     grid = (np.arange(4000) + 0.5) / 4000
     drawn = scorer.draw(groups, [np.tile(grid, (len(g.continuations[0]), 1)) for g in groups], never=[0])

@@ -321,7 +321,7 @@ def test_stage_1_image_on_cpus(machine: Machine):
         machine.step(*step)
     # From another directory, as a Ray worker does.
     machine.run(
-        "cd / && python -c 'import ray, vllm, negatives_gen.strategies.an, trainer.scoring.logprobs, evaluation.run'"
+        "cd / && python -c 'import ray, vllm, negatives_gen.strategies.an, trainer.scoring.scorer, evaluation.run'"
     )
     assert "python -m negatives_gen" in machine.run("cd / && python -m negatives_gen --help")
     assert machine.run('make -q "$VENV/.installed" && echo installed') == "installed\n"

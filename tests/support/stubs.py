@@ -47,7 +47,7 @@ class EngineStub:
 class ScorerStub:
     """Gives a continuation minus its length; for scale."""
 
-    path = "packed"
+    layout = "packed"
 
     def __init__(self, model: str, **_: Any):
         pass

@@ -115,8 +115,8 @@ def make_negative_set(
     from data.shards import NegativeSetWriter
     from data.sources.examples import load_examples
     from data.sources.prepare import prepare_groups
-    from trainer.scoring.logprobs import Scorer
     from trainer.scoring.packing import Continuations
+    from trainer.scoring.scorer import Scorer
 
     tokenizer = load_tokenizer(str(reference))
     examples = load_examples("facts", "prompt-completion", split, num_groups)
@@ -149,5 +149,5 @@ def make_negative_set(
     writer.begin()
     half = len(groups) // 2
     for index, part in enumerate((groups[:half], groups[half:])):
-        writer.write_shard(index, part, rejects if index == 0 else [], seconds={}, layout=scorer.path)
+        writer.write_shard(index, part, rejects if index == 0 else [], seconds={}, layout=scorer.layout)
     writer.finish(2)

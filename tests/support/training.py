@@ -19,7 +19,7 @@ from trainer.groups.dataset import Collator, ContrastiveGroups
 from trainer.groups.store import GroupStore
 from trainer.monitor.watch import GroundTruthWatch
 from trainer.objectives import OBJECTIVES
-from trainer.scoring.logprobs import prepare_model
+from trainer.scoring.prepared_model import prepare_model
 from trainer.trainer import ContrastiveTrainer
 
 
@@ -30,7 +30,7 @@ def make_trainer(reference: Path, negative_set: Path, tmp_path: Path, **options:
     objective_options = objective.Options(**chosen, **options.pop("objective_options", {}))
     row_tokens = options.pop("row_tokens", 256)
     model = AutoModelForCausalLM.from_pretrained(reference, dtype=options.pop("dtype", torch.float32))
-    path = prepare_model(model)
+    prepared = prepare_model(model)
     negatives = NegativeSet(str(negative_set))
     dataset = (
         ContrastiveGroups(GroupStore([negatives], "train"))
@@ -42,10 +42,10 @@ def make_trainer(reference: Path, negative_set: Path, tmp_path: Path, **options:
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=Collator(path, row_tokens, copies=objective.copies(objective_options)),
+        data_collator=Collator(prepared.layout, row_tokens, copies=objective.copies(objective_options)),
         objective=objective,
         options=objective_options,
-        path=path,
+        prepared=prepared,
     )
 
 

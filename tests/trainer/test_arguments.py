@@ -12,7 +12,8 @@ from tests.support.training import cli
 from trainer.arguments import parse
 from trainer.record import job_record
 from trainer.run import main
-from trainer.scoring.logprobs import attention_implementation, prepare_model
+from trainer.scoring.prepared_model import prepare_model
+from trainer.scoring.support import attention_implementation
 
 
 @pytest.mark.parametrize(
@@ -75,8 +76,8 @@ def test_transformers_says_which_attention_a_model_uses(
     """The attribute is private: its absence is to be noticed here, and costs the packed layout, not the result."""
     model = AutoModelForCausalLM.from_pretrained(reference)
     assert attention_implementation(model) == "sdpa"
-    monkeypatch.setattr("trainer.scoring.logprobs.attention_implementation", lambda _: None)
-    assert prepare_model(model) == "padded"
+    monkeypatch.setattr("trainer.scoring.support.attention_implementation", lambda _: None)
+    assert prepare_model(model).layout == "padded"
     assert "attention implementation 'None'" in caplog.text
 
 
@@ -136,3 +137,28 @@ def test_an_option_of_the_command_reaches_the_training(
         assert main(cli(reference, negative_set, tmp_path / name, *common, *more)) == 0
         weights.append((tmp_path / name / "model.safetensors").read_bytes())
     assert weights[0] != weights[1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--shards", "a", "b", "--use", "an=1", "bn=2", "--lora_target_modules", "q_proj", "v_proj"),
+        ("--shards", "a,b", "--use", "an=1,bn=2", "--lora_target_modules", "q_proj,v_proj"),
+        (
+            *("--shards", "a", "--use=an=1", "--lora_target_modules=q_proj"),
+            *("--shards", "b", "--use", "bn=2", "--lora-target-modules", "v_proj"),
+        ),
+    ],
+    ids=["words", "commas", "repeated"],
+)
+def test_lists_are_written_in_every_way_ours_and_inherited_ones(words: tuple[str, ...]) -> None:
+    script, _, model = parse(["--model", "m", "--output_dir", "o", *words])
+    assert (script.shards, script.negatives) == (["a", "b"], "an=1,bn=2")
+    assert model.lora_target_modules == ["q_proj", "v_proj"]
+
+
+def test_a_flag_alone_means_true() -> None:
+    words = ["--model", "m", "--output_dir", "o", "--objective", "mle", "--dataset", "facts", "--from_scratch"]
+    script, training, model = parse([*words, "--use_cpu", "--resume_from_checkpoint", "--use_peft"])
+    assert (script.from_scratch, training.use_cpu, model.use_peft) == (True, True, True)
+    assert training.resume_from_checkpoint == "true"

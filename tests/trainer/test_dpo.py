@@ -20,8 +20,8 @@ from trainer.monitor.watch import GroundTruthWatch
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.losses import cpo_loss
 from trainer.objectives.pairs import PairTrainer, dpo_config, make_dpo_trainer, preference_pairs
-from trainer.scoring.logprobs import candidate_logps, layout, prepare_model
-from trainer.scoring.packing import Continuations
+from trainer.scoring.packing import Continuations, lay_out
+from trainer.scoring.prepared_model import candidate_logps, prepare_model
 
 pytestmark = pytest.mark.trains
 
@@ -160,12 +160,12 @@ def test_trls_loss_and_gradient_are_cpos_with_k_2(reference: Path, negative_set:
     trainer.model.load_state_dict(moved.state_dict())  # type: ignore[union-attr]  # None in TRL's types
     found = first_gradient(trainer)  # type: ignore[arg-type]  # a Trainer is all it needs
 
-    path = prepare_model(moved)
+    prepared = prepare_model(moved)
     rows = pairs.to_list()
     sequences = [Continuations(r["prompt_ids"], [r["chosen_ids"], r["rejected_ids"]]) for r in rows]
-    ((_, tokens),) = layout(sequences, path, 10**6)
+    ((_, tokens),) = lay_out(sequences, prepared.layout, 10**6)
     stored = torch.tensor([[r["ref_chosen_logps"], r["ref_rejected_logps"]] for r in rows])
-    loss = cpo_loss(candidate_logps(moved, tokens), stored, beta=BETA, mask=tokens.mask)
+    loss = cpo_loss(candidate_logps(prepared, tokens), stored, beta=BETA, mask=tokens.mask)
     loss.backward()
 
     assert abs(loss.item() - math.log(2)) > 0.05

@@ -9,10 +9,10 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.support.tiny import tiny_model
-from trainer.scoring import logprobs
 from trainer.scoring.flex import attention_by_block, packed_block_mask, works_on
-from trainer.scoring.logprobs import prepare_model
 from trainer.scoring.packing import Continuations, TokenBatch, pack, packed_attention
+from trainer.scoring.prepared_model import prepare_model
+from trainer.scoring.support import block_obstacle
 
 GROUPS = [Continuations([1] * p, [[2] * n for n in ns]) for p, ns in ((90, (30, 100, 7)), (1, (2, 4)), (40, (60,)))]
 
@@ -63,8 +63,8 @@ def test_under_autocast_it_computes_in_autocasts_type() -> None:
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2"])
 def test_models_take_block_masks(architecture: str) -> None:
     model = tiny_model(architecture)
-    assert prepare_model(model) == "packed"
-    assert logprobs._block_obstacle(model) is None
+    assert prepare_model(model).layout == "packed"
+    assert block_obstacle(model) is None
 
 
 def test_a_model_that_computes_with_its_mask_keeps_dense_masks(
@@ -79,8 +79,9 @@ def test_a_model_that_computes_with_its_mask_keeps_dense_masks(
     monkeypatch.setattr(model.base_model, "forward", forward)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with caplog.at_level(logging.WARNING):
-        assert prepare_model(model) == "packed"
-    assert not model._takes_block_masks
+        prepared = prepare_model(model)
+    assert prepared.layout == "packed"
+    assert not prepared.block_masks
     assert "Using dense attention masks" in caplog.text
     assert "llama does not run with block masks (unsupported operand type" in caplog.text
 
@@ -95,7 +96,7 @@ def test_a_model_that_forgets_the_blocks_keeps_dense_masks(monkeypatch: pytest.M
         return backbone(*args, attention_mask=mask, **kwargs)
 
     monkeypatch.setattr(model.base_model, "forward", forward)
-    assert "gives other hidden states with block masks" in str(logprobs._block_obstacle(model))
+    assert "gives other hidden states with block masks" in str(block_obstacle(model))
 
 
 def test_where_the_kernel_does_not_work_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -70,7 +70,7 @@ def train_sharded(reference: Path, negative_set: Path, out: Path) -> None:
     """In each of two processes: one lays out each group in a pass of its own, the other all in one pass."""
     trainer = trainer_of(2, reference, negative_set, out)
     model: Any = trainer.model
-    trainer.data_collator = Collator(trainer.path, 1 if trainer.accelerator.process_index == 0 else 1000)  # type: ignore[assignment]
+    trainer.data_collator = Collator(trainer.prepared.layout, 1 if trainer.accelerator.process_index == 0 else 1000)  # type: ignore[assignment]
     mesh = init_device_mesh("cpu", (2,))
     for block in model.transformer.h if model.config.model_type == "gpt2" else model.model.layers:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)

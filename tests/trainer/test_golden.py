@@ -20,7 +20,7 @@ from trainer.arguments import PaperTrainingArguments
 from trainer.groups.dataset import Collator, ContrastiveGroups
 from trainer.groups.store import GroupStore
 from trainer.objectives import OBJECTIVES
-from trainer.scoring.logprobs import prepare_model
+from trainer.scoring.prepared_model import prepare_model
 from trainer.trainer import ContrastiveTrainer
 
 pytestmark = pytest.mark.trains
@@ -62,7 +62,7 @@ def trajectory(objective: str, reference: Path, negatives: NegativeSet, out: Pat
         pairs = preference_pairs(ContrastiveGroups.of([negatives], "train"))
         trainer = make_dpo_trainer(pairs, model, None, load_tokenizer(str(reference)), arguments, 0.5)
     else:
-        path = prepare_model(model)
+        prepared = prepare_model(model)
         chosen = OBJECTIVES.load(name)
         options = chosen.Options(**GIVEN.get(objective, {}))
         dataset = (
@@ -74,10 +74,10 @@ def trajectory(objective: str, reference: Path, negatives: NegativeSet, out: Pat
             model=model,
             args=arguments,
             train_dataset=dataset,
-            data_collator=Collator(path, 256, dataset.strategies, chosen.copies(options)),
+            data_collator=Collator(prepared.layout, 256, dataset.strategies, chosen.copies(options)),
             objective=chosen,
             options=options,
-            path=path,
+            prepared=prepared,
         )
     trainer.remove_callback(PrinterCallback)
     trainer.train()

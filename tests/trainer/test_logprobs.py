@@ -12,10 +12,12 @@ from torch import nn
 
 from tests.support.plain import GROUPS, draw, plain_logps
 from tests.support.tiny import tiny_model
-from trainer.scoring import logprobs
+from trainer.scoring import head, prepared_model
 from trainer.scoring.attention import NAME as PACKED_ROWS
-from trainer.scoring.logprobs import Scorer, candidate_logps, layout, prepare_model, token_logps
-from trainer.scoring.packing import Continuations, pack, pad
+from trainer.scoring.head import token_logps
+from trainer.scoring.packing import Continuations, lay_out, pack, pad
+from trainer.scoring.prepared_model import candidate_logps, prepare_model
+from trainer.scoring.scorer import Scorer
 
 ARCHITECTURES = pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2"])
 TOKENS = torch.tensor([[4, 1, 7], [3, 5, 1], [2, 1, 1]])
@@ -26,6 +28,11 @@ def gradients(model: nn.Module, logps: torch.Tensor) -> dict[str, torch.Tensor]:
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     weights = torch.linspace(0.5, 1.5, logps.numel()).view_as(logps)
     return dict(zip(named, torch.autograd.grad((weights * logps).sum(), list(named.values())), strict=True))
+
+
+def packed_logps(model: Any) -> torch.Tensor:
+    """Of a model that is prepared, or gets prepared now."""
+    return candidate_logps(prepare_model(model), pack(GROUPS))
 
 
 def assert_same_gradients(model: nn.Module, logps: torch.Tensor, expected: torch.Tensor) -> None:
@@ -41,9 +48,9 @@ def assert_same_gradients(model: nn.Module, logps: torch.Tensor, expected: torch
 def test_packed_equals_one_by_one_in_values_and_gradients(architecture: str, attention: str):
     model = tiny_model(architecture)
     model.set_attn_implementation(attention)
-    assert prepare_model(model) == "packed"
+    assert prepare_model(model).layout == "packed"
     assert model.config._attn_implementation == {"sdpa": PACKED_ROWS}.get(attention, attention)
-    logps, expected = candidate_logps(model, pack(GROUPS)), plain_logps(model)
+    logps, expected = packed_logps(model), plain_logps(model)
     torch.testing.assert_close(logps, expected, rtol=0, atol=1e-4)
     assert_same_gradients(model, logps, expected)
 
@@ -61,7 +68,7 @@ def test_gradient_checkpointing_changes_neither_values_nor_gradients(architectur
     calls: list[int] = []
     first = next(module for name, module in model.named_modules() if name.endswith("mlp"))
     first.register_forward_pre_hook(lambda *_: calls.append(1))
-    logps = candidate_logps(model, pack(GROUPS))
+    logps = packed_logps(model)
     torch.testing.assert_close(logps, expected, rtol=0, atol=1e-4)
     assert_same_gradients(model, logps, expected)
     assert len(calls) == 2  # once forward, once recomputed
@@ -69,8 +76,8 @@ def test_gradient_checkpointing_changes_neither_values_nor_gradients(architectur
 
 @pytest.mark.parametrize("chunk_elements", [1, 11 * 40, 1 << 20])
 def test_token_logps_equal_log_softmax_across_chunk_boundaries(chunk_elements: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", logprobs.CHUNK_ELEMENTS | {"cpu": chunk_elements})
-    assert len(list(logprobs._chunks(torch.empty(70, 4), torch.empty(11, 4)))) == {1: 3, 440: 2}.get(chunk_elements, 1)
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", head.CHUNK_ELEMENTS | {"cpu": chunk_elements})
+    assert len(list(head.chunks(torch.empty(70, 4), torch.empty(11, 4)))) == {1: 3, 440: 2}.get(chunk_elements, 1)
     hidden, weight = torch.randn(70, 4, requires_grad=True), torch.randn(11, 4, requires_grad=True)
     targets, upstream = torch.randint(11, (70,)), torch.randn(70)
     expected = (hidden @ weight.T).log_softmax(-1)[torch.arange(70), targets]
@@ -85,7 +92,7 @@ def test_token_logps_equal_log_softmax_across_chunk_boundaries(chunk_elements: i
 
 
 def test_token_logps_match_finite_differences(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", logprobs.CHUNK_ELEMENTS | {"cpu": 1})
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", head.CHUNK_ELEMENTS | {"cpu": 1})
     hidden = torch.randn(35, 3, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(7, (35,))
@@ -111,7 +118,7 @@ def test_token_logps_refuse_a_second_derivative():
 def test_the_head_gradient_does_not_lose_small_terms_over_many_chunks(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", logprobs.CHUNK_ELEMENTS | {"cpu": 1})  # 32 rows per chunk
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", head.CHUNK_ELEMENTS | {"cpu": 1})  # 32 rows per chunk
     hidden, weight = torch.ones(32 * 64, 1, dtype=dtype), torch.zeros(2, 1, dtype=dtype, requires_grad=True)
     # p = 1/2 everywhere: a row's gradient is +-1/2. The first chunk adds 1600, each other one 1/2: 1631.5 in all.
     upstream = torch.full((32 * 64,), 1 / 32)
@@ -204,13 +211,13 @@ def test_a_model_that_cannot_take_the_packed_layout_falls_back_and_says_why(
     kind, settings, reason = (KNOWN | PROBED)[case]
     model = model_of(kind, **settings)
     expected = plain_logps(model).detach()
-    with caplog.at_level(logging.WARNING, logger="trainer.scoring.logprobs"):
-        assert prepare_model(model) == "padded"
-    (record,) = (r for r in caplog.records if r.name == "trainer.scoring.logprobs")
+    with caplog.at_level(logging.WARNING, logger="trainer.scoring.support"):
+        assert prepare_model(model).layout == "padded"
+    (record,) = (r for r in caplog.records if r.name == "trainer.scoring.support")
     assert "padded layout" in record.getMessage()
     assert reason in record.getMessage()
-    torch.testing.assert_close(candidate_logps(model, pad(GROUPS)), expected, rtol=0, atol=1e-4)
-    assert Scorer(model, "padded").score(GROUPS)[1] == pytest.approx(expected[1, :2].tolist(), abs=1e-4)
+    torch.testing.assert_close(candidate_logps(prepare_model(model), pad(GROUPS)), expected, rtol=0, atol=1e-4)
+    assert Scorer(prepare_model(model)).score(GROUPS)[1] == pytest.approx(expected[1, :2].tolist(), abs=1e-4)
 
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
@@ -222,7 +229,7 @@ def test_the_probe_is_as_sharp_on_untrained_models_in_low_precision(
     case: str, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
 ):
     kind, settings, reason = PROBED[case]
-    assert prepare_model(model_of(kind, scale=1.0, **settings).to(dtype)) == "padded"
+    assert prepare_model(model_of(kind, scale=1.0, **settings).to(dtype)).layout == "padded"
     assert reason in caplog.text
 
 
@@ -235,7 +242,7 @@ def test_the_probe_lets_sound_models_pass(kind: str, scale: float, dtype: torch.
         "opt": SIZE | {"ffn_dim": 128, "word_embed_proj_dim": 64},
         "qwen3_moe": SIZE | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
     }
-    assert prepare_model(model_of(kind, scale, **sizes.get(kind, SIZE)).to(dtype)) == "packed"
+    assert prepare_model(model_of(kind, scale, **sizes.get(kind, SIZE)).to(dtype)).layout == "packed"
 
 
 def all_before(mask: torch.Tensor) -> torch.Tensor:
@@ -271,7 +278,7 @@ def test_each_fault_in_the_packed_pass_is_caught_by_name(
 
     model = tiny_model("llama", scale=scale).to(dtype)
     model.model.register_forward_pre_hook(spoiled, with_kwargs=True)
-    assert prepare_model(model) == "padded"
+    assert prepare_model(model).layout == "padded"
     assert reason in caplog.text
 
 
@@ -283,7 +290,7 @@ def test_wrong_positions_are_caught_although_the_model_heeds_them(scale: float, 
 
     model = tiny_model("llama", scale=scale)
     model.model.register_forward_pre_hook(spoiled, with_kwargs=True)
-    assert prepare_model(model) == "padded"
+    assert prepare_model(model).layout == "padded"
     assert "llama gives other hidden states in the packed layout" in caplog.text
 
 
@@ -310,19 +317,19 @@ def test_preparing_changes_neither_forward_nor_generate_nor_mode(architecture: s
 
 def test_preparing_twice_is_harmless():
     model = tiny_model("gpt2")
-    assert prepare_model(model) == "packed"
+    assert prepare_model(model).layout == "packed"
     forward = model.forward
-    assert prepare_model(model) == "packed"
+    assert prepare_model(model).layout == "packed"
     assert model.forward == forward
-    torch.testing.assert_close(candidate_logps(model, pack(GROUPS)), plain_logps(model), rtol=0, atol=1e-4)
+    torch.testing.assert_close(packed_logps(model), plain_logps(model), rtol=0, atol=1e-4)
 
 
 def test_a_patch_that_was_taken_off_is_put_back():
     model = tiny_model("llama")
     prepare_model(model)
     del model.forward
-    assert prepare_model(model) == "packed"
-    torch.testing.assert_close(candidate_logps(model, pack(GROUPS)), plain_logps(model), rtol=0, atol=1e-4)
+    assert prepare_model(model).layout == "packed"
+    torch.testing.assert_close(packed_logps(model), plain_logps(model), rtol=0, atol=1e-4)
 
 
 def test_the_patch_survives_accelerate_and_is_not_put_on_twice():
@@ -330,18 +337,18 @@ def test_the_patch_survives_accelerate_and_is_not_put_on_twice():
     from accelerate.state import AcceleratorState
 
     model = tiny_model("llama")
-    prepare_model(model)
-    expected = candidate_logps(model, pack(GROUPS)).detach()
+    prepared = prepare_model(model)
+    expected = packed_logps(model).detach()
     # One state per process: a trainer of an earlier test may have set another precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     wrapped = accelerator.prepare_model(model)
     forward = wrapped.forward
-    assert prepare_model(wrapped) == "packed"
+    assert prepare_model(wrapped).layout == "packed"
     assert wrapped.forward is forward or wrapped.forward == forward
-    assert (candidate_logps(wrapped, pack(GROUPS)) - expected).abs().max() > 1e-4  # autocast to bfloat16
+    assert (candidate_logps(prepared.of(wrapped), pack(GROUPS)) - expected).abs().max() > 1e-4  # autocast to bfloat16
     unwrapped = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    assert torch.equal(candidate_logps(unwrapped, pack(GROUPS)), expected)
+    assert torch.equal(packed_logps(unwrapped), expected)
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -358,9 +365,9 @@ def test_a_deep_copy_uses_its_own_weights():
     twin = copy.deepcopy(model)
     with torch.no_grad():
         twin.get_output_embeddings().weight.mul_(0.5)
-    logps = candidate_logps(twin, pack(GROUPS))
+    logps = packed_logps(twin)
     torch.testing.assert_close(logps, plain_logps(twin), rtol=0, atol=1e-4)
-    assert (logps - candidate_logps(model, pack(GROUPS))).abs().max() > 0.1
+    assert (logps - packed_logps(model)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["q_proj", "lm_head"]])
@@ -368,21 +375,21 @@ def test_lora_adapters_count_and_receive_gradients(targets: list[str]):
     from peft import LoraConfig, get_peft_model
 
     model = tiny_model("llama")
-    prepare_model(model)
+    prepared = prepare_model(model)
     base = plain_logps(model).detach()
     wrapped: Any = get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)).eval()
-    logps, expected = candidate_logps(wrapped, pack(GROUPS)), plain_logps(wrapped)
+    logps, expected = candidate_logps(prepared.of(wrapped), pack(GROUPS)), plain_logps(wrapped)
     assert (expected - base).abs().max() > 0.1
     torch.testing.assert_close(logps, expected, rtol=0, atol=1e-4)
     assert all("lora_" in name for name in gradients(wrapped, logps))
-    assert_same_gradients(wrapped, candidate_logps(wrapped, pack(GROUPS)), plain_logps(wrapped))
+    assert_same_gradients(wrapped, candidate_logps(prepared.of(wrapped), pack(GROUPS)), plain_logps(wrapped))
 
 
 @ARCHITECTURES
 def test_bfloat16_stays_within_a_hundredth_of_a_nat_per_token(architecture: str):
     model = tiny_model(architecture).bfloat16()
-    assert prepare_model(model) == "packed"
-    logps = candidate_logps(model, pack(GROUPS))
+    assert prepare_model(model).layout == "packed"
+    logps = packed_logps(model)
     assert logps.dtype == torch.float32
     assert ((logps - plain_logps(model)).abs() / TOKENS).max() < 0.01
     assert ((logps - plain_logps(model.float())).abs() / TOKENS).max() < 0.01
@@ -395,7 +402,7 @@ def test_bfloat16_gradients_stay_within_two_hundredths_of_float32s(architecture:
     expected = gradients(exact, plain_logps(exact))
     model = tiny_model(architecture).bfloat16()
     prepare_model(model)
-    found, plain = gradients(model, candidate_logps(model, pack(GROUPS))), gradients(model, plain_logps(model))
+    found, plain = gradients(model, packed_logps(model)), gradients(model, plain_logps(model))
     off, plainly_off = (
         torch.cat([(g[n].float() - e).flatten() for n, e in expected.items()]).norm() for g in (found, plain)
     )
@@ -408,17 +415,17 @@ def test_autocast_to_bfloat16_stays_within_a_hundredth_of_a_nat_per_token(monkey
     model = tiny_model("llama")
     prepare_model(model)
     dtypes = []
-    monkeypatch.setattr(logprobs, "token_logps", lambda h, *more: dtypes.append(h.dtype) or token_logps(h, *more))
+    monkeypatch.setattr(prepared_model, "token_logps", lambda h, *more: dtypes.append(h.dtype) or token_logps(h, *more))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logps = candidate_logps(model, pack(GROUPS))
+        logps = packed_logps(model)
     assert dtypes == [torch.bfloat16]  # the norm before the head leaves float32
     assert logps.dtype == torch.float32
     assert ((logps - plain_logps(model)).abs() / TOKENS).max() < 0.01
 
 
-def test_layout_covers_every_group_once_and_passes_stay_within_the_budget():
+def test_laying_out_covers_every_group_once_and_passes_stay_within_the_budget():
     groups = [Continuations(draw(4), [draw(n), draw(3)]) for n in (1, 9, 2, 30, 4)]
-    packed, padded = list(layout(groups, "packed", 23)), list(layout(groups, "padded", 55))
+    packed, padded = list(lay_out(groups, "packed", 23)), list(lay_out(groups, "padded", 55))
     assert [indices for indices, _ in packed] == [[0, 1], [2], [3], [4]]  # 7 + 15, 8, 36 (alone), 10 tokens
     assert [batch.input_ids.shape for _, batch in packed] == [(1, 22), (1, 8), (1, 36), (1, 10)]
     # Two rows per group, of 7, 13, 7, 34 and 8 tokens: 4 x 13 = 52 fit, 6 x 13 do not; 2 x 34 are alone.
@@ -431,19 +438,19 @@ def test_scorer_keeps_the_order_of_groups_and_one_number_per_continuation():
     lengths = ((9, (8, 2)), (2, (1,)), (5, (3, 12, 4)), (1, (2, 2)), (7, (6,)))
     groups = [Continuations(draw(p), [draw(n) for n in ns]) for p, ns in lengths]
     expected = plain_logps(model, groups)
-    for path, row_tokens in ((prepare_model(model), 18), ("packed", 4096)):
-        scores = Scorer(model, path, row_tokens).score(groups)
+    for row_tokens in (18, 4096):
+        scores = Scorer(prepare_model(model), row_tokens).score(groups)
         assert [len(row) for row in scores] == [2, 1, 3, 2, 1]
         for row, values in zip(scores, expected.tolist(), strict=True):
             assert row == pytest.approx(values[: len(row)], abs=1e-4)
-    assert Scorer(model, "packed").score([]) == []
+    assert Scorer(prepare_model(model)).score([]) == []
 
 
 def test_scorer_loads_a_saved_model(tmp_path: Path):
     model = tiny_model("gpt2")
     model.save_pretrained(tmp_path)
     scorer = Scorer.load(str(tmp_path), device="cpu")
-    assert (scorer.path, scorer.model.training, scorer.model.dtype) == ("packed", False, torch.float32)
+    assert (scorer.layout, scorer.model.training, scorer.model.dtype) == ("packed", False, torch.float32)
     for row, values in zip(scorer.score(GROUPS), plain_logps(model).tolist(), strict=True):
         assert row == pytest.approx(values[: len(row)], abs=1e-4)
     assert Scorer.load(str(tmp_path), dtype="bfloat16", device="cpu").model.dtype == torch.bfloat16

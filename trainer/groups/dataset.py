@@ -15,8 +15,7 @@ from data.schema import Group
 from data.shards import NegativeSet
 from trainer.groups.choice import Choice
 from trainer.groups.store import GroupStore, Shard
-from trainer.scoring.logprobs import layout
-from trainer.scoring.packing import Continuations, TokenBatch
+from trainer.scoring.packing import Continuations, TokenBatch, lay_out
 
 log = logging.getLogger(__name__)
 
@@ -207,12 +206,12 @@ class Collator:
     Groups that do not count are left out; of a batch that has no other, one makes a pass that does not count.
 
     Attributes:
-        path: "packed" or "padded", what `trainer.scoring.logprobs.prepare_model` found.
+        layout: "packed" or "padded", what `trainer.scoring.prepared_model.prepare_model` found.
         strategies: names, numbered for `PackedGroups.strategy`.
         copies: how often each ground truth is laid out.
     """
 
-    path: str
+    layout: str
     row_tokens: int
     strategies: Sequence[str] = ()
     copies: int = 1
@@ -224,7 +223,7 @@ class Collator:
             sequences = [Continuations(s.prefix, list(s.continuations) * self.copies) for s in sequences]
         return [
             _with_targets([groups[i] for i in indices], tokens, self.strategies)
-            for indices, tokens in layout(sequences, self.path, self.row_tokens)
+            for indices, tokens in lay_out(sequences, self.layout, self.row_tokens)
         ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from trainer.scoring.logprobs import attention_implementation
+from trainer.scoring.support import attention_implementation
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from trainer.groups.dataset import PackedGroups
+    from trainer.scoring.prepared_model import PreparedModel
     from trainer.setup import Setup
 
 # What an objective is trained on: ground truths alone; groups, a ground truth with its negatives and the reference's
@@ -112,11 +113,12 @@ class Objective:
         """How often each ground truth is laid out in training, for `mix` to make as many inputs of it."""
         return 1
 
-    def mix(self, model: Any, groups: "PackedGroups", options: Any, seed: tuple[int, int]) -> "PackedGroups":
+    def mix(
+        self, policy: "PreparedModel", groups: "PackedGroups", options: Any, seed: tuple[int, int]
+    ) -> "PackedGroups":
         """The groups with the inputs that are trained on.
 
         Args:
-            model: the policy, prepared by `trainer.scoring`, wrapped or not.
             groups: each continuation `copies` times.
             seed: the run's, and the optimiser step.
         """

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data.command.errors import UserError
 from data.command.options import option
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trainer.groups.dataset import PackedGroups
+    from trainer.scoring.prepared_model import PreparedModel
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,12 @@ class PSS(Objective):
     def copies(self, options: PSSOptions) -> int:
         return options.pss_mixtures
 
-    def mix(self, model: Any, groups: "PackedGroups", options: PSSOptions, seed: tuple[int, int]) -> "PackedGroups":
+    def mix(
+        self, policy: "PreparedModel", groups: "PackedGroups", options: PSSOptions, seed: tuple[int, int]
+    ) -> "PackedGroups":
         from trainer.objectives.scheduled import ScheduledSampling
 
-        return ScheduledSampling(options.pss_share, options.pss_passes).mix(model, groups, seed)
+        return ScheduledSampling(options.pss_share, options.pss_passes).mix(policy, groups, seed)
 
 
 OBJECTIVE = PSS()

@@ -8,14 +8,13 @@ of the one before. The targets stay gold.
 import dataclasses
 import zlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from trainer.groups.dataset import PackedGroups
-from trainer.scoring.logprobs import draw_tokens
 from trainer.scoring.packing import TokenBatch
+from trainer.scoring.prepared_model import PreparedModel, draw_tokens
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,10 @@ class ScheduledSampling:
     share: float
     passes: int
 
-    def mix(self, model: Any, packed: PackedGroups, seed: tuple[int, ...]) -> PackedGroups:
+    def mix(self, policy: PreparedModel, packed: PackedGroups, seed: tuple[int, ...]) -> PackedGroups:
         """The same groups with mixed inputs; every continuation gets a mixture of its own.
 
         Args:
-            model: prepared policy, wrapped or not.
             packed: ground truths, each as many times as mixtures are wanted.
             seed: with a group's id it decides the group's draws, so that they do not depend on how groups are laid out
                 or divided over processes.
@@ -46,7 +44,7 @@ class ScheduledSampling:
             for group, number in zip(packed.ids, numbers, strict=True)
         ]
         for uniforms, coins in torch.from_numpy(np.concatenate(draws, axis=-1)).to(tokens.target_ids.device):
-            drawn = draw_tokens(model, mixed, uniforms[:, None])[:, 0]
+            drawn = draw_tokens(policy, mixed, uniforms[:, None])[:, 0]
             mixed = with_inputs(tokens, torch.where(coins < self.share, drawn, tokens.target_ids))
         return dataclasses.replace(packed, tokens=mixed)
 

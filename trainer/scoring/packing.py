@@ -14,7 +14,7 @@ continuations, each position has one next-token target, nothing is padded, and s
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,6 +174,17 @@ def pad(groups: Sequence[Continuations]) -> TokenBatch:
         mask=_existing(groups, width),
         attention_mask=attention_mask,
     )
+
+
+def lay_out(groups: Sequence[Continuations], layout: str, row_tokens: int) -> Iterator[tuple[list[int], TokenBatch]]:
+    """Groups in a layout, "packed" or "padded": (indices of the groups, their tensors) per forward pass."""
+    packed = layout == "packed"
+    passes = (
+        split_by_budget([g.packed_length for g in groups], row_tokens) if packed else split_padded(groups, row_tokens)
+    )
+    for indices in passes:
+        chosen = [groups[i] for i in indices]
+        yield indices, pack(chosen) if packed else pad(chosen)
 
 
 def packed_attention(group_ids: torch.Tensor, segment_ids: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,88 @@
+"""The scorer: summed log-probabilities of continuations under a frozen model, for stage 1 and the evaluation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.scoring.packing import Continuations, lay_out
+from trainer.scoring.prepared_model import PreparedModel, candidate_logps, draw_tokens, prepare_model
+
+
+@dataclass
+class Scorer:
+    """Scores groups with a frozen model: the stage 1 scorer and the evaluation.
+
+    Attributes:
+        prepared: the model, in eval mode, on its device.
+        row_tokens: token budget of a forward pass.
+    """
+
+    prepared: PreparedModel
+    row_tokens: int = 1024
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self.prepared.model
+
+    @property
+    def layout(self) -> str:
+        """How groups are laid out: "packed" or "padded"."""
+        return self.prepared.layout
+
+    @classmethod
+    def load(
+        cls, model: str, *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False
+    ) -> "Scorer":
+        """Load a model directory for scoring, on the GPU if there is one."""
+        from transformers import AutoModelForCausalLM
+
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        # Any: the stubs of `to` take no device name.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+        loaded.to(device).eval()
+        # On a CPU attention over a longer row's dense mask costs more than a larger matrix product gains.
+        return cls(prepare_model(loaded), row_tokens=8192 if device.startswith("cuda") else 1024)
+
+    @torch.no_grad()
+    def score(self, groups: Sequence[Continuations]) -> list[list[float]]:
+        """Summed log-probabilities in nats, one list per group with one number per continuation."""
+        scores: list[list[float]] = [[] for _ in groups]
+        # Passes of similar length waste little in the padded layout and cost nothing in the packed one.
+        order = sorted(range(len(groups)), key=lambda i: groups[i].longest)
+        for indices, batch in lay_out([groups[i] for i in order], self.layout, self.row_tokens):
+            logps = candidate_logps(self.prepared, batch.to(self.model.device)).tolist()
+            for index, row in zip(indices, logps, strict=True):
+                group = order[index]
+                scores[group] = row[: len(groups[group].continuations)]
+        return scores
+
+    @torch.no_grad()
+    def draw(
+        self, groups: Sequence[Continuations], uniforms: Sequence[np.ndarray], *, never: Sequence[int] = ()
+    ) -> list[np.ndarray]:
+        """Tokens drawn at every position of a continuation, each given what really stands before it: one pass.
+
+        Args:
+            groups: a prefix with one continuation each.
+            uniforms: per group [positions, draws] in [0, 1); where in the distribution's cumulative sum a draw falls.
+            never: token ids that are not drawn.
+
+        Returns:
+            Per group [positions, draws], token ids, int64.
+        """
+        drawn: list[np.ndarray] = [np.empty(0)] * len(groups)
+        order = sorted(range(len(groups)), key=lambda i: groups[i].longest)
+        for indices, batch in lay_out([groups[i] for i in order], self.layout, self.row_tokens):
+            chosen = [order[index] for index in indices]
+            where = torch.from_numpy(np.concatenate([uniforms[i] for i in chosen])).to(self.model.device)
+            tokens = draw_tokens(self.prepared, batch.to(self.model.device), where, never=never)
+            lengths = [len(groups[i].continuations[0]) for i in chosen]
+            for i, part in zip(chosen, tokens.split(lengths), strict=True):
+                drawn[i] = part.cpu().numpy()
+        return drawn
