@@ -120,6 +120,7 @@ def test_the_console_script_finds_modules_in_the_current_directory(
     assert importlib.import_module("an_entry_in_the_current_directory").ENTRY == 1
 
 
+@pytest.mark.trains
 def test_trainer_help_lists_our_options_and_help_all_the_inherited_ones() -> None:
     ours, every = run_command("trainer.run", "--help"), run_command("trainer.run", "--help_all")
     assert every.returncode == 0, every.stderr

@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.commands import ForkedCommand, fork_command, run_command
 
+pytestmark = pytest.mark.trains
+
 PROBE = """
 import atexit, json, os, sys, threading
 print(json.dumps([__name__, sys.argv[1:], os.getcwd(), os.environ.get("PROBE"), os.environ.get("HF_HUB_OFFLINE")]))

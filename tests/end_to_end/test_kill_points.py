@@ -27,6 +27,8 @@ from tests.support.ray_cluster import RayCluster
 from tests.support.stubs import EngineStub, signals_stub
 from tests.support.without_ray import without_ray
 
+pytestmark = pytest.mark.trains
+
 SHARDS = range(3)
 # Every file that a job of three shards writes, in order; of staging, of the shards, of the end.
 STAGING = ["_job/job.json", "_job/driver", *(f"_job/inputs/{i:05d}.jsonl" for i in SHARDS), "_job/inputs.json"]

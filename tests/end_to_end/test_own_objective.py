@@ -11,6 +11,8 @@ import pytest
 from tests.support.commands import fork_command, run_command
 from tests.support.training import metrics
 
+pytestmark = pytest.mark.trains
+
 SOURCE = '''
 """Identity preference optimisation (arXiv 2310.12036) over all negatives."""
 

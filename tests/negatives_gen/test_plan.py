@@ -44,6 +44,7 @@ def check(plan: Plan, real: Manifest, kinds: tuple[str, ...]) -> None:
         assert plan.tokens[kind] == pytest.approx(total(real, kind), rel=0.15)
 
 
+@pytest.mark.trains
 def test_a_measured_sample_predicts_tokens_and_bytes(
     reference: Path, real: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

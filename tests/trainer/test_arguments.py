@@ -115,6 +115,7 @@ def test_the_record_holds_what_decides_the_result(more: tuple[str, ...]) -> None
     assert record(*without, "--logging_steps", "3") == record(*without)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize(
     ("objective", "option", "value"),
     [

@@ -23,6 +23,8 @@ from tests.support.training import make_trainer
 from trainer.groups.dataset import Collator, ContrastiveGroups
 from trainer.trainer import ContrastiveTrainer
 
+pytestmark = pytest.mark.trains
+
 ACCUMULATION = 2
 
 
