@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import re
 import types
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from evaluation.metrics import METRICS
 from negatives_gen.signals import SIGNALS
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import Tools
-from tests.support.commands import ROOT, run_command
+from tests.support.commands import ROOT, fork_command
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
@@ -36,13 +37,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_the_page_has_a_file_for_each_home(folder: Path) -> None:
     names = {file.stem for file in (folder / "my_work").glob("*.py")}
-    assert names == {"__init__", "objectives", "negatives", "signals", "metrics", "tasks"}
+    assert names == {"__init__", "objectives", "negatives", "signals", "metrics", "tasks", "architecture"}
 
 
 def test_the_objective_trains_with_its_option(
     folder: Path, reference: Path, negative_set: Path, tmp_path: Path
 ) -> None:
-    done = run_command(
+    done = fork_command(
         *("trainer.run", "--objective", "my_work.objectives:MARGIN", "--margin", "2", "--max_steps", "1"),
         *("--shards", str(negative_set), "--model", str(reference), "--output_dir", str(tmp_path / "out")),
         *("--per_device_train_batch_size", "4", "--logging_steps", "1", "--use_cpu", "--report_to", "none"),
@@ -92,3 +93,12 @@ def test_the_task_reads_rows(folder: Path, tmp_path: Path) -> None:
     (example,) = load_examples(str(tmp_path / "rows.jsonl"), "my_work.tasks:QUESTION_ANSWER")
     assert (example.prompt, example.response) == ("Question: Which river?\nAnswer:", "The Blue.")
     assert example.query == "Which river?"
+
+
+def test_the_architecture_takes_the_packed_layout(folder: Path) -> None:
+    module = importlib.import_module("my_work.architecture")
+    assert module.LAYOUT == "packed"
+    ((first, second),) = module.LOGPS
+    # Its weights are random and small: nearly uniform over 97 tokens.
+    assert first == pytest.approx([-2 * math.log(97), -3 * math.log(97)], rel=0.05)
+    assert second == pytest.approx([-2 * math.log(97), 0.0], rel=0.05)
