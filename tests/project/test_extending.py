@@ -7,6 +7,7 @@ import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from data.shards import NegativeSet
 from data.sources.examples import load_examples
 from evaluation.metrics import METRICS
 from negatives_gen.signals import SIGNALS
+from negatives_gen.signals.base import Reference
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import Tools
 from tests.support.commands import ROOT, fork_command
@@ -77,12 +79,12 @@ def test_the_signal_compares_words(folder: Path, negative_set: Path) -> None:
     texts = ["the river is long", "the river", "a hill"]
     for candidate, text in zip(group.negatives, texts, strict=True):
         candidate.text = text
-    signal({}, None).add([group])
+    signal({}, Reference("")).add([group])
     assert [c.similarity["words"] for c in group.negatives] == [1.0, 0.5, 0.0]
 
 
 def test_the_metric_finds_questions(folder: Path) -> None:
-    metric = METRICS.load("my_work.metrics:QUESTIONS")
+    metric: Any = METRICS.load("my_work.metrics:QUESTIONS")
     answers = types.SimpleNamespace(texts=["Why?", "Because.", "Is it? "])
     assert metric.values(metric, answers) == {"questions": [1.0, 0.0, 1.0]}
     assert metric.columns[0].better == importlib.import_module("evaluation.metrics.base").LOWER
