@@ -12,10 +12,10 @@ from negatives_gen.config import GenerateConfig
 VERBS = {
     "extend": ("negatives_gen.verbs.extend", "add strategies, candidates or ranking signals to a set, as a new set"),
     "plan": ("negatives_gen.verbs.plan", "predict tokens, device-hours, shards and bytes of a job"),
-    "inspect": ("negatives_gen.verbs.inspect", "show groups side by side, in the terminal or as an HTML page"),
+    "inspect": ("negatives_gen.verbs.inspect", "show groups of a set, in the terminal or as an HTML page"),
     "stats": ("negatives_gen.verbs.stats", "counts, lengths, similarities and duplicates by strategy"),
-    "verify": ("negatives_gen.verbs.verify", "check schema, checksums, counts, ids and log-probabilities"),
-    "export": ("negatives_gen.verbs.export", "write the set in the format of another trainer"),
+    "verify": ("negatives_gen.verbs.verify", "check a set: schema, checksums, counts, ids and log-probabilities"),
+    "export": ("negatives_gen.verbs.export", "write a set in the format of another trainer"),
 }
 
 COMMAND = "python -m negatives_gen"

@@ -21,7 +21,7 @@ class RunOptions:
     """How a job runs, which does not decide what it makes."""
 
     trust_remote_code: bool = option(
-        False, "run Python code that comes with a model (true only if you trust it); not of a bertscore_model"
+        False, "run Python code that comes with a model (true only if you trust it); signals may refuse it"
     )
     num_engines: int | None = option(None, "vLLM engines (default: one per GPU, or one on CPUs)")
     engine: dict[str, Any] = option({}, "any argument of vLLM's LLM, untouched: --engine.tensor_parallel_size 2")
@@ -30,7 +30,9 @@ class RunOptions:
         "text for people, or json for clusters: progress, log and errors as one JSON object a line (what stays text: "
         "errors in the command line itself, and what Ray and vLLM print)",
     )
-    push_to_hub: str | None = option(None, "hub data set to upload the finished set to, e.g. me/my-negatives")
+    push_to_hub: str | None = option(
+        None, "hub data set to upload the finished set to, e.g. me/my-negatives", metavar="REPO"
+    )
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
@@ -48,7 +50,7 @@ class GenerateConfig(RunOptions):
     dataset: str = option(
         None, "'facts' (the embedded example), a local .jsonl/.json/.parquet/.csv, or a hub id", required=True
     )
-    out: str = option(None, "directory or URL (s3://, gs://) of the negative set", required=True)
+    out: str = option(None, "directory or URL (s3://, gs://) of the negative set", metavar="DIR", required=True)
     task: str = option("prompt-completion", "how a row becomes prompt and response: " + ", ".join(TASKS))
     split: str = option("train", "train, test or all; halves that depend on the rows' content alone")
     limit: int | None = option(None, "read only the first so many examples of the split")
@@ -59,7 +61,9 @@ class GenerateConfig(RunOptions):
     )
     max_length: int | None = option(None, "prompt and response in tokens, at most (default: the model's context)")
     scorer_dtype: str = option(
-        "float32", "in what the reference scores: float32, bfloat16 or float16; train in the same, see --dtype there"
+        "float32",
+        "in what the reference scores: float32, bfloat16 or float16; train in the same, see --dtype there",
+        metavar="DTYPE",
     )
     groups_per_shard: int = option(512, "examples per shard, the unit of work, of resume and of retry")
     seed: int = option(0, "seed of everything that is drawn")

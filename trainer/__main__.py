@@ -8,7 +8,7 @@ from trainer import run
 
 VERBS = {
     "run": ("trainer.run", "train a model, what it does without a verb: python -m trainer.run"),
-    "ensemble": ("trainer.ensemble.__main__", "mix the weights of two models: python -m trainer.ensemble"),
+    "ensemble": ("trainer.ensemble.__main__", "mix the weights of an MLE and a CPO model: python -m trainer.ensemble"),
 }
 
 

@@ -232,7 +232,7 @@ class ChatAPI:
             self.settled.set()
 
     def _read(self, completion: Any) -> Answer:
-        """Raises NoCompletion."""
+        """The completion that a response holds. Raises NoCompletion if it holds none."""
         try:
             choice = completion.choices[0]
             text = getattr(choice.message, "content", None)

@@ -4,29 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from data.command.errors import UserError, did_you_mean
-from data.command.privacy import SECRET_OPTION
+from data.command.errors import UserError
 
 OPENAI_URL = "https://api.openai.com/v1"
-
-
-def known_options(group: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The given options over the defaults.
-
-    Args:
-        group: what the options are called, "api" for --api.KEY.
-
-    Raises:
-        UserError: an unknown key, or one that names a secret.
-    """
-    for key in given:
-        if key not in defaults and SECRET_OPTION.fullmatch(str(key)):
-            raise UserError(f"--{group}.{key} is not an option: the key comes from $OPENAI_API_KEY only.")
-        if key not in defaults:
-            raise UserError(
-                f"unknown option --{group}.{key}.{did_you_mean(str(key), defaults)} Known: {', '.join(defaults)}."
-            )
-    return {**defaults, **given}
 
 
 def check_chat_options(group: str, options: dict[str, Any]) -> None:

@@ -12,36 +12,41 @@ from data.command.version import version_line
 Verbs = Mapping[str, tuple[str, str]]
 
 ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
-COMMANDS: Verbs = {
+# What rooms do without a verb; the other commands are the rooms' verbs.
+ALONE: Verbs = {
     "blank": ("data.blank", "make a blank model, to train from scratch"),
     "generate": ("negatives_gen.__main__", "make a negative set: candidates, scores, ranking signals"),
-    "extend": ("negatives_gen.verbs.extend", "add strategies, candidates or ranking signals to a set, as a new set"),
-    "plan": ("negatives_gen.verbs.plan", "predict tokens, device-hours, shards and bytes of a job"),
-    "inspect": ("negatives_gen.verbs.inspect", "show groups of a set, in the terminal or as an HTML page"),
-    "stats": ("negatives_gen.verbs.stats", "counts, lengths, similarities and duplicates by strategy"),
-    "verify": ("negatives_gen.verbs.verify", "check a set: schema, checksums, counts, ids and log-probabilities"),
-    "export": ("negatives_gen.verbs.export", "write a set in the format of another trainer"),
     "train": ("trainer.run", "train a model on a negative set, or on ground truths"),
-    "ensemble": ("trainer.ensemble.__main__", "mix the weights of an MLE and a CPO model"),
     "evaluate": ("evaluation.run", "compare checkpoints on held-out prompts"),
-    "compare": ("evaluation.compare", "put finished evaluations into one table"),
 }
+
+
+def commands() -> Verbs:
+    """Every command of `cpo`: what each room does without a verb, and below it the room's verbs."""
+    found: dict[str, tuple[str, str]] = {}
+    for name, (module, summary) in ALONE.items():
+        found[name] = module, summary
+        room = module.partition(".")[0]
+        if room != "data":
+            verbs: Verbs = importlib.import_module(f"{room}.__main__").VERBS
+            found |= {verb: entry for verb, entry in verbs.items() if verb != "run"}  # "run" is the room alone
+    return found
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> int | None:
-    """The console script."""
+    """The console script `cpo`; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     _find_modules_in_current_directory()
     if {"-h", "--help"} & set(argv[:1]):
-        print(f"usage: cpo COMMAND ...\n\ncommands (each has a --help):\n{verbs_text(COMMANDS)}")
+        print(f"usage: cpo COMMAND ...\n\ncommands (each has a --help):\n{verbs_text(commands())}")
         return None
     if argv[:1] == ["--version"]:
         print(version_line())
         return None
     if not argv or argv[0].startswith("-"):
-        raise UserError(f"cpo needs a command, one of {', '.join(COMMANDS)}; see cpo --help.")
-    return run_verb(argv, COMMANDS, command="cpo")
+        raise UserError(f"cpo needs a command, one of {', '.join(commands())}; see cpo --help.")
+    return run_verb(argv, commands(), command="cpo")
 
 
 def run_verb(argv: list[str], verbs: Verbs, *, command: str, alone: str | None = None) -> int | None:

@@ -227,7 +227,7 @@ class _Values:
         ]
 
     def make(self) -> Any:
-        """The configuration."""
+        """Make the configuration from what was given and the defaults."""
         given: dict[str, Any] = {}
         for field in dataclasses.fields(self.cls):
             if mark := field.metadata.get(ENTRIES):

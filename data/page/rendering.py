@@ -13,7 +13,7 @@ BASE = "page.html"
 
 
 def render(package: str, name: str, data: Any, /, **values: Any) -> str:
-    """One HTML file.
+    """The text of an HTML page in one file, with its styles and scripts inside.
 
     Args:
         package: where the page's own files are: NAME.html, which extends "page.html", NAME.css and NAME.js, which

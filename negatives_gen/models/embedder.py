@@ -30,10 +30,10 @@ class Embedder:
     Args:
         embedder: name or path, or "reference" for mean-pooled last hidden states of the reference model.
         model: directory of the reference model.
-        trust_remote_code: run code that comes with it.
+        trust_remote_code: run Python code that comes with the model.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: the embedder cannot be loaded.
     """
 
     def __init__(self, embedder: str, model: str, trust_remote_code: bool = False):

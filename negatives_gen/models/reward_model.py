@@ -26,11 +26,11 @@ class RewardModel:
     Args:
         model: directory or hub id.
         option: by which the user named it, for errors.
-        trust_remote_code: run code that comes with it.
-        custom_code: what to say if it comes with code that was not to be run.
+        trust_remote_code: run Python code that comes with the model.
+        custom_code: what to say if the model comes with code that was not to be run.
 
     Raises:
-        UserError: it cannot be loaded, or has more labels than one.
+        UserError: the reward model cannot be loaded, or has more labels than one.
     """
 
     def __init__(

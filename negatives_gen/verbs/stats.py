@@ -39,7 +39,7 @@ EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 @dataclass
 class StatsConfig:
-    """How to print."""
+    """How the statistics of a set are printed."""
 
     json: bool = option(False, "print it as JSON, shares from 0 to 1")
 
@@ -186,7 +186,7 @@ def _add_shard(table: pa.Table, truth: Tally, tallies: dict[str, Tally], edges: 
             found = values[mine][np.isfinite(values[mine])]
             tally.bins[signal] += np.histogram(found, edges[signal])[0]
             # A Counter adds floats as well, but is typed for whole numbers.
-            tally.similarity_sum[signal] += float(found.sum())  # type: ignore[assignment]  # see above
+            tally.similarity_sum[signal] += float(found.sum())  # type: ignore[assignment]
 
 
 def _repetitions(texts: pa.Array, responses: pa.ChunkedArray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""data/facts.py: the embedded world and its judge. The world may be tuned; these properties must stay."""
+"""data/sources/facts.py: the embedded world and its judge. The world may be tuned; these properties must stay."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""data/encode.py and prepare.py: from examples to token ids, or to rejects with their reasons."""
+"""data/sources/encode.py and data/sources/prepare.py: from examples to token ids, or to rejects with their reasons."""
 
 import json
 from collections.abc import Callable

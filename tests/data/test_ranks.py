@@ -33,6 +33,17 @@ def test_no_similarity_beats_the_ground_truth_and_nan_is_the_lowest(garbage: flo
     assert ranks.tolist() == [[0, 4, 1, 3, 2] if garbage == math.inf else [0, 3, 4, 2, 1]]
 
 
+def test_infinite_and_tied_similarities_together_keep_the_order_of_candidates() -> None:
+    inf = math.inf
+    ranks = ranks_from_similarity(np.array([[0.0, 0.5, inf, -inf, 0.5, inf, math.nan, -inf]]))
+    # +inf twice, 0.5 twice, then -inf, nan and -inf, which all are the lowest.
+    assert ranks.tolist() == [[0, 3, 1, 5, 4, 2, 6, 7]]
+    mask = np.array([[True, True, False, True, True, True, True, True]])
+    assert ranks_from_similarity(np.array([[0.0, 0.5, inf, -inf, 0.5, inf, math.nan, -inf]]), mask).tolist() == [
+        [0, 2, 7, 4, 3, 1, 5, 6]
+    ]
+
+
 def test_nan_still_ranks_before_candidates_that_do_not_exist() -> None:
     similarity, mask = np.array([[1.0, 0.9, math.nan, 0.5]]), np.array([[True, False, True, True]])
     assert ranks_from_similarity(similarity, mask).tolist() == [[0, 3, 2, 1]]

@@ -1,4 +1,4 @@
-"""data/readers.py and sources.py: from files and streams to examples, split in two."""
+"""data/sources/readers.py and data/sources/examples.py: from files and streams to examples, split in two."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""data/tasks.py: from rows to prompts and responses, and what is wrong with them."""
+"""data/sources/tasks.py: from rows to prompts and responses, and what is wrong with them."""
 
 import hashlib
 import json

@@ -44,7 +44,7 @@ def test_help_answers_in_under_a_second(command: str) -> None:
     assert seconds < 1.0
 
 
-@pytest.mark.parametrize("command", ["", *console.COMMANDS])
+@pytest.mark.parametrize("command", ["", *console.commands()])
 def test_the_console_script_answers_in_under_a_second(command: str) -> None:
     text, seconds = timed([sys.executable, "-m", "data.command.console", *command.split(), "--help"])
     assert text.startswith("usage: python -m " if command else "usage: cpo COMMAND ...")
@@ -66,7 +66,7 @@ def test_the_console_scripts_help_and_every_rooms_names_the_commands_there_are(
 ) -> None:
     assert console.main(["--help"]) == 0
     text = capsys.readouterr().out
-    for verb, (module, summary) in console.COMMANDS.items():
+    for verb, (module, summary) in console.commands().items():
         assert f"  {verb:<8}  {summary}\n" in text
         assert callable(importlib.import_module(module).main)
     assert trainer.__main__.main(["--help"]) == evaluation.__main__.main(["--help"]) == 0
@@ -78,7 +78,7 @@ def test_the_console_scripts_help_and_every_rooms_names_the_commands_there_are(
 @pytest.mark.parametrize(
     "main",
     [
-        *(importlib.import_module(module).main for module, _ in console.COMMANDS.values()),
+        *(importlib.import_module(module).main for module, _ in console.commands().values()),
         *(console.main, trainer.__main__.main, evaluation.__main__.main),
     ],
 )

@@ -233,7 +233,9 @@ def test_the_old_set_stays_and_the_new_one_names_it(make: Maker) -> None:
         ({"strategies": "an=1", "top_k": -1}, "--top_k must be 0"),
     ],
 )
-def test_what_cannot_be_added_is_refused_and_nothing_written(make: Maker, options: dict, message: str) -> None:
+def test_an_extension_that_cannot_be_made_is_refused_and_nothing_written(
+    make: Maker, options: dict, message: str
+) -> None:
     first = make("first", "bn=1,tn=2")
     with pytest.raises(UserError, match=message):
         extended(first, "then", **options)

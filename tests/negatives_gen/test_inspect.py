@@ -175,7 +175,9 @@ def test_refusals(shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is a directory. Give a file" in refusal(capsys, shown, "--html", f"{shown}/")
 
 
-def test_a_real_set(negative_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_of_a_scored_set_is_shown_with_prompt_and_ranks(
+    negative_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     group = next(NegativeSet(str(negative_set)).groups())
     lines = output(capsys, negative_set, "--row", group.id)
     assert lines[: 1 + group.prompt.count("\n") + 1] == [f"group {group.id} ({group.split})", *group.prompt.split("\n")]

@@ -55,7 +55,7 @@ def test_odd_texts_give_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rouge", "bleu"])
-def test_what_has_a_value_keeps_it(name: str) -> None:
+def test_a_candidate_that_has_a_similarity_keeps_it(name: str) -> None:
     group = Group("g", "p", TRUTH, [1], [2, 0], negatives=[Candidate("an", [3], TRUTH, similarity={name: -5.0})])
     load(name).add([group, Group("h", "p", "r", [1], [2, 0])])
     assert group.negatives[0].similarity == {name: -5.0}

@@ -180,7 +180,9 @@ def test_json_is_the_statistics(negatives: NegativeSet, capsys: pytest.CaptureFi
         ),
     ],
 )
-def test_bad_arguments(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arguments_of_stats_that_cannot_be_used_are_refused_in_one_line(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["stats", *argv]) == 2
     assert capsys.readouterr().err == message
 

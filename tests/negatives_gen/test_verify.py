@@ -81,7 +81,7 @@ def change_manifest(path: Path, old: str, new: str) -> None:
     (path / "manifest.json").write_text(text.replace(old, new, 1))
 
 
-def test_a_good_set(made: Path, capsys: Capture) -> None:
+def test_an_undamaged_set_passes_every_check(made: Path, capsys: Capture) -> None:
     code, lines = said(made, capsys, "--sample", "5")
     assert code == 0
     assert [line.split(":")[0] for line in lines if line.startswith(("ok", "FAILED", "left out"))] == [

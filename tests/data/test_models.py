@@ -1,4 +1,4 @@
-"""data/identity.py and blank.py: what a model directory is, hashes, and a model without a hub."""
+"""data/models.py and data/blank.py: what a model directory is, hashes, and a model without a hub."""
 
 import fnmatch
 import json
