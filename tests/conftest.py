@@ -113,10 +113,10 @@ def engine(engines: "Engines", answering_model: Path) -> "Engine":
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["RayCluster"]:
-    """A Ray cluster of two nodes of one core; relative paths of its jobs count from `cluster.root`."""
+    """A Ray cluster of one core; relative paths of its jobs count from `cluster.root`."""
     from tests.support.ray_cluster import RayCluster
 
-    with RayCluster(num_cpus=1, nodes=2, root=tmp_path_factory.mktemp("cluster")) as cluster:
+    with RayCluster(num_cpus=1, root=tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
 

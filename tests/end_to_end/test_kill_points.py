@@ -122,6 +122,17 @@ def test_orphans_of_a_killed_driver_cannot_write_beside_the_next_one(tmp_path: P
 
 
 @pytest.fixture(scope="module")
+def two_nodes(cluster: RayCluster) -> RayCluster:
+    """The session's cluster and another node of one core; drivers lie on the first.
+
+    The node comes after the tests of submitted jobs: nodes on one machine share the folder of a job's working
+    directory, and the one that is done with it first removes it.
+    """
+    cluster.add_node()
+    return cluster
+
+
+@pytest.fixture(scope="module")
 def whole_under_ray(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The set that the jobs under Ray make."""
     out = tmp_path_factory.mktemp("whole") / "set"
@@ -130,46 +141,46 @@ def whole_under_ray(reference: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_engine_and_workers_killed_in_a_job_that_survives_them(
-    cluster: RayCluster, reference: Path, whole_under_ray: Path, tmp_path: Path
+    two_nodes: RayCluster, reference: Path, whole_under_ray: Path, tmp_path: Path
 ) -> None:
     """Ray starts each actor again and gives it the shard that it had; the driver notices nothing."""
     points = ["sample", "after shard-00001.parquet", "after _job/shard-00002.json"]
     armed, out = arm(tmp_path / "armed", *points), tmp_path / "set"
-    assert run(armed, *command(reference, out, UNDER_RAY), env=cluster.env) == 0
+    assert run(armed, *command(reference, out, UNDER_RAY), env=two_nodes.env) == 0
     assert not list(armed.iterdir())
     check_equal(out, whole_under_ray, {})
 
 
 def test_a_driver_killed_between_shards_and_before_the_manifest(
-    cluster: RayCluster, reference: Path, whole_under_ray: Path, tmp_path: Path
+    two_nodes: RayCluster, reference: Path, whole_under_ray: Path, tmp_path: Path
 ) -> None:
     armed, out = arm(tmp_path / "armed", "told", "before manifest.json"), tmp_path / "set"
-    assert run(armed, *command(reference, out, UNDER_RAY), env=cluster.env) == -signal.SIGKILL
+    assert run(armed, *command(reference, out, UNDER_RAY), env=two_nodes.env) == -signal.SIGKILL
     seen = checksums(out)
     assert seen
-    assert run(armed, *command(reference, out, UNDER_RAY), env=cluster.env) == -signal.SIGKILL
+    assert run(armed, *command(reference, out, UNDER_RAY), env=two_nodes.env) == -signal.SIGKILL
     assert seen.items() <= checksums(out).items()
     assert len(list(out.glob("_job/shard-*.json"))) == len(SHARDS)
     assert not (out / "manifest.json").exists()
-    assert run(armed, *command(reference, out, UNDER_RAY), env=cluster.env) == 0
+    assert run(armed, *command(reference, out, UNDER_RAY), env=two_nodes.env) == 0
     check_equal(out, whole_under_ray, seen)
 
 
 def test_a_ray_node_killed_while_it_works(
-    cluster: RayCluster, reference: Path, whole_under_ray: Path, tmp_path: Path
+    two_nodes: RayCluster, reference: Path, whole_under_ray: Path, tmp_path: Path
 ) -> None:
     """The driver lies on the head node, the other one dies with all its actors."""
     out = tmp_path / "set"
     words = command(reference, out, UNDER_RAY, "--engine.seconds_per_prompt", "0.3")
-    driver = ForkedCommand.start("tests.support.kill_points", str(arm(tmp_path / "armed")), *words, env=cluster.env)
+    driver = ForkedCommand.start("tests.support.kill_points", str(arm(tmp_path / "armed")), *words, env=two_nodes.env)
     try:
         while not checksums(out):
             assert driver.poll() is None, driver.stderr[-3000:]
             time.sleep(0.1)
         seen = checksums(out)
-        assert list(cluster.actors(node=1))
-        cluster.kill_node(1)
-        cluster.add_node()
+        assert list(two_nodes.actors(node=1))
+        two_nodes.kill_node(1)
+        two_nodes.add_node()
         assert driver.wait(timeout=300) == 0, driver.stderr[-3000:]
     finally:
         driver.kill()
