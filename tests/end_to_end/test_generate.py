@@ -1,5 +1,6 @@
 """Stage 1 with real Ray and real vLLM: in this process's Ray, and as a Ray job on a running cluster."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from data.models import load_tokenizer, weights_hash
 from data.shards import NegativeSet
 from tests.support.answering import drawn_logp
 from tests.support.commands import ROOT, fork_command, run_command
+from tests.support.outside_entries import SIGNAL, STRATEGY
 from tests.support.ray_cluster import RAY, RayCluster
 from trainer.scoring.packing import Continuations
 from trainer.scoring.scorer import Scorer
@@ -193,3 +195,37 @@ def test_an_engine_that_cannot_start_ends_the_job_in_one_line(
     assert errors == ["error: an engine that cannot start"]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "set").exists()
+
+
+def test_a_strategy_and_a_signal_from_outside_of_the_repository_reach_the_workers(
+    cluster: RayCluster, reference: Path, tmp_path: Path
+) -> None:
+    """Their modules lie where the command runs, on no other path: the actors must find them by import path."""
+    sources = {"rotated_outside": STRATEGY, "brevity_outside": SIGNAL}
+    for module, source in sources.items():
+        (tmp_path / f"{module}.py").write_text(source)
+    done = fork_command(
+        "negatives_gen", "--model", str(reference), "--dataset", "facts", "--limit", "8", "--groups_per_shard", "4",
+        "--strategies", "rotated_outside:ROTATED=2", "tn=1", "--shift", "2", "--signals", "brevity_outside:BREVITY",
+        "--scale", "0.5", "--out", "set", env={**cluster.env, "NEGATIVES_GEN_ROOT": str(tmp_path)}, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    negatives = NegativeSet(str(tmp_path / "set"))
+    hashes = {module: hashlib.sha256(source.encode()).hexdigest() for module, source in sources.items()}
+    job = negatives.manifest.job
+    assert job["strategies"]["rotated"]["origin"] == {
+        "entry": "rotated_outside:ROTATED",
+        "source_sha256": hashes["rotated_outside"],
+    }
+    assert job["signals"]["brevity"]["origin"] == {
+        "entry": "brevity_outside:BREVITY",
+        "source_sha256": hashes["brevity_outside"],
+    }
+    groups = list(negatives.groups())
+    assert len(groups) == 8
+    for group in groups:
+        *tokens, eos = group.response_ids
+        first, second, other = group.negatives
+        assert [first.strategy, second.strategy, other.strategy] == ["rotated", "rotated", "tn"]
+        assert first.ids == [*tokens[2:], *tokens[:2], eos]
+        assert [c.similarity for c in group.negatives] == [{"brevity": -0.5 * len(c.ids)} for c in group.negatives]
