@@ -108,6 +108,7 @@ def test_the_record_holds_what_decides_the_result(more: tuple[str, ...]) -> None
     def record(*words: str) -> dict[str, Any]:
         script, training, model = parse(["--shards", "s", "--model", "m", "--output_dir", "o", *words])
         given = {"model": {}, "data": {}, "row_tokens": script.row_tokens or 1024}
+        given |= {"use": script.negatives, "rank_by": script.rank_by}
         return json.loads(json.dumps(job_record(script, training, model, **given)))
 
     without = more[:-2]

@@ -32,7 +32,7 @@ def make_trainer(reference: Path, negative_set: Path, output: Path, use: int = 3
     options = {"logging_steps": 1, "per_device_train_batch_size": 8, "report_to": "none", **options}
     training = PaperTrainingArguments(output_dir=str(output), use_cpu=True, save_strategy="no", **options)
     return make_dpo_trainer(
-        preference_pairs(ContrastiveGroups.of([NegativeSet(str(negative_set))], "train", f"an={use}")),
+        preference_pairs(ContrastiveGroups.of([NegativeSet(str(negative_set))], "train", f"an={use}"), "dpo"),
         AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
         None,
         AutoTokenizer.from_pretrained(reference),
@@ -43,7 +43,7 @@ def make_trainer(reference: Path, negative_set: Path, output: Path, use: int = 3
 
 def test_a_pair_is_the_ground_truth_and_one_negative_with_the_ids_of_the_set(negative_set: Path) -> None:
     negatives = NegativeSet(str(negative_set))
-    pairs = preference_pairs(ContrastiveGroups.of([negatives], "train", "an=2"))
+    pairs = preference_pairs(ContrastiveGroups.of([negatives], "train", "an=2"), "dpo")
     assert len(pairs) == 96
     expected = [
         {
