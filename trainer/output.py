@@ -95,5 +95,5 @@ def _read_job(record: Path) -> dict[str, Any]:
 
 
 def _plain(job: dict[str, Any]) -> dict[str, Any]:
-    """As it reads back from JSON: enumerations as text, tuples as lists."""
+    """The record as it reads back from JSON: enumerations as text, tuples as lists."""
     return json.loads(json.dumps(job, default=str))

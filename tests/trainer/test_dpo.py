@@ -178,7 +178,7 @@ def test_trls_loss_and_gradient_are_cpos_with_k_2(reference: Path, negative_set:
     assert difference / norm < 1e-4
 
 
-def test_training_lowers_the_loss(reference: Path, negative_set: Path, tmp_path: Path) -> None:
+def test_training_on_pairs_lowers_the_dpo_loss(reference: Path, negative_set: Path, tmp_path: Path) -> None:
     trainer = make_trainer(
         reference, negative_set, tmp_path, use=1, per_device_train_batch_size=48, max_steps=12, learning_rate=1e-3,
         lr_scheduler_type="constant",
@@ -190,7 +190,7 @@ def test_training_lowers_the_loss(reference: Path, negative_set: Path, tmp_path:
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_what_is_not_finite_stops_before_the_optimiser_step_with_the_groups(
+def test_a_loss_or_gradient_of_pairs_that_is_not_finite_stops_before_the_optimiser_step_with_the_groups(
     where: str, reference: Path, negative_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two micro-batches of two pairs each; the fault is in the second one of the second step."""

@@ -115,7 +115,7 @@ def test_finding_the_entries_loads_nothing_heavy() -> None:
         ("pss", {"pss_mixtures": 0}, "--pss_mixtures must be at least 1, got 0."),
     ],
 )
-def test_options_check_their_values(name: str, values: dict[str, float], said: str) -> None:
+def test_options_of_objectives_check_their_values(name: str, values: dict[str, float], said: str) -> None:
     with pytest.raises(UserError) as caught:
         OBJECTIVES.load(name).Options(**values).check()
     assert str(caught.value) == said

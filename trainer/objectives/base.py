@@ -45,7 +45,7 @@ class Expected:
     """What a term must be while the policy is the reference.
 
     Attributes:
-        term: its name.
+        term: name of the term.
         formula: for the log, e.g. "log K".
         values: one per group, [G].
     """
