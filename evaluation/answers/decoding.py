@@ -29,6 +29,11 @@ class Decoding:
     top_p: float = 1.0
     beams: int = 1
 
+    @property
+    def cuts(self) -> bool:
+        """Whether it draws from less than the model's whole distribution."""
+        return self.top_k > 0 or self.top_p < 1
+
 
 def parse_decoding(word: str) -> Decoding:
     """Read "greedy", "sample", "topk50", "topk50-p0.7" or "beam4". Raises UserError for any other word."""

@@ -20,6 +20,9 @@ from evaluation.answers.weights import identify_weights
 from negatives_gen.models.engine import Engine, Sample
 
 KIND = "generations"
+# Where a decoding cuts the distribution it makes a difference whose log-probabilities are kept: those of what was drawn
+# from, after the cut, which vLLM calls processed. Part of the key, as sets of earlier versions hold the raw ones.
+LOGP = "processed"
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -114,6 +117,8 @@ def generate(
         "seed": seed if draws else None,
         "engine": {"packages": _engine_packages(), "options": without_secrets(engine_options)},
     }
+    if decoding.cuts:
+        key["logp"] = LOGP
     made = False
 
     def make() -> pa.Table:

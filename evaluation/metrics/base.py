@@ -7,7 +7,7 @@ prompts, which may cost time or money, and measures any part of the prompts from
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from data.command.options import NoOptions
 from evaluation.metrics.columns import (
@@ -46,6 +46,7 @@ __all__ = [
     "CheckpointMetric",
     "Column",
     "Evidence",
+    "Mark",
     "Metric",
     "PromptMetric",
     "Request",
@@ -75,6 +76,21 @@ class Request:
     dataset: str
     models: Sequence[str] = ()
     metrics: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a metric says of one answer, in a word or two: shown at the answer, and something to filter samples by.
+
+    Attributes:
+        label: the words, e.g. "correct"; what is marked alike has one label.
+        kind: whether it speaks for or against the answer; decides the colour, and good ones are listed first.
+        tip: a sentence that explains it where the pointer rests on it; "" for none.
+    """
+
+    label: str
+    kind: Literal["good", "bad", "neutral"] = "neutral"
+    tip: str = ""
 
 
 class Evidence:

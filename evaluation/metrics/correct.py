@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from data.sources import facts
-from evaluation.metrics.base import HIGHER, Column, PromptEvidence, PromptMetric, Request, Values
+from evaluation.metrics.base import HIGHER, Column, Mark, PromptEvidence, PromptMetric, Request, Values
 
 if TYPE_CHECKING:
     from evaluation.answers.answer_sets import AnswerSet
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 DATASET = "facts"
 KEY = "correct"
+MARKS = (Mark("wrong", "bad"), Mark("correct", "good"))
 
 
 class Correct(PromptMetric):
@@ -53,7 +54,9 @@ class CorrectEvidence(PromptEvidence):
 
     def annotated(self, row: "AnswerRow", answers: "AnswerSet", index: int) -> list["AnswerRow"]:
         values = self.values.get((answers.model, answers.decoding))
-        return [replace(row, correct=bool(values[KEY][index])) if values else row]
+        if not values:
+            return [row]
+        return [replace(row, marks=(*row.marks, MARKS[bool(values[KEY][index])]))]
 
 
 METRIC = Correct

@@ -219,10 +219,7 @@ class Outcomes(Evidence):
 
     def annotated(self, row: "AnswerRow", answers: "AnswerSet", index: int) -> list["AnswerRow"]:
         judged = {o: all_[index] for o, all_ in self.outcomes.get((answers.model, answers.decoding), {}).items()}
-        return [
-            replace(row, score=o.score, verdicts=o.verdicts, against=opponent, reason=o.reason)
-            for opponent, o in judged.items()
-        ] or [row]
+        return [replace(row, against=opponent, outcome=outcome) for opponent, outcome in judged.items()] or [row]
 
     def spent(self) -> dict[str, Any]:
         return dict(self.record)

@@ -6,6 +6,9 @@ const unique = values => [...new Set(values)];
 const answers = rows.flatMap(row => row.answers);
 const models = unique(answers.map(answer => answer.model));
 const decodings = unique(answers.map(answer => answer.decoding));
+const GOODNESS = ['good', 'neutral', 'bad'];
+const labels = unique(answers.flatMap(answer => answer.marks)
+  .sort((a, b) => GOODNESS.indexOf(a.kind) - GOODNESS.indexOf(b.kind)).map(mark => mark.label));
 const opponents = unique(answers.flatMap(answer => answer.outcomes.map(outcome => outcome.against)));
 const lower = new Map(rows.map(row => [row, [row.id, row.prompt, row.truth].join('\n').toLowerCase()]));
 for (const answer of answers) lower.set(answer, answer.text.toLowerCase());
@@ -15,7 +18,7 @@ const spoken = (kind, against) => KINDS[kind] + (opponents.length > 1 ? ' agains
 // What an answer is like: each property is something to filter by.
 function properties(answer) {
   const found = answer.outcomes.map(outcome => spoken(outcome.kind, outcome.against));
-  if (answer.correct !== null) found.push(answer.correct ? 'correct' : 'wrong');
+  found.push(...answer.marks.map(mark => mark.label));
   if (answer.cut) found.push('cut at the limit');
   return found;
 }
@@ -32,8 +35,8 @@ function counts(decoding) {
 }
 function outcomeChoices() {
   const found = counts($('decoding').value);
-  const order = [...opponents.flatMap(against => Object.keys(KINDS).map(kind => spoken(kind, against))),
-    'correct', 'wrong', 'cut at the limit'];
+  const order = unique([...opponents.flatMap(against => Object.keys(KINDS).map(kind => spoken(kind, against))),
+    ...labels, 'cut at the limit']);
   for (const [id, everything] of [['outcome', 'all prompts'], ['second', 'nothing else']]) {
     const chosen = $(id).value;
     const groups = models.map(model => {
@@ -74,8 +77,11 @@ function badge(outcome) {
 }
 function answerCard(answer, needle, severalDecodings) {
   const badges = element('p', 'badges', ...answer.outcomes.map(badge));
-  if (answer.correct !== null)
-    badges.append(element('span', 'badge ' + (answer.correct ? 'correct' : 'wrong'), answer.correct ? 'correct' : 'wrong'));
+  for (const mark of answer.marks) {
+    const made = element('span', 'badge ' + mark.kind, mark.label);
+    if (mark.tip) made.title = mark.tip;
+    badges.append(made);
+  }
   if (answer.cut) badges.append(element('span', 'badge none', 'cut at the limit'));
   return element('section', 'answer',
     element('h3', '', answer.model, severalDecodings ? element('span', '', ' ' + answer.decoding) : null),

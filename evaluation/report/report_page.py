@@ -2,22 +2,24 @@
 
 import base64
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from data.page.rendering import render
+from evaluation.judging.base import Outcome
 from evaluation.report.cells import Cell
 from evaluation.report.described import models, setup, summary, versions
 from evaluation.report.markdown import ERROR_MEANING
 from evaluation.report.plots import Panel, for_dark_page, svg
 from evaluation.report.proposal import proposal
-from evaluation.report.results import AnswerRow, Results, SampleRow
+from evaluation.report.results import Results, SampleRow
 from evaluation.report.tables import Table, meanings, opponent
 
 MINUS = "\u2212"
 
 
 def page(results: Results, tables: Sequence[Table], notes: Sequence[str], plots: Sequence[Sequence[Panel]]) -> str:
-    """The page.
+    """The HTML of an evaluation's report.
 
     Args:
         tables: of the results.
@@ -52,7 +54,7 @@ def _figure(panel: Panel) -> dict[str, str]:
 
 
 def _number(cell: Cell) -> Cell:
-    """With the typographer's minus."""
+    """The cell, with the typographer's minus."""
     return Cell(cell.value.replace("-", MINUS), cell.error)
 
 
@@ -68,17 +70,17 @@ def _sample(row: SampleRow) -> dict[str, Any]:
                 "text": answer.text,
                 "tokens": answer.tokens,
                 "cut": answer.finish_reason == "length",
-                "correct": answer.correct,
+                "marks": [asdict(mark) for mark in answer.marks],
                 "outcomes": [],
             },
         )
-        if answer.against:
-            entry["outcomes"].append(_outcome(answer))
+        if answer.outcome is not None:
+            entry["outcomes"].append(_outcome(answer.against, answer.outcome))
     return {"id": row.id, "prompt": row.prompt, "truth": row.truth, "answers": list(answers.values())}
 
 
-def _outcome(answer: AnswerRow) -> dict[str, Any]:
-    """How it came out: "win", "loss", "tie", "flip" (a tie that came from the order), or "none"."""
-    verdicts = "".join(answer.verdicts)
-    kind = {1.0: "win", 0.0: "loss", None: "none"}.get(answer.score, "flip" if verdicts in ("AA", "BB") else "tie")
-    return {"against": opponent(answer.against), "kind": kind, "verdicts": verdicts, "reason": answer.reason}
+def _outcome(against: str, outcome: Outcome) -> dict[str, Any]:
+    """How a comparison came out: "win", "loss", "tie", "flip" (a tie that came from the order), or "none"."""
+    kind = {1.0: "win", 0.0: "loss", None: "none"}.get(outcome.score, "flip" if outcome.flipped else "tie")
+    verdicts = "".join(outcome.verdicts)
+    return {"against": opponent(against), "kind": kind, "verdicts": verdicts, "reason": outcome.reason}

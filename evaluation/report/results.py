@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evaluation.judging.base import Outcome
+from evaluation.metrics.base import Mark
 from evaluation.metrics.columns import ANSWERS, MODEL, WIN, Column
 from evaluation.metrics.statistics import Measurement
 
@@ -16,12 +18,10 @@ class AnswerRow:
         model, decoding: their names.
         finish_reason: "stop", or "length" where the limit cut it.
         tokens: its length.
-        score: 1 it wins, 0.5 a tie, 0 it loses; None: not judged.
-        verdicts: what the judge said, one per order it was asked in: "A" the one shown first, "B" the other, "?"
-            neither could be read. This answer is shown first in the first order, second in the second one.
         against: whom it was compared with, "truth" or a model's name; "" nobody.
-        reason: why it was not judged, or is a tie without having been.
-        correct: what code found, where it can check.
+        outcome: of that comparison; None without one. The answer is shown first in the first order of its verdicts,
+            second in the second one.
+        marks: what metrics say of the answer.
     """
 
     model: str
@@ -29,11 +29,9 @@ class AnswerRow:
     text: str
     finish_reason: str | None
     tokens: int
-    score: float | None = None
-    verdicts: tuple[str, ...] = ()
     against: str = ""
-    reason: str = ""
-    correct: bool | None = None
+    outcome: Outcome | None = None
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,20 @@ def test_everything_that_decides_a_set_is_in_its_key(
     assert not make(store, identity, groups, lambda: engine).reused
 
 
+@pytest.mark.parametrize(
+    ("word", "logp"),
+    [("greedy", None), ("sample", None), ("beam2", None), ("topk5", "processed"), ("topk5-p0.7", "processed")],
+)
+def test_the_key_says_whose_log_probabilities_are_kept_where_a_decoding_cuts_the_distribution(
+    tmp_path: Path, groups: list[Group], identity: dict[str, str], word: str, logp: str | None
+) -> None:
+    made = make(Store(str(tmp_path)), identity, groups, EngineStub, decoding=parse_decoding(word))
+    assert made.key.get("logp") == logp
+    assert set(made.key) - {"logp"} == {
+        "model", "prompts_sha256", "decoding", "max_new_tokens", "context", "seed", "engine"
+    }  # fmt: skip
+
+
 def test_what_does_not_decide_a_set_is_not_in_its_key(
     tmp_path: Path, groups: list[Group], answering_model: Path, identity: dict[str, str]
 ) -> None:

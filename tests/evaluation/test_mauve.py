@@ -15,10 +15,18 @@ from mauve import compute_mauve
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.command.errors import UserError
+from data.command.options import make_config
 from data.schema import Group
+from evaluation.answers.answer_sets import AnswerSet
 from evaluation.answers.cache import Store
+from evaluation.answers.generations import GenerationSet
+from evaluation.config import EvaluateConfig
+from evaluation.metrics import METRICS
 from evaluation.metrics.features import Featuriser, stored_features
 from evaluation.metrics.mauve import check_possible, mauve, measure_mauve
+from evaluation.metrics.statistics import Estimate
+from evaluation.prepared import Evaluation, Part
+from negatives_gen.models.engine import Sample
 from tests.support.commands import ROOT
 from tests.support.tiny import copy_minilm
 
@@ -213,6 +221,41 @@ def test_features_and_score_are_made_once(reference: Path, tmp_path: Path, monke
         measure_mauve(store, Featuriser(str(reference)), groups, answers, seed=1)
     monkeypatch.undo()
     assert kept == pytest.approx(Featuriser(str(reference)).features([g.prompt + g.response for g in groups]), abs=1e-6)
+
+
+def test_mauve_of_a_part_of_the_prompts_is_of_the_texts_of_exactly_these(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = [Group(f"g{i}", f"Prompt {i}. ", f"truth {i}", [1], [2, 0]) for i in range(110)]
+    samples = [Sample([1, 2], f"answer {i}", "stop", -2.0, None) for i in range(110)]
+    ids = [group.id for group in groups]
+    answers = AnswerSet("a", "greedy", "runs/a", groups, GenerationSet({}, "a", ids, samples, 0.0, True))
+    test, validation = Part("test", range(0, 110, 11)), Part("validation", [1, 5])
+    store = Store(str(tmp_path))
+    config = make_config(EvaluateConfig, dataset="d", out="o", featuriser=str(reference))
+    evaluation = Evaluation("d", "t", "test", 110, "", (), None, (), test, validation, 7, store)
+    monkeypatch.setattr("evaluation.metrics.mauve.FEWEST_TEXTS", 2)
+    read: list[tuple[list[str], list[str], int]] = []
+
+    def features(store: Store, featuriser: Featuriser, texts: list[str]) -> list[str]:
+        return texts
+
+    def score(truths: list[str], texts: list[str], seed: int) -> Estimate:
+        read.append((truths, texts, seed))
+        return Estimate(0.5, 0.1, len(texts))
+
+    monkeypatch.setattr("evaluation.metrics.features.stored_features", features)
+    monkeypatch.setattr("evaluation.metrics.mauve.mauve", score)
+    evidence = METRICS.load("mauve")(config.metric_options["mauve"], evaluation).gather([answers])
+    assert read == [
+        (
+            [f"Prompt {i}. truth {i}" for i in part.prompts],
+            [f"Prompt {i}. answer {i}" for i in part.prompts],
+            7,
+        )
+        for part in (test, validation)
+    ]
+    assert [m.estimate.n for part in (test, validation) for m in evidence.measurements(part)] == [10, 2]
 
 
 def test_features_that_are_no_numbers_are_refused(reference: Path, tmp_path: Path) -> None:

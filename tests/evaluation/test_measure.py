@@ -15,7 +15,7 @@ from evaluation.answers.generations import GenerationSet
 from evaluation.judging.base import FILTERED, REFUSAL, SAME, UNPARSED, Comparison, Outcome
 from evaluation.measure import Gathered, gather
 from evaluation.metrics import METRICS
-from evaluation.metrics.base import Metric, PromptEvidence, SetMetric
+from evaluation.metrics.base import Mark, Metric, PromptEvidence, SetMetric
 from evaluation.metrics.likelihood import Likelihoods
 from evaluation.metrics.nll import NLL
 from evaluation.metrics.reverse_kl import ReverseKL
@@ -275,7 +275,7 @@ def test_what_is_known_of_an_answer_stands_beside_it_once_for_each_opponent() ->
     outcomes = {"truth": [SAME] * 4, "b": [Outcome(1.0, verdicts=("A", "B"))] * 4}
     evidence = (made("correct").gather([asked]), Outcomes({("a", "greedy"): outcomes}, {}, {}))
     (row,) = sample_rows(Gathered((asked,), (), evidence), part([0]))
-    assert [(a.correct, a.against, a.score, a.verdicts) for a in row.answers] == [
-        (True, "truth", 0.5, ()),
-        (True, "b", 1.0, ("A", "B")),
+    assert [(a.marks, a.against, a.outcome) for a in row.answers] == [
+        ((Mark("correct", "good"),), "truth", SAME),
+        ((Mark("correct", "good"),), "b", Outcome(1.0, verdicts=("A", "B"))),
     ]

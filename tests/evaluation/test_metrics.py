@@ -1,6 +1,7 @@
 """Metrics as entries: nothing but a metric's own module names it, and what all of them must have."""
 
 import ast
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,31 +10,40 @@ import pytest
 from data.command.errors import UserError
 from evaluation.metrics import METRICS, in_order
 from evaluation.metrics.base import AnswerMetric, columns_of
-from evaluation.metrics.columns import DIFFERENCE, HIGHER, LOWER, from_json, to_json
+from evaluation.metrics.columns import HIGHER, LOWER, NEITHER, from_json, to_json
 
 EVALUATION = Path(__file__).parents[2] / "evaluation"
 ALL = in_order(METRICS.names())
+# In their order. There may be others, before, between and behind these.
+KNOWN = ["win_rate", "correct", "reverse_kl", "nll", "similarity", "mauve", "truth", "ranking", "text"]
 # The same word for something else: a column of answers, how texts were read, an opponent, keys of the page's data, a
-# number of verdicts.
+# number of verdicts, outcomes of a comparison in words, a cell's text, properties of a style.
 OTHER_MEANINGS = {
     "answers/generations.py": {"text"},
     "judging/chat_judge.py": {"unparsed"},
     "metrics/base.py": {"truth"},
     "metrics/likelihood.py": {"text"},
     "metrics/second_model.py": {"text"},
-    "report/report_page.py": {"truth", "text", "correct"},
+    "report/report_page.css": {"truth", "text"},
+    "report/report_page.html": {"text"},
+    "report/report_page.js": {"truth", "text", "wins", "ties", "flips", "empty"},
+    "report/report_page.py": {"truth", "text"},
 }
 
 
 def named_in(path: Path) -> set[str]:
-    """Texts in a source file that are the name of a metric or of a column."""
+    """Names of metrics and of columns in a file: texts that are one in Python's, and single words in a page's."""
     words = {metric.name for metric in ALL} | {column.key for column in columns_of(ALL)}
+    if path.suffix != ".py":
+        return words & set(re.findall(r"\w+", path.read_text()))
     constants = (node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
     return {value for value in constants if isinstance(value, str) and value in words}
 
 
 def test_a_metric_and_its_columns_are_named_in_its_own_module_alone() -> None:
-    for path in EVALUATION.rglob("*.py"):
+    paths = [path for path in EVALUATION.rglob("*") if path.suffix in (".py", ".js", ".html", ".css")]
+    assert {path.suffix for path in paths} == {".py", ".js", ".html", ".css"}
+    for path in paths:
         where = str(path.relative_to(EVALUATION))
         own = {m.name: {m.name, *(c.key for c in m.columns)} for m in ALL}.get(path.stem, set())
         allowed = own if path.parent.name == "metrics" else set()
@@ -41,8 +51,8 @@ def test_a_metric_and_its_columns_are_named_in_its_own_module_alone() -> None:
 
 
 def test_the_metrics_come_in_one_order() -> None:
-    names = ["win_rate", "correct", "reverse_kl", "nll", "similarity", "mauve", "truth", "ranking", "text"]
-    assert [metric.name for metric in ALL] == names
+    assert [metric.name for metric in ALL if metric.name in KNOWN] == KNOWN
+    assert sorted(ALL, key=lambda metric: (metric.order, metric.name)) == ALL
     assert in_order(["text", "truth", "text"]) == in_order(["truth", "text"])
     with pytest.raises(UserError, match=r"unknown metric 'nl'\. Did you mean 'nll'"):
         in_order(["nl"])
@@ -57,18 +67,25 @@ def test_no_two_columns_have_one_name_and_each_has_all_that_a_report_needs() -> 
         assert column.criterion == any(
             column.key == m.columns[0].key for m in ALL if m.columns[0].better in (HIGHER, LOWER)
         )
-    paired = {column.key for column in columns if column.key.endswith(DIFFERENCE)}
-    assert paired == {
-        "win_rate_difference", "correct_difference", "reverse_kl_difference", "nll_difference", "similarity_difference"
-    }  # fmt: skip
+
+
+def test_a_paired_column_of_a_metric_has_a_difference_beside_it_and_no_other_has() -> None:
+    for metric in ALL:
+        for column in metric.columns:
+            differences = [c.key for c in columns_of([metric]) if c.key == column.difference_column().key]
+            assert len(differences) == column.paired, column.key
+    paired = {column.key for metric in ALL for column in metric.columns if column.paired}
+    assert paired >= {"win_rate", "correct", "reverse_kl", "nll", "similarity"}
 
 
 def test_alpha_is_chosen_by_the_first_column_of_a_metric_of_answers() -> None:
     criteria = [m.columns[0] for m in ALL if issubclass(m, AnswerMetric) and m.columns[0].better in (HIGHER, LOWER)]
-    assert [(column.key, column.better) for column in criteria] == [
-        ("win_rate", HIGHER), ("correct", HIGHER), ("reverse_kl", LOWER), ("nll", LOWER), ("similarity", HIGHER),
-        ("mauve", HIGHER),
-    ]  # fmt: skip
+    known = {
+        "win_rate": HIGHER, "correct": HIGHER, "reverse_kl": LOWER, "nll": LOWER, "similarity": HIGHER, "mauve": HIGHER
+    }  # fmt: skip
+    assert [(column.key, column.better) for column in criteria if column.key in known] == list(known.items())
+    others = {m.columns[0].key: m.columns[0].better for m in ALL if m.name in KNOWN and m.columns[0] not in criteria}
+    assert others == {"truth_logp": NEITHER, "ranking_accuracy": HIGHER, "answer_tokens": NEITHER}
 
 
 def test_every_option_has_a_help() -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from data.storage import Folder
+from evaluation.judging.base import Outcome
+from evaluation.metrics.base import Mark
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report import AnswerRow, Results, SampleRow, write_report
 from tests.evaluation.test_report import COLUMNS, make_job, make_results, make_sweep, measured, rate
@@ -21,23 +23,29 @@ HOSTILE = (
 )
 
 
-def answer(model: str, text: str, score: float | None = None, verdicts: str = "", **more: Any) -> AnswerRow:
-    more = {"decoding": "greedy", "finish_reason": "stop", "tokens": 3, "against": "truth", **more}
-    return AnswerRow(model, text=text, score=score, verdicts=tuple(verdicts), **more)
+CORRECT, WRONG = Mark("correct", "good"), Mark("wrong", "bad", "What code says.")
+
+
+def answer(
+    model: str, text: str, score: float | None = None, verdicts: str = "", *marks: Mark, reason: str = "", **more: Any
+) -> AnswerRow:
+    outcome = Outcome(score, verdicts in ("AA", "BB"), tuple(verdicts), reason)
+    more = {"decoding": "greedy", "finish_reason": "stop", "tokens": 3, "against": "truth", "outcome": outcome, **more}
+    return AnswerRow(model, text=text, marks=marks, **more)
 
 
 def make_samples() -> list[SampleRow]:
     return [
         SampleRow("aa11", "Which river?", "The Isar.", [
-            answer("mle", "The Rhine.", 0.0, "BA", correct=False), answer("cpo", "The Isar.", 1.0, "AB", correct=True),
+            answer("mle", "The Rhine.", 0.0, "BA", WRONG), answer("cpo", "The Isar.", 1.0, "AB", CORRECT),
         ]),
         SampleRow("ab22", "Who?", "Otto.", [
-            answer("mle", "Otto, of course.", 1.0, "AB", correct=True),
-            answer("cpo", "Nobody", 0.5, "AA", correct=False),
+            answer("mle", "Otto, of course.", 1.0, "AB", CORRECT),
+            answer("cpo", "Nobody", 0.5, "AA", WRONG),
         ]),
         SampleRow("b333", "Why?", "Because.", [
-            answer("mle", "No.", 0.5, reason="the same", correct=False),
-            answer("cpo", "w" * 300, None, "A?", reason="unparsed", finish_reason="length", tokens=1, correct=False),
+            answer("mle", "No.", 0.5, "", WRONG, reason="the same"),
+            answer("cpo", "w" * 300, None, "A?", WRONG, reason="unparsed", finish_reason="length", tokens=1),
         ]),
         SampleRow(HOSTILE, HOSTILE, HOSTILE, [
             answer("mle", HOSTILE, None, "", reason=HOSTILE), answer("cpo", HOSTILE, 0.0, "BA"),
@@ -91,7 +99,7 @@ def test_an_answer_judged_against_several_opponents_is_one_answer(tmp_path: Path
     rows = [
         answer("cpo", "Yes.", 1.0, "AB"),
         answer("cpo", "Yes.", 0.0, "BA", against="mle"),
-        answer("mle", "No.", against=""),
+        answer("mle", "No.", against="", outcome=None),
     ]
     (row,) = data_of(page_of(tmp_path, results_of([SampleRow("a", "p", "t", rows)])))
     assert [(a["model"], [(o["against"], o["kind"]) for o in a["outcomes"]]) for a in row["answers"]] == [
@@ -203,6 +211,9 @@ def test_browser_shows_verdicts(open_page: Any) -> None:
     assert texts(tab, ".badges") == [
         "losesB Awrong", "winsA Bcorrect", "winsA Bcorrect", "flipsA Awrong", "ties: the samewrong",
         "not judged: unparsedA ?wrongcut at the limit",
+    ]  # fmt: skip
+    assert [mark.get_attribute("title") for mark in tab.locator(".badge.good, .badge.bad").all()] == [
+        "What code says.", None, None, "What code says.", "What code says.", "What code says."
     ]  # fmt: skip
     assert texts(tab, ".facts") == ["3 tokens"] * 5 + ["1 token"]
     assert texts(tab, "#judged")[0].startswith("Outcomes are against the ground truth. Behind an outcome: the judge")
