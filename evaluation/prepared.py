@@ -70,7 +70,7 @@ class Evaluation:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Those that there are."""
+        """The parts of the prompts: the test half, and a sweep's validation half."""
         return (self.test,) if self.validation is None else (self.test, self.validation)
 
     @property
@@ -120,7 +120,7 @@ def halves(ids: Sequence[str]) -> tuple[list[int], list[int]]:
 
 
 def more_decodings(evaluation: Evaluation, metrics: Sequence[Metric]) -> list[Decoding]:
-    """Those that metrics are of and that were not asked for."""
+    """The decodings that metrics are of and that were not asked for."""
     needed = [metric.decoding for metric in metrics if isinstance(metric, AnswerMetric) and metric.decoding]
     asked = {decoding.name for decoding in evaluation.decodings}
     return [parse_decoding(name) for name in dict.fromkeys(needed) if name not in asked]

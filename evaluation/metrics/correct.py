@@ -50,7 +50,7 @@ class Correct(PromptMetric):
 
 @dataclass(frozen=True)
 class CorrectEvidence(PromptEvidence):
-    """Also says of each answer on the page of samples whether it is right."""
+    """Values of metric `correct`, which mark each answer on the page of samples as right or wrong."""
 
     def annotated(self, row: "AnswerRow", answers: "AnswerSet", index: int) -> list["AnswerRow"]:
         values = self.values.get((answers.model, answers.decoding))

@@ -52,7 +52,7 @@ def in_markdown(table: Table) -> str:
 
 
 def in_terminal(tables: Sequence[Table]) -> str:
-    """Tables with their titles."""
+    """The tables as Markdown, with their titles."""
     return "\n\n".join(f"{escaped(table.title)}\n{in_markdown(table)}" for table in tables)
 
 
