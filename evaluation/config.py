@@ -132,7 +132,7 @@ class EvaluateConfig:
         """The metrics to measure, in their order.
 
         Raises:
-            UserError: one is unknown, or lacks what it needs.
+            UserError: a metric is unknown, or lacks what it needs.
         """
         if self.metrics is None:
             return [metric for metric in in_order(METRICS.names()) if not self._lacks(metric)]

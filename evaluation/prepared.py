@@ -22,7 +22,7 @@ SWEEP_CPO = "cpo of --sweep"
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the prompts.
+    """Some of an evaluation's prompts.
 
     Attributes:
         name: unlike that of another part.
@@ -35,7 +35,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated.
+    """Prompts, checkpoints and decodings of an evaluation.
 
     Attributes:
         dataset, task, split: of the examples.
@@ -127,13 +127,13 @@ def more_decodings(evaluation: Evaluation, metrics: Sequence[Metric]) -> list[De
 
 
 def describe_models(evaluation: Evaluation, ensembles: Sequence[Checkpoint] = ()) -> dict[str, Any]:
-    """For the record: the checkpoints, and the CPO model that a sweep mixes."""
+    """A report's record of the checkpoints, and of the CPO model that a sweep mixes."""
     mixed = [] if evaluation.mixed is None else [evaluation.mixed]
     return describe([*evaluation.checkpoints, *ensembles, *mixed])
 
 
 def describe_evaluation(config: EvaluateConfig, evaluation: Evaluation, metrics: Sequence[Metric]) -> dict[str, Any]:
-    """For the record: what is evaluated, and all that decides the numbers."""
+    """A report's record of what is evaluated, and of all that decides the numbers."""
     groups, measured = evaluation.groups, evaluation.test.prompts
     return {
         "models": describe_models(evaluation),

@@ -252,7 +252,7 @@ class CheckpointMetric(Metric):
 
 @dataclass(frozen=True)
 class PromptEvidence(Evidence):
-    """Values that are averaged.
+    """Evidence of values that are averaged over prompts.
 
     Attributes:
         columns: of the metric.

@@ -33,7 +33,7 @@ MODEL = Section("Ground truths and held-out groups", 50)
 
 @dataclass(frozen=True)
 class Column:
-    """One number of a metric.
+    """What a report must know of one number that a metric gives.
 
     Attributes:
         key: what a measurement of it is called, unlike that of any other column.

@@ -17,7 +17,7 @@ MARKS = (Mark("wrong", "bad"), Mark("correct", "good"))
 
 
 class Correct(PromptMetric):
-    """Whether each answer is right."""
+    """Whether code finds each answer right."""
 
     name = "correct"
     summary = "share of answers that code finds right"

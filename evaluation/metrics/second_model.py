@@ -79,7 +79,7 @@ class SecondModelMetric(PromptMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodEvidence(PromptEvidence):
-    """Also knows what could not be scored, and how texts were read.
+    """Values by a second model, which also knows what could not be scored, and how texts were read.
 
     Attributes:
         likelihoods: of each model and decoding.

@@ -12,7 +12,7 @@ ERROR_MEANING = "Behind ±: one standard error; there is none of equal values, w
 
 
 def markdown(results: Results, tables: Sequence[Table], notes: Sequence[str], plots: Sequence[tuple[str, str]]) -> str:
-    """The report.
+    """The report as Markdown.
 
     Args:
         tables: of the results.
