@@ -29,7 +29,7 @@ VERSIONS = "environment."
 
 @dataclass
 class CompareConfig:
-    """Where the comparison goes."""
+    """Options of a comparison: where it is written."""
 
     out: str | None = option(None, "write the comparison to this Markdown file too", metavar="FILE.md")
 

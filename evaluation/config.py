@@ -16,6 +16,8 @@ from trainer.ensemble.ensembles import directory_name, parse_alphas
 
 # The name of a sweep's MLE model; that of its ensembles is their directory's.
 MLE = "mle"
+# What --sweep begins with.
+ALPHA = "alpha="
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,18 @@ class EvaluateConfig:
     )
     metrics: list[str] | None = option(
         None,
-        f"which of {', '.join(m.name for m in in_order(METRICS.names()))}, or package.module:CLASS of your own "
-        "(default: all of ours that the other options make possible)",
+        "which measures, or package.module:CLASS of your own (default: all of ours that the other options make "
+        "possible); " + "; ".join(f"{metric.name}: {metric.summary}" for metric in in_order(METRICS.names())),
         metavar="NAME",
     )
     max_new_tokens: int = option(256, "length of an answer in tokens, at most")
-    seed: int = option(0, "of sampled answers, and of MAUVE's clusters")
+    seed: int = option(0, "of sampled answers, and of whatever a metric draws")
     store: str | None = option(
         None,
         "directory of answers, verdicts and scores, reused by every run that names it (default: OUT/store)",
         metavar="DIR",
     )
-    sweep: str | None = option(None, "weight-space ensembles of --mle and --cpo", metavar="alpha=0,0.1,...")
+    sweep: list[str] | None = option(None, "weight-space ensembles of --mle and --cpo", metavar="alpha=0,0.1,...")
     mle: str | None = option(None, "of --sweep: the model of weight alpha", metavar="PATH")
     cpo: str | None = option(None, "of --sweep: the model of weight 1 - alpha", metavar="PATH")
     paper: str | None = option(
@@ -96,15 +98,17 @@ class EvaluateConfig:
         return models
 
     def alphas(self) -> list[float]:
-        """Those of --sweep, in its order; none without it."""
+        """The alphas of --sweep, in its order; none without it."""
         if self.sweep is None:
             if self.mle or self.cpo:
                 raise UserError("--mle and --cpo belong to --sweep alpha=0,0.1,... Add it, or give --model NAME=PATH.")
             return []
-        name, _, values = self.sweep.partition("=")
-        if name != "alpha" or not values:
-            raise UserError(f"--sweep '{self.sweep}' must read alpha=A,B,..., e.g. alpha=0,0.1,0.3,0.5,0.7,0.9.")
-        alphas = parse_alphas(values.split(","))
+        # A list like any other: "alpha=0,0.1", "alpha=0 0.1", or the flag given twice.
+        values = [item.removeprefix(ALPHA) for item in self.sweep]
+        if not (self.sweep and self.sweep[0].startswith(ALPHA) and values[0]):
+            given = ",".join(self.sweep)
+            raise UserError(f"--sweep '{given}' must read alpha=A,B,..., e.g. alpha=0,0.1,0.3,0.5,0.7,0.9.")
+        alphas = parse_alphas(values)
         if "://" in self.out:
             raise UserError(f"--out '{self.out}' is a URL, and --sweep writes models. Give a local directory.")
         if not self.mle or not self.cpo:
@@ -121,14 +125,14 @@ class EvaluateConfig:
         return names
 
     def names(self) -> list[str]:
-        """Of all models that are compared."""
+        """Names of all models that are compared, of a sweep's too."""
         return [*self.models(), *self.sweep_models()]
 
     def chosen_metrics(self) -> list[type[Metric]]:
-        """Those to measure, in their order.
+        """The metrics to measure, in their order.
 
         Raises:
-            UserError: one is unknown, or lacks what it needs.
+            UserError: a metric is unknown, or lacks what it needs.
         """
         if self.metrics is None:
             return [metric for metric in in_order(METRICS.names()) if not self._lacks(metric)]
@@ -147,7 +151,9 @@ class EvaluateConfig:
         return Request(self.dataset, self.names(), [metric.name for metric in self.chosen_metrics()])
 
     def _lacks(self, metric: type[Metric]) -> str:
-        return metric.needs(self.metric_options[metric.name], Request(self.dataset))
+        """What must be given for a metric; "" if nothing is missing."""
+        named = [chosen.name for chosen in in_order(self.metrics or ())]
+        return metric.needs(self.metric_options[metric.name], Request(self.dataset, self.names(), named))
 
 
 def _named(item: str) -> tuple[str, str]:

@@ -27,11 +27,11 @@ class Gathered:
     of_answers: tuple[Evidence, ...]
 
     def measurements(self, part: Part, baseline: str) -> list[Measurement]:
-        """Of some of the prompts: of the checkpoints, then of each answer set in turn."""
+        """Measurements of some of the prompts: of the checkpoints, then of each answer set in turn."""
         return [*_measure(self.of_checkpoints, part, baseline), *self.measurements_of_answers(part, baseline)]
 
     def measurements_of_answers(self, part: Part, baseline: str = "") -> list[Measurement]:
-        """The same, without what needs no answers."""
+        """Measurements of some of the prompts, without what needs no answers."""
         return _measure(self.of_answers, part, baseline, self.answer_sets)
 
     def notes(self, part: Part) -> list[str]:
@@ -40,7 +40,7 @@ class Gathered:
         return list(dict.fromkeys(said))
 
     def spent(self) -> dict[str, Any]:
-        """What it took, for the record."""
+        """What the evidence took, for the record."""
         return {key: value for evidence in self.of_answers for key, value in evidence.spent().items()}
 
 

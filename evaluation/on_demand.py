@@ -28,11 +28,11 @@ class OnDemand(Generic[T]):
 
     @property
     def loaded(self) -> bool:
-        """Whether the thing is there."""
+        """Whether the thing is loaded."""
         return self._held is not None
 
     def drop(self) -> None:
-        """Free what the thing takes."""
+        """Free the memory that the thing takes."""
         if self._held is not None:
             self._held = None
             gc.collect()  # the next model needs the room

@@ -30,7 +30,7 @@ FILLERS = {"alpha", "a", "steps", "step"}
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One table.
+    """One table of the paper.
 
     Attributes:
         number: in the ACL submission.

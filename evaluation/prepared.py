@@ -22,7 +22,7 @@ SWEEP_CPO = "cpo of --sweep"
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the prompts.
+    """Some of an evaluation's prompts.
 
     Attributes:
         name: unlike that of another part.
@@ -35,7 +35,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated.
+    """Prompts, checkpoints and decodings of an evaluation.
 
     Attributes:
         dataset, task, split: of the examples.
@@ -70,7 +70,7 @@ class Evaluation:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Those that there are."""
+        """The parts of the prompts: the test half, and a sweep's validation half."""
         return (self.test,) if self.validation is None else (self.test, self.validation)
 
     @property
@@ -120,20 +120,20 @@ def halves(ids: Sequence[str]) -> tuple[list[int], list[int]]:
 
 
 def more_decodings(evaluation: Evaluation, metrics: Sequence[Metric]) -> list[Decoding]:
-    """Those that metrics are of and that were not asked for."""
+    """The decodings that metrics are of and that were not asked for."""
     needed = [metric.decoding for metric in metrics if isinstance(metric, AnswerMetric) and metric.decoding]
     asked = {decoding.name for decoding in evaluation.decodings}
     return [parse_decoding(name) for name in dict.fromkeys(needed) if name not in asked]
 
 
 def describe_models(evaluation: Evaluation, ensembles: Sequence[Checkpoint] = ()) -> dict[str, Any]:
-    """For the record: the checkpoints, and the CPO model that a sweep mixes."""
+    """A report's record of the checkpoints, and of the CPO model that a sweep mixes."""
     mixed = [] if evaluation.mixed is None else [evaluation.mixed]
     return describe([*evaluation.checkpoints, *ensembles, *mixed])
 
 
 def describe_evaluation(config: EvaluateConfig, evaluation: Evaluation, metrics: Sequence[Metric]) -> dict[str, Any]:
-    """For the record: what is evaluated, and all that decides the numbers."""
+    """A report's record of what is evaluated, and of all that decides the numbers."""
     groups, measured = evaluation.groups, evaluation.test.prompts
     return {
         "models": describe_models(evaluation),

@@ -26,11 +26,12 @@ FOLDERS = {"store", "ensembles"}
 
 USAGE = "python -m evaluation.run --model NAME=PATH [NAME=PATH ...] --dataset D --out DIR [...]"
 ABOUT = """
-Compares checkpoints on held-out prompts: answers by vLLM, win rates by a judge (any OpenAI-compatible server, or a
-local reward model), reverse KL and NLL under a second model, MAUVE, ranking of held-out groups, ensembles over alpha.
-Prints a table and writes report.md, report.json and report.html. What was generated, scored and judged is kept in
---store and never made, or paid for, twice: the same command goes on where it was interrupted. At SIGINT (Ctrl+C) and
-SIGTERM the requests to a judge that are under way are waited for and kept; SIGKILL, or a second Ctrl+C, loses these.
+Compares checkpoints on held-out prompts: their answers, made by vLLM, and what they know themselves, by the metrics of
+--metrics; with --sweep also weight-space ensembles over alpha. A judge is any OpenAI-compatible server, or a local
+reward model. Prints a table and writes report.md, report.json and report.html. What was generated, scored and judged
+is kept in --store and never made, or paid for, twice: the same command goes on where it was interrupted. At SIGINT
+(Ctrl+C) and SIGTERM the requests to a judge that are under way are waited for and kept; SIGKILL, or a second Ctrl+C,
+loses these.
 """
 
 

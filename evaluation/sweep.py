@@ -67,7 +67,7 @@ def propose(
 def describe_sweep(
     alphas: Mapping[str, float], chosen_on: Sequence[Measurement], decoding: str, metrics: Sequence[type[Metric]]
 ) -> dict[str, Any]:
-    """For the report: what was measured on the validation half, and the alpha that it proposes.
+    """A report's record of a sweep: what was measured on the validation half, and the alpha that it proposes.
 
     Args:
         alphas: of the ensembles by name.

@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Refuse to start engines and clusters once per worker: where groups have an effect they stand in the tests' ids."""
+    """Refuse to start engines and clusters once per worker: groups that have an effect stand in the tests' ids."""
     if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
         pytest.exit(
             "pytest-xdist does not group the tests with this pytest: see extra dev in pyproject.toml", returncode=2

@@ -88,12 +88,12 @@ class ScriptArguments:
 
     @property
     def chosen(self) -> Objective:
-        """The objective."""
+        """The objective that --objective names."""
         return OBJECTIVES.load(self.objective)
 
     @property
     def options(self) -> Any:
-        """The objective's options."""
+        """An instance of the `Options` of the chosen objective."""
         return self.objective_options[self.chosen.name]
 
     @property

@@ -12,6 +12,7 @@ from data.command.options import fields_of_entries
 from data.manifest import first_difference
 from data.storage import TEMPORARY_PREFIX, Folder
 from trainer.objectives import OBJECTIVES
+from trainer.record import UNDECIDED
 
 JOB_FILE = "trainer_job.json"
 # transformers writes it last, into a checkpoint as beside the final model.
@@ -55,7 +56,8 @@ def check_output(output: Path, job: dict[str, Any], resume: str | None, checkpoi
     if (output / JOB_FILE).exists():
         others = [name for name in fields_of_entries(OBJECTIVES, None) if name not in job]
         # Records of before 0.5 hold options of objectives that have none.
-        difference = first_difference(_read_job(output / JOB_FILE), _plain(job), ignore=others)
+        ignore = [*others, *UNDECIDED]
+        difference = first_difference(_read_job(output / JOB_FILE), _plain(job), ignore=ignore)
         if difference:
             key, theirs, ours = difference
             key = key.removeprefix("training.")
@@ -93,5 +95,5 @@ def _read_job(record: Path) -> dict[str, Any]:
 
 
 def _plain(job: dict[str, Any]) -> dict[str, Any]:
-    """As it reads back from JSON: enumerations as text, tuples as lists."""
+    """The record as it reads back from JSON: enumerations as text, tuples as lists."""
     return json.loads(json.dumps(job, default=str))

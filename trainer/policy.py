@@ -58,11 +58,9 @@ class Policy:
             model = AutoModelForCausalLM.from_pretrained(self.directory, use_safetensors=True, **options)
         if not self.dropout:
             # It would make the policy differ from the reference, which was scored without it.
-            for module in model.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.p = 0.0
-                elif isinstance(getattr(module, "attention_dropout", None), float):
-                    module.attention_dropout = 0.0  # type: ignore[assignment]  # torch types attributes as tensors
+            from trainer.scoring.support import disable_dropout
+
+            disable_dropout(model)
         return model
 
     def load_prepared(self) -> "PreparedModel":

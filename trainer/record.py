@@ -19,6 +19,8 @@ DECISIVE = (
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
     *("mixed_precision", "neftune_noise_alpha"),
 )
+# Of the record, what decides nothing: where the objective's module lies. The hash of its source decides.
+UNDECIDED = ("origin.entry",)
 # Of pairs only: groups have an order of their own.
 PAIR_ORDER = ("train_sampling_strategy",)
 
@@ -30,6 +32,8 @@ def job_record(
     *,
     model: dict[str, str],
     data: dict[str, Any],
+    use: str | None,
+    rank_by: str | None,
     row_tokens: int,
 ) -> dict[str, Any]:
     """The record of a run, for `trainer.output`.
@@ -37,6 +41,7 @@ def job_record(
     Args:
         model: hashes of its weights, or configuration, and of its tokenizer.
         data: checksums.
+        use, rank_by: with the sets' own names for entries from outside, so that either way of writing is one job.
         row_tokens: token budget of a forward pass.
 
     Raises:
@@ -53,8 +58,9 @@ def job_record(
         "row_tokens": None if pairs else row_tokens,
         "data": data,
         "split": script.split,
-        "use": script.negatives,
-        **{name: getattr(script, name) for name in ("rank_by", "min_similarity", "max_similarity")},
+        "use": use,
+        "rank_by": rank_by,
+        **{name: getattr(script, name) for name in ("min_similarity", "max_similarity")},
         "batch_size": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
         "training": {name: getattr(training, name) for name in decisive},
         # By its hashes, not its name: see "model".

@@ -78,7 +78,9 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
     row_tokens = script.row_tokens or (8192 if training.device.type == "cuda" else 1024)
     seed = training.seed if training.data_seed is None else training.data_seed
     data = load_training_data(script, tokenizer, identity, seed=seed, watched=training.eval_strategy != "no")
-    job = job_record(script, training, model_config, model=identity, data=data.source, row_tokens=row_tokens)
+    parts = script, training, model_config
+    names = {"use": data.use, "rank_by": data.rank_by}
+    job = job_record(*parts, model=identity, data=data.source, **names, row_tokens=row_tokens)
     if is_main:
         check_output(output, job, resume, checkpoint)
     policy = Policy(directory, model_config, script.from_scratch, script.chosen.dropout)

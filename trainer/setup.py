@@ -37,7 +37,9 @@ class Setup:
 
 
 def make_trainer(script: "ScriptArguments", setup: Setup) -> Any:
-    """The objective's trainer. Writes nothing; of the output directory transformers makes at most the empty folder.
+    """The objective's own trainer, or the one for packed groups.
+
+    Writes nothing; of the output directory transformers makes at most the empty folder.
 
     Raises:
         UserError: the model cannot be loaded with these options, or the data does not suit the objective.
@@ -46,7 +48,8 @@ def make_trainer(script: "ScriptArguments", setup: Setup) -> Any:
 
     set_seed(setup.training.seed)
     try:
-        return script.chosen.make_trainer(setup, script.options)
+        own = script.chosen.own_trainer(setup, script.options)
+        return make_group_trainer(script.chosen, setup, script.options) if own is None else own
     except UserError:
         raise
     except (ImportError, ValueError, OSError, KeyError, RuntimeError) as error:
@@ -56,7 +59,16 @@ def make_trainer(script: "ScriptArguments", setup: Setup) -> Any:
 
 
 def make_group_trainer(objective: "Objective", setup: Setup, options: Any) -> "ContrastiveTrainer":
-    """The trainer of objectives whose terms are computed from packed groups."""
+    """The trainer of objectives whose terms are computed from packed groups.
+
+    Raises:
+        UserError: the objective is trained on pairs, so that it must bring a trainer of its own.
+    """
+    if objective.needs == "pairs":
+        raise UserError(
+            f"objective '{objective.name}' needs pairs but brings no trainer for them. Return one from its "
+            "`own_trainer`, or let it need groups."
+        )
     from trainer.groups.dataset import Collator
     from trainer.monitor.start import compare_with_scorer
     from trainer.trainer import ContrastiveTrainer
@@ -68,7 +80,7 @@ def make_group_trainer(objective: "Objective", setup: Setup, options: Any) -> "C
         *(policy.layout, setup.row_tokens),
     )
     compare_with_scorer(setup.data.scored, policy.called, setup.training, policy.layout)
-    collator = Collator(policy.layout, setup.row_tokens, getattr(train, "strategies", ()), objective.copies(options))
+    collator = Collator(policy.layout, setup.row_tokens, train.strategies, objective.copies(options))
     return ContrastiveTrainer(
         model=policy.called,
         args=setup.training,

@@ -241,7 +241,7 @@ class ContrastiveTrainer(Trainer):
         }
 
     def _averages(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Over all processes: metrics, the loss, and its terms where it has several."""
+        """Over all processes: metrics, the loss, and its terms, but for a single one that is the loss."""
         names = sorted(sums)
         totals = self.accelerator.reduce(torch.stack([sums[name].to(self.args.device) for name in names]), "sum")
         pairs = totals.tolist()  # type: ignore[union-attr]
@@ -249,7 +249,7 @@ class ContrastiveTrainer(Trainer):
         terms = {name: found[f"{TERM}{name}"] for name in self._weights if f"{TERM}{name}" in found}
         if terms:
             found["loss"] = sum(self._weights[name] * value for name, value in terms.items())
-        if len(self._weights) == 1:
+        if list(self._weights.values()) == [1]:
             found = {name: value for name, value in found.items() if not name.startswith(TERM)}
         return found
 

@@ -46,7 +46,7 @@ class AnswerSet:
 
 
 def same_decoding(answer_sets: Sequence[AnswerSet], answers: AnswerSet, model: str) -> AnswerSet | None:
-    """Another model's answers by the same decoding."""
+    """Another model's answers by the same decoding as some answers; None if there are none."""
     return next((a for a in answer_sets if (a.model, a.decoding) == (model, answers.decoding)), None)
 
 

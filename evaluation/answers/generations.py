@@ -42,7 +42,7 @@ IDLE_SETTINGS = ("transformers_version", "_name_or_path")
 
 @dataclass(frozen=True)
 class GenerationSet:
-    """One answer per prompt.
+    """The answers of one model by one decoding, one per prompt.
 
     Attributes:
         key: everything that decides it, JSON-like.

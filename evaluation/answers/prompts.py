@@ -21,7 +21,7 @@ TOKENIZER, REJECTED = b"tokenizer_sha256", b"rejected"
 
 @dataclass(frozen=True)
 class Prompts:
-    """Examples in tokens.
+    """The prompts of an evaluation in tokens.
 
     Attributes:
         tokenizer_sha256: of the tokenizer that read them.

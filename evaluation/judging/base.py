@@ -15,7 +15,7 @@ PRICES = ("input_price", "output_price")
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """`--judge.KEY VALUE`. The key of the API comes from $OPENAI_API_KEY."""
+    """Options of the judge, `--judge.KEY VALUE`. The key of the API comes from $OPENAI_API_KEY."""
 
     model: str | None = option(None, "name of a chat model that the API serves")
     base_url: str = option(OPENAI_URL, "address of any OpenAI-compatible server", decides=False, metavar="URL")
@@ -104,20 +104,20 @@ UNREADABLE = (FILTERED, UNPARSED)
 
 
 class Judge(Protocol):
-    """Compares answers."""
+    """What every judge can do: compare answers."""
 
     def identity(self) -> dict[str, Any]:
         """What decides the outcomes, for a report; no key in it."""
         ...
 
     def judge(self, comparisons: Sequence[Comparison]) -> list[Outcome]:
-        """The outcome of each. Raises UserError; run again, it goes on where it stopped."""
+        """The outcome of each comparison. Raises UserError; run again, it goes on where it stopped."""
         ...
 
     def spent(self) -> Mapping[str, Any]:
-        """What was taken so far, for a report, see `ChatJudge.spent`; empty of a judge that sends no requests."""
+        """What the judge took so far, for a report, see `ChatJudge.spent`; empty of a judge that sends no requests."""
         ...
 
     def drop(self) -> None:
-        """Free what a model takes; it is loaded again where it is needed."""
+        """Free what a judge's model takes; it is loaded again where it is needed."""
         ...

@@ -77,7 +77,7 @@ class ChatJudge:
         self.reused = 0
 
     def drop(self) -> None:
-        """It holds no model."""
+        """Do nothing: a chat judge holds no model."""
 
     def identity(self) -> dict[str, Any]:
         """base_url is that of this run; what the store held may come from another, see `spent`."""
@@ -241,7 +241,7 @@ class Keeper:
             self.report()
 
     def report(self) -> None:
-        """Log how far it is."""
+        """Log how far the judge is."""
         self.reported = time.monotonic()
         log.info("judge: %d of %d questions answered; %s", self.kept, self.expected, self.budget)
 
@@ -258,7 +258,7 @@ def read(verdict: Verdict) -> tuple[str, str]:
 
 
 def outcome(verdicts: Sequence[tuple[str, Verdict]]) -> Outcome:
-    """Of the verdicts on one comparison, each with "AB" if its answer was shown first, else "BA".
+    """The outcome of the verdicts on one comparison, each with "AB" if its answer was shown first, else "BA".
 
     All name the same answer: it wins. They differ: a tie, flipped. One cannot be read: not judged.
     """

@@ -35,7 +35,7 @@ class RewardJudge:
         store: keeps the rewards.
 
     Raises:
-        UserError: it cannot be reached or, in `judge`, not loaded.
+        UserError: the reward model cannot be reached or, in `judge`, not loaded.
     """
 
     def __init__(self, model: str, store: Store):

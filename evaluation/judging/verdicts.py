@@ -84,7 +84,7 @@ class Verdicts:
                 pass
 
     def find(self, keys: Iterable[str]) -> dict[str, Verdict]:
-        """Key -> verdict, of those keys that are there."""
+        """Key -> verdict, of those keys that the store holds."""
         if self._connection is None and not self.path.exists():
             return {}
         keys, found = list(keys), {}
@@ -101,7 +101,7 @@ class Verdicts:
             connection.executemany(INSERT, [astuple(verdict) for verdict in verdicts])
 
     def close(self) -> None:
-        """Close the file; the next use opens it again."""
+        """Close the store's file; the next use opens it again."""
         if self._connection:
             self._connection.close()
         self._connection = None

@@ -70,7 +70,8 @@ class Request:
     Attributes:
         dataset: its name.
         models: names of the models that are compared, of a sweep's too.
-        metrics: names of those that are measured.
+        metrics: names of those that are measured. Which these are by default hangs on what each needs: `Metric.needs`
+            finds those alone that --metrics names.
     """
 
     dataset: str
@@ -97,7 +98,7 @@ class Evidence:
     """What a metric has found out for all prompts: any part of them is measured from it."""
 
     def measurements(self, part: "Part", baseline: str = "") -> list["Measurement"]:
-        """Of some of the prompts.
+        """Measurements of some of the prompts.
 
         Args:
             baseline: model whose values the other models' are also compared with, prompt by prompt; "" for none.
@@ -117,7 +118,7 @@ class Evidence:
         return [row]
 
     def spent(self) -> dict[str, Any]:
-        """What it took, for the record: no setting, so it does not keep two evaluations from being compared."""
+        """What the evidence took, for the record: no setting, so two evaluations compare whatever they took."""
         return {}
 
 
@@ -162,7 +163,7 @@ class Metric:
         """Raise UserError for options that do not fit the request, whether the metric is asked for or not."""
 
     def identity(self) -> dict[str, Any]:
-        """What decides its numbers, as keys of a report's record; by default the options that decide."""
+        """What decides the metric's numbers, as keys of a report's record; by default the options that decide."""
         deciding = {f.name for f in fields(self.options) if f.metadata.get("decides", True)}
         given = {key: value for key, value in asdict(self.options).items() if key in deciding}
         return {self.name: given} if given else {}
@@ -173,7 +174,7 @@ class Metric:
         return self._loaded[-1]
 
     def drop(self) -> None:
-        """Free what its models take."""
+        """Free what the metric's models take."""
         for model in self._loaded:
             model.drop()
 
@@ -189,11 +190,11 @@ class AnswerMetric(Metric):
 
     @classmethod
     def is_of(cls, answers: "AnswerSet") -> bool:
-        """Whether it measures these answers."""
+        """Whether the metric measures these answers."""
         return answers.decoding == cls.decoding if cls.decoding else answers.asked
 
     def gather(self, answer_sets: Sequence["AnswerSet"]) -> Evidence:
-        """Find out what its numbers follow from, for all prompts. Raises UserError."""
+        """Find out what the metric's numbers follow from, for all prompts. Raises UserError."""
         raise NotImplementedError
 
 
@@ -201,7 +202,7 @@ class PromptMetric(AnswerMetric):
     """A metric with a value for each prompt: its numbers are means, and differences from the baseline's are paired."""
 
     def values(self, answers: "AnswerSet") -> Values:
-        """Of the answers, by column; None where an answer has no value."""
+        """Values of the answers, by column; None where an answer has none."""
         raise NotImplementedError
 
     def gather(self, answer_sets: Sequence["AnswerSet"]) -> Evidence:
@@ -213,7 +214,7 @@ class SetMetric(AnswerMetric):
     """A metric of a set of answers, which is no mean over prompts."""
 
     def estimates(self, answers: "AnswerSet", prompts: Sequence[int]) -> Mapping[str, "Estimate"]:
-        """Of the answers to some of the prompts, by column.
+        """Estimates from the answers to some of the prompts, by column.
 
         Args:
             prompts: indices.
@@ -241,7 +242,7 @@ class CheckpointMetric(Metric):
     of_prompts: ClassVar[bool] = True
 
     def values(self, checkpoint: "Checkpoint", scorer: Callable[[str], Any]) -> Values:
-        """Of a checkpoint, by column.
+        """Values of a checkpoint, by column.
 
         Args:
             scorer: dtype -> the checkpoint's scorer, loaded only if it is called for, and dropped with the checkpoint.
@@ -251,7 +252,7 @@ class CheckpointMetric(Metric):
 
 @dataclass(frozen=True)
 class PromptEvidence(Evidence):
-    """Values that are averaged.
+    """Evidence of values that are averaged over prompts.
 
     Attributes:
         columns: of the metric.

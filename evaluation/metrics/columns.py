@@ -33,7 +33,7 @@ MODEL = Section("Ground truths and held-out groups", 50)
 
 @dataclass(frozen=True)
 class Column:
-    """One number of a metric.
+    """What a report must know of one number that a metric gives.
 
     Attributes:
         key: what a measurement of it is called, unlike that of any other column.
@@ -79,7 +79,7 @@ class Column:
 
     @property
     def percent(self) -> bool:
-        """Whether it is shown in percent."""
+        """Whether the column is shown in percent."""
         return self.form.endswith("%}")
 
     @property
@@ -113,12 +113,12 @@ def with_differences(columns: tuple[Column, ...]) -> list[Column]:
 
 
 def in_order(columns: list[Column]) -> dict[str, Column]:
-    """By key, as reports show them: by table, and in a table as they come."""
+    """Columns by key, as reports show them: by table, and in a table as they come."""
     return {column.key: column for column in sorted(columns, key=lambda column: column.section.place)}
 
 
 def to_json(column: Column) -> dict[str, Any]:
-    """What is not as by default, and never the key."""
+    """A column as JSON: the attributes that are not as by default, without the key."""
     fields = dataclasses.fields(Column)
     given = {f.name: getattr(column, f.name) for f in fields if getattr(column, f.name) != f.default}
     del given["key"]

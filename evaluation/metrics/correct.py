@@ -17,7 +17,7 @@ MARKS = (Mark("wrong", "bad"), Mark("correct", "good"))
 
 
 class Correct(PromptMetric):
-    """Whether each answer is right."""
+    """Whether code finds each answer right."""
 
     name = "correct"
     summary = "share of answers that code finds right"
@@ -50,7 +50,7 @@ class Correct(PromptMetric):
 
 @dataclass(frozen=True)
 class CorrectEvidence(PromptEvidence):
-    """Also says of each answer on the page of samples whether it is right."""
+    """Values of metric `correct`, which mark each answer on the page of samples as right or wrong."""
 
     def annotated(self, row: "AnswerRow", answers: "AnswerSet", index: int) -> list["AnswerRow"]:
         values = self.values.get((answers.model, answers.decoding))

@@ -27,7 +27,7 @@ class Featuriser:
         store: remembers the hash of its weights.
 
     Raises:
-        UserError: it is neither kind, or incomplete.
+        UserError: the path holds a model of neither kind, or an incomplete one.
     """
 
     def __init__(self, name: str, store: Store | None = None):
@@ -47,7 +47,7 @@ class Featuriser:
         self._language_model = OnDemand(self._load_language_model)
 
     def drop(self) -> None:
-        """Free what the model takes."""
+        """Free what the featuriser's model takes."""
         self._embedder.drop()
         self._language_model.drop()
 

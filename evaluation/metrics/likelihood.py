@@ -37,7 +37,7 @@ Pair = tuple[list[int], list[int]]
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """Of the answers of a generation set under a second model, in their order.
+    """Log-probabilities of a generation set's answers under a second model, in the order of the answers.
 
     Attributes:
         by: "ids": the models share a tokenizer, and the very tokens were scored; "text": the second model's tokenizer
@@ -66,7 +66,7 @@ class SecondModel:
         store: remembers the hashes of its weights and of its tokenizer.
 
     Raises:
-        UserError: it is no model, or (when they are loaded) transformers cannot load model or tokenizer.
+        UserError: the path is no model's, or (when they are loaded) transformers cannot load model or tokenizer.
     """
 
     def __init__(self, path: str, *, dtype: str = "float32", store: Store | None = None):
@@ -78,11 +78,11 @@ class SecondModel:
         self.scorer = OnDemand(self._load_scorer)
 
     def describe(self) -> dict[str, str]:
-        """For the record."""
+        """The second model's identity, for the record of an evaluation."""
         return {"name": self.path, **self.identity, "dtype": self.dtype}
 
     def drop(self) -> None:
-        """Free what the model takes."""
+        """Free what the second model takes."""
         self.scorer.drop()
         self.tokenizer.drop()
 

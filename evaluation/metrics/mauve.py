@@ -48,7 +48,7 @@ HALVES = 20
 
 @dataclass(frozen=True)
 class MauveOptions:
-    """Of `mauve`."""
+    """Options of metric `mauve`."""
 
     featuriser: str | None = option(
         None,
@@ -59,7 +59,7 @@ class MauveOptions:
 
 
 class Mauve(SetMetric):
-    """Of each part of the prompts by itself."""
+    """MAUVE of a model's answers, for each part of the prompts by itself."""
 
     name = "mauve"
     summary = "how alike the answers and the ground truths are as distributions, 0 to 1"

@@ -13,7 +13,7 @@ KEY = "nll"
 
 
 class NLL(SecondModelMetric):
-    """Per token of the answer."""
+    """Negative log-likelihood of each answer under the second model, per token of the answer."""
 
     name = "nll"
     summary = "-log P^(y|x) / |y| of the answers under the second model"

@@ -21,13 +21,13 @@ ROUNDING = 1e-2
 
 @dataclass(frozen=True)
 class RankingOptions:
-    """Of `ranking`."""
+    """Options of metric `ranking`."""
 
     shards: str | None = option(None, "negative set whose groups of --split are ranked", metavar="DIR", is_name=True)
 
 
 class Ranking(CheckpointMetric):
-    """By the checkpoint's own log-probabilities, and by what they gained over the reference's."""
+    """How a checkpoint ranks candidates: by its log-probabilities, and by what they gained over the reference's."""
 
     name = "ranking"
     summary = "ranking of held-out groups of a negative set"
@@ -107,7 +107,8 @@ def read_held_out(shards: str, split: str, checkpoints: Sequence["Checkpoint"]) 
     """The groups of a negative set that belong to a split.
 
     Raises:
-        UserError: it is no negative set, is of another tokenizer than a checkpoint's, or has no such groups.
+        UserError: the path holds no negative set, or one of another tokenizer than a checkpoint's, or without such
+            groups.
     """
     from data.shards import NegativeSet
 
@@ -127,7 +128,7 @@ def read_held_out(shards: str, split: str, checkpoints: Sequence["Checkpoint"]) 
 
 
 def ranking_values(scores: Sequence[Sequence[float]], groups: Sequence["Group"], signal: str) -> dict[str, list[float]]:
-    """Of each held-out group, by column.
+    """Ranking metrics of each held-out group, by column.
 
     ranking_accuracy: share of negatives less likely than their ground truth under the checkpoint itself.
     reward_top1: 1 if the ground truth has the highest implicit reward (log-probability minus the reference's), else 0;

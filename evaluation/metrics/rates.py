@@ -48,7 +48,7 @@ class Counts:
 
 
 def counts(outcomes: Sequence[Outcome]) -> Counts:
-    """Count outcomes by kind."""
+    """Count outcomes by kind: wins, ties, losses, flips, not judged."""
     judged = [outcome for outcome in outcomes if outcome.score is not None]
     scores = Counter(outcome.score for outcome in judged)
     flipped = [float(outcome.flipped) for outcome in judged if len(outcome.verdicts) == 2]

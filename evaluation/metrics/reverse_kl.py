@@ -54,7 +54,7 @@ class ReverseKL(SecondModelMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class ReverseKLEvidence(LikelihoodEvidence):
-    """Also says where samples were cut."""
+    """Values of metric `reverse_kl`, with a note where samples were cut."""
 
     def notes(self, part: "Part") -> list[str]:
         said = super().notes(part)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SecondModelOptions:
-    """Of `reverse_kl` and `nll`."""
+    """Options of the metrics by a second model."""
 
     second_model: str | None = option(None, "a stronger model that stands for the truth", metavar="PATH", is_name=True)
     second_model_dtype: str = option(
@@ -79,7 +79,7 @@ class SecondModelMetric(PromptMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodEvidence(PromptEvidence):
-    """Also knows what could not be scored, and how texts were read.
+    """Values by a second model, which also knows what could not be scored, and how texts were read.
 
     Attributes:
         likelihoods: of each model and decoding.

@@ -19,7 +19,7 @@ KEY = "similarity"
 
 @dataclass(frozen=True)
 class SimilarityOptions:
-    """Of `similarity`."""
+    """Options of metric `similarity`."""
 
     embedder: str | None = option(None, "sentence-transformers name or path", metavar="PATH", is_name=True)
 
@@ -30,7 +30,7 @@ class SimilarityOptions:
 
 
 class Similarity(PromptMetric):
-    """Embeddings are kept in the store."""
+    """How similar each answer is to its ground truth; embeddings are kept in the store."""
 
     name = "similarity"
     summary = "cosine similarity of the answer's embedding to the ground truth's"

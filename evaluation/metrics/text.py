@@ -25,7 +25,7 @@ OFTEN = 50
 
 
 class Text(PromptMetric):
-    """Of each answer by itself; what an answer is too short for it has no value of."""
+    """Measures of each answer's text by itself; what an answer is too short for it has no value of."""
 
     name = "text"
     summary = "length, diversity and repetition of the answers"
@@ -65,7 +65,7 @@ class Text(PromptMetric):
 
 
 def text_values(answers: Sequence["Sample"]) -> dict[str, list[float | None]]:
-    """Of each answer, by column.
+    """Measures of each answer's text, by column.
 
     answer_tokens: tokens, EOS included.
     answer_characters: characters of the text.

@@ -14,7 +14,7 @@ DTYPE = "float32"
 
 
 class Truth(CheckpointMetric):
-    """Log-probabilities in nats, per continuation and per token."""
+    """Log-probabilities of the ground truths in nats, per continuation and per token."""
 
     name = "truth"
     summary = "log-probability of the ground truths"

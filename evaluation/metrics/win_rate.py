@@ -56,7 +56,7 @@ SPENT_SCHEMA = {
 
 @dataclass(frozen=True)
 class WinRateOptions:
-    """Of `win_rate`."""
+    """Options of metric `win_rate`."""
 
     judge: JudgeOptions = option(JudgeOptions(), "of win_rate; the key comes from $OPENAI_API_KEY")
     against: list[str] = option(
@@ -64,13 +64,13 @@ class WinRateOptions:
     )
 
     def check(self) -> None:
-        """Raise UserError for a judge that cannot be."""
+        """Raise UserError for options of no possible judge."""
         if self.has_judge:
             self.judge.check()
 
     @property
     def has_judge(self) -> bool:
-        """Whether there is somebody to ask."""
+        """Whether the options name a judge."""
         return bool(self.judge.model or self.judge.reward_model)
 
     @property
@@ -80,7 +80,7 @@ class WinRateOptions:
 
 
 class WinRate(AnswerMetric):
-    """By a chat model that is asked in both orders, or by a reward model."""
+    """Win rates by a judge: a chat model that is asked in both orders, or a reward model."""
 
     name = RATE
     summary = "share of prompts on which a judge prefers the answer"

@@ -35,7 +35,7 @@ def cell(estimate: Estimate | None, form: str) -> Cell:
 
 
 def interval(estimate: Estimate | None, form: str) -> Cell:
-    """The interval, empty where there is none."""
+    """An estimate's interval as a cell, empty where there is none."""
     if estimate is None or estimate.interval is None:
         return Cell()
     low, high = (form.format(bound) for bound in estimate.interval)

@@ -13,7 +13,7 @@ ELSEWHERE = ("models", "sweep")
 
 
 def summary(job: Mapping[str, Any]) -> str:
-    """One line: how many prompts of what."""
+    """A job in one line: how many prompts of what."""
     data = job.get("data") or {}
     used, examples = data.get("used"), data.get("examples")
     prompts = f"{used:,}" + (f" of {examples:,}" if examples not in (None, used) else "") if used is not None else "The"
@@ -30,7 +30,7 @@ def summary(job: Mapping[str, Any]) -> str:
 
 
 def models(job: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Name, path, hash of the weights, hash of the tokenizer."""
+    """The job's models: name, path, hash of the weights, hash of the tokenizer."""
     return [
         (name, str(model.get("path", "")), spoken(model.get("weights_sha256")), spoken(model.get("tokenizer_sha256")))
         for name, model in (job.get("models") or {}).items()
@@ -38,13 +38,13 @@ def models(job: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def setup(job: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """All else of the job, as dotted keys."""
+    """The job's set-up, as dotted keys with their values in words."""
     rest = {key: value for key, value in job.items() if key not in ELSEWHERE}
     return [(key, spoken(value)) for key, value in leaves(rest) if value is not None]
 
 
 def versions(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Packages and the commit."""
+    """Versions of packages, and the git commit."""
     found = [(name, str(version)) for name, version in (environment.get("packages") or {}).items()]
     return [*found, ("git commit", spoken(environment.get("git_commit")))]
 

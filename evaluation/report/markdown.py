@@ -12,7 +12,7 @@ ERROR_MEANING = "Behind ±: one standard error; there is none of equal values, w
 
 
 def markdown(results: Results, tables: Sequence[Table], notes: Sequence[str], plots: Sequence[tuple[str, str]]) -> str:
-    """The report.
+    """The report as Markdown.
 
     Args:
         tables: of the results.
@@ -52,7 +52,7 @@ def in_markdown(table: Table) -> str:
 
 
 def in_terminal(tables: Sequence[Table]) -> str:
-    """Tables with their titles."""
+    """The tables as Markdown, with their titles."""
     return "\n\n".join(f"{escaped(table.title)}\n{in_markdown(table)}" for table in tables)
 
 

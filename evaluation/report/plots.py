@@ -24,7 +24,7 @@ DARK = ("#e7e9ea", "#4a525a", "#6fcbb0", "#f0a36b", "#8ab4f0", "#c9a0e0", "#d8c6
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes.
+    """One pair of axes of a figure.
 
     Attributes:
         alt: what it shows, for who cannot see it.

@@ -21,7 +21,7 @@ class Point:
 
 
 def validation(job: Mapping[str, Any]) -> list[Point]:
-    """The ensembles on the prompts that alpha is chosen on, in order of alpha; win rates against the ground truth."""
+    """The ensembles on the prompts that alpha is chosen on, by rising alpha; win rates against the ground truth."""
     sweep = job.get("sweep") or {}
     found = [m if isinstance(m, Measurement) else measurement(m) for m in sweep.get("validation") or []]
     points = [Point(alpha, m) for m in found if (alpha := alpha_of(m.model)) is not None and m.against in ("", TRUTH)]
@@ -29,7 +29,7 @@ def validation(job: Mapping[str, Any]) -> list[Point]:
 
 
 def alpha_of(model: str | float | None) -> float | None:
-    """Of an ensemble's name, "alpha-0.5", or the number itself; None for any other model."""
+    """The alpha of an ensemble's name, "alpha-0.5", or the number itself; None for any other model."""
     if isinstance(model, int | float):
         return float(model)
     name = ENSEMBLE.fullmatch(model or "")
@@ -37,7 +37,7 @@ def alpha_of(model: str | float | None) -> float | None:
 
 
 def proposal(job: Mapping[str, Any]) -> str:
-    """One sentence; "" without a sweep or a proposal."""
+    """A sentence on the proposed alpha; "" without a sweep or a proposal."""
     sweep = job.get("sweep") or {}
     alpha = alpha_of(sweep.get("proposed"))
     if alpha is None:

@@ -46,7 +46,7 @@ class SampleRow:
 
 @dataclass(frozen=True)
 class Results:
-    """One evaluation.
+    """What one evaluation found, for its report.
 
     Attributes:
         job: what was evaluated, JSON-like. What it may hold is in schema.json; nothing of it is needed.

@@ -18,7 +18,7 @@ PAPER_MEANING = "the paper's number for this row, see the notes"
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table of a report.
 
     Attributes:
         headings: one per column.
@@ -45,7 +45,7 @@ class Series:
 
 
 def tables(results: Results) -> list[Table]:
-    """All that were measured, in the order of their sections; one for each opponent and decoding of win rates."""
+    """Tables of all measurements, in the order of their sections; one for each opponent and decoding of win rates."""
     made: list[Table] = []
     for section in sorted(unique(results.column(m).section for m in results.measurements), key=lambda s: s.place):
         found = [m for m in results.measurements if results.column(m).section == section]
@@ -87,12 +87,12 @@ def meanings(shown: Sequence[Table]) -> dict[str, str]:
 
 
 def unique(values: Iterable[T]) -> list[T]:
-    """In the order of their first appearance."""
+    """The different ones of some values, in the order of their first appearance."""
     return list(dict.fromkeys(values))
 
 
 def opponent(against: str) -> str:
-    """In words."""
+    """Whom answers were compared with, in words."""
     return "the ground truth" if against == TRUTH else against
 
 

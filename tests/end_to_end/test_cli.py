@@ -315,14 +315,17 @@ def test_trainer_refuses_another_schema_version_naming_both(
         (["--sft_weight", "-1"], ("--sft_weight must be 0 or more",)),
         (
             ["--sft_weight", "1", "--objective", "mle"],
-            ("--sft_weight does not apply to objective 'mle'; it goes with --objective cpo and cpo-rank.",),
+            (
+                "--sft_weight does not apply to objective 'mle'; it goes with --objective cpo and cpo-rank",
+                "Leave it out.",
+            ),
         ),
         (["--objective", "pss", "--pss_share", "1.5"], ("--pss_share must be from 0 to 1, got 1.5",)),
         (["--objective", "pss", "--pss_passes", "0"], ("--pss_passes must be at least 1, got 0",)),
         (["--objective", "pss", "--pss_mixtures", "0"], ("--pss_mixtures must be at least 1, got 0",)),
         (
             ["--pss_mixtures", "2"],
-            ("--pss_mixtures does not apply to objective 'cpo'; it goes with --objective pss. Leave it out.",),
+            ("--pss_mixtures does not apply to objective 'cpo'; it goes with --objective pss", "Leave it out."),
         ),
         (["--min_similarity", "0.8", "--max_similarity", "0.2"], ("--min_similarity 0.8 is above --max_similarity",)),
         (["--min_similarity", "2"], ("leaves 48 of 48 groups without any", "Choose wider bounds")),
@@ -337,7 +340,7 @@ def test_trainer_refuses_another_schema_version_naming_both(
         (["--eval_on_start", "true"], ("--eval_on_start does nothing without --eval_strategy",)),
         (["--label_smoothing_factor", "0.1"], ("--label_smoothing_factor is not supported",)),
         (["--auto_find_batch_size", "true"], ("--auto_find_batch_size is not supported",)),
-        (["--train_sampling_strategy", "group_by_length"], ("goes with --objective dpo only",)),
+        (["--train_sampling_strategy", "group_by_length"], ("goes with --objective dpo", "only; steps of groups")),
     ],
 )
 def test_trainer_refuses_wrong_options_in_one_line(

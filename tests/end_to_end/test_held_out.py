@@ -114,7 +114,7 @@ def test_the_command_watches_the_held_out_half_by_strategy(reference: Path, two_
     assert held_out[-1]["eval_rewards/kendall_tau/an"] != held_out[-1]["eval_rewards/kendall_tau/bn"]
 
 
-def test_which_held_out_groups_are_watched(reference: Path, two_halves: Path, tmp_path: Path) -> None:
+def test_options_choose_the_held_out_groups_to_watch(reference: Path, two_halves: Path, tmp_path: Path) -> None:
     """A group is known by the reference's log-probability of its ground truth."""
     runs = {
         ("test", 5): watched_run(reference, two_halves, tmp_path / "five", "--max_eval_samples", "5"),

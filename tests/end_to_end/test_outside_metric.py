@@ -135,7 +135,7 @@ def test_a_metric_of_ones_own_is_measured_reported_chosen_by_and_compared(words:
     assert "| both | alpha-0.9 | greedy | 2.00 | -2.00 |" in " ".join(done.stdout.split())
 
 
-def test_its_options_are_known_only_with_it_and_checked(
+def test_options_of_an_outside_metric_are_known_only_with_it_and_checked(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path / "mine")

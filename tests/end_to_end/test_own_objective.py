@@ -99,7 +99,9 @@ def interrupted(trained: Path, out: Path) -> Path:
     return out
 
 
-def test_its_terms_and_metrics_are_logged_and_the_first_loss_is_the_expected_one(trained: Path) -> None:
+def test_terms_and_metrics_of_an_objective_of_ones_own_are_logged_and_the_first_loss_is_the_expected_one(
+    trained: Path,
+) -> None:
     lines = [line for line in metrics(trained / "out") if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
@@ -111,7 +113,7 @@ def test_its_terms_and_metrics_are_logged_and_the_first_loss_is_the_expected_one
     assert lines[-1]["loss/margin"] < lines[0]["loss/margin"] - 0.1
 
 
-def test_the_record_names_its_module_and_the_hash_of_its_source(trained: Path) -> None:
+def test_the_record_names_the_objectives_module_and_the_hash_of_its_source(trained: Path) -> None:
     record = json.loads((trained / "out" / "trainer_job.json").read_text())
     digest = hashlib.sha256((trained / "my_objectives.py").read_bytes()).hexdigest()
     assert record["objective"] == "ipo"
@@ -121,18 +123,21 @@ def test_the_record_names_its_module_and_the_hash_of_its_source(trained: Path) -
     assert "log_more" not in record  # it decides nothing
 
 
-def test_its_options_are_in_the_help_when_it_is_named(trained: Path) -> None:
+def test_options_of_an_objective_of_ones_own_are_in_the_help_when_it_is_named(trained: Path) -> None:
     named = command(trained, "--objective", "my_objectives:MINE", "--help").stdout
     assert "  --tau X\n        ipo: how far apart ground truth and negatives are to be (default: 0.1)" in named
     assert "--tau" not in command(trained, "--help").stdout
 
 
-def test_it_is_resumed_and_gives_what_never_stopping_gives(
-    trained: Path, reference: Path, negative_set: Path, tmp_path: Path
+@pytest.mark.parametrize("module", ["my_objectives", "moved_objectives"])
+def test_an_objective_of_ones_own_is_resumed_also_where_its_module_moved_as_if_never_stopped(
+    module: str, trained: Path, reference: Path, negative_set: Path, tmp_path: Path
 ) -> None:
     out = interrupted(trained, tmp_path / "out")
+    (trained / f"{module}.py").write_text(SOURCE)
     whole = (trained / "out" / "model.safetensors").read_bytes()
-    more = [*words(reference, negative_set, out), "--log_more", "--resume_from_checkpoint"]
+    more = [*words(reference, negative_set, out), "--objective", f"{module}:MINE", "--log_more"]
+    more += ["--resume_from_checkpoint"]
     done = command(trained, *more)
     assert done.returncode == 0, done.stderr
     assert (out / "model.safetensors").read_bytes() == whole
@@ -141,7 +146,7 @@ def test_it_is_resumed_and_gives_what_never_stopping_gives(
     ]
 
 
-def test_a_resume_with_another_value_of_its_option_or_other_source_is_refused(
+def test_a_resume_with_another_value_of_the_objectives_option_or_other_source_is_refused(
     trained: Path, reference: Path, negative_set: Path, tmp_path: Path
 ) -> None:
     out = interrupted(trained, tmp_path / "out")
@@ -170,7 +175,7 @@ def test_a_resume_with_another_value_of_its_option_or_other_source_is_refused(
         (("--objective", "cpo"), "unknown key 'tau'"),
     ],
 )
-def test_what_is_wrong_is_refused_in_one_line(
+def test_wrong_options_of_an_objective_of_ones_own_are_refused_in_one_line(
     more: tuple[str, ...], said: str, trained: Path, reference: Path, negative_set: Path, tmp_path: Path
 ) -> None:
     done = command(trained, *words(reference, negative_set, tmp_path / "out"), *more)

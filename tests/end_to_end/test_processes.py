@@ -175,7 +175,7 @@ def main_with_fault(words: list[str]) -> int:
     return main(words)
 
 
-def test_what_is_not_finite_in_one_process_stops_both_and_that_process_names_its_groups(
+def test_a_loss_or_gradient_that_is_not_finite_in_one_process_stops_both_and_that_process_names_its_groups(
     reference: Path, negative_set: Path, tmp_path: Path
 ) -> None:
     options = ["--max_steps", "5", "--save_strategy", "no", "--logging_steps", "1", "--ddp_backend", "gloo"]

@@ -115,7 +115,7 @@ def test_the_papers_single_order_believes_such_a_judge(server: ChatAPIStub, tmp_
     assert set(server.prompts) == {template.fill(c.query, c.other, c.answer) for c in pairs(5)}
 
 
-def test_what_cannot_be_parsed_is_not_judged_and_never_a_loss(server: ChatAPIStub, tmp_path: Path) -> None:
+def test_a_verdict_that_cannot_be_parsed_is_no_outcome_and_never_a_loss(server: ChatAPIStub, tmp_path: Path) -> None:
     said_by = {"Question 0?": "Both are good.\n", "Question 1?": "", "Question 2?": None}
 
     def answer(request: dict[str, Any]) -> tuple[Any, str]:
@@ -150,7 +150,7 @@ def test_refusals_and_content_filters_are_not_judged(server: ChatAPIStub, tmp_pa
     assert len(server.requests) == 6  # none again in this run
 
 
-def test_what_was_refused_is_asked_again_by_the_next_run(server: ChatAPIStub, tmp_path: Path) -> None:
+def test_a_question_that_was_refused_is_asked_again_by_the_next_run(server: ChatAPIStub, tmp_path: Path) -> None:
     """A server's or a model's limit may have been raised. A refusal is free, and no verdict."""
     server.answer = lambda request: ("A", "stop")
     server.refuse = lambda request: "Question 0?" in said(request)
@@ -191,7 +191,7 @@ def test_a_server_that_refuses_everything_is_no_matter_of_one_question(server: C
 # --- never paid for twice ---
 
 
-def test_what_the_store_holds_is_not_asked_again(server: ChatAPIStub, tmp_path: Path) -> None:
+def test_verdicts_that_the_store_holds_are_not_asked_for_again(server: ChatAPIStub, tmp_path: Path) -> None:
     server.answer = first_wins_if(lambda a, b: len(a) > len(b))
     first = judge_by(server, tmp_path)
     outcomes = first.judge(pairs(10))
@@ -260,7 +260,9 @@ def test_verdicts_of_another_server_are_used_and_told_of(
 
 
 @pytest.mark.parametrize("change", [{"model": "n"}, {"temperature": 0.5}, {"max_tokens": 9}, {"seed": 1}])
-def test_another_judge_is_asked_anew(server: ChatAPIStub, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_another_judge_is_asked_the_same_questions_anew(
+    server: ChatAPIStub, tmp_path: Path, change: dict[str, Any]
+) -> None:
     server.answer = lambda request: ("A", "stop")
     judge_by(server, tmp_path).judge(pairs(2))
     judge_by(server, tmp_path, **change).judge(pairs(2))
@@ -310,7 +312,7 @@ def test_texts_that_are_no_unicode_can_be_judged(server: ChatAPIStub, tmp_path: 
     assert judge_by(server, tmp_path).judge([odd]) == [Outcome(0.5, True, ("B", "B"))]
 
 
-def test_progress_is_logged(
+def test_a_judges_progress_is_logged(
     server: ChatAPIStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("evaluation.judging.chat_judge.PROGRESS_SECONDS", 0.0)
@@ -355,7 +357,9 @@ def test_progress_is_logged(
         ({"reward_model": "/no/such/model"}, "--judge.reward_model '/no/such/model' cannot be used"),
     ],
 )
-def test_a_bad_option_is_refused_in_one_line(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_a_bad_option_of_the_judge_is_refused_in_one_line(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message) as caught:
         make_judge(make_config(JudgeOptions, **options), str(tmp_path / "store"))
     assert KEY not in str(caught.value)

@@ -109,7 +109,7 @@ def test_names_of_runs_are_as_short_as_tells_them_apart() -> None:
     assert run_names(["out", "./out"]) == ["out", "./out"]
 
 
-def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = write_run(tmp_path / "one", [rate(0.5, "mle")])
     two = write_run(tmp_path / "two", [measured("mle", "nll", 2.0)])
 

@@ -1,5 +1,6 @@
 """Options of evaluation.run: what each metric needs, and one line about every mistake."""
 
+import re
 from dataclasses import fields
 
 import pytest
@@ -8,6 +9,9 @@ from data.command.errors import UserError
 from data.command.options import help_text, load_config
 from evaluation.config import EvaluateConfig
 from evaluation.judging.base import JudgeOptions
+from evaluation.metrics import METRICS
+from evaluation.metrics.base import Request
+from evaluation.run import ABOUT, USAGE
 
 BASE = ["--dataset", "rows.jsonl", "--out", "o"]
 MODEL = ["--model", "a=A"]
@@ -43,6 +47,43 @@ def test_a_sweep_brings_the_mle_model_and_its_ensembles() -> None:
     assert config(*MODEL).sweep_models() == []
     judged = config(*MODEL, *SWEEP, "--judge.model", "m", "--against", "alpha-0.5")
     assert judged.metric_options["win_rate"].opponents == ["alpha-0.5"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--sweep", "alpha=0,0.1,0.5"],
+        ["--sweep", "alpha=0", "0.1", "0.5"],
+        ["--sweep", "alpha=0", "0.1", "--sweep", "0.5"],
+        ["--sweep", "alpha=0,0.1", "--sweep", "alpha=0.5"],
+    ],
+)
+def test_a_sweep_takes_every_syntax_of_a_list(words: list[str]) -> None:
+    assert config(*words, "--mle", "M", "--cpo", "C").alphas() == [0.0, 0.1, 0.5]
+
+
+def test_a_metric_is_asked_what_it_needs_with_the_models_and_the_metrics_that_were_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Request] = []
+
+    def needs(options: object, request: Request) -> str:
+        asked.append(request)
+        return ""
+
+    monkeypatch.setattr(METRICS.load("text"), "needs", needs)
+    assert config(*MODEL, "--metrics", "text,truth").chosen_metrics()
+    assert asked[-1] == Request("rows.jsonl", ["a"], ["truth", "text"])
+    assert config(*MODEL).chosen_metrics()
+    assert asked[-1] == Request("rows.jsonl", ["a"], [])
+
+
+def test_help_says_of_every_metric_what_it_measures_and_names_none_elsewhere() -> None:
+    told = " ".join(help_text(EvaluateConfig, usage=USAGE, about=ABOUT).split())
+    for metric in map(METRICS.load, METRICS.names()):
+        assert f"{metric.name}: {metric.summary}" in told
+    about = " ".join(re.findall(r"\w+", ABOUT.lower()))
+    assert [name for name in METRICS.names() if re.search(rf"\b{name.replace('_', ' ')}\b", about)] == []
 
 
 def test_help_names_every_key_of_the_judge_with_its_default() -> None:
@@ -109,7 +150,7 @@ def test_a_bare_path_is_named_by_its_last_part(words: list[str]) -> None:
         (["--model", "mle=A", *SWEEP], "has the name of a model of --sweep"),
     ],
 )
-def test_mistakes_are_named(words: list[str], said: str) -> None:
+def test_mistakes_in_the_options_are_named(words: list[str], said: str) -> None:
     with pytest.raises(UserError) as refused:
         config(*words)
     assert said in str(refused.value)

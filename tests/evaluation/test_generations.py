@@ -201,7 +201,9 @@ def test_seeds_differ_by_prompt_and_by_the_jobs_seed_and_reach_the_engine(
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 
-def test_nothing_is_kept_of_a_set_that_fails(tmp_path: Path, groups: list[Group], identity: dict[str, str]) -> None:
+def test_nothing_is_kept_of_a_generation_set_that_fails(
+    tmp_path: Path, groups: list[Group], identity: dict[str, str]
+) -> None:
     def broken() -> Engine:
         raise UserError("vLLM cannot serve 'x'")
 

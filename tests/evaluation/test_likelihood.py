@@ -228,7 +228,7 @@ def test_a_continuations_leading_space_is_found_by_the_prompt_before_it(
         assert found.tokens == [len(answer)]
 
 
-def test_what_cannot_be_scored_is_counted(
+def test_answers_that_the_second_model_cannot_score_are_counted(
     tmp_path: Path, groups: list[Group], answers: list[Sample], tokenizer: Any, reference: Path
 ) -> None:
     word = answers[0].ids[0]

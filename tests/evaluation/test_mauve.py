@@ -21,9 +21,8 @@ from evaluation.answers.answer_sets import AnswerSet
 from evaluation.answers.cache import Store
 from evaluation.answers.generations import GenerationSet
 from evaluation.config import EvaluateConfig
-from evaluation.metrics import METRICS
 from evaluation.metrics.features import Featuriser, stored_features
-from evaluation.metrics.mauve import check_possible, mauve, measure_mauve
+from evaluation.metrics.mauve import Mauve, check_possible, mauve, measure_mauve
 from evaluation.metrics.statistics import Estimate
 from evaluation.prepared import Evaluation, Part
 from negatives_gen.models.engine import Sample
@@ -42,7 +41,7 @@ def cloud(n: int, shift: float = 0.0, seed: int = 0) -> np.ndarray:
 # ---- the score ----
 
 
-def test_a_set_with_itself_scores_1() -> None:
+def test_mauve_of_a_set_with_itself_is_1() -> None:
     found = mauve(cloud(200), cloud(200))
     assert found.mean == pytest.approx(1, abs=1e-9)
     assert found.standard_error == pytest.approx(0, abs=1e-9)
@@ -59,7 +58,7 @@ def test_the_score_is_the_packages_own_at_its_defaults() -> None:
     assert mauve(truths, answers, seed=7).mean == pytest.approx(np.mean(theirs), abs=1e-9)
 
 
-def test_the_further_apart_the_lower() -> None:
+def test_mauve_falls_with_the_distance_between_the_sets() -> None:
     scores = [mauve(cloud(300), cloud(300, shift, seed=1)).mean for shift in (0, 0.5, 1.0, 4.0)]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] > 0.9
@@ -72,7 +71,7 @@ def test_the_standard_error_is_the_spread_over_fresh_draws_with_some_caution() -
     assert spread < np.mean([e.standard_error for e in found]) < 2.5 * spread
 
 
-def test_equal_seeds_give_equal_scores() -> None:
+def test_mauve_is_the_same_for_equal_seeds() -> None:
     truths, answers = cloud(150), cloud(150, 0.3, seed=1)
     assert mauve(truths, answers, seed=3) == mauve(truths, answers, seed=3)
 
@@ -118,7 +117,7 @@ def test_a_sentence_embedder_too_sees_the_end_of_a_long_text() -> None:
     assert found[0] @ found[2] < 0.5
 
 
-def test_identity_is_kind_weights_and_settings_not_name(reference: Path, tmp_path: Path) -> None:
+def test_a_featurisers_identity_is_kind_weights_and_settings_not_name(reference: Path, tmp_path: Path) -> None:
     shutil.copytree(reference, tmp_path / "copy")
     assert Featuriser(str(tmp_path / "copy")).identity() == Featuriser(str(reference)).identity()
     assert Featuriser(str(reference)).identity()["kind"] == "causal-lm"
@@ -246,7 +245,7 @@ def test_mauve_of_a_part_of_the_prompts_is_of_the_texts_of_exactly_these(
 
     monkeypatch.setattr("evaluation.metrics.features.stored_features", features)
     monkeypatch.setattr("evaluation.metrics.mauve.mauve", score)
-    evidence = METRICS.load("mauve")(config.metric_options["mauve"], evaluation).gather([answers])
+    evidence = Mauve(config.metric_options["mauve"], evaluation).gather([answers])
     assert read == [
         (
             [f"Prompt {i}. truth {i}" for i in part.prompts],

@@ -270,7 +270,7 @@ def test_a_metric_of_a_set_is_of_each_part_of_the_prompts() -> None:
     assert [found(gathered.measurements(p, ""), "a")["letters"].mean for p in parts] == [8.0, 5.0]
 
 
-def test_what_is_known_of_an_answer_stands_beside_it_once_for_each_opponent() -> None:
+def test_marks_and_outcome_stand_beside_an_answer_once_for_each_opponent() -> None:
     asked = answers("a", [RIGHT[0], WRONG, WRONG, WRONG])
     outcomes = {"truth": [SAME] * 4, "b": [Outcome(1.0, verdicts=("A", "B"))] * 4}
     evidence = (made("correct").gather([asked]), Outcomes({("a", "greedy"): outcomes}, {}, {}))

@@ -59,7 +59,7 @@ def test_gains_are_those_of_the_papers_text() -> None:
     assert value("table1", "mle") == value("table4", "mle-200")
 
 
-def test_which_alpha_is_best() -> None:
+def test_the_best_alpha_of_the_papers_ensembles_is_as_its_text_says() -> None:
     """Few MLE weights for OpenLLaMA on Dolly, many for GPT2-XL and on Wikidump."""
     best = {}
     for table, row in (("table2", "mixnr"), ("table4", "mixnr"), ("table5", "bnr")):
@@ -71,11 +71,11 @@ def test_which_alpha_is_best() -> None:
     assert max(mauve, key=lambda name: mauve[name]) == "bnr 0.3"
 
 
-def test_every_number_is_the_papers() -> None:
+def test_every_number_of_the_tables_is_the_papers() -> None:
     assert {(key, *which): rows for key, table in TABLES.items() for which, rows in table.values.items()} == PRINTED
 
 
-def test_names_of_rows() -> None:
+def test_spellings_of_a_models_name_find_the_papers_row() -> None:
     for name in ("mixnr-alpha-0.5", "MixNR a0.50", "mixnr_0.5", "MIXNR, alpha = .5".replace(" .5", " 0.5")):
         assert row_name(name) == "mixnr 0.5"
     assert row_name("MLE (200 steps)") == "mle 200"
@@ -97,12 +97,14 @@ def test_names_of_rows() -> None:
         ("", "greedy", "win rate", "truth"),
     ],
 )
-def test_no_number_for_another_measurement(model: str, decoding: str, metric: str, against: str) -> None:
+def test_the_papers_tables_have_no_number_for_another_measurement(
+    model: str, decoding: str, metric: str, against: str
+) -> None:
     assert TABLES["table4"].value(model, decoding, metric, against) is None
     assert TABLES["table4"].value("anr", "greedy", "win rate", "truth") == 0.643
 
 
-def test_an_unknown_table_is_refused() -> None:
+def test_an_unknown_table_of_the_paper_is_refused() -> None:
     assert paper_table("table4").number == 4
     with pytest.raises(UserError, match=r"unknown --paper 'tabel4'\. Did you mean 'table4'\? Known: table1, "):
         paper_table("tabel4")
@@ -148,7 +150,7 @@ def test_what_keeps_the_papers_numbers_away(changes: dict[str, Any], expected: s
     assert mismatches(TABLES["table2"], gpt2_xl) == []
 
 
-def test_what_else_differs_is_said() -> None:
+def test_differences_from_the_papers_set_up_that_do_not_hide_its_numbers_are_listed() -> None:
     assert differences(TABLES["table4"], job()) == []
     judge = {"model": "gpt-4o", "template": "wiki", "orders": "both"}
     assert differences(TABLES["table4"], job(judge=judge, data={"measured": 12})) == [

@@ -56,7 +56,7 @@ def test_figure_1_of_several_decodings_has_a_colour_and_a_line_for_each() -> Non
     assert panel.alt == "NLL of mle and anr with standard errors; less is better."
 
 
-def test_no_figure_without_data() -> None:
+def test_a_report_without_its_measurements_has_no_figure() -> None:
     assert figure1(make_results([rate(0.5, "mle"), measured("mle", "nll", NAN)])) == []
     assert alpha_curve(make_results()) == []
     assert alpha_curve(make_results(sweep={"alphas": [0.1], "proposed": None})) == []
@@ -86,7 +86,7 @@ def test_the_band_is_the_interval_where_all_answers_are_wrong() -> None:
     assert "band: 95% interval or one standard error" in axes.get_xlabel()
 
 
-def test_the_sweep_in_the_tables() -> None:
+def test_the_ensembles_of_a_sweep_stand_in_a_table_of_their_own() -> None:
     results = make_results(sweep=make_sweep())
     table = named(tables(results), "Ensembles over alpha, on the validation prompts")
     assert table.headings == ["model", "win rate, greedy", "reverse KL, sample"]

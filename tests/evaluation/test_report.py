@@ -131,7 +131,7 @@ def test_win_rates_stand_in_the_papers_layout() -> None:
     ]
 
 
-def test_the_other_measures() -> None:
+def test_what_is_no_win_rate_stands_in_tables_of_its_own_section() -> None:
     made = tables(make_results())
     assert [table.title for table in made] == [
         "Win rate against the ground truth, greedy",
@@ -216,7 +216,7 @@ def test_a_set_up_that_is_not_the_papers_has_no_number_of_it_and_a_note_why(chan
     assert why in note
 
 
-def test_only_what_is_shown_is_explained() -> None:
+def test_only_columns_that_are_shown_are_explained() -> None:
     explained = meanings(tables(make_results(paper="table4")))
     assert list(explained) == [
         "win rate", "95% interval", "paper", "judged", "difference", "length-controlled", "flips", "not judged",
@@ -233,7 +233,7 @@ def test_an_unknown_metric_is_shown_by_its_name() -> None:
     ]
 
 
-def test_what_is_no_number_is_a_dash_and_what_is_missing_is_empty() -> None:
+def test_a_cell_without_a_number_is_a_dash_and_a_missing_measurement_is_empty() -> None:
     found = [
         Measurement("mle", "greedy", "mauve", Estimate(NAN, NAN, 0)),
         Measurement("anr", "greedy", "mauve", Estimate(0.5, NAN, 1)),
@@ -379,7 +379,7 @@ def test_markdown_of_a_bare_job() -> None:
     assert "## Models" not in text
 
 
-def test_names_are_no_markdown() -> None:
+def test_names_of_models_are_no_markdown() -> None:
     """Every row keeps its columns, nothing opens a tag, a link or a span of code."""
     text = in_markdown(make_results([measured(HOSTILE, "nll", 1.0), measured("b", "nll", 2.0)], second_model=HOSTILE))
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -393,7 +393,7 @@ def test_names_are_no_markdown() -> None:
 # All of it.
 
 
-def test_what_is_written(tmp_path: Path) -> None:
+def test_a_report_is_written_as_its_files_and_shown_as_text(tmp_path: Path) -> None:
     shown = write_report(Folder(str(tmp_path)), make_results(sweep=make_sweep()))
     assert "Proposed: alpha = " in shown
     assert "The second model has another tokenizer" in shown
@@ -409,7 +409,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert "alpha.svg" not in (tmp_path / "report.md").read_text()
 
 
-def test_nothing_is_written_of_what_cannot_be_shown(tmp_path: Path) -> None:
+def test_no_file_is_written_of_a_report_that_cannot_be_shown(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown --paper 'table9'"):
         write_report(Folder(str(tmp_path)), make_results(paper="table9"))
     assert list(tmp_path.iterdir()) == []

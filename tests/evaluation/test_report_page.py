@@ -85,7 +85,7 @@ def test_the_page_holds_the_samples_and_nothing_that_a_text_says(tmp_path: Path)
     assert html.count("{{ 7*7 }}") > 4  # no template of ours
 
 
-def test_outcomes_in_the_data(tmp_path: Path) -> None:
+def test_the_pages_data_say_how_each_comparison_came_out(tmp_path: Path) -> None:
     data = data_of(page_of(tmp_path, results_of(make_samples())))
     kinds = [[a["outcomes"][0]["kind"] for a in row["answers"]] for row in data]
     assert kinds == [["loss", "win"], ["win", "flip"], ["tie", "none"], ["none", "loss"]]
@@ -219,7 +219,7 @@ def test_browser_shows_verdicts(open_page: Any) -> None:
     assert texts(tab, "#judged")[0].startswith("Outcomes are against the ground truth. Behind an outcome: the judge")
 
 
-def test_browser_filters(open_page: Any) -> None:
+def test_browser_filters_samples(open_page: Any) -> None:
     tab = open_page(results_of(make_samples()[:3]))
 
     def prompts() -> list[str]:
@@ -329,7 +329,7 @@ CONTRASTS = """() => [...document.body.querySelectorAll('*')].filter(element => 
 })"""
 
 
-def test_browser_by_keyboard(open_page: Any) -> None:
+def test_browser_page_works_by_keyboard(open_page: Any) -> None:
     tab = open_page(results_of(make_samples()), view="")
     reached: list[str] = []
     for _ in range(30):

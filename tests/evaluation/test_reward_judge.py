@@ -109,7 +109,7 @@ def test_another_chat_template_or_length_is_scored_anew_and_another_name_is_not(
         path.write_text(content)
 
 
-def test_rewards_are_kept(reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rewards_are_kept_in_the_store(reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [Comparison("1", "Where?", "the cat", "no"), Comparison("2", "Where?", "no", "no")]
     outcomes = make_judge(JudgeOptions(reward_model=str(reward_model)), str(tmp_path)).judge(pairs)
     monkeypatch.setattr("evaluation.judging.reward_judge.RewardModel", None)

@@ -56,7 +56,7 @@ def test_the_best_ensemble_by_the_first_criterion_is_proposed(
     assert propose(measurements, NAMES, "greedy", ALL) == expected
 
 
-def test_the_description_names_the_alpha() -> None:
+def test_the_description_of_a_sweep_names_the_proposed_alpha() -> None:
     found = describe_sweep(ALPHAS, measured("correct", [0.0, 0.1, 0.5, 0.2]), "greedy", ALL)
     assert (found["metric"], found["proposed"]) == ("correct", 0.5)
     assert found["models"] == {"alpha-0": 0.0, "alpha-0.5": 0.5, "alpha-0.9": 0.9}

@@ -20,7 +20,7 @@ def estimates(samples: list[Sample]) -> dict[str, Estimate]:
     return {m.metric: m.estimate for m in evidence.measurements(Part("test", range(len(samples))))}
 
 
-def test_lengths_and_limits() -> None:
+def test_lengths_of_answers_and_the_share_cut_at_the_limit() -> None:
     found = estimates([answer("One two.", 4), answer("Three", 2, "length"), answer(" \n", 0), answer("Four", 2)])
     assert found["answer_tokens"].mean == 2.0
     assert found["answer_tokens"].standard_error == pytest.approx(math.sqrt((4 + 0 + 4 + 0) / 3 / 4))
@@ -51,7 +51,7 @@ def test_answers_too_short_for_an_ngram_are_left_out_of_it() -> None:
     assert found["empty"].mean == 0.25
 
 
-def test_what_no_answer_is_long_enough_for_is_missing() -> None:
+def test_an_ngram_measure_that_no_answer_is_long_enough_for_is_missing() -> None:
     found = estimates([answer("one two"), answer("")])
     assert set(found) == {
         *("answer_tokens", "answer_characters", "hit_limit", "empty", "loops", "distinct_1", "distinct_2")

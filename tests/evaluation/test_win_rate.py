@@ -96,7 +96,7 @@ def test_a_judge_that_does_not_look_at_length_keeps_its_win_rate() -> None:
 # ---- counting ----
 
 
-def test_counts_and_what_was_not_judged() -> None:
+def test_outcomes_are_counted_by_kind_and_unjudged_ones_by_reason() -> None:
     outcomes = [
         *(Outcome(1.0, verdicts=("A", "B")), Outcome(1.0, verdicts=("A", "B")), Outcome(0.0, verdicts=("B", "A"))),
         *(Outcome(0.5, reason="the same"), Outcome(0.5, flipped=True, verdicts=("B", "B"))),
@@ -183,7 +183,7 @@ def reference_fit(feature: np.ndarray, score: np.ndarray, weights: np.ndarray) -
 @pytest.mark.parametrize(
     "case", ["plain", "ties", "rare", "separated", "all won", "all won but one", "one sided", "few", "long tail"]
 )
-def test_fit_agrees_with_scikit_learn(case: str) -> None:
+def test_the_logistic_regression_agrees_with_scikit_learn(case: str) -> None:
     draw = np.random.default_rng(4)
     n = 12 if case == "few" else 300
     feature = np.tanh(draw.normal(0.5, 1, n))
@@ -225,7 +225,7 @@ def test_length_controlled_reads_the_regression_off_at_no_difference() -> None:
         assert refitted == pytest.approx(reference_fit(feature[row], scores[row], np.ones(400)), abs=1e-4)
 
 
-def test_what_was_not_judged_does_not_enter_the_regression() -> None:
+def test_unjudged_prompts_do_not_enter_the_regression() -> None:
     draw = np.random.default_rng(6)
     scores, longer_by = (draw.random(80) < 0.5).astype(float).tolist(), draw.normal(0, 50, 80).tolist()
     assert length_controlled([*scores, None], [*longer_by, 1e6]) == length_controlled(scores, longer_by)

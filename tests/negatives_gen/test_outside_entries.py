@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +114,8 @@ def test_a_strategy_from_outside_is_generated_resumed_and_extended(
     losses = [train(reference, tmp_path, "--use", use) for use in (f"{path}=1", "rotated=1", "tn=1")]
     assert losses[0] == losses[1] != losses[2]
     assert losses[0][0] == pytest.approx(math.log(2), abs=1e-3)
+    assert [trainer_record(tmp_path, number)["use"] for number in range(3)] == ["rotated=1", "rotated=1", "tn=1"]
+    assert trainer_record(tmp_path, 0) == trainer_record(tmp_path, 1)
 
 
 def test_a_ranking_signal_from_outside_is_generated_and_trained_by(
@@ -136,6 +139,8 @@ def test_a_ranking_signal_from_outside_is_generated_and_trained_by(
     ]
     assert losses[0] == losses[1] != losses[2]
     assert losses[0][0] == pytest.approx(math.log(math.factorial(4)), abs=1e-3)
+    assert trainer_record(tmp_path, 0) == trainer_record(tmp_path, 1)
+    assert trainer_record(tmp_path, 0)["rank_by"] == "brevity"
     for name in ("brevity", path):
         capsys.readouterr()
         assert run("inspect", tmp_path / "set", "--limit", 1, "--rank_by", name) == 0
@@ -155,3 +160,8 @@ def train(reference: Path, folder: Path, *more: str, objective: str = "cpo") -> 
     assert trainer.run.main(words) == 0
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
+
+
+def trainer_record(folder: Path, number: int) -> dict[str, Any]:
+    """What the run of that number, see `train`, records of its job."""
+    return json.loads((folder / f"model-{number}" / "trainer_job.json").read_text())

@@ -184,3 +184,51 @@ def test_importing_all_of_a_place_loads_nothing_forbidden(place: str, loaded: di
 
 def test_config_modules_load_no_heavy_library(loaded: dict[str, set[str]]) -> None:
     assert not loaded[CONFIGS] & set(HEAVY)
+
+
+# --- no circles ---
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    """Function-level imports included; imports for type checkers alone are none."""
+    imports = {module: imported_at_run_time(module) - {module} for module in ALL}
+    assert circles(imports) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": {"f"}, "f": set()}) == [["a", "b", "c"]]
+
+
+def imported_at_run_time(module: str) -> set[str]:
+    """Our modules that a source file imports, wherever in it; of `from a import b` a.b if that is a module, else a."""
+    path = ROOT / Path(*module.split("."))
+    tree = ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
+    checked = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    not_run = {id(inner) for node in checked for inner in ast.walk(node)}
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and id(node) not in not_run:
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and id(node) not in not_run:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in ALL else node.module for name in inner}
+    return names & set(ALL)
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules of which each leads to every other one, sorted."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            new = imports[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        return seen
+
+    reach = {module: reached(module) for module in imports}
+    groups = {
+        frozenset(m for m in reach[module] if module in reach[m]) for module in imports if module in reach[module]
+    }
+    return sorted(map(sorted, groups))

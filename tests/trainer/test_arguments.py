@@ -24,7 +24,7 @@ def test_lora_target_modules_are_names_also_when_there_is_one(given: list[str], 
     assert parse(words)[2].lora_target_modules == kept
 
 
-def test_defaults_are_the_papers(tmp_path: Path) -> None:
+def test_training_arguments_default_to_the_papers(tmp_path: Path) -> None:
     script, training, model = parse(["--shards", "s", "--model", "m", "--output_dir", str(tmp_path)])
     assert script.options.beta == 5.0
     assert script.objective == "cpo"
@@ -108,6 +108,7 @@ def test_the_record_holds_what_decides_the_result(more: tuple[str, ...]) -> None
     def record(*words: str) -> dict[str, Any]:
         script, training, model = parse(["--shards", "s", "--model", "m", "--output_dir", "o", *words])
         given = {"model": {}, "data": {}, "row_tokens": script.row_tokens or 1024}
+        given |= {"use": script.negatives, "rank_by": script.rank_by}
         return json.loads(json.dumps(job_record(script, training, model, **given)))
 
     without = more[:-2]

@@ -19,7 +19,9 @@ def tensors(tokens: int, heads: int, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("groups", [GROUPS, GROUPS[:1], GROUPS[1:]], ids=["two", "prefix", "prefix of one token"])
 @pytest.mark.parametrize("key_heads", [4, 2])
-def test_it_equals_dense_attention_in_values_and_gradients(groups: list[Continuations], key_heads: int) -> None:
+def test_attention_by_segment_equals_dense_attention_in_values_and_gradients(
+    groups: list[Continuations], key_heads: int
+) -> None:
     batch = pack(groups)
     assert batch.group_ids is not None
     assert batch.segment_ids is not None
@@ -37,7 +39,7 @@ def test_it_equals_dense_attention_in_values_and_gradients(groups: list[Continua
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_without_a_packed_row_it_is_plain_sdpa(masked: bool) -> None:
+def test_attention_without_a_packed_row_is_plain_sdpa(masked: bool) -> None:
     module: Any = SimpleNamespace(is_causal=True)
     q, k, v = (tensors(6, 4, seed) for seed in range(3))
     mask = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril() if masked else None

@@ -51,7 +51,7 @@ def test_the_panels_show_the_logs_train_solid_and_held_out_dashed() -> None:
     assert margin.get_lines()[-1].get_ydata() == [0.0, 0.0]
 
 
-def test_titles_units_and_legends() -> None:
+def test_panels_of_curves_have_titles_units_and_legends() -> None:
     panels = figure(HISTORY).axes
     assert [axes.get_title() for axes in panels] == [
         "Loss",

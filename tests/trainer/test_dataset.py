@@ -7,6 +7,7 @@ import pytest
 from data.command.errors import UserError
 from data.schema import Candidate, Group
 from data.shards import NegativeSet, NegativeSetWriter
+from trainer.groups.choice import short_names
 from trainer.groups.dataset import Collator, ContrastiveGroups
 
 
@@ -39,6 +40,21 @@ def test_any_subset_is_taken_from_the_one_store(mixed: NegativeSet, use: str | N
     group = ContrastiveGroups.of([mixed], "train", use)[0]
     assert [c[0] for c in group.tokens.continuations] == tokens
     assert list(group.reference_logps) == [-1.0, *(8.0 - token for token in tokens[1:])]
+
+
+def test_import_paths_become_the_names_of_the_set(tmp_path: Path) -> None:
+    outside = {"origin": {"entry": "my.module:MINE", "source_sha256": "0"}}
+    job = {"strategies": {"mine": outside, "an": {}}, "signals": {"words": {"origin": {"entry": "my.words:WORDS"}}}}
+    group = Group("g", "p", "r", [1], [9, 0], reference_logp=-1.0)
+    writer = NegativeSetWriter(str(tmp_path), job, ["words"])
+    writer.begin()
+    writer.write_shard(0, [group], [], seconds={}, layout="packed")
+    writer.finish(1)
+    sets = [NegativeSet(str(tmp_path))]
+    assert short_names(sets, "my.module:MINE=2:random,an=1", "my.words:WORDS") == ("mine=2:random,an=1", "words")
+    assert short_names(sets, "mine=2:random,an=1", "words") == ("mine=2:random,an=1", "words")
+    assert short_names(sets, "your.module:YOURS=1", None) == ("your.module:YOURS=1", None)
+    assert short_names(sets, None, "rouge") == (None, "rouge")
 
 
 @pytest.mark.parametrize(

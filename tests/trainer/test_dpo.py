@@ -32,7 +32,7 @@ def make_trainer(reference: Path, negative_set: Path, output: Path, use: int = 3
     options = {"logging_steps": 1, "per_device_train_batch_size": 8, "report_to": "none", **options}
     training = PaperTrainingArguments(output_dir=str(output), use_cpu=True, save_strategy="no", **options)
     return make_dpo_trainer(
-        preference_pairs(ContrastiveGroups.of([NegativeSet(str(negative_set))], "train", f"an={use}")),
+        preference_pairs(ContrastiveGroups.of([NegativeSet(str(negative_set))], "train", f"an={use}"), "dpo"),
         AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
         None,
         AutoTokenizer.from_pretrained(reference),
@@ -43,7 +43,7 @@ def make_trainer(reference: Path, negative_set: Path, output: Path, use: int = 3
 
 def test_a_pair_is_the_ground_truth_and_one_negative_with_the_ids_of_the_set(negative_set: Path) -> None:
     negatives = NegativeSet(str(negative_set))
-    pairs = preference_pairs(ContrastiveGroups.of([negatives], "train", "an=2"))
+    pairs = preference_pairs(ContrastiveGroups.of([negatives], "train", "an=2"), "dpo")
     assert len(pairs) == 96
     expected = [
         {
@@ -178,7 +178,7 @@ def test_trls_loss_and_gradient_are_cpos_with_k_2(reference: Path, negative_set:
     assert difference / norm < 1e-4
 
 
-def test_training_lowers_the_loss(reference: Path, negative_set: Path, tmp_path: Path) -> None:
+def test_training_on_pairs_lowers_the_dpo_loss(reference: Path, negative_set: Path, tmp_path: Path) -> None:
     trainer = make_trainer(
         reference, negative_set, tmp_path, use=1, per_device_train_batch_size=48, max_steps=12, learning_rate=1e-3,
         lr_scheduler_type="constant",
@@ -190,7 +190,7 @@ def test_training_lowers_the_loss(reference: Path, negative_set: Path, tmp_path:
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_what_is_not_finite_stops_before_the_optimiser_step_with_the_groups(
+def test_a_loss_or_gradient_of_pairs_that_is_not_finite_stops_before_the_optimiser_step_with_the_groups(
     where: str, reference: Path, negative_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two micro-batches of two pairs each; the fault is in the second one of the second step."""

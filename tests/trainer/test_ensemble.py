@@ -301,7 +301,9 @@ def test_whole_numbers_that_differ_are_refused(mle: torch.Tensor, cpo: torch.Ten
     assert said in str(error.value)
 
 
-def test_another_tokenizer_is_refused(mle: Path, cpo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_ensemble_of_models_with_other_tokenizers_is_refused(
+    mle: Path, cpo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(cpo, tmp_path / "cpo")
     path = tmp_path / "cpo" / "tokenizer.json"
     content = json.loads(path.read_text())

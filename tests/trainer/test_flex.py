@@ -38,7 +38,7 @@ def test_the_block_mask_is_the_dense_mask_and_leaves_blocks_out() -> None:
 
 
 @pytest.mark.parametrize("key_heads", [4, 2])
-def test_it_equals_dense_attention(key_heads: int) -> None:
+def test_attention_by_block_equals_dense_attention(key_heads: int) -> None:
     batch = pack(GROUPS)
     dense, length = packed_attention(*ids(batch)), batch.input_ids.shape[1]
     q, k, v = (random(heads, length, seed) for seed, heads in enumerate((4, key_heads, key_heads)))
@@ -52,7 +52,7 @@ def test_it_equals_dense_attention(key_heads: int) -> None:
     assert (many - expected).norm() > 0.5 * expected.norm()
 
 
-def test_under_autocast_it_computes_in_autocasts_type() -> None:
+def test_attention_by_block_computes_in_autocasts_type() -> None:
     batch = pack(GROUPS)
     q, k, v = (random(2, batch.input_ids.shape[1], seed) for seed in range(3))
     with torch.autocast("cpu", torch.bfloat16):
@@ -61,7 +61,7 @@ def test_under_autocast_it_computes_in_autocasts_type() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2"])
-def test_models_take_block_masks(architecture: str) -> None:
+def test_models_with_plain_attention_take_block_masks(architecture: str) -> None:
     model = tiny_model(architecture)
     assert prepare_model(model).layout == "packed"
     assert block_obstacle(model) is None
@@ -99,7 +99,7 @@ def test_a_model_that_forgets_the_blocks_keeps_dense_masks(monkeypatch: pytest.M
     assert "gives other hidden states with block masks" in str(block_obstacle(model))
 
 
-def test_where_the_kernel_does_not_work_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flex_kernel_that_does_not_work_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     works_on.cache_clear()
     with caplog.at_level(logging.WARNING), torch.no_grad():  # as the start's check and the scorer call it
         # On a CPU FlexAttention has no backward pass.

@@ -59,7 +59,7 @@ def trajectory(objective: str, reference: Path, negatives: NegativeSet, out: Pat
     )  # fmt: skip
     trainer: Trainer
     if name == "dpo":
-        pairs = preference_pairs(ContrastiveGroups.of([negatives], "train"))
+        pairs = preference_pairs(ContrastiveGroups.of([negatives], "train"), name)
         trainer = make_dpo_trainer(pairs, model, None, load_tokenizer(str(reference)), arguments, 0.5)
     else:
         prepared = prepare_model(model)

@@ -95,7 +95,7 @@ def test_padded_layout_of_the_documented_example():
     assert batch.group_ids is None
 
 
-def test_who_attends_to_whom():
+def test_who_attends_to_whom_in_a_packed_row():
     batch = pack([EXAMPLE, SHORT])
     assert batch.group_ids is not None
     assert batch.segment_ids is not None
@@ -157,7 +157,7 @@ def test_mask_marks_the_continuations_that_exist(arrange):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_packed_wastes_no_position(seed: int):
+def test_packed_rows_waste_no_position(seed: int):
     groups = random_groups(seed)
     batch = pack(groups)
     assert batch.padding == 0
@@ -171,7 +171,7 @@ def test_padding_counts_the_positions_without_a_token():
     assert pad([EXAMPLE, SHORT]).padding == 1 + 4 + 3 + 4  # five rows of 6: 5, 6, 2, 3 and 2 tokens
 
 
-def test_lengths_of_a_group():
+def test_the_lengths_of_a_groups_layouts():
     assert EXAMPLE.packed_length == 2 + 2 + 3
     assert EXAMPLE.longest == 3 + 3
     assert SHORT.packed_length == 0 + 1 + 2 + 1
@@ -230,7 +230,7 @@ def test_padded_passes_count_every_row_at_the_longest_length(shapes: list[tuple[
         (Continuations([1], [[2], []]), "empty one"),
     ],
 )
-def test_empty_parts_are_refused(arrange, group: Continuations, message: str):
+def test_empty_prefixes_and_continuations_are_refused(arrange, group: Continuations, message: str):
     with pytest.raises(ValueError, match=message):
         arrange([EXAMPLE, group])
 

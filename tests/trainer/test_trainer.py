@@ -242,7 +242,7 @@ def test_the_mle_term_is_added_with_its_weight_from_the_same_forward(
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_what_is_not_finite_stops_before_the_optimiser_step_with_the_groups(
+def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_optimiser_step_with_the_groups(
     micro_batches: int,
     where: str,
     reference: Path,

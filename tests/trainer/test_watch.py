@@ -68,7 +68,7 @@ def test_the_last_step_is_logged_whatever_the_interval(tmp_path: Path, step: int
     assert control.should_log is logged
 
 
-def test_what_is_no_finite_number_is_null(tmp_path: Path) -> None:
+def test_a_logged_value_that_is_no_finite_number_is_null(tmp_path: Path) -> None:
     run = Run(tmp_path, MetricsFile())
     run.log(1, loss=math.nan, grad_norm=math.inf, **{"rewards/margin": -math.inf, "epoch": 1})
     line = (tmp_path / "metrics.jsonl").read_text()

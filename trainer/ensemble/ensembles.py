@@ -110,7 +110,7 @@ def parse_alphas(texts: Sequence[str | float]) -> list[float]:
 
 
 def directory_name(alpha: float) -> str:
-    """E.g. alpha-0.1, alpha-0, alpha-1."""
+    """The folder of one interpolation, named by its weight: alpha-0.1, alpha-0, alpha-1."""
     return f"alpha-{repr(alpha).removesuffix('.0')}"
 
 
@@ -234,7 +234,7 @@ def _has_tokenizer(directory: Path) -> bool:
 
 
 def _tokenizer_hash(name: str, directory: Path) -> str | None:
-    """None for an adapter without a tokenizer of its own: it has the base's."""
+    """Hash of the tokenizer; None for an adapter without a tokenizer of its own, which has the base's."""
     from transformers import AutoTokenizer
 
     if not _has_tokenizer(directory):

@@ -1,6 +1,6 @@
 """Which negatives of a group are trained on: `--use an=4:random,bn=3`, `--min_similarity 0.2`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,13 +57,12 @@ class Choice:
                         f"negative set '{sets[0].folder.path}' holds {format_counts(stored[0])} per group, "
                         f"'{negatives.folder.path}' {format_counts(counts)}. Say with --use what to take of both."
                     )
+        use, rank_by = short_names(sets, use, rank_by)
         parts = [part.strip() for part in use.split(",")] if use else []
-        random = frozenset(_known_as(sets, part.split("=")[0].strip()) for part in parts if part.endswith(RANDOM))
+        random = frozenset(part.split("=")[0].strip() for part in parts if part.endswith(RANDOM))
         plain = ",".join(part.removesuffix(RANDOM) for part in parts)
-        counts = parse_counts(plain, "--use", lambda name: _known_as(sets, name)) if use else stored[0]
-        signal = sets[0].signals[0]
-        if rank_by:
-            signal = next((n for s in sets if (n := s.manifest.signal_name(rank_by)) != rank_by), rank_by)
+        counts = parse_counts(plain, "--use") if use else stored[0]
+        signal = rank_by or sets[0].signals[0]
         for negatives, held in zip(sets, stored, strict=True):
             for strategy, count in counts.items():
                 if strategy not in held:
@@ -149,7 +148,19 @@ class Choice:
         return tokens
 
 
-def _known_as(sets: Sequence[NegativeSet], strategy: str) -> str:
-    """What the sets call a strategy, which may be written as the import path of one from outside."""
-    names = (negatives.manifest.strategy_name(strategy) for negatives in sets)
-    return next((name for name in names if name != strategy), strategy)
+def short_names(sets: Sequence[NegativeSet], use: str | None, rank_by: str | None) -> tuple[str | None, str | None]:
+    """--use and --rank_by with the sets' own names in place of the import paths of entries from outside.
+
+    No entry is imported: the sets' manifests tell which name an import path has.
+    """
+
+    def known(written: str, names: Iterable[str]) -> str:
+        return next((name for name in names if name != written), written)
+
+    if use is not None:
+        parts = [part.strip().partition("=") for part in use.split(",")]
+        strategies = [known(name, (s.manifest.strategy_name(name) for s in sets)) for name, _, _ in parts]
+        use = ",".join(f"{name}{equals}{rest}" for name, (_, equals, rest) in zip(strategies, parts, strict=True))
+    if rank_by is not None:
+        rank_by = known(rank_by, (s.manifest.signal_name(rank_by) for s in sets))
+    return use, rank_by

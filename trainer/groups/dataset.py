@@ -42,7 +42,13 @@ class TrainingGroup:
 
 
 class GroundTruths(Dataset):
-    """Prefixes with their ground truths only (K = 1), held in memory, for next-token prediction."""
+    """Prefixes with their ground truths only (K = 1), held in memory, for next-token prediction.
+
+    Attributes:
+        strategies: of negatives, of which there are none.
+    """
+
+    strategies: Sequence[str] = ()
 
     def __init__(self, groups: Sequence[Group]):
         self.groups = groups

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 from data.command.errors import UserError
 from data.shards import NegativeSet
 from trainer.config import ScriptArguments
-from trainer.groups.choice import Choice
+from trainer.groups.choice import Choice, short_names
 from trainer.groups.dataset import ContrastiveGroups, GroundTruths
 from trainer.groups.store import ANOTHER_SPLIT, GroupStore
 
@@ -29,12 +29,15 @@ class TrainingData:
         held_out: groups to watch, or None.
         source: checksums: a checkpoint may be resumed on the same data only.
         scored: in which (dtype, layout) the reference scored the groups; empty for ground truths alone.
+        use, rank_by: as on the command line, with the sets' own names for entries from outside.
     """
 
     train: Any
     held_out: Any
     source: dict[str, Any]
     scored: list[tuple[str, str]]
+    use: str | None = None
+    rank_by: str | None = None
 
 
 def load_training_data(
@@ -51,9 +54,11 @@ def load_training_data(
         UserError: no such data, sets of another model or tokenizer, the same group in two sets, or no group left.
     """
     scored: set[tuple[str, str]] = set()
+    use, rank_by = script.negatives, script.rank_by
     if script.shards:
         sets = _opened(script.shards, script, identity)
         groups = _groups(sets, script, script.split, seed, ANOTHER_SPLIT)
+        use, rank_by = short_names(sets, use, rank_by)
         _refuse_repeated(groups.store, "--shards")
         held_out = None
         if watched:
@@ -71,7 +76,7 @@ def load_training_data(
         held_out = _ground_truths(script, script.eval_split, tokenizer)[0] if watched else None
     if held_out is not None and script.max_eval_samples is not None:
         held_out = Subset(held_out, range(min(script.max_eval_samples, len(held_out))))  # type: ignore[arg-type]
-    return TrainingData(groups, held_out, source, sorted(scored))
+    return TrainingData(groups, held_out, source, sorted(scored), use, rank_by)
 
 
 def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any]) -> list[NegativeSet]:

@@ -31,7 +31,8 @@ class Term:
     Attributes:
         total: scalar, the sum over the groups of one forward pass, with its gradient.
         mean_over: what the step's sum is divided by.
-        weight: of the term in the loss; the term is logged without it.
+        weight: of the term in the loss; the term is logged without it, as loss/NAME. A single term of weight 1 is the
+            loss, and not logged a second time.
     """
 
     total: "Tensor"
@@ -44,7 +45,7 @@ class Expected:
     """What a term must be while the policy is the reference.
 
     Attributes:
-        term: its name.
+        term: name of the term.
         formula: for the log, e.g. "log K".
         values: one per group, [G].
     """
@@ -63,7 +64,7 @@ class Objective:
         Options: frozen dataclass of `data.command.options.option` fields, with a `check` that raises UserError. A field
             marked `decides=False` does not decide the result. One marked `idle_elsewhere=True` may be given to
             objectives that lack it, so that one YAML file serves several.
-        needs: what it is trained on.
+        needs: what it is trained on. Pairs are for objectives with a trainer of their own.
         dropout: whether the policy keeps its dropout. Without it the policy starts as the reference was scored.
         from_scratch: whether random weights are a start.
         remedies: what to try when the ground truths become less likely than under the reference.
@@ -124,12 +125,14 @@ class Objective:
         """
         return groups
 
-    def make_trainer(self, setup: "Setup", options: Any) -> "Trainer":
-        """The trainer of a run: the one for packed groups, unless an objective brings its own.
+    def own_trainer(self, setup: "Setup", options: Any) -> "Trainer | None":
+        """The trainer of a run where the objective brings one; None: the one for packed groups, which asks for `terms`.
+
+        Args:
+            setup: what a trainer is made from; its policy is not loaded yet.
+            options: an instance of `Options`.
 
         Raises:
             UserError: the data does not suit; before the policy is loaded.
         """
-        from trainer.setup import make_group_trainer
-
-        return make_group_trainer(self, setup, options)
+        return None

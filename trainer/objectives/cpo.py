@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class CPO(Contrast):
-    """-log softmax(h)_1, see `trainer.objectives.losses.cpo_loss`."""
+    """The K-way contrast -log softmax(h)_1, by `trainer.objectives.losses.cpo_loss`."""
 
     name = "cpo"
     summary = "Contrastive Preference Optimization, best of K (arXiv 2502.16433, eq. 1)"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class CPORank(Contrast):
-    """See `trainer.objectives.losses.cpo_ranking_loss`."""
+    """Plackett-Luce likelihood of the candidates' order, by `trainer.objectives.losses.cpo_ranking_loss`."""
 
     name = "cpo-rank"
     summary = "CPO with ranking, Plackett-Luce over the similarity order (eq. 2)"

@@ -1,5 +1,6 @@
 """DPO: the paper's baseline, TRL's own DPOTrainer on pairs of a negative set, see `trainer.objectives.pairs`."""
 
+import logging
 from typing import TYPE_CHECKING
 
 from trainer.objectives.base import Objective
@@ -10,9 +11,11 @@ if TYPE_CHECKING:
 
     from trainer.setup import Setup
 
+log = logging.getLogger(__name__)
+
 
 class DPO(Objective):
-    """It has no terms of its own: TRL's trainer computes the loss, from log 2 on."""
+    """Direct preference optimisation without terms of ours: TRL's trainer computes the loss, log 2 at the start."""
 
     name = "dpo"
     summary = "the baseline, TRL's DPOTrainer on pairs (ground truth, negative) of one strategy; a batch counts pairs"
@@ -20,15 +23,16 @@ class DPO(Objective):
     needs = "pairs"
     remedies = "a smaller --beta or --learning_rate, fewer steps, cpo with --sft_weight 0.1 to 1"
 
-    def make_trainer(self, setup: "Setup", options: Temperature) -> "Trainer":
+    def own_trainer(self, setup: "Setup", options: Temperature) -> "Trainer":
         from trainer.monitor.start import compare_with_scorer
         from trainer.objectives.pairs import make_dpo_trainer, preference_pairs
 
         # They may be refused: before a large model is loaded.
-        pairs = preference_pairs(setup.data.train)
-        held_out = preference_pairs(setup.data.held_out) if setup.data.held_out is not None else None
+        pairs = preference_pairs(setup.data.train, self.name)
+        held_out = preference_pairs(setup.data.held_out, self.name) if setup.data.held_out is not None else None
         policy = setup.policy.load()
         compare_with_scorer(setup.data.scored, policy, setup.training, None)
+        log.info("%s on %d pairs, TRL's DPOTrainer", self.name, len(pairs))
         return make_dpo_trainer(
             pairs, policy, setup.policy.adapter, setup.tokenizer, setup.training, options.beta, held_out
         )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class MLE(Objective):
-    """See `trainer.objectives.losses.mle_loss`."""
+    """Negative log-likelihood per token of the ground truths, by `trainer.objectives.losses.mle_loss`."""
 
     name = "mle"
     summary = "next-token prediction on the ground truths"

@@ -5,7 +5,6 @@ reference model and runs none.
 """
 
 import dataclasses
-import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -24,8 +23,6 @@ from data.counts import format_counts
 from trainer.groups.dataset import ContrastiveGroups, TrainingGroup
 from trainer.monitor.safety import check_finite
 from trainer.monitor.start import report_start
-
-log = logging.getLogger(__name__)
 
 # The group's id, the columns of TRL's DataCollatorForPreference, and the tokens of the longer sequence, by which
 # transformers sorts for --train_sampling_strategy group_by_length.
@@ -47,8 +44,11 @@ OUR_NAMES = {
 }
 
 
-def preference_pairs(groups: ContrastiveGroups | Subset[TrainingGroup]) -> Dataset:
+def preference_pairs(groups: ContrastiveGroups | Subset[TrainingGroup], objective: str) -> Dataset:
     """Each group's ground truth against each of its negatives, in the groups' order: the columns of `PAIRS`.
+
+    Args:
+        objective: its name, for the message.
 
     Raises:
         UserError: the groups hold negatives of several strategies.
@@ -58,7 +58,7 @@ def preference_pairs(groups: ContrastiveGroups | Subset[TrainingGroup]) -> Datas
     if len(use) > 1:
         first = next(iter(use.items()))
         raise UserError(
-            f"objective 'dpo' takes the negatives of one strategy, not of {format_counts(use)}. Choose one, "
+            f"objective '{objective}' takes the negatives of one strategy, not of {format_counts(use)}. Choose one, "
             f"e.g. --use {format_counts(dict([first]))}."
         )
     tables = []
@@ -90,7 +90,6 @@ def make_dpo_trainer(
         peft_config: peft's configuration of an adapter, or None.
         held_out: pairs to watch.
     """
-    log.info("dpo on %d pairs, TRL's DPOTrainer", len(pairs))
     return PairTrainer(
         model=model,
         args=dpo_config(training, beta),
@@ -127,7 +126,10 @@ class PairTrainer(DPOTrainer):
         self._checked_start = False
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """TRL's.
+        """TRL's forward and backward of one micro-batch; before the first step the policy is compared with the set.
+
+        Returns:
+            This process's share of the step's loss, detached.
 
         Raises:
             UserError: the loss or a gradient of the step is not finite; nothing was updated.
@@ -145,7 +147,7 @@ class PairTrainer(DPOTrainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's metrics, averages over pairs, under our names too."""
+        """Log TRL's metrics, averages over pairs, under our names too."""
         found = self._metrics["train" if self.model.training else "eval"]  # type: ignore[union-attr]
         for theirs, ours in OUR_NAMES.items():
             if theirs in found:
@@ -155,7 +157,7 @@ class PairTrainer(DPOTrainer):
         super().log(logs, start_time)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """TRL's, of a batch without the ids, which it would hand to the model."""
+        """TRL's loss of a batch without the ids, which TRL would hand to the model."""
         return super().compute_loss(model, {k: v for k, v in inputs.items() if k != "id"}, *args, **kwargs)
 
     def _check_finite(self, model: nn.Module) -> None:

@@ -33,7 +33,10 @@ class PSSOptions:
 
 
 class PSS(Objective):
-    """See `trainer.objectives.losses.pss_loss`. On held-out groups, whose inputs are gold, its loss is MLE's."""
+    """Negative log-likelihood per token of the ground truths given mixtures of gold and sampled tokens.
+
+    The loss is `trainer.objectives.losses.pss_loss`. On held-out groups, whose inputs are gold, it is MLE's.
+    """
 
     name = "pss"
     summary = "the baseline, next-token prediction by parallel scheduled sampling (arXiv 1906.04331)"

@@ -19,7 +19,7 @@ from trainer.scoring.prepared_model import PreparedModel, draw_tokens
 
 @dataclass(frozen=True)
 class ScheduledSampling:
-    """How mixtures are made.
+    """How mixtures of gold and sampled tokens are made by parallel scheduled sampling.
 
     Attributes:
         share: probability that a sampled token takes a gold token's place.

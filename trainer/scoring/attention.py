@@ -43,14 +43,14 @@ def attention_over_packed_rows(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: [B, heads, T, D] in, [B, T, heads, D] out."""
+    """transformers' attention interface: [B, heads, T, D] in, fewer heads of keys and values, [B, T, heads, D] out."""
     if isinstance(attention_mask, BlockMask):
         output = attention_by_block(query, key, value, attention_mask, dropout=dropout, scaling=scaling)
         return output.transpose(1, 2).contiguous(), None
     marked = getattr(attention_mask, PIECES, None)
     if marked is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    groups = getattr(module, "num_key_value_groups", 1)
+    groups = query.shape[1] // key.shape[1]  # heads of queries that share one of keys and values
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     output = attention_by_segment(query, key, value, *marked, dropout=dropout, scaling=scaling)
     return output.transpose(1, 2).contiguous(), None

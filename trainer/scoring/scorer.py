@@ -25,7 +25,7 @@ class Scorer:
 
     @property
     def model(self) -> Any:
-        """The transformers model."""
+        """The transformers model that scores, unwrapped."""
         return self.prepared.model
 
     @property

@@ -40,6 +40,15 @@ def set_attention(model: Any) -> None:
         model.set_attn_implementation(PACKED_ROWS)
 
 
+def disable_dropout(model: Any) -> None:
+    """Set every dropout probability of a model to 0, also those that attention modules keep as a number."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
 def attention_heads(model: Any) -> tuple[int, int, int]:
     """Heads of queries, heads of keys and values, size of each."""
     config = model.config.get_text_config()
