@@ -247,7 +247,7 @@ class NegativeSetWriter:
         self.folder.remove(JOB_FOLDER)
 
     def finish(self, num_shards: int) -> Manifest:
-        """`collect` and `seal`."""
+        """Finish the set without its dataset card: `collect`, then `seal`."""
         manifest = self.collect(num_shards)
         self.seal(manifest)
         return manifest

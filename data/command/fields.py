@@ -75,7 +75,7 @@ class NoOptions:
     """The options of an entry that has none."""
 
     def check(self) -> None:
-        """Does nothing."""
+        """Accept them: there is nothing to check."""
 
 
 @dataclass(frozen=True)

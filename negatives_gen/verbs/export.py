@@ -70,7 +70,9 @@ class ExportConfig:
 
     format: str = option(None, ", ".join(FORMATS), required=True)
     out: str = option(None, "file or URL that ends in .jsonl or .parquet, or a folder for SPLIT.jsonl", required=True)
-    use: str | None = option(None, "negatives of each strategy, the first ones, e.g. an=4,bn=3 (default: all)")
+    use: list[str] | None = option(
+        None, "negatives of each strategy, the first ones, e.g. an=4,bn=3 (default: all)", metavar="NAME=COUNT"
+    )
     split: str = option("train", "groups of which half of the data source: train, test or all")
     rank_by: str | None = option(None, "order a group's rows by this ranking signal, most similar first")
 
@@ -157,10 +159,10 @@ def export(path: str, config: ExportConfig) -> Exported:
     return Exported(f"{folder.path.rstrip('/')}/{name}", rows, inexact if tokenizer else None)
 
 
-def _use(negatives: NegativeSet, text: str | None) -> dict[str, int]:
+def _use(negatives: NegativeSet, chosen: list[str] | None) -> dict[str, int]:
     """How many negatives of which strategy. Raises UserError if the set has not that many."""
     stored = negatives.manifest.stored
-    use = parse_counts(text, "--use", negatives.manifest.strategy_name) if text else stored
+    use = parse_counts(chosen, "--use", negatives.manifest.strategy_name) if chosen else stored
     for strategy, count in use.items():
         if count > stored.get(strategy, 0):
             raise UserError(

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.command.errors import UserError
+from data.command.options import make_config
 from data.models import load_tokenizer
 from data.schema import Candidate, Group, groups_to_table
 from data.shards import NegativeSet
@@ -33,7 +34,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def written(negative_set: Path, out: Path, format: str, **options: Any) -> list[dict[str, Any]]:
-    export(str(negative_set), ExportConfig(format=format, out=str(out), **options))
+    export(str(negative_set), make_config(ExportConfig, format=format, out=str(out), **options))
     return lines(out)
 
 
