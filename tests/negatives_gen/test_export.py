@@ -116,7 +116,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
-        export(str(negative_set), ExportConfig(**{"format": PREFERENCE, "out": "pairs.jsonl", **options}))
+        export(str(negative_set), make_config(ExportConfig, **{"format": PREFERENCE, "out": "pairs.jsonl", **options}))
     assert message in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
