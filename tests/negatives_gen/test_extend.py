@@ -173,7 +173,7 @@ def test_nothing_is_made_or_scored_again(make: Maker, monkeypatch: pytest.Monkey
             return super().embed(texts)
 
     class CountingScorerStub:
-        path = "packed"
+        layout = "packed"
 
         def score(self, groups: list[Any]) -> list[list[float]]:
             scored.extend(len(group.continuations) for group in groups)
