@@ -456,7 +456,7 @@ def test_vllm_serves_every_group_distinct_candidates(vllm_url: str, tokenizer: A
 
 def test_vllm_refuses_what_is_too_long_for_it_in_words(vllm_url: str, tokenizer: Any) -> None:
     rows = questions(tokenizer, 2)
-    rows[0].prompt = rows[0].prompt * 40
+    rows[0].query = rows[0].query * 40
     asked = settings(1, model="tiny", base_url=vllm_url, max_tokens=20)
     (reason,) = UN.add(rows, rows, asked, Tools(0, 128, tokenizer)).values()
     assert reason.startswith("0 of 1: the API refuses the request: ")

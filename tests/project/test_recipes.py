@@ -251,12 +251,12 @@ def test_a_row_is_trained_as_in_the_paper(name: str) -> None:
     objective, use, steps, reference, reported = TRAINED[name]
     folder = f"runs/paper/{Path(name).parent}"
     script, training = parsed(paper(name))
-    assert (script.objective, script.use, training.max_steps) == (objective, use, steps)
+    assert (script.objective, script.negatives, training.max_steps) == (objective, use, steps)
     assert script.model == f"{folder}/{reference}"
     assert script.shards == [f"{folder}/{reference.replace('reference', 'negatives')}"]
-    assert script.beta == 5
+    assert script.objective_options["cpo"].beta == 5
     assert read_yaml(str(paper(name))).get("beta") == (None if objective in ("mle", "pss") else 5)
-    assert script.pss_mixtures == 3
+    assert script.objective_options["pss"].pss_mixtures == 3
     check_optimiser(training)
     assert all(text in comment(paper(name)) for text in reported)
     assert tables_numbers(f"{folder}/{Path(name).name}") == sorted(text for text in reported if text.startswith("."))
@@ -323,11 +323,12 @@ def test_a_table_is_measured_as_in_the_paper(name: str) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_the_small_grid_has_every_row_with_the_papers_objective_and_negatives(task: str) -> None:
     rows = {name: parsed(small(task, name)) for name in SMALL_ROWS}
-    assert {name: (script.objective, script.use) for name, (script, _) in rows.items()} == SMALL_ROWS
+    assert {name: (script.objective, script.negatives) for name, (script, _) in rows.items()} == SMALL_ROWS
     folder = f"runs/small/{task}"
     for script, training in rows.values():
         assert (script.model, script.shards) == (f"{folder}/reference", [f"{folder}/negatives"])
-        assert (script.beta, script.pss_mixtures, training.weight_decay) == (5, 3, 0.05)
+        cpo, pss = (script.objective_options[name] for name in ("cpo", "pss"))
+        assert (cpo.beta, pss.pss_mixtures, training.weight_decay) == (5, 3, 0.05)
     assert read_yaml(str(small(task, "dpo")))["beta"] == 5  # said, as the paper does not and TRL's default is another
     settings = {(t.max_steps, t.per_device_train_batch_size, t.learning_rate) for _, t in rows.values()}
     assert len(settings) == 1  # rows of one task differ in objective and negatives alone
