@@ -186,7 +186,7 @@ def _add_shard(table: pa.Table, truth: Tally, tallies: dict[str, Tally], edges: 
             found = values[mine][np.isfinite(values[mine])]
             tally.bins[signal] += np.histogram(found, edges[signal])[0]
             # A Counter adds floats as well, but is typed for whole numbers.
-            tally.similarity_sum[signal] += float(found.sum())  # type: ignore[assignment]
+            tally.similarity_sum[signal] += float(found.sum())  # type: ignore[assignment]  # as said above
 
 
 def _repetitions(texts: pa.Array, responses: pa.ChunkedArray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
