@@ -8,7 +8,7 @@ from typing import Any
 
 from data.command.errors import UserError
 from data.models import load_tokenizer
-from data.shards import NegativeSetWriter
+from data.set_writer import NegativeSetWriter
 from negatives_gen.job.inputs import Shard, ShardSource
 from negatives_gen.models.engine import Engine
 from negatives_gen.models.loading import loading

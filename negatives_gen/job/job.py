@@ -13,7 +13,7 @@ from data.command.privacy import without_secrets
 from data.manifest import Manifest, read_manifest
 from data.models import chat_template_hash, check_model, context_length, load_tokenizer, tokenizer_hash, weights_hash
 from data.schema import Reject
-from data.shards import NegativeSetWriter
+from data.set_writer import NegativeSetWriter
 from data.sources.examples import READERS, SPLIT_SEED, Source, open_source
 from data.sources.prepare import describe_rejects
 from data.sources.tasks import describe_task, task_of

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from data.manifest import DTYPES, MANIFEST, Manifest, ShardRecord
 from data.schema import group_schema, reject_schema, schema_differences
-from data.shards import JOB_FOLDER, REJECTS, shard_name
+from data.set_writer import JOB_FOLDER
+from data.shards import REJECTS, shard_name
 from data.storage import TEMPORARY_PREFIX
 from negatives_gen.signals import SIGNALS
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from data.shards import NegativeSetWriter
+from data.set_writer import NegativeSetWriter
 
 SHARD = 512
 

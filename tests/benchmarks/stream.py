@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from data.shards import NegativeSet, NegativeSetWriter
+from data.set_writer import NegativeSetWriter
+from data.shards import NegativeSet
 from tests.benchmarks.training import LONGEST, ROW_TOKENS, K, _gpt2_tokenizer, arguments, make_model
 
 SHARDS, BATCH = 402, 64

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from data.models import load_tokenizer, tokenizer_hash
 from data.schema import Candidate
-from data.shards import NegativeSet, NegativeSetWriter
+from data.set_writer import NegativeSetWriter
+from data.shards import NegativeSet
 from tests.support.commands import run_command
 from tests.support.processes import TwoProcesses
 from tests.support.tiny import make_negative_set, save_tiny_model

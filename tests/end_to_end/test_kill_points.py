@@ -16,7 +16,7 @@ import pytest
 
 from data.command.errors import UserError
 from data.command.options import make_config
-from data.shards import NegativeSetWriter
+from data.set_writer import NegativeSetWriter
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate

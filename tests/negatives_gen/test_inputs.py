@@ -10,7 +10,7 @@ import pytest
 
 from data.command.errors import UserError
 from data.schema import Group, Reject
-from data.shards import NegativeSetWriter
+from data.set_writer import NegativeSetWriter
 from data.sources.examples import Example, fingerprint, open_source
 from data.storage import Folder
 from negatives_gen.job.inputs import ParentShards, Shard, StagedShards, stage_inputs

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from data.schema import Candidate, Group, Reject
-from data.shards import NegativeSet, NegativeSetWriter
+from data.set_writer import NegativeSetWriter
+from data.shards import NegativeSet
 from negatives_gen.__main__ import main
 from negatives_gen.verbs.group_page import page
 from negatives_gen.verbs.reading import printable

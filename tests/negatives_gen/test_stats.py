@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from data.schema import Candidate, Group, Reject
-from data.shards import NegativeSet, NegativeSetWriter
+from data.set_writer import NegativeSetWriter
+from data.shards import NegativeSet
 from negatives_gen.__main__ import main
 from negatives_gen.verbs.stats import Tally, _bar, statistics
 

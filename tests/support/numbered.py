@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from data.schema import Candidate, Group, example_id
-from data.shards import NegativeSet, NegativeSetWriter
+from data.set_writer import NegativeSetWriter
+from data.shards import NegativeSet
 
 STRATEGIES = {"an": {"count": 4}, "bn": {"count": 2}}
 

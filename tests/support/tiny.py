@@ -112,7 +112,7 @@ def make_negative_set(
 
     from data.models import context_length, load_tokenizer, tokenizer_hash, weights_hash
     from data.schema import Candidate
-    from data.shards import NegativeSetWriter
+    from data.set_writer import NegativeSetWriter
     from data.sources.examples import load_examples
     from data.sources.prepare import prepare_groups
     from trainer.scoring.packing import Continuations

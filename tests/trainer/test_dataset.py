@@ -6,7 +6,8 @@ import pytest
 
 from data.command.errors import UserError
 from data.schema import Candidate, Group
-from data.shards import NegativeSet, NegativeSetWriter
+from data.set_writer import NegativeSetWriter
+from data.shards import NegativeSet
 from trainer.groups.choice import short_names
 from trainer.groups.dataset import Collator, ContrastiveGroups
 

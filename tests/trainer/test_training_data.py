@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from data.schema import Candidate, Group
-from data.shards import NegativeSet, NegativeSetWriter
+from data.set_writer import NegativeSetWriter
+from data.shards import NegativeSet
 from tests.support.schema_2 import write_as_schema_2
 from tests.support.tiny import make_negative_set, save_tiny_model
 from trainer.run import main

@@ -1,0 +1,42 @@
+"""data/storage.py: folders on a file system and on an object store."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from data.storage import Folder
+from tests.support.written import all_files, refusal
+
+
+def test_an_unknown_kind_of_url_is_refused():
+    assert "cannot open 'bogus://x'" in refusal(lambda: Folder("bogus://x"))
+
+
+def test_fault_injection_a_failing_rename_leaves_the_old_file_and_no_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = Folder(str(tmp_path))
+    folder.write("a/b", b"old")
+
+    def full_disk(source: str, target: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    message = refusal(lambda: folder.write("a/b", b"new"))
+    assert f"cannot write '{tmp_path}/a/b': No space left on device" in message
+    assert all_files(tmp_path) == {"a/b": b"old"}
+
+
+def test_a_folder_writes_reads_lists_and_removes(tmp_path: Path):
+    folder = Folder(str(tmp_path / "new"))
+    assert folder.names() == set()
+    folder.write("x/y", b"1")
+    folder.write("z", b"2")
+    assert (folder.names(), folder.names("x"), folder.read("x/y")) == ({"x", "z"}, {"y"}, b"1")
+    assert (tmp_path / "new" / "z").stat().st_mode & 0o777 == 0o644
+    folder.remove("x")
+    folder.remove("absent")
+    assert folder.names() == {"z"}
+    with pytest.raises(FileNotFoundError):
+        folder.read("x/y")

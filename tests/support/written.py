@@ -1,0 +1,69 @@
+"""A negative set of three groups in three shards, written without a model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.command.errors import UserError
+from data.schema import Candidate, Group, Reject, example_id
+from data.set_writer import NegativeSetWriter
+
+SIGNALS = ["embedding", "rouge"]
+
+
+JOB: dict[str, Any] = {
+    "model": {"name": "ref", "weights_sha256": "a" * 64},
+    "tokenizer": {"sha256": "b" * 64},
+    "seed": 1,
+    "strategies": ("an", "bn"),
+}
+
+
+def candidate(strategy: str, ids: list[int], **values: Any) -> Candidate:
+    return Candidate(strategy, ids, f"text {ids}", similarity={"embedding": 0.5, "rouge": -0.25}, **values)
+
+
+def group(number: int) -> Group:
+    """A group with sampled and unsampled negatives; the floats are exact in float32."""
+    negatives = [
+        candidate("an", [number, 2], finish_reason="length", sampler_logp=-1.5, reference_logp=-1.25, seed=2**40),
+        candidate("bn", [3], source_id="f" * 32, reference_logp=-8.0),
+    ]
+    prompt, response = f"prompt {number} é", "response\n"
+    ids = [number, 5, 6]
+    split = "test" if number == 3 else "train"
+    return Group(
+        *(example_id(prompt, response), prompt, response, ids, [7, 0], split, -2.5, [0.5, -0.5], negatives),
+        query=f"asked {number}",
+    )
+
+
+SHARDS = [[group(1), group(2)], [group(3)], []]
+
+
+REJECTS = [[Reject("r1", "empty response", "", "p")], [], [Reject("r2", "duplicate", "d", "q")]]
+
+
+def write_part(writer: NegativeSetWriter, index: int) -> None:
+    writer.write_shard(index, SHARDS[index], REJECTS[index], seconds={"sample": 1.23456}, layout="packed")
+
+
+def write_set(path: str) -> NegativeSetWriter:
+    writer = NegativeSetWriter(path, JOB, SIGNALS)
+    assert writer.begin()
+    for index in (2, 0, 1):
+        write_part(writer, index)
+    writer.finish(len(SHARDS))
+    return writer
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    return str(caught.value)
+
+
+def all_files(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
