@@ -24,8 +24,8 @@ EOS = "<|endoftext|>"
 class BlankConfig:
     """Options of `python -m data.blank`; the defaults are the quickstart's model, about 0.6 million parameters."""
 
-    dataset: str = option("facts", "data source whose training half trains the tokenizer")
-    task: str = option("prompt-completion", "how a row becomes prompt and response")
+    dataset: str = option("facts", "data source whose training half trains the tokenizer", metavar="PATH")
+    task: str = option("prompt-completion", "how a row becomes prompt and response", metavar="NAME")
     out: str = option("runs/quickstart/blank", "directory to write", metavar="DIR")
     vocab_size: int = option(768, "entries of the byte-level BPE tokenizer, at most")
     hidden_size: int = option(128, "width of the Llama")

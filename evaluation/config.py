@@ -28,13 +28,16 @@ class EvaluateConfig:
         [], "checkpoints to compare; bare, the last part of the path is the name", metavar="NAME=PATH"
     )
     dataset: str = option(
-        None, "'facts' (the embedded example), a local .jsonl/.json/.parquet/.csv, or a hub id", required=True
+        None,
+        "'facts' (the embedded example), a local .jsonl/.json/.parquet/.csv, or a hub id",
+        required=True,
+        metavar="PATH",
     )
     out: str = option(None, "directory for report.md, report.json and report.html", required=True, metavar="DIR")
     task: str = option(
-        "prompt-completion", "how a row becomes prompt and response: " + ", ".join(TASKS), metavar="TASK"
+        "prompt-completion", "how a row becomes prompt and response: " + ", ".join(TASKS), metavar="NAME"
     )
-    split: str = option("test", "which half of the data to evaluate on: train, test or all", metavar="SPLIT")
+    split: str = option("test", "which half of the data to evaluate on: train, test or all", metavar="HALF")
     limit: int | None = option(None, "evaluate on the first so many examples of the split")
     decode: list[str] = option(
         [], "greedy, sample, topkK, topkK-pP or beamB, e.g. topk50-p0.7 (default: greedy)", metavar="DECODING"

@@ -29,6 +29,7 @@ class RunOptions:
         "text",
         "text for people, or json for clusters: progress, log and errors as one JSON object a line (what stays text: "
         "errors in the command line itself, and what Ray and vLLM print)",
+        metavar="FORMAT",
     )
     push_to_hub: str | None = option(
         None, "hub data set to upload the finished set to, e.g. me/my-negatives", metavar="REPO"
@@ -46,13 +47,20 @@ class RunOptions:
 class GenerateConfig(RunOptions):
     """What to generate, from what, and where to."""
 
-    model: str = option(None, "reference model: a directory or hub id (safetensors, with its tokenizer)", required=True)
+    model: str = option(
+        None, "reference model: a directory or hub id (safetensors, with its tokenizer)", required=True, metavar="PATH"
+    )
     dataset: str = option(
-        None, "'facts' (the embedded example), a local .jsonl/.json/.parquet/.csv, or a hub id", required=True
+        None,
+        "'facts' (the embedded example), a local .jsonl/.json/.parquet/.csv, or a hub id",
+        required=True,
+        metavar="PATH",
     )
     out: str = option(None, "directory or URL (s3://, gs://) of the negative set", metavar="DIR", required=True)
-    task: str = option("prompt-completion", "how a row becomes prompt and response: " + ", ".join(TASKS))
-    split: str = option("train", "train, test or all; halves that depend on the rows' content alone")
+    task: str = option(
+        "prompt-completion", "how a row becomes prompt and response: " + ", ".join(TASKS), metavar="NAME"
+    )
+    split: str = option("train", "train, test or all; halves that depend on the rows' content alone", metavar="HALF")
     limit: int | None = option(None, "read only the first so many examples of the split")
     streaming: bool = option(
         False,

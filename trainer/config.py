@@ -39,7 +39,10 @@ class ScriptArguments:
     """What to train on and towards which objective."""
 
     model: str = option(
-        None, "model to start from, a directory or hub id; for a contrast the reference itself", required=True
+        None,
+        "model to start from, a directory or hub id; for a contrast the reference itself",
+        required=True,
+        metavar="PATH",
     )
     output_dir: str = option(None, "where the model and its checkpoints go", metavar="DIR", required=True)
     objective: str = option(
@@ -67,16 +70,18 @@ class ScriptArguments:
     eval_shards: list[str] | None = option(
         None, "negative sets of held-out groups for --eval_strategy (default: --shards)", metavar="DIR"
     )
-    eval_split: str = option("test", "which half of the data to watch with --eval_strategy", metavar="SPLIT")
+    eval_split: str = option("test", "which half of the data to watch with --eval_strategy", metavar="HALF")
     max_eval_samples: int | None = option(None, "watch the first so many held-out groups only")
     dataset: str | None = option(
-        None, f"{TRUTHS_ALONE} without --shards: 'facts', a local .jsonl/.json/.parquet/.csv, or a hub id"
+        None,
+        f"{TRUTHS_ALONE} without --shards: 'facts', a local .jsonl/.json/.parquet/.csv, or a hub id",
+        metavar="PATH",
     )
     task: str = option(
         "prompt-completion", f"{TRUTHS_ALONE} without --shards: how a row becomes prompt and response", metavar="NAME"
     )
     split: str = option(
-        "train", "which half of the data, or of the negative set, to train on: train, test or all", metavar="SPLIT"
+        "train", "which half of the data, or of the negative set, to train on: train, test or all", metavar="HALF"
     )
     from_scratch: bool = option(
         False, f"{names_with(from_scratch=True)}: start from random weights, made from the config.json of --model"

@@ -19,7 +19,7 @@ TEMPLATE = Tokens(256, 0)
 
 
 class Reservation(NamedTuple):
-    """Of a request that was sent as the number-th, from 1."""
+    """What is set aside for the request that was sent as the number-th, from 1."""
 
     asked: Tokens
     number: int
@@ -116,7 +116,7 @@ class Budget:
             self.settled = True
 
     def price(self, tokens: Tokens) -> float:
-        """Of so many tokens; 0 without prices."""
+        """The price of so many tokens; 0 without prices."""
         return (tokens.input * (self.input_price or 0.0) + tokens.output * (self.output_price or 0.0)) / MILLION
 
     @property

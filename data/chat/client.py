@@ -73,7 +73,7 @@ def read_key(base_url: str, group: str = "api") -> str:
 
 
 class ChatAPI:
-    """Asks one model. Used as `async with`; after an error it is of no more use.
+    """A client of one model behind an OpenAI-compatible server, used as `async with`; no more use after an error.
 
     Args:
         concurrency: requests under way at a time, at most.
@@ -133,7 +133,7 @@ class ChatAPI:
         Raises:
             UserError: the API cannot be used, or not now, or a cap leaves no room. No more requests are sent then;
                 those under way are waited for, and what they bring is kept.
-            BaseException: that of `stop`, likewise.
+            BaseException: what `stop` raised, in the same way.
         """
         waiting = enumerate(zip(prompts, seeds, strict=True))
         answers: dict[int, Answer] = {}

@@ -40,7 +40,7 @@ def option(default: Any, help: str, *, metavar: str | None = None, required: boo
 
 @dataclass(frozen=True)
 class EntryOptions:
-    """That a field holds the options of a home's entries, see `entry_options`."""
+    """The mark of a field that holds the options of a home's entries, see `entry_options`."""
 
     registry: Registry
     chosen_by: str

@@ -40,7 +40,7 @@ class Registry(Generic[E]):
         self._outside: dict[str, E] = {}
 
     def names(self) -> list[str]:
-        """Of the built-in entries, sorted."""
+        """The names of the built-in entries, sorted."""
         if not self._built_in:
             home = importlib.import_module(self.package)
             modules = sorted(m.name for m in pkgutil.iter_modules(home.__path__) if m.name not in self._helpers)

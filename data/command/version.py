@@ -26,7 +26,7 @@ def git_commit() -> str | None:
 
 
 def _version() -> str:
-    """That of the sources, where they are at hand: what is installed may be a link to them from an earlier version."""
+    """The version of the sources where they are at hand: what is installed may link to them from an earlier version."""
     sources = ROOT / "pyproject.toml"
     if sources.is_file():
         return tomllib.loads(sources.read_text(encoding="utf-8"))["project"]["version"]

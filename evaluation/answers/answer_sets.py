@@ -69,7 +69,7 @@ def make_answers(
         engine: options of vLLM's LLM.
 
     Raises:
-        UserError: see `evaluation.answers.generations.generate`.
+        UserError: a model cannot be generated from, see `evaluation.answers.generations.generate`.
     """
     made = []
     for number, checkpoint in enumerate(checkpoints, start=1):

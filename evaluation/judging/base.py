@@ -17,7 +17,7 @@ PRICES = ("input_price", "output_price")
 class JudgeOptions:
     """Options of the judge, `--judge.KEY VALUE`. The key of the API comes from $OPENAI_API_KEY."""
 
-    model: str | None = option(None, "name of a chat model that the API serves")
+    model: str | None = option(None, "name of a chat model that the API serves", metavar="NAME")
     base_url: str = option(OPENAI_URL, "address of any OpenAI-compatible server", decides=False, metavar="URL")
     template: str = option("dolly", "the question: dolly, wiki or a file with three fields {}", metavar="NAME|FILE")
     orders: str = option("both", "both orders of the two answers, or the paper's one", metavar="both|paper")
@@ -32,7 +32,9 @@ class JudgeOptions:
     input_price: float | None = option(None, "per million tokens", decides=False)
     output_price: float | None = option(None, "per million tokens", decides=False)
     reward_model: str | None = option(
-        None, "directory or hub id of a local reward model, which then is the judge; takes no other option"
+        None,
+        "directory or hub id of a local reward model, which then is the judge; takes no other option",
+        metavar="PATH",
     )
 
     def check(self) -> None:

@@ -68,7 +68,7 @@ class TextSignal(Signal):
 
     @abstractmethod
     def similarity(self, text: str, truth: str) -> float:
-        """Of a candidate's text to its ground truth, in [0, 1]."""
+        """The similarity of a candidate's text to its ground truth, in [0, 1]."""
 
     def add(self, groups: Sequence[Group]) -> None:
         for group in groups:

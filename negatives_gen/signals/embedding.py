@@ -21,6 +21,7 @@ class Options:
         "sentence-transformers name or path, or 'reference' for mean-pooled states of the reference model",
         is_name=True,
         words=(REFERENCE,),
+        metavar="PATH",
     )
 
     def check(self) -> None:

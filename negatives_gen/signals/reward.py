@@ -15,7 +15,9 @@ from negatives_gen.signals.base import Reference, Signal
 class Options:
     """Whose reward it is."""
 
-    reward_model: str | None = option(None, "a sequence-classification model, directory or hub id", is_name=True)
+    reward_model: str | None = option(
+        None, "a sequence-classification model, directory or hub id", is_name=True, metavar="PATH"
+    )
 
     def check(self) -> None:
         """Raise UserError if there is none."""

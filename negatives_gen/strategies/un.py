@@ -25,8 +25,8 @@ TEMPLATE = (
 class APIOptions:
     """A chat model behind an OpenAI-compatible server. The key comes from $OPENAI_API_KEY only."""
 
-    model: str | None = option(None, "name of the chat model that writes")
-    base_url: str = option(OPENAI_URL, "address of the server", decides=False)
+    model: str | None = option(None, "name of the chat model that writes", metavar="NAME")
+    base_url: str = option(OPENAI_URL, "address of the server", decides=False, metavar="URL")
     temperature: float | None = option(1.0, "sampling temperature; none: the server's")
     max_tokens: int | None = option(None, "length of an answer in tokens, at most (default: --max_new_tokens)")
     concurrency: int = option(16, "requests under way at a time", decides=False)

@@ -68,13 +68,17 @@ FORMATS: dict[str, Callable[[str, str, str], Row]] = {
 class ExportConfig:
     """What to write, in which form, and where to."""
 
-    format: str = option(None, ", ".join(FORMATS), required=True)
-    out: str = option(None, "file or URL that ends in .jsonl or .parquet, or a folder for SPLIT.jsonl", required=True)
+    format: str = option(None, ", ".join(FORMATS), required=True, metavar="NAME")
+    out: str = option(
+        None, "file or URL that ends in .jsonl or .parquet, or a folder for SPLIT.jsonl", required=True, metavar="FILE"
+    )
     use: list[str] | None = option(
         None, "negatives of each strategy, the first ones, e.g. an=4,bn=3 (default: all)", metavar="NAME=COUNT"
     )
-    split: str = option("train", "groups of which half of the data source: train, test or all")
-    rank_by: str | None = option(None, "order a group's rows by this ranking signal, most similar first")
+    split: str = option("train", "groups of which half of the data source: train, test or all", metavar="HALF")
+    rank_by: str | None = option(
+        None, "order a group's rows by this ranking signal, most similar first", metavar="SIGNAL"
+    )
 
     def check(self) -> None:
         if self.format not in FORMATS:

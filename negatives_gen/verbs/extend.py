@@ -41,8 +41,8 @@ interrupted run goes on with the same command.
 class ExtendConfig(RunOptions):
     """What to add, and where the new set goes."""
 
-    out: str = option(None, "directory or URL of the new set", required=True)
-    model: str | None = option(None, "the reference model, if it is not where the manifest says")
+    out: str = option(None, "directory or URL of the new set", required=True, metavar="DIR")
+    model: str | None = option(None, "the reference model, if it is not where the manifest says", metavar="PATH")
     strategies: list[str] = option(
         [], "counts of the new set, of those strategies that grow or are new, e.g. an=15,bn=3", metavar="NAME=N"
     )
@@ -187,7 +187,7 @@ def _options_of(name: str, settings: dict[str, Any]) -> Any:
 
 
 def _of_run(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Of the given options of a strategy those that do not decide what it makes, such as a server's address."""
+    """The given options of a strategy that do not decide what it makes, such as a server's address."""
     found: dict[str, Any] = {}
     for key in undecided(STRATEGIES.load(name).Options):
         if key in flat(given):

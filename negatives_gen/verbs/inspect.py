@@ -35,11 +35,13 @@ ID_DIGITS = 12
 class InspectConfig:
     """What to show, and where."""
 
-    row: str | None = option(None, "show the one group whose id begins so")
+    row: str | None = option(None, "show the one group whose id begins so", metavar="ID")
     limit: int | None = option(None, f"groups to show, at most (default: {LIMIT}, in a page {HTML_LIMIT})")
-    split: str = option("all", "train, test or all")
-    rank_by: str | None = option(None, "ranking signal that decides the rank (default: the set's first)")
-    html: str | None = option(None, "write a page to this file instead of printing")
+    split: str = option("all", "train, test or all", metavar="HALF")
+    rank_by: str | None = option(
+        None, "ranking signal that decides the rank (default: the set's first)", metavar="SIGNAL"
+    )
+    html: str | None = option(None, "write a page to this file instead of printing", metavar="FILE.html")
 
     def check(self) -> None:
         check_split(self.split)

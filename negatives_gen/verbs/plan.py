@@ -36,7 +36,7 @@ is loaded, and a sampled negative is taken to be as long as a ground truth. Noth
 class PlanConfig(GenerateConfig):
     """The job, and how to predict it."""
 
-    out: str = option("", "not used: nothing is written")
+    out: str = option("", "not used: nothing is written", metavar="DIR")
     rows: int | None = option(None, "predict for so many rows (default: those of the recipe)")
     sample: int = option(96, "rows to measure")
     tokens_per_second: float | None = option(None, "sampled tokens per second of one device, instead of measuring")

@@ -87,7 +87,7 @@ def stand_in_components(shards: Sequence[Shard], vocabulary: int) -> Components:
 
 
 def _dimension(options: Any, reference: Reference) -> int:
-    """Of the embeddings, from the config.json of the model that the options name, if it is here."""
+    """The dimension of the embeddings, from the config.json of the model that the options name, if it is here."""
     for name in [getattr(options, f.name) for f in dataclasses.fields(options) if f.metadata.get("is_name")]:
         directory = Path(reference.model if name == REFERENCE else name)
         try:

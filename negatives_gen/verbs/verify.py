@@ -36,7 +36,7 @@ SEED = 0  # of the draw of groups to score again
 class VerifyConfig:
     """What to check beside the files."""
 
-    model: str | None = option(None, "the reference model, if it is not where the manifest says")
+    model: str | None = option(None, "the reference model, if it is not where the manifest says", metavar="PATH")
     sample: int = option(16, "groups, drawn at random, whose log-probabilities are computed again")
     trust_remote_code: bool = option(False, "run Python code that comes with the model (true only if you trust it)")
 

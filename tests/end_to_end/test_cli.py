@@ -41,6 +41,8 @@ def test_help_answers_in_under_a_second(command: str) -> None:
     assert f"usage: python -m {command}" in text
     assert "  --config FILE.yaml\n" in text
     assert max(map(len, text.splitlines())) <= COLUMNS
+    metavars = re.findall(r"^  --(?:\w+\.)*(\w+) ([A-Z_]+)$", text, re.MULTILINE)
+    assert [name for name, metavar in metavars if name.upper() == metavar] == []
     assert seconds < 1.0
 
 
