@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Iterator
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 import pytest
 
 from tests.support.chat_server import vllm_serve
+from tests.support.commands import CONTEXT, preload_vllm
 from tests.support.tiny import make_negative_set, save_tiny_model
 
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("ray")
         item.add_marker(pytest.mark.xdist_group(group(item)))
     items.sort(key=place)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The process that meets a test of vLLM first forks what it needs from a server that has imported vLLM."""
+    if item.get_closest_marker("vllm"):
+        preload_vllm()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -101,7 +107,7 @@ def engines() -> Iterator["Engines"]:
     """A process that has imported vLLM: `engines.Engine(model)` starts a real engine in 3 s instead of a minute."""
     from tests.support.answering import Engines
 
-    with Engines(ctx=get_context("spawn")) as engines:
+    with Engines(ctx=CONTEXT) as engines:
         yield engines
 
 

@@ -15,7 +15,7 @@ from data.models import load_tokenizer, tokenizer_hash
 from data.schema import Candidate
 from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
-from tests.support.commands import run_command
+from tests.support.commands import fork_command
 from tests.support.processes import TwoProcesses
 from tests.support.tiny import make_negative_set, save_tiny_model
 from tests.support.training import metrics
@@ -58,7 +58,7 @@ def test_the_command_writes_a_model_with_its_tokenizer_and_record(
     reference: Path, negative_set: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"
-    done = run_command("trainer.run", *cli(reference, negative_set, output, "--max_steps", "2"))
+    done = fork_command("trainer.run", *cli(reference, negative_set, output, "--max_steps", "2"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"model: {output}"
     assert "dpo on 96 pairs" in done.stderr

@@ -32,7 +32,7 @@ from evaluation.run import evaluate
 from negatives_gen.models.engine import Sample
 from tests.support.answering import Engines
 from tests.support.chat_server import ChatAPIStub, chat_api_stub
-from tests.support.commands import ROOT, ForkedCommand, run_command
+from tests.support.commands import ROOT, ForkedCommand, fork_command
 from tests.support.tiny import copy_minilm, with_context
 from trainer.scoring.scorer import Scorer
 
@@ -62,7 +62,7 @@ def evaluation(
 ) -> Path:
     """`python -m evaluation.run` on two names for the same model, with real vLLM."""
     out = tmp_path_factory.mktemp("evaluation") / "out"
-    done = run_command("evaluation.run", *words(answering_model, negative_set, out, always_a))
+    done = fork_command("evaluation.run", *words(answering_model, negative_set, out, always_a))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "correct answers" in done.stdout
     assert str(out) in done.stdout

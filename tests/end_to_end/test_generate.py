@@ -1,8 +1,7 @@
-"""Stage 1 with real Ray and real vLLM: in this process's Ray, and as a Ray job on a running cluster."""
+"""Stage 1 with real Ray: as a Ray job on a running cluster, with real vLLM, and in the command's own Ray."""
 
 import hashlib
 import json
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from data.models import load_tokenizer, weights_hash
 from data.shards import NegativeSet
 from tests.support.answering import drawn_logp
-from tests.support.commands import ROOT, fork_command, run_command
+from tests.support.commands import ROOT, fork_command
 from tests.support.outside_entries import SIGNAL, STRATEGY
 from tests.support.ray_cluster import RAY, RayCluster
 from trainer.scoring.packing import Continuations
@@ -25,15 +24,19 @@ from trainer.scoring.scorer import Scorer
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="session")
-def generated(options: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A negative set made by `python -m negatives_gen`, which starts Ray in-process."""
-    folder = tmp_path_factory.mktemp("generated")
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({**options, "out": str(folder / "set")}))
-    done = run_command("negatives_gen", "--config", str(folder / "recipe.yaml"))
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.fixture(scope="module")
+def generated(cluster: RayCluster, trained: Path, rows: Path) -> Path:
+    """A negative set made by the README's `ray job submit`, with paths of its recipe relative to the cluster's root."""
+    shutil.copytree(trained, cluster.root / "runs/quickstart/reference")
+    command = "job submit --working-dir . -- python -m negatives_gen --config recipes/quickstart.yaml"
+    changed = ["--dataset", str(rows), "--strategies", "an=5", "--max_new_tokens", "14", "--groups_per_shard", "5"]
+    done = subprocess.run(
+        [RAY, *command.split(), *changed, "--engine.max_num_seqs", "64"],
+        env=cluster.env, cwd=ROOT, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert "14 rows read, 10 groups written, 4 rejected" in done.stdout
-    return folder / "set"
+    return cluster.root / "runs/quickstart/negatives"
 
 
 def test_every_row_is_a_group_or_a_reject_with_a_reason(generated: Path) -> None:
@@ -147,7 +150,7 @@ def test_the_same_command_again_finds_the_set_complete(
     generated: Path, options: dict[str, object], tmp_path: Path
 ) -> None:
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in generated.iterdir()}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**options, "out": str(generated)}))
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**options, "limit": 480, "out": str(generated)}))
     done = fork_command("negatives_gen", "--config", str(tmp_path / "r.yaml"))
     assert done.returncode == 0
     assert "complete already" in done.stderr
@@ -168,21 +171,6 @@ def test_the_trainer_starts_at_log_k_on_sampled_negatives(generated: Path, train
     assert "differs from the reference" not in done.stderr
 
 
-def test_ray_job_submit_makes_the_set_where_relative_paths_point(cluster: RayCluster, trained: Path) -> None:
-    """The command of the README, with the repository as working directory and paths relative to the root."""
-    shutil.copytree(trained, cluster.root / "runs/quickstart/reference")
-    command = "job submit --working-dir . -- python -m negatives_gen --config recipes/quickstart.yaml"
-    smaller = ["--limit", "8", "--groups_per_shard", "4", "--strategies", "an=3", "--max_new_tokens", "8"]
-    done = subprocess.run(
-        [RAY, *command.split(), *smaller], env=cluster.env, cwd=ROOT, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    assert re.search(r"8 rows read, 8 groups written, 0 rejected", done.stdout)
-    negatives = NegativeSet(str(cluster.root / "runs/quickstart/negatives"))
-    assert len(negatives) == 8
-    assert sorted(g.split for g in negatives.groups()) == ["test"] * 4 + ["train"] * 4
-
-
 def test_an_engine_that_cannot_start_ends_the_job_in_one_line(
     cluster: RayCluster, options: dict[str, object], tmp_path: Path
 ) -> None:
@@ -198,16 +186,19 @@ def test_an_engine_that_cannot_start_ends_the_job_in_one_line(
 
 
 def test_a_strategy_and_a_signal_from_outside_of_the_repository_reach_the_workers(
-    cluster: RayCluster, reference: Path, tmp_path: Path
+    reference: Path, tmp_path: Path
 ) -> None:
-    """Their modules lie where the command runs, on no other path: the actors must find them by import path."""
+    """Their modules lie where the command runs, on no other path: the actors must find them by import path.
+
+    The command starts Ray in its process, as it does where there is no cluster.
+    """
     sources = {"rotated_outside": STRATEGY, "brevity_outside": SIGNAL}
     for module, source in sources.items():
         (tmp_path / f"{module}.py").write_text(source)
     done = fork_command(
         "negatives_gen", "--model", str(reference), "--dataset", "facts", "--limit", "8", "--groups_per_shard", "4",
         "--strategies", "rotated_outside:ROTATED=2", "tn=1", "--shift", "2", "--signals", "brevity_outside:BREVITY",
-        "--scale", "0.5", "--out", "set", env={**cluster.env, "NEGATIVES_GEN_ROOT": str(tmp_path)}, cwd=tmp_path,
+        "--scale", "0.5", "--out", "set", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     negatives = NegativeSet(str(tmp_path / "set"))

@@ -18,7 +18,7 @@ from evaluation.config import EvaluateConfig
 from evaluation.report.files import report_schema
 from evaluation.run import evaluate
 from negatives_gen.models.engine import Sample
-from tests.support.commands import ROOT, run_command
+from tests.support.commands import ROOT, fork_command, run_command
 
 MODULE = """
 from dataclasses import dataclass
@@ -123,13 +123,13 @@ def test_a_metric_of_ones_own_is_measured_reported_chosen_by_and_compared(words:
 
     # With another one, for which more is better and which comes first, another alpha is proposed.
     asked = ["--metrics", "counting:Words,counting:Most", "--word", "the", "--out", str(both)]
-    done = run_command("evaluation.run", *words, *asked, env=env)
+    done = fork_command("evaluation.run", *words, *asked, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     sweep = report(both)["job"]["sweep"]
     assert (sweep["metric"], sweep["proposed"]) == ("most", 0)
 
     # The comparison reads what the columns are from the reports, without the module.
-    done = run_command("evaluation.compare", str(alone), str(both))
+    done = fork_command("evaluation.compare", str(alone), str(both))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "| run | model | decoding | said | said minus baseline |" in " ".join(done.stdout.split())
     assert "| both | alpha-0.9 | greedy | 2.00 | -2.00 |" in " ".join(done.stdout.split())

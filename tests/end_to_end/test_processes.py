@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.shards import NegativeSet
-from tests.support.commands import ROOT, run_command
+from tests.support.commands import ROOT, fork_command
 from tests.support.processes import TwoProcesses, free_port
 from tests.support.tiny import make_negative_set
 from tests.support.training import cli
@@ -133,7 +133,7 @@ def test_accelerate_launches_the_recipe(reference: Path, negative_set: Path, tmp
     launcher = ["--config_file", "recipes/accelerate/ddp.yaml", "--num_processes", "2", "--mixed_precision", "no"]
     launcher += ["--main_process_port", free_port(), "-m", "trainer.run"]
     # The recipe is for GPUs: the environment, not accelerate's --cpu, which starts a single process.
-    done = run_command(
+    done = fork_command(
         "accelerate.commands.launch", *launcher, *words, "--ddp_backend", "gloo", env={"ACCELERATE_USE_CPU": "true"}
     )
     assert done.returncode == 0, done.stderr

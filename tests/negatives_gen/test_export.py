@@ -111,7 +111,7 @@ def test_a_folder_gets_a_file_named_after_the_split_and_a_url_the_same_bytes(
         ({"out": "pairs.csv"}, "must end in .jsonl or .parquet"),
     ],
 )
-def test_what_cannot_be_is_refused_and_nothing_is_written(
+def test_an_impossible_export_is_refused_and_nothing_is_written(
     negative_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

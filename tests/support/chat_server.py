@@ -3,10 +3,7 @@
 import contextlib
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -17,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tests.support.commands import ROOT, ForkedCommand
 from tests.support.tiny import save_tiny_model
 
 # Status, headers, body.
@@ -166,28 +164,22 @@ def vllm_serve(folder: Path) -> Iterator[str]:
     port = free_port()
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1", "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(package_named_vllm(model.parent / "packages")),
+        "PYTHONPATH": f"{package_named_vllm(model.parent / 'packages')}{os.pathsep}{ROOT}",
     }  # fmt: skip
     words = [
-        str(Path(sys.executable).parent / "vllm"), "serve", str(model), "--served-model-name", "tiny",
+        "serve", str(model), "--served-model-name", "tiny",
         "--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32", "--max-model-len", "512",
     ]  # fmt: skip
-    log = model.parent / "log.txt"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            words, env={**os.environ, **environment}, stdout=out, stderr=out, start_new_session=True
-        )
+    served = ForkedCommand.start("tests.support.forked_vllm", *words, env=environment)
     try:
         deadline = time.monotonic() + 240
         while not healthy(port):
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.3)
+            assert served.poll() is None, served.stderr[-3000:]
+            assert time.monotonic() < deadline, served.stderr[-3000:]
+            time.sleep(0.1)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        served.kill()
 
 
 def package_named_vllm(folder: Path) -> Path:

@@ -21,7 +21,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.support.preloaded"])
+PRELOADED = ["tests.support.preloaded"]
+CONTEXT.set_forkserver_preload(PRELOADED)
+
+
+def preload_vllm() -> None:
+    """Let the server import vLLM too; a server that is there already forks processes that import it themselves."""
+    CONTEXT.set_forkserver_preload([*PRELOADED, "tests.support.preloaded_vllm"])
 
 
 def run_command(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -116,20 +122,23 @@ def _run_module(
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [module, *words]
-    sys.path.insert(0, cwd)
+    sys.path[:0] = [cwd, *environment["PYTHONPATH"].split(os.pathsep)]
     sys.modules.pop(module, None)  # the server has imported it; it runs anew, as __main__
-    code = 0
+    code, interrupted = 0, False
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
-        code = 1
+        code, interrupted = 1, isinstance(error, KeyboardInterrupt)
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the end of an interpreter does
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    if interrupted:  # an interpreter ends by the signal, so that a shell knows
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(code)
