@@ -1,5 +1,6 @@
 """Shared fixtures: what takes long to make is made once per test session."""
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Refuse to start engines and clusters once per worker: groups that have an effect stand in the tests' ids."""
+    gc.freeze()  # modules and tests stay: no collection need go through them
     if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
         pytest.exit(
             "pytest-xdist does not group the tests with this pytest: see extra dev in pyproject.toml", returncode=2

@@ -1,5 +1,6 @@
 """What the server of `tests.support.commands` imports before it forks; it must run nothing."""
 
+import gc
 import importlib
 import os
 
@@ -8,6 +9,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for name in (
     "accelerate.utils",
     "datasets",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
     "peft",
     "pyarrow.parquet",
     "safetensors.torch",
@@ -27,3 +30,6 @@ for name in (
     "trainer.trainer",
 ):
     importlib.import_module(name)
+
+# What has been imported stays: a collection in a forked process need not go through it, nor copy its pages.
+gc.freeze()

@@ -1,5 +1,6 @@
 """What the server of `tests.support.commands` imports besides for the tests of vLLM; it must run nothing."""
 
+import gc
 import importlib
 import os
 
@@ -21,3 +22,5 @@ for name in (
     "vllm.v1.worker.cpu_worker",
 ):
     importlib.import_module(name)
+
+gc.freeze()

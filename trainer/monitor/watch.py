@@ -126,7 +126,8 @@ class Curves(TrainerCallback):
     """Draws OUTPUT_DIR/training.png from the logs so far, at each checkpoint and at the end."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._draw(args, state)
+        if state.global_step != state.max_steps:  # there the end, which comes next, would draw the same again
+            self._draw(args, state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
