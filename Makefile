@@ -71,7 +71,7 @@ test: install
 	@$(PYTEST) -m "not slow"
 
 test-fast: install
-	@$(PYTEST) -m "not (slow or vllm or ray or trains)"
+	@$(PYTEST) -m "not (slow or vllm or ray or seconds)"
 
 test-all: install
 	@$(PYTEST)

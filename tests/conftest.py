@@ -47,6 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("vllm")
         if "cluster" in fixtures:
             item.add_marker("ray")
+        if "browser" in fixtures:
+            item.add_marker("seconds")
         item.add_marker(pytest.mark.xdist_group(group(item)))
     items.sort(key=place)
 

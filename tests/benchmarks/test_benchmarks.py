@@ -32,7 +32,7 @@ module.main()
 """
 
 
-@pytest.mark.trains
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_make_bench_names_a_benchmark(name: str) -> None:
     assert callable(importlib.import_module(f"tests.benchmarks.{name}").main)

@@ -34,6 +34,7 @@ COLUMNS = 90
 Main = Callable[[list[str] | None], int]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_answers_in_under_a_second(command: str) -> None:
     """Processor time, not wall time: the machine is shared, the promise is about what we import."""
@@ -46,6 +47,7 @@ def test_help_answers_in_under_a_second(command: str) -> None:
     assert seconds < 1.0
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("command", ["", *console.commands()])
 def test_the_console_script_answers_in_under_a_second(command: str) -> None:
     text, seconds = timed([sys.executable, "-m", "data.command.console", *command.split(), "--help"])
@@ -122,7 +124,7 @@ def test_the_console_script_finds_modules_in_the_current_directory(
     assert importlib.import_module("an_entry_in_the_current_directory").ENTRY == 1
 
 
-@pytest.mark.trains
+@pytest.mark.seconds
 def test_trainer_help_lists_our_options_and_help_all_the_inherited_ones() -> None:
     ours, every = run_command("trainer.run", "--help"), run_command("trainer.run", "--help_all")
     assert every.returncode == 0, every.stderr

@@ -24,7 +24,7 @@ from trainer.monitor.curves import figure
 from trainer.objectives.pairs import preference_pairs
 from trainer.run import main
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 BETA = 5.0
 OURS = ("logps/ground_truth", "logps/ground_truth_change", "rewards/margin", "rewards/top1")

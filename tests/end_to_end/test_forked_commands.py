@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.commands import ForkedCommand, fork_command, run_command
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 PROBE = """
 import atexit, json, os, sys, threading

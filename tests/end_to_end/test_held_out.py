@@ -17,7 +17,7 @@ from trainer.run import main
 from trainer.scoring.packing import Continuations
 from trainer.scoring.scorer import Scorer
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 
 def test_held_out_groups_count_once_each_and_their_averages_are_the_sets(

@@ -27,7 +27,7 @@ from tests.support.ray_cluster import RayCluster
 from tests.support.stubs import EngineStub, signals_stub
 from tests.support.without_ray import without_ray
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 SHARDS = range(3)
 # Every file that a job of three shards writes, in order; of staging, of the shards, of the end.

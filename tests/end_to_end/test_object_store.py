@@ -21,7 +21,7 @@ from negatives_gen.verbs.extend import ExtendConfig, extend
 from tests.support.stubs import EngineStub
 from tests.support.without_ray import without_ray
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 
 @pytest.fixture

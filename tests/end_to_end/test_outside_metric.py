@@ -20,6 +20,8 @@ from evaluation.run import evaluate
 from negatives_gen.models.engine import Sample
 from tests.support.commands import ROOT, fork_command, run_command
 
+pytestmark = pytest.mark.seconds
+
 MODULE = """
 from dataclasses import dataclass
 

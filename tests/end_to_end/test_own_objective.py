@@ -11,7 +11,7 @@ import pytest
 from tests.support.commands import fork_command, run_command
 from tests.support.training import metrics
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 SOURCE = '''
 """Identity preference optimisation (arXiv 2310.12036) over all negatives."""

@@ -18,7 +18,7 @@ from tests.support.training import cli
 from trainer.run import main
 from trainer.trainer import ContrastiveTrainer
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 
 def train(processes: int, words: list[str]) -> None:

@@ -16,7 +16,7 @@ from tests.support.training import cli, metrics
 from trainer.output import find_checkpoint, resume_from
 from trainer.run import main
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 
 def test_resuming_mid_epoch_gives_the_same_parameters_as_never_stopping(

@@ -26,6 +26,8 @@ from evaluation.judging.interrupts import stopping_at_signals
 from tests.support.chat_server import GARBAGE, HALF, NOTHING, ChatAPIStub, Fault, chat_api_stub, said
 from tests.support.commands import ForkedCommand
 
+pytestmark = pytest.mark.seconds
+
 KEY = "sk-a-secret-of-the-tests"
 TIMEOUT = 10.0  # seconds, of the test that waits for it: a busy machine answers before
 FAULTS: list[Fault] = [

@@ -290,6 +290,7 @@ def test_intervals_of_a_paired_difference_cover() -> None:
     assert COVERAGE[0] < share < COVERAGE[1]
 
 
+@pytest.mark.seconds
 def test_intervals_of_a_length_controlled_rate_cover() -> None:
     draw = np.random.default_rng(10)
     longer_by = draw.normal(80, 100, (EXPERIMENTS, PROMPTS))

@@ -22,6 +22,8 @@ from negatives_gen.verbs.extend import ExtendConfig, extend
 from tests.support.stubs import EngineStub
 from tests.support.without_ray import without_ray
 
+pytestmark = pytest.mark.seconds
+
 Maker = Callable[..., Path]
 
 

@@ -22,6 +22,8 @@ from negatives_gen.job.progress import Progress
 from tests.support.stubs import EngineStub, ScorerStub, signals_stub
 from tests.support.without_ray import without_ray
 
+pytestmark = pytest.mark.seconds
+
 
 def config(reference: Path, out: Path | str, **options: Any) -> GenerateConfig:
     defaults = {"dataset": "facts", "limit": 20, "strategies": "an=2,bn=1,mn=1,tn=1", "groups_per_shard": 8}

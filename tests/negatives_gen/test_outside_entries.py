@@ -19,6 +19,8 @@ from negatives_gen.strategies import STRATEGIES
 from tests.support.outside_entries import SIGNAL, STRATEGY
 from tests.support.without_ray import without_ray
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

@@ -25,6 +25,8 @@ from tests.support.chat_server import ChatAPIStub, chat_api_stub, free_port, sai
 from tests.support.tiny import with_context
 from tests.support.without_ray import without_ray
 
+pytestmark = pytest.mark.seconds
+
 UN = STRATEGIES.load("un")
 TASK = "prompt-completion"
 KEY = "sk-a-secret-of-the-tests"

@@ -116,7 +116,7 @@ def test_the_record_holds_what_decides_the_result(more: tuple[str, ...]) -> None
     assert record(*without, "--logging_steps", "3") == record(*without)
 
 
-@pytest.mark.trains
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("objective", "option", "value"),
     [

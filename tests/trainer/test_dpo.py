@@ -23,7 +23,7 @@ from trainer.objectives.pairs import PairTrainer, dpo_config, make_dpo_trainer, 
 from trainer.scoring.packing import Continuations, lay_out
 from trainer.scoring.prepared_model import candidate_logps, prepare_model
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 BETA = 5.0
 

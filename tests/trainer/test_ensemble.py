@@ -164,7 +164,7 @@ print((memory("VmHWM") - before) / SIZE)
 """
 
 
-@pytest.mark.trains
+@pytest.mark.seconds
 def test_memory_stays_below_one_tensor(tmp_path: Path) -> None:
     """Two models of two tensors, 64 MiB each, to two alphas: two outputs, and never even one tensor in memory."""
     done = subprocess.run(

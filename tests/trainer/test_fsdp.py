@@ -23,7 +23,7 @@ from tests.support.training import make_trainer
 from trainer.groups.dataset import Collator, ContrastiveGroups
 from trainer.trainer import ContrastiveTrainer
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 ACCUMULATION = 2
 

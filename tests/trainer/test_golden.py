@@ -23,7 +23,7 @@ from trainer.objectives import OBJECTIVES
 from trainer.scoring.prepared_model import prepare_model
 from trainer.trainer import ContrastiveTrainer
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 STEPS = (1, 10, 20, 30, 40, 50)
 GOLDEN = {

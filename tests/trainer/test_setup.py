@@ -7,7 +7,7 @@ import pytest
 from tests.support.training import cli, metrics
 from trainer.run import main
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 SOURCE = """
 from trainer.objectives.base import Objective, Term

@@ -14,7 +14,7 @@ from tests.support.tiny import make_negative_set
 from tests.support.training import cli, make_trainer
 from trainer.run import main
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 
 @pytest.mark.parametrize(("objective", "expected"), [("cpo", math.log(4)), ("cpo-rank", math.log(24))])

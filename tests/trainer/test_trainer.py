@@ -20,7 +20,7 @@ from trainer.groups.dataset import ContrastiveGroups, GroundTruths
 from trainer.run import main
 from trainer.trainer import ContrastiveTrainer
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 
 @pytest.mark.parametrize("objective", ["mle", "pss", "cpo", "cpo-rank"])

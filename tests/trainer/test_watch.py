@@ -321,7 +321,7 @@ def train(output: Path, steps: int, resume: str | None = None) -> FallingTrainer
     return trainer
 
 
-@pytest.mark.trains
+@pytest.mark.seconds
 def test_a_real_training_run_stopped_and_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = train(tmp_path / "whole", 16)
     written = metrics(tmp_path / "whole")
