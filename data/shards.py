@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from data.command.errors import UserError
 from data.manifest import ShardRecord, read_manifest
 from data.schema import Group, Reject, group_from_row, group_schema, reject_schema, schema_differences
-from data.storage import Folder, sha256
+from data.storage import Folder, parquet_table, sha256
 
 REJECTS = "rejects.parquet"
 
@@ -116,7 +116,7 @@ class NegativeSet:
     def rejects(self) -> list[Reject]:
         """Every rejected row with its reason. Raises UserError if their file is missing or damaged."""
         content = self._verified(REJECTS, self.manifest.rejects["sha256"])
-        table = pq.read_table(BytesIO(content))
+        table = parquet_table(content)
         self._check_columns(REJECTS, table.schema)
         return [Reject(**row) for row in table.to_pylist()]
 

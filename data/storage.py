@@ -9,13 +9,17 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from data.command.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -146,3 +150,17 @@ class Folder:
 def sha256(content: bytes) -> str:
     """Hex SHA-256 of some bytes."""
     return hashlib.sha256(content).hexdigest()
+
+
+def parquet_table(content: bytes) -> "pa.Table":
+    """The table of a Parquet file's bytes.
+
+    Not by `pq.read_table`: its threads may outlive it (pyarrow 26), and an interpreter that ends right after it aborts.
+
+    Raises:
+        pa.ArrowException, OSError: these bytes are no Parquet file.
+    """
+    import pyarrow.parquet as pq  # --help answers without it
+
+    with pq.ParquetFile(BytesIO(content)) as file:
+        return file.read()

@@ -4,11 +4,9 @@ import random
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data.command.errors import UserError, exit_on_user_error, first_line
 from data.command.log import start_logging
@@ -18,7 +16,7 @@ from data.command.usage import answered
 from data.manifest import MANIFEST, Manifest, read_manifest
 from data.schema import Group, group_from_row
 from data.shards import REJECTS
-from data.storage import Folder, sha256
+from data.storage import Folder, parquet_table, sha256
 from negatives_gen.verbs import checks
 
 USAGE = "python -m negatives_gen verify DIR [--model MODEL] [--sample N]"
@@ -156,7 +154,7 @@ def _intact(
         damaged.append(f"{file} has SHA-256 {sha256(content)[:16]}, the manifest says {expected[:16]}")
     else:
         try:
-            return pq.read_table(BytesIO(content))
+            return parquet_table(content)
         except (pa.ArrowException, OSError) as error:
             unreadable.append(f"{file} is no Parquet file ({first_line(error)})")
     return None
