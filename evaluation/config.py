@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from data.command.entries import check
 from data.command.errors import UserError
 from data.command.options import entry_options, option, resolve_path
 from data.sources.examples import SPLITS
@@ -84,8 +85,7 @@ class EvaluateConfig:
         if self.paper is not None:
             paper_table(self.paper)
         for name, options in self.metric_options.items():
-            if hasattr(options, "check"):
-                options.check()
+            check(options)
             METRICS.load(name).check(options, self.request())
 
     def models(self) -> dict[str, str]:
@@ -160,9 +160,9 @@ class EvaluateConfig:
 
 
 def _named(item: str) -> tuple[str, str]:
-    """Name and path of NAME=PATH; of a bare PATH its last part is the name."""
+    """Name and path of NAME=PATH; of a bare PATH, also one with a = in it, its last part is the name."""
     name, equals, path = item.partition("=")
-    if not equals:
+    if not equals or "/" in name:
         name, path = PurePath(os.path.normpath(resolve_path(item))).name, item
     if not name or not path:
         raise UserError(

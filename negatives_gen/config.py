@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data.command.entries import check
 from data.command.errors import UserError
 from data.command.options import chosen_names, entry_options, option
 from data.counts import parse_counts
@@ -87,7 +88,9 @@ class GenerateConfig(RunOptions):
     )
     signals: list[str] = option(
         ["embedding"],
-        f"ranking signals, any of {', '.join(SIGNALS.names())}, or package.module:NAME; the first is the default",
+        "ranking signals, the first is the default: "
+        + "; ".join(f"{name} {SIGNALS.load(name).summary}" for name in SIGNALS.names())
+        + "; or package.module:NAME",
         metavar="NAME",
     )
     signal_options: dict[str, Any] = entry_options(
@@ -103,13 +106,14 @@ class GenerateConfig(RunOptions):
         """Ranking signal -> its options, the default first. Raises UserError for an unknown or repeated signal."""
         options = {name: self.signal_options[name] for name in signal_names(self.signals)}
         for of_signal in options.values():
-            of_signal.check()
+            check(of_signal)
         return options
 
     def check(self) -> None:
         super().check()
-        self.strategy_settings()
-        self.used_signal_options()
+        both = self.strategy_settings().keys() & self.used_signal_options().keys()
+        if both:
+            raise UserError(f"'{min(both)}' is the name of a strategy and of a ranking signal. Change one of them.")
         task_of(self.task)
         if self.split not in SPLITS:
             raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")

@@ -6,6 +6,7 @@ Imports nothing heavy, so that `--help` answers at once.
 from dataclasses import dataclass, fields
 from typing import Any
 
+from data.command.entries import check
 from data.command.errors import UserError
 from data.command.options import entry_options, fields_of_entries, option
 from data.sources.examples import SPLITS
@@ -131,7 +132,7 @@ class ScriptArguments:
         if low is not None and high is not None and low > high:
             raise UserError(f"--min_similarity {low} is above --max_similarity {high}.")
         self._refuse_others_options()
-        self.options.check()
+        check(self.options)
         self._refuse_idle()
         if objective.needs == "pairs" and ":random" in (self.negatives or ""):
             raise UserError(

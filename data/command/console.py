@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data.command.errors import UserError, did_you_mean, exit_on_user_error
+from data.command.registry import ROOMS
 from data.command.version import version_line
 
 # Verb -> the module that has its `main(argv)`, and half a line for --help.
 Verbs = Mapping[str, tuple[str, str]]
 
-ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
 # What rooms do without a verb; the other commands are the rooms' verbs.
 ALONE: Verbs = {
     "blank": ("data.blank", "make a blank model, to train from scratch"),

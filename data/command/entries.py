@@ -11,6 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def check(options: Any) -> None:
+    """Let options check themselves, if they have a `check`. Raises UserError for a value out of range."""
+    if hasattr(options, "check"):
+        options.check()
+
+
 def over(instance: Any, given: Mapping[str, Any]) -> Any:
     """A dataclass instance with the given values in place of its own, those of nested ones one by one."""
     own = {name: getattr(instance, name) for name in given}

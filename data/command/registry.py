@@ -5,17 +5,21 @@ A built-in entry is a module of the home that defines the home's attribute, e.g.
 Importing a module of an entry must load nothing heavy: `--help` imports them all.
 """
 
+import dataclasses
 import hashlib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable
+import re
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from data.command.errors import UserError, did_you_mean, first_line
 
 E = TypeVar("E")
+ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
 
 
 class Registry(Generic[E]):
@@ -25,15 +29,26 @@ class Registry(Generic[E]):
         package: the home, e.g. "negatives_gen.strategies".
         attribute: what a module of an entry defines, e.g. "STRATEGY".
         kind: what an entry is, for messages, e.g. "strategy".
-        is_entry: whether an object is one.
+        base: the class that entries are instances of.
+        classes: entries are subclasses of `base` instead.
+        reserved: names that no entry from outside may have.
         helpers: modules of the home that are no entries.
     """
 
     def __init__(
-        self, package: str, attribute: str, kind: str, is_entry: Callable[[Any], bool], helpers: Iterable[str] = ()
+        self,
+        package: str,
+        attribute: str,
+        kind: str,
+        base: type,
+        *,
+        classes: bool = False,
+        reserved: Iterable[str] = (),
+        helpers: Iterable[str] = (),
     ):
         self.package, self.attribute, self.kind = package, attribute, kind
-        self._is_entry, self._helpers = is_entry, {"base", *helpers}
+        self._base, self._classes = base, classes
+        self._reserved, self._helpers = {*reserved}, {"base", *helpers}
         self._built_in: dict[str, E] = {}
         # Entries from outside: the import path of each name.
         self._paths: dict[str, str] = {}
@@ -76,13 +91,34 @@ class Registry(Generic[E]):
 
     def _from_outside(self, path: str) -> E:
         entry = import_outside(path, self.kind)
-        if not self._is_entry(entry) or not isinstance(getattr(entry, "name", None), str):
-            raise UserError(f"{self.kind} '{path}' is no {self.kind}: see {self.package}.base.")
+        if fault := self._fault(entry):
+            raise UserError(f"{self.kind} '{path}' {fault}: see {self.package}.base.{self._base.__name__}.")
+        if entry.name in self._reserved:
+            raise UserError(f"{self.kind} '{path}' calls itself '{entry.name}', a key of the records. Change its name.")
         if entry.name in self.names() or self._paths.get(entry.name, path) != path:
             taken = self._paths.get(entry.name, "a built-in one")
             raise UserError(f"{self.kind} '{path}' calls itself '{entry.name}', as {taken} does. Change its name.")
         self._paths[entry.name], self._outside[entry.name] = path, entry
         return entry
+
+    def _fault(self, entry: Any) -> str:
+        """What an entry from outside lacks, found before anything is made with it; "" if nothing."""
+        cls = entry if isinstance(entry, type) else type(entry)
+        if not issubclass(cls, self._base) or isinstance(entry, type) != self._classes:
+            return f"is no {self.kind}, which is {'a subclass' if self._classes else 'an instance'} of it"
+        if missing := sorted(getattr(entry, "__abstractmethods__", ())):
+            return f"lacks {', '.join(missing)}"
+        for text in ("name", "summary"):
+            if not isinstance(getattr(entry, text, None), str) or not getattr(entry, text).strip():
+                return f"has no {text}, a text"
+        if not re.fullmatch(r"\w[\w-]*", entry.name):
+            return f"calls itself '{entry.name}', which is no word of letters, digits, - and _"
+        options = getattr(entry, "Options", None)
+        if options is None:
+            return ""
+        if not (isinstance(options, type) and dataclasses.is_dataclass(options)):
+            return "has Options that are no dataclass"
+        return ""
 
 
 def import_outside(path: str, kind: str) -> Any:
@@ -113,8 +149,28 @@ def import_outside(path: str, kind: str) -> Any:
 
 
 def origin_of(path: str, kind: str) -> dict[str, str]:
-    """For manifests and reports: "entry", the import path, and "source_sha256", of the source file that it names."""
-    source = inspect.getsourcefile(importlib.import_module(path.partition(":")[0]))
-    if source is None:
-        raise UserError(f"{kind} '{path}' has no source file, whose hash is recorded.")
-    return {"entry": path, "source_sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest()}
+    """For manifests and reports: "entry", the import path, and "source_sha256" of the sources that define it.
+
+    These are the module of the path and those that the entry's classes and functions come from, so that a change is
+    seen where a package only hands the entry on; what else a module imports is not.
+
+    Raises:
+        UserError: there is no such entry, or a module has no source file.
+    """
+    entry = import_outside(path, kind)
+    sources = []
+    for module in _defining(path.partition(":")[0], entry):
+        source = inspect.getsourcefile(importlib.import_module(module))
+        if source is None:
+            raise UserError(f"{kind} '{path}' has no source file, whose hash is recorded.")
+        sources.append(Path(source).read_bytes())
+    return {"entry": path, "source_sha256": hashlib.sha256(b"\0".join(sources)).hexdigest()}
+
+
+def _defining(module: str, entry: Any) -> list[str]:
+    """The modules that define an entry, the one of its path first, without this project's and without Python's own."""
+    cls = entry if isinstance(entry, type) else type(entry)
+    parts: Sequence[Any] = [*cls.__mro__, *(vars(entry).values() if not isinstance(entry, type) else ())]
+    named = dict.fromkeys(part.__module__ for part in parts if isinstance(getattr(part, "__module__", None), str))
+    passed_over = {*ROOMS, *sys.stdlib_module_names}
+    return [module, *(name for name in named if name.split(".")[0] not in passed_over and name != module)]

@@ -122,6 +122,10 @@ class Evidence:
         return {}
 
 
+# What a record says of every evaluation, see `evaluation.prepared`: no metric may have such a name.
+RECORD = ("models", "data", "max_new_tokens", "seed", "metrics", "entries", "engine", "paper", "decodings", "baseline")
+
+
 class Metric:
     """A measure of checkpoints.
 
@@ -305,8 +309,3 @@ class SetEvidence(Evidence):
 def columns_of(metrics: Sequence[type[Metric]]) -> list[Column]:
     """All columns of metrics, differences too."""
     return [column for metric in metrics for column in with_differences(metric.columns)]
-
-
-def is_metric(entry: Any) -> bool:
-    """Whether an object is a metric that can be used."""
-    return isinstance(entry, type) and issubclass(entry, Metric) and bool(getattr(entry, "columns", ()))

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -106,10 +106,14 @@ def read_report(path: str) -> Results:
     return Results(content["job"], content["environment"], measurements, notes=notes, columns=shown)
 
 
-def report_schema() -> dict[str, Any]:
-    """JSON schema of report.json: schema.json, and what each of our metrics adds to the record."""
+def report_schema(others: Sequence[str] = ()) -> dict[str, Any]:
+    """JSON schema of report.json: schema.json, and what each of our metrics adds to the record.
+
+    Args:
+        others: metrics from outside that were measured, `package.module:NAME`.
+    """
     schema = json.loads(resources.files("evaluation.report").joinpath("schema.json").read_text(encoding="utf-8"))
-    for metric in in_order(METRICS.names()):
+    for metric in in_order([*METRICS.names(), *others]):
         schema["properties"]["job"]["properties"] |= metric.record_schema
     return schema
 

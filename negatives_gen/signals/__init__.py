@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from data.command.entries import check
 from data.command.errors import UserError
 from data.command.registry import Registry
 from negatives_gen.signals.base import Reference, Signal
@@ -12,7 +13,9 @@ SIGNALS: Registry[type[Signal]] = Registry(
     "negatives_gen.signals",
     "SIGNAL",
     "ranking signal",
-    lambda entry: isinstance(entry, type) and issubclass(entry, Signal),
+    Signal,
+    classes=True,
+    reserved=("score",),  # a record of a shard times the scoring beside each signal
 )
 
 
@@ -32,7 +35,7 @@ def job_identity(name: str, named: Any, local: Any, reference: Reference) -> dic
         UserError: an option is out of range or has a name that the manifest needs, or a model cannot be reached.
     """
     signal, origin = SIGNALS.load(name), SIGNALS.origin(name)
-    named.check()
+    check(named)
     settings = dataclasses.asdict(named)
     if "origin" in settings:
         raise UserError(f"ranking signal '{name}' has an option 'origin', which a manifest says of each. Rename it.")

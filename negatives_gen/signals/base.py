@@ -29,12 +29,14 @@ class Signal(ABC):
 
     Attributes:
         name: of the module and of the column.
+        summary: half a line for --help.
         Options: a frozen dataclass of its options (`data.command.options.option`), whose `check` raises UserError for a
             value out of range. They are options of the commands, and stand in the manifest.
         embeds: whether it sets the groups' `response_embedding`.
     """
 
     name: str
+    summary: str
     Options: ClassVar[type] = NoOptions
     embeds: ClassVar[bool] = False
 

@@ -31,6 +31,7 @@ class BertScore(Signal):
     """Embeddings are the encoder's last hidden states; no idf weights, no baseline. 0 for a text without a token."""
 
     name = "bertscore"
+    summary = "F1 of BERTScore: greedy matches of an encoder's token embeddings"
     Options: ClassVar = Options
 
     def __init__(self, options: Any, reference: Reference):

@@ -9,6 +9,7 @@ class Bleu(TextSignal):
     """In [0, 1] rather than sacrebleu's per cent; 0 where a text has no token."""
 
     name = "bleu"
+    summary = "sentence BLEU of sacrebleu"
     library = "sacrebleu"
 
     def __init__(self, options: Any, reference: Reference):

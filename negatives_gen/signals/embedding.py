@@ -32,6 +32,7 @@ class Embedding(Signal):
     """Also sets each group's response_embedding."""
 
     name = "embedding"
+    summary = "cosine of sentence embeddings"
     Options: ClassVar = Options
     embeds = True
 

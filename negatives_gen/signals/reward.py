@@ -33,6 +33,7 @@ class Reward(Signal):
     """
 
     name = "reward"
+    summary = "score of a reward model"
     Options: ClassVar = Options
 
     def __init__(self, options: Any, reference: Reference):

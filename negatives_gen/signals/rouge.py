@@ -17,6 +17,7 @@ class Rouge(TextSignal):
     """0 where one of the texts has no word, such as one of emoji alone."""
 
     name = "rouge"
+    summary = "ROUGE-L F1"
     library = "rouge-score"
 
     def __init__(self, options: Any, reference: Reference):

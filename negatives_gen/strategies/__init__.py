@@ -6,8 +6,11 @@ from data.command.errors import UserError
 from data.command.registry import Registry
 from negatives_gen.strategies.base import Strategy
 
+# A record of a shard counts the tokens of prompts, ground truths and all negatives beside those of each strategy, and
+# times the scoring beside each strategy and signal.
+RESERVED = ("prompt", "response", "negatives", "score")
 STRATEGIES: Registry[Strategy] = Registry(
-    "negatives_gen.strategies", "STRATEGY", "strategy", lambda entry: isinstance(entry, Strategy)
+    "negatives_gen.strategies", "STRATEGY", "strategy", Strategy, reserved=RESERVED
 )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from data.command.entries import check
 from data.command.options import NoOptions
 from data.schema import Candidate, Group
 
@@ -87,7 +88,7 @@ class Strategy(ABC):
         Raises:
             UserError: a value is out of range.
         """
-        options.check()
+        check(options)
         return dataclasses.asdict(options)
 
     def for_sample(self, settings: dict[str, Any], rows: int, shard_rows: int) -> dict[str, Any]:

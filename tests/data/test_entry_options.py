@@ -19,7 +19,7 @@ class Entry:
     """What the home below is made of."""
 
     def __init__(self, name: str, options: Any = None):
-        self.name = name
+        self.name, self.summary = name, "an entry"
         if options is not None:
             self.Options = options
 
@@ -50,7 +50,7 @@ class Home(Registry[Entry]):
         return list(self._built_in)
 
 
-HOME = Home("a.home", "ENTRY", "entry", lambda entry: hasattr(entry, "name"))
+HOME = Home("a.home", "ENTRY", "entry", Entry)
 
 
 @dataclass
@@ -89,16 +89,18 @@ def write(folder: Path, module: str, fields: str, name: str = "mine") -> str:
     (folder / f"{module}.py").write_text(f'''
 from dataclasses import dataclass
 from data.command.options import option
+from tests.data.test_entry_options import Entry
 
 @dataclass(frozen=True)
 class Options:
     {fields}
 
-class Mine:
+class Mine(Entry):
     name = "{name}"
+    summary = "an entry"
     Options = Options
 
-ENTRY = Mine()
+ENTRY = Mine("{name}", Options)
 ''')
     return f"{module}:ENTRY"
 

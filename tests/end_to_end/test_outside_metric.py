@@ -15,6 +15,7 @@ import negatives_gen.models.engine
 from data.command.errors import UserError
 from data.command.options import load_config
 from evaluation.config import EvaluateConfig
+from evaluation.metrics import METRICS
 from evaluation.report.files import report_schema
 from evaluation.run import evaluate
 from negatives_gen.models.engine import Sample
@@ -47,6 +48,7 @@ class Words(PromptMetric):
         Column("said", "said", "{:.2f}", "how often an answer says the word", better=LOWER, unit="times", paired=True,
                figure=True),
     )
+    record_schema = {"words": {"type": "object", "required": ["word"], "properties": {"word": {"type": "string"}}}}
 
     def values(self, answers):
         return {"said": [float(text.split().count(self.options.word)) for text in answers.texts]}
@@ -54,6 +56,7 @@ class Words(PromptMetric):
 
 class Most(Words):
     name = "most"
+    record_schema = {}
     columns = (Column("most", "most", "{:.2f}", "the same, and more is better", better=HIGHER),)
 
     def values(self, answers):
@@ -93,14 +96,20 @@ def report(out: Path) -> dict[str, Any]:
     return json.loads((out / "report.json").read_text())
 
 
-def test_a_metric_of_ones_own_is_measured_reported_chosen_by_and_compared(words: list[str], tmp_path: Path) -> None:
+def test_a_metric_of_ones_own_is_measured_reported_chosen_by_and_compared(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     env = {"PYTHONPATH": f"{tmp_path / 'mine'}:{ROOT}"}
     both, alone = tmp_path / "both", tmp_path / "alone"
     asked = ["--metrics", "text", "counting:Words", "--word", "the", "--out", str(alone)]
     done = run_command("evaluation.run", *words, *asked, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     made = report(alone)
-    jsonschema.validate(made, report_schema())
+    monkeypatch.syspath_prepend(tmp_path / "mine")
+    schema = report_schema(["counting:Words"])
+    jsonschema.validate(made, schema)
+    with pytest.raises(jsonschema.ValidationError, match="7 is not of type 'string'"):
+        jsonschema.validate({**made, "job": {**made["job"], "words": {"word": 7}}}, schema)
 
     # What it is, and which source it is of, is in the record; and its option.
     source = hashlib.sha256((tmp_path / "mine" / "counting.py").read_bytes()).hexdigest()
@@ -149,3 +158,37 @@ def test_options_of_an_outside_metric_are_known_only_with_it_and_checked(
         config.check()
     with pytest.raises(UserError, match="metric 'counting:MODULE': module 'counting' defines no 'MODULE'"):
         load_config(EvaluateConfig, [*given, "--metrics", "counting:MODULE"], command="test")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            'Column("said"',
+            'Column("win_rate"',
+            "metric 'words' has a column 'win_rate', as metric 'win_rate' has. Rename it.",
+        ),
+        (
+            'name = "words"',
+            'name = "second_model"',
+            "metric 'second_model' has 'second_model' in the record, as metric 'reverse_kl' has",
+        ),
+        ('name = "words"', 'name = "seed"', "calls itself 'seed', a key of the records"),
+        (
+            '    columns = (\n        Column("said"',
+            '    others = (\n        Column("said"',
+            "metric 'words' has no columns",
+        ),
+    ],
+)
+def test_a_metric_that_would_take_anothers_place_in_the_report_is_refused(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, said: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path / "mine")
+    for known in ("_paths", "_outside"):  # those of other tests are forgotten
+        monkeypatch.setattr(METRICS, known, {})
+    assert old in MODULE
+    module = f"colliding_{abs(hash(new))}"
+    (tmp_path / "mine" / f"{module}.py").write_text(MODULE.replace(old, new, 1))
+    with pytest.raises(UserError, match=said):
+        load_config(EvaluateConfig, [*words, "--out", "out", "--metrics", f"{module}:Words"], command="test").check()

@@ -111,6 +111,13 @@ def test_a_bare_path_is_named_by_its_last_part(words: list[str]) -> None:
     assert (options.opponents, options.judge.timeout) == (["truth", "cpo"], 5.0)
 
 
+def test_a_bare_path_may_hold_an_equals_sign() -> None:
+    assert config("--model", "runs/lr=1e-5/cpo", "b=runs/lr=2").models() == {
+        "cpo": "runs/lr=1e-5/cpo",
+        "b": "runs/lr=2",
+    }
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -167,3 +167,31 @@ def train(reference: Path, folder: Path, *more: str, objective: str = "cpo") -> 
 def trainer_record(folder: Path, number: int) -> dict[str, Any]:
     """What the run of that number, see `train`, records of its job."""
     return json.loads((folder / f"model-{number}" / "trainer_job.json").read_text())
+
+
+def test_names_that_mean_something_in_the_record_of_a_shard_are_refused(
+    reference: Path, outside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = ("--model", reference, "--dataset", "facts", "--limit", 4, "--out", tmp_path / "set")
+    for name in ("prompt", "response", "negatives", "score"):
+        (outside / "rotated_outside.py").write_text(STRATEGY.replace('name = "rotated"', f'name = "{name}"'))
+        said = refused(capsys, *job, "--strategies", "rotated_outside:ROTATED=1")
+        assert f"calls itself '{name}', a key of the records" in said
+    (outside / "rotated_outside.py").write_text(STRATEGY.replace('name = "rotated"', 'name = "rouge"'))
+    said = refused(capsys, *job, "--strategies", "rotated_outside:ROTATED=1", "--signals", "rouge")
+    assert "'rouge' is the name of a strategy and of a ranking signal" in said
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_strategy_without_a_summary_is_refused_before_any_work(
+    reference: Path, outside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = STRATEGY.replace('    summary = "the ground truth turned round"\n', "")
+    assert source != STRATEGY
+    (outside / "rotated_outside.py").write_text(source)
+    said = refused(
+        capsys, "--model", reference, "--dataset", "facts", "--limit", 4, "--out", tmp_path / "set",
+        "--strategies", "rotated_outside:ROTATED=1",
+    )  # fmt: skip
+    assert "strategy 'rotated_outside:ROTATED' has no summary, a text" in said
+    assert not (tmp_path / "set").exists()

@@ -63,6 +63,7 @@ class Brevity(Signal):
     """Minus the number of tokens: the shortest is the nearest."""
 
     name = "brevity"
+    summary = "the shorter the nearer"
     Options = Options
 
     def __init__(self, options, reference):

@@ -102,6 +102,7 @@ def _ground_truths(script: ScriptArguments, split: str, tokenizer: Any) -> tuple
     from data.models import context_length
     from data.sources.examples import fingerprint, load_examples
     from data.sources.prepare import describe_rejects, prepare_groups, require_groups
+    from data.sources.tasks import describe_task
 
     assert script.dataset is not None
     examples = load_examples(script.dataset, script.task, split)
@@ -109,7 +110,10 @@ def _ground_truths(script: ScriptArguments, split: str, tokenizer: Any) -> tuple
     require_groups(groups, rejects, f"data set '{script.dataset}'")
     if rejects:
         log.warning("%d rows read, %s", len(examples), describe_rejects(rejects))
-    return GroundTruths(groups), {"examples_sha256": fingerprint(examples)}
+    return GroundTruths(groups), {
+        "examples_sha256": fingerprint(examples),
+        **describe_task(script.task),
+    }
 
 
 def _refuse_repeated(store: GroupStore, option: str) -> None:

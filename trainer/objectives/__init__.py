@@ -7,7 +7,7 @@ OBJECTIVES: Registry[Objective] = Registry(
     "trainer.objectives",
     "OBJECTIVE",
     "objective",
-    lambda entry: isinstance(entry, Objective),
+    Objective,
     helpers=("contrast", "losses", "pairs", "rewards", "scheduled"),
 )
 # Of a command line that names none.
