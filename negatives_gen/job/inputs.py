@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from data.command.errors import UserError
 from data.models import load_tokenizer
 from data.schema import Group, Reject
-from data.set_writer import INPUTS, JOB_FOLDER
+from data.set_directory import INPUTS
+from data.shard_records import JOB_FOLDER
 from data.shards import NegativeSet
 from data.sources.examples import Example
 from data.sources.prepare import prepare_groups

@@ -139,13 +139,15 @@ def _made(config: RunOptions, work: Work, prepare: Callable[[], tuple[int, dict[
         progress = Progress(num_shards, len(finished), config.log_format)
         if todo:
             run_pipeline(work, todo, num_engines=config.num_engines, on_written=progress.shard)
+        manifest = writer.collect(num_shards, inputs)
+        write_card(writer.folder, manifest)
+        writer.seal(manifest)
+        return manifest
     except UserError:
         writer.release()
         raise
-    manifest = writer.collect(num_shards, inputs)
-    write_card(writer.folder, manifest)
-    writer.seal(manifest)
-    return manifest
+    finally:
+        writer.end()
 
 
 def serving_context(config: GenerateConfig, model: str, tokenizer: Any) -> int:
