@@ -31,7 +31,14 @@ pytestmark = pytest.mark.trains
 SHARDS = range(3)
 # Every file that a job of three shards writes, in order; of staging, of the shards, of the end.
 STAGING = [".claim/00001.json", "_job/job.json", *(f"_job/inputs/{i:05d}.jsonl" for i in SHARDS), "_job/inputs.json"]
-WORK = [name for i in SHARDS for name in (f"shard-{i:05d}.parquet", f"_job/shard-{i:05d}.json")]
+WORK = [
+    name
+    for i in SHARDS
+    for name in (
+        *(f"_job/tries/{i:05d}-{stage}-1" for stage in ("sample", "score")),
+        *(f"shard-{i:05d}.parquet", f"_job/shard-{i:05d}.json"),
+    )
+]
 END = ["rejects.parquet", "README.md", "manifest.json"]
 POINTS = [f"{moment} {name}" for name, moment in product([*STAGING, *WORK, *END], ("before", "after"))]
 
