@@ -1,15 +1,10 @@
 """Writing the shards of a negative set.
 
-While a job runs, its directory holds `_job/job.json` (what decides the content), `_job/inputs` (the examples of each
-shard, see `negatives_gen.job.inputs`) and, for every finished shard, the shard and a record `_job/shard-00000.json`.
-A shard counts as finished when its record exists; the record is written after the shard. When all are there, rejects
-and manifest are written and `_job` is removed.
+A shard counts as finished when its record exists; the record is written after the shard (`data.set_directory`). When
+all are there, rejects and manifest are written and the job's folder is removed. Neither a shard nor a record nor a
+manifest ever replaces another one: a process that was taken over from, or that Ray has given up, comes too late.
 """
 
-import dataclasses
-import json
-import re
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
@@ -19,21 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.command.errors import UserError
-from data.manifest import MANIFEST, Manifest, ShardRecord, environment, first_difference, read_manifest
+from data.manifest import MANIFEST, Manifest, ShardRecord, environment
 from data.schema import SCHEMA_VERSION, Group, Reject, group_schema, groups_to_table, reject_schema, rejects_to_table
+from data.set_directory import SetDirectory
+from data.shard_records import JOB_FOLDER, ShardEntry, record_name
 from data.shards import REJECTS, shard_name
-from data.storage import Folder, sha256
+from data.storage import sha256
 
-JOB_FOLDER = "_job"
-JOB_FILE = f"{JOB_FOLDER}/job.json"
-INPUTS = f"{JOB_FOLDER}/inputs"
 RECORDS_AT_A_TIME = 1000
-# Which run of the job owns the directory.
-DRIVER_FILE = f"{JOB_FOLDER}/driver"
-
-
-def _record_name(index: int) -> str:
-    return f"{JOB_FOLDER}/shard-{index:05d}.json"
 
 
 def _parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
@@ -53,86 +41,12 @@ def _tokens_by_strategy(groups: Sequence[Group]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _claim(job: dict[str, Any], signals: list[str], parent: dict[str, Any] | None) -> dict[str, Any]:
-    """What a directory is claimed for: two runs with equal claims work on the same set."""
-    return {**job, "ranking signals": signals, "parent": parent, "schema_version": SCHEMA_VERSION}
-
-
-class NegativeSetWriter:
+class NegativeSetWriter(SetDirectory):
     """Writes one negative set, shard by shard, in any order.
 
-    One job at a time works on a directory: its driver calls `begin` and `finish` (`begin` also removes what an
-    interrupted write left, so it must not run beside one). `write_shard` may be called from any process of that
-    job, by one process at a time for the same shard.
-
-    Args:
-        path: directory or URL of the set.
-        job: what decides the content (see `Manifest.job`), JSON-like.
-        signals: ranking signals that every candidate has.
-        parent: of a set that extends another, see `Manifest.parent`.
-        undecided: dotted keys of the job, or "parent.name", that do not decide the content: two jobs that differ only
-            there make the same set.
+    The job's driver calls `begin` and at its end `finish`, or `collect` and `seal`, or `release` or `end`.
+    `write_shard` may be called from any process of that job.
     """
-
-    def __init__(
-        self,
-        path: str,
-        job: dict[str, Any],
-        signals: Sequence[str],
-        parent: dict[str, Any] | None = None,
-        *,
-        undecided: Sequence[str] = (),
-    ):
-        self.folder = Folder(path)
-        self.job = json.loads(json.dumps(job))
-        self.signals = list(signals)
-        self.parent = parent
-        self.undecided = tuple(undecided)
-        self.driver: bytes | None = None
-        self.is_new = not self.folder.exists()
-
-    def begin(self) -> bool:
-        """Claim the directory. True if there is work left, False if the set is complete already.
-
-        Raises:
-            UserError: the directory holds another job (or the same one with other signals), or files that are
-                no negative set.
-        """
-        names = self.folder.names()
-        if MANIFEST in names:
-            manifest = read_manifest(self.folder, current=True)
-            self._refuse_other_job(_claim(manifest.job, manifest.signals, manifest.parent))
-            self.folder.remove(JOB_FOLDER)  # a crash between the manifest and this clean-up leaves it behind
-            return False
-        if JOB_FOLDER in names and "job.json" in self.folder.names(JOB_FOLDER):
-            self._refuse_other_job(json.loads(self.folder.read(JOB_FILE)))
-            for folder in ("", JOB_FOLDER, INPUTS):
-                self.folder.remove_temporary(folder)
-        elif names - {JOB_FOLDER}:
-            raise UserError(
-                f"output directory '{self.folder.path}' already holds other files ({sorted(names)[0]} ...). "
-                "Choose an empty or new --out."
-            )
-        else:
-            self.folder.write(JOB_FILE, json.dumps(_claim(self.job, self.signals, self.parent), indent=2).encode())
-        self.driver = uuid.uuid4().bytes
-        self.folder.write(DRIVER_FILE, self.driver)
-        return True
-
-    def release(self) -> None:
-        """Give the directory up if no shard is finished, so that a job that failed early may be corrected."""
-        if not self.finished():
-            for name in self.folder.names():
-                if re.fullmatch(r"shard-\d+\.parquet", name):  # written, but its record was not
-                    self.folder.remove(name)
-            self.folder.remove(JOB_FOLDER)
-            if self.is_new and not self.folder.names() and self.folder.exists():
-                self.folder.remove("")
-
-    def finished(self) -> set[int]:
-        """Indices of the shards that are finished."""
-        matches = (re.fullmatch(r"shard-(\d+)\.json", name) for name in self.folder.names(JOB_FOLDER))
-        return {int(match.group(1)) for match in matches if match}
 
     def write_shard(
         self,
@@ -152,15 +66,12 @@ class NegativeSetWriter:
             UserError: the place cannot be written, or another run of the job has taken it over.
             ValueError: the signals of a candidate are not the set's (a bug of the caller).
         """
-        try:
-            return ShardRecord(**json.loads(self.folder.read(_record_name(index)))["record"])
-        except FileNotFoundError:
-            pass
+        if done := self._done(index):
+            return done
         self._check_signals(groups)
         content = _parquet(group_schema(self.signals), [groups_to_table(groups, self.signals)])
         name = shard_name(index)
-        self._refuse_other_driver()
-        self.folder.write(name, content)
+        self._publish(name, content)
         record = ShardRecord(
             file=name,
             rows_read=len(groups) + len(rejects),
@@ -178,13 +89,16 @@ class NegativeSetWriter:
             seconds={stage: round(value, 3) for stage, value in seconds.items()},
             layout=layout,
         )
-        entry = {"record": dataclasses.asdict(record), "rejects": [dataclasses.asdict(r) for r in rejects]}
-        self._refuse_other_driver()
-        self.folder.write(_record_name(index), json.dumps(entry).encode())
+        self._publish(record_name(index), ShardEntry(record, list(rejects), self.content_sha256).to_json())
         return record
 
     def collect(self, num_shards: int, inputs: dict[str, Any] | None = None) -> Manifest:
-        """Write the rejects once all shards are finished, and make the manifest. Raises UserError if one is missing."""
+        """Write the rejects once all shards are finished, and make the manifest.
+
+        Raises:
+            UserError: a shard is missing or damaged, or another run owns the directory.
+        """
+        self.mend()
         missing = set(range(num_shards)) - self.finished()
         if missing:
             raise UserError(
@@ -196,15 +110,15 @@ class NegativeSetWriter:
 
         def rejects() -> Iterator[pa.Table]:
             for start in range(0, num_shards, RECORDS_AT_A_TIME):
-                names = [_record_name(i) for i in range(start, min(start + RECORDS_AT_A_TIME, num_shards))]
-                entries = [json.loads(content) for content in self.folder.read_all(names)]
-                records.extend(ShardRecord(**entry["record"]) for entry in entries)
-                part = [Reject(**reject) for entry in entries for reject in entry["rejects"]]
+                names = [record_name(i) for i in range(start, min(start + RECORDS_AT_A_TIME, num_shards))]
+                entries = [ShardEntry.from_json(content) for content in self.folder.read_all(names)]
+                records.extend(entry.record for entry in entries)
+                part = [reject for entry in entries for reject in entry.rejects]
                 reasons.update(reject.reason for reject in part)
                 yield rejects_to_table(part)
 
         content = _parquet(reject_schema(), rejects())
-        self.folder.write(REJECTS, content)
+        self._publish(REJECTS, content)
         counts = {
             "rows_read": sum(r.rows_read for r in records),
             "rows_written": sum(r.rows for r in records),
@@ -226,10 +140,17 @@ class NegativeSetWriter:
         )
 
     def seal(self, manifest: Manifest) -> None:
-        """Write the manifest, which makes the set a finished one, and remove what only the job needed."""
+        """Write the manifest, which makes the set a finished one, and remove what only the job needed.
+
+        Raises:
+            UserError: another run owns the directory, or has finished the set.
+        """
+        self.check()
         self.folder.remove_temporary()  # of workers that were killed while they wrote
-        self.folder.write(MANIFEST, manifest.to_json())
+        if not self.folder.create(MANIFEST, manifest.to_json()):
+            raise UserError(f"another run has finished '{self.folder.path}' already. Run one at a time.")
         self.folder.remove(JOB_FOLDER)
+        self.end()
 
     def finish(self, num_shards: int) -> Manifest:
         """Finish the set without its dataset card: `collect`, then `seal`."""
@@ -246,24 +167,20 @@ class NegativeSetWriter:
                         f"set has {sorted(self.signals)}"
                     )
 
-    def _refuse_other_driver(self) -> None:
-        """A worker whose driver was killed may outlive it: it must not write beside the workers of the next one."""
-        if self.driver is None:
-            return
-        try:
-            driver = self.folder.read(DRIVER_FILE)
-        except FileNotFoundError:
-            driver = b""
-        if driver != self.driver:
-            raise UserError(
-                f"another run of the job has taken over '{self.folder.path}'; this one stops. Run one at a time."
-            )
+    def _done(self, index: int) -> ShardRecord | None:
+        """The record of a shard that is finished, and there; None if it is not."""
+        entry = self.entry(index)
+        return entry.record if entry and self.folder.size(entry.record.file) == entry.record.bytes else None
 
-    def _refuse_other_job(self, other: dict[str, Any]) -> None:
-        difference = first_difference(other, _claim(self.job, self.signals, self.parent), ignore=self.undecided)
-        if difference:
-            key, theirs, ours = difference
+    def _publish(self, name: str, content: bytes) -> None:
+        """Put a file of an unfinished set in its place. Raises UserError if it is not ours to write."""
+        self.check()
+        if self.folder.create(name, content):
+            return
+        # Of a worker that was killed between shard and record, or of a run that we took over from.
+        self.check()
+        self.folder.remove(name)
+        if not self.folder.create(name, content):
             raise UserError(
-                f"output directory '{self.folder.path}' already holds another job: its {key} is {theirs!r}, this "
-                f"job's is {ours!r}. Choose another --out, or run with the same settings to go on."
+                f"'{self.folder.path}/{name}' is written by two workers at once. Run the same command again."
             )

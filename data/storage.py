@@ -2,8 +2,12 @@
 
 On a local disk a file is written under a temporary name, flushed and renamed. An object store has no rename;
 there one completed upload is the atomic step (fsspec shows no object until the upload is complete).
+
+`Folder.create` replaces nothing: a hard link on a local disk, a conditional put on an object store.
 """
 
+import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TEMPORARY_PREFIX = ".tmp-"
+# What a file system answers that has no hard links, or a store that has no conditional put.
+NOT_OFFERED = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
 
 
 class Folder:
@@ -78,6 +84,15 @@ class Folder:
         except NotADirectoryError:
             raise UserError(f"'{self.path}' is a file, not a directory. Give a directory.") from None
 
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, None if it does not exist."""
+        self.fs.invalidate_cache(self.root)
+        try:
+            with self._reaching("read", self / name):
+                return int(self.fs.size(self / name))
+        except FileNotFoundError:
+            return None
+
     def read(self, name: str) -> bytes:
         """Read a whole file. Raises FileNotFoundError."""
         with self._reaching("read", self / name):
@@ -104,6 +119,53 @@ class Folder:
             except Exception as error:  # FileNotFoundError too: there is no such bucket
                 raise self._unreachable("write", path, error) from error
             return
+        with self._written(path, content) as temporary:
+            os.replace(temporary, path)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a whole file if there is none of that name, creating folders. False if another one is there.
+
+        True too if the very same content is there, as after a put whose answer was lost and that was sent again.
+        Where a file system has no hard links, or a store no conditional put, two processes that create a file in the
+        same instant may both be told True.
+
+        Raises:
+            UserError: the place cannot be written.
+        """
+        path = self / name
+        if not self.is_local:
+            return self._put_new(name, content)
+        with self._written(path, content) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return self._holds(name, content)
+            except OSError as error:
+                if error.errno not in NOT_OFFERED:
+                    raise
+                if os.path.exists(path):
+                    return self._holds(name, content)
+                os.replace(temporary, path)
+        return True
+
+    def _put_new(self, name: str, content: bytes) -> bool:
+        try:
+            self.fs.pipe_file(self / name, content, mode="create")
+        except Exception as error:  # each store says in its own way that an object is there
+            try:
+                return self._holds(name, content)
+            except (FileNotFoundError, UserError):
+                if not isinstance(error, NotImplementedError) and getattr(error, "errno", None) not in NOT_OFFERED:
+                    raise self._unreachable("write", self / name, error) from error
+            self.write(name, content)
+        return True
+
+    def _holds(self, name: str, content: bytes) -> bool:
+        return self.read(name) == content
+
+    @contextmanager
+    def _written(self, path: str, content: bytes) -> Iterator[str]:
+        """A temporary file with this content beside a local path, gone afterwards. Raises UserError."""
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=Path(path).parent)
@@ -113,10 +175,9 @@ class Folder:
                     file.flush()
                     os.fsync(file.fileno())
                 os.chmod(temporary, 0o644)
-                os.replace(temporary, path)
-            except BaseException:
+                yield temporary
+            finally:
                 Path(temporary).unlink(missing_ok=True)
-                raise
         except OSError as error:
             raise UserError(
                 f"cannot write '{path}': {error.strerror or error}. Check the path, its permissions and free space."
@@ -131,9 +192,15 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all it holds; nothing happens if it does not exist."""
-        with self._reaching("remove", self / name):
+        with self._reaching("remove", self / name), contextlib.suppress(FileNotFoundError):  # another may remove it too
             if self.fs.exists(self / name):
                 self.fs.rm(self / name, recursive=True)
+
+    def remove_if_empty(self, name: str = "") -> None:
+        """Remove a folder that holds nothing; an object store has none."""
+        if self.is_local:
+            with contextlib.suppress(OSError):
+                os.rmdir(self / name if name else self.root)
 
     def exists(self) -> bool:
         """Whether the directory is there; an object store has no empty ones."""

@@ -5,6 +5,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
+from data.claim import CLAIMS, Claim, claimed
 from data.command.errors import UserError, exit_on_user_error
 from data.command.log import start_logging
 from data.command.options import load_config, resolve_path
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 JOB_FILE = "evaluation_job.json"
 # Folders that an evaluation makes in --out, before it is finished too.
-FOLDERS = {"store", "ensembles"}
+FOLDERS = {"store", "ensembles", CLAIMS}
 
 USAGE = "python -m evaluation.run --model NAME=PATH [NAME=PATH ...] --dataset D --out DIR [...]"
 ABOUT = """
@@ -51,11 +52,16 @@ def evaluate(config: EvaluateConfig) -> str:
     """Evaluate every checkpoint and write the report; returns the table.
 
     Raises:
-        UserError: unusable model, data, judge or negative set, or an output directory that holds something else. Of a
-            judge or a budget that fails in the middle too: the store keeps what was done.
+        UserError: unusable model, data, judge or negative set, or an output directory that holds something else or in
+            which another run is at work. Of a judge or a budget that fails in the middle too: the store keeps what was
+            done.
     """
+    with claimed(resolve_path(config.out)) as claim:
+        return _evaluate(config, claim)
+
+
+def _evaluate(config: EvaluateConfig, claim: Claim) -> str:
     from data.manifest import environment
-    from data.storage import Folder
     from evaluation.answers.answer_sets import make_answers
     from evaluation.answers.cache import Store
     from evaluation.measure import gather
@@ -64,7 +70,7 @@ def evaluate(config: EvaluateConfig) -> str:
     from evaluation.samples import sample_rows
     from evaluation.sweep import describe_sweep, make_ensembles
 
-    folder = Folder(resolve_path(config.out))
+    folder = claim.folder
     store = Store(resolve_path(config.store) if config.store else f"{folder.path}/store")
     chosen = config.chosen_metrics()
     _refuse_other_files(folder, store)
@@ -93,6 +99,7 @@ def evaluate(config: EvaluateConfig) -> str:
         without_secrets(job), environment(), measurements, sample_rows(gathered, evaluation.test),
         gathered.notes(evaluation.test), in_order(columns_of(chosen)),
     )  # fmt: skip
+    claim.check()
     return write_report(folder, results)
 
 

@@ -6,6 +6,7 @@ from data.command.console import run_verb, verbs_text
 from data.command.errors import exit_on_user_error
 from data.command.log import start_logging
 from data.command.options import load_config
+from data.command.terminated import ending_on_sigterm
 from data.command.usage import answered
 from negatives_gen.config import GenerateConfig
 
@@ -46,7 +47,9 @@ def main(argv: list[str] | None = None) -> int | None:
     from negatives_gen.job.job import generate
     from negatives_gen.job.progress import print_outcome
 
-    print_outcome(generate(config), config.out, config.log_format)
+    with ending_on_sigterm():
+        manifest = generate(config)
+    print_outcome(manifest, config.out, config.log_format)
     return None
 
 

@@ -26,6 +26,11 @@ class RunOptions:
     )
     num_engines: int | None = option(None, "vLLM engines (default: one per GPU, or one on CPUs)")
     engine: dict[str, Any] = option({}, "any argument of vLLM's LLM, untouched: --engine.tensor_parallel_size 2")
+    stall_timeout: float = option(
+        14400.0,
+        "end if no worker begins or ends a shard's stage for so many seconds, and name what stands still (0: never)",
+        metavar="SECONDS",
+    )
     log_format: str = option(
         "text",
         "text for people, or json for clusters: progress, log and errors as one JSON object a line (what stays text: "
@@ -40,6 +45,8 @@ class RunOptions:
         """Raise UserError for a value out of range."""
         if self.num_engines is not None and self.num_engines < 1:
             raise UserError(f"--num_engines must be at least 1, got {self.num_engines}.")
+        if not 0 <= self.stall_timeout < float("inf"):
+            raise UserError(f"--stall_timeout must be 0 (never) or more seconds, got {self.stall_timeout}.")
         if self.log_format not in LOG_FORMATS:
             raise UserError(f"--log_format must be text or json, got '{self.log_format}'.")
 

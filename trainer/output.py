@@ -1,12 +1,15 @@
 """The output directory of a training run: which job it belongs to, and where that job may go on.
 
-Nothing here writes before `claim_output`, so that a run that is refused leaves no trace.
+Nothing here writes before `claim_output` but who owns the directory, so that a run that is refused leaves no trace.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data.claim import CLAIMS, Claim, claimed
 from data.command.errors import UserError
 from data.command.options import fields_of_entries
 from data.manifest import first_difference
@@ -17,6 +20,21 @@ from trainer.record import UNDECIDED
 JOB_FILE = "trainer_job.json"
 # transformers writes it last, into a checkpoint as beside the final model.
 STATE_FILE = "trainer_state.json"
+
+
+@contextmanager
+def owned_output(output: Path, *, is_main: bool) -> Iterator[Claim | None]:
+    """Own the output directory while the run lasts; of several processes the main one does, the others get None.
+
+    Raises:
+        UserError: another run owns it, it is a file, or it cannot be written.
+    """
+    if not is_main:
+        yield None
+        return
+    _refuse_file(output)
+    with claimed(str(output)) as claim:
+        yield claim
 
 
 def resume_from(given: str | bool | None) -> str | None:
@@ -51,8 +69,7 @@ def check_output(output: Path, job: dict[str, Any], resume: str | None, checkpoi
     Raises:
         UserError: saying what the directory holds.
     """
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output directory '{output}' is a file. Choose another --output_dir.")
+    _refuse_file(output)
     if (output / JOB_FILE).exists():
         others = [name for name in fields_of_entries(OBJECTIVES, None) if name not in job]
         # Records of before 0.5 hold options of objectives that have none.
@@ -75,13 +92,18 @@ def check_output(output: Path, job: dict[str, Any], resume: str | None, checkpoi
                 f"output directory '{output}' already holds this job, finished, and no checkpoint to go on from. "
                 "Choose another --output_dir to train again."
             )
-    elif output.is_dir() and any(not p.name.startswith(TEMPORARY_PREFIX) for p in output.iterdir()):
+    elif output.is_dir() and any(not p.name.startswith((TEMPORARY_PREFIX, CLAIMS)) for p in output.iterdir()):
         raise UserError(f"output directory '{output}' already holds other files. Choose an empty or new --output_dir.")
 
 
 def claim_output(output: Path, job: dict[str, Any]) -> None:
     """Write the job's description into the output directory. Raises UserError if it cannot be written."""
     Folder(str(output)).write(JOB_FILE, (json.dumps(_plain(job), indent=2) + "\n").encode())
+
+
+def _refuse_file(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output directory '{output}' is a file. Choose another --output_dir.")
 
 
 def _read_job(record: Path) -> dict[str, Any]:

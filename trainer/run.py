@@ -12,11 +12,12 @@ from data.command.log import start_logging
 from data.command.usage import answered, help_text
 from data.storage import sha256
 from trainer.config import ABOUT, USAGE, ScriptArguments
-from trainer.output import check_output, claim_output, find_checkpoint, resume_from
+from trainer.output import check_output, claim_output, find_checkpoint, owned_output, resume_from
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
+    from data.claim import Claim
     from trainer.arguments import PaperTrainingArguments
 
 log = logging.getLogger(__name__)
@@ -42,12 +43,24 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
     Of several processes only the main one looks at the output directory and writes to it.
 
     Raises:
-        UserError: unusable model, data, negative set or checkpoint, or an output directory that holds another job.
+        UserError: unusable model, data, negative set or checkpoint, or an output directory that holds another job or
+            in which another run is at work.
     """
+    with owned_output(Path(str(training.output_dir)), is_main=training.process_index == 0) as claim:
+        _train(script, training, model_config, claim)
+
+
+def _train(
+    script: ScriptArguments,
+    training: "PaperTrainingArguments",
+    model_config: "ModelConfig",
+    claim: "Claim | None",
+) -> None:
     from data.models import check_model, load_tokenizer, tokenizer_hash, weights_hash
     from trainer.groups.sampler import EpochOfSampler
     from trainer.groups.training_data import load_training_data
     from trainer.monitor.metrics_file import MetricsFile
+    from trainer.monitor.ownership import StopIfTakenOver
     from trainer.monitor.safety import CheckpointOnSigterm
     from trainer.monitor.watch import Curves, GroundTruthWatch
     from trainer.policy import Policy
@@ -88,6 +101,8 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
     sigterm = CheckpointOnSigterm(trainer.accelerator)
     for callback in (EpochOfSampler(), MetricsFile(), GroundTruthWatch(script.chosen.remedies), Curves(), sigterm):
         trainer.add_callback(callback)
+    if claim is not None:
+        trainer.add_callback(StopIfTakenOver(claim))
     if is_main:
         claim_output(output, job)
     if resume and not checkpoint:

@@ -2,13 +2,16 @@
 
 import pickle
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.command.errors import UserError
+from data.command.errors import UserError, first_line
 from data.models import load_tokenizer
 from data.set_writer import NegativeSetWriter
+from data.shards import shard_name
+from negatives_gen.job.attempts import SetAside, attempt
 from negatives_gen.job.inputs import Shard, ShardSource
 from negatives_gen.models.engine import Engine
 from negatives_gen.models.loading import loading
@@ -67,8 +70,17 @@ class Work:
         return [stage for stage in (SAMPLE, ASK) if stage in needed] + [SCORE]
 
 
+def new_row(index: int) -> dict[str, Any]:
+    """What the first stage gets of a shard.
+
+    `error` ends the job, with the `trace` in the log; `aside` says why this shard is not made; `payload` is the shard
+    on its way to the next stage.
+    """
+    return {"shard": index, "error": "", "trace": "", "aside": "", "payload": b""}
+
+
 class Stage:
-    """An actor of the pipeline whose UserErrors reach the driver as rows with an `error`, its other errors as raised.
+    """An actor of the pipeline whose errors reach the driver as rows with an `error`.
 
     Two habits of Ray Data make this necessary: it restarts an actor whose constructor raises, without end and without
     a word to the driver; and what a row raises comes with pages of its own stack trace.
@@ -97,16 +109,23 @@ class Stage:
         return {"payload": pickle.dumps(shard)}
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        if row["error"]:
+        if row["error"] or row["aside"]:
             return row
+        index = row["shard"]
         try:
             if self.failure is not None:
                 raise self.failure
-            shard = pickle.loads(row["payload"]) if row["payload"] else self.work.source.load(row["shard"])
-            self._make_negatives(shard)
-            return {"shard": row["shard"], "error": "", "payload": b"", **self.finish(row["shard"], shard)}
+            with attempt(self.work.writer, index, self.name):
+                shard = pickle.loads(row["payload"]) if row["payload"] else self.work.source.load(index)
+                self._make_negatives(shard)
+                return {**new_row(index), **self.finish(index, shard)}
         except UserError as error:
-            return {"shard": row["shard"], "error": str(error), "payload": b""}
+            return {**new_row(index), "error": str(error)}
+        except SetAside as aside:
+            return {**new_row(index), "aside": str(aside)}
+        except Exception as error:
+            said = f"{shard_name(index)}, stage '{self.name}': {type(error).__name__}: {first_line(error)}"
+            return {**new_row(index), "error": said, "trace": traceback.format_exc()}
 
     def _make_negatives(self, shard: Shard) -> None:
         for name, settings in self.work.strategies.items():
@@ -126,7 +145,37 @@ class SampleStage(Stage):
     def lend(self) -> dict[str, Any]:
         work = self.work
         options = {"trust_remote_code": True, **work.engine_options} if work.trust_remote_code else work.engine_options
-        return {"sampler": work.components.engine(work.model, seed=work.seed, options=options)}
+        self.engine = CheckedEngine(work.components.engine(work.model, seed=work.seed, options=options))
+        return {"sampler": self.engine}
+
+    def _make_negatives(self, shard: Shard) -> None:
+        self.engine.asked = self.engine.answered = 0
+        super()._make_negatives(shard)
+        if self.engine.asked and not self.engine.answered:
+            raise UserError(
+                f"the engine gave not one token for the {self.engine.asked} prompts that it was asked. Check the "
+                "model's weights, and the engine's options and log."
+            )
+
+
+class CheckedEngine:
+    """An engine that counts.
+
+    Attributes:
+        asked: prompts.
+        answered: samples that have tokens.
+    """
+
+    def __init__(self, engine: Any):
+        self.engine = engine
+        self.asked = self.answered = 0
+
+    def sample(self, prompts: Any, **request: Any) -> list[list[Any]]:
+        """See `negatives_gen.models.engine.Engine.sample`."""
+        drawn = self.engine.sample(prompts, **request)
+        self.asked += len(prompts)
+        self.answered += sum(bool(sample.ids) for samples in drawn for sample in samples)
+        return drawn
 
 
 class AskStage(Stage):

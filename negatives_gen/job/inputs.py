@@ -8,21 +8,29 @@ need not be read twice, and after a crash the examples are those of the first ru
 import dataclasses
 import hashlib
 import json
+import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import islice
 from typing import Any, Protocol
+
+import pyarrow.parquet as pq
 
 from data.command.errors import UserError
 from data.models import load_tokenizer
 from data.schema import Group, Reject
-from data.set_writer import INPUTS, JOB_FOLDER
-from data.shards import NegativeSet
+from data.set_directory import INPUTS
+from data.shard_records import JOB_FOLDER, ShardEntry, record_name, recorded
+from data.shards import NegativeSet, shard_name
 from data.sources.examples import Example
 from data.sources.prepare import prepare_groups
-from data.storage import Folder
+from data.storage import Folder, sha256
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import SCORE, Strategy
+
+log = logging.getLogger(__name__)
 
 STAGED = f"{JOB_FOLDER}/inputs.json"
 
@@ -77,36 +85,83 @@ class ShardSource(Protocol):
 
 @dataclass(frozen=True)
 class Staged:
-    """What was staged: number of examples, SHA-256 over their ids in order, number of shards."""
+    """What was staged: number of examples, SHA-256 over their ids in order, number of shards.
+
+    Attributes:
+        sha256: of each shard's file.
+    """
 
     examples: int
     examples_sha256: str
     shards: int
+    sha256: list[str]
+
+    def damaged(self, folder: Folder) -> list[str]:
+        """Files that are missing, or not what was staged."""
+        names = [_inputs_name(index) for index in range(self.shards)]
+        return [name for name, expected in zip(names, self.sha256, strict=True) if _sha256(folder, name) != expected]
 
 
 def stage_inputs(folder: Folder, examples: Iterable[Example], size: int) -> Staged:
     """Write the examples, at most `size` to a shard; does nothing if an earlier run of the job has done it.
 
+    What an earlier run staged and is damaged is staged again. Shards that are finished stay, and belong to the same
+    examples: a stream that has other ones by now is refused.
+
     Raises:
-        UserError: there are no examples, or the place cannot be written.
+        UserError: there are no examples, they are not those of the finished shards, or the place cannot be written.
     """
-    try:
-        return Staged(**json.loads(folder.read(STAGED)))
-    except FileNotFoundError:
-        pass
-    digest, count, shards = hashlib.sha256(), 0, 0
-    for part in _cut(iter(examples), size):
-        lines = [json.dumps(dataclasses.asdict(example)) for example in part]
-        folder.write(_inputs_name(shards), "\n".join(lines).encode())
+    before = _staged(folder)
+    if before is not None:
+        damaged = before.damaged(folder)
+        if not damaged:
+            return before
+        log.warning("'%s': damaged or missing, and staged again: %s", folder.path, ", ".join(damaged[:5]))
+        folder.remove(STAGED)
+    digest, count, hashes, ids = hashlib.sha256(), 0, list[str](), dict[int, list[str]]()
+    finished = recorded(folder)
+    for index, part in enumerate(_cut(iter(examples), size)):
+        content = "\n".join(json.dumps(dataclasses.asdict(example)) for example in part).encode()
+        folder.write(_inputs_name(index), content)
+        hashes.append(sha256(content))
         for example in part:
             digest.update((b"\n" if count else b"") + example.id.encode())
             count += 1
-        shards += 1
+        if index in finished:
+            ids[index] = [example.id for example in part]
     if not count:
         raise UserError("the data set has no rows in this split. Choose another --dataset or --split.")
-    staged = Staged(count, digest.hexdigest(), shards)
+    _refuse_other_examples(folder, finished, ids)
+    staged = Staged(count, digest.hexdigest(), len(hashes), hashes)
     folder.write(STAGED, json.dumps(dataclasses.asdict(staged)).encode())
     return staged
+
+
+def _staged(folder: Folder) -> Staged | None:
+    """What an earlier run staged; None if it did not finish, or its record is damaged."""
+    try:
+        return Staged(**json.loads(folder.read(STAGED)))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _sha256(folder: Folder, name: str) -> str | None:
+    try:
+        return sha256(folder.read(name))
+    except FileNotFoundError:
+        return None
+
+
+def _refuse_other_examples(folder: Folder, finished: set[int], ids: dict[int, list[str]]) -> None:
+    """Raise UserError if shards that are finished were made of other examples than those that were just staged."""
+    for index in sorted(finished):
+        groups = pq.read_table(BytesIO(folder.read(shard_name(index))), columns=["id"])["id"].to_pylist()
+        entry = ShardEntry.from_json(folder.read(record_name(index)))
+        if Counter([*groups, *(reject.id for reject in entry.rejects)]) != Counter(ids.get(index, [])):
+            raise UserError(
+                f"'{folder.path}': the data set has changed since {shard_name(index)} was made of it. Restore it, or "
+                "choose another --out."
+            )
 
 
 def _cut(examples: Iterator[Example], size: int) -> Iterator[list[Example]]:
@@ -144,11 +199,21 @@ class StagedShards:
 
     def load(self, index: int) -> Shard:
         self._tokenizer = self._tokenizer or load_tokenizer(self.model, self.trust_remote_code)
-        lines = self.folder.read(_inputs_name(index)).decode().split("\n")
-        examples = [_example(json.loads(line)) for line in lines]
+        examples = self._examples(index)
         prepared = prepare_groups(examples, self.task, self._tokenizer, self.max_length)
         pool = sorted(prepared.groups, key=lambda group: group.id)
         return Shard(list(prepared.groups), pool, list(prepared.rejects), prepared.truncated)
+
+    def _examples(self, index: int) -> list[Example]:
+        """Raises UserError if what was staged is gone or is no examples any more; the driver has checked it before."""
+        name = _inputs_name(index)
+        try:
+            return [_example(json.loads(line)) for line in self.folder.read(name).decode().split("\n")]
+        except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"'{self.folder.path}/{name}' is missing or damaged ({type(error).__name__}). Run the same command "
+                "again; it stages it again."
+            ) from error
 
 
 @dataclass

@@ -19,6 +19,7 @@ from data.sources.prepare import describe_rejects
 from data.sources.tasks import describe_task, task_of
 from negatives_gen.config import GenerateConfig, RunOptions
 from negatives_gen.job.actors import Components, Work
+from negatives_gen.job.attempts import forget
 from negatives_gen.job.card import push_to_hub, require_disk, write_card
 from negatives_gen.job.inputs import Shard, StagedShards, stage_inputs
 from negatives_gen.job.pipeline import run_pipeline
@@ -136,16 +137,25 @@ def _made(config: RunOptions, work: Work, prepare: Callable[[], tuple[int, dict[
         num_shards, inputs = prepare()
         finished = writer.finished()
         todo = [index for index in range(num_shards) if index not in finished]
+        forget(writer.folder)
         progress = Progress(num_shards, len(finished), config.log_format)
         if todo:
-            run_pipeline(work, todo, num_engines=config.num_engines, on_written=progress.shard)
+            run_pipeline(
+                work,
+                todo,
+                num_engines=config.num_engines,
+                stall_timeout=config.stall_timeout,
+                on_written=progress.shard,
+            )
+        manifest = writer.collect(num_shards, inputs)
+        write_card(writer.folder, manifest)
+        writer.seal(manifest)
+        return manifest
     except UserError:
         writer.release()
         raise
-    manifest = writer.collect(num_shards, inputs)
-    write_card(writer.folder, manifest)
-    writer.seal(manifest)
-    return manifest
+    finally:
+        writer.end()
 
 
 def serving_context(config: GenerateConfig, model: str, tokenizer: Any) -> int:

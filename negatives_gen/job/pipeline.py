@@ -2,37 +2,73 @@
 
 import dataclasses
 import logging
-import os
-import sys
-from collections.abc import Callable, Sequence
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.command.errors import UserError, first_line
-from negatives_gen.job.actors import AskStage, SampleStage, ScoreStage, Work
+from data.command.errors import UserError, first_line, user_error_in
+from data.command.terminated import ending_on_sigterm
+from data.shards import shard_name
+from data.storage import Folder
+from negatives_gen.job.actors import AskStage, SampleStage, ScoreStage, Work, new_row
+from negatives_gen.job.attempts import Stall, refuse_set_aside
+from negatives_gen.job.cluster import start_ray
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
 
 log = logging.getLogger(__name__)
 
+# Behind the last row.
+END: Any = object()
 # Cores of an actor that only waits for an API.
 ASK_CPUS = 0.05
 
 
 def run_pipeline(
-    work: Work, shards: Sequence[int], *, num_engines: int | None, on_written: Callable[..., None]
+    work: Work,
+    shards: Sequence[int],
+    *,
+    num_engines: int | None,
+    stall_timeout: float,
+    on_written: Callable[..., None],
 ) -> None:
     """Make these shards. A row of the Ray data set is a whole shard, so that no block splitting changes its members.
 
     Args:
-        num_engines: what the user asked for.
+        num_engines, stall_timeout: what the user asked for.
         on_written: called in this process after each shard: index, rows, rejected, tokens.
 
     Raises:
-        UserError: what an actor had to say; shards written until then stay.
+        UserError: what an actor had to say, a shard that was set aside once the others are made, or that nothing moves
+            any more; shards written until then stay.
     """
     import ray
 
-    _start_ray()
+    with ending_on_sigterm():
+        start_ray()
+    # Ray has put a handler of its own in the place of ours, which would end it in the middle of what it does.
+    with ending_on_sigterm():
+        rows = Rows(_results(work, shards, num_engines))
+        outcome, stall = Outcome(work.writer.folder, on_written), Stall(work.writer.folder, stall_timeout)
+        try:
+            while (row := rows.next(seconds=1.0)) is not END:
+                if row is None:
+                    stall.check()
+                else:
+                    stall.move()
+                    outcome.take(row)
+        except BaseException:
+            if not rows.stop(seconds=3.0):
+                ray.shutdown()  # it hangs, or was interrupted: its actors end with the driver's connection
+            raise
+        outcome.end()
+
+
+def _results(work: Work, shards: Sequence[int], num_engines: int | None) -> Iterator[dict[str, Any]]:
+    """The rows that come out of the last stage, each as soon as its shard is written."""
+    import ray
+
     cluster = ray.cluster_resources()
     stages = work.stages
     ask_cpus = ASK_CPUS if ASK in stages else 0.0
@@ -53,8 +89,7 @@ def run_pipeline(
         ASK: (AskStage, work, 1, ASK_CPUS, 0),
         SCORE: (ScoreStage, work, resources.scorers, resources.cpus, resources.scorer_gpus),
     }
-    rows = [{"shard": index, "error": "", "payload": b""} for index in shards]
-    results = ray.data.from_items(rows, override_num_blocks=len(rows))
+    results = ray.data.from_items([new_row(index) for index in shards], override_num_blocks=len(shards))
     for stage in stages:
         actor, argument, number, cpus, gpus = actors[stage]
         results = results.map(
@@ -66,10 +101,90 @@ def run_pipeline(
         )
     # A batch is a block is a shard; without prefetching each is told as soon as it is written.
     batches: Any = results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
-    for row in (row for batch in batches for row in batch.to_pylist()):
+    return (row for batch in batches for row in batch.to_pylist())
+
+
+class Outcome:
+    """What the rows of the pipeline say to the driver.
+
+    Args:
+        on_written: see `run_pipeline`.
+    """
+
+    def __init__(self, folder: Folder, on_written: Callable[..., None]):
+        self.folder, self.on_written = folder, on_written
+        self.aside: dict[int, str] = {}
+
+    def take(self, row: dict[str, Any]) -> None:
+        """Raise UserError if the row says that the job cannot go on."""
         if row["error"]:
+            if row["trace"]:
+                log.error("in a worker: %s", row["trace"])
             raise UserError(row["error"])
-        on_written(row["shard"], row["rows"], row["rejected"], row["tokens"])
+        if row["aside"]:
+            self.aside[row["shard"]] = row["aside"]
+            log.warning("%s is set aside: %s", shard_name(row["shard"]), row["aside"])
+        else:
+            self.on_written(row["shard"], row["rows"], row["rejected"], row["tokens"])
+
+    def end(self) -> None:
+        """Raise UserError if shards were set aside."""
+        refuse_set_aside(self.folder, self.aside)
+
+
+class Rows:
+    """Rows from an iterator that may block, read in a thread so that the caller can look at a clock and at signals.
+
+    The thread stops after a row with an `error`: the rows behind it would be made for nobody.
+    """
+
+    def __init__(self, rows: Iterator[dict[str, Any]]):
+        self._rows = rows
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._read, name="rows", daemon=True)
+        self._thread.start()
+
+    def next(self, seconds: float) -> Any:
+        """The next row, END behind the last one, or None if there is none within so many seconds.
+
+        Raises:
+            UserError: the iterator failed.
+        """
+        try:
+            row = self._queue.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if isinstance(row, BaseException):
+            raise _failed(row) from row
+        return row
+
+    def stop(self, seconds: float) -> bool:
+        """Read no more. Whether the thread has ended within so many seconds."""
+        self._stopped = True
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _read(self) -> None:
+        try:
+            for row in self._rows:
+                self._queue.put(row)
+                if row["error"] or self._stopped:
+                    return
+            self._queue.put(END)
+        except BaseException as error:
+            self._queue.put(error)
+
+
+def _failed(error: BaseException) -> UserError:
+    """What to say of an error of Ray itself, with its trace in the log."""
+    if said := user_error_in(error):
+        return said
+    log.error("in Ray", exc_info=error)
+    return UserError(
+        f"Ray could not go on: {type(error).__name__}: {first_line(error)}. The log has more; finished shards stay, "
+        "and the same command goes on."
+    )
 
 
 @dataclass(frozen=True)
@@ -140,45 +255,3 @@ class Resources:
             f"{self.engines} engine(s) with {self.engine_gpus:g} GPU, {self.scorers} scorer(s) with "
             f"{self.scorer_gpus:g} GPU"
         )
-
-
-def _start_ray() -> None:
-    """Join the cluster of the job or of $RAY_ADDRESS, else start Ray in this process.
-
-    Raises:
-        UserError: there is no such cluster, or Ray does not come up.
-    """
-    import ray
-
-    if ray.is_initialized():
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    try:
-        if address:  # the cluster and `ray job submit` decide the workers' environment
-            ray.init(address=address, logging_level=logging.WARNING)
-        else:
-            _start_local_ray()
-    except Exception as error:  # Ray raises bare Exceptions here, for one where a start takes over 30 s
-        where = f"Ray cluster '{address}' cannot be joined" if address else "Ray did not start on this machine"
-        raise UserError(
-            f"{where}: {first_line(error).rstrip('.')}. "
-            + ("Check $RAY_ADDRESS." if address else "It may be too busy: run the same command again.")
-        ) from error
-
-
-def _start_local_ray() -> None:
-    import ray
-
-    # Ray starts its workers at niceness 15; on a machine that does anything else they would hardly run.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # Ray keeps a worker's import path and environment apart from the driver's unless told.
-    passed = {
-        k: v for k, v in os.environ.items() if k.startswith(("VLLM_", "HF_", "TORCH_COMPILE", "OMP_NUM", "TQDM_"))
-    }
-    import_path = os.pathsep.join(p for p in sys.path if p) or "."
-    ray.init(
-        address="local",
-        runtime_env={"env_vars": {**passed, "PYTHONPATH": import_path}},
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-    )

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from data.manifest import DTYPES, MANIFEST, Manifest, ShardRecord
 from data.schema import group_schema, reject_schema, schema_differences
-from data.set_writer import JOB_FOLDER
+from data.shard_records import JOB_FOLDER
 from data.shards import REJECTS, shard_name
 from data.storage import TEMPORARY_PREFIX
 from negatives_gen.signals import SIGNALS

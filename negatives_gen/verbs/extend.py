@@ -16,6 +16,7 @@ from data.command.errors import UserError, exit_on_user_error
 from data.command.log import start_logging
 from data.command.options import entry_options, load_config, option, resolve_path
 from data.command.privacy import holds_hidden, usable_again, without_secrets
+from data.command.terminated import ending_on_sigterm
 from data.command.usage import answered
 from data.manifest import MANIFEST, Manifest, first_difference
 from data.shards import NegativeSet
@@ -77,7 +78,9 @@ def main(argv: list[str] | None = None) -> None:
     start_logging(config.log_format)
     from negatives_gen.job.progress import print_outcome
 
-    print_outcome(extend(argv[0], config), config.out, config.log_format)
+    with ending_on_sigterm():
+        manifest = extend(argv[0], config)
+    print_outcome(manifest, config.out, config.log_format)
 
 
 def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:

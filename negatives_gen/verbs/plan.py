@@ -129,7 +129,7 @@ def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measure
         shard_rows: of the job.
     """
     from data.storage import Folder
-    from negatives_gen.job.actors import STAGES
+    from negatives_gen.job.actors import STAGES, new_row
     from negatives_gen.job.inputs import stage_inputs
     from negatives_gen.job.job import require_usable
 
@@ -160,7 +160,7 @@ def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measure
     stages = [STAGES[name](shards[0]) for name in work.stages]
     manifests = []
     for shard in shards:
-        row: dict[str, Any] = {"shard": 0, "error": "", "payload": b""}
+        row = new_row(0)
         for stage in stages:
             stage.work = shard
             row = stage(row)

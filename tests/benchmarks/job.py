@@ -36,7 +36,7 @@ def work_of(folder: Path):
 
 def stage_alone(name: str, folder: Path) -> None:
     """In a child process: one stage, over all shards; what it passes on lies in files."""
-    from negatives_gen.job.actors import STAGES
+    from negatives_gen.job.actors import STAGES, new_row
     from negatives_gen.job.inputs import stage_inputs
 
     config, source, work = work_of(folder)
@@ -49,7 +49,7 @@ def stage_alone(name: str, folder: Path) -> None:
     stage = STAGES[name](work)
     for index in range(staged.shards):
         payload = folder / f"{index}.pickle"
-        row = {"shard": index, "error": "", "payload": payload.read_bytes() if name != "sample" else b""}
+        row = {**new_row(index), "payload": payload.read_bytes() if name != "sample" else b""}
         row = stage(row)
         assert not row["error"], row["error"]
         if name == "sample":

@@ -10,6 +10,7 @@ from data.command.errors import UserError
 from data.set_writer import NegativeSetWriter
 from data.shards import shard_name
 from data.storage import TEMPORARY_PREFIX
+from tests.support.owners import die
 from tests.support.written import (
     JOB,
     REJECTS,
@@ -18,6 +19,7 @@ from tests.support.written import (
     all_files,
     group,
     refusal,
+    unclaimed_files,
     write_part,
     write_set,
 )
@@ -47,6 +49,7 @@ def test_an_interrupted_job_goes_on_and_gives_the_same_bytes(finished: Path, tmp
     (path / shard_name(1)).write_bytes(b"written, but the crash came before its record")
     (path / ".tmp-x").write_bytes(b"half")
     (path / "_job" / ".tmp-y").write_bytes(b"half")
+    die(first.claim)
     before = (path / shard_name(0)).stat().st_mtime_ns
 
     second = NegativeSetWriter(str(path), JOB, SIGNALS)
@@ -75,6 +78,7 @@ def test_a_crash_between_rejects_and_manifest_is_finished_by_the_next_run(finish
     for index in range(3):
         write_part(writer, index)
     (path / "rejects.parquet").write_bytes(b"from the crashed finish")
+    die(writer.claim)
     again = NegativeSetWriter(str(path), JOB, SIGNALS)
     assert again.begin()
     again.finish(3)
@@ -89,7 +93,7 @@ def test_a_job_that_failed_before_its_first_shard_gives_the_directory_up(tmp_pat
     corrected = NegativeSetWriter(str(tmp_path), {**JOB, "seed": 2}, SIGNALS)
     assert corrected.begin()
     write_part(corrected, 0)
-    before = all_files(tmp_path)
+    before = unclaimed_files(tmp_path)
     corrected.release()
     assert all_files(tmp_path) == before
 
@@ -117,7 +121,9 @@ def test_another_job_in_the_same_directory_is_refused_with_key_and_both_values(t
 
 
 def test_the_same_job_with_its_model_under_another_name_goes_on(tmp_path: Path):
-    NegativeSetWriter(str(tmp_path), JOB, SIGNALS).begin()
+    first = NegativeSetWriter(str(tmp_path), JOB, SIGNALS)
+    first.begin()
+    first.end()
     other = copy.deepcopy(JOB)
     other["model"]["name"] = "/another/path/to/ref"
     assert NegativeSetWriter(str(tmp_path), other, SIGNALS, undecided=["model.name"]).begin()
@@ -129,9 +135,13 @@ def test_only_what_does_not_decide_the_content_may_differ(tmp_path: Path, part: 
         return NegativeSetWriter(str(tmp_path), job, SIGNALS, undecided=[f"{part}.name"])
 
     job = {**JOB, part: {**JOB.get(part, {}), "name": "one", "other": {"name": "one"}}}
-    writer().begin()
+    first = writer()
+    first.begin()
+    first.end()
     job[part] = {**job[part], "name": "two"}
-    assert writer().begin()
+    second = writer()
+    assert second.begin()
+    second.end()
     job[part] = {**job[part], "other": {"name": "two"}}
     message = refusal(writer().begin)
     assert f"its {part}.other.name is 'one', this job's is 'two'" in message

@@ -8,15 +8,14 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data.command.errors import UserError
 from data.command.options import make_config
-from data.set_writer import NegativeSetWriter
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
@@ -31,8 +30,15 @@ pytestmark = pytest.mark.seconds
 
 SHARDS = range(3)
 # Every file that a job of three shards writes, in order; of staging, of the shards, of the end.
-STAGING = ["_job/job.json", "_job/driver", *(f"_job/inputs/{i:05d}.jsonl" for i in SHARDS), "_job/inputs.json"]
-WORK = [name for i in SHARDS for name in (f"shard-{i:05d}.parquet", f"_job/shard-{i:05d}.json")]
+STAGING = [".claim/00001.json", "_job/job.json", *(f"_job/inputs/{i:05d}.jsonl" for i in SHARDS), "_job/inputs.json"]
+WORK = [
+    name
+    for i in SHARDS
+    for name in (
+        *(f"_job/tries/{i:05d}-{stage}-1" for stage in ("sample", "score")),
+        *(f"shard-{i:05d}.parquet", f"_job/shard-{i:05d}.json"),
+    )
+]
 END = ["rejects.parquet", "README.md", "manifest.json"]
 POINTS = [f"{moment} {name}" for name, moment in product([*STAGING, *WORK, *END], ("before", "after"))]
 
@@ -96,26 +102,18 @@ def test_every_write_of_a_job_has_its_kill_points(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
-    rename = os.replace
 
-    def recording(source: str, target: str) -> None:
-        written.append(os.path.relpath(target, tmp_path / "set"))
-        rename(source, target)
+    def recording(put: Callable[[str, str], None]) -> Callable[[str, str], None]:
+        def recorded(source: str, target: str) -> None:
+            written.append(os.path.relpath(target, tmp_path / "set"))
+            put(source, target)
 
-    monkeypatch.setattr(os, "replace", recording)
+        return recorded
+
+    for name in ("replace", "link"):
+        monkeypatch.setattr(os, name, recording(getattr(os, name)))
     finish(reference, tmp_path / "set")
     assert written == [*STAGING, *WORK, *END]
-
-
-def test_orphans_of_a_killed_driver_cannot_write_beside_the_next_one(tmp_path: Path) -> None:
-    first = NegativeSetWriter(str(tmp_path), {}, ["embedding"])
-    first.begin()
-    second = NegativeSetWriter(str(tmp_path), {}, ["embedding"])
-    second.begin()
-    with pytest.raises(UserError, match="another run of the job has taken over"):
-        first.write_shard(0, [], [], seconds={}, layout="packed")
-    assert not list(tmp_path.glob("shard-*"))
-    second.write_shard(0, [], [], seconds={}, layout="packed")
 
 
 # --- under Ray ---

@@ -78,6 +78,53 @@ def test_what_was_staged_is_not_read_again_and_half_of_it_is(tmp_path: Path) -> 
     assert [row["id"] for row in staged(folder, 2)] == ["e"]
 
 
+@pytest.mark.parametrize("damage", [b"", b"{}", b"null", b"\xff", None])
+@pytest.mark.parametrize("name", ["inputs.json", "inputs/00001.jsonl"])
+def test_staged_inputs_that_are_damaged_are_staged_again(tmp_path: Path, name: str, damage: bytes | None) -> None:
+    folder = Folder(str(tmp_path))
+    first = stage_inputs(folder, EXAMPLES, 2)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    if damage is None:
+        folder.remove(f"_job/{name}")
+    else:
+        folder.write(f"_job/{name}", damage)
+    assert stage_inputs(folder, ReadOnce(list(EXAMPLES)), 2) == first
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_text_that_was_changed_where_it_is_staged_is_staged_again(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    stage_inputs(folder, EXAMPLES, 2)
+    content = folder.read("_job/inputs/00000.jsonl")
+    folder.write("_job/inputs/00000.jsonl", content.replace(b"Ada", b"Bob"))
+    stage_inputs(folder, ReadOnce(list(EXAMPLES)), 2)
+    assert folder.read("_job/inputs/00000.jsonl") == content
+
+
+def test_a_stream_that_has_other_rows_by_now_is_refused_if_shards_are_finished(tmp_path: Path) -> None:
+    writer = NegativeSetWriter(str(tmp_path), {}, ["embedding"])
+    writer.begin()
+    stage_inputs(writer.folder, EXAMPLES[:3], 2)
+    rejects = [Reject(example.id, "duplicate", "", "p") for example in EXAMPLES[:2]]
+    writer.write_shard(0, [], rejects, seconds={}, layout="packed")
+    writer.folder.write("_job/inputs.json", b"")
+    assert stage_inputs(writer.folder, ReadOnce(EXAMPLES[:3]), 2).shards == 2
+    writer.folder.write("_job/inputs.json", b"")
+    with pytest.raises(UserError, match=r"the data set has changed since shard-00000\.parquet was made of it"):
+        stage_inputs(writer.folder, ReadOnce(EXAMPLES[2:]), 2)
+
+
+def test_a_worker_that_finds_no_examples_says_so(reference: Path, tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    stage_inputs(folder, open_source("facts", "prompt-completion", "train", 7), 4)
+    folder.write("_job/inputs/00001.jsonl", b"")
+    folder.remove("_job/inputs/00000.jsonl")
+    shards = StagedShards(folder, "prompt-completion", str(reference), 128)
+    for index in range(2):
+        with pytest.raises(UserError, match=rf"inputs/0000{index}\.jsonl' is missing or damaged"):
+            shards.load(index)
+
+
 def test_a_data_set_without_examples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no rows in this split"):
         stage_inputs(Folder(str(tmp_path)), [], 2)

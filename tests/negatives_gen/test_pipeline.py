@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from data.command.errors import UserError
+from negatives_gen.job import cluster
 from negatives_gen.job.actors import Work
-from negatives_gen.job.pipeline import Resources, _start_ray
+from negatives_gen.job.cluster import start_ray
+from negatives_gen.job.pipeline import Resources
 
 
 def planned(*, cpus: list[float], gpus: int, **options: Any) -> Resources:
@@ -82,9 +84,10 @@ def test_a_ray_that_does_not_come_up_is_one_line(
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init_stub)
+    monkeypatch.setattr(cluster, "require_answer", lambda address: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError) as caught:
-        _start_ray()
+        start_ray()
     assert str(caught.value) == message

@@ -3,7 +3,8 @@
 ARMED is a folder with one file per armed point. Whichever process of the job reaches the point first removes the file
 and dies by SIGKILL, so the same command goes on where it was killed, and a point is reached once. Points are:
 
-- "before NAME" and "after NAME": the rename that puts a file of the set in its place, in whichever process writes it;
+- "before NAME" and "after NAME": the rename or link that puts a file of the set in its place, in whichever process
+  writes it;
 - "half of _job": the job's folder is removed when the set is finished; it dies with half of it gone;
 - "sample": the actor of the engine, when it is asked for a shard's answers;
 - "told": the driver, when it hears of its first shard.
@@ -16,7 +17,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,14 +50,17 @@ class ArmedStub:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def install(self) -> None:
-        """From here on this process dies where it would rename or remove a file whose point is armed."""
-        rename, remove = os.replace, Folder.remove
+        """From here on this process dies where it would put in place or remove a file whose point is armed."""
+        remove = Folder.remove
 
-        def replace_stub(source: str, target: str) -> None:
-            name = os.path.relpath(target, self.out)
-            self.reach(f"before {name}")
-            rename(source, target)
-            self.reach(f"after {name}")
+        def killed_stub(put: Callable[[str, str], None]) -> Callable[[str, str], None]:
+            def put_stub(source: str, target: str) -> None:
+                name = os.path.relpath(target, self.out)
+                self.reach(f"before {name}")
+                put(source, target)
+                self.reach(f"after {name}")
+
+            return put_stub
 
         def remove_stub(folder: Folder, name: str) -> None:
             if name == "_job" and (self.folder / file_of("half of _job")).exists():
@@ -65,7 +69,8 @@ class ArmedStub:
                 self.reach("half of _job")
             remove(folder, name)
 
-        mock.patch("os.replace", replace_stub).start()
+        for name in ("os.replace", "os.link"):
+            mock.patch(name, killed_stub(getattr(os, name.removeprefix("os.")))).start()
         mock.patch.object(Folder, "remove", remove_stub).start()
 
 

@@ -5,21 +5,19 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from data.command.errors import UserError
-from negatives_gen.job.actors import STAGES, Work
+from negatives_gen.job.actors import STAGES, Work, new_row
+from negatives_gen.job.pipeline import Outcome
 
 
-def pipeline_without_ray_stub(
-    work: Work, shards: Sequence[int], *, num_engines: int | None, on_written: Callable[..., None]
-) -> None:
+def pipeline_without_ray_stub(work: Work, shards: Sequence[int], *, on_written: Callable[..., None], **_: Any) -> None:
     stages = [STAGES[name](work) for name in work.stages]
+    outcome = Outcome(work.writer.folder, on_written)
     for index in shards:
-        row: dict[str, Any] = {"shard": index, "error": "", "payload": b""}
+        row = new_row(index)
         for stage in stages:
             row = stage(row)
-        if row["error"]:
-            raise UserError(row["error"])
-        on_written(row["shard"], row["rows"], row["rejected"], row["tokens"])
+        outcome.take(row)
+    outcome.end()
 
 
 @contextmanager

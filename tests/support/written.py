@@ -67,3 +67,8 @@ def refusal(call: Callable[[], Any]) -> str:
 
 def all_files(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def unclaimed_files(path: Path) -> dict[str, bytes]:
+    """All but who owns the directory."""
+    return {name: content for name, content in all_files(path).items() if not name.startswith(".claim/")}

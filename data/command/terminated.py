@@ -1,0 +1,30 @@
+"""SIGTERM as an orderly end: what a command holds is given back, and it says one line."""
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Within the block SIGTERM raises SystemExit (143) in the main thread; does nothing in another thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the clearing up
+        log.warning("SIGTERM: ending; the same command goes on")
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

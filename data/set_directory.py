@@ -1,0 +1,225 @@
+"""The directory of a negative set while a job works on it: who owns it, whose job it holds, and what of it is sound.
+
+| holds | state | the same command |
+|---|---|---|
+| nothing | new | makes the set |
+| `_job` | unfinished | checks what is finished, drops what is damaged, makes what is missing |
+| `manifest.json`, and all that it says | finished | says so |
+| `manifest.json`, and less or other than it says | damaged | becomes unfinished, with all that is sound |
+| other files, or another job | foreign | refuses |
+
+`_job/job.json` says what decides the content, `_job/inputs` holds the examples of each shard
+(`negatives_gen.job.inputs`), and `_job/shard-00000.json` says that a shard is finished; it is written after the shard.
+`.claim` says who owns the directory (`data.claim`).
+"""
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from data.claim import CLAIMS, Claim
+from data.command.errors import UserError
+from data.manifest import MANIFEST, Manifest, first_difference, read_manifest
+from data.schema import SCHEMA_VERSION
+from data.shard_records import JOB_FOLDER, ShardEntry, entries_of, read_entry, record_name, recorded, unsound
+from data.shards import shard_name
+from data.storage import Folder, sha256
+
+log = logging.getLogger(__name__)
+
+JOB_FILE = f"{JOB_FOLDER}/job.json"
+INPUTS = f"{JOB_FOLDER}/inputs"
+
+
+class SetDirectory:
+    """A directory that one job makes a set in, owned by one run at a time.
+
+    Args:
+        path: directory or URL of the set.
+        job, signals, parent: what decides the content, see `data.manifest.Manifest`.
+        undecided: dotted keys of the job, or "parent.name", that do not decide the content: two jobs that differ only
+            there make the same set.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        job: dict[str, Any],
+        signals: Sequence[str],
+        parent: dict[str, Any] | None = None,
+        *,
+        undecided: Sequence[str] = (),
+    ):
+        self.folder = Folder(path)
+        self.job = json.loads(json.dumps(job))
+        self.signals = list(signals)
+        self.parent = parent
+        self.undecided = tuple(undecided)
+        self.claim: Claim | None = None
+        decides = _without(_content(self.job, self.signals, parent), self.undecided)
+        self.content_sha256 = sha256(json.dumps(decides, sort_keys=True).encode())
+
+    def begin(self) -> bool:
+        """Own the directory. True if there is work left, False if the set is complete and sound already.
+
+        What is damaged is said and counts as not done: a finished set that lacks a shard is unfinished again.
+
+        Raises:
+            UserError: another run owns the directory; it holds another job (or the same one with other signals), or
+                files that are no negative set.
+        """
+        if self._is_complete() and not {JOB_FOLDER, CLAIMS} & self.folder.names():
+            return False
+        self.claim = Claim.take(self.folder)
+        try:
+            if self._is_complete():  # looked at again, now that nobody else changes it
+                self.folder.remove(JOB_FOLDER)  # a crash between the manifest and this clean-up leaves it behind
+                self.folder.remove_temporary()
+                self.end()
+                return False
+            if self._is_json(MANIFEST):
+                self._reopen(read_manifest(self.folder, current=True))
+            self._settle()
+        except BaseException:
+            self.end()
+            raise
+        return True
+
+    def check(self) -> None:
+        """Raise UserError if another run owns the directory by now; copies of this object in workers can ask too."""
+        if self.claim is not None:
+            self.claim.check()
+
+    def end(self) -> None:
+        """Give the directory back as it is: the same command goes on with it."""
+        if self.claim is not None:
+            self.claim.end()
+
+    def release(self) -> None:
+        """Give the directory up if no shard is finished, so that a job that failed early may be corrected.
+
+        Removes nothing if the set is finished, or if another run owns the directory by now.
+        """
+        if self.claim is None or not self.claim.holds():
+            return
+        if MANIFEST not in self.folder.names() and not self.finished():
+            self._remove_unrecorded()
+            self.folder.remove(JOB_FOLDER)
+        self.end()
+
+    def finished(self) -> set[int]:
+        """Indices of the shards that have a record; `begin` and `mend` leave none that is damaged."""
+        return recorded(self.folder)
+
+    def entry(self, index: int) -> ShardEntry | None:
+        """What is recorded of a shard of this set; None if it is not finished."""
+        # Records of earlier versions do not say what they belong to; job.json does.
+        return read_entry(self.folder, index, (self.content_sha256, None))
+
+    def mend(self) -> list[str]:
+        """Forget every finished shard that is not what its record says, and say so. Returns their files."""
+        entries = {index: self.entry(index) for index in sorted(self.finished())}
+        damaged = set(unsound(self.folder, (entry.record for entry in entries.values() if entry)))
+        lost = [index for index, entry in entries.items() if entry is None or entry.record.file in damaged]
+        self.check()
+        for index in lost:
+            self.folder.remove(record_name(index))
+        if lost:
+            self._remove_unrecorded()
+            log.warning("'%s': damaged, and made again: %s", self.folder.path, _listed(map(shard_name, lost)))
+        return [shard_name(index) for index in lost]
+
+    def _is_complete(self) -> bool:
+        """Whether the set is finished and sound; False if there is work left. Raises UserError for what is foreign."""
+        names = self.folder.names() - {CLAIMS}
+        # An unreadable manifest beside the job's folder: power was lost while it was written.
+        if MANIFEST in names and (JOB_FOLDER not in names or self._is_json(MANIFEST)):
+            manifest = read_manifest(self.folder, current=True)
+            self._refuse_other_job(_content(manifest.job, manifest.signals, manifest.parent))
+            return not self._damage(manifest)
+        if JOB_FOLDER in names:
+            if self._is_json(JOB_FILE):
+                self._refuse_other_job(json.loads(self.folder.read(JOB_FILE)))
+        elif names:
+            raise UserError(
+                f"output directory '{self.folder.path}' already holds other files ({sorted(names)[0]} ...). "
+                "Choose an empty or new --out."
+            )
+        return False
+
+    def _damage(self, manifest: Manifest) -> list[str]:
+        files = unsound(self.folder, manifest.shards)
+        try:
+            if sha256(self.folder.read(manifest.rejects["file"])) != manifest.rejects["sha256"]:
+                files.append(manifest.rejects["file"])
+        except FileNotFoundError:
+            files.append(manifest.rejects["file"])
+        return files
+
+    def _reopen(self, manifest: Manifest) -> None:
+        """Make a damaged set an unfinished one: records of all that is sound, then no manifest."""
+        log.warning("'%s': damaged or missing, and made again: %s", self.folder.path, _listed(self._damage(manifest)))
+        self.folder.write(JOB_FILE, self._job_json())
+        for index, entry in entries_of(self.folder, manifest, self.content_sha256).items():
+            self.folder.write(record_name(index), entry.to_json())
+        self.folder.remove(MANIFEST)
+
+    def _settle(self) -> None:
+        """Clear away what killed runs left, and say in job.json whose directory it is."""
+        self.folder.remove(MANIFEST)  # one that cannot be read, beside the job's folder
+        for folder in ("", JOB_FOLDER, INPUTS):
+            self.folder.remove_temporary(folder)
+        if not self._is_json(JOB_FILE):
+            for index in self.finished():  # whose records these are is what they say themselves
+                if read_entry(self.folder, index, [self.content_sha256]) is None:
+                    self.folder.remove(record_name(index))
+            self.folder.write(JOB_FILE, self._job_json())
+        self.mend()
+        self._remove_unrecorded()
+
+    def _remove_unrecorded(self) -> None:
+        """Remove shards without a record: of a worker that was killed in between, or whose record was damaged."""
+        kept = {shard_name(index) for index in self.finished()}
+        for name in self.folder.names():
+            if re.fullmatch(r"shard-\d+\.parquet", name) and name not in kept:
+                self.folder.remove(name)
+
+    def _job_json(self) -> bytes:
+        return json.dumps(_content(self.job, self.signals, self.parent), indent=2).encode()
+
+    def _is_json(self, name: str) -> bool:
+        """Whether a file holds a JSON object; an empty one, as after a power loss, does not."""
+        try:
+            return isinstance(json.loads(self.folder.read(name)), dict)
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def _refuse_other_job(self, other: dict[str, Any]) -> None:
+        difference = first_difference(other, _content(self.job, self.signals, self.parent), ignore=self.undecided)
+        if difference:
+            key, theirs, ours = difference
+            raise UserError(
+                f"output directory '{self.folder.path}' already holds another job: its {key} is {theirs!r}, this "
+                f"job's is {ours!r}. Choose another --out, or run with the same settings to go on."
+            )
+
+
+def _content(job: dict[str, Any], signals: list[str], parent: dict[str, Any] | None) -> dict[str, Any]:
+    """What a directory is claimed for: two runs for which it is equal work on the same set."""
+    return {**job, "ranking signals": signals, "parent": parent, "schema_version": SCHEMA_VERSION}
+
+
+def _without(content: Any, ignored: Sequence[str], path: str = "") -> Any:
+    """A nested dict without some dotted keys."""
+    if not isinstance(content, dict):
+        return content
+    dotted = {key: f"{path}.{key}" if path else key for key in content}
+    return {k: _without(v, ignored, dotted[k]) for k, v in content.items() if dotted[k] not in ignored}
+
+
+def _listed(names: Any) -> str:
+    """The first names of many."""
+    names = list(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

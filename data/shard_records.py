@@ -1,0 +1,108 @@
+"""What says that a shard is finished: its record in the job's folder, while the job runs, and whether the shard is what
+its record says."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from data.manifest import Manifest, ShardRecord
+from data.schema import Reject
+from data.storage import Folder, sha256
+
+JOB_FOLDER = "_job"
+READ_AT_A_TIME = 4
+
+
+@dataclass
+class ShardEntry:
+    """A finished shard of a job that runs.
+
+    Attributes:
+        record: what the manifest will say.
+        rejects: rows of it that became no group.
+        content: SHA-256 of what decides the content of the job's set; None in what earlier versions wrote.
+    """
+
+    record: ShardRecord
+    rejects: list[Reject]
+    content: str | None = None
+
+    def to_json(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "ShardEntry":
+        """Raises ValueError, TypeError or KeyError for what is damaged."""
+        entry = json.loads(text)
+        rejects = [Reject(**reject) for reject in entry["rejects"]]
+        return cls(ShardRecord(**entry["record"]), rejects, entry.get("content"))
+
+
+def record_name(index: int) -> str:
+    """The record's file in the set's directory."""
+    return f"{JOB_FOLDER}/shard-{index:05d}.json"
+
+
+def recorded(folder: Folder) -> set[int]:
+    """Indices of the shards that have a record."""
+    matches = (re.fullmatch(r"shard-(\d+)\.json", name) for name in folder.names(JOB_FOLDER))
+    return {int(match.group(1)) for match in matches if match}
+
+
+def read_entry(folder: Folder, index: int, contents: Sequence[str | None]) -> ShardEntry | None:
+    """The entry of a shard; None if there is none, it is damaged, or its content is none of these."""
+    try:
+        entry = ShardEntry.from_json(folder.read(record_name(index)))
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return entry if entry.content in contents else None
+
+
+def unsound(folder: Folder, records: Iterable[ShardRecord]) -> list[str]:
+    """Files of these shards that are missing, or whose size or checksum is not what their record says."""
+
+    def is_sound(record: ShardRecord) -> bool:
+        try:
+            content = folder.read(record.file)
+        except FileNotFoundError:
+            return False
+        return len(content) == record.bytes and sha256(content) == record.sha256
+
+    records = list(records)
+    with ThreadPoolExecutor(READ_AT_A_TIME) as pool:
+        return [record.file for record, sound in zip(records, pool.map(is_sound, records), strict=True) if not sound]
+
+
+def entries_of(folder: Folder, manifest: Manifest, content: str) -> dict[int, ShardEntry]:
+    """Of a finished set, the entries of those shards that are sound, as the job had them.
+
+    A shard whose rejects cannot be read is not among them: they are made again with it.
+    """
+    damaged = set(unsound(folder, manifest.shards))
+    rejects = _rejects(folder, manifest)
+    entries, start = {}, 0
+    for index, record in enumerate(manifest.shards):
+        mine = rejects[start : start + record.rows_rejected] if rejects is not None else []
+        start += record.rows_rejected
+        if record.file not in damaged and len(mine) == record.rows_rejected:
+            entries[index] = ShardEntry(record, mine, content)
+    return entries
+
+
+def _rejects(folder: Folder, manifest: Manifest) -> list[Reject] | None:
+    """Every reject, in the order of the shards; None if their file is missing or damaged."""
+    try:
+        content = folder.read(manifest.rejects["file"])
+    except FileNotFoundError:
+        return None
+    if sha256(content) != manifest.rejects["sha256"]:
+        return None
+    rows: list[dict[str, Any]] = pq.read_table(BytesIO(content)).to_pylist()
+    return [Reject(**row) for row in rows]

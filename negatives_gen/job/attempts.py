@@ -1,0 +1,130 @@
+"""Which shards are being worked on, and how often one has killed the process that worked on it.
+
+Whatever kills a worker (a row that the engine dies of, the memory killer of Ray or of the system), Ray starts it again
+and gives it the same shard, without end. So a stage leaves a mark in `_job/tries` before it works on a shard and
+removes it afterwards, also when it fails: a mark that stays is a worker that died. After `MAX_TRIES` the shard is set
+aside.
+
+The marks also say to the driver what is going on, and what stands still (`Stall`).
+"""
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from data.command.errors import UserError
+from data.set_directory import INPUTS, SetDirectory
+from data.shard_records import JOB_FOLDER
+from data.shards import shard_name
+from data.storage import Folder
+
+TRIES = f"{JOB_FOLDER}/tries"
+MAX_TRIES = 3
+
+
+class SetAside(Exception):
+    """A shard that is not worked on any more in this run; says why."""
+
+
+@contextmanager
+def attempt(directory: SetDirectory, index: int, stage: str) -> Iterator[None]:
+    """Work on a shard in a stage. A directory that nobody has claimed, as of a plan, keeps no marks.
+
+    Raises:
+        SetAside: its workers have died too often.
+        UserError: another run owns the directory by now.
+    """
+    if directory.claim is None:
+        yield
+        return
+    directory.check()
+    folder, marks = directory.folder, _marks(directory.folder, index, stage)
+    if len(marks) >= MAX_TRIES:
+        raise SetAside(
+            f"its worker died {len(marks)} times in stage '{stage}' (the last was {_worker(folder, marks[-1])}), out "
+            "of memory or of one of its rows"
+        )
+    mark = f"{index:05d}-{stage}-{len(marks) + 1}"
+    folder.write(f"{TRIES}/{mark}", json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+    try:
+        yield
+    finally:
+        for name in [*marks, mark]:
+            folder.remove(f"{TRIES}/{name}")
+
+
+def forget(folder: Folder) -> None:
+    """Begin to count anew, as each run does."""
+    folder.remove(TRIES)
+
+
+def refuse_set_aside(folder: Folder, aside: dict[int, str]) -> None:
+    """Raise UserError if shards were set aside: shard -> why."""
+    if not aside:
+        return
+    index = min(aside)
+    more = f" {len(aside) - 1} more were set aside, see the log." if len(aside) > 1 else ""
+    raise UserError(
+        f"{shard_name(index)} of '{folder.path}' was set aside: {aside[index]}.{more} All other shards are finished. "
+        f"Its rows are in '{folder.path}/{INPUTS}/{index:05d}.jsonl'; the same command tries again what is missing."
+    )
+
+
+class Stall:
+    """Notices when no shard is begun or done for some time.
+
+    Args:
+        seconds: how long; 0: for ever.
+    """
+
+    def __init__(self, folder: Folder, seconds: float):
+        self.folder, self.seconds = folder, seconds
+        self.every = min(10.0, seconds / 4)
+        self.seen: set[str] | None = None
+        self.moved = self.looked = time.monotonic()
+
+    def move(self) -> None:
+        """A shard is done."""
+        self.moved = time.monotonic()
+
+    def check(self) -> None:
+        """Raise UserError if nothing has moved for too long; looks at most every few seconds."""
+        now = time.monotonic()
+        if not self.seconds or now - self.looked < self.every:
+            return
+        self.looked = now
+        names = self.folder.names(TRIES)
+        if names != self.seen:
+            self.seen, self.moved = names, now
+        elif now - self.moved >= self.seconds:
+            raise UserError(
+                f"nothing has moved for {self.seconds:g} s (--stall_timeout): {self._at_work(names)}. Raise it if that "
+                "is how long a shard takes; finished shards stay, and the same command goes on."
+            )
+
+    def _at_work(self, names: set[str]) -> str:
+        matches = [match for match in (re.fullmatch(r"(\d+)-(\w+)-\d+", name) for name in sorted(names)) if match]
+        at_work = [
+            f"{shard_name(int(match.group(1)))} is in stage '{match.group(2)}' of {_worker(self.folder, match.group())}"
+            for match in matches[:5]
+        ]
+        more = [f"and {len(matches) - 5} more"] if len(matches) > 5 else []
+        return (
+            ", ".join([*at_work, *more]) or "no worker has begun a shard; it may be loading, or waiting for a machine"
+        )
+
+
+def _marks(folder: Folder, index: int, stage: str) -> list[str]:
+    return sorted(name for name in folder.names(TRIES) if re.fullmatch(rf"{index:05d}-{stage}-\d+", name))
+
+
+def _worker(folder: Folder, mark: str) -> str:
+    try:
+        worker = json.loads(folder.read(f"{TRIES}/{mark}"))
+        return f"process {worker['pid']} on {worker['host']}"
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return "a worker"

@@ -1,0 +1,77 @@
+"""Joining a Ray cluster, or starting Ray in this process; what cannot be joined is said within half a minute."""
+
+import logging
+import os
+import re
+import socket
+import sys
+
+from data.command.errors import UserError, first_line
+
+# gRPC's greeting, and an empty frame of settings: what a client of HTTP/2 says first.
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+SETTINGS = 4
+CONNECT_SECONDS = 8.0
+ANSWER_SECONDS = 20.0
+
+
+def start_ray() -> None:
+    """Join the cluster of the job or of $RAY_ADDRESS, else start Ray in this process.
+
+    Raises:
+        UserError: there is no such cluster, or Ray does not come up.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:  # the cluster and `ray job submit` decide the workers' environment
+            require_answer(address)
+            ray.init(address=address, logging_level=logging.WARNING)
+        else:
+            _start_local_ray()
+    except Exception as error:  # Ray raises bare Exceptions here, for one where a start takes over 30 s
+        where = f"Ray cluster '{address}' cannot be joined" if address else "Ray did not start on this machine"
+        raise UserError(
+            f"{where}: {first_line(error).rstrip('.')}. "
+            + ("Check $RAY_ADDRESS." if address else "It may be too busy: run the same command again.")
+        ) from error
+
+
+def require_answer(address: str) -> None:
+    """Raise OSError if nothing at the address of a cluster speaks gRPC; Ray itself would try for a quarter of an hour.
+
+    Args:
+        address: host:port, or ray://host:port; others, such as "auto", are Ray's to understand.
+    """
+    match = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)/?", address)
+    if not match:
+        return
+    with socket.create_connection((match.group(1), int(match.group(2))), timeout=CONNECT_SECONDS) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("0", "", "false"):
+            return
+        connection.settimeout(ANSWER_SECONDS)
+        connection.sendall(GREETING)
+        answer = connection.recv(9, socket.MSG_WAITALL)
+        if len(answer) < 9 or answer[3] != SETTINGS:
+            raise OSError("what listens there is no Ray")
+
+
+def _start_local_ray() -> None:
+    import ray
+
+    # Ray starts its workers at niceness 15; on a machine that does anything else they would hardly run.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # Ray keeps a worker's import path and environment apart from the driver's unless told.
+    passed = {
+        k: v for k, v in os.environ.items() if k.startswith(("VLLM_", "HF_", "TORCH_COMPILE", "OMP_NUM", "TQDM_"))
+    }
+    import_path = os.pathsep.join(p for p in sys.path if p) or "."
+    ray.init(
+        address="local",
+        runtime_env={"env_vars": {**passed, "PYTHONPATH": import_path}},
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+    )

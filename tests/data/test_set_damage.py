@@ -1,0 +1,199 @@
+"""What is damaged in a set, while it is made and when it is finished, is found, said and made again."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data.set_writer import NegativeSetWriter
+from tests.support.written import JOB, SHARDS, SIGNALS, all_files, refusal, write_part, write_set
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def change(path: Path) -> None:
+    """Of the same size."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+DAMAGE = [truncate, change, empty, Path.unlink]
+
+
+def writer(path: Path) -> NegativeSetWriter:
+    return NegativeSetWriter(str(path), JOB, SIGNALS)
+
+
+def unfinished(path: Path, shards: list[int]) -> NegativeSetWriter:
+    driver = writer(path)
+    driver.begin()
+    for index in shards:
+        write_part(driver, index)
+    return driver
+
+
+def go_on(path: Path) -> list[int]:
+    """The same command; returns the shards that it made."""
+    driver = writer(path)
+    if not driver.begin():
+        return []
+    todo = [index for index in range(len(SHARDS)) if index not in driver.finished()]
+    for index in todo:
+        write_part(driver, index)
+    driver.finish(len(SHARDS))
+    return todo
+
+
+@pytest.fixture
+def expected(tmp_path: Path) -> dict[str, bytes]:
+    write_set(str(tmp_path / "expected"))
+    return all_files(tmp_path / "expected")
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *(("shard-00001.parquet", damage) for damage in DAMAGE),
+        *(("_job/shard-00001.json", damage) for damage in (truncate, empty, Path.unlink)),
+    ],
+)
+def test_a_shard_that_is_not_what_its_record_says_is_made_again_on_resume(
+    file: str,
+    damage: Callable[[Path], None],
+    tmp_path: Path,
+    expected: dict[str, bytes],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = tmp_path / "set"
+    unfinished(out, [0, 1]).end()
+    damage(out / file)
+    assert go_on(out) == [1, 2]
+    lost = (file, damage) == ("_job/shard-00001.json", Path.unlink)  # then it was not finished
+    assert ("damaged, and made again: shard-00001.parquet" in caplog.text) == (not lost)
+    assert all_files(out) == expected
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_shard_damaged_after_its_record_is_not_sealed(
+    damage: Callable[[Path], None], tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    out = tmp_path / "set"
+    driver = unfinished(out, [0, 1, 2])
+    damage(out / "shard-00002.parquet")
+    assert "1 of 3 shards are not finished (first: shard-00002.parquet)" in refusal(lambda: driver.finish(3))
+    assert not (out / "manifest.json").exists()
+    write_part(driver, 2)
+    driver.finish(3)
+    assert all_files(out) == expected
+
+
+def test_a_worker_that_finds_its_shard_damaged_makes_it_again(tmp_path: Path) -> None:
+    driver = unfinished(tmp_path, [0])
+    whole = (tmp_path / "shard-00000.parquet").read_bytes()
+    truncate(tmp_path / "shard-00000.parquet")
+    write_part(driver, 0)
+    assert (tmp_path / "shard-00000.parquet").read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    ("file", "made"),
+    [
+        ("shard-00000.parquet", [0]),
+        ("shard-00001.parquet", [1]),
+        ("rejects.parquet", [0, 2]),  # the shards that have any
+    ],
+)
+def test_a_finished_set_that_is_damaged_is_repaired_by_the_same_command(
+    file: str,
+    made: list[int],
+    damage: Callable[[Path], None],
+    tmp_path: Path,
+    expected: dict[str, bytes],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = tmp_path / "set"
+    write_set(str(out))
+    damage(out / file)
+    assert go_on(out) == made
+    assert f"damaged or missing, and made again: {file}" in caplog.text
+    assert all_files(out) == expected
+
+
+def test_a_repair_that_is_interrupted_goes_on(tmp_path: Path, expected: dict[str, bytes]) -> None:
+    out = tmp_path / "set"
+    write_set(str(out))
+    (out / "shard-00000.parquet").unlink()
+    manifest = (out / "manifest.json").read_bytes()
+    driver = writer(out)
+    assert driver.begin()
+    driver.end()
+    (out / "manifest.json").write_bytes(manifest)  # as if it were killed before it removed it
+    assert go_on(out) == [0]
+    assert all_files(out) == expected
+
+
+def test_a_sound_finished_set_is_complete_without_a_write(tmp_path: Path, expected: dict[str, bytes]) -> None:
+    out = tmp_path / "set"
+    write_set(str(out))
+    before = {path: path.stat().st_mtime_ns for path in [out, *out.iterdir()]}
+    assert go_on(out) == []
+    assert {path: path.stat().st_mtime_ns for path in [out, *out.iterdir()]} == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_a_job_file_lost_with_the_power_is_written_anew_and_keeps_this_jobs_shards(
+    content: bytes, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    out = tmp_path / "set"
+    unfinished(out, [0, 1]).end()
+    (out / "_job/job.json").write_bytes(content)
+    assert go_on(out) == [2]
+    assert all_files(out) == expected
+
+
+def test_a_job_file_lost_with_the_power_does_not_lend_another_jobs_shards(
+    tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    out = tmp_path / "set"
+    other = NegativeSetWriter(str(out), {**JOB, "seed": 2}, SIGNALS)
+    other.begin()
+    write_part(other, 0)
+    other.end()
+    (out / "_job/job.json").write_bytes(b"")
+    assert go_on(out) == [0, 1, 2]
+    assert all_files(out) == expected
+
+
+@pytest.mark.parametrize("content", [b"", b'{"schema_version": 3'])
+def test_a_manifest_lost_with_the_power_while_the_job_is_there_is_written_anew(
+    content: bytes, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    out = tmp_path / "set"
+    unfinished(out, [0, 1, 2]).end()
+    (out / "manifest.json").write_bytes(content)
+    assert go_on(out) == []
+    assert all_files(out) == expected
+
+
+def test_a_manifest_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    write_set(str(tmp_path / "set"))
+    empty(tmp_path / "set/manifest.json")
+    assert "the manifest of" in refusal(writer(tmp_path / "set").begin)
+
+
+def test_a_repaired_set_says_what_it_said_before(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    write_set(str(out))
+    before = json.loads((out / "manifest.json").read_text())
+    (out / "shard-00001.parquet").unlink()
+    go_on(out)
+    assert json.loads((out / "manifest.json").read_text()) == before

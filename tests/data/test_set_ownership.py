@@ -1,0 +1,186 @@
+"""A set has one owner: two drivers, and stragglers that were taken over from, at exact points of what they write."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data.command.errors import UserError
+from data.set_writer import NegativeSetWriter
+from data.shards import NegativeSet
+from tests.support.owners import die
+from tests.support.written import JOB, SHARDS, SIGNALS, all_files, refusal, write_part, write_set
+
+# What a job of three shards puts in place, in order.
+PLACES = [
+    *(".claim/00001.json", "_job/job.json"),
+    *(name for i in range(3) for name in (f"shard-{i:05d}.parquet", f"_job/shard-{i:05d}.json")),
+    *("rejects.parquet", "manifest.json"),
+]
+
+
+def writer(path: Path) -> NegativeSetWriter:
+    return NegativeSetWriter(str(path), JOB, SIGNALS)
+
+
+def make(driver: NegativeSetWriter) -> None:
+    assert driver.begin()
+    for index in range(len(SHARDS)):
+        write_part(driver, index)
+    driver.finish(len(SHARDS))
+
+
+@pytest.fixture
+def expected(tmp_path: Path) -> dict[str, bytes]:
+    """The files of the set."""
+    write_set(str(tmp_path / "expected"))
+    return all_files(tmp_path / "expected")
+
+
+def at(monkeypatch: pytest.MonkeyPatch, out: Path, place: str, moment: str, happens: Callable[[], None]) -> None:
+    """Something happens once, just before or after a file of the set is put in its place."""
+    puts = {"replace": os.replace, "link": os.link}
+
+    def patched(put: Callable[[str, str], None]) -> Callable[[str, str], None]:
+        def put_stub(source: str, target: str) -> None:
+            here = os.path.relpath(target, out) == place
+            if here:
+                for name, original in puts.items():
+                    monkeypatch.setattr(os, name, original)
+            if here and moment == "before":
+                happens()
+            put(source, target)
+            if here and moment == "after":
+                happens()
+
+        return put_stub
+
+    for name, put in puts.items():
+        monkeypatch.setattr(os, name, patched(put))
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("place", PLACES)
+def test_of_two_drivers_one_makes_the_set_and_the_other_is_refused(
+    place: str, moment: str, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one starts while the first writes; before the first has its claim it is the winner."""
+    out, said = tmp_path / "set", []
+
+    def start_another() -> None:
+        other = writer(out)
+        try:
+            if other.begin():
+                for index in range(len(SHARDS)):
+                    write_part(other, index)
+                other.finish(len(SHARDS))
+            said.append("finished")
+        except UserError as error:
+            other.release()
+            said.append(str(error))
+
+    at(monkeypatch, out, place, moment, start_another)
+    first = writer(out)
+    if (place, moment) == (PLACES[0], "before"):
+        assert not first.begin()  # the other one was faster, and has finished by now
+        assert said == ["finished"]
+    else:
+        make(first)
+        assert len(said) == 1
+        assert "is in use by another run" in said[0]
+    assert all_files(out) == expected
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place not in (PLACES[0], "_job/job.json")])
+def test_a_straggler_in_the_middle_of_a_write_leaves_the_set_of_its_successor_as_it_is(
+    place: str, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has seen that it is the owner, and stands still until its successor has finished the set."""
+    out, straggler = tmp_path / "set", writer(tmp_path / "set")
+
+    def succeed() -> None:
+        die(straggler.claim)
+        make(writer(out))
+        assert all_files(out) == expected
+
+    at(monkeypatch, out, place, "before", succeed)
+    assert refusal(lambda: make(straggler))
+    straggler.release()
+    straggler.end()
+    assert all_files(out) == expected
+    assert len(NegativeSet(str(out))) == 3
+
+
+@pytest.mark.parametrize("done", [[], [0], [0, 1, 2]])
+def test_a_straggler_neither_writes_nor_releases_what_its_successor_is_making(
+    done: list[int], tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    out = tmp_path / "set"
+    straggler = writer(out)
+    straggler.begin()
+    die(straggler.claim)
+    successor = writer(out)
+    successor.begin()
+    for index in done:
+        write_part(successor, index)
+    before = all_files(out)
+    if 1 not in done:
+        assert "another run has taken over" in refusal(lambda: write_part(straggler, 1))
+    assert refusal(lambda: straggler.finish(3))
+    straggler.release()
+    assert all_files(out) == before
+    for index in range(len(SHARDS)):
+        write_part(successor, index)
+    successor.finish(len(SHARDS))
+    straggler.release()
+    assert all_files(out) == expected
+
+
+def test_a_shard_without_a_record_that_an_orphan_wrote_late_is_made_anew(
+    tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    out = tmp_path / "set"
+    driver = writer(out)
+    driver.begin()
+    (out / "shard-00001.parquet").write_bytes(b"of an orphan")
+    for index in range(len(SHARDS)):
+        write_part(driver, index)
+    driver.finish(len(SHARDS))
+    assert all_files(out) == expected
+
+
+def test_a_record_of_another_job_is_no_record(tmp_path: Path) -> None:
+    """It arrived when its directory had been given up and claimed by another job."""
+    other = NegativeSetWriter(str(tmp_path / "other"), {**JOB, "seed": 2}, SIGNALS)
+    other.begin()
+    write_part(other, 0)
+    driver = writer(tmp_path / "set")
+    driver.begin()
+    for name in ("shard-00000.parquet", "_job/shard-00000.json"):
+        (tmp_path / "set" / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    assert driver.entry(0) is None
+    assert driver.mend() == ["shard-00000.parquet"]
+
+
+def test_a_finished_set_is_never_released(tmp_path: Path, expected: dict[str, bytes]) -> None:
+    out = tmp_path / "set"
+    driver = writer(out)
+    make(driver)
+    driver.release()
+    owner = writer(out)
+    owner.claim = driver.claim
+    owner.release()
+    assert all_files(out) == expected
+
+
+def test_a_job_in_a_new_directory_that_fails_early_leaves_nothing(tmp_path: Path) -> None:
+    driver = writer(tmp_path / "new")
+    driver.begin()
+    driver.release()
+    assert list(tmp_path.iterdir()) == []
+    driver = writer(tmp_path / "new")
+    driver.begin()
+    write_part(driver, 0)
+    driver.release()
+    assert set(all_files(tmp_path / "new")) == {"_job/job.json", "_job/shard-00000.json", "shard-00000.parquet"}

@@ -1,0 +1,239 @@
+"""A shard that kills its workers is set aside after three tries, and what stands still ends the job. Without Ray."""
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.command.errors import UserError
+from data.command.options import make_config
+from data.set_writer import NegativeSetWriter
+from data.shards import NegativeSet
+from data.storage import Folder
+from negatives_gen.config import GenerateConfig
+from negatives_gen.job.actors import Components
+from negatives_gen.job.attempts import MAX_TRIES, SetAside, Stall, attempt
+from negatives_gen.job.job import generate
+from negatives_gen.job.pipeline import END, Rows
+from tests.support.stubs import EngineStub, ScorerStub, signals_stub
+from tests.support.without_ray import without_ray
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[NegativeSetWriter]:
+    writer = NegativeSetWriter(str(tmp_path / "set"), {}, ["embedding"])
+    writer.begin()
+    yield writer
+    writer.end()
+
+
+def dying(writer: NegativeSetWriter, index: int, stage: str) -> None:
+    """A worker that is killed while it works."""
+    process = get_context("fork").Process(target=_die, args=(writer, index, stage))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -9
+
+
+def _die(writer: NegativeSetWriter, index: int, stage: str) -> None:
+    with attempt(writer, index, stage):
+        os.kill(os.getpid(), 9)
+
+
+def test_a_shard_whose_workers_die_is_set_aside_and_the_last_is_named(writer: NegativeSetWriter) -> None:
+    for _ in range(MAX_TRIES):
+        dying(writer, 3, "sample")
+    again = attempt(writer, 3, "sample")
+    with pytest.raises(SetAside, match=r"died 3 times in stage 'sample' \(the last was process \d+ on "), again:
+        raise AssertionError("worked on again")
+    for index, stage in ((3, "score"), (4, "sample")):
+        with attempt(writer, index, stage):
+            pass
+
+
+def test_a_worker_that_ends_or_fails_has_not_died(writer: NegativeSetWriter) -> None:
+    dying(writer, 0, "sample")
+    dying(writer, 0, "sample")
+    for _ in range(MAX_TRIES):
+        with pytest.raises(ValueError, match="a bug"), attempt(writer, 0, "sample"):
+            raise ValueError("a bug")
+    assert writer.folder.names("_job/tries") == set()
+
+
+def test_a_worker_whose_driver_was_taken_over_from_does_not_begin(writer: NegativeSetWriter) -> None:
+    assert writer.claim is not None
+    writer.claim.end()
+    with pytest.raises(UserError, match="has ended"), attempt(writer, 0, "sample"):
+        raise AssertionError("worked on")
+
+
+def config(reference: Path, out: Path, **options: Any) -> GenerateConfig:
+    defaults = {"dataset": "facts", "limit": 20, "strategies": "an=2,bn=1", "groups_per_shard": 8}
+    return make_config(
+        GenerateConfig, **{"model": str(reference), "out": str(out), "embedder": "reference", **defaults, **options}
+    )
+
+
+def components(**others: Any) -> Components:
+    return Components(**{"engine": EngineStub, "scorer": ScorerStub, "signals": signals_stub, **others})
+
+
+def test_the_rest_of_a_job_is_finished_and_its_end_names_the_shard(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "set"
+    monkeypatch.setattr("negatives_gen.job.job.forget", _three_died)
+    with without_ray(), pytest.raises(UserError) as caught:
+        generate(config(reference, out), components())
+    said = str(caught.value)
+    assert said.startswith(f"shard-00001.parquet of '{out}' was set aside: its worker died 3 times in stage 'score'")
+    assert f"Its rows are in '{out}/_job/inputs/00001.jsonl'" in said
+    assert sorted(path.name for path in out.glob("*.parquet")) == ["shard-00000.parquet", "shard-00002.parquet"]
+    assert "shard-00001.parquet is set aside" in caplog.text
+    monkeypatch.undo()
+    with without_ray():
+        generate(config(reference, out), components())  # which counts anew
+    assert len(NegativeSet(str(out))) == 20
+
+
+def _three_died(folder: Folder) -> None:
+    for number in range(1, MAX_TRIES + 1):
+        folder.write(f"_job/tries/00001-score-{number}", json.dumps({"host": "a", "pid": 1}).encode())
+
+
+class SilentEngineStub(EngineStub):
+    """Gives as many samples as are asked for, without a token, or none."""
+
+    samples = True
+
+    def sample(self, prompts: Any, **request: Any) -> Any:
+        drawn = super().sample(prompts, **request)
+        silent = [[dataclasses.replace(sample, ids=[], text="") for sample in samples] for samples in drawn]
+        return silent if self.samples else [[] for _ in prompts]
+
+
+@pytest.mark.parametrize("samples", [True, False])
+def test_an_engine_that_gives_nothing_is_an_error_and_no_rejects(
+    samples: bool, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SilentEngineStub, "samples", samples)
+    with without_ray(), pytest.raises(UserError, match="the engine gave not one token for the "):
+        generate(config(reference, tmp_path / "set"), components(engine=SilentEngineStub))
+    assert not (tmp_path / "set").exists()
+
+
+class FailingScorerStub(ScorerStub):
+    def score(self, groups: Any) -> Any:
+        raise RuntimeError("a bug of ours\nwith more of it")
+
+
+def test_what_a_worker_raises_is_one_line_with_the_shard_and_its_trace_is_in_the_log(
+    reference: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with without_ray(), caplog.at_level(logging.ERROR), pytest.raises(UserError) as caught:
+        generate(config(reference, tmp_path / "set"), components(scorer=FailingScorerStub))
+    assert str(caught.value) == "shard-00000.parquet, stage 'score': RuntimeError: a bug of ours"
+    (record,) = caplog.records
+    assert "in score\n    raise RuntimeError" in record.getMessage()
+
+
+def test_what_a_workers_constructor_raises_is_one_line_too(reference: Path, tmp_path: Path) -> None:
+    def broken_stub(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    with without_ray(), pytest.raises(UserError, match=r"stage 'sample': OSError: \[Errno 28\] No space left"):
+        generate(config(reference, tmp_path / "set"), components(engine=broken_stub))
+
+
+class ClockStub:
+    """Seconds that pass when told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.now = 1000.0
+        monkeypatch.setattr("negatives_gen.job.attempts.time.monotonic", lambda: self.now)
+
+    def pass_by(self, stall: Stall, seconds: float) -> None:
+        self.now += seconds
+        stall.check()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> ClockStub:
+    return ClockStub(monkeypatch)
+
+
+def test_what_stands_still_is_named(writer: NegativeSetWriter, clock: ClockStub) -> None:
+    stall = Stall(writer.folder, 60)
+    for index in range(4):  # something moves each time, so it may take longer than the limit
+        with attempt(writer, index, "sample"):
+            clock.pass_by(stall, 50)
+    stall.move()
+    with attempt(writer, 7, "score"):
+        clock.pass_by(stall, 50)
+        clock.pass_by(stall, 59)
+        with pytest.raises(UserError) as caught:
+            clock.pass_by(stall, 15)
+    assert str(caught.value).startswith(
+        "nothing has moved for 60 s (--stall_timeout): shard-00007.parquet is in stage 'score' of process "
+        f"{os.getpid()} on "
+    )
+
+
+def test_a_job_whose_workers_do_not_come_up_says_so(writer: NegativeSetWriter, clock: ClockStub) -> None:
+    stall = Stall(writer.folder, 60)
+    clock.pass_by(stall, 15)
+    with pytest.raises(UserError, match="no worker has begun a shard; it may be loading, or waiting for a machine"):
+        clock.pass_by(stall, 60)
+
+
+def test_no_limit_is_no_stall(tmp_path: Path, clock: ClockStub) -> None:
+    clock.pass_by(Stall(Folder(str(tmp_path)), 0), 1e9)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_a_limit_that_is_none_is_refused(seconds: float, reference: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--stall_timeout must be 0"):
+        config(reference, tmp_path, stall_timeout=seconds).check()
+
+
+def test_rows_are_read_while_the_caller_looks_at_the_clock() -> None:
+    def slow() -> Iterator[dict[str, Any]]:
+        yield {"shard": 0, "error": ""}
+        time.sleep(0.3)
+        yield {"shard": 1, "error": ""}
+
+    rows = Rows(slow())
+    assert rows.next(5) == {"shard": 0, "error": ""}
+    assert rows.next(0.01) is None
+    assert rows.next(5) == {"shard": 1, "error": ""}
+    assert rows.next(5) is END
+
+
+def test_rows_behind_an_error_are_not_made() -> None:
+    made = []
+
+    def rows_stub() -> Iterator[dict[str, Any]]:
+        for index in range(3):
+            made.append(index)
+            yield {"shard": index, "error": "it is over"}
+
+    rows = Rows(rows_stub())
+    assert rows.next(5)["error"] == "it is over"
+    assert rows.stop(5)
+    assert made == [0]
+
+
+def test_an_error_of_ray_itself_is_one_line() -> None:
+    def broken() -> Iterator[dict[str, Any]]:
+        raise RuntimeError("Could not find an actor\nwith pages behind it")
+        yield
+
+    with pytest.raises(UserError, match=r"^Ray could not go on: RuntimeError: Could not find an actor\. The log"):
+        Rows(broken()).next(5)
