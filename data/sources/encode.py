@@ -10,13 +10,14 @@ from typing import Any
 
 from data.command.errors import UserError, first_line
 from data.sources.tokenise import tokenise, tokenise_behind, tokenise_continuations
-from data.tokens import Marks, marks_of, text_behind, through_first_end
+from data.tokens import PROBE, Marks, marks_of, text_behind, through_first_end
 
 # Reason and detail of a reject, see data.schema.
 Problem = tuple[str, str]
 
 # Share of a text's tokens that is the prefix, in percent (task continuation; the paper's).
 PREFIX_PERCENT = 15
+USUAL_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,26 @@ def _apply_template(tokenizer: Any, prompt: list, response: list) -> tuple[str, 
         return "", "", ("chat template failed", first_line(error))
     if not whole.startswith(opening):
         return "", "", ("chat template rewrites the prompt", "with the response, it does not begin as without")
-    return opening, whole[len(opening) :], None
+    left_out = _left_out(tokenizer, [*prompt, *response], whole)
+    return opening, whole[len(opening) :], left_out
+
+
+def _left_out(tokenizer: Any, messages: list[dict[str, str]], whole: str) -> Problem | None:
+    """The message that the template writes nothing of, such as a turn of a tool where it knows of none, if there is one.
+
+    It is one that could say something else without a difference, which is tried where its text is not to be seen.
+    """
+    for number, message in enumerate(messages):
+        said = message["content"].strip()
+        if not said or (said in whole and message["role"] in USUAL_ROLES):
+            continue
+        changed = [*messages[:number], {**message, "content": message["content"] + PROBE}, *messages[number + 1 :]]
+        try:
+            if tokenizer.apply_chat_template(changed, tokenize=False) == whole:
+                return "chat template leaves out a message", f"message {number + 1}, of role '{message['role']}'"
+        except Exception:  # it minds what is said, so it reads it
+            continue
+    return None
 
 
 def _said(messages: list[dict[str, str]]) -> str:
