@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from data.command.errors import UserError, first_line
+from data.redundant import Place, read_chunks, redundant_tensors
+from data.tokens import DECLARED_ENDS, require_rows
 
 MAX_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 WEIGHTS = "model.safetensors"
@@ -56,7 +58,11 @@ def check_model(model: str, *, needs_weights: bool = True) -> Path:
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model (a transformers tokenizer). Raises UserError if there is none or it lacks an EOS."""
+    """The tokenizer of a model (a transformers tokenizer), which knows the ends that generation_config.json names.
+
+    Raises:
+        UserError: there is none, it lacks an EOS, or it gives ids that the model has no embedding for.
+    """
     from transformers import AutoTokenizer
 
     directory = check_model(model, needs_weights=False)
@@ -66,7 +72,36 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
         raise UserError(f"the tokenizer of '{model}' cannot be read: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of '{model}' has no EOS token; every continuation must be able to end.")
+    rows = vocabulary_size(model)
+    setattr(tokenizer, DECLARED_ENDS, declared_ends(directory, rows))
+    require_rows(tokenizer, rows, model)
     return tokenizer
+
+
+def declared_ends(directory: Path, rows: int | None = None) -> tuple[int, ...]:
+    """The ids that a continuation may end with beside the tokenizer's EOS: generation_config.json's `eos_token_id`.
+
+    One or several; of a model without that file, config.json's, as transformers and vLLM do.
+
+    Args:
+        rows: of the embedding: ids beyond it, which no model can produce, are left out.
+
+    Raises:
+        UserError: the file cannot be read, or says something that is no id.
+    """
+    generation = directory / "generation_config.json"
+    path = generation if generation.is_file() else directory / "config.json"
+    ids = read_object(path).get("eos_token_id")
+    ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    if not all(type(number) is int for number in ids):
+        raise UserError(f"'{path}' has the eos_token_id {ids}; it must be an id or a list of ids. Correct the file.")
+    return tuple(number for number in ids if number >= 0 and (rows is None or number < rows))
+
+
+def vocabulary_size(model: str) -> int | None:
+    """Rows of a model's embedding, as its config.json says: more than the tokenizer has where they are padded."""
+    size = _text_config(model).get("vocab_size")
+    return size if type(size) is int else None
 
 
 def architecture(model: str) -> dict[str, Any]:
@@ -97,35 +132,46 @@ def _text_config(model: str) -> dict[str, Any]:
 
 
 def weights_hash(model: str) -> str:
-    """SHA-256 over every tensor's name, dtype, shape and bytes, in name order, however they are sharded.
+    """SHA-256 over name, dtype, shape and bytes of every tensor that the model computes with, in name order.
+
+    However they are sharded, and whatever else lies there: a head that is the embedding again, or buffers that
+    transformers makes itself (`data.redundant`).
 
     The weights are those that transformers loads, in its order: model.safetensors, else the files that
     model.safetensors.index.json names, else all model*.safetensors, else all *.safetensors.
     """
-    places: dict[str, tuple[Path, dict, int]] = {}
-    for path in weight_files(model_directory(model)):
-        header, start = read_header(path)
-        for name, entry in header.items():
-            places[name] = (path, entry, start)
+    directory = model_directory(model)
+    places = tensor_places(directory)
     if not places:
         raise UserError(
             f"'{model}' has no *.safetensors weights, which identify a model. Save it with save_pretrained()."
         )
     digest = hashlib.sha256()
-    for name in sorted(places):
-        path, entry, start = places[name]
+    for name in sorted(places.keys() - redundant_in(directory, places)):
+        path, entry, _ = places[name]
         begin, end = entry["data_offsets"]
         digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
-        with path.open("rb") as file:
-            file.seek(start + begin)
-            left = end - begin
-            while left:
-                chunk = file.read(min(left, 1 << 24))
-                if not chunk:
-                    raise UserError(f"'{path}' is cut short: tensor '{name}' is incomplete. Copy the file again.")
-                digest.update(chunk)
-                left -= len(chunk)
+        for chunk in read_chunks(places[name]):
+            digest.update(chunk)
+            begin += len(chunk)
+        if begin < end:
+            raise UserError(f"'{path}' is cut short: tensor '{name}' is incomplete. Copy the file again.")
     return digest.hexdigest()
+
+
+def tensor_places(directory: Path) -> dict[str, Place]:
+    """Where each tensor of a model lies. Raises UserError for files that are none."""
+    places: dict[str, Place] = {}
+    for path in weight_files(directory):
+        header, start = read_header(path)
+        places.update({name: (path, entry, start) for name, entry in header.items()})
+    return places
+
+
+def redundant_in(directory: Path, places: dict[str, Place]) -> dict[str, str | None]:
+    """What a model's files hold and it does not compute with, see `data.redundant.redundant_tensors`."""
+    config = directory / "config.json"
+    return redundant_tensors(places, read_object(config) if config.is_file() else {})
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:

@@ -1,20 +1,23 @@
 """Text to tokens, exactly: prompts and responses in, token ids or the reason why not out.
 
-Prefix and continuation are tokenised separately and concatenated as ids. The ids made here are the ids that are
-sampled from, scored, stored and trained on.
+The ids of a prompt and of its continuation are joined as ids; together they are those of the whole text
+(`data.sources.tokenise`). They are the ids that are sampled from, scored, stored and trained on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from data.command.errors import UserError, first_line
+from data.sources.tokenise import tokenise, tokenise_behind, tokenise_continuations
+from data.tokens import PROBE, Marks, marks_of, text_behind, through_first_end
 
 # Reason and detail of a reject, see data.schema.
 Problem = tuple[str, str]
 
 # Share of a text's tokens that is the prefix, in percent (task continuation; the paper's).
 PREFIX_PERCENT = 15
+USUAL_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Encoded:
 
     Attributes:
         prompt, response: the texts, as they are shown.
-        response_ids: the last one is EOS.
+        response_ids: the last one, and no other, is an end (`data.tokens.Marks`).
         truncated: whether the text was cut to the longest length.
         messages: of a chat, those of the prompt.
     """
@@ -44,7 +47,7 @@ def encode_pairs(pairs: Sequence[tuple[Any, Any]], tokenizer: Any, max_length: i
     """Tokens of prompts with their responses: two texts, or two lists of messages with one message in the second.
 
     A special token written out in a text (`<|endoftext|>`) would be tokenised as the special token itself, so that a
-    response would end in its middle; such a row is refused. What the tokenizer itself puts around a prompt stays, and
+    response would end in its middle; such a row is refused. What the tokenizer itself puts before a prompt stays, and
     so do the special tokens of a chat template. A row that does not fit into `max_length` is refused.
 
     Raises:
@@ -72,9 +75,9 @@ def encode_continuations(pairs: Sequence[tuple[Any, Any]], tokenizer: Any, max_l
     A text is tokenised once. The BOS that the tokenizer puts before a text comes before the prefix. A text that does
     not fit into `max_length` with BOS and EOS is cut at its end first.
     """
-    special, bos, outcomes = special_ids(tokenizer), _bos(tokenizer), []
-    room = max(0, max_length - len(bos) - 1)
-    for ids in _tokenize(tokenizer, [text for text, _ in pairs], add_special_tokens=False):
+    marks, outcomes = marks_of(tokenizer), []
+    room = max(0, max_length - len(marks.leading) - 1)
+    for ids in tokenise(tokenizer, [text for text, _ in pairs]):
         if isinstance(ids, tuple):
             outcomes.append(ids)
             continue
@@ -82,81 +85,64 @@ def encode_continuations(pairs: Sequence[tuple[Any, Any]], tokenizer: Any, max_l
         if len(kept) < 2:
             outcomes.append(("too few tokens to continue", f"{len(kept)}, but a prefix and a continuation need 2"))
             continue
-        if found := special.intersection(kept):
+        if found := marks.written.intersection(kept):
             outcomes.append(("special token in text", _spell(found, tokenizer)))
             continue
         cut = max(1, len(kept) * PREFIX_PERCENT // 100)
-        prompt, response = (tokenizer.decode(part, skip_special_tokens=True) for part in (kept[:cut], kept[cut:]))
+        prompt = tokenizer.decode(kept[:cut], skip_special_tokens=True)
+        response = text_behind(tokenizer, kept[:cut], kept[cut:], ())
         if not prompt.strip() or not response.strip():
             outcomes.append((f"empty {'response' if prompt.strip() else 'prompt'}", "this part of the text is blank"))
             continue
-        response_ids = [*kept[cut:], tokenizer.eos_token_id]
-        outcomes.append(Encoded(prompt, response, [*bos, *kept[:cut]], response_ids, truncated=len(ids) > room))
+        response_ids = [*kept[cut:], marks.eos]
+        outcomes.append(Encoded(prompt, response, [*marks.leading, *kept[:cut]], response_ids, len(ids) > room))
     return outcomes
 
 
-def special_ids(tokenizer: Any) -> set[int]:
-    """Ids of the special tokens, but for one that only stands for unknown characters: ordinary text gives it."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})  # a chat model's control tokens may be in no other list
-    special = set(tokenizer.all_special_ids) | {token_id for token_id, token in added.items() if token.special}
-    if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
-        special.discard(tokenizer.unk_token_id)
-    return special
-
-
-def leading_ids(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before each text: its BOS, or nothing."""
-    with_special, bare = _probed(tokenizer)
-    starts = range(len(with_special) - len(bare) + 1)
-    return with_special[: next((i for i in starts if with_special[i : i + len(bare)] == bare), 0)]
-
-
 def _encode_texts(pairs: Sequence[tuple[str, str]], tokenizer: Any, max_length: int) -> list[Encoded | Problem]:
-    special = special_ids(tokenizer)
-    bare_prompts = prompts = _tokenize(tokenizer, [prompt for prompt, _ in pairs], add_special_tokens=False)
-    if _adds_special_tokens(tokenizer):
-        prompts = _tokenize(tokenizer, [prompt for prompt, _ in pairs], add_special_tokens=True)
-    responses = _tokenize(tokenizer, [response for _, response in pairs], add_special_tokens=False)
+    """The response is tokenised as a continuation, whatever the prompt is: as what BN lends to other prompts is."""
+    marks = marks_of(tokenizer)
+    prompts = tokenise(tokenizer, [prompt for prompt, _ in pairs])
+    responses = tokenise_continuations(tokenizer, [response for _, response in pairs])
     outcomes: list[Encoded | Problem] = []
-    for (prompt, response), *ids in zip(pairs, prompts, bare_prompts, responses, strict=True):
+    for (prompt, response), *ids in zip(pairs, prompts, responses, strict=True):
         if failure := next((part for part in ids if isinstance(part, tuple)), None):
             outcomes.append(failure)
             continue
-        prompt_ids, bare_ids, bare_response = ids
-        encoded = Encoded(prompt, response, prompt_ids, [*bare_response, tokenizer.eos_token_id])
-        outcomes.append(_written_special(bare_ids, bare_response, special, tokenizer) or _fitting(encoded, max_length))
+        of_prompt, of_response = ids
+        encoded = Encoded(prompt, response, [*marks.leading, *of_prompt], [*of_response, marks.eos])
+        outcomes.append(_written_special(of_prompt, of_response, marks, tokenizer) or _fitting(encoded, max_length))
     return outcomes
 
 
 def _encode_chats(pairs: Sequence[tuple[list, list]], tokenizer: Any, max_length: int) -> list[Encoded | Problem]:
     """What the template writes up to the assistant's turn is the prompt; what it writes after that, the response.
 
-    The response ends with the first EOS that the template writes after it, or with one of ours.
+    The response ends with the first end that the template writes after it, or with an EOS of ours.
     """
-    special, eos = special_ids(tokenizer), tokenizer.eos_token_id
+    marks = marks_of(tokenizer)
     templated = [_apply_template(tokenizer, prompt, response) for prompt, response in pairs]
     texts = [("", "") if failure else (opening, rest) for opening, rest, failure in templated]
-    prompts = _tokenize(tokenizer, [opening for opening, _ in texts], add_special_tokens=False)
-    rests = _tokenize(tokenizer, [rest for _, rest in texts], add_special_tokens=False)
+    tokenised = tokenise_behind(tokenizer, [opening for opening, _ in texts], [rest for _, rest in texts])
     said = [[_said(messages) for messages in pair] for pair in pairs]
-    written_prompts = _tokenize(tokenizer, [prompt for prompt, _ in said], add_special_tokens=False)
-    written_responses = _tokenize(tokenizer, [response for _, response in said], add_special_tokens=False)
+    written_prompts = tokenise(tokenizer, [prompt for prompt, _ in said])
+    written_responses = tokenise(tokenizer, [response for _, response in said])
     outcomes: list[Encoded | Problem] = []
     for row, (messages, response) in enumerate(pairs):
-        ids = prompts[row], rests[row], written_prompts[row], written_responses[row]
+        ids = *tokenised[row], written_prompts[row], written_responses[row]
         failure = templated[row][2] or next((part for part in ids if isinstance(part, tuple)), None)
         if failure:
             outcomes.append(failure)
             continue
         prompt_ids, rest, written_prompt, written_response = ids
-        response_ids = [*rest[: rest.index(eos)], eos] if eos in rest else [*rest, eos]
+        response_ids = through_first_end(rest, marks)
         (opening, rest_text), content = texts[row], response[0]["content"]
         shown = next((text for text in (content, content.strip()) if text in rest_text), None)
         if shown is None:  # a template that rewrites what the assistant says
-            shown = tokenizer.decode(response_ids, skip_special_tokens=True)
+            shown = text_behind(tokenizer, prompt_ids, response_ids, marks.ends)
         plain = [{"role": message["role"], "content": message["content"]} for message in messages]
         encoded = Encoded(opening, shown, prompt_ids, response_ids, messages=plain)
-        found = _written_special(written_prompt, written_response, special, tokenizer)
+        found = _written_special(written_prompt, written_response, marks, tokenizer)
         outcomes.append(found or _fitting(encoded, max_length))
     return outcomes
 
@@ -170,7 +156,26 @@ def _apply_template(tokenizer: Any, prompt: list, response: list) -> tuple[str, 
         return "", "", ("chat template failed", first_line(error))
     if not whole.startswith(opening):
         return "", "", ("chat template rewrites the prompt", "with the response, it does not begin as without")
-    return opening, whole[len(opening) :], None
+    left_out = _left_out(tokenizer, [*prompt, *response], whole)
+    return opening, whole[len(opening) :], left_out
+
+
+def _left_out(tokenizer: Any, messages: list[dict[str, str]], whole: str) -> Problem | None:
+    """The message that the template writes nothing of, such as a turn of a tool where it knows of none, if there is one.
+
+    It is one that could say something else without a difference, which is tried where its text is not to be seen.
+    """
+    for number, message in enumerate(messages):
+        said = message["content"].strip()
+        if not said or (said in whole and message["role"] in USUAL_ROLES):
+            continue
+        changed = [*messages[:number], {**message, "content": message["content"] + PROBE}, *messages[number + 1 :]]
+        try:
+            if tokenizer.apply_chat_template(changed, tokenize=False) == whole:
+                return "chat template leaves out a message", f"message {number + 1}, of role '{message['role']}'"
+        except Exception:  # it minds what is said, so it reads it
+            continue
+    return None
 
 
 def _said(messages: list[dict[str, str]]) -> str:
@@ -188,53 +193,12 @@ def _fitting(encoded: Encoded, max_length: int) -> Encoded | Problem:
     return encoded
 
 
-def _written_special(prompt: list[int], response: list[int], special: set[int], tokenizer: Any) -> Problem | None:
+def _written_special(prompt: list[int], response: list[int], marks: Marks, tokenizer: Any) -> Problem | None:
     for name, ids in (("prompt", prompt), ("response", response)):
-        if found := special.intersection(ids):
+        if found := marks.written.intersection(ids):
             return f"special token in {name}", _spell(found, tokenizer)
     return None
 
 
-def _tokenize(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool) -> list[Any]:
-    """Ids of each text, or a Problem where the tokenizer fails on it: then the texts are tried one by one."""
-
-    def ids_of(texts: Sequence[str]) -> list[Any]:
-        return tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
-
-    def ids_or_problem(text: str) -> Any:
-        try:
-            return ids_of([text])[0]
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            return "tokenizer failed", first_line(error)
-
-    if not texts:
-        return []
-    try:
-        return ids_of(texts)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException:  # a panic in the tokenizer's Rust code is no Exception
-        return [ids_or_problem(text) for text in texts]
-
-
-def _bos(tokenizer: Any) -> list[int]:
-    """The BOS that the tokenizer puts before a text, if it does."""
-    bos = [tokenizer.bos_token_id]
-    with_special, bare = _probed(tokenizer)
-    return bos if with_special[:1] == bos != bare[:1] else []
-
-
-def _adds_special_tokens(tokenizer: Any) -> bool:
-    with_special, bare = _probed(tokenizer)
-    return with_special != bare
-
-
-def _probed(tokenizer: Any) -> list[list[int]]:
-    """Ids of some text with and without the special tokens that the tokenizer adds."""
-    return [tokenizer(["a"], add_special_tokens=added)["input_ids"][0] for added in (True, False)]
-
-
-def _spell(ids: set[int], tokenizer: Any) -> str:
+def _spell(ids: Iterable[int], tokenizer: Any) -> str:
     return " ".join(str(token) for token in tokenizer.convert_ids_to_tokens(sorted(ids)))

@@ -18,6 +18,15 @@ DOLLY_TEMPLATE = (
 )
 DOLLY_CONTEXT = "Input:\n{context}\n\n"
 
+# What a chat template writes besides role and content, in a message and beside the messages. A set keeps role and content
+# alone: judges and reward models would see something else than the reference did. A row with such a field is rejected.
+MESSAGE_FIELDS = (
+    *("tool_calls", "tool_call_id", "function_call", "tools", "documents", "images", "audio"),
+    *("reasoning_content", "reasoning", "thinking"),
+)
+NOTHING = ("", "None", "null", "[]", "{}")  # as a table or a text writes it
+ROW_FIELDS = ("tools", "documents", "images", "chat_template_kwargs")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -66,12 +75,12 @@ def dolly_query(row: Mapping[str, Any]) -> str:
 
 def prompt_completion(row: Mapping[str, Any]) -> tuple[Any, Any]:
     """TRL's prompt-completion format, taken as it is: two texts, or two lists of messages."""
-    return _messages(row.get("prompt")), _messages(row.get("completion"))
+    return _messages(row.get("prompt"), row), _messages(row.get("completion"))
 
 
 def conversational(row: Mapping[str, Any]) -> tuple[Any, Any]:
     """TRL's conversational language modeling: the last message is the response."""
-    messages = _messages(row.get("messages"))
+    messages = _messages(row.get("messages"), row)
     return (messages[:-1], messages[-1:]) if isinstance(messages, list) else (messages, None)
 
 
@@ -114,6 +123,8 @@ def _messages_problem(name: str, messages: Any) -> Problem | None:
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict) or not isinstance(message["role"], str) or not message["role"].strip():
             return "malformed message", f"message {number} of the {name} has no role"
+        if field := next((field for field in message if field not in ("role", "content")), None):
+            return f"{field} cannot be kept", f"message {number} of the {name}: of a chat role and text are kept"
         for part in ("role", "content"):
             problem = _text_problem(name, message[part])
             # An empty system prompt, or an empty turn, is nothing unusual.
@@ -134,11 +145,32 @@ def _text_problem(name: str, text: Any) -> Problem | None:
     return None
 
 
-def _messages(value: Any) -> Any:
-    """Role and content of each message, so that a file and a table of many more columns give the same."""
+def _messages(value: Any, row: Mapping[str, Any] | None = None) -> Any:
+    """Role and content of each message, so that a file and a table of many more columns give the same.
+
+    Fields that a template may write besides stay where they say something, also those of the row, as the first message's:
+    what they are is for the check to say.
+    """
     if not isinstance(value, list):
         return value
-    return [{"role": m.get("role"), "content": m.get("content")} if isinstance(m, dict) else m for m in value]
+    of_row = {field: row[field] for field in ROW_FIELDS if field in row and _says_something(row[field])} if row else {}
+    messages = []
+    for number, message in enumerate(value):
+        if isinstance(message, dict):
+            fields = {field: message[field] for field in MESSAGE_FIELDS if _says_something(message.get(field))}
+            fields |= of_row if number == 0 else {}
+            message = {"role": message.get("role"), "content": message.get("content"), **fields}
+        messages.append(message)
+    return messages
+
+
+def _says_something(value: Any) -> bool:
+    """Whether a field is more than a table's way to have none: null, empty, or made of such."""
+    if isinstance(value, dict):
+        return any(map(_says_something, value.values()))
+    if isinstance(value, list):
+        return any(map(_says_something, value))
+    return str(value).strip() not in NOTHING
 
 
 TASKS: dict[str, Task] = {
@@ -149,9 +181,15 @@ TASKS: dict[str, Task] = {
         lambda row: asked(prompt_completion(row)[0]),
         pair_problem,
         encode_pairs,
+        optional=ROW_FIELDS,
     ),
     "conversational": Task(
-        ("messages",), conversational, lambda row: asked(conversational(row)[0]), chat_problem, encode_pairs
+        ("messages",),
+        conversational,
+        lambda row: asked(conversational(row)[0]),
+        chat_problem,
+        encode_pairs,
+        optional=ROW_FIELDS,
     ),
     "continuation": Task(
         ("text",),

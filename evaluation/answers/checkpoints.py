@@ -62,7 +62,7 @@ def load_checkpoints(
     found: list[Checkpoint] = []
     for name, (prompts, context) in read.items():
         log.info("%s: %d examples, %s", name, len(prompts.groups), prompts.rejected)
-        identity = identify_model(models[name], prompts.tokenizer_sha256, store)
+        identity = identify_model(models[name], prompts.tokenizer_sha256, store, prompts.reading)
         kept = [g for g in prompts.groups if g.id in common]
         found.append(Checkpoint(name, models[name], identity, context, kept))
     return found

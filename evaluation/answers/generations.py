@@ -61,13 +61,16 @@ class GenerationSet:
     reused: bool
 
 
-def identify_model(path: str, tokenizer_sha256: str, store: Store | None = None) -> dict[str, str]:
+def identify_model(
+    path: str, tokenizer_sha256: str, store: Store | None = None, reading: str = ""
+) -> dict[str, str]:
     """What decides a model's answers: hashes of its weights, its tokenizer and its settings.
 
     Args:
         path: directory of the model.
         tokenizer_sha256: of its tokenizer, see `data.models.tokenizer_hash`.
         store: see `identify_weights`.
+        reading: of its tokenizer, see `data.tokens.reading_of`.
     """
     directory = model_directory(path)
     # generation_config.json: vLLM ends an answer at any of its EOS tokens.
@@ -80,6 +83,7 @@ def identify_model(path: str, tokenizer_sha256: str, store: Store | None = None)
         **identify_weights(path, store),
         "tokenizer_sha256": tokenizer_sha256,
         "settings_sha256": hash_of(settings),
+        **({"reading": reading} if reading else {}),
     }
 
 

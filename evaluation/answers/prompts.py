@@ -10,13 +10,14 @@ from data.models import load_tokenizer, tokenizer_hash
 from data.schema import Group, group_from_row, groups_to_table
 from data.sources.examples import Example
 from data.sources.prepare import describe_rejects, prepare_groups, require_groups
+from data.tokens import reading_of
 from evaluation.answers.cache import Store, hash_of
 from evaluation.answers.weights import tokenizer_settings
 
 # Of how data.sources.tasks and data.sources.encode make tokens of an example: to be raised when that changes.
-VERSION = 1
+VERSION = 2
 # Of the table's metadata.
-TOKENIZER, REJECTED = b"tokenizer_sha256", b"rejected"
+TOKENIZER, READING, REJECTED = b"tokenizer_sha256", b"reading", b"rejected"
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Prompts:
 
     Attributes:
         tokenizer_sha256: of the tokenizer that read them.
+        reading: of it, see `data.tokens.reading_of`.
         groups: without negatives; those that could be used.
         rejected: how many could not, and why, in words.
     """
 
     tokenizer_sha256: str
+    reading: str
     groups: list[Group]
     rejected: str
 
@@ -57,10 +60,14 @@ def read_prompts(model: str, examples: Sequence[Example], task: str, context: in
         tokenizer = load_tokenizer(model)
         groups, rejects, _ = prepare_groups(examples, task, tokenizer, context)
         require_groups(groups, rejects, f"data set '{where}'")
-        found = {TOKENIZER: tokenizer_hash(tokenizer).encode(), REJECTED: describe_rejects(rejects).encode()}
+        found = {
+            TOKENIZER: tokenizer_hash(tokenizer).encode(),
+            READING: reading_of(tokenizer).encode(),
+            REJECTED: describe_rejects(rejects).encode(),
+        }
         return groups_to_table(groups, ["none"]).replace_schema_metadata(found)
 
     table = store.get_or_make("prompts", key, make)
     found = table.schema.metadata or {}
     groups = [group_from_row(row) for row in table.to_pylist()]
-    return Prompts(found[TOKENIZER].decode(), groups, found[REJECTED].decode())
+    return Prompts(found[TOKENIZER].decode(), found[READING].decode(), groups, found[REJECTED].decode())

@@ -1,51 +1,15 @@
 """What decides what a model makes of a text: its weights, and what lies beside them."""
 
-import hashlib
-import json
-import os
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from data.command.errors import UserError, first_line
-from data.models import (
-    WEIGHTS_INDEX,
-    load_tokenizer,
-    model_directory,
-    tokenizer_hash,
-    weight_files,
-    weights_hash,
-)
+from data.model_settings import check_tokenizer_fits, settings_hash, text_model_identity
+from data.models import declared_ends, load_tokenizer, model_directory, tokenizer_hash, weight_files, weights_hash
 from evaluation.answers.cache import Store
 
-# Configurations, tokenizer, vocabulary, chat template. Where one does not matter, a result is only made anew.
-SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
-MODULES = "modules.json"
 TOKENIZER_PACKAGES = ("transformers", "tokenizers")
-
-
-def settings_hash(directory: Path) -> str:
-    """SHA-256 over the small files of a model's directory, wherever it lies.
-
-    Of a sentence-transformers model also over the folders that its modules.json names: pooling, or a dense layer with
-    weights of its own.
-
-    Raises:
-        UserError: a file cannot be read, or modules.json is no list of modules.
-    """
-    files = {file for pattern in SETTINGS for file in directory.glob(pattern) if file.name != WEIGHTS_INDEX}
-    digest = hashlib.sha256()
-    try:
-        for folder in _module_folders(directory):
-            files |= {file for file in folder.rglob("*") if file.is_file()}
-        for name, file in sorted((os.path.relpath(file, directory), file) for file in files):
-            content = file.read_bytes()
-            digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    except OSError as error:
-        raise UserError(f"model '{directory}' cannot be read ({first_line(error)}). Copy it again.") from error
-    return digest.hexdigest()
 
 
 def identify_weights(path: str, store: Store | None = None) -> dict[str, str]:
@@ -66,10 +30,27 @@ def identify_weights(path: str, store: Store | None = None) -> dict[str, str]:
     return {"weights_sha256": table["sha256"][0].as_py()}
 
 
+def identify_text_model(model: str, store: Store) -> dict[str, str]:
+    """`data.model_settings.text_model_identity`, with weights and a sound tokenizer remembered by the store.
+
+    Raises:
+        UserError: see there; or the tokenizer gives ids beyond the embedding.
+    """
+    identity = text_model_identity(model, lambda path: identify_weights(path, store)["weights_sha256"])
+
+    def check() -> pa.Table:
+        check_tokenizer_fits(model)
+        return pa.table({"fits": [True]})
+
+    store.get_or_make("fits", identity, check)
+    return identity
+
+
 def tokenizer_settings(model: str) -> dict[str, Any]:
     """What decides a model's tokens, with its chat template; found without loading the tokenizer."""
-    packages = {name: metadata.version(name) for name in TOKENIZER_PACKAGES}
-    return {"settings_sha256": settings_hash(model_directory(model)), "packages": packages}
+    packages, directory = {name: metadata.version(name) for name in TOKENIZER_PACKAGES}, model_directory(model)
+    ends = list(declared_ends(directory))
+    return {"settings_sha256": settings_hash(directory), "ends": ends, "packages": packages}
 
 
 def kept_tokenizer_hash(model: str, store: Store | None = None) -> str:
@@ -89,14 +70,3 @@ def kept_tokenizer_hash(model: str, store: Store | None = None) -> str:
         return find()
     table = store.get_or_make("tokenizers", tokenizer_settings(model), lambda: pa.table({"sha256": [find()]}))
     return table["sha256"][0].as_py()
-
-
-def _module_folders(directory: Path) -> list[Path]:
-    path = directory / MODULES
-    if not path.is_file():
-        return []
-    try:
-        folders = [module["path"] for module in json.loads(path.read_text(encoding="utf-8"))]
-        return [directory / folder for folder in folders if folder]  # "" is the directory itself
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"'{path}' is no list of modules ({first_line(error)}). Copy the file again.") from error

@@ -8,9 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from data.command.errors import UserError
-from data.models import model_directory
 from evaluation.answers.cache import Store, hash_of
-from evaluation.answers.weights import identify_weights, settings_hash
+from evaluation.answers.weights import identify_text_model
 from evaluation.judging.base import SAME, Comparison, Outcome
 from evaluation.on_demand import OnDemand
 from negatives_gen.models.reward_model import RewardModel
@@ -41,13 +40,13 @@ class RewardJudge:
     def __init__(self, model: str, store: Store):
         self.name, self.store = model, store
         try:
-            self.weights = identify_weights(model, store)
+            identify_text_model(model, store)
         except UserError as error:
             raise UserError(f"{OPTION} '{model}' cannot be used: {error}") from error
         self.model = OnDemand(lambda: RewardModel(model, OPTION, custom_code=NO_CODE))
 
     def identity(self) -> dict[str, Any]:
-        return {"reward_model": self.name, **self.weights}
+        return {"reward_model": self.name, **identify_text_model(self.name, self.store)}
 
     def spent(self) -> dict[str, Any]:
         return {}
@@ -64,11 +63,7 @@ class RewardJudge:
             for c in itertools.compress(comparisons, different)
             for text in (c.answer, c.other)
         ]
-        key = {
-            **self.weights,
-            "settings_sha256": settings_hash(model_directory(self.name)),
-            "asked_sha256": hash_of({"asked": asked}),
-        }
+        key = {**identify_text_model(self.name, self.store), "asked_sha256": hash_of({"asked": asked})}
         table = self.store.get_or_make("rewards", key, lambda: pa.table({"reward": self._rewards(asked)}))
         rewards = table["reward"].to_pylist()
         outcomes = map(_outcome, rewards[::2], rewards[1::2])

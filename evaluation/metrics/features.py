@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from data.command.errors import UserError, first_line
+from data.model_settings import MODULES, text_model_identity
 from data.models import check_model, context_length, load_tokenizer, read_object
 from evaluation.answers.cache import Store
-from evaluation.answers.weights import MODULES, identify_weights, settings_hash
+from evaluation.answers.weights import identify_text_model
 from evaluation.on_demand import OnDemand
 
 SENTENCES, LANGUAGE_MODEL = "sentence-transformers", "causal-lm"
@@ -64,8 +65,9 @@ class Featuriser:
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
-        weights = identify_weights(str(self.directory), self.store)
-        return {**weights, "settings_sha256": settings_hash(self.directory)}
+        if self.store is None:
+            return text_model_identity(str(self.directory))
+        return identify_text_model(str(self.directory), self.store)
 
     def _load_embedder(self) -> Any:
         from negatives_gen.models.embedder import Embedder

@@ -5,7 +5,6 @@ distribution of the draw, of which another implementation's score differs by rou
 """
 
 import dataclasses
-import functools
 import math
 import sys
 from collections import Counter
@@ -18,7 +17,8 @@ import pyarrow as pa
 from data.command.errors import UserError, first_line
 from data.models import check_model, context_length, load_tokenizer
 from data.schema import Group
-from data.sources.encode import Encoded, encode_pairs, leading_ids, special_ids
+from data.sources.encode import Encoded, encode_pairs
+from data.tokens import marks_of
 from evaluation.answers.cache import Store, hash_of
 from evaluation.answers.generations import GenerationSet, identify_model
 from evaluation.answers.weights import kept_tokenizer_hash, tokenizer_settings
@@ -100,7 +100,6 @@ def second_model_logps(
     generations: GenerationSet,
     groups: Sequence[Group],
     second: SecondModel,
-    continued_by: str | None = None,
 ) -> Likelihoods:
     """Score the answers of a generation set with a second model, or take the scores from the store.
 
@@ -110,9 +109,6 @@ def second_model_logps(
 
     Args:
         groups: those that the answers are to.
-        continued_by: path of the model that answered, where a prompt and what follows it were tokenised as one text
-            (task `continuation`): how an answer reads, only its tokenizer can tell, from prompt and answer together.
-            None where answers were tokenised by themselves.
 
     Raises:
         UserError: the second model cannot be loaded, or can score none of the answers.
@@ -127,14 +123,12 @@ def second_model_logps(
         # All that the tokens follow from: a finished evaluation then loads no tokenizer.
         prompts = [[g.prompt, g.messages] for g in groups]
         samples = [dataclasses.astuple(sample) for sample in generations.samples]
-        read = {"reading": READING, "continued": continued_by is not None, "tokenizer": tokenizer_settings(second.path)}
+        read = {"reading": READING, "tokenizer": tokenizer_settings(second.path)}
         key |= {"by": by, **read, "texts_sha256": hash_of({"prompts": prompts, "samples": samples})}
 
         def make() -> pa.Table:
-            samples = generations.samples
-            if continued_by is not None:
-                samples = _read_behind_prompts(groups, samples, load_tokenizer(continued_by))
-            return _score(generations.ids, _read_as_text(groups, samples, second.tokenizer()), second)
+            sequences = _read_as_text(groups, generations.samples, second.tokenizer())
+            return _score(generations.ids, sequences, second)
 
         table = store.get_or_make(KIND, key, make)
     found = Likelihoods(by, *(table[name].to_pylist() for name in ("logp", "tokens", "problem")))
@@ -166,44 +160,32 @@ def length_normalised_nll(log_p: Sequence[float | None], tokens: Sequence[int]) 
     return [None if p is None else -p / n for p, n in zip(log_p, tokens, strict=True)]
 
 
-def _read_behind_prompts(groups: Sequence[Group], samples: Sequence[Sample], tokenizer: Any) -> list[Sample]:
-    """The samples with their texts as they read behind their prompts.
-
-    Decoded by itself, an answer loses its leading space if the tokenizer marks the beginnings of words (SentencePiece).
-    """
-    decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
-    found = []
-    for group, sample in zip(groups, samples, strict=True):
-        before, whole = decode(group.prompt_ids), decode([*group.prompt_ids, *sample.ids])
-        # Not so where the cut is in the middle of a character, which then is none in either part.
-        found.append(dataclasses.replace(sample, text=whole[len(before) :]) if whole.startswith(before) else sample)
-    return found
-
-
 def _read_as_text(groups: Sequence[Group], samples: Sequence[Sample], tokenizer: Any) -> list[Pair | str]:
     """Prompt and answer as the second model's tokens, or why there are none.
 
     A prompt is written as that of a data set is for the second model: a text behind its BOS, a chat by its chat
-    template. That needs a response, which does not change the prompt. The answer follows directly.
+    template. That needs a response, which does not change the prompt. The answer, whose text is as it reads behind its
+    prompt, follows directly.
     """
     pairs = [(g.messages, [{"role": "assistant", "content": "a"}]) if g.messages else (g.prompt, "a") for g in groups]
     encoded = encode_pairs(pairs, tokenizer, sys.maxsize)
     prompts = [prompt.prompt if isinstance(prompt, Encoded) else "" for prompt in encoded]
     wholes = [prompt + sample.text for prompt, sample in zip(prompts, samples, strict=True)]
     prompt_ids, whole_ids = (tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (prompts, wholes))
-    special, bos = special_ids(tokenizer), leading_ids(tokenizer)
+    marks = marks_of(tokenizer)
     sequences: list[Pair | str] = []
     for group, sample, prompt, *ids in zip(groups, samples, encoded, prompt_ids, whole_ids, strict=True):
         context, answer = _split(*ids)
-        end = [tokenizer.eos_token_id] if sample.finish_reason == "stop" else []
-        before = context if group.messages else [*bos, *context]
+        before = context if group.messages else [*marks.leading, *context]
         if not isinstance(prompt, Encoded):
             sequences.append(prompt[0])
-        elif special.intersection(answer):
+        elif marks.written.intersection(answer):
             sequences.append("special token in answer")
         elif not before:
             sequences.append("no token of the prompt before the answer")
         else:
+            # It ends as what was encoded in its place does: with EOS, or as the chat template ends a turn.
+            end = prompt.response_ids[-1:] if sample.finish_reason == "stop" else []
             sequences.append((before, [*answer, *end]))
     return sequences
 

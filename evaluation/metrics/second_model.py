@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from data.command.errors import UserError
 from data.command.options import option
 from data.manifest import DTYPES
-from data.sources.tasks import task_of
 from evaluation.metrics.base import PromptEvidence, PromptMetric, Request, Values, Which
 
 if TYPE_CHECKING:
@@ -60,12 +59,8 @@ class SecondModelMetric(PromptMetric):
     def gather(self, answer_sets: Sequence["AnswerSet"]) -> "LikelihoodEvidence":
         from evaluation.metrics.likelihood import second_model_logps
 
-        # A text that is cut in two once it is tokenised.
-        continued = task_of(self.evaluation.task).over_long == "truncate"
         found = {
-            (a.model, a.decoding): second_model_logps(
-                self.evaluation.store, a.generations, a.groups, self.second, a.path if continued else None
-            )
+            (a.model, a.decoding): second_model_logps(self.evaluation.store, a.generations, a.groups, self.second)
             for a in answer_sets
         }
         values = {which: self.of_likelihoods(a, found[which]) for a, which in _by_name(answer_sets) if self.is_of(a)}

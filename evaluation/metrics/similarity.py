@@ -92,17 +92,13 @@ def load_embedder(embedder: str | None) -> Any:
 
 
 def _identify(embedder: str, store: "Store") -> dict[str, str]:
-    from data.models import model_directory
-    from evaluation.answers.weights import identify_weights, settings_hash
+    from evaluation.answers.weights import identify_text_model
 
     try:
-        weights = identify_weights(embedder, store)
+        identity = identify_text_model(embedder, store)
     except UserError as error:
-        raise UserError(
-            f"embedder '{embedder}' cannot be reached or has no safetensors weights: give a local directory of a "
-            "sentence-transformers model."
-        ) from error
-    return {"name": embedder, **weights, "settings_sha256": settings_hash(model_directory(embedder))}
+        raise UserError(f"embedder '{embedder}' cannot be used: {error}") from error
+    return {"name": embedder, **identity}
 
 
 METRIC = Similarity

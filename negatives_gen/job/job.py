@@ -17,6 +17,7 @@ from data.set_writer import NegativeSetWriter
 from data.sources.examples import READERS, SPLIT_SEED, Source, open_source
 from data.sources.prepare import describe_rejects
 from data.sources.tasks import describe_task, task_of
+from data.tokens import describe_ends, marks_of
 from negatives_gen.config import GenerateConfig, RunOptions
 from negatives_gen.job.actors import Components, Work
 from negatives_gen.job.attempts import forget
@@ -69,7 +70,7 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
             "model": {"name": config.model, "weights_sha256": weights_hash(model), "scorer_dtype": config.scorer_dtype},
             "tokenizer": {
                 "sha256": tokenizer_hash(tokenizer),
-                "eos_token_id": tokenizer.eos_token_id,
+                **describe_ends(marks_of(tokenizer)),
                 "chat_template_sha256": chat_template_hash(tokenizer),
             },
             "data": {

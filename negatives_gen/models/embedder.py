@@ -1,31 +1,38 @@
 """Sentence embeddings, for the ranking signal and for the evaluation."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from data.command.errors import UserError
-from data.models import model_directory, weights_hash
+from data.model_settings import check_tokenizer_fits, text_model_identity
+from data.models import model_directory
+from negatives_gen.models.batches import give_pad_token, minds_padding
 from negatives_gen.models.loading import loading
+
+log = logging.getLogger(__name__)
 
 REFERENCE = "reference"
 
 
 def embedder_identity(embedder: str, model: str) -> dict[str, str]:
-    """Hash of an embedder's weights, for the manifest. Raises UserError if it cannot be reached."""
+    """What decides an embedder's vectors, for the manifest. Raises UserError if it cannot be used."""
     source = model if embedder == REFERENCE else embedder
     try:
-        return {"weights_sha256": weights_hash(str(model_directory(source)))}
+        identity = text_model_identity(source)
     except UserError as error:
         raise UserError(
             f"embedder '{embedder}' cannot be reached or has no safetensors weights: give a local directory of a "
             "sentence-transformers model, or --embedder reference for mean-pooled states of the reference model."
         ) from error
+    check_tokenizer_fits(source)
+    return identity
 
 
 class Embedder:
-    """A sentence-transformers model.
+    """A sentence-transformers model. A text's vector is the same whatever texts it is embedded with.
 
     Args:
         embedder: name or path, or "reference" for mean-pooled last hidden states of the reference model.
@@ -47,8 +54,11 @@ class Embedder:
                 else SentenceTransformer(directory, trust_remote_code=trust_remote_code)
             )
         self.model: Any = loaded.float()  # in bfloat16 close candidates would tie, and a CPU would be half as fast
+        self.tokenizer: Any = getattr(self.model, "tokenizer", None)  # not every first module has one
+        give_pad_token(self.tokenizer)
         # A CPU gains nothing from a large batch and loses by its padding: 64 takes 2.5 times as long as 8.
         self.batch_size = 64 if self.model.device.type == "cuda" else 8
+        self._heed_padding(embedder)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Unit-length embeddings, [len(texts), D], float32."""
@@ -58,12 +68,18 @@ class Embedder:
         return np.asarray(vectors, dtype=np.float32)
 
 
+    def _heed_padding(self, embedder: str) -> None:
+        """Pad on the right where the model minds its tokenizer's side; where it minds that too, do not pad at all."""
+        if hasattr(self.tokenizer, "padding_side") and minds_padding(self.embed):
+            self.tokenizer.padding_side = "right"
+        if minds_padding(self.embed):
+            log.warning("embedder '%s' gives padded texts other vectors: texts are embedded one by one.", embedder)
+            self.batch_size = 1
+
+
 def _mean_pooled(directory: str, trust_remote_code: bool) -> list[Any]:
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     code = {"trust_remote_code": trust_remote_code}
     transformer = Transformer(directory, model_kwargs=code, processor_kwargs=code, config_kwargs=code)
-    tokenizer: Any = transformer.tokenizer
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     return [transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")]

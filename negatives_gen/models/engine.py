@@ -8,6 +8,8 @@ from typing import Any
 
 from data.command.errors import UserError
 from data.command.privacy import without_secrets
+from data.models import load_tokenizer
+from data.tokens import marks_of, text_behind
 from negatives_gen.models.beam_search import BeamSearch
 
 # What vLLM needs on a CPU; the user's own environment and engine.* options win.
@@ -29,8 +31,8 @@ class Sample:
     """One continuation.
 
     Attributes:
-        ids: token ids, EOS included if the model produced it.
-        text: decoded, without special tokens.
+        ids: token ids, the end included if the model produced one.
+        text: as it reads behind the prompt, without special tokens.
         finish_reason: "stop" or "length".
         logp: log-probability in nats of the ids, summed, under what they were drawn from: after temperature, top-k and
             top-p. Of the most likely tokens (greedy, beam search) under the model's own distribution.
@@ -56,6 +58,10 @@ class Engine:
     Raises:
         UserError: vLLM is not installed, or refuses the model or an option; or an option would change what a
             log-probability is of.
+
+    Attributes:
+        ends: ids that end a continuation, see `data.tokens.Marks`. vLLM knows the tokenizer's EOS and those of
+            generation_config.json; it is told the rest.
     """
 
     def __init__(self, model: str, *, seed: int = 0, options: dict[str, Any] | None = None):
@@ -63,6 +69,8 @@ class Engine:
             raise UserError(
                 "--engine.logprobs_mode is not an option: log-probabilities are of what was sampled from. Leave it out."
             )
+        self.tokenizer = load_tokenizer(model, bool((options or {}).get("trust_remote_code")))
+        self.ends = marks_of(self.tokenizer).ends
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         try:
             from vllm.platforms import current_platform
@@ -114,10 +122,11 @@ class Engine:
         used_seeds: list[int | None] = [None] * len(prompts) if self.on_cpu and n > 1 else list(seeds)
         parameters = [
             SamplingParams(
-                n=n, top_k=top_k, temperature=temperature, max_tokens=limit, seed=seed, logprobs=0, detokenize=False
+                n=n, top_k=top_k, temperature=temperature, max_tokens=limit, seed=seed, logprobs=0, detokenize=False,
+                stop_token_ids=sorted(self.ends),
             )
             for limit, seed in zip(max_tokens, used_seeds, strict=True)
-        ]
+        ]  # fmt: skip
         return self._run(prompts, parameters, used_seeds)
 
     def decode(
@@ -152,7 +161,7 @@ class Engine:
         parameters = [
             SamplingParams(
                 top_k=top_k, top_p=top_p, temperature=temperature, max_tokens=limit, seed=seed, logprobs=0,
-                detokenize=False,
+                detokenize=False, stop_token_ids=sorted(self.ends),
             )
             for limit, seed in zip(max_tokens, used_seeds, strict=True)
         ]  # fmt: skip
@@ -161,8 +170,8 @@ class Engine:
     def _beam_search(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], beams: int) -> list[Sample]:
         from vllm import SamplingParams
 
-        tokenizer, config = self.llm.get_tokenizer(), self.llm.llm_engine.vllm_config
-        ends, options = self._ends(), config.model_config.max_logprobs
+        config = self.llm.llm_engine.vllm_config
+        ends, options = self.ends, config.model_config.max_logprobs
         wanted = beams + len(ends)
         if 0 <= options < wanted:
             raise UserError(
@@ -190,36 +199,30 @@ class Engine:
         return [
             Sample(
                 best.ids,
-                tokenizer.decode(best.ids, skip_special_tokens=True),
+                text_behind(self.tokenizer, prompt, best.ids, ends),
                 "stop" if best.ids[-1] in ends else "length",
                 best.logp,
                 None,
             )
-            for best in (search.ended[0] for search in searches)
+            for prompt, best in zip(prompts, (search.ended[0] for search in searches), strict=True)
         ]
-
-    def _ends(self) -> set[int]:
-        """Tokens at which vLLM ends a continuation: the tokenizer's EOS, and those of generation_config.json."""
-        given = self.llm.llm_engine.model_config.try_get_generation_config().get("eos_token_id", [])
-        return {self.llm.get_tokenizer().eos_token_id, *([given] if isinstance(given, int) else given)}
 
     def _run(
         self, prompts: Sequence[Sequence[int]], parameters: list[Any], seeds: Sequence[int | None]
     ) -> list[list[Sample]]:
         requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
         # Decoded whole: vLLM's incremental decoding drops an incomplete UTF-8 sequence at the end of a cut candidate.
-        decode = self.llm.get_tokenizer().decode
         outputs = self.llm.generate(requests, parameters, use_tqdm=False)  # type: ignore[arg-type]  # a TypedDict
         return [
             [
                 Sample(
                     list(c.token_ids),
-                    decode(list(c.token_ids), skip_special_tokens=True),
+                    text_behind(self.tokenizer, prompt, list(c.token_ids), self.ends),
                     str(c.finish_reason),
                     float(c.cumulative_logprob or 0.0),
                     seed,
                 )
                 for c in output.outputs
             ]
-            for output, seed in zip(outputs, seeds, strict=True)
+            for prompt, output, seed in zip(prompts, outputs, seeds, strict=True)
         ]

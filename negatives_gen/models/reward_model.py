@@ -1,19 +1,25 @@
 """A reward model: a sequence-classification model with one label, which scores an answer to a prompt."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from data.command.errors import UserError
-from data.models import model_directory, weights_hash
+from data.model_settings import check_tokenizer_fits, text_model_identity
+from data.models import model_directory
+from negatives_gen.models.batches import batches, minds_padding, pad_right
 from negatives_gen.models.loading import TRUST, loading
+
+log = logging.getLogger(__name__)
 
 BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 
 def reward_model_identity(model: str, option: str = "--reward_model") -> dict[str, str]:
-    """Hash of the weights. Raises UserError, which names the option, if the model cannot be reached."""
+    """What decides its rewards. Raises UserError, which names the option, if the model cannot be used."""
     try:
-        return {"weights_sha256": weights_hash(str(model_directory(model)))}
+        check_tokenizer_fits(model)
+        return text_model_identity(model)
     except UserError as error:
         raise UserError(f"{option} '{model}' cannot be used: {error}") from error
 
@@ -21,7 +27,7 @@ def reward_model_identity(model: str, option: str = "--reward_model") -> dict[st
 class RewardModel:
     """Sees prompt and answer as its chat template writes them, or, without one, one after the other.
 
-    What is too long loses its beginning.
+    What is too long loses its beginning. A text's reward is the same whatever texts it is scored with.
 
     Args:
         model: directory or hub id.
@@ -48,11 +54,15 @@ class RewardModel:
             )
         if loaded.config.num_labels != 1:
             raise UserError(f"{option} '{model}' has {loaded.config.num_labels} labels; a reward model has one.")
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        loaded.config.pad_token_id = self.tokenizer.pad_token_id
+        declared = (self.tokenizer.pad_token_id, loaded.config.get_text_config().pad_token_id)
+        self.pad: int | None = next((pad for pad in declared if pad is not None), None)
         self.model = loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.longest = min(self.tokenizer.model_max_length, getattr(loaded.config, "max_position_embeddings", 1 << 20))
+        self.size = BATCH_SIZE.get(self.model.device.type, BATCH_SIZE["cuda"])
+        self.padded = True
+        self.padded = not minds_padding(self.rewards)
+        if not self.padded:
+            log.warning("%s '%s' gives padded texts other rewards: texts of one length are scored together.", option, model)
 
     def written(self, prompt: str, answer: str, messages: Sequence[dict[str, str]]) -> str:
         """The text that is scored.
@@ -67,23 +77,32 @@ class RewardModel:
 
     def rewards(self, texts: Sequence[str]) -> list[float]:
         """The model's score of each text."""
-        import torch
-
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        rewards = [0.0] * len(texts)
-        size = BATCH_SIZE.get(self.model.device.type, BATCH_SIZE["cuda"])
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            tokens = self.tokenizer(
-                [texts[i] for i in batch],
+        rows = [
+            self.tokenizer(
+                text,
                 add_special_tokens=not self.tokenizer.chat_template,  # the template wrote them
-                padding=True,
                 truncation=True,
                 max_length=self.longest,
-                return_tensors="pt",
-            ).to(self.model.device)
-            with torch.no_grad():
-                logits = self.model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits
-            for i, value in zip(batch, logits[:, 0].tolist(), strict=True):
+            )["input_ids"]
+            for text in texts
+        ]
+        rows = [row or [self.pad or 0] for row in rows]
+        rewards = [0.0] * len(rows)
+        for batch in batches([len(row) for row in rows], self.size, padded=self.padded):
+            for i, value in zip(batch, self._of_batch([rows[i] for i in batch]), strict=True):
                 rewards[i] = value
         return rewards
+
+    def _of_batch(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        """Rewards of some rows of ids."""
+        import torch
+
+        # The model reads its score at the last token that is not the pad token. Where it has none of its own, it gets one
+        # that no row ends with, or an EOS at a text's end would be taken for padding.
+        lasts = {row[-1] for row in rows}
+        pad = self.pad if self.pad is not None else next(i for i in range(len(lasts) + 1) if i not in lasts)
+        for config in (self.model.config, self.model.config.get_text_config()):
+            config.pad_token_id = pad
+        ids, mask = (part.to(self.model.device) for part in pad_right(rows, pad))
+        with torch.no_grad():
+            return self.model(input_ids=ids, attention_mask=mask).logits[:, 0].tolist()

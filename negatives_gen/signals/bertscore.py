@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 
 from data.command.errors import UserError
 from data.command.options import option
-from data.models import context_length, model_directory, weights_hash
+from data.model_settings import check_tokenizer_fits, text_model_identity
+from data.models import context_length, model_directory
 from data.schema import Group
+from negatives_gen.models.batches import give_pad_token
 from negatives_gen.models.loading import loading
 from negatives_gen.signals.base import Reference, Signal, library_identity
 
@@ -53,16 +55,18 @@ class BertScore(Signal):
         self.scorer._model.float()
         # bert-score cuts a text where the tokenizer says; some say a number beyond the model's positions.
         self.tokenizer = self.scorer._tokenizer
+        give_pad_token(self.tokenizer)  # bert-score pads on the right, and needs one
         self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, context_length(directory))
 
     @classmethod
     def identity(cls, options: Any, reference: Reference) -> dict[str, Any]:
         assert options.bertscore_model is not None  # see `Options.check`
         try:
-            weights = weights_hash(str(model_directory(options.bertscore_model)))
+            check_tokenizer_fits(options.bertscore_model)
+            identity = text_model_identity(options.bertscore_model)
         except UserError as error:
             raise UserError(f"--bertscore_model '{options.bertscore_model}' cannot be used: {error}") from error
-        return {"weights_sha256": weights, **library_identity(cls.name, "bert-score")}
+        return {**identity, **library_identity(cls.name, "bert-score")}
 
     def add(self, groups: Sequence[Group]) -> None:
         pairs = [(c, g.response) for g in groups for c in g.negatives if self.name not in c.similarity]

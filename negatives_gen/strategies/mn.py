@@ -10,6 +10,7 @@ import numpy as np
 from data.command.errors import UserError
 from data.command.options import option
 from data.schema import Candidate, Group
+from data.tokens import Marks, marks_of, text_behind
 from negatives_gen.strategies.base import Novelty, Strategy, Tools, derive_seed
 
 # Draws per group, however many candidates are asked for: a group that has too little variety for n has for n + m too.
@@ -29,10 +30,11 @@ class Options:
 
 
 class Meanfield(Strategy):
-    """Redraws round(share) of the non-EOS positions, at least one, each from pi(. | x, y_<t) with the original history.
+    """Redraws round(share) of the positions before the end, at least one, each from pi(. | x, y_<t) with the original history.
 
     One teacher-forced pass gives every position's distribution; all draws of all candidates come out of it. A draw may
-    return the token that it replaces, as in the paper, but no special token: the continuation would end in its middle.
+    return the token that it replaces, as in the paper, but no special token and no end: the continuation would end in its
+    middle.
     """
 
     name = "mn"
@@ -45,22 +47,23 @@ class Meanfield(Strategy):
         from trainer.scoring.packing import Continuations
 
         assert tools.predictor is not None
+        marks = marks_of(tools.tokenizer)
         # The whole pool, so that its packing, and with it the last digit of a probability, is that of the first time.
         drawn = tools.predictor.draw(
             [Continuations(group.prompt_ids, [group.response_ids[:-1]]) for group in pool],
             [self._uniforms(group, tools.seed) for group in pool],
-            never=tools.tokenizer.all_special_ids,
+            never=sorted(marks.special),
         )
         tokens_of = {group.id: tokens for group, tokens in zip(pool, drawn, strict=True)}
         short: dict[str, str] = {}
         for group in groups:
-            self._add_to(group, tokens_of[group.id], settings, tools)
+            self._add_to(group, tokens_of[group.id], settings, tools, marks)
             if missing := self.missing(group, settings):
                 count = settings["count"]
                 short[group.id] = f"{count - missing} of {count} distinct candidates after {MAX_DRAWS} draws"
         return short
 
-    def _add_to(self, group: Group, tokens: np.ndarray, settings: dict[str, Any], tools: Tools) -> None:
+    def _add_to(self, group: Group, tokens: np.ndarray, settings: dict[str, Any], tools: Tools, marks: Marks) -> None:
         novelty = Novelty(group, self.name)
         length = len(group.response_ids) - 1
         redrawn = max(1, round(settings["mn_share"] * length))
@@ -71,12 +74,12 @@ class Meanfield(Strategy):
             ids = list(group.response_ids)
             for position in chosen:
                 ids[position] = int(tokens[position, draw])
-            candidate = Candidate(self.name, ids, tools.tokenizer.decode(ids, skip_special_tokens=True))
+            candidate = Candidate(self.name, ids, text_behind(tools.tokenizer, group.prompt_ids, ids, marks.ends))
             if novelty.take(candidate):
                 group.negatives.append(candidate)
 
     def _uniforms(self, group: Group, seed: int) -> np.ndarray:
-        """[positions without EOS, MAX_DRAWS] in [0, 1)."""
+        """[positions before the end, MAX_DRAWS] in [0, 1)."""
         generator = np.random.Generator(np.random.PCG64(derive_seed(seed, self.name, group.id)))
         return generator.random((len(group.response_ids) - 1, MAX_DRAWS))
 

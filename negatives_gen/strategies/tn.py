@@ -1,15 +1,16 @@
-"""TN: truncation negatives, the ground truth cut at a random position, with EOS (paper section 4.2)."""
+"""TN: truncation negatives, the ground truth cut at a random position, with its end (paper section 4.2)."""
 
 import random
 from collections.abc import Sequence
 from typing import Any
 
 from data.schema import Candidate, Group
+from data.tokens import text_behind
 from negatives_gen.strategies.base import Novelty, Strategy, Tools, derive_seed
 
 
 class Truncation(Strategy):
-    """Each candidate is a strict, non-empty prefix of the ground truth's tokens, then EOS; no two cuts are the same."""
+    """Each candidate is a strict, non-empty prefix of the ground truth's tokens, then its end; no two cuts are the same."""
 
     name = "tn"
     summary = "truncation: the ground truth cut at a random position"
@@ -20,14 +21,14 @@ class Truncation(Strategy):
         short: dict[str, str] = {}
         for group in groups:
             novelty = Novelty(group, self.name)
-            *tokens, eos = group.response_ids
+            *tokens, end = group.response_ids
             cuts = list(range(1, len(tokens)))
             random.Random(derive_seed(tools.seed, self.name, group.id)).shuffle(cuts)
             for cut in cuts:
                 if self.missing(group, settings) <= 0:
                     break
-                text = tools.tokenizer.decode(tokens[:cut], skip_special_tokens=True)
-                candidate = Candidate(self.name, [*tokens[:cut], eos], text)
+                text = text_behind(tools.tokenizer, group.prompt_ids, tokens[:cut], ())
+                candidate = Candidate(self.name, [*tokens[:cut], end], text)
                 if novelty.take(candidate):
                     group.negatives.append(candidate)
             if missing := self.missing(group, settings):

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +12,8 @@ from data.chat.settings import OPENAI_URL, check_chat_options
 from data.command.errors import UserError
 from data.command.options import option
 from data.schema import Candidate, Group
-from data.sources.encode import special_ids
+from data.sources.encode import Encoded, encode_pairs
+from data.tokens import marks_of, text_behind
 from negatives_gen.strategies.base import ASK, MAX_ROUNDS, Novelty, Strategy, Tools, derive_seed
 
 # The paper's, to the letter.
@@ -63,7 +65,8 @@ class Unhelpful(Strategy):
     The instruction is what a person asked (`Group.query`): without a prompt template or a chat template.
 
     A candidate is the answer without surrounding white space, behind the white space that the ground truth begins
-    with. It ends with EOS if the API's model had finished and the answer fits behind the prefix; else it is cut.
+    with, in tokens as a ground truth of the same prompt would be. It ends as that does if the API's model had finished
+    and the answer fits behind the prefix; else it is cut.
     """
 
     name = "un"
@@ -121,15 +124,16 @@ class Unhelpful(Strategy):
         truth = group.response
         text = truth[: len(truth) - len(truth.lstrip())] + answer.text.strip()
         text = text.encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair, Parquet cannot
-        ids = tools.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if special_ids(tools.tokenizer).intersection(ids):
+        prompt, said = group.prompt, text
+        if group.messages:
+            prompt, said = group.messages, [{"role": "assistant", "content": text}]
+        (encoded,) = encode_pairs([(prompt, said)], tools.tokenizer, sys.maxsize)
+        if not isinstance(encoded, Encoded):  # empty, or it spells a special token
             return None
-        room = tools.context - len(group.prompt_ids)
-        if answer.finish_reason == "stop" and len(ids) < room:
-            finish_reason, ids = "stop", [*ids, tools.tokenizer.eos_token_id]
-        else:
-            finish_reason, ids = "length", ids[:room]
-        text = tools.tokenizer.decode(ids, skip_special_tokens=True)
+        ids, finish_reason, room = encoded.response_ids, answer.finish_reason, tools.context - len(group.prompt_ids)
+        if finish_reason == "length" or len(ids) > room:
+            ids, finish_reason = ids[:-1][:room], "length"
+        text = text_behind(tools.tokenizer, group.prompt_ids, ids, marks_of(tools.tokenizer).ends)
         return Candidate(self.name, ids, text, finish_reason, seed=seed)
 
     def _short(self, groups: Sequence[Group], refused: dict[str, str], settings: dict[str, Any]) -> dict[str, str]:

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from data.schema import group_schema, reject_schema, schema_differences
 from data.shard_records import JOB_FOLDER
 from data.shards import REJECTS, shard_name
 from data.storage import TEMPORARY_PREFIX
+from data.tokens import described_ends
 from negatives_gen.signals import SIGNALS
 
-TOKENIZER_KEYS = ["chat_template_sha256", "eos_token_id", "sha256"]
+TOKENIZER_KEYS = ["chat_template_sha256", "eos_token_id", "sha256"]  # and, if there are more ends, end_token_ids
 TOKENS = ("prompt", "response", "negatives")
 ROUNDING = 1e-3  # of a log-probability above 0, and of an embedding's length
 # |stored - recomputed| of a summed log-probability in nats: another layout, device or thread count rounds otherwise.
@@ -87,7 +88,8 @@ def _contradictions(manifest: Manifest) -> list[str]:
         problems.append(f"ranking signals {manifest.signals}, job.signals says {', '.join(job['signals'])}")
     if not isinstance(job["model"]["name"], str) or job["model"]["scorer_dtype"] not in DTYPES:
         problems.append(f"model '{job['model']['name']}' in {job['model']['scorer_dtype']}")
-    if sorted(job["tokenizer"]) != TOKENIZER_KEYS or type(job["tokenizer"]["eos_token_id"]) is not int:
+    keys, ends = sorted(job["tokenizer"].keys() - {"end_token_ids"}), described_ends(job["tokenizer"])
+    if keys != TOKENIZER_KEYS or not all(type(token) is int for token in {*ends, job["tokenizer"]["eos_token_id"]}):
         problems.append(f"job.tokenizer is {job['tokenizer']}, it has {', '.join(TOKENIZER_KEYS)}")
     return problems
 
@@ -136,8 +138,12 @@ def count_problems(table: pa.Table, record: ShardRecord, strategies: dict[str, d
     return problems
 
 
-def token_problems(table: pa.Table, file: str, eos_token_id: int) -> list[str]:
-    """Whether prefixes and continuations have tokens, and every ground truth ends with EOS."""
+def token_problems(table: pa.Table, file: str, ends: Collection[int]) -> list[str]:
+    """Whether prefixes and continuations have tokens, every ground truth ends with an end, and nothing has one before.
+
+    Args:
+        ends: ids, see `data.tokens.Marks`.
+    """
     groups = table["id"].to_pylist()
     negatives = _flat(table)
     owner = np.repeat(np.arange(len(groups)), _lengths(table["negatives"]))
@@ -145,11 +151,19 @@ def token_problems(table: pa.Table, file: str, eos_token_id: int) -> list[str]:
         f"{file}: an empty negative in group {groups[owner[i]]}" for i in _where(_lengths(negatives["ids"]) < 1)
     ]
     problems += [f"{file}: group {groups[i]} has no prefix" for i in _where(_lengths(table["prompt_ids"]) < 1)]
-    last = [ids[-1] if ids else None for ids in table["response_ids"].to_pylist()]
+    truths = table["response_ids"].to_pylist()
+    spoken, last = ", ".join(map(str, sorted(ends))), [ids[-1] if ids else None for ids in truths]
     problems += [
-        f"{file}: the ground truth of group {group} ends with {token}, not with EOS ({eos_token_id})"
+        f"{file}: the ground truth of group {group} ends with {token}, not with EOS ({spoken})"
         for group, token in zip(groups, last, strict=True)
-        if token != eos_token_id
+        if token not in ends
+    ]
+    wholes = [("the ground truth", group, ids) for group, ids in zip(groups, truths, strict=True)]
+    wholes += [("a negative", groups[i], ids) for i, ids in zip(owner, negatives["ids"].to_pylist(), strict=True)]
+    problems += [
+        f"{file}: {what} of group {group} goes on after its end ({ids[place]})"
+        for what, group, ids in wholes
+        if ids and (place := next((i for i, token in enumerate(ids[:-1]) if token in ends), None)) is not None
     ]
     return problems
 

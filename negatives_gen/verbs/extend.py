@@ -7,7 +7,7 @@ rows that the set rejects already are not sampled or asked for.
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from data.command.usage import answered
 from data.manifest import MANIFEST, Manifest, first_difference
 from data.shards import NegativeSet
 from data.storage import sha256
+from data.tokens import described_ends, marks_of
 from negatives_gen.config import RunOptions, signal_names, strategy_counts
 from negatives_gen.signals import SIGNALS, Reference
 from negatives_gen.strategies import STRATEGIES, job_settings
@@ -112,7 +113,9 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     model = local_path(name)
     check_model(model)
     parent.check_reference(weights_hash(model), name)
-    parent.check_tokenizer(tokenizer_hash(load_tokenizer(model, config.trust_remote_code)), name)
+    tokenizer = load_tokenizer(model, config.trust_remote_code)
+    parent.check_tokenizer(tokenizer_hash(tokenizer), name)
+    _refuse_other_ends(described_ends(job["tokenizer"]), marks_of(tokenizer).ends, name)
 
     _load_outside(job)
     strategies = _grown(job["strategies"], config)
@@ -271,8 +274,20 @@ def _signal_options(known: dict[str, dict[str, Any]], config: ExtendConfig) -> d
     }
 
 
+def _refuse_other_ends(known: Collection[int], found: Collection[int], name: str) -> None:
+    """Raise UserError if what is added would end otherwise than what the set has."""
+    if set(known) != set(found):
+        raise UserError(
+            f"the set's continuations end with the ids {sorted(known)}, those of '{name}' with {sorted(found)} (EOS, "
+            "generation_config.json, chat template). Restore the model's files, or generate the set again."
+        )
+
+
 def _refuse_other_signal(signal: str, known: dict[str, Any], found: dict[str, Any]) -> None:
     """Raise UserError if the values that are added would not be those of the set's signal."""
+    if "settings_sha256" in found.keys() - known.keys():
+        log.warning("the set does not say with which settings its signal '%s' was computed: taken as today's.", signal)
+        found = {name: value for name, value in found.items() if name != "settings_sha256"}
     if difference := first_difference(known, found, ignore=[*undecided(SIGNALS.load(signal).Options), "origin"]):
         key, was, would = difference
         raise UserError(

@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,9 @@ from data.command.usage import answered
 from data.manifest import MANIFEST, Manifest, read_manifest
 from data.schema import Group, group_from_row
 from data.shards import REJECTS
+from data.sources.tokenise import tokenise_continuations
 from data.storage import Folder, parquet_table, sha256
+from data.tokens import described_ends, marks_of
 from negatives_gen.verbs import checks
 
 USAGE = "python -m negatives_gen verify DIR [--model MODEL] [--sample N]"
@@ -117,7 +119,7 @@ def _check_shards(folder: Folder, manifest: Manifest, config: VerifyConfig, repo
                 schema += [f"{record.file}: {problem}" for problem in wrong]
             else:
                 counts += checks.count_problems(table, record, job["strategies"])
-                tokens += checks.token_problems(table, record.file, job["tokenizer"]["eos_token_id"])
+                tokens += checks.token_problems(table, record.file, described_ends(job["tokenizer"]))
                 numbers += checks.number_problems(table, record.file, manifest.signals)
                 ids += unique.add(table["id"].to_pylist(), record.file)
                 rows = [i for i in range(table.num_rows) if rows_before + i in drawn]
@@ -131,7 +133,7 @@ def _check_shards(folder: Folder, manifest: Manifest, config: VerifyConfig, repo
     report.say("schema", schema, f"signals {', '.join(manifest.signals)}")
     report.say("counts", counts, f"{manifest.counts['rows_read']} rows read, {total} groups, the rest rejected")
     report.say("ids", ids + unique.repeated(), f"{read}, no id twice")
-    report.say("tokens", tokens, f"{read}, none empty, ground truths end with EOS")
+    report.say("tokens", tokens, f"{read}, none empty, ground truths end with EOS and nothing goes on after it")
     report.say("numbers", numbers, f"{read}, all finite")
     return sample
 
@@ -178,6 +180,7 @@ def _reference(manifest: Manifest, config: VerifyConfig, report: Report) -> str 
         found = {
             "weights": (weights_hash(model), identity["weights_sha256"]),
             "tokenizer": (tokenizer_hash(tokenizer), stored["sha256"]),
+            "ends": tuple(_listed(ends) for ends in (marks_of(tokenizer).ends, described_ends(stored))),
             "chat template": (str(chat_template_hash(tokenizer)), str(stored.get("chat_template_sha256"))),
         }
     except UserError as error:
@@ -208,6 +211,7 @@ def _check_model_agrees(
     scorer = Scorer.load(model, dtype=dtype, trust_remote_code=config.trust_remote_code)
     scores = scorer.score([Continuations(g.prompt_ids, [ids for ids, _ in _scored(g)]) for g in sample])
     tokenizer, problems, texts, worst = load_tokenizer(model, config.trust_remote_code), [], [], 0.0
+    ends = marks_of(tokenizer).ends
     for group, logps in zip(sample, scores, strict=True):
         for (ids, stored), logp in zip(_scored(group), logps, strict=True):
             off = abs(logp - stored)
@@ -216,7 +220,7 @@ def _check_model_agrees(
                 problems.append(f"group {group.id}: {stored:.4f} stored, {logp:.4f} computed for {len(ids)} tokens")
         said = [(group.prompt_ids, group.prompt), (group.response_ids, group.response)]
         for ids, text in [*said, *((c.ids, c.text) for c in group.negatives)]:
-            if not _says(tokenizer, ids, text):
+            if not _says(tokenizer, ids, text, ends):
                 texts.append(f"group {group.id}: ids that do not say {text[:40]!r}")
     bound = f"{checks.LOGP_BOUND} + {checks.LOGP_BOUND_PER_TOKEN} per token"
     report.say(
@@ -230,12 +234,17 @@ def _scored(group: Group) -> Iterable[tuple[list[int], Any]]:
     return [(group.response_ids, group.reference_logp), *((c.ids, c.reference_logp) for c in group.negatives)]
 
 
-def _says(tokenizer: Any, ids: list[int], text: str) -> bool:
+def _listed(ends: Iterable[int]) -> str:
+    return " ".join(map(str, sorted(ends)))
+
+
+def _says(tokenizer: Any, ids: list[int], text: str, ends: Collection[int]) -> bool:
     """Whether ids and text are one, by decoding or, where that loses something, by encoding."""
     if text.strip() in tokenizer.decode(ids, skip_special_tokens=True):
         return True
-    bare = ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
-    return any(tokenizer(text, add_special_tokens=added)["input_ids"] in (ids, bare) for added in (True, False))
+    bare = ids[:-1] if ids[-1] in ends else ids
+    spelled = [tokenizer(text, add_special_tokens=added)["input_ids"] for added in (True, False)]
+    return any(found in (ids, bare) for found in (*spelled, *tokenise_continuations(tokenizer, [text])))
 
 
 def _print(line: str) -> None:

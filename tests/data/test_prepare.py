@@ -303,7 +303,7 @@ class DecodingWords(Words):
 def test_the_bos_that_the_tokenizer_adds_comes_before_the_prefix():
     [group], _, _ = continued("a b a b", DecodingWords(), 8)
     assert (group.prompt_ids, group.response_ids) == ([1, 4], [5, 4, 5, 2])
-    assert (group.prompt, group.response) == ("a", "b a b")
+    assert (group.prompt, group.response) == ("a", " b a b")  # as it reads behind the prompt
     [group], _, truncated = continued("a b a b", DecodingWords(), 5)  # BOS and EOS need room too
     assert (group.prompt_ids, group.response_ids, truncated) == ([1, 4], [5, 4, 2], 1)
     [group], _, _ = continued("a b a b", DecodingWords(adds_bos=False), 8)

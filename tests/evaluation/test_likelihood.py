@@ -210,24 +210,6 @@ def test_without_a_token_before_the_answer_nothing_is_scored(
     assert found.tokens[0] == 0
 
 
-def test_a_continuations_leading_space_is_found_by_the_prompt_before_it(
-    tmp_path: Path, tokenizer: Any, reference: Path, model: Any
-) -> None:
-    """Decoded alone, what a SentencePiece model continues with loses it; what it answers with has none."""
-    _, pieces = save_sentencepiece_model(tmp_path / "pieces")
-    prompt, ids = pieces("the cat")["input_ids"], pieces("things to go", add_special_tokens=False)["input_ids"]
-    assert pieces.convert_ids_to_tokens(ids)[0] == "▁things"
-    groups = [Group("g", "the cat", "r", prompt, [8, 0])]
-    generations = set_of(groups, [Sample(ids, pieces.decode(ids), "length", -1.0, None)], tokenizer_hash(pieces))
-    store, second = Store(str(tmp_path)), SecondModel(str(reference))
-    before = tokenizer("the cat")["input_ids"]
-    for continued_by, whole in ((str(tmp_path / "pieces"), "the cat things to go"), (None, "the catthings to go")):
-        found = second_model_logps(store, generations, groups, second, continued_by)
-        answer = tokenizer(whole)["input_ids"][len(before) :]
-        assert found.logps == pytest.approx([answer_logp(model, before, answer)], abs=1e-3)
-        assert found.tokens == [len(answer)]
-
-
 def test_answers_that_the_second_model_cannot_score_are_counted(
     tmp_path: Path, groups: list[Group], answers: list[Sample], tokenizer: Any, reference: Path
 ) -> None:
@@ -288,22 +270,21 @@ def test_scores_by_text_are_kept_under_all_that_decides_the_tokens(
     config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": TEMPLATE}))
     other = [dataclasses.replace(groups[0], prompt=groups[1].prompt), *groups[1:]]
     said = [dataclasses.replace(answers[0], text=answers[2].text), *answers[1:]]
-    cases: list[tuple[Path, list[Group], GenerationSet, str | None]] = [
-        (reference, groups, generations, None),
-        (chatting, groups, generations, None),
-        (reference, other, generations, None),
-        (reference, groups, set_of(groups, said, "another"), None),
-        (reference, groups, generations, str(reference)),
+    cases: list[tuple[Path, list[Group], GenerationSet]] = [
+        (reference, groups, generations),
+        (chatting, groups, generations),
+        (reference, other, generations),
+        (reference, groups, set_of(groups, said, "another")),
     ]
     first = []
-    for path, of, made, continued_by in cases:
+    for path, of, made in cases:
         second = SecondModel(str(path), store=store)
-        first.append(second_model_logps(store, made, of, second, continued_by))
+        first.append(second_model_logps(store, made, of, second))
         assert second.scorer.loaded
-    assert len(list((tmp_path / "store" / "likelihoods").iterdir())) == 5
-    for (path, of, made, continued_by), before in zip(cases, first, strict=True):
+    assert len(list((tmp_path / "store" / "likelihoods").iterdir())) == 4
+    for (path, of, made), before in zip(cases, first, strict=True):
         second = SecondModel(str(path), store=store)
-        assert second_model_logps(store, made, of, second, continued_by) == before
+        assert second_model_logps(store, made, of, second) == before
         assert not second.scorer.loaded
         assert not second.tokenizer.loaded
 

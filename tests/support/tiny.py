@@ -115,6 +115,7 @@ def make_negative_set(
     from data.set_writer import NegativeSetWriter
     from data.sources.examples import load_examples
     from data.sources.prepare import prepare_groups
+    from data.tokens import describe_ends, marks_of
     from trainer.scoring.packing import Continuations
     from trainer.scoring.scorer import Scorer
 
@@ -139,7 +140,7 @@ def make_negative_set(
         "model": {"name": str(reference), "weights_sha256": weights_hash(str(reference)), "scorer_dtype": dtype},
         "tokenizer": {
             "sha256": tokenizer_hash(tokenizer),
-            "eos_token_id": tokenizer.eos_token_id,
+            **describe_ends(marks_of(tokenizer)),
             "chat_template_sha256": None,
         },
         "data": {"name": "facts", "task": "prompt-completion", "split": split},

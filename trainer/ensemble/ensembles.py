@@ -29,7 +29,7 @@ from data.models import (
 from data.storage import TEMPORARY_PREFIX, sha256
 from trainer.ensemble.adapters import CONFIG as ADAPTER_CONFIG
 from trainer.ensemble.adapters import check_same_adapters, is_adapter, read_adapter, write_adapter
-from trainer.ensemble.interpolate import SAME_ORIGIN, check_same_tensors, read_model, write_interpolations
+from trainer.ensemble.interpolate import SAME_ORIGIN, check_same_tensors, read_models, write_interpolations
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def _open_models(names: tuple[str, str], directories: tuple[Path, Path]) -> Writ
     kinds = [_check_model(name, directory) for name, directory in zip(names, directories, strict=True)]
     if kinds[0] != kinds[1]:
         raise UserError(f"{names[0]} is a {kinds[0]} model and {names[1]} a {kinds[1]} model. {SAME_ORIGIN}")
-    mle, cpo = (read_model(directory) for directory in directories)
+    mle, cpo = read_models(*directories)
     check_same_tensors(mle, cpo, *names)
 
     def write_weights(outputs: Mapping[float, Path]) -> None:

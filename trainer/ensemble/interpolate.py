@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError
-from data.models import read_header, weight_files
+from data.models import read_header, redundant_in, tensor_places, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +69,24 @@ def _entry(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
 def read_model(directory: Path) -> dict[str, StoredTensor]:
     """The tensors of all weight files of a model directory. Raises UserError for damaged ones."""
     return {name: tensor for path in weight_files(directory) for name, tensor in read_file(path).items()}
+
+
+def read_models(mle: Path, cpo: Path) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
+    """The tensors of two models that are to be mixed, by the names that are in the files of `cpo`.
+
+    What only one of them holds, though neither computes with it, makes no difference: a head that is the embedding again
+    is mixed as that is, a buffer that transformers makes itself is taken as `cpo` has it.
+
+    Raises:
+        UserError: damaged files.
+    """
+    ours, theirs = read_model(mle), read_model(cpo)
+    for name, repeated in redundant_in(cpo, tensor_places(cpo)).items():
+        if name not in ours:
+            ours[name] = ours.get(repeated, theirs[name]) if repeated else theirs[name]
+    for name in redundant_in(mle, tensor_places(mle)).keys() - theirs.keys():
+        del ours[name]
+    return ours, theirs
 
 
 def check_same_tensors(

@@ -1,0 +1,88 @@
+"""What decides what a model makes of a text: its weights, and the small files beside them.
+
+One rule for whatever embeds, scores or compares texts: embedders, reward models, BERTScore's encoder, featurisers.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from data.command.errors import UserError, first_line
+from data.models import WEIGHTS_INDEX, model_directory, vocabulary_size, weights_hash
+from data.tokens import require_rows
+
+# Configurations, tokenizer, vocabulary, chat template.
+SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
+MODULES = "modules.json"
+# What says how a model came about, or how it generates, and what its weights' files are called.
+IDLE = (
+    *(WEIGHTS_INDEX, "generation_config.json", "trainer_job.json", "trainer_state.json", "ensemble.json"),
+    *("all_results.json", "train_results.json", "eval_results.json"),
+)
+
+
+def text_model_identity(model: str, hash_weights: Callable[[str], str] = weights_hash) -> dict[str, str]:
+    """The hashes of a model's weights and of its settings.
+
+    Args:
+        model: directory or hub id.
+        hash_weights: `data.models.weights_hash`, or what remembers it.
+
+    Raises:
+        UserError: the model cannot be reached or read, or has no safetensors weights.
+    """
+    return {"weights_sha256": hash_weights(model), "settings_sha256": settings_hash(model_directory(model))}
+
+
+def settings_hash(directory: Path) -> str:
+    """SHA-256 over the small files of a model's directory, wherever it lies.
+
+    Of a sentence-transformers model also over the folders that its modules.json names: pooling, normalisation, or a
+    dense layer with weights of its own.
+
+    Raises:
+        UserError: a file cannot be read, or modules.json is no list of modules.
+    """
+    files = {file for pattern in SETTINGS for file in directory.glob(pattern) if file.name not in IDLE}
+    digest = hashlib.sha256()
+    try:
+        for folder in _module_folders(directory):
+            files |= {file for file in folder.rglob("*") if file.is_file()}
+        for name, file in sorted((os.path.relpath(file, directory), file) for file in files):
+            content = file.read_bytes()
+            digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    except OSError as error:
+        raise UserError(f"model '{directory}' cannot be read ({first_line(error)}). Copy it again.") from error
+    return digest.hexdigest()
+
+
+def check_tokenizer_fits(model: str) -> None:
+    """Refuse a model whose tokenizer gives ids beyond its embedding: call it before any work.
+
+    Whether there is a tokenizer at all shows when the model is loaded.
+
+    Raises:
+        UserError: it gives such ids.
+    """
+    from transformers import AutoTokenizer
+
+    directory = model_directory(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    except Exception:  # none, a damaged one, or one that is code
+        return
+    if (directory / "config.json").is_file():
+        require_rows(tokenizer, vocabulary_size(str(directory)), model)
+
+
+def _module_folders(directory: Path) -> list[Path]:
+    path = directory / MODULES
+    if not path.is_file():
+        return []
+    try:
+        folders = [module["path"] for module in json.loads(path.read_text(encoding="utf-8"))]
+        return [directory / folder for folder in folders if folder]  # "" is the directory itself
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"'{path}' is no list of modules ({first_line(error)}). Copy the file again.") from error

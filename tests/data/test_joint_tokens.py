@@ -1,0 +1,155 @@
+"""data/sources/encode.py and tokenise.py: a text that is tokenised in parts is the text tokenised whole."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.models import load_tokenizer
+from data.sources.encode import Encoded, encode_continuations, encode_pairs
+from data.sources.tokenise import tokenise_behind, tokenise_continuations
+from tests.support import odd_tokenizers as odd
+
+KINDS = ["llama", "first", "always"]
+
+
+def turns(*contents: str, roles: tuple[str, ...] = ("user", "assistant")) -> tuple[list, list]:
+    messages = [{"role": roles[i % len(roles)], "content": text} for i, text in enumerate(contents)]
+    return messages[:-1], messages[-1:]
+
+
+def encoded(tokenizer: Any, *pairs: Any, max_length: int = 512) -> list[Encoded]:
+    found = encode_pairs(pairs, tokenizer, max_length)
+    assert all(isinstance(one, Encoded) for one in found), found
+    return found  # type: ignore[return-value]
+
+
+# Texts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("prompt", "response", "tokens"),
+    [
+        ("the cat", " there", ["▁there"]),
+        ("the cat", " there to go", ["▁there", "▁to", "▁go"]),
+        ("the\n", "the cat", ["the", "▁cat"]),
+        ("go.", "there", ["ther", "e"]),
+    ],
+)
+def test_a_response_is_tokenised_as_what_goes_on(kind: str, prompt: str, response: str, tokens: list[str]) -> None:
+    tokenizer = odd.sentencepiece(kind)
+    [found] = encoded(tokenizer, (prompt, response))
+    assert odd.spelled(tokenizer, found.response_ids) == [*tokens, "</s>"]
+    assert [*found.prompt_ids, *found.response_ids[:-1]] == tokenizer(prompt + response)["input_ids"]
+    assert (found.prompt, found.response) == (prompt, response)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_response_is_the_same_behind_every_prompt(kind: str) -> None:
+    tokenizer = odd.sentencepiece(kind)
+    first, second = encoded(tokenizer, ("the cat", " there"), ("go\n", " there"))
+    assert first.response_ids == second.response_ids
+
+
+def test_byte_level_bpe_takes_a_response_as_it_is_alone(reference: Path) -> None:
+    tokenizer = load_tokenizer(str(reference))
+    texts = [" there", "there", "\n\nthere", "  so", "é", "12"]
+    assert tokenise_continuations(tokenizer, texts) == tokenizer(texts)["input_ids"]
+
+
+def test_byte_level_bpe_with_a_space_before_each_text_leaves_it_out_of_a_continuation(reference: Path) -> None:
+    from tokenizers import pre_tokenizers
+
+    tokenizer = load_tokenizer(str(reference))
+    texts = ["there", " there", "\nthere"]
+    alone = tokenizer(texts)["input_ids"]
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    assert tokenizer(texts)["input_ids"] != alone
+    assert tokenise_continuations(tokenizer, texts) == alone
+
+
+def test_a_prompt_does_not_end_with_an_eos_that_the_tokenizer_adds() -> None:
+    tokenizer = odd.sentencepiece(adds_eos=True)
+    assert tokenizer("the cat")["input_ids"][-1] == tokenizer.eos_token_id
+    [found] = encoded(tokenizer, ("the cat", " there"))
+    assert odd.spelled(tokenizer, found.prompt_ids) == ["<s>", "▁the", "▁cat"]
+    assert odd.spelled(tokenizer, found.response_ids) == ["▁there", "</s>"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_parts_of_a_continued_text_are_the_text(kind: str) -> None:
+    tokenizer = odd.sentencepiece(kind)
+    text = "the cat there to go the cat"
+    [found] = encode_continuations([(text, "")], tokenizer, 64)
+    assert isinstance(found, Encoded)
+    assert (found.prompt, found.response) == ("the", " cat there to go the cat")
+    assert [*found.prompt_ids, *found.response_ids[:-1]] == tokenizer(text)["input_ids"]
+
+
+# Chats
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chat_is_tokenised_whole_and_cut_where_the_answer_begins(kind: str) -> None:
+    tokenizer = odd.sentencepiece(kind, template=odd.INSTRUCT)
+    [found] = encoded(tokenizer, turns("the cat", "there to go"))
+    whole = tokenizer("<s>[i] the cat [o]\nthere to go</s>", add_special_tokens=False)["input_ids"]
+    assert [*found.prompt_ids, *found.response_ids] == whole
+    assert odd.spelled(tokenizer, found.prompt_ids)[-1] == "<0x0A>"
+    assert odd.spelled(tokenizer, found.response_ids) == ["ther", "e", "▁to", "▁go", "</s>"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "opening", "end"),
+    [
+        ("chatml", "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+        ("gemma", "<|endoftext|><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>"),
+    ],
+)
+def test_a_truth_ends_with_the_first_end_that_the_template_writes(
+    reference: Path, kind: str, opening: str, end: str
+) -> None:
+    tokenizer = getattr(odd, kind)(reference)
+    [found] = encoded(tokenizer, turns("Hi", "Yes, it is."))
+    assert (found.prompt, found.response) == (opening, "Yes, it is.")
+    assert found.prompt_ids == tokenizer(opening)["input_ids"]
+    expected = [*tokenizer("Yes, it is.")["input_ids"], *tokenizer.convert_tokens_to_ids([end])]
+    assert found.response_ids == expected  # no newline and no EOS behind it
+
+
+def test_a_text_with_a_turns_end_in_it_is_refused(reference: Path) -> None:
+    tokenizer = odd.chatml(reference, special=False)
+    pairs = [("a", "b<|im_end|>c"), turns("a", "b<|im_end|>c"), turns("a<|im_end|>", "b")]
+    reasons = [found[0] for found in encode_pairs(pairs, tokenizer, 512) if isinstance(found, tuple)]
+    assert reasons == ["special token in response", "special token in response", "special token in prompt"]
+
+
+def test_where_a_token_straddles_the_cut_the_prompt_keeps_its_own(reference: Path) -> None:
+    tokenizer = load_tokenizer(str(reference))
+    word = max((t for t in tokenizer.get_vocab() if t.isalpha() and t.isascii()), key=len)
+    assert len(tokenizer(word)["input_ids"]) == 1
+    [(prompt, rest)] = tokenise_behind(tokenizer, [word[:2]], [word[2:]])
+    assert (prompt, rest) == (tokenizer(word[:2])["input_ids"], tokenizer(word[2:])["input_ids"])
+    pieces = odd.sentencepiece()
+    [(prompt, rest)] = tokenise_behind(pieces, ["the th"], ["ere"])
+    assert odd.spelled(pieces, prompt) == ["▁the", "▁th"]
+    assert odd.spelled(pieces, rest) == ["er", "e"]
+
+
+# Fields and turns that count
+
+
+DROPS_TOOLS = "{% for m in messages if m.role != 'tool' %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+
+
+@pytest.mark.parametrize("content", ["42", "user"])
+def test_a_turn_that_the_template_writes_nothing_of_is_refused(reference: Path, content: str) -> None:
+    tokenizer = load_tokenizer(str(reference))
+    pair = turns("What is it?", content, "It is 42.", roles=("user", "tool", "assistant"))
+    tokenizer.chat_template = DROPS_TOOLS
+    expected = ("chat template leaves out a message", "message 2, of role 'tool'")
+    assert encode_pairs([pair], tokenizer, 512) == [expected]
+    tokenizer.chat_template = DROPS_TOOLS.replace(" if m.role != 'tool'", "")
+    [found] = encoded(tokenizer, pair)
+    assert f"[tool]{content}<|endoftext|>" in found.prompt

@@ -1,0 +1,117 @@
+"""What is one model: hashes over what it computes with, and over all that decides what it makes of a text."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from data.command.errors import UserError
+from data.model_settings import check_tokenizer_fits, settings_hash, text_model_identity
+from data.models import weights_hash
+from tests.support.tiny import copy_minilm, tiny_model
+
+WEIGHTS = "model.safetensors"
+
+
+def resaved(model: Path, directory: Path, **more: torch.Tensor) -> str:
+    """A copy of a model whose file holds more tensors; a dot in their names is written __."""
+    shutil.copytree(model, directory)
+    tensors = load_file(model / WEIGHTS)
+    save_file({**tensors, **{name.replace("__", "."): value for name, value in more.items()}}, directory / WEIGHTS)
+    return str(directory)
+
+
+def embedding_of(model: Path) -> torch.Tensor:
+    return load_file(model / WEIGHTS)["model.embed_tokens.weight"].clone()
+
+
+def test_a_head_that_is_the_embedding_again_and_old_buffers_change_no_identity(reference: Path, tmp_path: Path) -> None:
+    assert "lm_head.weight" not in load_file(reference / WEIGHTS)
+    more = {
+        "lm_head__weight": embedding_of(reference),
+        "model__layers__0__self_attn__rotary_emb__inv_freq": torch.rand(16),
+        "model__layers__0__attn__bias": torch.ones(1, 1, 8, 8),
+        "model__layers__0__attn__masked_bias": torch.tensor(-1e4),
+    }
+    assert weights_hash(resaved(reference, tmp_path / "more", **more)) == weights_hash(str(reference))
+
+
+@pytest.mark.parametrize("name", ["lm_head__weight", "model__layers__0__attn__bias", "model__extra__weight"])
+def test_a_tensor_that_is_computed_with_counts(reference: Path, tmp_path: Path, name: str) -> None:
+    """A head of its own, a bias, and anything that is not known."""
+    value = embedding_of(reference) + 1 if name.startswith("lm_head") else torch.ones(8)
+    assert weights_hash(resaved(reference, tmp_path / "more", **{name: value})) != weights_hash(str(reference))
+
+
+def test_a_head_counts_where_the_config_says_that_it_is_not_tied(reference: Path, tmp_path: Path) -> None:
+    path = tmp_path / "more"
+    resaved(reference, path, lm_head__weight=embedding_of(reference))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    assert weights_hash(str(path)) != weights_hash(str(reference))
+
+
+def test_the_hash_of_a_model_without_such_tensors_is_what_it_always_was(tmp_path: Path) -> None:
+    """Sets hold the hash: it is over name, dtype, shape and bytes of each tensor, in the order of the names."""
+    import hashlib
+
+    tiny_model("qwen2").save_pretrained(tmp_path)
+    digest = hashlib.sha256()
+    for name, value in sorted(load_file(tmp_path / WEIGHTS).items()):
+        digest.update(json.dumps([name, "F32", list(value.shape)]).encode() + value.numpy().tobytes())
+    assert weights_hash(str(tmp_path)) == digest.hexdigest()
+
+
+# All that decides what a model makes of a text
+
+
+@pytest.fixture
+def minilm(tmp_path: Path) -> Path:
+    return copy_minilm(tmp_path / "minilm")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("1_Pooling/config.json", "true", "false"),
+        ("modules.json", "Normalize", "Dropout"),
+        ("config.json", '"gelu"', '"relu"'),
+        ("tokenizer.json", '"[CLS]"', '"[SEP]"'),
+        ("sentence_bert_config.json", "256", "64"),
+    ],
+)
+def test_whatever_decides_a_vector_decides_the_identity(minilm: Path, file: str, old: str, new: str) -> None:
+    before, path = text_model_identity(str(minilm)), minilm / file
+    content = path.read_text()
+    changed = re.sub(re.escape(old), new, content, count=1)
+    assert changed != content
+    path.write_text(changed)
+    after = text_model_identity(str(minilm))
+    assert after["weights_sha256"] == before["weights_sha256"]
+    assert after["settings_sha256"] != before["settings_sha256"]
+
+
+def test_where_it_lies_and_how_it_came_about_decide_nothing(minilm: Path, tmp_path: Path) -> None:
+    before = text_model_identity(str(minilm))
+    for name in ("README.md", "trainer_state.json", "generation_config.json", "all_results.json"):
+        (minilm / name).write_text("{}")
+    assert text_model_identity(str(minilm.rename(tmp_path / "moved"))) == before
+
+
+def test_modules_that_are_no_list_are_refused(minilm: Path) -> None:
+    (minilm / "modules.json").write_text("{}")
+    (minilm / "modules.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match="is no list of modules"):
+        settings_hash(minilm)
+
+
+def test_a_tokenizer_with_more_ids_than_rows_is_refused_before_the_model_is_loaded(minilm: Path) -> None:
+    check_tokenizer_fits(str(minilm))
+    config = json.loads((minilm / "config.json").read_text())
+    (minilm / "config.json").write_text(json.dumps({**config, "vocab_size": 30000}))
+    with pytest.raises(UserError, match=r"has 30522 tokens, the model's embedding 30000 rows"):
+        check_tokenizer_fits(str(minilm))
