@@ -184,6 +184,8 @@ def _refuse_ignored(script: ScriptArguments, training: PaperTrainingArguments) -
             "--auto_find_batch_size is not supported: a step holds exactly the batch that was asked for. Lower "
             "--row_tokens, or --per_device_train_batch_size with more --gradient_accumulation_steps."
         )
+    if not all("=" in part for part in (training.optim_args or "=").replace(" ", "").split(",")):
+        raise UserError(f"--optim_args '{training.optim_args}' must be written NAME=VALUE,NAME=VALUE.")
     if training.train_sampling_strategy != "random" and script.chosen.needs != "pairs":
         raise UserError(
             f"--train_sampling_strategy goes with --objective {names_with(needs='pairs')} only; steps of groups are "

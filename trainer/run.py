@@ -45,6 +45,7 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
         UserError: unusable model, data, negative set or checkpoint, or an output directory that holds another job.
     """
     from data.models import check_model, load_tokenizer, tokenizer_hash, weights_hash
+    from trainer.attempt import Attempt
     from trainer.groups.sampler import EpochOfSampler
     from trainer.groups.training_data import load_training_data
     from trainer.monitor.metrics_file import MetricsFile
@@ -84,15 +85,18 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
     if is_main:
         check_output(output, job, resume, checkpoint)
     policy = Policy(directory, model_config, script.from_scratch, script.chosen.dropout)
-    trainer = make_trainer(script, Setup(policy, data, training, tokenizer, row_tokens))
-    sigterm = CheckpointOnSigterm(trainer.accelerator)
-    for callback in (EpochOfSampler(), MetricsFile(), GroundTruthWatch(script.chosen.remedies), Curves(), sigterm):
-        trainer.add_callback(callback)
-    if is_main:
-        claim_output(output, job)
-    if resume and not checkpoint:
-        log.info("no checkpoint in %s yet, starting from step 0", output)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with Attempt(output, script.model) as attempt:
+        trainer = make_trainer(script, Setup(policy, data, training, tokenizer, row_tokens))
+        sigterm = CheckpointOnSigterm(trainer.accelerator)
+        watches = MetricsFile(), GroundTruthWatch(script.chosen.remedies), Curves()
+        for callback in (EpochOfSampler(), *watches, sigterm, attempt):
+            trainer.add_callback(callback)
+        if is_main:
+            claim_output(output, job)
+            attempt.claimed = True
+        if resume and not checkpoint:
+            log.info("no checkpoint in %s yet, starting from step 0", output)
+        trainer.train(resume_from_checkpoint=checkpoint)
     if sigterm.stopped:
         log.warning(
             "SIGTERM: stopped at step %d, checkpoint saved; go on with --resume_from_checkpoint true",
