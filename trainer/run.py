@@ -12,7 +12,7 @@ from data.command.log import start_logging
 from data.command.usage import answered, help_text
 from data.storage import sha256
 from trainer.config import ABOUT, USAGE, ScriptArguments
-from trainer.output import check_output, claim_output, find_checkpoint, resume_from
+from trainer.output import check_output, claim_output
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -53,6 +53,7 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
     from trainer.monitor.watch import Curves, GroundTruthWatch
     from trainer.policy import Policy
     from trainer.record import job_record
+    from trainer.resume import JobStamp, Needs, check_job, find_checkpoint, resume_from
     from trainer.setup import Setup, make_trainer
 
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -66,7 +67,7 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
         logging.getLogger().setLevel(logging.WARNING)
     output = Path(str(training.output_dir))
     resume = resume_from(training.resume_from_checkpoint)
-    checkpoint = find_checkpoint(resume, output)
+    checkpoint = find_checkpoint(resume, output, Needs.of(training, model_config))
     # transformers reads it too, and takes the text "false" for a directory.
     training.resume_from_checkpoint = checkpoint
     directory = check_model(script.model, needs_weights=not script.from_scratch)
@@ -84,12 +85,14 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
     job = job_record(*parts, model=identity, data=data.source, **names, row_tokens=row_tokens)
     if is_main:
         check_output(output, job, resume, checkpoint)
+        if checkpoint:
+            check_job(checkpoint, job)
     policy = Policy(directory, model_config, script.from_scratch, script.chosen.dropout)
     with Attempt(output, script.model) as attempt:
         trainer = make_trainer(script, Setup(policy, data, training, tokenizer, row_tokens))
         sigterm = CheckpointOnSigterm(trainer.accelerator)
         watches = MetricsFile(), GroundTruthWatch(script.chosen.remedies), Curves()
-        for callback in (EpochOfSampler(), *watches, sigterm, attempt):
+        for callback in (EpochOfSampler(), JobStamp(job), *watches, sigterm, attempt):
             trainer.add_callback(callback)
         if is_main:
             claim_output(output, job)

@@ -66,6 +66,7 @@ class CheckpointOnSigterm(TrainerCallback):
         if not self._anywhere():
             return
         self.stopped = state.global_step < state.max_steps
+        args.save_only_model = False  # it is to be gone on from
         control.should_save = True
         control.should_training_stop = True
 
