@@ -8,12 +8,15 @@ from io import BytesIO
 from typing import Any
 
 import torch
+from torch.utils.data import Subset
 
-from data.command.errors import UserError
+from data.command.errors import UserError, did_you_mean
 
 
 def rehearse(trainer: Any) -> None:
     """Make a run's data loader, optimiser and schedule, and save all but the weights into a folder that is removed.
+
+    Where the best model is chosen by a metric, its name is looked up too.
 
     The optimiser is kept, for it may hook itself into the parameters; with FSDP, whose parameters are others, a new one
     is made.
@@ -22,10 +25,11 @@ def rehearse(trainer: Any) -> None:
         trainer: a transformers Trainer that has not trained yet.
 
     Raises:
-        UserError: the model's generation config cannot be saved.
+        UserError: the model's generation config cannot be saved, or there is no such metric.
         Exception: whatever transformers raises for options that it does not take.
     """
     _start(trainer)
+    _evaluate(trainer)
     if trainer.args.should_save:
         _save(trainer)
 
@@ -39,6 +43,22 @@ def _start(trainer: Any) -> None:
     trainer.lr_scheduler, trainer._created_lr_scheduler = None, False
     if trainer.is_fsdp_enabled:
         trainer.optimizer = None
+
+
+def _evaluate(trainer: Any) -> None:
+    """The metric by which the best model is chosen must be among those of held-out groups; one is enough to see."""
+    metric = trainer.args.metric_for_best_model
+    dataset = trainer.eval_dataset
+    if metric is None or metric.removeprefix("eval_") == "loss" or not dataset or not hasattr(trainer, "measure"):
+        return
+    if trainer.is_fsdp_enabled:  # the model is on no device yet
+        return
+    found = trainer.measure(Subset(dataset, [0]))
+    if metric.removeprefix("eval_") not in found:
+        raise UserError(
+            f"--metric_for_best_model '{metric}' is none of the metrics of held-out groups."
+            f"{did_you_mean(metric, found)} Known: {', '.join(found)}."
+        )
 
 
 def _save(trainer: Any) -> None:

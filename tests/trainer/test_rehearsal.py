@@ -1,4 +1,4 @@
-"""What can only fail while a run starts or saves is tried first, and what fails before the first step leaves nothing."""
+"""What can only fail while a run starts or saves is tried first; what fails before the first step leaves nothing."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ import pytest
 from transformers import TrainerCallback
 
 from data.models import weights_hash
+from tests.support.tiny import make_negative_set
 from tests.support.training import cli
 from trainer.monitor.watch import Curves
 from trainer.run import main
@@ -65,6 +66,19 @@ def test_a_generation_config_that_cannot_be_saved_is_refused_before_the_first_st
     assert "temperature" in line
     assert "Correct the file" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_the_metric_of_the_best_model_is_looked_up_before_the_first_step(
+    reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_negative_set(tmp_path / "halves", reference, num_groups=12, num_negatives=2, split="all")
+    watched = ["--eval_strategy", "steps", "--eval_steps", "1", "--save_steps", "1", "--max_steps", "1"]
+    words = cli(reference, tmp_path / "halves", tmp_path / "out", *watched, "--load_best_model_at_end", "true")
+    line = refused([*words, "--metric_for_best_model", "rewards/top2"], capsys)
+    assert "--metric_for_best_model 'rewards/top2' is none of the metrics of held-out groups. Did you mean" in line
+    assert "rewards/top1" in line
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--metric_for_best_model", "eval_rewards/top1"]) == 0
 
 
 def test_an_adapter_needs_no_generation_config(reference: Path, negative_set: Path, tmp_path: Path) -> None:
