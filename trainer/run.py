@@ -44,7 +44,7 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
     Raises:
         UserError: unusable model, data, negative set or checkpoint, or an output directory that holds another job.
     """
-    from data.models import check_model, load_tokenizer, tokenizer_hash, weights_hash
+    from data.models import check_causal, load_tokenizer, tokenizer_hash, weights_hash
     from trainer.attempt import Attempt
     from trainer.groups.sampler import EpochOfSampler
     from trainer.groups.training_data import load_training_data
@@ -70,7 +70,7 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
     checkpoint = find_checkpoint(resume, output, Needs.of(training, model_config))
     # transformers reads it too, and takes the text "false" for a directory.
     training.resume_from_checkpoint = checkpoint
-    directory = check_model(script.model, needs_weights=not script.from_scratch)
+    directory = check_causal(script.model, needs_weights=not script.from_scratch)
     tokenizer = load_tokenizer(script.model)
     identity: dict[str, Any] = {"tokenizer_sha256": tokenizer_hash(tokenizer)}
     if script.from_scratch:
