@@ -4,8 +4,9 @@ import dataclasses
 import logging
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import torch
 from transformers import TrainingArguments
@@ -14,7 +15,7 @@ from trl import ModelConfig, TrlParser
 
 from data.command.errors import UserError, first_line
 from data.command.options import fields_of_entries, list_flags, load_config, read_yaml
-from data.command.values import convert, require_finite
+from data.command.values import convert, plain_type, require_finite
 from trainer.config import COMMAND, PAPER_BATCH_SIZE, PAPER_LEARNING_RATE, PAPER_WEIGHT_DECAY, ScriptArguments
 from trainer.inherited import idle_among, refuse_unhonoured
 from trainer.objectives import OBJECTIVES, names_with
@@ -71,19 +72,21 @@ class Parser(TrlParser):
 def make_parser() -> Parser:
     """The parser of transformers' TrainingArguments and TRL's ModelConfig."""
     parser = Parser(INHERITED, prog=COMMAND, allow_abbrev=False, add_help=False)  # type: ignore[arg-type, list-item]  # TRL types it loosely
-    for action in parser._actions:
-        action.type = {float: number, int: whole_number}.get(action.type, action.type)  # type: ignore[arg-type]  # hashable
+    actions = {action.dest: action for action in parser._actions}
+    for cls in INHERITED:
+        for name, hint in get_type_hints(cls).items():
+            if name in actions and plain_type(hint) in (int, float):
+                actions[name].type = finite(hint)
     return parser
 
 
-def number(text: str) -> float:
-    """A flag's text as a finite number. Raises ValueError, of which argparse makes a line."""
-    return convert(text, float, "", "")
+def finite(hint: Any) -> Callable[[str], float | int | None]:
+    """What makes a finite number of a flag's text, or a whole one of 64 bits, or None where the type has it too."""
 
+    def number(text: str) -> float | int | None:
+        return convert(text, hint, "", "")  # a UserError is a ValueError, of which argparse makes a line
 
-def whole_number(text: str) -> int:
-    """A flag's text as a whole number of 64 bits. Raises ValueError, of which argparse makes a line."""
-    return convert(text, int, "", "")
+    return number
 
 
 def describe_inherited() -> str:

@@ -3,7 +3,7 @@
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from data.command.errors import UserError
@@ -11,7 +11,7 @@ from data.command.errors import UserError
 SCALARS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 LISTS = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of texts"}
 # Beyond are no seeds, sizes or counts of anything that we call.
-LARGEST = 2**63 - 1
+LARGEST = 2**64 - 1
 
 
 def plain_type(hint: Any) -> Any:
@@ -83,7 +83,7 @@ def require_finite(value: Any, key: str, where: str) -> None:
     if isinstance(value, Mapping):
         for name, inner in value.items():
             require_finite(inner, f"{key}.{name}", where)
-    elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+    elif isinstance(value, (list, tuple)):
         for inner in value:
             require_finite(inner, key, where)
     elif isinstance(value, float) and not math.isfinite(value):
@@ -115,9 +115,12 @@ def _scalar(value: Any, kind: type) -> Any:
         raise ValueError
     if kind is float:
         return number
-    if not number.is_integer() or abs(number) > LARGEST:
+    if not number.is_integer():
         raise ValueError
     try:
-        return int(value)  # exact, where a float would round a long seed
+        whole = int(value)  # exact, where a float would round a long seed
     except ValueError:  # "1e3"
-        return int(number)
+        whole = int(number)
+    if abs(whole) > LARGEST:
+        raise ValueError
+    return whole
