@@ -1,5 +1,6 @@
 """How many negatives of which strategy: `an=11`, `an=4,bn=3`, `my.module:NAME=3`."""
 
+import re
 from collections.abc import Callable, Sequence
 
 from data.command.errors import UserError
@@ -23,7 +24,7 @@ def parse_counts(
     for part in text.split(","):
         written, equals, number = (piece.strip() for piece in part.partition("="))
         name = written if known_as is None else known_as(written)
-        if not equals or not (number.isascii() and number.isdigit()) or int(number) < 1:
+        if not equals or not re.fullmatch("0*[1-9][0-9]{0,8}", number):
             raise UserError(
                 f"{option} '{text}': '{part.strip()}' needs a count of at least 1; write e.g. {written}=11."
             )

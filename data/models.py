@@ -57,6 +57,19 @@ def check_model(model: str, *, needs_weights: bool = True) -> Path:
     return directory
 
 
+def check_causal(model: str, *, needs_weights: bool = True) -> Path:
+    """`check_model` of a model that continues texts, which one with an encoder beside its decoder does not."""
+    directory = check_model(model, needs_weights=needs_weights)
+    config = read_object(directory / "config.json")
+    if config.get("is_encoder_decoder"):
+        kind = config.get("model_type", "of no type")
+        raise UserError(
+            f"model '{model}' is an encoder-decoder ({kind}): its answers are no continuations of its prompts. Give a "
+            "decoder-only language model."
+        )
+    return directory
+
+
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model (a transformers tokenizer), which knows the ends that generation_config.json names.
 
@@ -114,14 +127,27 @@ def architecture(model: str) -> dict[str, Any]:
     }
 
 
-def context_length(model: str) -> int:
-    """Longest sequence the model takes, in tokens, from its config (max_position_embeddings or n_positions)."""
+def context_length(model: str, longest: int | None = None) -> int:
+    """Longest sequence the model takes, in tokens, from its config (max_position_embeddings or n_positions).
+
+    Args:
+        longest: what the user wants at most (--max_length); for a model whose config does not say, as of state space
+            models and relative positions, it is all that is known.
+
+    Raises:
+        UserError: neither says.
+    """
     config = _text_config(model)
     for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         value = config.get(key)
         if isinstance(value, (int, float)) and value >= 1:
-            return int(value)
-    raise UserError(f"the config.json of '{model}' does not say its context length (max_position_embeddings).")
+            return min(int(value), longest or int(value))
+    if longest:
+        return longest
+    raise UserError(
+        f"the config.json of '{model}' does not say its context length (max_position_embeddings). Say it with "
+        "--max_length."
+    )
 
 
 def _text_config(model: str) -> dict[str, Any]:

@@ -49,6 +49,9 @@ class EvaluateConfig:
         "possible); " + "; ".join(f"{metric.name}: {metric.summary}" for metric in in_order(METRICS.names())),
         metavar="NAME",
     )
+    max_length: int | None = option(
+        None, "prompt and answer in tokens, at most (default: the models' contexts, which a config.json may not say)"
+    )
     max_new_tokens: int = option(256, "length of an answer in tokens, at most")
     seed: int = option(0, "of sampled answers, and of whatever a metric draws")
     store: str | None = option(
@@ -73,7 +76,7 @@ class EvaluateConfig:
         task_of(self.task)
         if self.split not in SPLITS:
             raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
-        for key in ("limit", "max_new_tokens"):
+        for key in ("limit", "max_length", "max_new_tokens"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"--{key} must be at least 1, got {value}.")

@@ -91,7 +91,7 @@ def prepare(config: EvaluateConfig, store: Store) -> Evaluation:
         assert config.mle is not None  # EvaluateConfig.alphas
         assert config.cpo is not None
         models |= {MLE: config.mle, SWEEP_CPO: config.cpo}
-    checkpoints = load_checkpoints(models, examples, config.task, config.dataset, store)
+    checkpoints = load_checkpoints(models, examples, config.task, config.dataset, store, config.max_length)
     mixed = checkpoints.pop() if alphas else None
     ids = [group.id for group in checkpoints[0].groups]
     test, validation = halves(ids) if alphas else (list(range(len(ids))), [])
@@ -147,6 +147,7 @@ def describe_evaluation(config: EvaluateConfig, evaluation: Evaluation, metrics:
             "measured": len(measured),
             "measured_sha256": hash_of({"ids": [groups[i].id for i in measured]}),
         },
+        **({} if config.max_length is None else {"max_length": config.max_length}),
         "max_new_tokens": config.max_new_tokens,
         "seed": evaluation.seed,
         "metrics": [metric.name for metric in metrics],

@@ -1,10 +1,12 @@
 """Parsing of `python -m trainer.run`'s command line: our options with our loader, inherited ones with TRL's parser."""
 
 import dataclasses
+import logging
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import torch
 from transformers import TrainingArguments
@@ -13,8 +15,12 @@ from trl import ModelConfig, TrlParser
 
 from data.command.errors import UserError, first_line
 from data.command.options import fields_of_entries, list_flags, load_config, read_yaml
+from data.command.values import convert, plain_type, require_finite
 from trainer.config import COMMAND, PAPER_BATCH_SIZE, PAPER_LEARNING_RATE, PAPER_WEIGHT_DECAY, ScriptArguments
+from trainer.inherited import idle_among, refuse_unhonoured
 from trainer.objectives import OBJECTIVES, names_with
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -65,7 +71,22 @@ class Parser(TrlParser):
 
 def make_parser() -> Parser:
     """The parser of transformers' TrainingArguments and TRL's ModelConfig."""
-    return Parser(INHERITED, prog=COMMAND, allow_abbrev=False, add_help=False)  # type: ignore[arg-type, list-item]  # TRL types it loosely
+    parser = Parser(INHERITED, prog=COMMAND, allow_abbrev=False, add_help=False)  # type: ignore[arg-type, list-item]  # TRL types it loosely
+    actions = {action.dest: action for action in parser._actions}
+    for cls in INHERITED:
+        for name, hint in get_type_hints(cls).items():
+            if name in actions and plain_type(hint) in (int, float):
+                actions[name].type = finite(hint)
+    return parser
+
+
+def finite(hint: Any) -> Callable[[str], float | int | None]:
+    """What makes a finite number of a flag's text, or a whole one of 64 bits, or None where the type has it too."""
+
+    def number(text: str) -> float | int | None:
+        return convert(text, hint, "", "")  # a UserError is a ValueError, of which argparse makes a line
+
+    return number
 
 
 def describe_inherited() -> str:
@@ -92,6 +113,8 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
                 "Rename it."
             )
     _set_environment(values.pop("env", None))
+    for name in inherited & values.keys():
+        require_finite(values[name], name, "in the --config file")
     parser.set_defaults_with_config(**{name: value for name, value in values.items() if name in inherited})
     try:
         parsed: Any = parser.parse_args_into_dataclasses([*theirs, "--output_dir", script.output_dir])
@@ -100,6 +123,9 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
     except (ValueError, TypeError, ImportError, OSError, KeyError, RuntimeError) as error:
         raise UserError(f"{first_line(error)} (on the command line of {COMMAND})") from error
     training, model = parsed
+    for part in parsed:
+        for name, value in vars(part).items():  # what JSON a flag held, too
+            require_finite(value, name, f"on the command line of {COMMAND}")
     model.model_name_or_path = script.model
     if isinstance(model.lora_target_modules, str) and re.fullmatch(r"\w+", model.lora_target_modules):
         # TRL unwraps a list of one, which PEFT then takes for a pattern of whole module paths.
@@ -108,6 +134,9 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
     _refuse_unsupported(training, model)
     _refuse_ignored(script, training)
     _refuse_unwatched(script, training)
+    given = {*values, *(word[2:] for word in theirs if word.startswith("--"))}
+    for sentence in idle_among(given):
+        log.warning("%s", sentence)
     return script, training, model
 
 
@@ -177,18 +206,12 @@ def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig) ->
 
 def _refuse_ignored(script: ScriptArguments, training: PaperTrainingArguments) -> None:
     """Options of transformers that this trainer would ignore, or that break its steps."""
-    if training.label_smoothing_factor:
-        raise UserError("--label_smoothing_factor is not supported: no objective smooths labels. Leave it out.")
-    if training.auto_find_batch_size:
-        raise UserError(
-            "--auto_find_batch_size is not supported: a step holds exactly the batch that was asked for. Lower "
-            "--row_tokens, or --per_device_train_batch_size with more --gradient_accumulation_steps."
-        )
-    if training.train_sampling_strategy != "random" and script.chosen.needs != "pairs":
-        raise UserError(
-            f"--train_sampling_strategy goes with --objective {names_with(needs='pairs')} only; steps of groups are "
-            "stratified by length. Leave it out."
-        )
+    refuse_unhonoured(training, pairs=script.chosen.needs == "pairs")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(training, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(training, name)}.")
+    if not all("=" in part for part in (training.optim_args or "=").replace(" ", "").split(",")):
+        raise UserError(f"--optim_args '{training.optim_args}' must be written NAME=VALUE,NAME=VALUE.")
 
 
 def _refuse_unwatched(script: ScriptArguments, training: PaperTrainingArguments) -> None:

@@ -81,6 +81,10 @@ class ScriptArguments:
     task: str = option(
         "prompt-completion", f"{TRUTHS_ALONE} without --shards: how a row becomes prompt and response", metavar="NAME"
     )
+    max_length: int | None = option(
+        None,
+        f"{TRUTHS_ALONE} without --shards: prompt and response in tokens, at most (default: the model's context)",
+    )
     split: str = option(
         "train", "which half of the data, or of the negative set, to train on: train, test or all", metavar="HALF"
     )
@@ -124,7 +128,7 @@ class ScriptArguments:
         for split in (self.split, self.eval_split):
             if split not in SPLITS:
                 raise UserError(f"unknown split '{split}'. Use one of {', '.join(SPLITS)}.")
-        for name in ("max_eval_samples", "row_tokens"):
+        for name in ("max_eval_samples", "max_length", "row_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} must be at least 1, got {value}.")
@@ -169,7 +173,7 @@ class ScriptArguments:
                 f"{spoken} without --min_similarity or --max_similarity",
                 ("rank_by",),
             ),
-            (bool(self.shards), "--shards, whose prompts are made", ("task",)),
+            (bool(self.shards), "--shards, whose prompts are made", ("task", "max_length")),
             (self.dataset is not None, "--dataset", ("eval_shards",)),
         ]
         for applies, to, names in idle:

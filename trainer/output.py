@@ -1,4 +1,4 @@
-"""The output directory of a training run: which job it belongs to, and where that job may go on.
+"""The output directory of a training run: which job it belongs to.
 
 Nothing here writes before `claim_output` but who owns the directory, so that a run that is refused leaves no trace.
 """
@@ -37,32 +37,6 @@ def owned_output(output: Path, *, is_main: bool) -> Iterator[Claim | None]:
         yield claim
 
 
-def resume_from(given: str | bool | None) -> str | None:
-    """What `--resume_from_checkpoint` asks for: None (also for false), "true", or a checkpoint's path."""
-    text = "" if given is None else str(given)
-    if text.lower() in ("", "false", "none", "null"):
-        return None
-    return "true" if text.lower() == "true" else text
-
-
-def find_checkpoint(resume: str | None, output: Path) -> str | None:
-    """The checkpoint to go on from: the last whole one of the output directory for "true", or None.
-
-    Raises:
-        UserError: the path given is no checkpoint.
-    """
-    if resume is None:
-        return None
-    if resume == "true":
-        found = [p for p in output.glob("checkpoint-*") if p.name[11:].isdigit() and (p / STATE_FILE).is_file()]
-        return str(max(found, key=lambda p: int(p.name[11:]))) if found else None
-    if not Path(resume).is_dir():
-        raise UserError(f"--resume_from_checkpoint '{resume}' does not exist. Give a checkpoint directory, or true.")
-    if not (Path(resume) / STATE_FILE).is_file():
-        raise UserError(f"--resume_from_checkpoint '{resume}' is no checkpoint: it holds no {STATE_FILE}.")
-    return resume
-
-
 def check_output(output: Path, job: dict[str, Any], resume: str | None, checkpoint: str | None) -> None:
     """Refuse an output directory that holds something else, or this job where it is not to be resumed.
 
@@ -71,13 +45,8 @@ def check_output(output: Path, job: dict[str, Any], resume: str | None, checkpoi
     """
     _refuse_file(output)
     if (output / JOB_FILE).exists():
-        others = [name for name in fields_of_entries(OBJECTIVES, None) if name not in job]
-        # Records of before 0.5 hold options of objectives that have none.
-        ignore = [*others, *UNDECIDED]
-        difference = first_difference(_read_job(output / JOB_FILE), _plain(job), ignore=ignore)
-        if difference:
-            key, theirs, ours = difference
-            key = key.removeprefix("training.")
+        if different := difference(read_job(output / JOB_FILE), job):
+            key, theirs, ours = different
             raise UserError(
                 f"output directory '{output}' already holds another job: its {key} is {theirs!r}, this job's is "
                 f"{ours!r}. Choose another --output_dir."
@@ -98,7 +67,7 @@ def check_output(output: Path, job: dict[str, Any], resume: str | None, checkpoi
 
 def claim_output(output: Path, job: dict[str, Any]) -> None:
     """Write the job's description into the output directory. Raises UserError if it cannot be written."""
-    Folder(str(output)).write(JOB_FILE, (json.dumps(_plain(job), indent=2) + "\n").encode())
+    Folder(str(output)).write(JOB_FILE, (json.dumps(plain(job), indent=2) + "\n").encode())
 
 
 def _refuse_file(output: Path) -> None:
@@ -106,7 +75,16 @@ def _refuse_file(output: Path) -> None:
         raise UserError(f"output directory '{output}' is a file. Choose another --output_dir.")
 
 
-def _read_job(record: Path) -> dict[str, Any]:
+def difference(theirs: dict[str, Any], job: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first thing in which the record of another run differs from this job's: its name, theirs, ours."""
+    others = [name for name in fields_of_entries(OBJECTIVES, None) if name not in job]
+    # Records of before 0.5 hold options of objectives that have none.
+    found = first_difference(theirs, plain(job), ignore=[*others, *UNDECIDED])
+    return (found[0].removeprefix("training."), *found[1:]) if found else None
+
+
+def read_job(record: Path) -> dict[str, Any]:
+    """A record of a run. Raises UserError if it is damaged."""
     try:
         job = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -116,6 +94,6 @@ def _read_job(record: Path) -> dict[str, Any]:
     return job
 
 
-def _plain(job: dict[str, Any]) -> dict[str, Any]:
+def plain(job: dict[str, Any]) -> dict[str, Any]:
     """The record as it reads back from JSON: enumerations as text, tuples as lists."""
     return json.loads(json.dumps(job, default=str))

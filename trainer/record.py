@@ -58,6 +58,8 @@ def job_record(
         "row_tokens": None if pairs else row_tokens,
         "data": data,
         "split": script.split,
+        # Older records lack it.
+        **({} if script.max_length is None else {"max_length": script.max_length}),
         "use": use,
         "rank_by": rank_by,
         **{name: getattr(script, name) for name in ("min_similarity", "max_similarity")},

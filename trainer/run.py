@@ -12,7 +12,7 @@ from data.command.log import start_logging
 from data.command.usage import answered, help_text
 from data.storage import sha256
 from trainer.config import ABOUT, USAGE, ScriptArguments
-from trainer.output import check_output, claim_output, find_checkpoint, owned_output, resume_from
+from trainer.output import check_output, claim_output, owned_output
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -56,7 +56,8 @@ def _train(
     model_config: "ModelConfig",
     claim: "Claim | None",
 ) -> None:
-    from data.models import check_model, load_tokenizer, tokenizer_hash, weights_hash
+    from data.models import check_causal, load_tokenizer, tokenizer_hash, weights_hash
+    from trainer.attempt import Attempt
     from trainer.groups.sampler import EpochOfSampler
     from trainer.groups.training_data import load_training_data
     from trainer.monitor.metrics_file import MetricsFile
@@ -65,6 +66,7 @@ def _train(
     from trainer.monitor.watch import Curves, GroundTruthWatch
     from trainer.policy import Policy
     from trainer.record import job_record
+    from trainer.resume import JobStamp, Needs, check_job, find_checkpoint, resume_from
     from trainer.setup import Setup, make_trainer
 
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -78,10 +80,10 @@ def _train(
         logging.getLogger().setLevel(logging.WARNING)
     output = Path(str(training.output_dir))
     resume = resume_from(training.resume_from_checkpoint)
-    checkpoint = find_checkpoint(resume, output)
+    checkpoint = find_checkpoint(resume, output, Needs.of(training, model_config))
     # transformers reads it too, and takes the text "false" for a directory.
     training.resume_from_checkpoint = checkpoint
-    directory = check_model(script.model, needs_weights=not script.from_scratch)
+    directory = check_causal(script.model, needs_weights=not script.from_scratch)
     tokenizer = load_tokenizer(script.model)
     identity: dict[str, Any] = {"tokenizer_sha256": tokenizer_hash(tokenizer)}
     if script.from_scratch:
@@ -96,18 +98,23 @@ def _train(
     job = job_record(*parts, model=identity, data=data.source, **names, row_tokens=row_tokens)
     if is_main:
         check_output(output, job, resume, checkpoint)
+        if checkpoint:
+            check_job(checkpoint, job)
     policy = Policy(directory, model_config, script.from_scratch, script.chosen.dropout)
-    trainer = make_trainer(script, Setup(policy, data, training, tokenizer, row_tokens))
-    sigterm = CheckpointOnSigterm(trainer.accelerator)
-    for callback in (EpochOfSampler(), MetricsFile(), GroundTruthWatch(script.chosen.remedies), Curves(), sigterm):
-        trainer.add_callback(callback)
-    if claim is not None:
-        trainer.add_callback(StopIfTakenOver(claim))
-    if is_main:
-        claim_output(output, job)
-    if resume and not checkpoint:
-        log.info("no checkpoint in %s yet, starting from step 0", output)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with Attempt(output, script.model) as attempt:
+        trainer = make_trainer(script, Setup(policy, data, training, tokenizer, row_tokens))
+        sigterm = CheckpointOnSigterm(trainer.accelerator)
+        watches = MetricsFile(), GroundTruthWatch(script.chosen.remedies), Curves()
+        for callback in (EpochOfSampler(), JobStamp(job), *watches, sigterm, attempt):
+            trainer.add_callback(callback)
+        if claim is not None:
+            trainer.add_callback(StopIfTakenOver(claim))
+        if is_main:
+            claim_output(output, job)
+            attempt.claimed = True
+        if resume and not checkpoint:
+            log.info("no checkpoint in %s yet, starting from step 0", output)
+        trainer.train(resume_from_checkpoint=checkpoint)
     if sigterm.stopped:
         log.warning(
             "SIGTERM: stopped at step %d, checkpoint saved; go on with --resume_from_checkpoint true",

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What transformers, TRL, PEFT and torch raise for options, files and models that they do not take.
+SETUP_ERRORS = (ImportError, ValueError, OSError, KeyError, RuntimeError, TypeError)
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -37,25 +40,34 @@ class Setup:
 
 
 def make_trainer(script: "ScriptArguments", setup: Setup) -> Any:
-    """The objective's own trainer, or the one for packed groups.
+    """The objective's own trainer, or the one for packed groups; it could start and save, see `trainer.rehearsal`.
 
     Writes nothing; of the output directory transformers makes at most the empty folder.
 
     Raises:
-        UserError: the model cannot be loaded with these options, or the data does not suit the objective.
+        UserError: the model cannot be loaded, trained or saved with these options, or the data does not suit the
+            objective.
     """
     from transformers import set_seed
 
+    from trainer.rehearsal import rehearse
+
     set_seed(setup.training.seed)
     try:
-        own = script.chosen.own_trainer(setup, script.options)
-        return make_group_trainer(script.chosen, setup, script.options) if own is None else own
+        trainer = script.chosen.own_trainer(setup, script.options)
+        if trainer is None:
+            trainer = make_group_trainer(script.chosen, setup, script.options)
+        rehearse(trainer)
+        return trainer
     except UserError:
         raise
-    except (ImportError, ValueError, OSError, KeyError, RuntimeError) as error:
-        raise UserError(
-            f"cannot set up the training of model '{script.model}' with these options: {first_line(error)}"
-        ) from error
+    except SETUP_ERRORS as error:
+        raise cannot_set_up(script.model, error) from error
+
+
+def cannot_set_up(model: str, error: BaseException) -> UserError:
+    """One of `SETUP_ERRORS` in a line."""
+    return UserError(f"cannot set up the training of model '{model}' with these options: {first_line(error)}")
 
 
 def make_group_trainer(objective: "Objective", setup: Setup, options: Any) -> "ContrastiveTrainer":

@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from trainer.groups.dataset import PackedGroups
 from trainer.groups.sampler import StepSampler
-from trainer.monitor.safety import check_finite
+from trainer.monitor.safety import SoundSaves, check_finite
 from trainer.monitor.start import computed_in, report_start
 from trainer.objectives.base import Objective, Term
 from trainer.objectives.rewards import implicit_rewards
@@ -25,7 +25,7 @@ TERM = "loss/"  # before a term's name in logs
 START_PASSES = 8  # the forward passes to compare policy and reference on, before the first step
 
 
-class ContrastiveTrainer(Trainer):
+class ContrastiveTrainer(SoundSaves, Trainer):
     """Trains on packed groups towards an objective that has loss terms.
 
     An optimiser step sees exactly per_device_train_batch_size x gradient_accumulation_steps x processes groups (the
@@ -120,6 +120,14 @@ class ContrastiveTrainer(Trainer):
         """Loss and metrics on held-out groups, each group once, as it is laid out without copies; no gradients."""
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         started = time.perf_counter()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.measure(dataset).items()}
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 2)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def measure(self, dataset: Any) -> dict[str, float]:
+        """What `evaluate` logs of a data set of groups, under its names without a prefix."""
         sums: dict[str, torch.Tensor] = {}
         model: Any = self.model
         model.eval()
@@ -136,11 +144,7 @@ class ContrastiveTrainer(Trainer):
                         policy_logps = candidate_logps(self.prepared.of(model), packed.tokens)
                     terms = self._terms(policy_logps, packed)
                     _add(sums, self._metrics(policy_logps, packed, terms, counts and len(mine) > 0))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self._averages(sums).items()}
-        metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 2)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return self._averages(sums)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages since the last log: metrics, tokens per second, padding fraction."""
@@ -160,6 +164,16 @@ class ContrastiveTrainer(Trainer):
         """Six operations per parameter and token, forward and backward."""
         tokens = sum(packed.tokens.input_ids.numel() for packed in inputs)
         return 6 * tokens * sum(p.numel() for p in self.model.parameters())  # type: ignore[union-attr]
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """Count the tokens of a micro-batch for --include_num_input_tokens_seen, over all processes."""
+        if self.args.include_num_input_tokens_seen == "no":
+            return
+        passes = [packed.tokens for packed in inputs if packed.counts]
+        padding = self.args.include_num_input_tokens_seen == "non_padding"
+        seen = sum(tokens.input_ids.numel() - (tokens.padding if padding else 0) for tokens in passes)
+        everywhere: Any = self.accelerator.reduce(torch.tensor(seen, device=self.args.device), "sum")
+        self.state.num_input_tokens_seen += int(everywhere)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset

@@ -37,7 +37,7 @@ from data.command.fields import (
 from data.command.flags import list_flags, needs_value, only_word, split_flags
 from data.command.privacy import SECRET_OPTION
 from data.command.usage import help_text
-from data.command.values import convert, is_dict, is_list, needs_mapping, plain_type
+from data.command.values import convert, is_dict, is_list, needs_mapping, plain_type, require_finite
 
 __all__ = [
     "EntryField",
@@ -192,6 +192,7 @@ class _Values:
                 self.set(f"{name}.{inner}", inner_value, where)
         else:
             key, item = self._item(name, where)
+            require_finite(value, name, where)
             self._put_item(key, item, value)
 
     def set_by_flag(self, name: str, occurrences: list[list[str]], command: str) -> None:
@@ -213,9 +214,11 @@ class _Values:
             key, item = self._item(name, where)
             text = [only_word(words, name, command, "true") for words in occurrences][-1]
             try:
-                self._put_item(key, item, yaml.safe_load(text))
-            except yaml.YAMLError as error:
+                value = yaml.safe_load(text)
+            except (yaml.YAMLError, ValueError, RecursionError) as error:
                 raise UserError(f"'{name}' {where} must be a YAML value, got {text!r}.") from error
+            require_finite(value, name, where)
+            self._put_item(key, item, value)
 
     def missing(self) -> list[str]:
         """Names of keys that must be given and are not."""

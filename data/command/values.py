@@ -1,13 +1,17 @@
 """A flag's text or a YAML value as a value of a field's type."""
 
+import math
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from data.command.errors import UserError
 
 SCALARS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 LISTS = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of texts"}
+# Beyond are no seeds, sizes or counts of anything that we call.
+LARGEST = 2**64 - 1
 
 
 def plain_type(hint: Any) -> Any:
@@ -54,6 +58,7 @@ def convert(value: Any, hint: Any, key: str, where: str) -> Any:
     if is_dict(plain):
         if not isinstance(value, dict):
             raise needs_mapping(key, where)
+        require_finite(value, key, where)
         return dict(value)
     if is_list(plain):
         inner = inner_type(plain)
@@ -73,8 +78,22 @@ def needs_mapping(key: str, where: str) -> UserError:
     return UserError(f"'{key}' {where} must be a mapping; on the command line write --{key}.NAME VALUE.")
 
 
+def require_finite(value: Any, key: str, where: str) -> None:
+    """Raise UserError for a number, on its own or within lists and mappings, that is not finite or beyond 64 bits."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            require_finite(inner, f"{key}.{name}", where)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            require_finite(inner, key, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"'{key}' {where} must be a finite number, got {value!r}.")
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise UserError(f"'{key}' {where} is beyond the whole numbers of 64 bits.")
+
+
 def _scalar(value: Any, kind: type) -> Any:
-    """A value as text, truth value or number. Raises ValueError if it is none."""
+    """A value as text, truth value or finite number. Raises ValueError if it is none."""
     if value is None or isinstance(value, (dict, list, tuple)):
         raise ValueError
     if kind is str:
@@ -90,13 +109,18 @@ def _scalar(value: Any, kind: type) -> Any:
         raise ValueError
     try:
         number = float(value)
-    except TypeError:  # a date of YAML
+    except (TypeError, OverflowError):  # a date of YAML; a whole number of hundreds of digits
         raise ValueError from None
+    if not math.isfinite(number):
+        raise ValueError
     if kind is float:
         return number
     if not number.is_integer():
         raise ValueError
     try:
-        return int(value)  # exact, where a float would round a long seed
+        whole = int(value)  # exact, where a float would round a long seed
     except ValueError:  # "1e3"
-        return int(number)
+        whole = int(number)
+    if abs(whole) > LARGEST:
+        raise ValueError
+    return whole

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data.command.errors import UserError
-from data.models import architecture, check_model, context_length
+from data.models import architecture, check_causal, context_length
 from data.schema import Group
 from data.sources.examples import Example
 from data.sources.tasks import task_of
@@ -37,7 +37,12 @@ class Checkpoint:
 
 
 def load_checkpoints(
-    models: Mapping[str, str], examples: Sequence[Example], task: str, where: str, store: Store
+    models: Mapping[str, str],
+    examples: Sequence[Example],
+    task: str,
+    where: str,
+    store: Store,
+    longest: int | None = None,
 ) -> list[Checkpoint]:
     """Identify the models and tokenise the prompts, without loading weights.
 
@@ -49,13 +54,15 @@ def load_checkpoints(
         models: name -> path.
         where: the data set's name, for messages.
         store: see `identify_model`.
+        longest: prompt and answer in tokens, at most; None: the models' contexts.
 
     Raises:
         UserError: a model cannot be used, or no row fits all of them.
     """
     for path in models.values():
-        check_model(path)
-    read = _read_for_all(models, examples, task, where, store)
+        check_causal(path)
+    contexts = {name: context_length(path, longest) for name, path in models.items()}
+    read = _read_for_all(models, contexts, examples, task, where, store)
     common = set.intersection(*({g.id for g in prompts.groups} for prompts, _ in read.values()))
     if not common:
         raise UserError(f"no row of data set '{where}' fits all of the models. Compare fewer models.")
@@ -69,10 +76,14 @@ def load_checkpoints(
 
 
 def _read_for_all(
-    models: Mapping[str, str], examples: Sequence[Example], task: str, where: str, store: Store
+    models: Mapping[str, str],
+    contexts: Mapping[str, int],
+    examples: Sequence[Example],
+    task: str,
+    where: str,
+    store: Store,
 ) -> dict[str, tuple[Prompts, int]]:
     """Name -> the examples as its tokenizer reads them, and the context that they were read for."""
-    contexts = {name: context_length(path) for name, path in models.items()}
     if task_of(task).over_long != "truncate":
         return {
             name: (read_prompts(path, examples, task, contexts[name], where, store), contexts[name])

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from data.command.errors import UserError
 from data.command.privacy import without_secrets
+from data.finite import LOOK, first_not_finite
 from data.models import model_directory, read_object
 from data.schema import Group
 from evaluation.answers.cache import Store, hash_of
@@ -109,7 +110,8 @@ def generate(
         make_engine: called if the answers must be made. Give one that starts a model's engine at most once.
 
     Raises:
-        UserError: a prompt leaves no room for an answer; the engine cannot start; the store is damaged.
+        UserError: a prompt leaves no room for an answer; the engine cannot start, or gives log-probabilities that are
+            not finite; the store is damaged.
     """
     draws = decoding.kind == "sample"
     key = {
@@ -140,6 +142,7 @@ def generate(
             beams=decoding.beams,
         )
         seconds = time.perf_counter() - started
+        _require_finite(groups, samples)
         rows = [{"id": g.id, **dataclasses.asdict(s)} for g, s in zip(groups, samples, strict=True)]
         return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({SECONDS: repr(seconds).encode()}))
 
@@ -163,6 +166,15 @@ def _limits(groups: Sequence[Group], max_new_tokens: int, context: int) -> list[
                 f"in a context of {context}. Raise the context, or leave the example out."
             )
     return [min(max_new_tokens, context - len(group.prompt_ids)) for group in groups]
+
+
+def _require_finite(groups: Sequence[Group], samples: Sequence[Sample]) -> None:
+    """Raise UserError for an answer whose log-probability is not finite: its text means nothing."""
+    if (index := first_not_finite([sample.logp for sample in samples])) is not None:
+        raise UserError(
+            f"the log-probability of the answer to example {groups[index].id} is {samples[index].logp}, which is no "
+            f"finite number. {LOOK}"
+        )
 
 
 def _engine_packages() -> dict[str, str]:

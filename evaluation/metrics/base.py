@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from data.command.errors import UserError
 from data.command.options import NoOptions
+from data.finite import LOOK, first_not_finite
 from evaluation.metrics.columns import (
     ANSWERS,
     HIGHER,
@@ -268,6 +270,14 @@ class PromptEvidence(Evidence):
     values: Mapping[Which, Values]
     of_prompts: bool = True
 
+    def __post_init__(self) -> None:
+        """Raises UserError for a value that is not finite: of the mean, nobody could say which prompt made it so."""
+        for (model, decoding), by_column in self.values.items():
+            for key, values in by_column.items():
+                if (index := first_not_finite(values)) is not None:
+                    of = f"prompt {index}" if self.of_prompts else f"value {index}"
+                    raise _not_finite(f"{key} of {of}", model, decoding, values[index])
+
     def measurements(self, part: "Part", baseline: str = "") -> list["Measurement"]:
         from evaluation.metrics.statistics import Estimate, Measurement, paired_difference, share
 
@@ -295,6 +305,13 @@ class SetEvidence(Evidence):
 
     estimates: Mapping[tuple[str, str, str], Mapping[str, "Estimate"]]
 
+    def __post_init__(self) -> None:
+        """Raises UserError for an estimate that is not finite."""
+        for (_, model, decoding), by_column in self.estimates.items():
+            for key, estimate in by_column.items():
+                if first_not_finite([estimate.mean]) is not None:
+                    raise _not_finite(key, model, decoding, estimate.mean)
+
     def measurements(self, part: "Part", baseline: str = "") -> list["Measurement"]:
         from evaluation.metrics.statistics import Measurement
 
@@ -304,6 +321,11 @@ class SetEvidence(Evidence):
             if name == part.name
             for key, estimate in estimates.items()
         ]
+
+
+def _not_finite(what: str, model: str, decoding: str, value: Any) -> UserError:
+    answers = f", answers by {decoding}" if decoding else ""
+    return UserError(f"{what}, model '{model}'{answers}, is {value}, which is no finite number. {LOOK}")
 
 
 def columns_of(metrics: Sequence[type[Metric]]) -> list[Column]:

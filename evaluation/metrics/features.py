@@ -1,6 +1,7 @@
 """Texts as vectors, for measures of distributions: from an embedding model or a causal language model."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -90,7 +91,7 @@ class Featuriser:
         import torch
 
         model, tokenizer = self._language_model(), load_tokenizer(str(self.directory))
-        longest = context_length(str(self.directory))
+        longest = context_length(str(self.directory), sys.maxsize)  # one that does not say has no limit
         encoded = tokenizer(list(texts), verbose=False)["input_ids"]
         rows = [torch.tensor(ids[-longest:] or [tokenizer.eos_token_id]) for ids in encoded]
         batch_size = 64 if model.device.type == "cuda" else 8

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from data.command.errors import UserError, first_line
-from data.models import check_model, context_length, load_tokenizer
+from data.models import check_causal, context_length, load_tokenizer
 from data.schema import Group
 from data.sources.encode import Encoded, encode_pairs
 from data.tokens import marks_of
@@ -70,9 +70,9 @@ class SecondModel:
     """
 
     def __init__(self, path: str, *, dtype: str = "float32", store: Store | None = None):
-        self.directory = str(check_model(path))
+        self.directory = str(check_causal(path))
         self.path, self.dtype = path, dtype
-        self.context = context_length(path)
+        self.context = context_length(path, sys.maxsize)  # one that does not say has no limit
         self.identity = identify_model(path, kept_tokenizer_hash(path, store), store)
         self.tokenizer = OnDemand(lambda: load_tokenizer(path))
         self.scorer = OnDemand(self._load_scorer)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.command.errors import UserError
 from data.command.options import option, resolve_path
+from data.finite import require_finite
 from evaluation.metrics.base import HIGHER, MODEL, CheckpointMetric, Column, Request, Values
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def read_held_out(shards: str, split: str, checkpoints: Sequence["Checkpoint"]) 
 
     Raises:
         UserError: the path holds no negative set, or one of another tokenizer than a checkpoint's, or without such
-            groups.
+            groups, or with numbers that are not finite.
     """
     from data.shards import NegativeSet
 
@@ -121,6 +122,7 @@ def read_held_out(shards: str, split: str, checkpoints: Sequence["Checkpoint"]) 
             f"negative set '{shards}' holds no groups of split '{split}'. Generate it with --split all or --split "
             f"{split}, or evaluate on another --split."
         )
+    require_finite(groups, f"negative set '{shards}'", "Generate it again; `verify` lists all such numbers.")
     checksums = [shard.sha256 for shard in negatives.manifest.shards]
     dtype = negatives.manifest.job["model"]["scorer_dtype"]
     record = {"name": shards, "groups": len(groups), "scorer_dtype": dtype, "sha256": checksums}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.command.errors import UserError, first_line
+from data.finite import LOOK, require_finite
 from data.models import load_tokenizer
 from data.set_writer import NegativeSetWriter
 from data.shards import shard_name
@@ -134,6 +135,7 @@ class Stage:
                 started = time.perf_counter()
                 short = strategy.add(shard.tried_by(strategy), shard.pool, settings, self.tools)
                 shard.set_aside(name, short)
+                require_finite(shard.pool, f"strategy '{name}'", LOOK)
                 shard.seconds[name] = time.perf_counter() - started
 
 
@@ -200,10 +202,12 @@ class ScoreStage(Stage):
             group.negatives.sort(key=lambda c: c.strategy)  # stable: within a strategy as they were made
         started = time.perf_counter()
         self._score(shard)
+        require_finite(shard.groups, f"the reference model, in {self.work.dtype},", LOOK)
         shard.seconds["score"] = time.perf_counter() - started
         for signal in self.signals:
             started = time.perf_counter()
             signal.add(shard.groups)
+            require_finite(shard.groups, f"ranking signal '{signal.name}'", LOOK)
             shard.seconds[signal.name] = time.perf_counter() - started
         record = self.work.writer.write_shard(
             index,

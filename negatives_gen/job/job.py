@@ -11,7 +11,7 @@ from data.command.errors import UserError
 from data.command.options import in_ray_job, resolve_path
 from data.command.privacy import without_secrets
 from data.manifest import Manifest, read_manifest
-from data.models import chat_template_hash, check_model, context_length, load_tokenizer, tokenizer_hash, weights_hash
+from data.models import chat_template_hash, check_causal, context_length, load_tokenizer, tokenizer_hash, weights_hash
 from data.schema import Reject
 from data.set_writer import NegativeSetWriter
 from data.sources.examples import READERS, SPLIT_SEED, Source, open_source
@@ -60,7 +60,7 @@ def generate(config: GenerateConfig, components: Components | None = None) -> Ma
 def make_work(config: GenerateConfig, source: Source, components: Components | None = None) -> Work:
     """What the stages need to know, with all that decides the set in the writer's job. Raises UserError."""
     model = local_path(config.model)
-    check_model(model)
+    check_causal(model)
     tokenizer = load_tokenizer(model, config.trust_remote_code)
     context = serving_context(config, model, tokenizer)
     strategies, signals = config.strategy_settings(), config.used_signal_options()
@@ -162,10 +162,9 @@ def _made(config: RunOptions, work: Work, prepare: Callable[[], tuple[int, dict[
 def serving_context(config: GenerateConfig, model: str, tokenizer: Any) -> int:
     """Longest prefix + continuation: vLLM serves no more than the tokenizer's limit and engine.max_model_len say."""
     limits = (
-        context_length(model),
+        context_length(model, config.max_length),
         tokenizer.model_max_length,
         config.engine.get("max_model_len"),
-        config.max_length,
     )
     return min(int(limit) for limit in limits if limit)
 

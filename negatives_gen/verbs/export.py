@@ -1,6 +1,7 @@
-"""`python -m negatives_gen export DIR --format F --out FILE`: the set's texts for other trainers.
+"""`python -m negatives_gen export DIR --format F --out FILE`: the set's texts, or messages, for other trainers.
 
-Each trainer puts the EOS behind the texts itself; so the texts have none.
+Each trainer puts BOS and EOS around the texts itself; so the texts have none. Of a chat it gets the messages, to which
+it applies the template itself: a text that the template wrote would begin with a second BOS.
 """
 
 import json
@@ -26,42 +27,29 @@ from data.schema import Candidate, Group
 from data.shards import NegativeSet
 from data.sources.examples import SPLITS
 from data.storage import TEMPORARY_PREFIX, Folder
+from negatives_gen.verbs.export_rows import (
+    ALPACA,
+    FORMATS,
+    LLAMA_FACTORY,
+    OF_CHATS,
+    SHAREGPT,
+    TRL_SFT,
+    Row,
+    by_assistant,
+    said,
+    schema_of,
+)
 
 USAGE = "python -m negatives_gen export DIR --format FORMAT --out FILE [--use an=4,bn=3] [--split train]"
 ABOUT = """
 Write a negative set as texts for another trainer: a row per negative with prompt, chosen and rejected, or, for trl-sft,
-a row per group with prompt and completion. Texts have no EOS. Other trainers tokenise them again, which need not give
-the ids of the set: the command says for how many rows it does not in TRL.
+a row per group with prompt and completion. Of chats these are messages. Texts have no EOS. Other trainers tokenise
+them again, which need not give the ids of the set: the command says for how many rows it does not in TRL.
 """
 
-TRL_SFT = "trl-sft"
-LLAMA_FACTORY = "llama-factory"
 # What llama-factory's loader looks for beside the file.
 DATASET_INFO = "dataset_info.json"
 SUFFIXES = (".jsonl", ".parquet")
-
-Row = dict[str, str]
-
-
-def _preference(prompt: str, chosen: str, rejected: str) -> Row:
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-
-
-def _alpaca(prompt: str, chosen: str, rejected: str) -> Row:
-    return {"instruction": prompt, "input": "", "chosen": chosen, "rejected": rejected}
-
-
-def _completion(prompt: str, chosen: str, _: str) -> Row:
-    return {"prompt": prompt, "completion": chosen}
-
-
-# OpenRLHF: --prompt_key prompt --chosen_key chosen --rejected_key rejected. It puts a blank before the EOS.
-FORMATS: dict[str, Callable[[str, str, str], Row]] = {
-    "trl-preference": _preference,
-    TRL_SFT: _completion,
-    "openrlhf": _preference,
-    LLAMA_FACTORY: _alpaca,
-}
 
 
 @dataclass
@@ -121,7 +109,8 @@ def main(argv: list[str] | None = None) -> None:
     elif done.inexact:
         print(
             f"{done.inexact} rows tokenise to other ids than the set's: a negative without EOS gets one, "
-            "and some ids spell their text otherwise than the tokenizer does."
+            "some ids spell their text otherwise than the tokenizer does, and a chat template may write more behind an "
+            "answer."
         )
 
 
@@ -144,16 +133,19 @@ def export(path: str, config: ExportConfig) -> Exported:
     folder, name = _place(config.out, config.split)
     if folder.root == negatives.folder.root:
         raise UserError(f"--out '{config.out}' lies in the negative set itself. Choose another folder.")
-    info = _dataset_info(folder, name) if config.format == LLAMA_FACTORY else None
+    chats = _are_chats(negatives, config.split)
+    info = _dataset_info(folder, name, SHAREGPT if chats else ALPACA) if config.format == LLAMA_FACTORY else None
     tokenizer = _tokenizer(negatives)
     form, rows, inexact = FORMATS[config.format], 0, 0
-    with _writer(folder, name, list(form("", "", ""))) as write:
+    if chats:
+        form = OF_CHATS.get(config.format, form)
+    with _writer(folder, name, schema_of(form, chats)) as write:
         for index in range(len(negatives.manifest.shards)):
             groups = [g for g in negatives.shard(index) if config.split in ("all", g.split)]
             pairs = [(g, c) for g in groups for c in _chosen(g, use, rank_by)]
             if config.format == TRL_SFT:
                 pairs = [(g, None) for g in groups]
-            write([form(g.prompt, g.response, c.text if c else "") for g, c in pairs])
+            write([form(*said(g, c)) for g, c in pairs])
             rows += len(pairs)
             inexact += _inexact(pairs, tokenizer) if tokenizer else 0
         if not rows:
@@ -161,6 +153,24 @@ def export(path: str, config: ExportConfig) -> Exported:
     if info is not None:
         folder.write(DATASET_INFO, info)
     return Exported(f"{folder.path.rstrip('/')}/{name}", rows, inexact if tokenizer else None)
+
+
+def _are_chats(negatives: NegativeSet, split: str) -> bool:
+    """Whether the groups of a split are chats. Raises UserError where some are: their rows have other columns."""
+    found: set[bool] = set()
+    for index in range(len(negatives.manifest.shards)):
+        chats, splits = (negatives.peek(index, column) for column in ("messages", "split"))
+        found |= {
+            chat
+            for chat, its in zip(chats.is_valid().to_pylist(), splits.to_pylist(), strict=True)
+            if split in ("all", its)
+        }
+    if len(found) > 1:
+        raise UserError(
+            f"negative set '{negatives.folder.path}' holds texts and chats, whose rows have different columns. Make a "
+            "set of each to export them."
+        )
+    return found == {True}
 
 
 def _use(negatives: NegativeSet, chosen: list[str] | None) -> dict[str, int]:
@@ -188,7 +198,12 @@ def _chosen(group: Group, use: dict[str, int], rank_by: str | None) -> list[Cand
 
 
 def _inexact(pairs: Sequence[tuple[Group, Candidate | None]], tokenizer: Any) -> int:
-    """How many rows TRL tokenises to other ids than the set's: it tokenises prompt + text + EOS in one."""
+    """How many rows TRL tokenises to other ids than the set's: it tokenises prompt + text + EOS in one.
+
+    Of a chat the template writes all of it.
+    """
+    if pairs and pairs[0][0].messages is not None:
+        return sum(not _is_exact_chat(group, candidate, tokenizer) for group, candidate in pairs)
     wanted: list[list[int]] = []
     texts: list[str] = []
     for group, candidate in pairs:
@@ -207,6 +222,18 @@ def _inexact(pairs: Sequence[tuple[Group, Candidate | None]], tokenizer: Any) ->
         prompts[row] != pair[0].prompt_ids or not all(same[row * each : (row + 1) * each])
         for row, pair in enumerate(pairs)
     )
+
+
+def _is_exact_chat(group: Group, candidate: Candidate | None, tokenizer: Any) -> bool:
+    messages = group.messages or []
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    answers = [(group.response, group.response_ids), *([(candidate.text, candidate.ids)] if candidate else [])]
+    wholes = [
+        tokenizer.apply_chat_template([*messages, *by_assistant(text)], return_dict=True)["input_ids"]
+        for text, _ in answers
+    ]
+    wanted = [[*group.prompt_ids, *ids] for _, ids in answers]
+    return prompt == group.prompt_ids and wholes == wanted
 
 
 def _tokenizer(negatives: NegativeSet) -> Any:
@@ -234,7 +261,7 @@ def _place(out: str, split: str) -> tuple[Folder, str]:
     return Folder(parent or "/"), name
 
 
-def _dataset_info(folder: Folder, name: str) -> bytes:
+def _dataset_info(folder: Folder, name: str, kind: dict[str, Any]) -> bytes:
     """The dataset_info.json with an entry for our file, beside the entries that are there already."""
     entries: Any = {}
     if DATASET_INFO in folder.names():
@@ -244,13 +271,12 @@ def _dataset_info(folder: Folder, name: str) -> bytes:
             entries = None
         if not isinstance(entries, dict):
             raise UserError(f"'{folder / DATASET_INFO}' is no JSON object. Move it away, or choose another --out.")
-    columns = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
-    entries[Path(name).stem] = {"file_name": name, "ranking": True, "columns": columns}
+    entries[Path(name).stem] = {"file_name": name, "ranking": True, **kind}
     return (json.dumps(entries, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 @contextmanager
-def _writer(folder: Folder, name: str, columns: Sequence[str]) -> Iterator[Callable[[list[Row]], None]]:
+def _writer(folder: Folder, name: str, schema: pa.Schema) -> Iterator[Callable[[list[Row]], None]]:
     """Takes rows part by part; the file appears whole when the block ends well, else not at all."""
     try:
         if folder.is_local:
@@ -259,7 +285,6 @@ def _writer(folder: Folder, name: str, columns: Sequence[str]) -> Iterator[Calla
         try:
             with os.fdopen(handle, "wb") as file:
                 if name.endswith(".parquet"):
-                    schema = pa.schema([(column, pa.string()) for column in columns])
                     with pq.ParquetWriter(file, schema, compression="zstd") as parquet:
 
                         def write_rows(rows: list[Row]) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.support.commands import ForkedCommand
 from tests.support.training import cli, metrics
-from trainer.output import find_checkpoint, resume_from
+from trainer.resume import Needs, find_checkpoint, resume_from
 from trainer.run import main
 
 pytestmark = pytest.mark.seconds
@@ -73,20 +73,21 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(
 
 
 def test_an_interrupted_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    for name in ("checkpoint-4", "checkpoint-10", "checkpoint-12"):
-        (tmp_path / name).mkdir()
-    for name in ("checkpoint-4", "checkpoint-10"):
-        (tmp_path / name / "trainer_state.json").write_text("{}")
-    assert find_checkpoint("true", tmp_path) == str(tmp_path / "checkpoint-10")
-    assert find_checkpoint("true", tmp_path / "new") is None
+    """It lacks its last file. Where there is no other the run starts from step 0."""
+    out = tmp_path / "out"
+    for name in ("checkpoint-10", "checkpoint-12"):
+        (out / name).mkdir(parents=True)
+    assert find_checkpoint("true", out, Needs()) is None
+    assert find_checkpoint("true", tmp_path / "new", Needs()) is None
     assert resume_from("False") is None
     assert resume_from(True) == "true"
 
 
+@pytest.mark.parametrize("more", [[], ["--save_only_model", "true"]], ids=["", "save_only_model"])
 def test_sigterm_saves_a_checkpoint_and_resuming_gives_what_never_stopping_gives(
-    reference: Path, negative_set: Path, tmp_path: Path
+    more: list[str], reference: Path, negative_set: Path, tmp_path: Path
 ) -> None:
-    options = ["--max_steps", "60", "--save_strategy", "no", "--logging_steps", "1"]
+    options = ["--max_steps", "60", "--save_strategy", "no", "--logging_steps", "1", *more]
     assert main(cli(reference, negative_set, tmp_path / "whole", *options)) == 0
     words = cli(reference, negative_set, tmp_path / "cut", *options)
     process = ForkedCommand.start("trainer.run", *words)

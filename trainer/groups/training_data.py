@@ -106,7 +106,9 @@ def _ground_truths(script: ScriptArguments, split: str, tokenizer: Any) -> tuple
 
     assert script.dataset is not None
     examples = load_examples(script.dataset, script.task, split)
-    groups, rejects, _ = prepare_groups(examples, script.task, tokenizer, context_length(script.model))
+    groups, rejects, _ = prepare_groups(
+        examples, script.task, tokenizer, context_length(script.model, script.max_length)
+    )
     require_groups(groups, rejects, f"data set '{script.dataset}'")
     if rejects:
         log.warning("%d rows read, %s", len(examples), describe_rejects(rejects))

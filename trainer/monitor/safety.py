@@ -1,4 +1,4 @@
-"""What ends a run early without harm: a value that is not finite, and SIGTERM.
+"""What ends a run early without harm: a value that is not finite, in a step or in what is saved, and SIGTERM.
 
 Clusters send SIGTERM before they take a machine away: it saves a checkpoint.
 """
@@ -46,6 +46,46 @@ def check_finite(
     )
 
 
+class SoundSaves:
+    """Of a transformers Trainer, beside it: what is saved holds finite weights only.
+
+    The check before an optimiser step finds what the steps before it have done; nothing else looks at what the last one
+    has, or the last one before a checkpoint, from which no run could go on.
+    """
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, as transformers does.
+
+        Raises:
+            UserError: a weight that was trained is not finite; nothing was written. All processes stop together.
+        """
+        trainer: Any = self
+        check_weights(trainer.accelerator, trainer.model, trainer.state.global_step)
+        super().save_model(output_dir, _internal_call)  # type: ignore[misc]  # the Trainer's
+
+
+@torch.no_grad()
+def check_weights(accelerator: Any, model: nn.Module, step: int) -> None:
+    """Raise UserError if a weight that is trained is nan or infinite, in any process's part of it.
+
+    Args:
+        step: the optimiser steps made so far.
+    """
+    wrong = []
+    for name, parameter in model.named_parameters():
+        local: Any = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        if parameter.requires_grad and not bool(torch.isfinite(local).all()):
+            wrong.append(name)
+    numbers: Any = accelerator.gather(torch.tensor([len(wrong)], device=accelerator.device))
+    if int(numbers.sum()) == 0:
+        return
+    named = f", {wrong[0]} first" if wrong else ""
+    raise UserError(
+        f"after step {step} {int(numbers.max())} of the weights that are trained are not finite{named}; nothing was "
+        "saved. Try a smaller --learning_rate or a larger --adam_epsilon, from the last checkpoint."
+    )
+
+
 class CheckpointOnSigterm(TrainerCallback):
     """After SIGTERM to any process: finish the optimiser step, save a checkpoint, stop training.
 
@@ -66,6 +106,7 @@ class CheckpointOnSigterm(TrainerCallback):
         if not self._anywhere():
             return
         self.stopped = state.global_step < state.max_steps
+        args.save_only_model = False  # it is to be gone on from
         control.should_save = True
         control.should_training_stop = True
 

@@ -85,11 +85,15 @@ def token_logps(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
 
 
 def drawn(logits: torch.Tensor, uniforms: torch.Tensor, never: Sequence[int]) -> torch.Tensor:
-    """[N, draws] tokens of [N, V] logits, where the uniforms fall in the cumulative sum; none of `never`."""
+    """[N, draws] tokens of [N, V] logits, where the uniforms fall in the cumulative sum; none of `never`.
+
+    Of logits that are nan the last token: whoever scores the tokens finds that their log-probabilities are nan.
+    """
     logits = logits.double()
     logits[:, list(never)] = -torch.inf
     cumulative = logits.softmax(-1).cumsum(-1)
-    return torch.searchsorted(cumulative, uniforms.to(cumulative) * cumulative[:, -1:], right=True)
+    found = torch.searchsorted(cumulative, uniforms.to(cumulative) * cumulative[:, -1:], right=True)
+    return found.clamp_(max=logits.shape[-1] - 1)
 
 
 def chunks(hidden: torch.Tensor, weight: torch.Tensor) -> Iterator[slice]:

@@ -1,0 +1,177 @@
+"""A checkpoint is whole and of this job, or it is refused and named; the newest whole one is taken."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.command.errors import UserError
+from tests.support.training import cli, metrics
+from trainer.output import JOB_FILE, STATE_FILE
+from trainer.resume import JobStamp, Needs, check_job, find_checkpoint, problem
+from trainer.run import main
+
+pytestmark = pytest.mark.trains
+
+OPTIONS = ["--max_steps", "4", "--save_steps", "2", "--logging_steps", "1", "--report_to", "none"]
+
+
+@pytest.fixture(scope="module")
+def finished(reference: Path, negative_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps with checkpoints 2 and 4."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    assert main(cli(reference, negative_set, out, *OPTIONS)) == 0
+    return out
+
+
+@pytest.fixture
+def stopped(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it as it was before its end."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    for name in ("model.safetensors", STATE_FILE):
+        (out / name).unlink()
+    return out
+
+
+def halve(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def forget_the_step(path: Path) -> None:
+    path.write_text(json.dumps({"epoch": 1.0}))
+
+
+def test_what_a_run_saves_is_whole(finished: Path) -> None:
+    assert problem(finished / "checkpoint-4", Needs()) is None
+    assert find_checkpoint("true", finished, Needs()) == str(finished / "checkpoint-4")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("optimizer.pt", Path.unlink, "is damaged: optimizer.pt is missing"),
+        ("scheduler.pt", Path.unlink, "is damaged: scheduler.pt is missing"),
+        ("rng_state.pth", Path.unlink, "is damaged: rng_state.pth is missing"),
+        ("model.safetensors", Path.unlink, "is damaged: model.safetensors is missing"),
+        *((name, halve, f"is damaged: {name} ") for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")),
+        ("model.safetensors", halve, "is damaged: model.safetensors has "),
+        (STATE_FILE, halve, f"is damaged: {STATE_FILE} is cut short"),
+        (STATE_FILE, forget_the_step, f"is damaged: {STATE_FILE} does not say its step"),
+        *(
+            (name, lambda path: os.truncate(path, 0), f"is damaged: {name} is empty")
+            for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", STATE_FILE)
+        ),
+    ],
+)
+def test_each_file_that_is_lacking_cut_short_or_empty_is_named(
+    name: str, damage: Callable[[Path], Any], said: str, stopped: Path
+) -> None:
+    damage(stopped / "checkpoint-4" / name)
+    found = problem(stopped / "checkpoint-4", Needs())
+    assert found is not None
+    assert found.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("needs", "said"),
+    [
+        (Needs(processes=2), "was saved by 1 process, and this run has 2"),
+        (Needs(adapter=True), "is damaged: adapter_model.safetensors is missing"),
+        (Needs(fsdp=True), "is damaged: pytorch_model_fsdp.bin is missing"),
+        (Needs(scaled=True), "is damaged: scaler.pt is missing"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_of_run_is_refused(needs: Needs, said: str, stopped: Path) -> None:
+    assert problem(stopped / "checkpoint-4", needs) == said
+
+
+def test_a_checkpoint_of_more_processes_names_both_numbers(stopped: Path) -> None:
+    random = stopped / "checkpoint-4" / "rng_state.pth"
+    shutil.copy(random, random.with_name("rng_state_1.pth"))
+    random.rename(random.with_name("rng_state_0.pth"))
+    assert problem(stopped / "checkpoint-4", Needs(processes=2)) is None
+    assert problem(stopped / "checkpoint-4", Needs()) == "was saved by 2 processes, and this run has 1"
+
+
+def test_the_newest_whole_checkpoint_is_taken_with_a_warning_and_gives_the_same_end(
+    reference: Path, negative_set: Path, finished: Path, stopped: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    halve(stopped / "checkpoint-4" / "optimizer.pt")
+    assert main([*cli(reference, negative_set, stopped, *OPTIONS), "--resume_from_checkpoint", "true"]) == 0
+    assert "checkpoint-4 is damaged: optimizer.pt is cut short: going on from checkpoint-2 instead" in caplog.text
+    expected, found = (load_file(out / "model.safetensors") for out in (finished, stopped))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    rates = [[line["learning_rate"] for line in metrics(out) if "loss" in line] for out in (finished, stopped)]
+    assert rates[0] == rates[1] == [1e-3, 7.5e-4, 5e-4, 2.5e-4]
+
+
+def test_a_run_whose_checkpoints_are_models_alone_is_not_gone_on_with(
+    reference: Path, negative_set: Path, stopped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Adam and the schedule would start again, silently."""
+    for step in (2, 4):
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            (stopped / f"checkpoint-{step}" / name).unlink()
+    words = [*cli(reference, negative_set, stopped, *OPTIONS), "--resume_from_checkpoint"]
+    assert main([*words, "true"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == (
+        f"error: no checkpoint in '{stopped}' can be gone on from: checkpoint-4 was saved with --save_only_model: it "
+        "lacks optimizer.pt, scheduler.pt and rng_state.pth, so it is a --model to start from, not a run to go on "
+        "with. Restore it, or choose another --output_dir to train again."
+    )
+    assert main([*words, str(stopped / "checkpoint-2")]) == 2
+    assert "was saved with --save_only_model" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_given_by_path_is_refused_and_the_whole_one_beside_it_offered(stopped: Path) -> None:
+    halve(stopped / "checkpoint-4" / "scheduler.pt")
+    with pytest.raises(UserError, match=r"scheduler.pt is cut short. The newest whole one beside it is checkpoint-2."):
+        find_checkpoint(str(stopped / "checkpoint-4"), stopped, Needs())
+    shutil.rmtree(stopped / "checkpoint-2")
+    with pytest.raises(UserError, match="Give a whole one"):
+        find_checkpoint(str(stopped / "checkpoint-4"), stopped, Needs())
+
+
+def test_a_checkpoint_says_which_job_it_is_of(finished: Path) -> None:
+    state = json.loads((finished / "checkpoint-4" / STATE_FILE).read_text())
+    job = json.loads((finished / JOB_FILE).read_text())
+    assert state["stateful_callbacks"]["JobStamp"]["attributes"]["job"] == job
+    check_job(str(finished / "checkpoint-4"), job)
+
+
+def test_another_jobs_checkpoint_given_by_path_is_refused_and_nothing_written(
+    reference: Path, negative_set: Path, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = Path(shutil.move(stopped / "checkpoint-2", tmp_path / "elsewhere"))
+    words = [*cli(reference, negative_set, tmp_path / "new", *OPTIONS), "--resume_from_checkpoint", str(moved)]
+    assert main([*words, "--max_grad_norm", "0.5"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == (
+        f"error: checkpoint '{moved}' is of another job: its max_grad_norm is 1.0, this job's is 0.5. Go on with that "
+        "job's options, or start from it as --model."
+    )
+    assert not (tmp_path / "new").exists()
+    assert main(words) == 0
+    assert [line["step"] for line in metrics(tmp_path / "new") if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_from_before_it_said_its_job_is_known_by_the_record_beside_it(stopped: Path) -> None:
+    job = json.loads((stopped / JOB_FILE).read_text())
+    path = stopped / "checkpoint-2" / STATE_FILE
+    state = json.loads(path.read_text())
+    del state["stateful_callbacks"][JobStamp.__name__]
+    path.write_text(json.dumps(state))
+    check_job(str(stopped / "checkpoint-2"), job)
+    with pytest.raises(UserError, match="its seed is 42, this job's is 7"):
+        check_job(str(stopped / "checkpoint-2"), {**job, "training": {**job["training"], "seed": 7}})
+    (stopped / JOB_FILE).unlink()
+    with pytest.raises(UserError, match="does not say which job it is of"):
+        check_job(str(stopped / "checkpoint-2"), job)
