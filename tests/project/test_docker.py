@@ -83,14 +83,14 @@ def ignored(path: str) -> bool:
 
 
 @pytest.mark.parametrize("path", [".git/config", ".venv/bin/pip", "runs/a/b", "data/__pycache__/x.pyc", "docker/.env"])
-def test_ignored(path: str):
+def test_dockerignore_keeps_private_and_built_files_out_of_images(path: str):
     assert ignored(path)
 
 
 @pytest.mark.parametrize(
     "path", ["data/config.py", "Makefile", "docker/requirements-cpu.txt", "recipes/quickstart.yaml"]
 )
-def test_not_ignored(path: str):
+def test_dockerignore_lets_sources_and_recipes_into_images(path: str):
     assert not ignored(path)
 
 
@@ -131,7 +131,7 @@ def locked() -> dict[str, Version]:
     return {name.lower().replace("_", "-"): Version(version) for name, version in pairs}
 
 
-def test_versions_agree():
+def test_locked_versions_satisfy_pyproject_and_are_those_of_the_images_and_the_cluster():
     versions = locked()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
@@ -186,7 +186,7 @@ def test_rayjob_is_valid():
     ],
     ids=["unknown field", "number for a string", "missing field", "unknown mode", "no quantity"],
 )
-def test_schema_refuses(damage: Callable[[dict[str, Any]], Any]):
+def test_the_rayjob_schema_refuses_a_damaged_cluster(damage: Callable[[dict[str, Any]], Any]):
     job = copy.deepcopy(rayjob()[1])
     damage(job["spec"]["rayClusterSpec"])
     with pytest.raises(ValidationError):
@@ -256,7 +256,7 @@ def documented_jobs() -> Iterator[list[str]]:
     yield words[3:]
 
 
-def test_jobs_are_valid():
+def test_the_documented_jobs_are_valid_configurations():
     compose, kubernetes = [
         load_config(GenerateConfig, [word.replace("/app/", f"{ROOT}/") for word in job], command="negatives_gen")
         for job in documented_jobs()

@@ -315,7 +315,7 @@ def test_preparing_changes_neither_forward_nor_generate_nor_mode(architecture: s
     assert torch.equal(model.generate(ids, **options), generated)
 
 
-def test_preparing_twice_is_harmless():
+def test_preparing_a_model_twice_patches_it_once():
     model = tiny_model("gpt2")
     assert prepare_model(model).layout == "packed"
     forward = model.forward
