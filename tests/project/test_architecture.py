@@ -55,7 +55,7 @@ def test_tree_has_the_folders_of_the_repository_and_no_other() -> None:
 
 
 def test_a_tree_is_read_by_its_indents() -> None:
-    text = "    data/     the contract\n      one.py\n      page/   pages\n        two.css  looks\n      three.py  a word\n"
+    text = "    data/     rows\n      one.py\n      page/   pages\n        two.css  looks\n      three.py  a word\n"
     assert tree(text + "    docs/     prose\n") == {
         "data/",
         "data/one.py",
