@@ -28,6 +28,7 @@ from negatives_gen.config import GenerateConfig
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOCKERFILES = sorted(path.name for path in DOCKER.glob("*Dockerfile"))
 
 
@@ -133,9 +134,8 @@ def locked() -> dict[str, Version]:
 
 def test_locked_versions_satisfy_pyproject_and_are_those_of_the_images_and_the_cluster():
     versions = locked()
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    for requirement in map(Requirement, project["dependencies"] + extras["cpu"] + extras["dev"]):
+    extras = PROJECT["optional-dependencies"]
+    for requirement in map(Requirement, PROJECT["dependencies"] + extras["cpu"] + extras["dev"]):
         assert versions[requirement.name] in requirement.specifier, requirement
     # What the images do not take from the lock must still be the same release.
     pip = next(rest for _, rest in image_steps("trainer.Dockerfile") if "pip install" in rest)
@@ -270,6 +270,9 @@ def test_the_documented_jobs_are_valid_configurations():
 # ---- the installs, for real ----
 
 
+VERSION_LINE = f"{PROJECT['name']} {PROJECT['version']}\n"  # an image holds no .git, so it names no commit
+
+
 @dataclass
 class Machine:
     """Carries out the steps of a Dockerfile in a folder and a clean virtual environment, as far as that goes."""
@@ -324,6 +327,7 @@ def test_stage_1_image_on_cpus(machine: Machine):
         "cd / && python -c 'import ray, vllm, negatives_gen.strategies.an, trainer.scoring.scorer, evaluation.run'"
     )
     assert "python -m negatives_gen" in machine.run("cd / && python -m negatives_gen --help")
+    assert machine.run("cd / && cpo --version") == VERSION_LINE
     assert machine.run('make -q "$VENV/.installed" && echo installed') == "installed\n"
 
 
@@ -333,6 +337,7 @@ def test_stage_2_image(machine: Machine):
     for step in image_steps("trainer.Dockerfile"):
         machine.step(*step)
     assert "--objective" in machine.run("cd / && python -m trainer.run --help")
+    assert machine.run("cd / && cpo --version") == VERSION_LINE
     machine.run("cd / && python -c 'import trl, trainer.trainer'")
     assert locked()["torch"].public in machine.run("python -c 'import torch; print(torch.__version__)'")
 
