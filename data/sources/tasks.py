@@ -21,7 +21,7 @@ DOLLY_CONTEXT = "Input:\n{context}\n\n"
 
 @dataclass(frozen=True)
 class Task:
-    """How rows are read.
+    """How rows of a data source become prompt, response and query.
 
     Attributes:
         columns: that a row must have.

@@ -25,7 +25,7 @@ def embedder_identity(embedder: str, model: str) -> dict[str, str]:
 
 
 class Embedder:
-    """A sentence-transformers model.
+    """A sentence-transformers model, or the reference model's mean-pooled states, as an embedder of texts.
 
     Args:
         embedder: name or path, or "reference" for mean-pooled last hidden states of the reference model.

@@ -26,7 +26,7 @@ CPU_OPTIONS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One continuation.
+    """One continuation that the engine sampled.
 
     Attributes:
         ids: token ids, EOS included if the model produced it.
