@@ -8,12 +8,12 @@ RUNS := runs
 # The index that carries torch's CPU build where the indexes at hand do not.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install quickstart test test-fast test-all lint bench reproduce-small small-task clean
+.PHONY: help install quickstart test test-fast test-all lint style types bench reproduce-small small-task clean
 
 help:
 	@echo "make quickstart        install into $(VENV) and run both stages and the evaluation on the embedded example"
 	@echo "make test              install into $(VENV) and run the tests (all but the slow ones)"
-	@echo "make test-fast         those without vLLM, Ray and training runs"
+	@echo "make test-fast         those without vLLM, Ray and what takes seconds"
 	@echo "make test-all          all of them: also random kills, clean installs, benchmarks in small"
 	@echo "make lint              ruff and pyright"
 	@echo "make bench             the benchmarks of docs/benchmarks.md (needs ../shared; two hours)"
@@ -22,7 +22,8 @@ help:
 
 install: $(VENV)/.installed
 
-# With a GPU: the CUDA builds of torch and vLLM. Without: exact versions, see docker/requirements-cpu.txt.
+# With a GPU: the CUDA builds of torch and vLLM. Without: exact versions, see docker/requirements-cpu.txt. Bytecode is
+# compiled on all cores, which pip does on one; templates among the packages that are no Python are passed over.
 $(VENV)/.installed: docker/requirements-cpu.txt pyproject.toml
 	@echo "== installing into $(VENV) (two to five minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 2; }
@@ -30,9 +31,10 @@ $(VENV)/.installed: docker/requirements-cpu.txt pyproject.toml
 	@if command -v nvidia-smi >/dev/null; then \
 		$(PY) -m pip install -q --disable-pip-version-check -e '.[gpu,dev]'; \
 	else \
-		{ $(PY) -m pip install -q --disable-pip-version-check --no-deps -r docker/requirements-cpu.txt \
-		|| $(PY) -m pip install -q --disable-pip-version-check --no-deps --extra-index-url $(TORCH_CPU_INDEX) -r docker/requirements-cpu.txt; } \
-		&& $(PY) -m pip install -q --disable-pip-version-check --no-deps -e .; \
+		{ $(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps -r docker/requirements-cpu.txt \
+		|| $(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps --extra-index-url $(TORCH_CPU_INDEX) -r docker/requirements-cpu.txt; } \
+		&& $(PY) -m pip install -q --disable-pip-version-check --no-deps -e . \
+		&& { $(PY) -m compileall -qq -j 0 $(VENV)/lib || true; }; \
 	fi
 	@touch $@
 
@@ -76,9 +78,13 @@ test-fast: install
 test-all: install
 	@$(PYTEST)
 
-lint: install
+lint: style types
+
+style: install
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+
+types: install
 	@$(PY) -m pyright --pythonpath $(PY)
 
 # Ratios inside one run: nothing else should run on the machine meanwhile.

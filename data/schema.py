@@ -19,7 +19,7 @@ READABLE_VERSIONS = (2, SCHEMA_VERSION)
 
 @dataclass
 class Candidate:
-    """One negative continuation.
+    """One negative continuation of a group's prefix.
 
     Attributes:
         strategy: name of the strategy that made it.

@@ -1,4 +1,4 @@
-"""From answers to measurements: what costs is found out for all prompts once, the rest for any part of them."""
+"""Measurements of answers: what costs is found out for all prompts once, the rest for any part of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -76,7 +76,7 @@ def verbs_text(verbs: Verbs) -> str:
 
 
 def _find_modules_in_current_directory() -> None:
-    """As `python -m` does, for entries that are written `package.module:NAME`.
+    """Let entries written `package.module:NAME` be found in the current directory, as under `python -m`.
 
     Our own rooms are imported first: a folder `data` of the user's must not stand for ours.
     """

@@ -75,7 +75,7 @@ class NoOptions:
     """The options of an entry that has none."""
 
     def check(self) -> None:
-        """Accept them: there is nothing to check."""
+        """Accept the options: there is nothing to check."""
 
 
 @dataclass(frozen=True)

@@ -52,5 +52,5 @@ def _asset(package: str, name: str) -> str:
 
 
 def _source_hash(text: str) -> str:
-    """As a Content-Security-Policy names it."""
+    """The name of an inline script or style in a Content-Security-Policy: the SHA-256 of its text."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

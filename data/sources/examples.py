@@ -259,7 +259,7 @@ def _split_key(identifier: str) -> bytes:
 
 
 def _digest(ids: Any) -> str:
-    """See `fingerprint`. Args: ids: [rows, 2], the halves of each."""
+    """Hex SHA-256 of ids, a line each, for `fingerprint`. Args: ids: [rows, 2], the halves of each."""
     digest = hashlib.sha256()
     for number, identifier in enumerate(ids):
         digest.update(b"\n" * (number > 0) + identifier.tobytes().hex().encode())

@@ -30,7 +30,7 @@ ROW_FIELDS = ("tools", "documents", "images", "chat_template_kwargs")
 
 @dataclass(frozen=True)
 class Task:
-    """How rows are read.
+    """How rows of a data source become prompt, response and query.
 
     Attributes:
         columns: that a row must have.

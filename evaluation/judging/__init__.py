@@ -1,4 +1,4 @@
-"""Who wins: judges and their verdicts."""
+"""Judges and their verdicts: which of two answers wins."""
 
 from evaluation.judging.base import Judge, JudgeOptions
 

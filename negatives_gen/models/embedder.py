@@ -32,7 +32,9 @@ def embedder_identity(embedder: str, model: str) -> dict[str, str]:
 
 
 class Embedder:
-    """A sentence-transformers model. A text's vector is the same whatever texts it is embedded with.
+    """A sentence-transformers model, or the reference model's mean-pooled states, as an embedder of texts.
+
+    A text's vector is the same whatever texts it is embedded with.
 
     Args:
         embedder: name or path, or "reference" for mean-pooled last hidden states of the reference model.

@@ -28,7 +28,7 @@ CPU_OPTIONS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One continuation.
+    """One continuation that the engine sampled.
 
     Attributes:
         ids: token ids, the end included if the model produced one.

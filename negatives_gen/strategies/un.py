@@ -38,7 +38,7 @@ class APIOptions:
 
 @dataclass(frozen=True)
 class Options:
-    """Who writes, and how much."""
+    """Options of strategy `un`: the API that writes, and how long a continuation may be."""
 
     max_new_tokens: int = option(256, "length of a continuation in tokens, at most")
     api: APIOptions = option(APIOptions(), "the API that writes")

@@ -80,7 +80,7 @@ class ExportConfig:
 
 @dataclass
 class Exported:
-    """What was written.
+    """File and number of rows that `export` wrote.
 
     Attributes:
         file: path or URL.

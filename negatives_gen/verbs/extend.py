@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
-    """Make the extended set.
+    """Make a negative set from a finished one, with more strategies, candidates or ranking signals.
 
     Args:
         path: the finished set to extend.

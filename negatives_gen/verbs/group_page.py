@@ -10,7 +10,7 @@ from data.schema import Group
 
 
 def page(path: str, groups: Sequence[Group], signals: Sequence[str], rank_by: str, total: int, split: str) -> str:
-    """The page.
+    """The HTML page of some groups of a negative set.
 
     Args:
         path: of the set, as its title.

@@ -226,7 +226,7 @@ def test_read_is_written_plus_rejected_and_ids_are_unique(examples: list[Example
     assert len(ids) == len(set(ids)) == [kind.reason for kind in KINDS.values()].count(GROUP)
 
 
-def test_what_becomes_of_bad_rows_can_be_written(examples: list[Example], prepared: Prepared, tmp_path: Path):
+def test_groups_and_rejects_of_bad_rows_can_be_written(examples: list[Example], prepared: Prepared, tmp_path: Path):
     pq.write_table(groups_to_table(prepared.groups, ["embedding"]), tmp_path / "groups.parquet")
     pq.write_table(rejects_to_table(prepared.rejects), tmp_path / "rejects.parquet")
     assert pq.read_table(tmp_path / "groups.parquet")["prompt"].to_pylist() == [g.prompt for g in prepared.groups]

@@ -36,7 +36,7 @@ def test_a_command_that_works_returns_its_code():
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), KeyError("k"), SystemExit(5)])
-def test_other_exceptions_come_through(error: BaseException):
+def test_exceptions_that_are_no_user_error_are_raised_unchanged(error: BaseException):
     @exit_on_user_error
     def main(argv: list[str] | None = None) -> None:
         raise error

@@ -140,7 +140,7 @@ def test_a_special_token_written_out_in_a_text_is_rejected(tokenizer: Any, promp
     assert (groups, reject.reason, reject.detail) == ([], reason, blank.EOS)
 
 
-def test_what_the_tokenizer_adds_itself_and_unknown_words_are_no_written_special_tokens():
+def test_special_tokens_that_the_tokenizer_adds_and_unknown_words_do_not_reject_a_row():
     rows = [("a new", "new b"), ("<s> a <tool>", "b"), ("a", "</s> b")]
     [group], rejects, _ = prepare_groups([example(*row) for row in rows], TASK, Words(), 8)
     assert (group.prompt_ids, group.response_ids) == ([1, 4, 0], [0, 5, 2])
@@ -236,7 +236,7 @@ def test_a_template_that_rewrites_the_answer_or_the_prompt(model: Path):
         (("\x00" * 32, "b"), "prompt too long", "47 tokens, context 32"),
     ],
 )
-def test_what_messages_say_is_checked_as_texts_are(
+def test_the_contents_of_messages_are_checked_as_texts_are(
     chat_tokenizer: Any, contents: tuple[str, ...], reason: str, detail: str
 ):
     _, [reject], _ = prepare_groups([chat(*contents)], "conversational", chat_tokenizer, 32)
@@ -345,7 +345,7 @@ def test_a_group_says_what_a_person_asked(tokenizer: Any, tmp_path: Path, task: 
     assert group.query == query
 
 
-def test_what_is_asked_changes_neither_ids_nor_halves(tmp_path: Path):
+def test_the_query_changes_neither_ids_nor_halves(tmp_path: Path):
     """They are of prompt and response alone: sets made before there was a query hold the same groups."""
     rows = [{"instruction": f"Question {n}?", "context": "", "response": f"Answer {n}."} for n in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

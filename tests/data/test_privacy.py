@@ -34,7 +34,7 @@ def test_manifests_hold_no_secret_and_no_home() -> None:
     }  # fmt: skip
 
 
-def test_what_a_manifest_holds_can_be_used_again_save_what_it_hides() -> None:
+def test_options_from_a_manifest_can_be_used_again_but_for_hidden_values() -> None:
     engine = {
         "hf_token": "hf_abc", "eos_token": "</s>", "seed": None,
         "tokenizer": "/home/ada/tokenizer", "speculative_config": {"model": "/home/ada", "token": "t", "n": [1, "~x"]},

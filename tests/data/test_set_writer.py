@@ -31,7 +31,7 @@ def finished(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def test_what_a_killed_worker_was_writing_is_gone_at_the_end(tmp_path: Path):
+def test_files_half_written_by_a_killed_worker_are_gone_at_the_end(tmp_path: Path):
     writer = NegativeSetWriter(str(tmp_path / "set"), JOB, SIGNALS)
     writer.begin()
     for index in range(len(SHARDS)):

@@ -47,6 +47,7 @@ def test_a_folder_writes_reads_lists_and_removes(tmp_path: Path):
         folder.read("x/y")
 
 
+@pytest.mark.seconds
 def test_a_command_that_reads_a_parquet_file_last_ends_in_good_order(tmp_path: Path):
     """By `pq.read_table` every fourth of these interpreters aborted at their end."""
     pq.write_table(pa.table({"a": list(range(100)), "b": [["x"] * 3] * 100}), tmp_path / "t.parquet")

@@ -56,20 +56,18 @@ def test_without_a_context_the_template_has_no_input(context: dict[str, Any]):
         ("Do {it}.", "{context} {0}", "Do {it}.\n\n{context} {0}"),
     ],
 )
-def test_what_a_person_asked_in_dolly_is_the_instruction_and_its_context(
-    instruction: str, context: str | None, asked: str
-):
+def test_dollys_query_is_the_instruction_and_its_context(instruction: str, context: str | None, asked: str):
     assert TASKS["dolly"].query({"instruction": instruction, "context": context, "response": "x"}) == asked
 
 
-def test_what_a_person_asked_in_a_chat_is_what_the_messages_say():
+def test_a_chats_query_is_the_text_of_its_messages():
     brief = {"role": "system", "content": "Be brief."}
     for asked, query in (([user("Who?")], "Who?"), ([brief, user("Who?")], "system: Be brief.\nuser: Who?")):
         assert TASKS["conversational"].query({"messages": [*asked, assistant("Ada.")]}) == query
         assert TASKS["prompt-completion"].query({"prompt": asked, "completion": [assistant("Ada.")]}) == query
 
 
-def test_what_a_person_asked_elsewhere_is_the_prompt():
+def test_the_query_of_prompt_and_completion_is_the_prompt():
     prompt, _ = dolly({"instruction": "Do it.", "response": "x"})
     assert TASKS["prompt-completion"].query({"prompt": prompt, "completion": "x"}) == prompt
     assert TASKS["continuation"].query({"text": "a b c"}) is None  # where it is cut, the tokenizer knows

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import fork_command, run_command
+from tests.support.commands import fork_command
 from tests.support.training import metrics
 
 pytestmark = pytest.mark.seconds
@@ -83,7 +83,7 @@ def trained(reference: Path, negative_set: Path, tmp_path_factory: pytest.TempPa
     """A folder with the module and a finished run, out/."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "my_objectives.py").write_text(SOURCE)
-    done = run_command("trainer.run", *words(reference, negative_set, folder / "out"), cwd=folder)
+    done = command(folder, *words(reference, negative_set, folder / "out"))
     assert done.returncode == 0, done.stderr
     assert f"({'1 / (2 tau)^2'} is {AT_START:.4f})" in done.stderr
     assert "ipo on 48 groups" in done.stderr

@@ -20,7 +20,7 @@ def never() -> pa.Table:
     raise AssertionError("made again")
 
 
-def test_a_table_is_made_once(tmp_path: Path) -> None:
+def test_the_store_makes_a_table_once_and_then_reads_it(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     assert not store.has("numbers", KEY)
     made = store.get_or_make("numbers", KEY, lambda: table(0.1, None))

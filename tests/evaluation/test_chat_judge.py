@@ -212,7 +212,7 @@ def test_verdicts_that_the_store_holds_are_not_asked_for_again(server: ChatAPISt
     assert server.requests == []
 
 
-def test_what_verdicts_cost_does_not_depend_on_which_run_asked_for_them(server: ChatAPIStub, tmp_path: Path) -> None:
+def test_the_cost_of_verdicts_does_not_depend_on_which_run_asked_for_them(server: ChatAPIStub, tmp_path: Path) -> None:
     server.answer = lambda request: ("A", "stop")
     prices = {"input_price": 3, "output_price": 20}
     judge_by(server, tmp_path).judge(pairs(4))  # interrupted, and without prices

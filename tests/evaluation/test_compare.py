@@ -77,7 +77,7 @@ def test_differences_between_evaluations_are_said_above_the_table(tmp_path: Path
     assert text.index("What differs") < text.index("| run")
 
 
-def test_what_needs_no_answers_stands_in_each_row_of_its_model(tmp_path: Path) -> None:
+def test_measurements_without_answers_stand_in_each_row_of_their_model(tmp_path: Path) -> None:
     one = write_run(
         tmp_path / "one",
         [

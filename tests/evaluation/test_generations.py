@@ -151,7 +151,7 @@ def test_the_key_says_whose_log_probabilities_are_kept_where_a_decoding_cuts_the
     }  # fmt: skip
 
 
-def test_what_does_not_decide_a_set_is_not_in_its_key(
+def test_the_key_of_a_generation_set_leaves_out_names_ground_truths_and_a_greedy_seed(
     tmp_path: Path, groups: list[Group], answering_model: Path, identity: dict[str, str]
 ) -> None:
     store, engine = Store(str(tmp_path / "store")), EngineStub()

@@ -132,7 +132,7 @@ def test_a_thousand_judgments_under_faults_are_none_lost_and_none_counted_twice(
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: repr(fault)[:40])
-def test_each_fault_is_tried_again(server: ChatAPIStub, tmp_path: Path, fault: Fault) -> None:
+def test_a_request_that_meets_a_fault_is_sent_again(server: ChatAPIStub, tmp_path: Path, fault: Fault) -> None:
     server.faults = [fault]
     (outcome,) = judge_by(server, tmp_path, concurrency=1).judge(pairs(3)[2:])
     assert outcome.score == 1.0
@@ -362,7 +362,7 @@ def test_prompts_are_taken_when_there_is_a_free_place(server: ChatAPIStub) -> No
     assert 100 <= drawn <= 108
 
 
-def test_what_a_server_adds_is_known_by_its_answers() -> None:
+def test_the_budget_learns_from_answers_which_tokens_a_server_adds() -> None:
     budget, asked = Budget(max_cost=1.0), asked_tokens("hello", 8)
     assert budget.dearest(asked) == Tokens(5 + 256, 8)
     lost, free, answered, later = (budget.reserve(asked) for _ in range(4))
@@ -459,7 +459,7 @@ def test_a_signal_that_comes_with_the_last_answer_is_not_forgotten(number: int, 
     assert getattr(ended.value, "code", 143) == 143
 
 
-def test_what_handled_signals_before_does_so_again(server: ChatAPIStub, tmp_path: Path) -> None:
+def test_signal_handlers_are_put_back_after_judging(server: ChatAPIStub, tmp_path: Path) -> None:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
     judge_by(server, tmp_path).judge(unequal(3))

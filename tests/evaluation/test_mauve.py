@@ -65,6 +65,7 @@ def test_mauve_falls_with_the_distance_between_the_sets() -> None:
     assert scores[-1] < 0.05
 
 
+@pytest.mark.seconds
 def test_the_standard_error_is_the_spread_over_fresh_draws_with_some_caution() -> None:
     found = [mauve(cloud(200, seed=2 * i), cloud(200, 1.0, seed=2 * i + 1), seed=i) for i in range(10)]
     spread = float(np.std([e.mean for e in found], ddof=1))

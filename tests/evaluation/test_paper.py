@@ -143,7 +143,9 @@ def models(*architectures: dict[str, Any] | None) -> dict[str, Any]:
         ({"data": {**job()["data"], "name": "facts"}}, "data databricks-dolly-15k there, facts here"),
     ],
 )
-def test_what_keeps_the_papers_numbers_away(changes: dict[str, Any], expected: str) -> None:
+def test_another_base_model_task_split_or_data_set_keeps_the_papers_numbers_away(
+    changes: dict[str, Any], expected: str
+) -> None:
     assert mismatches(TABLES["table4"], job(**changes)) == [expected]
     assert mismatches(TABLES["table4"], job()) == []
     gpt2_xl = job(models=models({"model_type": "gpt2", "hidden_size": 1600, "layers": 48}))

@@ -131,7 +131,7 @@ def test_win_rates_stand_in_the_papers_layout() -> None:
     ]
 
 
-def test_what_is_no_win_rate_stands_in_tables_of_its_own_section() -> None:
+def test_measurements_that_are_no_win_rate_stand_in_their_sections_tables() -> None:
     made = tables(make_results())
     assert [table.title for table in made] == [
         "Win rate against the ground truth, greedy",
@@ -249,7 +249,7 @@ def test_nothing_measured_makes_no_table() -> None:
 # report.json.
 
 
-def test_json_is_what_the_schema_says(tmp_path: Path) -> None:
+def test_report_json_fits_its_schema_which_refuses_wrong_values(tmp_path: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="no jsonschema here: pip install jsonschema")
     schema = report_schema()
     jsonschema.Draft202012Validator.check_schema(schema)

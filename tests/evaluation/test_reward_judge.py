@@ -119,7 +119,7 @@ def test_rewards_are_kept_in_the_store(reward_model: Path, tmp_path: Path, monke
         again.judge([Comparison("1", "Where?", "the cat", "mat")])
 
 
-def test_what_differs_by_rounding_or_white_space_alone_is_a_tie(
+def test_answers_that_differ_by_white_space_or_rewards_by_rounding_are_a_tie(
     reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = make_judge(JudgeOptions(reward_model=str(reward_model)), str(tmp_path))

@@ -81,7 +81,7 @@ def test_repetition_is_the_share_of_repeated_4_grams() -> None:
         (" ".join(f"w{i}" for i in range(91)) * 1 + " " + " ".join(f"w{i}" for i in range(91)), False),  # of 91
     ],
 )
-def test_loops_follow_their_source(text: str, expected: bool) -> None:
+def test_an_answer_that_ends_by_repeating_itself_is_a_loop(text: str, expected: bool) -> None:
     assert ends_in_loop(text.split()) is expected
 
 

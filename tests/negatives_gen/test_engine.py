@@ -28,6 +28,6 @@ def test_a_samples_log_density_is_that_after_temperature_and_top_k(
     assert max(others) > 0.1  # before temperature and top-k it would be another number
 
 
-def test_what_a_log_probability_is_of_is_no_option() -> None:
+def test_the_engine_refuses_the_option_logprobs_mode() -> None:
     with pytest.raises(UserError, match=r"--engine\.logprobs_mode is not an option"):
         Engine("m", options={"logprobs_mode": "raw_logprobs"})

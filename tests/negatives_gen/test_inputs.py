@@ -68,7 +68,7 @@ def test_the_last_two_shards_share_what_is_left(tmp_path: Path, rows: int, size:
     assert [one for part in ids for one in part] == [str(i) for i in range(rows)]
 
 
-def test_what_was_staged_is_not_read_again_and_half_of_it_is(tmp_path: Path) -> None:
+def test_staged_inputs_are_not_read_again_but_half_staged_ones_are(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     first = stage_inputs(folder, ReadOnce(list(EXAMPLES)), 2)
     assert stage_inputs(folder, ReadOnce([]), 2) == first

@@ -130,7 +130,7 @@ def test_markup_and_control_characters_are_shown_as_they_are(shown: Path, capsys
     assert printable("a\tb\nc\r\x9b\u200dü") == "a\tb\nc\\r\\x9b\u200dü"
 
 
-def test_split_and_limit(shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_the_groups_of_a_split_up_to_the_limit(shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ids = [group.id for group in make_groups()]
 
     def found(*argv: object) -> list[str]:
@@ -155,7 +155,9 @@ def test_a_row_by_the_first_digits_of_its_id(shown: Path, capsys: pytest.Capture
         assert output(capsys, shown, "--row", row)[0].split()[1] == expected
 
 
-def test_refusals(shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_refuses_wrong_options_sets_and_files_in_one_line(
+    shown: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ids = [group.id for group in make_groups()]
     where = f"negative set '{shown}'"
     assert refusal(capsys, shown, "--row", "a") == (

@@ -107,7 +107,7 @@ def test_continuation_cuts_any_text_and_counts_what_it_truncates(reference: Path
         ({"embedder": "/no/such/embedder"}, "embedder '/no/such/embedder' cannot be reached"),
     ],
 )
-def test_what_cannot_work_is_refused_before_an_engine_starts(
+def test_options_that_cannot_work_are_refused_before_an_engine_starts(
     reference: Path, tmp_path: Path, options: dict, message: str
 ) -> None:
     def no_engine_stub(*_: Any, **__: Any) -> Any:

@@ -16,6 +16,8 @@ from negatives_gen.verbs.plan import Plan, PlanConfig, main, predict
 from tests.support.stubs import EngineStub
 from tests.support.without_ray import without_ray
 
+pytestmark = pytest.mark.seconds
+
 OPTIONS: dict[str, Any] = {
     "dataset": "facts", "split": "all", "strategies": "an=3,bn=2,mn=2,tn=1", "groups_per_shard": 100,
     "embedder": "reference", "max_new_tokens": 32,
@@ -44,7 +46,6 @@ def check(plan: Plan, real: Manifest, kinds: tuple[str, ...]) -> None:
         assert plan.tokens[kind] == pytest.approx(total(real, kind), rel=0.15)
 
 
-@pytest.mark.seconds
 def test_a_measured_sample_predicts_tokens_and_bytes(
     reference: Path, real: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +80,6 @@ def test_any_number_of_rows_scales_with_them(reference: Path) -> None:
     assert large.bytes == pytest.approx(1000 * small.bytes, rel=0.05)
 
 
-@pytest.mark.seconds
 def test_bn_finds_in_the_sample_as_many_rows_as_in_a_shard(reference: Path, tmp_path: Path) -> None:
     """bn=50 of batches of 64: the sample's 96 rows, cut like a shard, would make two of 48, and its part has 32."""
     options = {**OPTIONS, "strategies": "bn=50", "groups_per_shard": 256}

@@ -48,7 +48,7 @@ def test_bleu_is_the_geometric_mean_of_n_gram_precisions_with_a_brevity_penalty(
 
 
 @pytest.mark.parametrize("name", ["rouge", "bleu"])
-def test_odd_texts_give_numbers(name: str) -> None:
+def test_similarities_of_odd_texts_lie_between_0_and_1(name: str) -> None:
     for truth in (TRUTH, *ODD):
         for value in values(name, list(ODD), truth=truth):
             assert 0 <= value <= 1

@@ -61,7 +61,7 @@ def negatives(tmp_path: Path) -> NegativeSet:
     return written(tmp_path / "set", [GROUPS[:1], GROUPS[1:]])
 
 
-def test_every_number(negatives: NegativeSet) -> None:
+def test_statistics_of_a_set_written_by_hand_are_those_counted_by_hand(negatives: NegativeSet) -> None:
     found = statistics(negatives)
     assert found["groups"] == 2
     assert found["splits"] == {"test": 1, "train": 1}
@@ -140,7 +140,9 @@ def test_real_set_agrees_with_its_manifest(negative_set: Path) -> None:
     assert found["strategies"]["an"]["logp_per_token"] == pytest.approx(sum(logps) / sum(tokens))
 
 
-def test_tables(negatives: NegativeSet, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stats_prints_counts_lengths_and_histograms_within_100_columns(
+    negatives: NegativeSet, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["stats", negatives.folder.path]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[0].startswith("2 groups (1 test, 1 train) in 2 shards, ")
@@ -156,7 +158,7 @@ def test_tables(negatives: NegativeSet, capsys: pytest.CaptureFixture[str]) -> N
     assert all(len(line) <= 100 for line in lines)
 
 
-def test_bars_are_drawn_in_eighths() -> None:
+def test_a_histograms_bar_is_as_long_as_its_share_to_an_eighth_of_a_column() -> None:
     assert [_bar(share, 4) for share in (0, 0.001, 1 / 32, 0.5, 0.625, 1)] == ["", "▏", "▏", "██", "██▌", "████"]
 
 

@@ -250,7 +250,9 @@ def test_an_answer_is_cut_to_the_room_left_and_its_text_with_it(
     assert candidate.text == tokenizer.decode(ids[:3])
 
 
-def test_what_the_api_cut_has_no_eos(ask: Callable, server: ChatAPIStub, groups: list[Group], tokenizer: Any) -> None:
+def test_an_answer_that_the_api_cut_has_no_eos(
+    ask: Callable, server: ChatAPIStub, groups: list[Group], tokenizer: Any
+) -> None:
     server.answer = lambda request: ("No idea, ask", "length")
     assert ask(groups[:1], count=1) == {}
     (candidate,) = groups[0].negatives
@@ -348,7 +350,7 @@ LEAK = {"error": {"message": f"Wrong key {KEY}, look."}}
         (1.5, r"gave no answer within 0.3 s after 1 retries. Raise --api.timeout"),
     ],
 )
-def test_what_does_not_pass_ends_the_job_in_one_line_without_the_key(
+def test_a_fault_that_retries_do_not_pass_ends_the_job_in_one_line_without_the_key(
     ask: Callable, server: ChatAPIStub, groups: list[Group], fault: Any, message: str
 ) -> None:
     server.faults = [fault] * 2

@@ -28,6 +28,7 @@ from negatives_gen.config import GenerateConfig
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOCKERFILES = sorted(path.name for path in DOCKER.glob("*Dockerfile"))
 
 
@@ -83,14 +84,14 @@ def ignored(path: str) -> bool:
 
 
 @pytest.mark.parametrize("path", [".git/config", ".venv/bin/pip", "runs/a/b", "data/__pycache__/x.pyc", "docker/.env"])
-def test_ignored(path: str):
+def test_dockerignore_keeps_private_and_built_files_out_of_images(path: str):
     assert ignored(path)
 
 
 @pytest.mark.parametrize(
     "path", ["data/config.py", "Makefile", "docker/requirements-cpu.txt", "recipes/quickstart.yaml"]
 )
-def test_not_ignored(path: str):
+def test_dockerignore_lets_sources_and_recipes_into_images(path: str):
     assert not ignored(path)
 
 
@@ -131,11 +132,10 @@ def locked() -> dict[str, Version]:
     return {name.lower().replace("_", "-"): Version(version) for name, version in pairs}
 
 
-def test_versions_agree():
+def test_locked_versions_satisfy_pyproject_and_are_those_of_the_images_and_the_cluster():
     versions = locked()
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    for requirement in map(Requirement, project["dependencies"] + extras["cpu"] + extras["dev"]):
+    extras = PROJECT["optional-dependencies"]
+    for requirement in map(Requirement, PROJECT["dependencies"] + extras["cpu"] + extras["dev"]):
         assert versions[requirement.name] in requirement.specifier, requirement
     # What the images do not take from the lock must still be the same release.
     pip = next(rest for _, rest in image_steps("trainer.Dockerfile") if "pip install" in rest)
@@ -186,7 +186,7 @@ def test_rayjob_is_valid():
     ],
     ids=["unknown field", "number for a string", "missing field", "unknown mode", "no quantity"],
 )
-def test_schema_refuses(damage: Callable[[dict[str, Any]], Any]):
+def test_the_rayjob_schema_refuses_a_damaged_cluster(damage: Callable[[dict[str, Any]], Any]):
     job = copy.deepcopy(rayjob()[1])
     damage(job["spec"]["rayClusterSpec"])
     with pytest.raises(ValidationError):
@@ -256,7 +256,7 @@ def documented_jobs() -> Iterator[list[str]]:
     yield words[3:]
 
 
-def test_jobs_are_valid():
+def test_the_documented_jobs_are_valid_configurations():
     compose, kubernetes = [
         load_config(GenerateConfig, [word.replace("/app/", f"{ROOT}/") for word in job], command="negatives_gen")
         for job in documented_jobs()
@@ -268,6 +268,9 @@ def test_jobs_are_valid():
 
 
 # ---- the installs, for real ----
+
+
+VERSION_LINE = f"{PROJECT['name']} {PROJECT['version']}\n"  # an image holds no .git, so it names no commit
 
 
 @dataclass
@@ -324,6 +327,7 @@ def test_stage_1_image_on_cpus(machine: Machine):
         "cd / && python -c 'import ray, vllm, negatives_gen.strategies.an, trainer.scoring.scorer, evaluation.run'"
     )
     assert "python -m negatives_gen" in machine.run("cd / && python -m negatives_gen --help")
+    assert machine.run("cd / && cpo --version") == VERSION_LINE
     assert machine.run('make -q "$VENV/.installed" && echo installed') == "installed\n"
 
 
@@ -333,6 +337,7 @@ def test_stage_2_image(machine: Machine):
     for step in image_steps("trainer.Dockerfile"):
         machine.step(*step)
     assert "--objective" in machine.run("cd / && python -m trainer.run --help")
+    assert machine.run("cd / && cpo --version") == VERSION_LINE
     machine.run("cd / && python -c 'import trl, trainer.trainer'")
     assert locked()["torch"].public in machine.run("python -c 'import torch; print(torch.__version__)'")
 

@@ -1,4 +1,4 @@
-"""Docstrings stand alone: none begins with a word that points to something else, and every error says when it comes."""
+"""Docstrings stand alone: not too short, no first word that points elsewhere, every error says when it comes."""
 
 import ast
 import re
@@ -12,6 +12,19 @@ ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
 ELSEWHERE = re.compile(
     r"(It|Its|They|Their|Them|Of|That of|Those of|All are|All do|Both are|And|Or|But)\b", re.IGNORECASE
 )
+# The same of a first line alone; a cause may well be "as `check` says": "Whose reward it is.", "0 if there are none."
+SUBJECTLESS = re.compile(r"(Also|Does|See|As|From|Whose|Who|\d+ if)\b")
+FEWEST_WORDS = 4  # of what others call: "The page." says less than the name does
+# Known and not yet written anew.
+WAITING = {
+    "negatives_gen/signals/bertscore.py": ["Whose embeddings are matched."],
+    "negatives_gen/signals/embedding.py": [
+        "Whose embeddings are compared.",
+        "Also sets each group's response_embedding.",
+        "Does nothing: whether there is such a model is seen when it is looked for.",
+    ],
+    "negatives_gen/signals/reward.py": ["Whose reward it is."],
+}
 
 
 def leaning(source: str) -> list[str]:
@@ -19,28 +32,50 @@ def leaning(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node) or "Nothing is said."
+            text = ast.get_docstring(node) or "Nothing is said here."
+            first = text.splitlines()[0]
             causes = re.findall(r"^\s*\w+(?:Error|Exception): *(.+)$", text, re.MULTILINE)
-            found += [line for line in (text.splitlines()[0], *causes) if ELSEWHERE.match(line) or " " not in line]
+            few = not getattr(node, "name", "").startswith("_") and len(re.findall(r"\w+", first)) < FEWEST_WORDS
+            if few or " " not in first or ELSEWHERE.match(first) or SUBJECTLESS.match(first):
+                found.append(first)
+            found += [cause for cause in causes if " " not in cause or ELSEWHERE.match(cause)]
     return found
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_docstrings_stand_alone(room: str) -> None:
-    found = {str(p.relative_to(ROOT)): lines for p in (ROOT / room).rglob("*.py") if (lines := leaning(p.read_text()))}
+    found = {}
+    for path in (ROOT / room).rglob("*.py"):
+        name = str(path.relative_to(ROOT))
+        if lines := [line for line in leaning(path.read_text()) if line not in WAITING.get(name, [])]:
+            found[name] = lines
     assert found == {}
 
 
 def test_leaning_docstrings_are_found() -> None:
     source = '''
+"""A module of tests."""
+
 def f():
     """Of its JSON."""
 
 def g():
-    """Read a file.
+    """Read a file of text.
 
     Raises:
         UserError: it is not.
     """
+
+def h():
+    """The page."""
+
+def _private():
+    """Its short name."""
+
+def _also_private():
+    """A page."""
+
+class Options:
+    """Whose reward it is."""
 '''
-    assert leaning(source) == ["Of its JSON.", "it is not."]
+    assert leaning(source) == ["Of its JSON.", "it is not.", "The page.", "Its short name.", "Whose reward it is."]

@@ -42,6 +42,7 @@ def test_the_page_has_a_file_for_each_home(folder: Path) -> None:
     assert names == {"__init__", "objectives", "negatives", "signals", "metrics", "tasks", "architecture"}
 
 
+@pytest.mark.seconds
 def test_the_objective_trains_with_its_option(
     folder: Path, reference: Path, negative_set: Path, tmp_path: Path
 ) -> None:

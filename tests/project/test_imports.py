@@ -175,6 +175,7 @@ def loaded() -> dict[str, set[str]]:
     return {place: set(names) for place, names in json.loads(done.stdout).items()}
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("place", RULES)
 def test_importing_all_of_a_place_loads_nothing_forbidden(place: str, loaded: dict[str, set[str]]) -> None:
     assert not loaded["torch and transformers"] & {"ray", "vllm", "trl"}

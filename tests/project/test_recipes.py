@@ -199,7 +199,7 @@ def test_a_recipe_parses_by_the_command_in_its_comment(path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipes", [PAPER, SMALL], ids=["paper", "small"])
-def test_what_a_recipe_reads_another_one_writes(recipes: list[Path]) -> None:
+def test_every_directory_that_a_recipe_reads_is_given_or_written_by_another(recipes: list[Path]) -> None:
     written = [directory for path in recipes for directory in made_by(path)]
     assert len(set(written)) == len(written)
     for path in recipes:

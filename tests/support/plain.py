@@ -1,10 +1,11 @@
-"""A plain computation of log-probabilities, one continuation at a time, to compare ours with."""
+"""A plain computation of log-probabilities, one continuation at a time, to compare ours with, on the same groups."""
 
 from typing import Any
 
 import torch
 
-from trainer.scoring.packing import Continuations
+from trainer.scoring.packing import Continuations, pack
+from trainer.scoring.prepared_model import candidate_logps, prepare_model
 
 GENERATOR = torch.Generator().manual_seed(3)
 
@@ -28,3 +29,8 @@ def plain_logps(model: Any, groups: list[Continuations] = GROUPS) -> torch.Tenso
             row.append(logps.gather(-1, torch.tensor(continuation)[:, None]).sum())
         rows.append(torch.stack([*row, *[torch.zeros(())] * (3 - len(row))]))
     return torch.stack(rows)
+
+
+def packed_logps(model: Any) -> torch.Tensor:
+    """[G, K]: what our packed layout gives for GROUPS; the model gets prepared if it is not yet."""
+    return candidate_logps(prepare_model(model), pack(GROUPS))

@@ -1,4 +1,4 @@
-"""The pipeline without Ray, in this process, for tests of what surrounds it. With Ray: test_generate, test_kill."""
+"""The pipeline without Ray, in this process, for tests of what surrounds it. With Ray: test_generate, test_kills."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -98,7 +98,9 @@ def make_fixed(folder: Path) -> tuple[Path, NegativeSet]:
 
 
 @pytest.mark.parametrize("objective", TRAJECTORIES)
-def test_fifty_steps_go_as_they_went(objective: str, fixed: tuple[Path, NegativeSet], tmp_path: Path) -> None:
+def test_losses_of_fifty_steps_are_those_recorded(
+    objective: str, fixed: tuple[Path, NegativeSet], tmp_path: Path
+) -> None:
     assert trajectory(objective, *fixed, tmp_path) == pytest.approx(GOLDEN[objective], rel=2e-3, abs=2e-4)
 
 

@@ -115,6 +115,7 @@ def counted(tmp_path: Path, *args: Any) -> Counted:
 SHAPES = [(512, 18, False), (500, 18, False), (500, 36, True), (1500, 8, False), (3000, 4, False), (40, 220, False)]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("rows", "shards", "halves"), SHAPES)
 def test_an_epoch_decodes_each_shard_once_and_holds_a_bounded_number_of_groups(
     rows: int, shards: int, halves: bool, tmp_path: Path

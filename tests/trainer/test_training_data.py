@@ -83,6 +83,7 @@ def test_sets_without_a_common_group_in_the_half_are_trained_on_together(
     assert "cpo on 48 groups" in caplog.text
 
 
+@pytest.mark.seconds
 def test_a_set_of_schema_2_trains_as_before(
     reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

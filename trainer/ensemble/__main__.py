@@ -1,4 +1,4 @@
-"""`python -m trainer.ensemble`."""
+"""`python -m trainer.ensemble`: weight-space ensembles of two models."""
 
 import sys
 

@@ -43,7 +43,7 @@ class Choice:
         max_similarity: float | None = None,
         seed: int = 0,
     ) -> "Choice":
-        """From the command line's options: --use (None: all that every set holds), --rank_by (None: the first signal).
+        """The choice of the options --use (None: all that every set holds), --rank_by (None: the first signal).
 
         Raises:
             UserError: a set has not that many negatives of a strategy, or not that signal; sets that hold different

@@ -70,7 +70,7 @@ class GroundTruths(Dataset):
         return np.array([len(self.groups[i].prompt_ids) + len(self.groups[i].response_ids) for i in block], dtype=float)
 
     def keep(self, groups: int) -> None:
-        """Does nothing: all groups are in memory."""
+        """Keep so many groups at hand: all are in memory, so there is nothing to do."""
 
 
 class ContrastiveGroups(Dataset):

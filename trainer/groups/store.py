@@ -34,7 +34,7 @@ class Ragged:
 
     @classmethod
     def of(cls, column: Any) -> "Ragged":
-        """From an Arrow list array."""
+        """The rows of an Arrow list array."""
         offsets = column.offsets.to_numpy()
         return cls(column.values.to_numpy(zero_copy_only=False), offsets)
 

@@ -118,7 +118,7 @@ def trend(values: Sequence[float]) -> float:
 
 
 def mean(values: Sequence[float]) -> float:
-    """0 if there are none."""
+    """The mean of some values; 0 if there are none."""
     return sum(values) / len(values) if values else 0.0
 
 

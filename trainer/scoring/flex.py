@@ -27,9 +27,7 @@ def packed_block_mask(group_ids: torch.Tensor, segment_ids: torch.Tensor) -> Blo
         return (query >= key) & same_group & (own_segment | to_prefix)
 
     rows, length = group_ids.shape
-    blocks: Any = create_block_mask(sees, rows, None, length, length, device=group_ids.device)
-    blocks.ndim = 4  # GPT-2 asks any mask for it, and leaves those of four dimensions alone
-    return blocks
+    return create_block_mask(sees, rows, None, length, length, device=group_ids.device)
 
 
 def attention_by_block(

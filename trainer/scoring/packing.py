@@ -188,7 +188,7 @@ def lay_out(groups: Sequence[Continuations], layout: str, row_tokens: int) -> It
 
 
 def packed_attention(group_ids: torch.Tensor, segment_ids: torch.Tensor) -> torch.Tensor:
-    """Who attends to whom in packed rows: [B, T] and [B, T] in, boolean [B, 1, T, T] out, True = may attend."""
+    """The attention mask of packed rows: [B, T] and [B, T] in, boolean [B, 1, T, T] out, True = may attend."""
     length = group_ids.shape[-1]
     order = torch.arange(length, device=group_ids.device)
     causal = order[:, None] >= order[None, :]

@@ -1,6 +1,7 @@
-"""All that is known of architectures: which models take packed rows and block masks, and what their parts are called.
+"""All that layouts and masks know of architectures: which take packed rows and block masks, how parts are called.
 
-What no table can say is found out by trying on a few small groups. An odd architecture is a matter of this file alone.
+What no table can say is found out by trying on a few small groups. An odd architecture is a matter of this file alone,
+but for how its config.json names context length and sizes, which `data.models` reads without torch.
 """
 
 import logging
@@ -92,7 +93,9 @@ def _attention_mask(model: Any, batch: TokenBatch, blocks: bool) -> torch.Tensor
     if batch.group_ids is None or batch.segment_ids is None:
         return batch.attention_mask
     if blocks:
-        return packed_block_mask(batch.group_ids, batch.segment_ids)
+        mask: Any = packed_block_mask(batch.group_ids, batch.segment_ids)
+        mask.ndim = 4  # GPT-2 asks any mask for it, and leaves those of four dimensions alone
+        return mask
     allowed = packed_attention(batch.group_ids, batch.segment_ids)
     attention = attention_implementation(model)
     if attention == PACKED_ROWS and allowed.device.type == "cpu" and batch.pieces is not None:
