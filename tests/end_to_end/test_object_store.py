@@ -137,15 +137,17 @@ def test_a_store_that_knows_no_conditional_put_is_written_all_the_same(
 
 
 def test_two_drivers_on_s3_and_a_straggler(bucket: str) -> None:
-    first = NegativeSetWriter(f"{bucket}/set", JOB, SIGNALS)
+    path = f"{bucket}/owned"
+    first = NegativeSetWriter(path, JOB, SIGNALS)
     assert first.begin()
-    second = NegativeSetWriter(f"{bucket}/set", JOB, SIGNALS)
+    second = NegativeSetWriter(path, JOB, SIGNALS)
     with pytest.raises(UserError, match="is in use by another run"):
         second.begin()
     die(first.claim)
-    write_set(f"{bucket}/set")
+    write_set(path)
     before = objects()
-    assert sorted(before) == ["set/manifest.json", "set/rejects.parquet", *(f"set/{shard_name(i)}" for i in range(3))]
+    names = ["manifest.json", "rejects.parquet", *map(shard_name, range(3))]
+    assert sorted(key for key in before if key.startswith("owned/")) == [f"owned/{name}" for name in names]
     with pytest.raises(UserError, match="another run has taken over"):
         write_part(first, 0)
     first.release()
@@ -196,7 +198,7 @@ def test_a_store_without_credentials_is_one_line(
         monkeypatch.setenv(key, str(tmp_path / "none"))
     with (
         without_ray(),
-        pytest.raises(UserError, match="cannot open 's3://negatives/set': Unable to locate credentials"),
+        pytest.raises(UserError, match="cannot list 's3://negatives/set': Unable to locate credentials"),
     ):
         generate(config(reference, f"{bucket}/set"), Components(engine=EngineStub))
 
