@@ -72,7 +72,9 @@ class Owner:
     @property
     def is_gone(self) -> bool:
         """Of an owner that is near: whether its process has ended."""
-        return _started(self.pid) != self.started
+        found = _started(self.pid)
+        # A later process of that number has another start, where both are known.
+        return found is None or ("" not in (found, self.started) and found != self.started)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
@@ -252,14 +254,16 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, which tells it from a later one of the same number; None if it has ended."""
+    """When a process started, which tells it from a later one of the same number.
+
+    None if it has ended, empty if it is there but the system does not say more (another user's, or no /proc).
+    """
     try:
         # The second field is a name in brackets that may hold anything; the third is the state, the 22nd the start.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
-    except FileNotFoundError:
-        if os.path.exists("/proc/self/stat"):
-            return None
+    except OSError:
+        pass
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

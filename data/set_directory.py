@@ -23,7 +23,16 @@ from data.claim import CLAIMS, Claim
 from data.command.errors import UserError
 from data.manifest import MANIFEST, Manifest, first_difference, read_manifest
 from data.schema import SCHEMA_VERSION
-from data.shard_records import JOB_FOLDER, ShardEntry, entries_of, read_entry, record_name, recorded, unsound
+from data.shard_records import (
+    JOB_FOLDER,
+    ShardEntry,
+    entries_of,
+    read_entries,
+    read_entry,
+    record_name,
+    recorded,
+    unsound,
+)
 from data.shards import shard_name
 from data.storage import Folder, sha256
 
@@ -60,6 +69,8 @@ class SetDirectory:
         self.claim: Claim | None = None
         decides = _without(_content(self.job, self.signals, parent), self.undecided)
         self.content_sha256 = sha256(json.dumps(decides, sort_keys=True).encode())
+        # Records of earlier versions do not say what they belong to; job.json does.
+        self._contents = (self.content_sha256, None)
 
     def begin(self) -> bool:
         """Own the directory. True if there is work left, False if the set is complete and sound already.
@@ -115,12 +126,11 @@ class SetDirectory:
 
     def entry(self, index: int) -> ShardEntry | None:
         """What is recorded of a shard of this set; None if it is not finished."""
-        # Records of earlier versions do not say what they belong to; job.json does.
-        return read_entry(self.folder, index, (self.content_sha256, None))
+        return read_entry(self.folder, index, self._contents)
 
     def mend(self) -> list[str]:
         """Forget every finished shard that is not what its record says, and say so. Returns their files."""
-        entries = {index: self.entry(index) for index in sorted(self.finished())}
+        entries = read_entries(self.folder, sorted(self.finished()), self._contents)
         damaged = set(unsound(self.folder, (entry.record for entry in entries.values() if entry)))
         lost = [index for index, entry in entries.items() if entry is None or entry.record.file in damaged]
         self.check()
@@ -172,8 +182,9 @@ class SetDirectory:
         for folder in ("", JOB_FOLDER, INPUTS):
             self.folder.remove_temporary(folder)
         if not self._is_json(JOB_FILE):
-            for index in self.finished():  # whose records these are is what they say themselves
-                if read_entry(self.folder, index, [self.content_sha256]) is None:
+            # Whose records these are is what they say themselves.
+            for index, entry in read_entries(self.folder, sorted(self.finished()), [self.content_sha256]).items():
+                if entry is None:
                     self.folder.remove(record_name(index))
             self.folder.write(JOB_FILE, self._job_json())
         self.mend()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -43,8 +44,6 @@ def run_pipeline(
         UserError: what an actor had to say, a shard that was set aside once the others are made, or that nothing moves
             any more; shards written until then stay.
     """
-    import ray
-
     with ending_on_sigterm():
         start_ray()
     # Ray has put a handler of its own in the place of ours, which would end it in the middle of what it does.
@@ -59,8 +58,8 @@ def run_pipeline(
                     stall.move()
                     outcome.take(row)
         except BaseException:
-            if not rows.stop(seconds=3.0):
-                ray.shutdown()  # it hangs, or was interrupted: its actors end with the driver's connection
+            if not rows.stop(seconds=3.0):  # it hangs, or was interrupted
+                _leave_ray(rows)
             raise
         outcome.end()
 
@@ -174,6 +173,16 @@ class Rows:
             self._queue.put(END)
         except BaseException as error:
             self._queue.put(error)
+
+
+def _leave_ray(rows: Rows) -> None:
+    """Disconnect, which ends the actors, whatever they are doing."""
+    import ray
+
+    # What the thread calls next would join the cluster again.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+    ray.shutdown()
+    rows.stop(seconds=10.0)
 
 
 def _failed(error: BaseException) -> UserError:

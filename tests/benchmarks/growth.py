@@ -49,8 +49,8 @@ def decide(shards: int, folder: Path) -> float:
     writer = NegativeSetWriter(str(folder / "resume"), {"seed": 0}, ["embedding"])
     writer.begin()
     for index in range(shards):
-        (folder / f"resume/_job/shard-{index:05d}.json").write_text("{}")
-        (folder / f"resume/shard-{index:05d}.parquet").write_bytes(b"")
+        writer.write_shard(index, [], [], seconds={}, layout="packed")
+    writer.end()
     started = time.perf_counter()
     again = NegativeSetWriter(str(folder / "resume"), {"seed": 0}, ["embedding"])
     again.begin()

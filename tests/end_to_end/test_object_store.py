@@ -1,5 +1,6 @@
 """A negative set on an object store: a local S3 server (moto). Real scorer, stub engine, no Ray."""
 
+import errno
 import json
 import random
 from collections.abc import Iterator
@@ -12,14 +13,17 @@ import pytest
 
 from data.command.errors import UserError
 from data.command.options import make_config
-from data.shards import NegativeSet
+from data.set_writer import NegativeSetWriter
+from data.shards import NegativeSet, shard_name
 from data.storage import Folder
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
 from negatives_gen.verbs.extend import ExtendConfig, extend
+from tests.support.owners import die
 from tests.support.stubs import EngineStub
 from tests.support.without_ray import without_ray
+from tests.support.written import JOB, SIGNALS, write_part, write_set
 
 pytestmark = pytest.mark.seconds
 
@@ -106,6 +110,51 @@ def test_an_interrupted_job_on_s3_goes_on(reference: Path, bucket: str) -> None:
     assert "secret-test" not in json.dumps([value.decode("latin1") for value in after.values()])
 
 
+def test_a_store_creates_an_object_once(bucket: str) -> None:
+    folder = Folder(f"{bucket}/a")
+    assert folder.create("b", b"first")
+    assert not folder.create("b", b"second")
+    assert folder.create("b", b"first")
+    assert folder.read("b") == b"first"
+
+
+def test_a_store_that_knows_no_conditional_put_is_written_all_the_same(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from s3fs import S3FileSystem
+
+    pipe_file = S3FileSystem.pipe_file
+
+    def pipe_file_stub(self: Any, path: str, value: bytes, mode: str = "overwrite") -> Any:
+        if mode == "create":
+            raise OSError(errno.ENOSYS, "A header you provided implies functionality that is not implemented")
+        return pipe_file(self, path, value)
+
+    monkeypatch.setattr(S3FileSystem, "pipe_file", pipe_file_stub)
+    folder = Folder(f"{bucket}/a")
+    assert (folder.create("b", b"first"), folder.create("b", b"second")) == (True, False)
+    assert folder.read("b") == b"first"
+
+
+def test_two_drivers_on_s3_and_a_straggler(bucket: str) -> None:
+    path = f"{bucket}/owned"
+    first = NegativeSetWriter(path, JOB, SIGNALS)
+    assert first.begin()
+    second = NegativeSetWriter(path, JOB, SIGNALS)
+    with pytest.raises(UserError, match="is in use by another run"):
+        second.begin()
+    die(first.claim)
+    write_set(path)
+    before = objects()
+    names = ["manifest.json", "rejects.parquet", *map(shard_name, range(3))]
+    assert sorted(key for key in before if key.startswith("owned/")) == [f"owned/{name}" for name in names]
+    with pytest.raises(UserError, match="another run has taken over"):
+        write_part(first, 0)
+    first.release()
+    first.end()
+    assert objects() == before
+
+
 def test_the_split_of_a_set_on_s3_is_read_without_the_rest(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +184,7 @@ def test_the_split_of_a_set_on_s3_is_read_without_the_rest(
 
 
 def test_a_bucket_that_does_not_exist_is_one_line(reference: Path, bucket: str) -> None:
-    with without_ray(), pytest.raises(UserError, match="cannot write 's3://no-such-bucket/set/_job/job\\.json'"):
+    with without_ray(), pytest.raises(UserError, match="cannot write 's3://no-such-bucket/set/\\.claim/00001\\.json'"):
         generate(config(reference, "s3://no-such-bucket/set"), Components(engine=EngineStub))
 
 
@@ -149,7 +198,7 @@ def test_a_store_without_credentials_is_one_line(
         monkeypatch.setenv(key, str(tmp_path / "none"))
     with (
         without_ray(),
-        pytest.raises(UserError, match="cannot open 's3://negatives/set': Unable to locate credentials"),
+        pytest.raises(UserError, match="cannot list 's3://negatives/set': Unable to locate credentials"),
     ):
         generate(config(reference, f"{bucket}/set"), Components(engine=EngineStub))
 

@@ -1,6 +1,8 @@
 """Stubs for faults and scales that this machine lacks; each says so in its name."""
 
+import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,12 +24,16 @@ LENGTH = 6
 
 
 class EngineStub:
-    """Samples random tokens, after `engine.seconds_per_prompt`, or raises `engine.refuses`; for kills and for scale."""
+    """Samples random tokens, after `engine.seconds_per_prompt`, or raises `engine.refuses`; for kills and for scale.
+
+    A request of `engine.dies_of` prompts kills its process.
+    """
 
     def __init__(self, model: str, *, seed: int, options: dict[str, Any]):
         if "refuses" in options:
             raise UserError(options["refuses"])
         self.seconds_per_prompt = options.get("seconds_per_prompt", 0)
+        self.dies_of = options.get("dies_of")
         self.tokenizer = load_tokenizer(model)
         special = set(self.tokenizer.all_special_ids)
         self.words = {i: t for t, i in self.tokenizer.get_vocab().items() if i not in special and t.isalpha()}
@@ -35,6 +41,8 @@ class EngineStub:
     def sample(
         self, prompts: Sequence[Sequence[int]], *, n: int, max_tokens: Sequence[int], **_: Any
     ) -> list[list[Sample]]:
+        if len(prompts) == self.dies_of:
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.seconds_per_prompt * len(prompts))
         return [[self._draw() for _ in range(n)] for _ in prompts]
 

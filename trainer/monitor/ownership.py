@@ -17,9 +17,6 @@ class StopIfTakenOver(TrainerCallback):
     def __init__(self, claim: Claim):
         self.claim = claim
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_log or control.should_save:
             self.claim.check()
-        return control
