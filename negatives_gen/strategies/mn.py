@@ -30,11 +30,11 @@ class Options:
 
 
 class Meanfield(Strategy):
-    """Redraws round(share) of the positions before the end, at least one, each from pi(. | x, y_<t) with the original history.
+    """Redraws round(share) of the positions before the end, each from pi(. | x, y_<t) with the original history.
 
-    One teacher-forced pass gives every position's distribution; all draws of all candidates come out of it. A draw may
-    return the token that it replaces, as in the paper, but no special token and no end: the continuation would end in its
-    middle.
+    At least one is redrawn. One teacher-forced pass gives every position's distribution; all draws of all candidates
+    come out of it. A draw may return the token that it replaces, as in the paper, but no special token and no end: the
+    continuation would end in its middle.
     """
 
     name = "mn"

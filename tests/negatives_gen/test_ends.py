@@ -1,6 +1,5 @@
 """TN, MN and UN, verify and extend where a turn's end is not the tokenizer's EOS: all end with the same token."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,9 @@ def test_un_and_tn_read_and_go_on_as_the_truth_does_where_words_have_beginnings(
 
 
 def _ids(tokenizer: Any, prompt: str, response: str) -> tuple[list[int], list[int]]:
-    [group] = prepare_groups([as_example(prompt, response, "prompt-completion")], "prompt-completion", tokenizer, 64).groups
+    [group] = prepare_groups(
+        [as_example(prompt, response, "prompt-completion")], "prompt-completion", tokenizer, 64
+    ).groups
     return group.prompt_ids, group.response_ids
 
 
