@@ -65,6 +65,23 @@ def test_tn_and_mn_end_with_the_truths_own_end_and_hold_no_other(tokenizer: Any)
             assert candidate.text == tokenizer.decode(candidate.ids[:-1])
 
 
+@pytest.mark.parametrize("rows", [63, 0])
+def test_mn_draws_no_row_that_no_token_has(reference: Path, tmp_path: Path, rows: int) -> None:
+    """Padded rows, and a special token without a row, which has no logit to be silenced."""
+    from data.models import load_tokenizer
+    from trainer.scoring.scorer import Scorer
+
+    made = load_tokenizer(str(reference))
+    vocabulary = len(made)
+    if not rows:
+        made = odd.with_tokens(reference, ["<image>"], "{{ messages[0].content }}")
+    tokenizer = odd.save_model(tmp_path, made, rows=vocabulary + rows)
+    group = Group("g", "a", " lies on Aska", *_ids(tokenizer, "a", " lies on Aska"))
+    tools = Tools(0, 64, tokenizer, predictor=Scorer.load(str(tmp_path)))
+    assert STRATEGIES.load("mn").add([group], [group], {"count": 50, "mn_share": 1.0}, tools) == {}
+    assert all(0 < token < vocabulary for candidate in group.negatives for token in candidate.ids[:-1])
+
+
 def test_un_answers_as_the_template_writes_an_answer(tokenizer: Any) -> None:
     group, end = chats(tokenizer)[0], end_of(tokenizer)
     un: Any = STRATEGIES.load("un")

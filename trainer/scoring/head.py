@@ -85,9 +85,12 @@ def token_logps(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
 
 
 def drawn(logits: torch.Tensor, uniforms: torch.Tensor, never: Sequence[int]) -> torch.Tensor:
-    """[N, draws] tokens of [N, V] logits, where the uniforms fall in the cumulative sum; none of `never`."""
+    """[N, draws] tokens of [N, V] logits, where the uniforms fall in the cumulative sum; none of `never`.
+
+    Ids of `never` beyond V, which a tokenizer may have, cannot be drawn anyway.
+    """
     logits = logits.double()
-    logits[:, list(never)] = -torch.inf
+    logits[:, [token for token in never if token < logits.shape[1]]] = -torch.inf
     cumulative = logits.softmax(-1).cumsum(-1)
     return torch.searchsorted(cumulative, uniforms.to(cumulative) * cumulative[:, -1:], right=True)
 
