@@ -12,7 +12,7 @@ from typing import Any
 
 from data.command.errors import UserError, first_line
 from data.redundant import Place, read_chunks, redundant_tensors
-from data.tokens import DECLARED_ENDS, require_rows
+from data.tokens import DECLARED_ENDS, EMBEDDING_ROWS, require_rows
 
 MAX_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 WEIGHTS = "model.safetensors"
@@ -87,6 +87,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
         raise UserError(f"the tokenizer of '{model}' has no EOS token; every continuation must be able to end.")
     rows = vocabulary_size(model)
     setattr(tokenizer, DECLARED_ENDS, declared_ends(directory, rows))
+    setattr(tokenizer, EMBEDDING_ROWS, rows)
     require_rows(tokenizer, rows, model)
     return tokenizer
 

@@ -24,8 +24,8 @@ Place = tuple[Path, dict[str, Any], int]
 def redundant_tensors(places: Mapping[str, Place], config: Mapping[str, Any]) -> dict[str, str | None]:
     """Name -> the tensor that it repeats, or None for one that the model makes itself.
 
-    A head repeats the embedding if their bytes are the same, unless the config says that they are not tied: transformers
-    ties them only then.
+    A head repeats the embedding if their bytes are the same, unless the config says that they are not tied:
+    transformers ties them only then.
 
     Args:
         places: of all tensors of a model, by name.

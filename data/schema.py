@@ -23,8 +23,8 @@ class Candidate:
 
     Attributes:
         strategy: name of the strategy that made it.
-        ids: token ids; they end with EOS only if the strategy or the model put it there.
-        text: the ids decoded, special tokens left out.
+        ids: token ids; they end with an end (`data.tokens.Marks`) only if the strategy or the model put it there.
+        text: the ids as they read behind the prefix, without special tokens.
         finish_reason: "stop" or "length" for sampled candidates, else None.
         source_id: id of the group a batch negative was borrowed from, else None.
         seed: seed of the draw where the sampler takes one per request, else None.
@@ -52,7 +52,7 @@ class Group:
     Attributes:
         prompt, response: the texts.
         prompt_ids: tokens of the prefix, at least one.
-        response_ids: tokens of the ground truth, the last one EOS.
+        response_ids: tokens of the ground truth, the last one, and no other, an end.
         split: half of the data source it belongs to, "train" or "test". One generation job can make the training
             groups and the held-out ones; trainer and evaluation choose by it, so no held-out group is trained on.
         reference_logp: log-probability in nats of response_ids under the reference model, summed.

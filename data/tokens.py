@@ -10,8 +10,10 @@ from typing import Any
 
 from data.command.errors import UserError
 
-# The attribute of a tokenizer in which `load_tokenizer` leaves the ends of generation_config.json.
+# The attributes of a tokenizer in which `load_tokenizer` leaves what its model's files say: the ends of
+# generation_config.json, and the rows of the embedding (None where they are not known).
 DECLARED_ENDS = "declared_ends"
+EMBEDDING_ROWS = "embedding_rows"
 # What a probe of a chat template has the assistant say: no template writes it, trims it or changes its case.
 PROBE = "7391846205"
 # Tokens in front of a continuation that are decoded with it, so that it reads as it does there.
@@ -50,6 +52,16 @@ def marks_of(tokenizer: Any) -> Marks:
     only_unknown = unk not in (tokenizer.bos_token_id, eos, tokenizer.pad_token_id) and unk not in ends
     written = special - {unk} if only_unknown else special
     return Marks(eos, ends, special, written, leading_ids(tokenizer))
+
+
+def never_drawn(tokenizer: Any, marks: Marks) -> list[int]:
+    """The ids that must not stand in a continuation by chance: special ones, ends, and rows that no token has.
+
+    An embedding is often padded to a round number of rows.
+    """
+    rows = getattr(tokenizer, EMBEDDING_ROWS, None) or 0
+    nameless = set(range(rows)).difference(tokenizer.get_vocab().values()) if rows > len(tokenizer) else set()
+    return sorted(marks.special | nameless)
 
 
 def describe_ends(marks: Marks) -> dict[str, Any]:

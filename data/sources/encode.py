@@ -161,9 +161,9 @@ def _apply_template(tokenizer: Any, prompt: list, response: list) -> tuple[str, 
 
 
 def _left_out(tokenizer: Any, messages: list[dict[str, str]], whole: str) -> Problem | None:
-    """The message that the template writes nothing of, such as a turn of a tool where it knows of none, if there is one.
+    """The first message that the template writes nothing of, such as a tool's turn where it knows of none.
 
-    It is one that could say something else without a difference, which is tried where its text is not to be seen.
+    It is one that could say something else without a difference: that is tried where its text is not seen.
     """
     for number, message in enumerate(messages):
         said = message["content"].strip()

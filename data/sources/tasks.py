@@ -18,8 +18,8 @@ DOLLY_TEMPLATE = (
 )
 DOLLY_CONTEXT = "Input:\n{context}\n\n"
 
-# What a chat template writes besides role and content, in a message and beside the messages. A set keeps role and content
-# alone: judges and reward models would see something else than the reference did. A row with such a field is rejected.
+# What a chat template writes besides role and content, in a message and beside the messages. A set keeps role and
+# content alone: judges and reward models would see something else than the reference did. Such a row is rejected.
 MESSAGE_FIELDS = (
     *("tool_calls", "tool_call_id", "function_call", "tools", "documents", "images", "audio"),
     *("reasoning_content", "reasoning", "thinking"),
@@ -148,8 +148,8 @@ def _text_problem(name: str, text: Any) -> Problem | None:
 def _messages(value: Any, row: Mapping[str, Any] | None = None) -> Any:
     """Role and content of each message, so that a file and a table of many more columns give the same.
 
-    Fields that a template may write besides stay where they say something, also those of the row, as the first message's:
-    what they are is for the check to say.
+    Fields that a template may write besides stay where they say something, also those of the row, as the first
+    message's: what they are is for the check to say.
     """
     if not isinstance(value, list):
         return value

@@ -61,8 +61,8 @@ def tokenise_continuations(tokenizer: Any, texts: Sequence[str]) -> list[Any]:
 def tokenise_behind(tokenizer: Any, prompts: Sequence[str], rests: Sequence[str]) -> list[tuple[Any, Any]]:
     """Ids of each prompt and of what follows it: both texts are tokenised as one, which is cut where the second begins.
 
-    Where a token would straddle the cut, the prompt keeps the tokens that it has alone, as a model that is asked to go on
-    is given it, and the rest is tokenised as a continuation of it.
+    Where a token would straddle the cut, the prompt keeps the tokens that it has alone, as a model that is asked to go
+    on is given it, and the rest is tokenised as a continuation of it.
     """
     of_prompts = tokenise(tokenizer, prompts)
     wholes = tokenise(tokenizer, [prompt + rest for prompt, rest in zip(prompts, rests, strict=True)])

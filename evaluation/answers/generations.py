@@ -62,9 +62,7 @@ class GenerationSet:
     reused: bool
 
 
-def identify_model(
-    path: str, tokenizer_sha256: str, store: Store | None = None, reading: str = ""
-) -> dict[str, str]:
+def identify_model(path: str, tokenizer_sha256: str, store: Store | None = None, reading: str = "") -> dict[str, str]:
     """What decides a model's answers: hashes of its weights, its tokenizer and its settings.
 
     Args:

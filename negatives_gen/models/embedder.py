@@ -64,17 +64,19 @@ class Embedder:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Unit-length embeddings, [len(texts), D], float32."""
+        return self._vectors(texts)
+
+    def _vectors(self, texts: Sequence[str]) -> np.ndarray:
         vectors = self.model.encode(
             list(texts), normalize_embeddings=True, show_progress_bar=False, batch_size=self.batch_size
         )
         return np.asarray(vectors, dtype=np.float32)
 
-
     def _heed_padding(self, embedder: str) -> None:
         """Pad on the right where the model minds its tokenizer's side; where it minds that too, do not pad at all."""
-        if hasattr(self.tokenizer, "padding_side") and minds_padding(self.embed):
+        if hasattr(self.tokenizer, "padding_side") and minds_padding(self._vectors):
             self.tokenizer.padding_side = "right"
-        if minds_padding(self.embed):
+        if minds_padding(self._vectors):
             log.warning("embedder '%s' gives padded texts other vectors: texts are embedded one by one.", embedder)
             self.batch_size = 1
 

@@ -60,9 +60,11 @@ class RewardModel:
         self.longest = min(self.tokenizer.model_max_length, getattr(loaded.config, "max_position_embeddings", 1 << 20))
         self.size = BATCH_SIZE.get(self.model.device.type, BATCH_SIZE["cuda"])
         self.padded = True
-        self.padded = not minds_padding(self.rewards)
+        self.padded = not minds_padding(self._rewards)
         if not self.padded:
-            log.warning("%s '%s' gives padded texts other rewards: texts of one length are scored together.", option, model)
+            log.warning(
+                "%s '%s' gives padded texts other rewards: texts of one length are scored together.", option, model
+            )
 
     def written(self, prompt: str, answer: str, messages: Sequence[dict[str, str]]) -> str:
         """The text that is scored.
@@ -77,6 +79,9 @@ class RewardModel:
 
     def rewards(self, texts: Sequence[str]) -> list[float]:
         """The model's score of each text."""
+        return self._rewards(texts)
+
+    def _rewards(self, texts: Sequence[str]) -> list[float]:
         rows = [
             self.tokenizer(
                 text,
@@ -97,8 +102,8 @@ class RewardModel:
         """Rewards of some rows of ids."""
         import torch
 
-        # The model reads its score at the last token that is not the pad token. Where it has none of its own, it gets one
-        # that no row ends with, or an EOS at a text's end would be taken for padding.
+        # The model reads its score at the last token that is not the pad token. Where it has none of its own, it gets
+        # one that no row ends with, or an EOS at a text's end would be taken for padding.
         lasts = {row[-1] for row in rows}
         pad = self.pad if self.pad is not None else next(i for i in range(len(lasts) + 1) if i not in lasts)
         for config in (self.model.config, self.model.config.get_text_config()):

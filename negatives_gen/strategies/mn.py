@@ -10,7 +10,7 @@ import numpy as np
 from data.command.errors import UserError
 from data.command.options import option
 from data.schema import Candidate, Group
-from data.tokens import Marks, marks_of, text_behind
+from data.tokens import Marks, marks_of, never_drawn, text_behind
 from negatives_gen.strategies.base import Novelty, Strategy, Tools, derive_seed
 
 # Draws per group, however many candidates are asked for: a group that has too little variety for n has for n + m too.
@@ -30,11 +30,11 @@ class Options:
 
 
 class Meanfield(Strategy):
-    """Redraws round(share) of the positions before the end, at least one, each from pi(. | x, y_<t) with the original history.
+    """Redraws round(share) of the positions before the end, each from pi(. | x, y_<t) with the original history.
 
-    One teacher-forced pass gives every position's distribution; all draws of all candidates come out of it. A draw may
-    return the token that it replaces, as in the paper, but no special token and no end: the continuation would end in its
-    middle.
+    At least one is redrawn. One teacher-forced pass gives every position's distribution; all draws of all candidates
+    come out of it. A draw may return the token that it replaces, as in the paper, but no special token and no end: the
+    continuation would end in its middle.
     """
 
     name = "mn"
@@ -52,7 +52,7 @@ class Meanfield(Strategy):
         drawn = tools.predictor.draw(
             [Continuations(group.prompt_ids, [group.response_ids[:-1]]) for group in pool],
             [self._uniforms(group, tools.seed) for group in pool],
-            never=sorted(marks.special),
+            never=never_drawn(tools.tokenizer, marks),
         )
         tokens_of = {group.id: tokens for group, tokens in zip(pool, drawn, strict=True)}
         short: dict[str, str] = {}

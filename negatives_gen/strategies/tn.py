@@ -10,7 +10,7 @@ from negatives_gen.strategies.base import Novelty, Strategy, Tools, derive_seed
 
 
 class Truncation(Strategy):
-    """Each candidate is a strict, non-empty prefix of the ground truth's tokens, then its end; no two cuts are the same."""
+    """Each candidate is a strict, non-empty prefix of the ground truth's tokens, then its end; no cut twice."""
 
     name = "tn"
     summary = "truncation: the ground truth cut at a random position"

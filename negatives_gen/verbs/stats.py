@@ -23,7 +23,7 @@ ABOUT = """
 What a negative set holds, by strategy and for the ground truth, from its shards (one in memory at a time) and manifest:
 
   tokens           of a continuation: mean, median, 95th percentile, longest
-  cut              share of the sampled negatives that end by length instead of EOS
+  cut              share of the sampled negatives that end by length instead of an end
   duplicates       share of the negatives whose text another negative of their group has, of whatever strategy
   = truth          share whose text is the ground truth's; texts are compared without surrounding white space
   log p per token  the reference model's, in nats: sum over all tokens divided by their number

@@ -100,6 +100,45 @@ def test_prompt_and_completion_may_be_messages_of_which_role_and_content_count()
     assert prompt_completion({"prompt": "a", "completion": "b"}) == ("a", "b")
 
 
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"tool_calls": [{"function": {"name": "f", "arguments": {"x": 0}}}], "content": None}, "tool_calls"),
+        ({"tool_call_id": "7"}, "tool_call_id"),
+        ({"reasoning_content": "As it is even."}, "reasoning_content"),
+        ({"thinking": "As it is even."}, "thinking"),
+    ],
+)
+@pytest.mark.parametrize("place", [1, 3])
+def test_a_field_that_a_set_cannot_keep_is_a_reject_and_never_dropped(fields: dict, field: str, place: int):
+    messages = [user("a"), assistant("b"), user("c"), assistant("d")]
+    messages[place] |= fields
+    where = ("prompt", 2) if place == 1 else ("response", 1)
+    detail = f"message {where[1]} of the {where[0]}: of a chat role and text are kept"
+    assert chat_problem(*conversational({"messages": messages})) == (f"{field} cannot be kept", detail)
+    completion = {"prompt": messages[:-1], "completion": messages[-1:]}
+    assert pair_problem(*prompt_completion(completion)) == (f"{field} cannot be kept", detail)
+
+
+@pytest.mark.parametrize("field", ["tools", "documents", "images", "chat_template_kwargs"])
+@pytest.mark.parametrize("value", [[{"name": "f"}], '[{"name": "f"}]', {"a": 1}])
+def test_what_a_row_gives_the_template_beside_its_messages_is_a_reject(field: str, value: Any):
+    row = {"messages": [user("a"), assistant("b")], field: value}
+    assert chat_problem(*conversational(row)) == (
+        f"{field} cannot be kept",
+        "message 1 of the prompt: of a chat role and text are kept",
+    )
+    assert field in TASKS["conversational"].optional
+    assert field in TASKS["prompt-completion"].optional
+
+
+@pytest.mark.parametrize("value", [None, "", [], {}, "[]", [None], {"a": None}])
+def test_fields_that_say_nothing_are_as_if_not_there(value: Any):
+    plain = conversational({"messages": [user("a"), assistant("b")]})
+    row = {"messages": [user("a"), {**assistant("b"), "tool_calls": value, "reasoning_content": value}], "tools": value}
+    assert conversational(row) == plain
+
+
 def test_the_last_message_of_a_conversation_is_the_response():
     system = {"role": "system", "content": ""}
     row = {"messages": [system, user("a"), assistant("b"), user("c"), assistant("d")], "id": 7}

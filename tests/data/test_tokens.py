@@ -72,7 +72,11 @@ def test_a_token_for_unknown_characters_may_stand_in_a_text_and_is_special_all_t
 
 
 def test_a_template_that_ends_no_turn_or_refuses_the_probe_adds_no_end(reference: Path) -> None:
-    for template in ("{{ messages[-1].content }}", "{{ raise_exception('no') }}", "{{ messages[0].content }}{{ eos_token }}"):
+    for template in (
+        "{{ messages[-1].content }}",
+        "{{ raise_exception('no') }}",
+        "{{ messages[0].content }}{{ eos_token }}",
+    ):
         tokenizer = odd.with_tokens(reference, ["<|im_end|>"], template)
         assert marks_of(tokenizer).ends == {0}
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from data.command.errors import UserError
-from data.models import weights_hash
+from data.model_settings import text_model_identity
 from evaluation.judging import make_judge
 from evaluation.judging.base import Comparison, JudgeOptions
 from negatives_gen.models.reward_model import RewardModel
@@ -53,7 +53,7 @@ def test_the_answer_with_the_greater_reward_wins(reward_model: Path, tmp_path: P
     assert {(outcome.flipped, outcome.verdicts) for outcome in outcomes} == {(False, ())}
     assert judge.judge(comparisons) == outcomes
     assert judge.spent() == {}
-    assert judge.identity() == {"reward_model": str(reward_model), "weights_sha256": weights_hash(str(reward_model))}
+    assert judge.identity() == {"reward_model": str(reward_model), **text_model_identity(str(reward_model))}
 
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]

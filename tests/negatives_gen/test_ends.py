@@ -1,6 +1,5 @@
 """TN, MN and UN, verify and extend where a turn's end is not the tokenizer's EOS: all end with the same token."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +65,23 @@ def test_tn_and_mn_end_with_the_truths_own_end_and_hold_no_other(tokenizer: Any)
             assert candidate.text == tokenizer.decode(candidate.ids[:-1])
 
 
+@pytest.mark.parametrize("rows", [63, 0])
+def test_mn_draws_no_row_that_no_token_has(reference: Path, tmp_path: Path, rows: int) -> None:
+    """Padded rows, and a special token without a row, which has no logit to be silenced."""
+    from data.models import load_tokenizer
+    from trainer.scoring.scorer import Scorer
+
+    made = load_tokenizer(str(reference))
+    vocabulary = len(made)
+    if not rows:
+        made = odd.with_tokens(reference, ["<image>"], "{{ messages[0].content }}")
+    tokenizer = odd.save_model(tmp_path, made, rows=vocabulary + rows)
+    group = Group("g", "a", " lies on Aska", *_ids(tokenizer, "a", " lies on Aska"))
+    tools = Tools(0, 64, tokenizer, predictor=Scorer.load(str(tmp_path)))
+    assert STRATEGIES.load("mn").add([group], [group], {"count": 50, "mn_share": 1.0}, tools) == {}
+    assert all(0 < token < vocabulary for candidate in group.negatives for token in candidate.ids[:-1])
+
+
 def test_un_answers_as_the_template_writes_an_answer(tokenizer: Any) -> None:
     group, end = chats(tokenizer)[0], end_of(tokenizer)
     un: Any = STRATEGIES.load("un")
@@ -93,7 +109,9 @@ def test_un_and_tn_read_and_go_on_as_the_truth_does_where_words_have_beginnings(
 
 
 def _ids(tokenizer: Any, prompt: str, response: str) -> tuple[list[int], list[int]]:
-    [group] = prepare_groups([as_example(prompt, response, "prompt-completion")], "prompt-completion", tokenizer, 64).groups
+    [group] = prepare_groups(
+        [as_example(prompt, response, "prompt-completion")], "prompt-completion", tokenizer, 64
+    ).groups
     return group.prompt_ids, group.response_ids
 
 

@@ -73,7 +73,9 @@ def test_a_reward_does_not_depend_on_the_batch(
 @pytest.mark.parametrize("pads", [True, False], ids=["pads", "no pad token"])
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_vector_does_not_depend_on_the_batch(reference: Path, tmp_path: Path, kind: str, side: str, pads: bool) -> None:
+def test_a_vector_does_not_depend_on_the_batch(
+    reference: Path, tmp_path: Path, kind: str, side: str, pads: bool
+) -> None:
     tokenizer = tokenizer_for(reference, side, pads=pads)
     model = save_scaled(tmp_path, kind, tokenizer, AutoModel)
     embedder = Embedder("reference", str(tmp_path))

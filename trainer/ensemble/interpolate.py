@@ -74,8 +74,8 @@ def read_model(directory: Path) -> dict[str, StoredTensor]:
 def read_models(mle: Path, cpo: Path) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
     """The tensors of two models that are to be mixed, by the names that are in the files of `cpo`.
 
-    What only one of them holds, though neither computes with it, makes no difference: a head that is the embedding again
-    is mixed as that is, a buffer that transformers makes itself is taken as `cpo` has it.
+    What only one of them holds, though neither computes with it, makes no difference: a head that is the embedding
+    again is mixed as that is, a buffer that transformers makes itself is taken as `cpo` has it.
 
     Raises:
         UserError: damaged files.

@@ -88,9 +88,10 @@ def drawn(logits: torch.Tensor, uniforms: torch.Tensor, never: Sequence[int]) ->
     """[N, draws] tokens of [N, V] logits, where the uniforms fall in the cumulative sum; none of `never`.
 
     Of logits that are nan the last token: whoever scores the tokens finds that their log-probabilities are nan.
+    Ids of `never` beyond V, which a tokenizer may have, cannot be drawn anyway.
     """
     logits = logits.double()
-    logits[:, list(never)] = -torch.inf
+    logits[:, [token for token in never if token < logits.shape[1]]] = -torch.inf
     cumulative = logits.softmax(-1).cumsum(-1)
     found = torch.searchsorted(cumulative, uniforms.to(cumulative) * cumulative[:, -1:], right=True)
     return found.clamp_(max=logits.shape[-1] - 1)
