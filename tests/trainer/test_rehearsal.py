@@ -163,5 +163,5 @@ def test_a_rehearsal_draws_no_number_of_the_run(reference: Path, negative_set: P
     rehearse(trainer)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert trainer.lr_scheduler is None
-    assert trainer.optimizer is not None
-    assert [group["lr"] for group in trainer.optimizer.param_groups] == [trainer.args.learning_rate] * 2
+    optimizer: Any = trainer.optimizer
+    assert [group["lr"] for group in optimizer.param_groups] == [trainer.args.learning_rate] * 2

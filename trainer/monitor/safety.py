@@ -72,9 +72,10 @@ def check_weights(accelerator: Any, model: nn.Module, step: int) -> None:
         step: the optimiser steps made so far.
     """
     wrong = []
-    for name, parameter in model.named_parameters():
-        local: Any = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        if parameter.requires_grad and not bool(torch.isfinite(local).all()):
+    weights: Any = model.named_parameters()  # under FSDP each is a DTensor, of which a process has its part
+    for name, weight in weights:
+        local = weight.to_local() if hasattr(weight, "to_local") else weight
+        if weight.requires_grad and not bool(torch.isfinite(local).all()):
             wrong.append(name)
     numbers: Any = accelerator.gather(torch.tensor([len(wrong)], device=accelerator.device))
     if int(numbers.sum()) == 0:
