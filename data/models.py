@@ -89,6 +89,12 @@ def context_length(model: str) -> int:
     raise UserError(f"the config.json of '{model}' does not say its context length (max_position_embeddings).")
 
 
+def vocabulary_size(model: str) -> int | None:
+    """How many token ids the model knows, by its config; None where it does not say."""
+    size = _text_config(model).get("vocab_size")
+    return size if isinstance(size, int) and size > 0 else None
+
+
 def _text_config(model: str) -> dict[str, Any]:
     """A model's config; where it is of more than text, with what it says of its language model on top."""
     config = read_object(model_directory(model) / "config.json")

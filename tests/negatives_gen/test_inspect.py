@@ -18,6 +18,7 @@ from data.shards import NegativeSet
 from negatives_gen.__main__ import main
 from negatives_gen.verbs.group_page import page
 from negatives_gen.verbs.reading import printable
+from tests.support.written import job_of
 
 HOSTILE = "<script>window.ran = 1</script></script><!--<b>bold</b>[/] [red]red[/red] :smile: &amp; \u2028\x1b[2J"
 
@@ -56,8 +57,7 @@ def make_groups() -> list[Group]:
 
 
 def written(path: Path, shards: Sequence[Sequence[Group]]) -> Path:
-    job = {"model": {"name": "m", "weights_sha256": "0"}, "strategies": {"an": {"count": 2}, "bn": {"count": 1}}}
-    writer = NegativeSetWriter(str(path), job, ["embedding", "rouge"])
+    writer = NegativeSetWriter(str(path), job_of(an=2, bn=1), ["embedding", "rouge"])
     writer.begin()
     rejects = [Reject("f" * 32, "too long", "130 tokens, the model takes 128", "p")]
     for index, groups in enumerate(shards):
