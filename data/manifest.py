@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from data.command.errors import UserError, first_line
-from data.command.version import git_commit
+from data.command.version import git_commit, version
 from data.schema import READABLE_VERSIONS, SCHEMA_VERSION
 from data.shape import Count, Each, IfThere, ListOf, Maybe, misfit, parse_json
 from data.storage import Folder
@@ -87,7 +87,7 @@ class Manifest:
         job: what decides the content; two jobs with an equal `job` make the same set (sampling noise aside).
             Holds identities of model, tokenizer and ranking signals with hashes, data source, split and fingerprint,
             strategies with their settings, seed, groups_per_shard.
-        environment: package versions and git commit.
+        environment: this project's version and git commit, and versions of packages.
         inputs: number of examples read and SHA-256 over their ids in order (`data.sources.examples.fingerprint`).
         parent: of a set that extends another: its name and the SHA-256 of its manifest; else None.
         signals: names of the similarities that every candidate has, the default first.
@@ -196,14 +196,14 @@ def _damaged(folder: Folder, why: str) -> UserError:
 
 
 def environment() -> dict[str, Any]:
-    """Versions of the packages that matter, and the git commit of this code if it runs from a checkout."""
+    """Versions of this project and of the packages that matter, and the git commit if this runs from a checkout."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return {"packages": versions, "git_commit": git_commit()}
+    return {"version": version(), "git_commit": git_commit(), "packages": versions}
 
 
 class _Missing:
