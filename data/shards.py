@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from data.command.errors import UserError, first_line
-from data.manifest import ShardRecord, read_manifest
+from data.manifest import read_manifest
 from data.parquet import Unreadable, parquet_file
 from data.schema import (
     NULLABLE,
@@ -67,8 +67,8 @@ class NegativeSet:
         return self.manifest.counts["rows_written"]
 
     def compute_with(self, vocabulary: int | None) -> None:
-        """From now on, refuse shards that lack scores, or with numbers that are not finite, sequences without tokens, or
-        ids from `vocabulary` on (None: not known)."""
+        """From now on, refuse shards that lack scores, or that hold numbers that are not finite, sequences without
+        tokens, or ids from `vocabulary` on (None: not known)."""
         self.computes, self.vocabulary = True, vocabulary
 
     def check_reference(self, weights_sha256: str, model: str) -> None:

@@ -1,6 +1,6 @@
 """What a table of a negative set may not hold, whatever its checksum: what readers would stumble over.
 
-Beside the columns themselves (`data.schema.schema_differences`): text that is none, nulls, and ids that no vocabulary has.
+That is, beside other columns (`data.schema.schema_differences`), bytes that are no text, nulls, and unknown ids.
 """
 
 from collections.abc import Iterator

@@ -6,7 +6,7 @@ there one completed upload is the atomic step (fsspec shows no object until the 
 
 import hashlib
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,13 +102,12 @@ class Folder:
             return
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=Path(path).parent)
+            handle, temporary = new_file(str(Path(path).parent))
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                os.chmod(temporary, 0o644)
                 os.replace(temporary, path)
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
@@ -141,6 +140,12 @@ class Folder:
         for name in self.names(folder):
             if name.startswith(TEMPORARY_PREFIX):
                 self.remove(f"{folder}/{name}" if folder else name)
+
+
+def new_file(folder: str) -> tuple[int, str]:
+    """A new file under a temporary name, with the permissions that the umask leaves: its descriptor and its path."""
+    path = f"{folder}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), path
 
 
 def sha256(content: bytes) -> str:

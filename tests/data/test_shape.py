@@ -1,11 +1,15 @@
 """data/shape.py: the first place where JSON of others has another shape than ours."""
 
 import json
+import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data.models import read_header, read_object
 from data.shape import Count, Each, IfThere, ListOf, Maybe, misfit, parse_json
+from tests.support.written import refusal
 
 SHAPE = {
     "name": str,
@@ -47,3 +51,10 @@ def test_what_is_nested_too_deeply_is_a_value_error(depth: int) -> None:
     assert parse_json(b"[" * 64 + b"1" + b"]" * 64) == json.loads(b"[" * 64 + b"1" + b"]" * 64)
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json(b"[" * depth + b"1" + b"]" * depth)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_of_a_model_that_is_nested_too_deeply_is_one_line(tmp_path: Path, name: str) -> None:
+    deep = b'{"a":' * 5000 + b"1" + b"}" * 5000
+    (tmp_path / name).write_bytes(deep if name == "config.json" else struct.pack("<Q", len(deep)) + deep)
+    assert "\n" not in refusal(lambda: (read_object if name == "config.json" else read_header)(tmp_path / name))

@@ -18,6 +18,7 @@ from data.schema import group_schema
 from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
 from data.storage import sha256
+from negatives_gen.verbs.extend import main as extend
 from negatives_gen.verbs.verify import main as verify
 from tests.support.written import JOB, SHARDS, SIGNALS, write_part
 from trainer.groups.choice import Choice
@@ -81,15 +82,20 @@ def ends_well(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     assert "FAILED" in said.out or said.err.count("\n") == 1
     assert "\x1b" not in said.out + said.err
-    for read in (lambda: list(NegativeSet(str(path)).groups()), lambda: read_as_a_trainer_does(path)):
+    read_or_refused(path)
+
+
+def read_or_refused(path: Path) -> None:
+    for read in (
+        lambda: list(NegativeSet(str(path)).groups()), lambda: read_as_a_trainer_does(path),
+        lambda: NegativeSet(str(path)).rejects(),
+    ):  # fmt: skip
+        refusals = []
         try:
             read()
         except UserError as error:
-            assert "\n" not in str(error)
-    try:
-        NegativeSet(str(path)).rejects()
-    except UserError as error:
-        assert "\n" not in str(error)
+            refusals.append(str(error))
+        assert not any("\n" in refusal for refusal in refusals)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -130,6 +136,16 @@ def test_every_edit_of_a_manifest_is_a_finding_or_one_line(
     for content in (b"", b"{", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, good[:-40], b"9" * 5000, b"null"):
         file.write_bytes(content)
         ends_well(copied, capsys)
+
+
+def test_a_job_that_says_too_little_is_not_extended(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = json.loads((copied / "manifest.json").read_text())
+    for key in ("seed", "engine", "data", "signals"):
+        job = {name: value for name, value in good["job"].items() if name != key}
+        (copied / "manifest.json").write_text(json.dumps({**good, "job": job}))
+        assert extend([str(copied), "--out", str(copied.parent / "new")]) == 2
+        assert f"job.{key} is missing" in capsys.readouterr().err
+    assert not (copied.parent / "new").exists()
 
 
 def reseal(path: Path, content: bytes) -> None:
@@ -211,11 +227,7 @@ def test_a_file_that_is_damaged_under_a_fitting_checksum_is_a_finding(
         place = draw.randrange(4, len(good))
         reseal(copied, good[:place] + bytes([draw.randrange(256)]) + good[place + 1 :])
         verify([str(copied)])
-        for read in (lambda: list(NegativeSet(str(copied)).groups()), lambda: read_as_a_trainer_does(copied)):
-            try:
-                read()
-            except UserError as error:
-                assert "\n" not in str(error)
+        read_or_refused(copied)
 
 
 def test_a_shard_of_which_no_row_is_drawn_does_not_stop_verify(

@@ -8,9 +8,9 @@ from data.command.errors import UserError
 from data.schema import Candidate, Group
 from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
+from tests.support.written import job_of
 from trainer.groups.choice import short_names
 from trainer.groups.dataset import Collator, ContrastiveGroups
-from tests.support.written import job_of
 
 
 @pytest.fixture
