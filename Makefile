@@ -24,15 +24,16 @@ install: $(VENV)/.installed
 
 # With a GPU: the CUDA builds of torch and vLLM. Without: exact versions, see docker/requirements-cpu.txt. Bytecode is
 # compiled on all cores, which pip does on one; templates among the packages that are no Python are passed over.
-$(VENV)/.installed: docker/requirements-cpu.txt pyproject.toml
+LOCKED := docker/requirements-cpu.txt docker/requirements-dev.txt
+$(VENV)/.installed: $(LOCKED) pyproject.toml
 	@echo "== installing into $(VENV) (two to five minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 2; }
 	@$(PYTHON) -m venv $(VENV)
-	@if command -v nvidia-smi >/dev/null; then \
+	@if nvidia-smi -L >/dev/null 2>&1; then \
 		$(PY) -m pip install -q --disable-pip-version-check -e '.[gpu,dev]'; \
 	else \
-		{ $(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps -r docker/requirements-cpu.txt \
-		|| $(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps --extra-index-url $(TORCH_CPU_INDEX) -r docker/requirements-cpu.txt; } \
+		{ $(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps $(LOCKED:%=-r %) \
+		|| $(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps --extra-index-url $(TORCH_CPU_INDEX) $(LOCKED:%=-r %); } \
 		&& $(PY) -m pip install -q --disable-pip-version-check --no-deps -e . \
 		&& { $(PY) -m compileall -qq -j 0 $(VENV)/lib || true; }; \
 	fi

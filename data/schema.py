@@ -101,6 +101,19 @@ class Reject:
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
+# What of a group or a reject may be null; a list's elements are called "[]". All else is always there.
+NULLABLE = frozenset(
+    (
+        *("response_embedding", "messages", "messages[].content"),
+        *(f"negatives[].{name}" for name in ("sampler_logp", "finish_reason", "source_id", "seed")),
+    )
+)
+# What a set without scores lacks: it can be looked at, and not computed with.
+SCORES = frozenset(("reference_logp", "negatives[].reference_logp", "negatives[].similarity"))
+NULLABLE_IN_REJECTS = frozenset(
+    (*("strategy", "response", "split", "prompt_ids", "response_ids", "messages", "messages[].content", "query"),)
+)
+
 
 def example_id(prompt: Any, response: Any) -> str:
     """Id of an example, from its content alone: 32 hex digits. None and "None" are different contents."""
@@ -163,7 +176,9 @@ def schema_differences(found: pa.Schema, expected: pa.Schema) -> list[str]:
     """How the columns of a file differ from those that they should be, in words; none if they do not."""
     if found.equals(expected):
         return []
-    differences = []
+    differences = [f"column {name} stands there twice" for name in set(found.names) if found.names.count(name) > 1]
+    if differences:
+        return sorted(differences)
     for name in [*expected.names, *(n for n in found.names if n not in expected.names)]:
         types = [schema.field(name).type if name in schema.names else "missing" for schema in (found, expected)]
         if types[0] != types[1]:

@@ -7,12 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
-from typing import Any
-
-import pyarrow.parquet as pq
 
 from data.manifest import Manifest, ShardRecord
+from data.parquet import read_parquet
 from data.schema import Reject
 from data.storage import Folder, sha256
 
@@ -113,5 +110,4 @@ def _rejects(folder: Folder, manifest: Manifest) -> list[Reject] | None:
         return None
     if sha256(content) != manifest.rejects["sha256"]:
         return None
-    rows: list[dict[str, Any]] = pq.read_table(BytesIO(content)).to_pylist()
-    return [Reject(**row) for row in rows]
+    return [Reject(**row) for row in read_parquet(content).to_pylist()]

@@ -1,16 +1,28 @@
 """The shards of a finished negative set: their names, and reading them (`data.set_writer` writes them)."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from data.command.errors import UserError
-from data.manifest import ShardRecord, read_manifest
-from data.schema import Group, Reject, group_from_row, group_schema, reject_schema, schema_differences
-from data.storage import Folder, parquet_table, sha256
+from data.command.errors import UserError, first_line
+from data.manifest import read_manifest
+from data.parquet import Unreadable, parquet_file
+from data.schema import (
+    NULLABLE,
+    NULLABLE_IN_REJECTS,
+    SCORES,
+    Group,
+    Reject,
+    group_from_row,
+    group_schema,
+    reject_schema,
+    schema_differences,
+)
+from data.soundness import id_problems, null_problems, score_problems, unreadable
+from data.storage import Folder, sha256
 
 REJECTS = "rejects.parquet"
 
@@ -27,15 +39,25 @@ class NegativeSet:
         path: directory or URL.
         current: take no set of an older schema version.
 
+    A shard is checked when it is first read: its checksum, its columns, and what no reader could work with (see
+    `data.soundness`); what memory that takes at most, `data.parquet` says.
+
+    Attributes:
+        computes: whether shards are refused that cannot be computed with, see `compute_with`.
+        vocabulary: number of token ids of the model that reads the set, where that is known.
+
     Raises:
         UserError: no finished negative set that can be read is there, or a shard is missing.
     """
+
+    computes = False
+    vocabulary: int | None = None
 
     def __init__(self, path: str, *, current: bool = False):
         self.folder = Folder(path)
         self.manifest = read_manifest(self.folder, current=current)
         self.signals = self.manifest.signals
-        self._sound: set[int] = set()
+        self._sound: set[tuple[int, tuple[str, ...] | None]] = set()
         names = self.folder.names()
         for shard in self.manifest.shards:
             if shard.file not in names:
@@ -43,6 +65,11 @@ class NegativeSet:
 
     def __len__(self) -> int:
         return self.manifest.counts["rows_written"]
+
+    def compute_with(self, vocabulary: int | None) -> None:
+        """From now on, refuse shards that lack scores, or that hold numbers that are not finite, sequences without
+        tokens, or ids from `vocabulary` on (None: not known)."""
+        self.computes, self.vocabulary = True, vocabulary
 
     def check_reference(self, weights_sha256: str, model: str) -> None:
         """Refuse a model that is not the reference: its stored log-probabilities would be wrong."""
@@ -64,9 +91,9 @@ class NegativeSet:
             )
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The groups of one shard after another, checksums verified. Raises UserError if a shard is damaged."""
-        for shard in self.manifest.shards:
-            yield self._read(shard, columns)
+        """The groups of one shard after another. Raises UserError if a shard is damaged."""
+        for index in range(len(self.manifest.shards)):
+            yield self.shard_table(index, columns)
 
     def groups(self) -> Iterator[Group]:
         """Every group, shard by shard."""
@@ -75,25 +102,26 @@ class NegativeSet:
 
     def shard(self, index: int) -> list[Group]:
         """The groups of one shard. Raises UserError if it is damaged."""
-        return [group_from_row(row) for row in self._read(self.manifest.shards[index], None).to_pylist()]
+        return [group_from_row(row) for row in self.shard_table(index, None).to_pylist()]
 
-    def shard_table(self, index: int, columns: Sequence[str]) -> pa.Table:
-        """Columns of a shard by their paths in Parquet, such as "negatives.list.element.ids".
+    def shard_table(self, index: int, columns: Sequence[str] | None) -> pa.Table:
+        """Columns of a shard by their paths in Parquet, such as "negatives.list.element.ids"; None: all of them.
 
-        The checksum is verified the first time that this object reads the shard; later only those columns are read.
+        The first time that this object reads them the shard is checked; later only those columns are read.
 
         Raises:
             UserError: the shard is missing or damaged.
         """
-        shard = self.manifest.shards[index]
-        if index not in self._sound:
-            source: Any = BytesIO(self._verified(shard.file, shard.sha256))
-            self._sound.add(index)
-        else:
-            source = self.folder.open(shard.file)
-        with source, pq.ParquetFile(source, pre_buffer=True) as file:  # few requests for many columns
+        shard, key = self.manifest.shards[index], (index, None if columns is None else tuple(columns))
+        known = key in self._sound
+        source: Any = self.folder.open(shard.file) if known else BytesIO(self._verified(shard.file, shard.sha256))
+        with self._reading(shard.file), parquet_file(source, known=known) as file:
             self._check_columns(shard.file, file.schema_arrow)
-            return file.read(columns=list(columns))
+            table = file.read(columns=None if columns is None else list(columns))
+        if not known:
+            self._check_values(shard.file, table, shard.rows)
+            self._sound.add(key)
+        return table
 
     def peek(self, index: int, column: str) -> pa.ChunkedArray:
         """One column of a shard, without reading the rest of it, so without verifying its checksum.
@@ -105,25 +133,50 @@ class NegativeSet:
         """
         shard = self.manifest.shards[index]
         try:
-            with self.folder.open(shard.file) as source, pq.ParquetFile(source) as file:
-                return file.read(columns=[column]).column(column)
+            with self._reading(shard.file), parquet_file(self.folder.open(shard.file)) as file:
+                self._check_columns(shard.file, file.schema_arrow)
+                table = file.read(columns=[column])
+            self._check_values(shard.file, table, shard.rows)
+            return table.column(column)
         except FileNotFoundError:
             raise self._lacks(shard.file) from None
-        except Exception:  # pyarrow and a store's client have errors of many kinds; reading the whole says which it is
-            self._verified(shard.file, shard.sha256)
+        except UserError:
+            self._verified(shard.file, shard.sha256)  # where the whole is damaged that says more
             raise
 
     def rejects(self) -> list[Reject]:
         """Every rejected row with its reason. Raises UserError if their file is missing or damaged."""
         content = self._verified(REJECTS, self.manifest.rejects["sha256"])
-        table = parquet_table(content)
-        self._check_columns(REJECTS, table.schema)
+        with self._reading(REJECTS), parquet_file(BytesIO(content)) as file:
+            self._check_columns(REJECTS, file.schema_arrow)
+            table = file.read()
+        self._check_values(REJECTS, table, self.manifest.rejects["rows"])
         return [Reject(**row) for row in table.to_pylist()]
 
-    def _read(self, shard: ShardRecord, columns: Sequence[str] | None) -> pa.Table:
-        with pq.ParquetFile(BytesIO(self._verified(shard.file, shard.sha256))) as file:
-            self._check_columns(shard.file, file.schema_arrow)
-            return file.read(columns=list(columns) if columns is not None else None)
+    def _check_values(self, file: str, table: pa.Table, rows: int) -> None:
+        """What no reader could work with is not there, and the rows are as many as the manifest says."""
+        nullable = NULLABLE if self.computes else NULLABLE | SCORES
+        problems = [text] if (text := unreadable(table)) else []
+        problems = problems or null_problems(table, NULLABLE_IN_REJECTS if file == REJECTS else nullable)
+        if self.computes and file != REJECTS:
+            problems = problems or score_problems(table)
+        problems = problems or id_problems(table, self.vocabulary)
+        if not problems and table.num_rows != rows:
+            problems = [f"{table.num_rows} rows, the manifest says {rows}"]
+        if problems:
+            raise self._unusable(file, problems[0])
+
+    @contextmanager
+    def _reading(self, file: str) -> Iterator[None]:
+        try:
+            yield
+        except Unreadable as error:
+            raise self._unusable(file, first_line(error)) from error
+
+    def _unusable(self, file: str, why: str) -> UserError:
+        return UserError(
+            f"{file} of negative set '{self.folder.path}' cannot be used: {why}. Restore it, or generate the set again."
+        )
 
     def _check_columns(self, file: str, found: pa.Schema) -> None:
         version = self.manifest.schema_version

@@ -10,20 +10,16 @@ import contextlib
 import errno
 import hashlib
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from data.command.errors import UserError, first_line
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 TEMPORARY_PREFIX = ".tmp-"
 # What a file system answers that has no hard links, or a store that has no conditional put.
@@ -168,13 +164,12 @@ class Folder:
         """A temporary file with this content beside a local path, gone afterwards. Raises UserError."""
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=Path(path).parent)
+            handle, temporary = new_file(str(Path(path).parent))
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                os.chmod(temporary, 0o644)
                 yield temporary
             finally:
                 Path(temporary).unlink(missing_ok=True)
@@ -214,20 +209,12 @@ class Folder:
                 self.remove(f"{folder}/{name}" if folder else name)
 
 
+def new_file(folder: str) -> tuple[int, str]:
+    """A new file under a temporary name, with the permissions that the umask leaves: its descriptor and its path."""
+    path = f"{folder}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), path
+
+
 def sha256(content: bytes) -> str:
     """Hex SHA-256 of some bytes."""
     return hashlib.sha256(content).hexdigest()
-
-
-def parquet_table(content: bytes) -> "pa.Table":
-    """The table of a Parquet file's bytes.
-
-    Not by `pq.read_table`: its threads may outlive it (pyarrow 26), and an interpreter that ends right after it aborts.
-
-    Raises:
-        pa.ArrowException, OSError: these bytes are no Parquet file.
-    """
-    import pyarrow.parquet as pq  # --help answers without it
-
-    with pq.ParquetFile(BytesIO(content)) as file:
-        return file.read()

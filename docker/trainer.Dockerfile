@@ -3,8 +3,9 @@
 #   docker run --rm --gpus all -v $PWD/runs:/workspace/runs -w /workspace cpo-trainer python -m trainer.run --config ...
 #   several GPUs: torchrun --nproc-per-node 8 -m trainer.run --config ...
 FROM python:3.11-slim-bookworm
-# A compiler: Triton compiles as it runs.
-RUN apt-get update && apt-get install -y --no-install-recommends build-essential && rm -rf /var/lib/apt/lists/*
+# A compiler: Triton compiles as it runs. The user is that of stage 1's image: they share a volume.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ libc6-dev && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1000 cpo && install -d -o cpo -g cpo /app /workspace
 ENV PIP_NO_CACHE_DIR=1
 WORKDIR /app
 # No sources yet: a change of code must not install torch again.
@@ -13,7 +14,8 @@ COPY pyproject.toml docker/requirements-cpu.txt ./
 # log-probabilities the trainer continues from. The folders stand for the sources.
 RUN grep -v '^torch==' requirements-cpu.txt > constraints.txt \
     && mkdir data negatives_gen trainer evaluation && touch README.md \
-    && pip install -c constraints.txt torch==2.13.0 .
-COPY . .
+    && pip install -c constraints.txt torch==2.13.0 '.[s3]'
+COPY --chown=cpo:cpo . .
 RUN pip install --no-deps -e .
+USER cpo
 CMD ["python", "-m", "trainer.run", "--help"]

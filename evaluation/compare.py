@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError, exit_on_user_error
 from data.command.options import load_config, option, resolve_path
+from data.command.terminal import say
 from data.command.usage import answered
 
 if TYPE_CHECKING:
@@ -43,13 +44,13 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(CompareConfig, argv[flags:], command=COMMAND)
     text = compare(argv[:flags])
     if config.out:
-        from data.storage import Folder
+        from data.places import place_of, refuse_foreign
 
-        folder, _, name = resolve_path(config.out).rpartition("/")
-        if not name:
-            raise UserError(f"--out '{config.out}' is a directory. Give a file, e.g. comparison.md.")
-        Folder(folder or "/").write(name, text.encode())
-    print(text, end="")
+        folder, name = place_of(config.out, "--out", "comparison.md")
+        title = text.partition("\n")[0].encode()
+        refuse_foreign(folder, name, "--out", lambda content: content.startswith(title + b"\n"))
+        folder.write(name, text.encode())
+    say(text.rstrip("\n"))
 
 
 def compare(paths: Sequence[str]) -> str:

@@ -10,7 +10,9 @@ from data.command.errors import UserError, exit_on_user_error
 from data.command.log import start_logging
 from data.command.options import load_config, resolve_path
 from data.command.privacy import without_secrets
+from data.command.terminal import say
 from data.command.usage import answered
+from data.shape import parse_json
 from evaluation.config import EvaluateConfig
 from evaluation.metrics.base import columns_of
 from evaluation.metrics.columns import in_order
@@ -44,8 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(EvaluateConfig, argv, command="python -m evaluation.run")
     config.check()
     start_logging()
-    print(evaluate(config))
-    print(f"report: {config.out}/report.md, report.html, report.json")
+    say(evaluate(config))
+    say(f"report: {config.out}/report.md, report.html, report.json")
 
 
 def evaluate(config: EvaluateConfig) -> str:
@@ -117,7 +119,12 @@ def _refuse_other_evaluation(folder: "Folder", job: dict[str, Any]) -> None:
     """Metrics, decodings and alphas may be added for the same models and prompts; the report is made anew."""
     if JOB_FILE not in folder.names():
         return
-    there = json.loads(folder.read(JOB_FILE))
+    try:
+        there = parse_json(folder.read(JOB_FILE))
+        if not isinstance(there, dict):
+            raise ValueError("no JSON object")
+    except ValueError as error:
+        raise UserError(f"'{folder / JOB_FILE}' is damaged ({error}). Choose another --out, or remove it.") from error
     for what in ("models", "data"):
         if there.get(what) != without_secrets(job[what]):
             raise UserError(

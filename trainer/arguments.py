@@ -49,6 +49,8 @@ class PaperTrainingArguments(TrainingArguments):
                 )
             self.per_device_train_batch_size = PAPER_BATCH_SIZE // (processes * steps)
         super().__post_init__()
+        if self.hub_token:  # training_args.bin beside the model would hold it; the hub's client looks for it there too
+            os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
         # Batches are groups laid out by our collator, not columns that match the model's arguments.
         self.remove_unused_columns = False
         # torch warns at each epoch where there is nothing to pin for.

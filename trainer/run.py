@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError, exit_on_user_error
 from data.command.log import start_logging
+from data.command.terminal import say
 from data.command.usage import answered, help_text
 from data.storage import sha256
 from trainer.config import ABOUT, USAGE, ScriptArguments
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     from trainer.arguments import describe_inherited, parse
 
     if "--help_all" in argv:
-        print(help_text(ScriptArguments, usage=USAGE, about=ABOUT, argv=argv), describe_inherited(), sep="\n\n")
+        say(f"{help_text(ScriptArguments, usage=USAGE, about=ABOUT, argv=argv)}\n\n{describe_inherited()}")
         return
     train(*parse(argv))
 
@@ -124,9 +125,9 @@ def _train(
     trainer.save_model()
     trainer.save_state()
     if is_main and model_config.use_peft:
-        print(f"adapter: {output} (merge it into the reference before evaluating)")
+        say(f"adapter: {output} (merge it into the reference before evaluating)")
     elif is_main:
-        print(f"model: {output}")
+        say(f"model: {output}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data.chat.budget import Budget, Reservation, Tokens, asked_tokens
-from data.chat.settings import OPENAI_URL
+from data.chat.limits import ENCODINGS, TooLarge, bound_answer
+from data.chat.settings import OPENAI_URL, public_url
+from data.command.cleaning import storable
 from data.command.errors import UserError, first_line
 from data.command.privacy import HIDDEN
 
@@ -31,6 +33,7 @@ LONGEST_PAUSE = 30.0
 LONGEST_ASKED = 3600.0  # however long a server asks to wait: a date may be years away
 MOST_TOKENS = 1 << 31  # what reports more is no count
 LONGEST_REASON = 200  # characters of what a server says
+MOST_DOUBLINGS = 16  # of a pause: far above LONGEST_PAUSE, far below what a float holds
 AGAIN = "Then run the same command again; it goes on where it stopped."
 
 
@@ -76,6 +79,7 @@ class ChatAPI:
     """A client of one model behind an OpenAI-compatible server, used as `async with`; no more use after an error.
 
     Args:
+        base_url: with user and password, where the server wants them; `base_url` of the object is without.
         concurrency: requests under way at a time, at most.
         timeout: seconds that a request may take, from its first byte to the last of its answer.
         retries: of a request that fails by 408, 409, 429, 5xx, time-out, connection or an answer that cannot be read.
@@ -83,7 +87,7 @@ class ChatAPI:
         group: what the options are called in errors, "api" for --api.KEY.
 
     Raises:
-        UserError: no key, see `read_key`.
+        UserError: no key, see `read_key`; or the HTTP client takes the address, or a proxy's, for none.
     """
 
     def __init__(
@@ -92,7 +96,7 @@ class ChatAPI:
     ):  # fmt: skip
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-        self.model, self.base_url, self.group = model, base_url, group
+        self.model, self.base_url, self.group = model, public_url(base_url), group
         self.concurrency, self.timeout, self.retries = concurrency, timeout, retries
         # OpenAI's newer models take the new name only, other servers may know the old one only.
         limit = "max_completion_tokens" if _is_openai(base_url) else "max_tokens"
@@ -103,10 +107,20 @@ class ChatAPI:
         self.budget = budget or Budget()
         self.key = read_key(base_url, group)
         # Each request sent must be one that we count: no retries of the client's, no redirects.
-        http_client = DefaultAsyncHttpxClient(follow_redirects=False)
-        self.client = AsyncOpenAI(
-            base_url=base_url, api_key=self.key, timeout=timeout, max_retries=0, http_client=http_client
-        )
+        try:
+            http_client = DefaultAsyncHttpxClient(
+                follow_redirects=False,
+                event_hooks={"response": [bound_answer]},
+                headers={"Accept-Encoding": ENCODINGS},
+            )
+            self.client = AsyncOpenAI(
+                base_url=base_url, api_key=self.key, timeout=timeout, max_retries=0, http_client=http_client
+            )
+        except Exception as error:  # the client's own InvalidURL, of an address or of a proxy's in the environment
+            raise UserError(
+                f"no client can be made for {self.base_url}: {first_line(error)}. Check --{group}.base_url, and "
+                "proxies such as $HTTPS_PROXY."
+            ) from None
         self.running = 0
         self.settled = asyncio.Event()  # one of those running has ended
         self.not_before = 0.0  # of the monotonic clock: when the server wants to be asked again
@@ -168,7 +182,7 @@ class ChatAPI:
         """Asks until there is an answer. Raises UserError, and Stopped once the work ends."""
         import openai
 
-        prompt = prompt.encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair, UTF-8 cannot
+        prompt = storable(prompt)
         asked = asked_tokens(prompt, self.max_tokens)
         tries = 0
         while True:
@@ -243,12 +257,13 @@ class ChatAPI:
         usage = getattr(completion, "usage", None)
         counts: list[Any] = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
         tokens = Tokens(*counts) if all(type(count) is int and 0 <= count < MOST_TOKENS for count in counts) else None
-        text = self._hidden(text) if isinstance(text, str) else ""
-        return Answer(text, str(getattr(choice, "finish_reason", None)), tokens=tokens)
+        text = self._clean(text) if isinstance(text, str) else ""
+        reason = self._clean(str(getattr(choice, "finish_reason", None)))[:LONGEST_REASON]
+        return Answer(text, reason, tokens=tokens)
 
     async def _pause_for_server(self, tries: int) -> None:
         """Wait until the server wants to be asked, and a random while on top."""
-        spread = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**tries))
+        spread = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(tries, MOST_DOUBLINGS)))
         await self._pause(max(0.0, self.not_before - time.monotonic()) + spread)
 
     async def _pause(self, seconds: float) -> None:
@@ -270,6 +285,8 @@ class ChatAPI:
         """A client's error in one line: what, where, what to do."""
         import openai
 
+        if isinstance(error.__cause__, TooLarge):  # some versions of the client wrap what a hook raises
+            error = error.__cause__
         url, option, tried = self.base_url, f"--{self.group}", f"after {self.retries} retries"
         if isinstance(error, openai.APITimeoutError | TimeoutError):
             return UserError(
@@ -308,10 +325,12 @@ class ChatAPI:
     def _reason(self, error: Exception) -> str:
         body = getattr(error, "body", None)
         message = body.get("message") if isinstance(body, dict) else None
-        reason = " ".join(self._hidden(str(message or first_line(error))).split())
+        reason = " ".join(self._clean(str(message or first_line(error))).split())
         return reason[:LONGEST_REASON].rstrip(".")
 
-    def _hidden(self, text: str) -> str:
+    def _clean(self, text: str) -> str:
+        """What a server says, as it may be kept: valid text, and without our key."""
+        text = storable(text)
         return text if self.key == NO_KEY else text.replace(self.key, HIDDEN)
 
 
@@ -322,7 +341,7 @@ def asked_pause(headers: Mapping[str, str]) -> float:
             seconds = float(headers.get(name, "")) / units
             if not math.isnan(seconds):
                 return min(max(seconds, 0.0), LONGEST_ASKED)
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
+    with contextlib.suppress(ValueError, TypeError, OverflowError, OSError):
         date = parsedate_to_datetime(headers.get("retry-after", ""))
         return min(max(date.timestamp() - time.time(), 0.0), LONGEST_ASKED)
     return 0.0

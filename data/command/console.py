@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.command.errors import UserError, did_you_mean, exit_on_user_error
 from data.command.registry import ROOMS
+from data.command.terminal import say
 from data.command.version import version_line
 
 # Verb -> the module that has its `main(argv)`, and half a line for --help.
@@ -39,10 +40,10 @@ def main(argv: list[str] | None = None) -> int | None:
     argv = sys.argv[1:] if argv is None else argv
     _find_modules_in_current_directory()
     if {"-h", "--help"} & set(argv[:1]):
-        print(f"usage: cpo COMMAND ...\n\ncommands (each has a --help):\n{verbs_text(commands())}")
+        say(f"usage: cpo COMMAND ...\n\ncommands (each has a --help):\n{verbs_text(commands())}")
         return None
     if argv[:1] == ["--version"]:
-        print(version_line())
+        say(version_line())
         return None
     if not argv or argv[0].startswith("-"):
         raise UserError(f"cpo needs a command, one of {', '.join(commands())}; see cpo --help.")

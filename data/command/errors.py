@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from data.command.log import logs_json
 from data.command.privacy import scrub
+from data.command.terminal import one_line, say
 
 # Of every command: one goes on, another starts anew, and a third asks for --resume_from_checkpoint or another --out.
 INTERRUPTED = "interrupted; the same command goes on, starts anew or says what to do"
@@ -92,8 +93,8 @@ def _reader_is_gone() -> bool:
 
 
 def _say(text: str, prefix: str = "") -> None:
-    line = " ".join(text.split())
+    line = one_line(text)
     if logs_json():
         logging.getLogger(__name__).error(line)
     else:
-        print(prefix + scrub(line), file=sys.stderr)
+        say(prefix + scrub(line), error=True)

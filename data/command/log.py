@@ -4,16 +4,17 @@ import json
 import logging
 import os
 
+from data.command.cleaning import printable
 from data.command.privacy import scrub
 
 LIBRARIES = ("accelerate", "datasets", "filelock", "fsspec", "httpx", "httpx2", "matplotlib", "sentence_transformers")
 
 
 class ScrubbingFormatter(logging.Formatter):
-    """Formats a record and hides what must not be in a log."""
+    """Formats a record, hides what must not be in a log and spells out what could steer a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return scrub(super().format(record))
+        return printable(scrub(super().format(record)))
 
 
 class JSONFormatter(logging.Formatter):

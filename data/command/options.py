@@ -56,6 +56,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+# Names the directory that relative paths count from.
+ROOT_VARIABLE = "NEGATIVES_GEN_ROOT"
 
 
 def load_config(cls: type[T], argv: list[str], *, command: str, others: Collection[str] = ()) -> T:
@@ -139,15 +141,19 @@ def in_ray_job() -> bool:
 
 
 def output_root() -> Path:
-    """The directory that relative paths are relative to: the current one, except inside a Ray job.
+    """The directory that relative paths are relative to: $NEGATIVES_GEN_ROOT where it is set, else the current one.
 
-    `ray job submit --working-dir .` runs the driver in a throw-away copy of the working directory, where
-    anything written is lost. There, relative paths count from $NEGATIVES_GEN_ROOT, set when the cluster was
-    started; without it they are refused.
+    A job's driver runs where the cluster was started, or, with `ray job submit --working-dir .`, in a throw-away copy
+    of the working directory, where anything written is lost: there relative paths are refused without the variable.
+
+    Raises:
+        UserError: see there; or the variable holds a relative path.
     """
-    if not in_ray_job():
+    root = os.environ.get(ROOT_VARIABLE)
+    if root and not os.path.isabs(root):
+        raise UserError(f"${ROOT_VARIABLE} is '{root}': relative paths count from it. Set it to an absolute one.")
+    if not root and not in_ray_job():
         return Path.cwd()
-    root = os.environ.get("NEGATIVES_GEN_ROOT")
     if not root:
         raise UserError(
             "a Ray job runs in a throw-away copy of the working directory, so relative paths would be lost: give "

@@ -11,7 +11,7 @@ SECRET_OPTION = re.compile(
 )
 # Options of tokenizers, whose names end alike.
 NO_SECRETS = re.compile(r"(bos|eos|pad|unk|sep|cls|mask)_token")
-SECRET_VARIABLE = re.compile(r".*(KEY|TOKEN|SECRET|PASSWORD)", re.IGNORECASE)
+SECRET_VARIABLE = re.compile(r".*(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)", re.IGNORECASE)
 SHORTEST_SECRET = 8  # characters; a shorter value would be found in innocent text
 TILDE = re.compile(r"(?<![\w.~-])~(?![\w.~-])")
 USERINFO = re.compile(r"(?<=://)[^/\s]+@")
@@ -41,6 +41,11 @@ def holds_hidden(value: Any) -> bool:
     if isinstance(value, dict | list):
         return any(holds_hidden(item) for item in (value.values() if isinstance(value, dict) else value))
     return value == HIDDEN
+
+
+def is_secret_variable(name: str, value: str) -> bool:
+    """Whether an environment variable is a key by its name, or a URL with a password."""
+    return bool(SECRET_VARIABLE.fullmatch(name) or USERINFO.search(value))
 
 
 def scrub(text: str) -> str:

@@ -8,6 +8,7 @@ from itertools import dropwhile
 
 from data.command.fields import Key, keys_of
 from data.command.flags import split_flags
+from data.command.terminal import say
 from data.command.values import inner_type, is_dict, is_list, plain_type
 from data.command.version import version_line
 
@@ -26,9 +27,9 @@ def answered(argv: list[str], cls: type, *, usage: str, about: str) -> bool:
         cls, usage, about: see `help_text`.
     """
     if {"-h", "--help"} & set(argv):
-        print(help_text(cls, usage=usage, about=about, argv=argv))
+        say(help_text(cls, usage=usage, about=about, argv=argv))
     elif "--version" in argv:
-        print(version_line())
+        say(version_line())
     else:
         return False
     return True

@@ -1,5 +1,6 @@
 """Which version of this project runs."""
 
+import os
 import subprocess
 import tomllib
 from importlib import metadata
@@ -11,22 +12,29 @@ ROOT = Path(__file__).parents[2]
 
 def version_line() -> str:
     """Name and version of the package and, from a checkout, the git commit."""
-    return " ".join([PACKAGE, _version(), *(f"(git {commit[:12]})" for commit in [git_commit()] if commit)])
+    return " ".join([PACKAGE, version(), *(f"(git {commit[:12]})" for commit in [git_commit()] if commit)])
 
 
 def git_commit() -> str | None:
-    """The commit of this code if it runs from a git checkout of its own."""
+    """The commit of this code if it runs from a git checkout of its own, else None.
+
+    A repository that this code merely lies in, as an environment does, or that $GIT_DIR names, is not its own.
+    """
     if not (ROOT / ".git").exists():
         return None
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    found = done.stdout.splitlines()
+    return found[1] if len(found) == 2 and Path(found[0]).resolve() == ROOT.resolve() else None
 
 
-def _version() -> str:
-    """The version of the sources where they are at hand: what is installed may link to them from an earlier version."""
+def version() -> str:
+    """This project's version: that of the sources, where they are at hand, as what is installed may be a link to them
+    from an earlier version."""
     sources = ROOT / "pyproject.toml"
     if sources.is_file():
         return tomllib.loads(sources.read_text(encoding="utf-8"))["project"]["version"]

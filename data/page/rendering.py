@@ -10,6 +10,8 @@ from importlib import resources
 from typing import Any
 
 BASE = "page.html"
+GENERATOR = "contrastive-preference-optimization"
+MARKED_WITHIN = 200  # bytes
 
 
 def render(package: str, name: str, data: Any, /, **values: Any) -> str:
@@ -43,8 +45,18 @@ def render(package: str, name: str, data: Any, /, **values: Any) -> str:
         style_hash=_source_hash(style),
         script_hash=_source_hash(script),
         data=data,
+        mark=Markup(_mark(name)),
         **values,
     )
+
+
+def is_rendered(content: bytes, name: str) -> bool:
+    """Whether a file is a page of ours of this name."""
+    return _mark(name).encode() in content[:MARKED_WITHIN]
+
+
+def _mark(name: str) -> str:
+    return f'<meta name="generator" content="{GENERATOR} {name}">'
 
 
 def _asset(package: str, name: str) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
+from data.command.cleaning import storable
 from data.command.errors import UserError
 from data.schema import example_id
 from data.sources.encode import Problem
@@ -116,7 +117,7 @@ def as_example(prompt: Any, response: Any, task: str, split: str = "train") -> E
 
 def shown(value: Any) -> str:
     """The beginning of anything as valid text."""
-    return str(value)[:SHOWN].encode("utf-8", "replace").decode()
+    return storable(str(value)[:SHOWN])
 
 
 class _Table:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from data.command.terminal import say
 from data.schema import Group
 from evaluation.answers.decoding import Decoding
 from evaluation.answers.generations import GenerationSet, generate
@@ -75,10 +76,9 @@ def make_answers(
     for number, checkpoint in enumerate(checkpoints, start=1):
         with OnDemand(functools.partial(_start_engine, checkpoint.path, seed, engine)) as started:
             for decoding in (*decodings, *more):
-                print(
+                say(
                     f"  answers of {checkpoint.name} ({number}/{len(checkpoints)}), {decoding.name}: "
-                    f"{len(checkpoint.groups)} prompts",
-                    flush=True,
+                    f"{len(checkpoint.groups)} prompts"
                 )
                 generations = generate(
                     store, checkpoint.identity, engine, decoding, checkpoint.groups, max_new_tokens,

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.command.errors import UserError
-from data.storage import Folder, parquet_table, sha256
+from data.parquet import read_parquet
+from data.storage import Folder, sha256
 
 # Of the file's metadata.
 KEY = b"evaluation"
@@ -59,7 +60,7 @@ class Store:
         where, content = f"{folder.path}/{name}", folder.read(name)
         if _checksum(content) != name.split(".")[1]:
             raise UserError(f"'{where}' is damaged. Delete it; it is made again.")
-        table = parquet_table(content)
+        table = read_parquet(content)
         if json.loads((table.schema.metadata or {}).get(KEY, b"null")) != json.loads(json.dumps(key)):
             raise UserError(f"'{where}' holds something else than its name says. Delete it; it is made again.")
         return table

@@ -12,7 +12,8 @@ from typing import Any
 
 from data.chat.budget import Budget, Tokens
 from data.chat.client import Answer, ChatAPI, read_key
-from data.chat.settings import checked_url
+from data.chat.settings import checked_url, public_url
+from data.command.cleaning import storable
 from data.command.errors import UserError
 from data.storage import sha256
 from evaluation.judging.base import (
@@ -64,7 +65,8 @@ class ChatJudge:
     """
 
     def __init__(self, options: JudgeOptions, store_path: str):
-        self.options, self.base_url = options, checked_url("judge", options.base_url)
+        self.options, self.address = options, checked_url("judge", options.base_url)
+        self.base_url = public_url(self.address)
         read_key(self.base_url, "judge")
         self.template, self.verdicts = read_template(options.template), Verdicts(store_path)
         self.budget = Budget(**{key: getattr(options, key) for key in ("max_requests", "max_cost", *PRICES)})
@@ -153,7 +155,7 @@ class ChatJudge:
             text = self.template.fill(comparison.query, *(pair if shown == "AB" else pair[::-1]))
             decides = {**self._sampling(), "messages": [{"role": "user", "content": text}]}
             key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-            prompt_sha256 = sha256(comparison.query.encode("utf-8", "replace"))
+            prompt_sha256 = sha256(storable(comparison.query).encode())
             questions.append(Question(key, shown, prompt_sha256, text))
         return questions
 
@@ -186,7 +188,7 @@ class ChatJudge:
     async def _ask_all(self, questions: list[Question], keep: Any) -> None:
         sending = ("temperature", "max_tokens", "concurrency", "timeout", "retries")
         options = {key: getattr(self.options, key) for key in sending}
-        async with ChatAPI(self.model, self.base_url, **options, budget=self.budget, group="judge") as api:
+        async with ChatAPI(self.model, self.address, **options, budget=self.budget, group="judge") as api:
 
             def stop(error: BaseException) -> None:
                 log.warning(
@@ -205,7 +207,7 @@ class ChatJudge:
             template_sha256=self.template.sha256,
             prompt_sha256=question.prompt_sha256,
             shown=question.shown,
-            raw=(answer.refusal or answer.text).encode("utf-8", "replace").decode(),
+            raw=answer.refusal or answer.text,
             verdict="?" if answer.refusal else parse_verdict(answer.text),
             finish_reason=REFUSED if answer.refusal else answer.finish_reason,
             input_tokens=answer.tokens.input if answer.tokens else None,

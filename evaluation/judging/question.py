@@ -66,6 +66,7 @@ UNDECIDED = re.compile(
     r"lacking|fails?|too|off|but|however|reject\w*)\b",
     re.IGNORECASE,
 )
+LONGEST_VERDICT = 10_000  # characters, after what is thought aloud; a longer one is not clear
 LONGEST_LEAD = 200  # characters, so that an answer that repeats itself without end takes no time without end
 LETTER = re.compile(r"(?<![\w'])[ABab](?![\w'-])")
 # "A is better than Response B" names A.
@@ -126,11 +127,11 @@ def parse_verdict(answer: str) -> str:
     letter alone, in any case. Else it must name one letter, and not both: a capital that stands alone, or a small one
     right behind a word such as "answer". Wherever that letter stands there must be none but words such as "I prefer" in
     front of it, and behind it nothing, a sign such as a full stop, or praise such as "is better" or "because". With a
-    word such as "or", "not" or "wrong" nothing is clear. What it is said to be better than is not named. With A and B
-    exchanged every answer gives the other one.
+    word such as "or", "not" or "wrong" nothing is clear, nor is an answer that is longer than LONGEST_VERDICT. What it
+    is said to be better than is not named. With A and B exchanged every answer gives the other one.
     """
     said = answer.rpartition("</think>")[2].replace("\u2019", "'")
-    if "<think>" in said:  # cut before it came to an answer
+    if len(said) > LONGEST_VERDICT or "<think>" in said:  # the latter was cut before it came to an answer
         return "?"
     alone = re.sub(r"[\W_]+", "", said)
     if alone in ("A", "a", "B", "b"):

@@ -111,9 +111,12 @@ def read_held_out(shards: str, split: str, checkpoints: Sequence["Checkpoint"]) 
         UserError: the path holds no negative set, or one of another tokenizer than a checkpoint's, or without such
             groups, or with numbers that are not finite.
     """
+    from data.models import vocabulary_size
     from data.shards import NegativeSet
 
     negatives = NegativeSet(resolve_path(shards))
+    sizes = [size for checkpoint in checkpoints if (size := vocabulary_size(checkpoint.path)) is not None]
+    negatives.compute_with(min(sizes, default=None))
     for checkpoint in checkpoints:
         negatives.check_tokenizer(checkpoint.identity["tokenizer_sha256"], checkpoint.path)
     groups = [g for g in negatives.groups() if split in ("all", g.split)]

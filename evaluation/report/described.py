@@ -44,9 +44,10 @@ def setup(job: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def versions(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Versions of packages, and the git commit."""
+    """Versions of packages, this project's, and the git commit."""
     found = [(name, str(version)) for name, version in (environment.get("packages") or {}).items()]
-    return [*found, ("git commit", spoken(environment.get("git_commit")))]
+    ours = [("this project", str(environment["version"]))] if environment.get("version") else []
+    return [*found, *ours, ("git commit", spoken(environment.get("git_commit")))]
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

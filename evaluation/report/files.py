@@ -7,6 +7,7 @@ from importlib import resources
 from typing import Any
 
 from data.command.errors import UserError, first_line
+from data.shape import parse_json
 from data.storage import Folder
 from evaluation.metrics import METRICS, columns, in_order
 from evaluation.metrics.statistics import Estimate, Measurement
@@ -78,7 +79,7 @@ def read_report(path: str) -> Results:
     """
     folder = Folder(path)
     try:
-        content = json.loads(folder.read(REPORT))
+        content = parse_json(folder.read(REPORT))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"'{path}' has no {REPORT}, so it is no finished evaluation. Give the --out of `python -m evaluation.run`."

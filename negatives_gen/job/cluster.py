@@ -5,8 +5,10 @@ import os
 import re
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 
 from data.command.errors import UserError, first_line
+from data.command.privacy import is_secret_variable
 
 # gRPC's greeting, and an empty frame of settings: what a client of HTTP/2 says first.
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -59,19 +61,25 @@ def require_answer(address: str) -> None:
             raise OSError("what listens there is no Ray")
 
 
+def worker_variables(environ: Mapping[str, str], import_path: Sequence[str]) -> dict[str, str]:
+    """What a worker of Ray on this machine is given beside what it inherits.
+
+    Ray keeps its import path, and some of its environment, apart from the driver's unless told. It writes what it is
+    told into a log that everyone can read, so keys are left to inheritance.
+    """
+    prefixes = ("VLLM_", "HF_", "TORCH_COMPILE", "OMP_NUM", "TQDM_")
+    passed = {k: v for k, v in environ.items() if k.startswith(prefixes) and not is_secret_variable(k, v)}
+    return {**passed, "PYTHONPATH": os.pathsep.join(p for p in import_path if p) or "."}
+
+
 def _start_local_ray() -> None:
     import ray
 
     # Ray starts its workers at niceness 15; on a machine that does anything else they would hardly run.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Ray keeps a worker's import path and environment apart from the driver's unless told.
-    passed = {
-        k: v for k, v in os.environ.items() if k.startswith(("VLLM_", "HF_", "TORCH_COMPILE", "OMP_NUM", "TQDM_"))
-    }
-    import_path = os.pathsep.join(p for p in sys.path if p) or "."
     ray.init(
         address="local",
-        runtime_env={"env_vars": {**passed, "PYTHONPATH": import_path}},
+        runtime_env={"env_vars": worker_variables(os.environ, sys.path)},
         include_dashboard=False,
         logging_level=logging.WARNING,
     )

@@ -12,14 +12,12 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from io import BytesIO
 from itertools import islice
 from typing import Any, Protocol
 
-import pyarrow.parquet as pq
-
 from data.command.errors import UserError
 from data.models import load_tokenizer
+from data.parquet import read_parquet
 from data.schema import Group, Reject
 from data.set_directory import INPUTS
 from data.shard_records import JOB_FOLDER, ShardEntry, record_name, recorded
@@ -155,7 +153,7 @@ def _sha256(folder: Folder, name: str) -> str | None:
 def _refuse_other_examples(folder: Folder, finished: set[int], ids: dict[int, list[str]]) -> None:
     """Raise UserError if shards that are finished were made of other examples than those that were just staged."""
     for index in sorted(finished):
-        groups = pq.read_table(BytesIO(folder.read(shard_name(index))), columns=["id"])["id"].to_pylist()
+        groups = read_parquet(folder.read(shard_name(index)), ["id"])["id"].to_pylist()
         entry = ShardEntry.from_json(folder.read(record_name(index)))
         if Counter([*groups, *(reject.id for reject in entry.rejects)]) != Counter(ids.get(index, [])):
             raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from data.command.entries import undecided
 from data.command.errors import UserError
-from data.command.options import in_ray_job, resolve_path
+from data.command.options import ROOT_VARIABLE, resolve_path
 from data.command.privacy import without_secrets
 from data.manifest import Manifest, read_manifest
 from data.models import chat_template_hash, check_causal, context_length, load_tokenizer, tokenizer_hash, weights_hash
@@ -223,7 +223,9 @@ def require_usable(work: Work, num_shards: int, where: str) -> None:
 def local_path(name: str) -> str:
     """A path as an absolute one; a hub id or an embedded data set as it is."""
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(tuple(READERS))
-    if looks_like_path or os.path.exists(name):
+    if looks_like_path:
         return resolve_path(name)
-    resolved = resolve_path(name) if "/" in name and in_ray_job() else name
+    if not (os.path.exists(name) or os.environ.get(ROOT_VARIABLE)):
+        return name
+    resolved = resolve_path(name)
     return resolved if os.path.exists(resolved) else name

@@ -1,11 +1,11 @@
 """What people and clusters see of a running job: groups, rejects, tokens per second, time left."""
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 
 from data.command.privacy import scrub
+from data.command.terminal import say
 from data.manifest import Manifest
 
 
@@ -56,22 +56,22 @@ class Progress:
 
     def _say(self, record: Mapping[str, object], text: str) -> None:
         # On stderr with the log, so that stdout holds the outcome alone.
-        print(json.dumps({"time": round(time.time(), 3), **record}) if self.json else text, file=sys.stderr, flush=True)
+        say(json.dumps({"time": round(time.time(), 3), **record}) if self.json else text, error=True)
 
 
 def print_outcome(manifest: Manifest, out: str, log_format: str = "text") -> None:
     """The last words of a job, on stdout."""
     counts, out = manifest.counts, scrub(out)
     if log_format == "json":
-        print(json.dumps({"event": "done", "out": out, **counts}))
+        say(json.dumps({"event": "done", "out": out, **counts}))
         return
     reasons = ", ".join(f"{n} {reason}" for reason, n in counts["rejected_by_reason"].items())
     truncated = f", {counts['rows_truncated']} of them cut to the longest length" if counts["rows_truncated"] else ""
-    print(
+    say(
         f"{counts['rows_read']} rows read, {counts['rows_written']} groups written{truncated}, "
         f"{counts['rows_rejected']} rejected" + (f" ({reasons})" if reasons else "")
     )
-    print(f"negative set: {out}")
+    say(f"negative set: {out}")
 
 
 def _spoken(seconds: float) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from data.chat.client import Answer, ChatAPI, read_key
-from data.chat.settings import OPENAI_URL, check_chat_options
+from data.chat.settings import OPENAI_URL, check_chat_options, public_url
+from data.command.cleaning import storable
 from data.command.errors import UserError
 from data.command.options import option
 from data.schema import Candidate, Group
@@ -111,10 +112,8 @@ class Unhelpful(Strategy):
                     if candidate and novelty[group.id].take(candidate):
                         group.negatives.append(candidate)
         if refused and not answered:  # not a matter of one row, such as its length
-            raise UserError(
-                f"{settings['api']['base_url']} takes every request for a bad one ({next(iter(refused.values()))}). "
-                "Check the --api options."
-            )
+            url, why = public_url(settings["api"]["base_url"]), next(iter(refused.values()))
+            raise UserError(f"{url} takes every request for a bad one ({why}). Check the --api options.")
         return self._short(groups, refused, settings)
 
     def _candidate(self, answer: Answer, seed: int, group: Group, tools: Tools) -> Candidate | None:
@@ -123,7 +122,7 @@ class Unhelpful(Strategy):
             return None
         truth = group.response
         text = truth[: len(truth) - len(truth.lstrip())] + answer.text.strip()
-        text = text.encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair, Parquet cannot
+        text = storable(text)  # the ground truth's white space comes from JSON too
         prompt, said = group.prompt, text
         if group.messages:
             prompt, said = group.messages, [{"role": "assistant", "content": text}]

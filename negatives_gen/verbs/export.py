@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,25 @@ import pyarrow.parquet as pq
 from data.command.errors import UserError, did_you_mean, exit_on_user_error
 from data.command.log import start_logging
 from data.command.options import load_config, option, resolve_path
+from data.command.terminal import say
 from data.command.usage import answered
 from data.counts import format_counts, parse_counts
+from data.parquet import parquet_file
+from data.places import place_of, real_path, refuse_foreign
 from data.ranks import ranks_of
 from data.schema import Candidate, Group
 from data.shards import NegativeSet
 from data.sources.examples import SPLITS
-from data.storage import TEMPORARY_PREFIX, Folder
+from data.storage import TEMPORARY_PREFIX, Folder, new_file
 from negatives_gen.verbs.export_rows import (
     ALPACA,
     FORMATS,
     LLAMA_FACTORY,
     OF_CHATS,
+    REJECTED,
     SHAREGPT,
     TRL_SFT,
+    Form,
     Row,
     by_assistant,
     said,
@@ -103,11 +109,11 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(ExportConfig, argv[1:], command="python -m negatives_gen export")
     start_logging()
     done = export(argv[0], config)
-    print(f"{done.file}: {done.rows} rows as {config.format}")
+    say(f"{done.file}: {done.rows} rows as {config.format}")
     if done.inexact is None:
-        print("The reference model's tokenizer is not where the manifest says: not checked what texts tokenise to.")
+        say("The reference model's tokenizer is not where the manifest says: not checked what texts tokenise to.")
     elif done.inexact:
-        print(
+        say(
             f"{done.inexact} rows tokenise to other ids than the set's: a negative without EOS gets one, "
             "some ids spell their text otherwise than the tokenizer does, and a chat template may write more behind an "
             "answer."
@@ -131,15 +137,18 @@ def export(path: str, config: ExportConfig) -> Exported:
             f"{did_you_mean(rank_by, negatives.signals)} `extend` adds a signal."
         )
     folder, name = _place(config.out, config.split)
-    if folder.root == negatives.folder.root:
+    if folder.root == real_path(negatives.folder.root):
         raise UserError(f"--out '{config.out}' lies in the negative set itself. Choose another folder.")
     chats = _are_chats(negatives, config.split)
-    info = _dataset_info(folder, name, SHAREGPT if chats else ALPACA) if config.format == LLAMA_FACTORY else None
-    tokenizer = _tokenizer(negatives)
-    form, rows, inexact = FORMATS[config.format], 0, 0
+    form = FORMATS[config.format]
     if chats:
         form = OF_CHATS.get(config.format, form)
-    with _writer(folder, name, schema_of(form, chats)) as write:
+    columns = schema_of(form, chats)
+    refuse_foreign(folder, name, "--out", lambda content: _is_export_of(negatives, form, columns, name, content))
+    info = _dataset_info(folder, name, SHAREGPT if chats else ALPACA) if config.format == LLAMA_FACTORY else None
+    tokenizer = _tokenizer(negatives)
+    rows = inexact = 0
+    with _writer(folder, name, columns) as write:
         for index in range(len(negatives.manifest.shards)):
             groups = [g for g in negatives.shard(index) if config.split in ("all", g.split)]
             pairs = [(g, c) for g in groups for c in _chosen(g, use, rank_by)]
@@ -254,11 +263,34 @@ def _place(out: str, split: str) -> tuple[Folder, str]:
     path = resolve_path(out)
     suffix = Path(path).suffix
     if out.endswith("/") or not suffix or os.path.isdir(path):
-        return Folder(path.rstrip("/")), f"{split}.jsonl"
-    if suffix not in SUFFIXES:
+        path = f"{path.rstrip('/')}/{split}.jsonl"
+    elif suffix not in SUFFIXES:
         raise UserError(f"--out '{out}' must end in {' or '.join(SUFFIXES)}, or in / for a folder.")
-    parent, _, name = path.rpartition("/")
-    return Folder(parent or "/"), name
+    return place_of(path, "--out", f"{split}.jsonl")
+
+
+def _is_export_of(negatives: NegativeSet, form: Form, columns: pa.Schema, name: str, content: bytes) -> bool:
+    """Whether a file is one that an export of this set in this form wrote, by what its first row has of a group."""
+    try:
+        first = _first_row(name, content)
+    except ValueError:  # of another format, or damaged
+        return False
+    if not isinstance(first, dict) or list(first) != columns.names:
+        return False
+    groups = (group for index in range(len(negatives.manifest.shards)) for group in negatives.shard(index))
+    return any(_of_group(form(*said(group, None))) == _of_group(first) for group in groups)
+
+
+def _of_group(row: Row) -> Row:
+    return {column: value for column, value in row.items() if column != REJECTED}
+
+
+def _first_row(name: str, content: bytes) -> Any:
+    """The first row of a file, None if it has none. Raises ValueError."""
+    if not name.endswith(".parquet"):
+        return json.loads(content.partition(b"\n")[0] or b"null")
+    with parquet_file(BytesIO(content)) as file:
+        return next((row for batch in file.iter_batches(batch_size=1) for row in batch.to_pylist()), None)
 
 
 def _dataset_info(folder: Folder, name: str, kind: dict[str, Any]) -> bytes:
@@ -271,7 +303,12 @@ def _dataset_info(folder: Folder, name: str, kind: dict[str, Any]) -> bytes:
             entries = None
         if not isinstance(entries, dict):
             raise UserError(f"'{folder / DATASET_INFO}' is no JSON object. Move it away, or choose another --out.")
-    entries[Path(name).stem] = {"file_name": name, "ranking": True, **kind}
+    entry, stem = {"file_name": name, "ranking": True, **kind}, Path(name).stem
+    if entries.get(stem, entry) != entry:
+        raise UserError(
+            f"'{folder / DATASET_INFO}' has another data set '{stem}' already. Choose another name for --out."
+        )
+    entries[stem] = entry
     return (json.dumps(entries, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -281,7 +318,7 @@ def _writer(folder: Folder, name: str, schema: pa.Schema) -> Iterator[Callable[[
     try:
         if folder.is_local:
             Path(folder.root).mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=folder.root if folder.is_local else None)
+        handle, temporary = new_file(folder.root) if folder.is_local else tempfile.mkstemp(prefix=TEMPORARY_PREFIX)
         try:
             with os.fdopen(handle, "wb") as file:
                 if name.endswith(".parquet"):
@@ -299,7 +336,6 @@ def _writer(folder: Folder, name: str, schema: pa.Schema) -> Iterator[Callable[[
                 file.flush()
                 os.fsync(file.fileno())
             if folder.is_local:
-                os.chmod(temporary, 0o644)
                 os.replace(temporary, folder / name)
             else:
                 folder.upload(temporary, name)

@@ -10,6 +10,9 @@ from data.schema import MESSAGES, Candidate, Group
 TRL_SFT = "trl-sft"
 LLAMA_FACTORY = "llama-factory"
 
+# The column that an SFT export leaves empty, and the only one that is not the group's.
+REJECTED = "rejected"
+
 # Of each column a text, or messages, or a message.
 Row = dict[str, Any]
 

@@ -18,7 +18,8 @@ from data.command.options import entry_options, load_config, option, resolve_pat
 from data.command.privacy import holds_hidden, usable_again, without_secrets
 from data.command.terminated import ending_on_sigterm
 from data.command.usage import answered
-from data.manifest import MANIFEST, Manifest, first_difference
+from data.manifest import JOB_SHAPE, MANIFEST, Manifest, first_difference
+from data.shape import misfit
 from data.shards import NegativeSet
 from data.storage import sha256
 from data.tokens import described_ends, marks_of
@@ -109,6 +110,8 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     config.check()
     parent = NegativeSet(resolve_path(path), current=True)
     job = parent.manifest.job
+    if wrong := misfit(job, JOB_SHAPE, "job"):
+        raise UserError(f"the manifest of '{path}' is damaged ({wrong}), so it cannot be extended. Restore it.")
     name = config.model or job["model"]["name"]
     model = local_path(name)
     check_model(model)

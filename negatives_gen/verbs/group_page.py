@@ -4,9 +4,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from data.page.rendering import render
+from data.page.rendering import is_rendered, render
 from data.ranks import ranks_of
 from data.schema import Group
+
+
+def is_page(content: bytes) -> bool:
+    """Whether a file is such a page."""
+    return is_rendered(content, "group_page")
 
 
 def page(path: str, groups: Sequence[Group], signals: Sequence[str], rank_by: str, total: int, split: str) -> str:

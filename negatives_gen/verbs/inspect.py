@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from data.command.cleaning import printable
 from data.command.errors import UserError, did_you_mean, exit_on_user_error
 from data.command.options import load_config, option, resolve_path
+from data.command.terminal import say
 from data.command.usage import answered
+from data.places import place_of, refuse_foreign
 from data.ranks import ranks_of
 from data.schema import Group
 from data.shards import NegativeSet
 from data.storage import Folder
-from negatives_gen.verbs.group_page import page
-from negatives_gen.verbs.reading import check_split, console, count_groups, find_group, groups_of, printable
+from negatives_gen.verbs.group_page import is_page, page
+from negatives_gen.verbs.reading import check_split, console, count_groups, find_group, groups_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -68,15 +71,17 @@ def inspect(path: str, config: InspectConfig) -> None:
     config.check()
     negatives = NegativeSet(resolve_path(path))
     signal = _signal(negatives, config.rank_by)
+    place = _place(config.html) if config.html else None
     if config.row is not None:
         groups = [find_group(negatives, config.row)]
     else:
         limit = config.limit or (HTML_LIMIT if config.html else LIMIT)
         groups = list(islice(groups_of(negatives, config.split), limit))
-    if config.html:
+    if place:
+        folder, name = place
         total = count_groups(negatives, config.split)
-        _write(config.html, page(path, groups, negatives.signals, signal, total, config.split))
-        print(f"{config.html}: {len(groups)} of {total} groups")
+        folder.write(name, page(path, groups, negatives.signals, signal, total, config.split).encode())
+        say(f"{config.html}: {len(groups)} of {total} groups")
         return
     out = console()
     for group in groups:
@@ -138,8 +143,8 @@ def _signal(negatives: NegativeSet, asked: str | None) -> str:
     return asked
 
 
-def _write(path: str, content: str) -> None:
-    folder, _, name = resolve_path(path).rpartition("/")
-    if not name:
-        raise UserError(f"--html '{path}' is a directory. Give a file, e.g. {path}page.html.")
-    Folder(folder or "/").write(name, content.encode())
+def _place(html: str) -> tuple[Folder, str]:
+    """Where the page may be written. Raises UserError, see `data.places`."""
+    folder, name = place_of(html, "--html", "page.html")
+    refuse_foreign(folder, name, "--html", is_page)
+    return folder, name

@@ -14,6 +14,7 @@ from typing import Any
 from data.command.errors import UserError, exit_on_user_error
 from data.command.log import start_logging
 from data.command.options import load_config, option
+from data.command.terminal import say
 from data.command.usage import answered
 from data.manifest import ShardRecord
 from data.schema import Group
@@ -224,4 +225,4 @@ def print_plan(plan: Plan, devices: int) -> None:
     total = sum(plan.device_hours.values())
     lines["device-hours"] = f"{total:.4g}; on {devices} device(s) {total / devices:.4g} hours"
     for name, value in lines.items():
-        print(f"{name:<24} {value}")
+        say(f"{name:<24} {value}")

@@ -1,10 +1,10 @@
 """Finding groups in a negative set, and printing them: what the reading verbs share."""
 
 import sys
-import unicodedata
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from data.command.cleaning import printable
 from data.command.errors import UserError
 from data.schema import Group
 from data.shards import NegativeSet
@@ -65,13 +65,15 @@ def find_group(negatives: NegativeSet, prefix: str) -> Group:
 def console() -> "Console":
     """Where tables are printed: as wide as the terminal, or 100 columns where there is none."""
     from rich.console import Console
+    from rich.segment import Segment
+
+    class CleanConsole(Console):
+        """Spells out what could steer a terminal, in whatever is printed, see `data.command.cleaning.printable`."""
+
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else printable(text), style, control)
 
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without UTF-8 shows "?"
-    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, markup=False, emoji=False)
-
-
-def printable(text: str) -> str:
-    """A text whose control characters are spelled out, or a model could move the terminal's cursor."""
-    shown = (c in "\n\t" or unicodedata.category(c) not in ("Cc", "Zl", "Zp") for c in text)
-    return "".join(c if ok else c.encode("unicode_escape").decode() for c, ok in zip(text, shown, strict=True))
+    return CleanConsole(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, markup=False, emoji=False)

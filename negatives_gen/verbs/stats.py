@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from data.command.errors import UserError, exit_on_user_error
 from data.command.options import load_config, option, resolve_path
+from data.command.terminal import say
 from data.command.usage import answered
 from data.shards import NegativeSet
 from negatives_gen.verbs.reading import console
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(StatsConfig, [*argv[:at], *argv[at + 1 :]], command="python -m negatives_gen stats")
     found = statistics(NegativeSet(resolve_path(argv[at])))
     if config.json:
-        print(json.dumps(found, indent=2, allow_nan=False))
+        say(json.dumps(found, indent=2, allow_nan=False))
     else:
         print_statistics(found)
 

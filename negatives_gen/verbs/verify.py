@@ -12,12 +12,15 @@ from data.command.errors import UserError, exit_on_user_error, first_line
 from data.command.log import start_logging
 from data.command.options import load_config, option, resolve_path
 from data.command.privacy import scrub
+from data.command.terminal import say
 from data.command.usage import answered
 from data.manifest import MANIFEST, Manifest, read_manifest
-from data.schema import Group, group_from_row
+from data.parquet import Unreadable, read_parquet
+from data.schema import NULLABLE_IN_REJECTS, Group, group_from_row
 from data.shards import REJECTS
+from data.soundness import id_problems, null_problems, unreadable
 from data.sources.tokenise import tokenise_continuations
-from data.storage import Folder, parquet_table, sha256
+from data.storage import Folder, sha256
 from data.tokens import described_ends, marks_of
 from negatives_gen.verbs import checks
 
@@ -98,7 +101,7 @@ def verify(path: str, config: VerifyConfig) -> list[str]:
 
     model = _reference(manifest, config, report)
     report.say("files", checks.foreign_files(folder.names(), manifest), "none is foreign")
-    sample = _check_shards(folder, manifest, config, report)
+    sample = _check_shards(folder, manifest, model, config, report)
     if model and report.failed:
         report.left_out("log-probabilities", "the set is damaged")
     elif model:
@@ -106,11 +109,16 @@ def verify(path: str, config: VerifyConfig) -> list[str]:
     return report.failed
 
 
-def _check_shards(folder: Folder, manifest: Manifest, config: VerifyConfig, report: Report) -> list[Group]:
+def _check_shards(
+    folder: Folder, manifest: Manifest, model: str | None, config: VerifyConfig, report: Report
+) -> list[Group]:
     """Check every shard, one in memory at a time, and the rejects. Returns the sampled groups."""
+    from data.models import vocabulary_size
+
     damaged, schema, counts, tokens, numbers, ids = [], [], [], [], [], []
     unique, sample, rows_before, total = checks.UniqueIds(), [], 0, manifest.counts["rows_written"]
     drawn = set(random.Random(SEED).sample(range(total), min(config.sample, total)))
+    vocabulary = vocabulary_size(model) if model else None
     job = manifest.job
     for record in manifest.shards:
         table = _intact(folder, record.file, record.sha256, damaged, schema, size=record.bytes)
@@ -118,16 +126,24 @@ def _check_shards(folder: Folder, manifest: Manifest, config: VerifyConfig, repo
             if wrong := checks.schema_problems(table, manifest.signals):
                 schema += [f"{record.file}: {problem}" for problem in wrong]
             else:
+                nulls, strange = null_problems(table), id_problems(table, vocabulary)
+                schema += [f"{record.file}: {problem}" for problem in nulls]
                 counts += checks.count_problems(table, record, job["strategies"])
+                tokens += [f"{record.file}: {problem}" for problem in strange]
                 tokens += checks.token_problems(table, record.file, described_ends(job["tokenizer"]))
                 numbers += checks.number_problems(table, record.file, manifest.signals)
                 ids += unique.add(table["id"].to_pylist(), record.file)
                 rows = [i for i in range(table.num_rows) if rows_before + i in drawn]
-                sample += [group_from_row(row) for row in table.take(rows).to_pylist()]
+                if not nulls:
+                    sample += [group_from_row(row) for row in table.take(pa.array(rows, pa.int64())).to_pylist()]
         rows_before += record.rows
     rejects = _intact(folder, REJECTS, manifest.rejects["sha256"], damaged, schema)
     if rejects is not None:
-        counts += [f"{REJECTS}: {problem}" for problem in checks.reject_problems(rejects, manifest.counts)]
+        if wrong := checks.reject_problems(rejects, manifest.counts):
+            counts += [f"{REJECTS}: {problem}" for problem in wrong]
+        else:
+            schema += [f"{REJECTS}: {problem}" for problem in null_problems(rejects, NULLABLE_IN_REJECTS)]
+            tokens += [f"{REJECTS}: {problem}" for problem in id_problems(rejects, vocabulary)]
     read = f"{len(unique)} groups"
     report.say("checksums", damaged, f"{len(manifest.shards)} shards and {REJECTS}")
     report.say("schema", schema, f"signals {', '.join(manifest.signals)}")
@@ -139,7 +155,7 @@ def _check_shards(folder: Folder, manifest: Manifest, config: VerifyConfig, repo
 
 
 def _intact(
-    folder: Folder, file: str, expected: str, damaged: list[str], unreadable: list[str], *, size: int | None = None
+    folder: Folder, file: str, expected: str, damaged: list[str], strange: list[str], *, size: int | None = None
 ) -> pa.Table | None:
     """The content of a file, or None with a problem in one of the lists."""
     try:
@@ -156,9 +172,13 @@ def _intact(
         damaged.append(f"{file} has SHA-256 {sha256(content)[:16]}, the manifest says {expected[:16]}")
     else:
         try:
-            return parquet_table(content)
-        except (pa.ArrowException, OSError) as error:
-            unreadable.append(f"{file} is no Parquet file ({first_line(error)})")
+            table = read_parquet(content)
+        except Unreadable as error:
+            strange.append(f"{file} is no Parquet file that can be read ({first_line(error)})")
+            return None
+        if not (why := unreadable(table)):
+            return table
+        strange.append(f"{file} holds what cannot be read ({why})")
     return None
 
 
@@ -248,4 +268,4 @@ def _says(tokenizer: Any, ids: list[int], text: str, ends: Collection[int]) -> b
 
 
 def _print(line: str) -> None:
-    print(scrub(line.replace("\n", " ")), flush=True)
+    say(scrub(line.replace("\n", " ")))

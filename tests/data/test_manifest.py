@@ -1,14 +1,18 @@
 """data/manifest.py: what tells two jobs apart, and where a set was made."""
 
+import tomllib
+
 import pyarrow as pa
 
 from data.manifest import MISSING, environment, first_difference
+from tests.support.commands import ROOT
 
 
 def test_the_environment_names_package_versions_and_the_commit_of_this_checkout():
     found = environment()
     assert found["packages"]["pyarrow"] == pa.__version__
     assert len(found["git_commit"]) == 40
+    assert found["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
 def test_first_difference_walks_nested_settings():

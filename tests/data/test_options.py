@@ -435,9 +435,20 @@ def test_help_is_wrapped_at_the_terminals_width(monkeypatch: pytest.MonkeyPatch,
 
 def test_relative_paths_count_from_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NEGATIVES_GEN_ROOT", "/elsewhere")
+    monkeypatch.delenv("NEGATIVES_GEN_ROOT", raising=False)
     assert output_root() == tmp_path
     assert resolve_path("runs/a") == str(tmp_path / "runs/a")
+
+
+def test_a_root_counts_wherever_it_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The driver of `docker compose run submit` runs where the head was started: in /app, which no other node sees."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEGATIVES_GEN_ROOT", "/elsewhere")
+    assert output_root() == Path("/elsewhere")
+    assert resolve_path("runs/a") == "/elsewhere/runs/a"
+    monkeypatch.setenv("NEGATIVES_GEN_ROOT", "not/absolute")
+    with pytest.raises(UserError, match=r"\$NEGATIVES_GEN_ROOT is 'not/absolute'"):
+        resolve_path("runs/a")
 
 
 @pytest.mark.parametrize("path", ["/abs/dir", "s3://bucket/key", "memory://x"])

@@ -2,13 +2,14 @@
 
 import random
 import re
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from data.command.errors import UserError
-from evaluation.judging.question import parse_verdict, read_template
+from evaluation.judging.question import LONGEST_VERDICT, parse_verdict, read_template
 
 # --- questions ---
 
@@ -145,3 +146,27 @@ def test_a_verdict_for_a_is_read_as_readily_as_one_for_b() -> None:
     assert swapped("A b, A's bad_a") == "B a, B's bad_b"
     assert {a: parse_verdict(swapped(a)) for a in answers} == {a: swapped(parse_verdict(a)) for a in answers}
     assert min(Counter(map(parse_verdict, drawn)).values()) > 1000
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "a ",
+        "A. ",
+        "A is better. ",
+        "I think A, because ",
+        "n't",
+        "than\n",
+        "<a",
+        "*",
+        "more ",
+        "A wins!",
+        "aaaaaaa ",
+        "!",
+    ],
+)
+def test_an_answer_without_end_takes_no_time_without_end(part: str) -> None:
+    started = time.process_time()
+    parse_verdict("A is better" + part * (LONGEST_VERDICT // len(part) - 2))
+    assert parse_verdict(part * (3_000_000 // len(part))) == "?"
+    assert time.process_time() - started < 1

@@ -126,13 +126,54 @@ def test_a_damaged_set_leaves_no_half_a_file_and_the_old_one_in_place(negative_s
     content = bytearray((copy / "shard-00001.parquet").read_bytes())
     content[50] ^= 1
     (copy / "shard-00001.parquet").write_bytes(content)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/pairs.jsonl").write_text("old")
+    export(str(negative_set), ExportConfig(format=PREFERENCE, out=str(tmp_path / "out/pairs.jsonl")))
+    old = (tmp_path / "out/pairs.jsonl").read_text()
     with pytest.raises(UserError, match=r"shard-00001.parquet of negative set .* is damaged"):
         export(str(copy), ExportConfig(format=PREFERENCE, out=str(tmp_path / "out/pairs.jsonl")))
-    assert [(p.name, p.read_text()) for p in (tmp_path / "out").iterdir()] == [("pairs.jsonl", "old")]
+    assert [(p.name, p.read_text()) for p in (tmp_path / "out").iterdir()] == [("pairs.jsonl", old)]
     with pytest.raises(UserError, match="lies in the negative set itself"):
         export(str(negative_set), ExportConfig(format=PREFERENCE, out=str(negative_set / "pairs.jsonl")))
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.parquet"])
+@pytest.mark.parametrize(
+    "held", ["", "text", "null", '{"prompt": "p", "chosen": "c", "rejected": "r"}', '{"prompt": 1}']
+)
+def test_a_file_that_no_export_of_this_set_wrote_stays(
+    negative_set: Path, tmp_path: Path, name: str, held: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(held)
+    with pytest.raises(UserError, match="is there already, and not of this command"):
+        export(str(negative_set), ExportConfig(format=PREFERENCE, out=str(file)))
+    assert file.read_text() == held
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.parquet"])
+def test_an_earlier_export_of_the_set_is_replaced(negative_set: Path, tmp_path: Path, name: str) -> None:
+    file = str(tmp_path / name)
+    for use in ("an=3", "an=1"):
+        done = export(str(negative_set), make_config(ExportConfig, format=PREFERENCE, out=file, use=use))
+    assert done.rows == 48
+    assert len(groups_of(negative_set)) == 48
+
+
+def test_a_link_into_the_set_is_followed(negative_set: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(negative_set, tmp_path / "set"))
+    before = {file.name: file.read_bytes() for file in copy.iterdir()}
+    (tmp_path / "folder").symlink_to(copy)
+    (tmp_path / "pairs.parquet").symlink_to(copy / "shard-00000.parquet")
+    for out in ("folder/pairs.jsonl", "folder/", "pairs.parquet"):
+        with pytest.raises(UserError, match="lies in the negative set itself"):
+            export(str(copy), ExportConfig(format=PREFERENCE, out=f"{tmp_path}/{out}"))
+    assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
+
+
+def test_another_entry_of_dataset_info_stays(negative_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text('{"pairs": {"file_name": "other.json"}}')
+    with pytest.raises(UserError, match="has another data set 'pairs' already"):
+        export(str(negative_set), ExportConfig(format="llama-factory", out=str(tmp_path / "pairs.jsonl")))
+    assert not (tmp_path / "pairs.jsonl").exists()
 
 
 def three_inexact(negative_set: Path, folder: Path) -> Path:

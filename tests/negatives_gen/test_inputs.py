@@ -14,6 +14,7 @@ from data.set_writer import NegativeSetWriter
 from data.sources.examples import Example, fingerprint, open_source
 from data.storage import Folder
 from negatives_gen.job.inputs import ParentShards, Shard, StagedShards, stage_inputs
+from tests.support.written import job_of
 
 EXAMPLES = [
     Example("a", "Who?", " Ada."),
@@ -154,7 +155,7 @@ def test_a_group_that_a_strategy_gives_up_stays_in_the_pool_and_its_reject_holds
 
 
 def test_a_shard_of_a_finished_set_comes_back_with_what_was_set_aside(tmp_path: Path) -> None:
-    writer = NegativeSetWriter(str(tmp_path), {}, ["embedding"])
+    writer = NegativeSetWriter(str(tmp_path), job_of(an=1), ["embedding"])
     writer.begin()
     aside = Reject("b", "too few an negatives", "0 of 1", "pb", "an", "r", "train", [1], [2, 0])
     unusable = Reject("c", "empty response", "", "pc")

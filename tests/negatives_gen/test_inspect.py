@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from data.command.cleaning import printable
 from data.schema import Candidate, Group, Reject
 from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
 from negatives_gen.__main__ import main
 from negatives_gen.verbs.group_page import page
-from negatives_gen.verbs.reading import printable
+from tests.support.written import job_of
 
 HOSTILE = "<script>window.ran = 1</script></script><!--<b>bold</b>[/] [red]red[/red] :smile: &amp; \u2028\x1b[2J"
 
@@ -56,8 +57,7 @@ def make_groups() -> list[Group]:
 
 
 def written(path: Path, shards: Sequence[Sequence[Group]]) -> Path:
-    job = {"model": {"name": "m", "weights_sha256": "0"}, "strategies": {"an": {"count": 2}, "bn": {"count": 1}}}
-    writer = NegativeSetWriter(str(path), job, ["embedding", "rouge"])
+    writer = NegativeSetWriter(str(path), job_of(an=2, bn=1), ["embedding", "rouge"])
     writer.begin()
     rejects = [Reject("f" * 32, "too long", "130 tokens, the model takes 128", "p")]
     for index, groups in enumerate(shards):
@@ -174,7 +174,7 @@ def test_inspect_refuses_wrong_options_sets_and_files_in_one_line(
     assert "--limit must be at least 1, got 0" in refusal(capsys, shown, "--limit", 0)
     assert "needs the negative set: inspect DIR" in refusal(capsys)
     assert "is no negative set" in refusal(capsys, shown.parent / "nothing")
-    assert refusal(capsys, shown, "--html", shown).startswith(f"error: cannot write '{shown}': ")
+    assert "is a directory. Give a file" in refusal(capsys, shown, "--html", shown)
     assert "is a directory. Give a file" in refusal(capsys, shown, "--html", f"{shown}/")
 
 
@@ -193,6 +193,18 @@ def test_a_row_of_a_scored_set_is_shown_with_prompt_and_ranks(
 def page_of(path: Path, *argv: object) -> str:
     assert main(["inspect", str(path), "--html", str(path.parent / "page.html"), *map(str, argv)]) == 0
     return (path.parent / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_page_is_replaced_and_what_is_none_stays(shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert page_of(shown) == page_of(shown)
+    capsys.readouterr()
+    (shown.parent / "notes.html").write_text("mine")
+    (shown.parent / "link.html").symlink_to(shown / "manifest.json")
+    before = (shown / "manifest.json").read_bytes()
+    for name in ("notes.html", "link.html", "set/manifest.json", "set/rejects.parquet"):
+        assert "is there already" in refusal(capsys, shown, "--html", shown.parent / name)
+    assert (shown.parent / "notes.html").read_text() == "mine"
+    assert (shown / "manifest.json").read_bytes() == before
 
 
 def data_of(html: str) -> Any:

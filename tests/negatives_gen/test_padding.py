@@ -167,7 +167,7 @@ def test_a_reward_model_that_reads_its_score_at_the_rows_end_gets_no_padding(
 
     plain = LlamaForSequenceClassification.forward
 
-    def forward(self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+    def forward(self: Any, input_ids: Any, attention_mask: torch.Tensor) -> Any:
         """As custom code does that counts on padding on the left."""
         states = self.model(input_ids, attention_mask=attention_mask).last_hidden_state
         found = plain(self, input_ids=input_ids, attention_mask=attention_mask)

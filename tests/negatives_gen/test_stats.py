@@ -12,6 +12,7 @@ from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
 from negatives_gen.__main__ import main
 from negatives_gen.verbs.stats import Tally, _bar, statistics
+from tests.support.written import job_of
 
 
 def candidate(strategy: str, text: str, tokens: int, logp: float | None, similarity: float | None, **more: Any) -> Any:
@@ -46,8 +47,7 @@ REJECTS = [
 
 
 def written(path: Path, shards: Sequence[Sequence[Group]]) -> NegativeSet:
-    job = {"model": {"name": "m", "weights_sha256": "0"}, "strategies": {"an": {"count": 2}, "bn": {"count": 1}}}
-    writer = NegativeSetWriter(str(path), job, ["embedding", "reward"])
+    writer = NegativeSetWriter(str(path), job_of(an=2, bn=1), ["embedding", "reward"])
     writer.begin()
     for index, groups in enumerate(shards):
         seconds = {"an": 1.5, "score": 0.25}

@@ -10,6 +10,7 @@ import pytest
 from data.command.entries import undecided
 from data.command.errors import UserError
 from data.command.options import make_config
+from data.command.privacy import without_secrets
 from data.models import load_tokenizer
 from data.schema import Group
 from data.shards import NegativeSet
@@ -68,7 +69,7 @@ def test_settings_say_what_decides_the_negatives_and_keep_the_rest_apart() -> No
         "max_new_tokens": 256,
         "api": {
             "model": "m",
-            "base_url": "http://host:8000/v1",
+            "base_url": "http://user:pass@host:8000/v1",
             "temperature": 1.0,
             "concurrency": 16,
             "timeout": 9,
@@ -76,7 +77,9 @@ def test_settings_say_what_decides_the_negatives_and_keep_the_rest_apart() -> No
         },
     }
     assert settings()["api"]["base_url"] == "https://api.openai.com/v1"
-    assert settings(base_url="https://user:p@ss@host/v1")["api"]["base_url"] == "https://host/v1"
+    with_password = settings(base_url="https://user:p@ss@host/v1")
+    assert with_password["api"]["base_url"] == "https://user:p%40ss@host/v1"
+    assert without_secrets(with_password)["api"]["base_url"] == "https://host/v1"
     assert settings(max_tokens=9)["max_new_tokens"] == 9
     assert undecided(UN.Options) == ["api.base_url", "api.concurrency", "api.timeout", "api.retries"]
 

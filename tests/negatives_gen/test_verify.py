@@ -155,6 +155,14 @@ def endless(groups: list[Group]) -> None:
     groups[3].response_ids[-1] = 7
 
 
+def unknown_id(groups: list[Group]) -> None:
+    groups[1].response_ids[0] = 1_000_000
+
+
+def no_prompt(groups: list[Group]) -> None:
+    groups[1].prompt = None  # type: ignore[assignment]  # what a shard may not hold
+
+
 def not_a_number(groups: list[Group]) -> None:
     groups[0].negatives[1].similarity["rouge"] = float("nan")
 
@@ -195,6 +203,8 @@ def other_text(groups: list[Group]) -> None:
         (double, r"ids: id [0-9a-f]{32} stands there again"),
         (hollow, r"tokens: shard-00000.parquet: an empty negative in group [0-9a-f]{32}"),
         (endless, r"tokens: .*the ground truth of group [0-9a-f]{32} ends with 7, not with EOS \(\d+\)"),
+        (unknown_id, r"tokens: shard-00000.parquet: response_ids holds the id 1000000, the vocabulary has \d+"),
+        (no_prompt, r"schema: shard-00000.parquet: 1 of prompt are null"),
         (not_a_number, r"numbers: .*similarity 'rouge' of a negative in group [0-9a-f]{32} is nan"),
         (unscored, r"numbers: .*reference_logp of the ground truth in group [0-9a-f]{32} is nan"),
         (stretched, r"numbers: .*the embedding of group [0-9a-f]{32} has length 2.0000, not 1"),
@@ -290,7 +300,7 @@ def test_a_shard_of_rejects_only_is_no_fault() -> None:
     record = ShardRecord("shard-00000.parquet", 4, 0, 4, 0, 1, "", tokens, {}, "packed")
     assert checks.schema_problems(empty, signals) == []
     assert checks.count_problems(empty, record, {"an": {"count": 2}}) == []
-    assert checks.token_problems(empty, record.file, 0) == []
+    assert checks.token_problems(empty, record.file, [0]) == []
     assert checks.number_problems(empty, record.file, signals) == []
 
 

@@ -5,6 +5,7 @@ GPU variant is resolved, not installed). Set TORCH_CPU_INDEX, as for `make`, whe
 """
 
 import copy
+import importlib.util
 import os
 import re
 import shlex
@@ -71,6 +72,11 @@ def image_steps(name: str, **build_args: str) -> list[tuple[str, str]]:
     return steps
 
 
+def copied(rest: str) -> list[str]:
+    """Sources and target of a COPY."""
+    return [word for word in rest.split() if not word.startswith("--")]
+
+
 def ignored(path: str) -> bool:
     """Whether .dockerignore keeps a path (relative to the root), or a folder that it lies in, out of an image."""
     parts = Path(path).parts
@@ -98,7 +104,7 @@ def test_dockerignore_lets_sources_and_recipes_into_images(path: str):
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_copied_paths_exist(name: str):
     copies = [
-        rest.split()[:-1] for stage in read_dockerfile(name).values() for what, rest in stage.steps if what == "COPY"
+        copied(rest)[:-1] for stage in read_dockerfile(name).values() for what, rest in stage.steps if what == "COPY"
     ]
     assert copies[0] == ["pyproject.toml", "docker/requirements-cpu.txt"]
     for source in [source for sources in copies for source in sources]:
@@ -121,13 +127,45 @@ def test_variant_chooses_the_stage():
         for variant in ("gpu", "cpu")
     )
     assert len(gpu) == len(cpu) == 2
-    assert "'.[gpu]'" in gpu[0]
+    assert "'.[gpu,s3]'" in gpu[0]
     assert "--no-deps" in cpu[0]
     assert gpu[1] == cpu[1] == 'pip install --no-deps -e . && touch "$VENV/.installed"'
 
 
-def locked() -> dict[str, Version]:
-    lines = (DOCKER / "requirements-cpu.txt").read_text().splitlines()
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_an_image_runs_as_a_user_who_owns_what_it_writes_to(name: str):
+    steps = image_steps(name)
+    assert ("USER", "cpo") in steps
+    assert not [rest for what, rest in steps[steps.index(("USER", "cpo")) :] if what == "RUN"]  # installs are root's
+    (made,) = [rest for _, rest in steps if "useradd" in rest]
+    assert "--uid 1000 cpo" in made
+    assert "install -d -o cpo -g cpo /app /workspace" in made
+    assert ("COPY", "--chown=cpo:cpo . .") in steps
+
+
+def test_no_image_has_tools_of_developers_or_what_is_under_the_gpl():
+    images = locked("requirements-cpu.txt")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    only_dev = {r.name for r in map(Requirement, extras["dev"])} - {"s3fs", "psutil", "jsonschema"}
+    assert not only_dev & set(images)
+    assert {"pytest", "ruff", "pyright", "mauve-text"} < only_dev & set(locked("requirements-dev.txt"))
+    for name in DOCKERFILES:
+        assert "requirements-dev" not in (DOCKER / name).read_text()
+        assert "dev]" not in (DOCKER / name).read_text()
+
+
+def test_the_gpu_image_has_no_sampler_that_needs_a_compiler_of_cuda():
+    variable = "VLLM_USE_FLASHINFER_SAMPLER"
+    assert ("ENV", f"{variable}=0") in image_steps("negatives_gen.Dockerfile", VARIANT="gpu")
+    assert ("ENV", f"{variable}=0") not in image_steps("negatives_gen.Dockerfile", VARIANT="cpu")
+    (vllm,) = importlib.util.find_spec("vllm").submodule_search_locations or []  # type: ignore[union-attr]
+    assert f'"{variable}"' in (Path(vllm) / "envs.py").read_text()
+
+
+def locked(*names: str) -> dict[str, Version]:
+    """Package -> its exact version, of all machines without a GPU or of some of the files."""
+    files = names or ("requirements-cpu.txt", "requirements-dev.txt")
+    lines = [line for name in files for line in (DOCKER / name).read_text().splitlines()]
     pairs = [line.split("==") for line in lines if not line.startswith("#")]
     return {name.lower().replace("_", "-"): Version(version) for name, version in pairs}
 
@@ -146,6 +184,11 @@ def test_locked_versions_satisfy_pyproject_and_are_those_of_the_images_and_the_c
 
 
 # ---- the two clusters ----
+
+
+# What is handed through from outside and stands in no file.
+KEYS = ("OPENAI_API_KEY", "HF_TOKEN")
+USER = ("runAsUser", "runAsGroup", "fsGroup")
 
 
 def read(name: str) -> dict[str, Any]:
@@ -201,6 +244,10 @@ def test_every_node_has_the_token_the_root_and_the_volume():
         assert environment["RAY_AUTH_MODE"] == "token"
         assert environment["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?")  # no default: compose stops without one
         assert environment["NEGATIVES_GEN_ROOT"] == "/workspace"
+    for name, service in services.items():  # null: passed through
+        assert [key for key in KEYS if service["environment"].get(key, "") is None] == (
+            ["HF_TOKEN"] if name == "trainer" else list(KEYS)
+        )
     assert {tuple(service["volumes"]) for service in services.values()} == {("workspace:/workspace",)}
     assert services["trainer"]["working_dir"] == services["evaluation"]["working_dir"] == "/workspace"
     # The dashboard starts jobs: reachable from this machine only.
@@ -222,7 +269,12 @@ def test_every_pod_has_the_root_and_the_volume():
     pods = [cluster["headGroupSpec"]["template"]["spec"], cluster["workerGroupSpecs"][0]["template"]["spec"]]
     for pod in pods:
         (container,) = pod["containers"]
-        environment = {variable["name"]: variable["value"] for variable in container["env"]}
+        environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+        keys = {v["name"]: v["valueFrom"]["secretKeyRef"] for v in container["env"] if "valueFrom" in v}
+        assert {name: (key["key"], key["optional"]) for name, key in keys.items()} == {
+            name: (name, True) for name in KEYS
+        }
+        assert pod["securityContext"] == {"runAsNonRoot": True, **dict.fromkeys(USER, 1000)}
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         assert set(mounts.values()) == set(volumes)
@@ -287,7 +339,7 @@ class Machine:
 
     def step(self, instruction: str, rest: str) -> None:
         if instruction == "COPY":
-            *sources, target = rest.split()
+            *sources, target = copied(rest)
             for source in sources:
                 self.copy(source, self.app / target)
         elif instruction == "ARG":
@@ -347,7 +399,7 @@ def test_stage_2_image(machine: Machine):
 def test_stage_1_image_on_gpus_resolves(machine: Machine):
     output = ""
     for instruction, rest in image_steps("negatives_gen.Dockerfile", VARIANT="gpu"):
-        if "'.[gpu]'" in rest:
+        if "'.[gpu,s3]'" in rest:
             output = machine.run(rest.replace("pip install", "pip install --dry-run --ignore-installed"))
         else:
             machine.step(instruction, rest)

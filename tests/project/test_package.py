@@ -30,6 +30,11 @@ def test_every_file_of_a_room_that_is_no_module_is_package_data() -> None:
     assert [glob for glob in globs if not fnmatch.filter(files, glob)] == []
 
 
+def test_a_source_distribution_has_no_tests_which_could_not_run_in_it() -> None:
+    assert "prune tests\n" in (ROOT / "MANIFEST.in").read_text()
+    assert PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"] == [f"{room}*" for room in ROOMS]
+
+
 def test_a_folder_with_modules_is_a_package() -> None:
     folders = {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     assert [str(folder.relative_to(ROOT)) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []

@@ -112,7 +112,8 @@ class HandlerStub(BaseHTTPRequestHandler):
             self.server.in_flight -= 1
         if not status:
             return
-        content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        text = body if isinstance(body, bytes | str) else json.dumps(body)
+        content = text.encode() if isinstance(text, str) else text
         try:
             self.send_response(status)
             defaults = {"Content-Type": "application/json", "Content-Length": str(len(content))}

@@ -5,8 +5,7 @@ from pathlib import Path
 from data.schema import Candidate, Group, example_id
 from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
-
-STRATEGIES = {"an": {"count": 4}, "bn": {"count": 2}}
+from tests.support.written import job_of
 
 
 def group(number: int, split: str = "train") -> Group:
@@ -23,7 +22,7 @@ def group(number: int, split: str = "train") -> Group:
 
 
 def write(path: Path, groups: list[Group], shard: int, split: str | None = None, **job: object) -> NegativeSet:
-    content = {"strategies": STRATEGIES, **({"data": {"split": split}} if split else {}), **job}
+    content = {**job_of(an=4, bn=2), **({"data": {"split": split}} if split else {}), **job}
     writer = NegativeSetWriter(str(path), content, ["embedding"])
     writer.begin()
     parts = [groups[i : i + shard] for i in range(0, len(groups), shard)]

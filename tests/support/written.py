@@ -13,12 +13,17 @@ from data.set_writer import NegativeSetWriter
 SIGNALS = ["embedding", "rouge"]
 
 
-JOB: dict[str, Any] = {
-    "model": {"name": "ref", "weights_sha256": "a" * 64},
-    "tokenizer": {"sha256": "b" * 64},
-    "seed": 1,
-    "strategies": ("an", "bn"),
-}
+def job_of(**counts: int) -> dict[str, Any]:
+    """A job with so many negatives of each strategy, of a model that is nowhere."""
+    return {
+        "model": {"name": "ref", "weights_sha256": "a" * 64, "scorer_dtype": "float32"},
+        "tokenizer": {"sha256": "b" * 64},
+        "seed": 1,
+        "strategies": {name: {"count": count} for name, count in counts.items()},
+    }
+
+
+JOB = job_of(an=1, bn=1)
 
 
 def candidate(strategy: str, ids: list[int], **values: Any) -> Candidate:

@@ -8,6 +8,7 @@ from data.command.errors import UserError
 from data.schema import Candidate, Group
 from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
+from tests.support.written import job_of
 from trainer.groups.choice import short_names
 from trainer.groups.dataset import Collator, ContrastiveGroups
 
@@ -21,8 +22,7 @@ def mixed(tmp_path: Path) -> NegativeSet:
         group.negatives.append(
             Candidate(strategy, [10 + number, 0], f"t{number}", reference_logp=-2.0 - number, similarity=similarity)
         )
-    job = {"strategies": {"an": {"count": 2}, "bn": {"count": 1}, "tn": {"count": 2}}}
-    writer = NegativeSetWriter(str(tmp_path), job, ["embedding", "rouge"])
+    writer = NegativeSetWriter(str(tmp_path), job_of(an=2, bn=1, tn=2), ["embedding", "rouge"])
     writer.begin()
     writer.write_shard(0, [group], [], seconds={}, layout="packed")
     writer.finish(1)
@@ -45,7 +45,9 @@ def test_any_subset_is_taken_from_the_one_store(mixed: NegativeSet, use: str | N
 
 def test_import_paths_become_the_names_of_the_set(tmp_path: Path) -> None:
     outside = {"origin": {"entry": "my.module:MINE", "source_sha256": "0"}}
-    job = {"strategies": {"mine": outside, "an": {}}, "signals": {"words": {"origin": {"entry": "my.words:WORDS"}}}}
+    job = job_of(mine=1, an=1)
+    job["strategies"]["mine"] |= outside
+    job["signals"] = {"words": {"origin": {"entry": "my.words:WORDS", "source_sha256": "0"}}}
     group = Group("g", "p", "r", [1], [9, 0], reference_logp=-1.0)
     writer = NegativeSetWriter(str(tmp_path), job, ["words"])
     writer.begin()

@@ -92,8 +92,8 @@ class Counted(NegativeSet):
 
     log: Path
 
-    def shard_table(self, index: int, columns: Sequence[str]) -> Any:
-        if "prompt_ids" in columns:
+    def shard_table(self, index: int, columns: Sequence[str] | None) -> Any:
+        if columns is None or "prompt_ids" in columns:
             with self.log.open("a") as file:
                 file.write(f"{index}\n")
         return super().shard_table(index, columns)

@@ -15,6 +15,7 @@ from typing import Any
 from data.command.errors import UserError, exit_on_user_error, first_line
 from data.command.log import start_logging
 from data.command.options import load_config, option, resolve_path
+from data.command.terminal import say
 from data.command.usage import answered
 from data.models import (
     TOKENIZER_FILES,
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     config.check()
     start_logging()
     for path in write_ensembles(config.mle, config.cpo, config.alphas(), Path(resolve_path(config.output_dir))):
-        print(f"ensemble: {path}")
+        say(f"ensemble: {path}")
 
 
 def parse_alphas(texts: Sequence[str | float]) -> list[float]:

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from torch.utils.data import Subset
 
 from data.command.errors import UserError
+from data.models import vocabulary_size
 from data.shards import NegativeSet
 from trainer.config import ScriptArguments
 from trainer.groups.choice import Choice, short_names
@@ -83,6 +84,7 @@ def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any])
     """The sets, of which each must be of this tokenizer, and for a contrast of this reference."""
     sets = [NegativeSet(path) for path in paths]
     for negatives in sets:
+        negatives.compute_with(vocabulary_size(script.model))
         negatives.check_tokenizer(identity["tokenizer_sha256"], script.model)
         if script.chosen.needs != "truths":
             negatives.check_reference(identity["weights_sha256"], script.model)

@@ -1,0 +1,107 @@
+"""What a table of a negative set may not hold, whatever its checksum: what readers would stumble over.
+
+That is, beside other columns (`data.schema.schema_differences`), bytes that are no text, nulls, and unknown ids.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data.command.errors import first_line
+from data.schema import NULLABLE
+
+
+def unreadable(table: pa.Table) -> str:
+    """Why a table cannot be read, such as text that is not UTF-8; "" if it can."""
+    try:
+        table.validate(full=True)
+    except (pa.ArrowException, ValueError) as error:
+        return first_line(error)
+    return ""
+
+
+def null_problems(table: pa.Table, nullable: frozenset[str] = NULLABLE) -> list[str]:
+    """The columns and fields that hold nulls and may not, in words.
+
+    Args:
+        nullable: paths of those that may, with all that is in them.
+    """
+    return [
+        f"{count} of {path} are null"
+        for name in table.column_names
+        for chunk in [_array(table.column(name))]
+        for path, count in _nulls(chunk, name, nullable)
+    ]
+
+
+def score_problems(table: pa.Table) -> list[str]:
+    """The columns and fields of scores that hold what is no finite number, and sequences without a token, in words."""
+    problems = [
+        f"{name} holds an empty sequence"
+        for name, lists in _sequences(table)
+        if pc.min(lists.value_lengths()).as_py() == 0  # type: ignore[attr-defined]  # made at run time
+    ]
+    for name, values in _scores(table):
+        if pc.all(pc.is_finite(values)).as_py() is False:  # type: ignore[attr-defined]  # made at run time
+            problems.append(f"{name} holds what is no finite number")
+    return problems
+
+
+def id_problems(table: pa.Table, vocabulary: int | None = None) -> list[str]:
+    """The columns of token ids that hold some below 0 or, where the vocabulary's size is known, not below it."""
+    problems = []
+    for name, lists in _sequences(table):
+        bounds = pc.min_max(lists.flatten())  # type: ignore[attr-defined]  # made at run time
+        low, high = bounds["min"].as_py(), bounds["max"].as_py()
+        if low is not None and low < 0:
+            problems.append(f"{name} holds the id {low}")
+        if high is not None and vocabulary is not None and high >= vocabulary:
+            problems.append(f"{name} holds the id {high}, the vocabulary has {vocabulary}")
+    return problems
+
+
+def _sequences(table: pa.Table) -> Iterator[tuple[str, Any]]:
+    """Each column or field of token ids that the table has, as lists."""
+    for name in ("prompt_ids", "response_ids"):
+        if name in table.column_names:
+            yield name, _array(table.column(name))
+    for name, values in _of_negatives(table):
+        if name == "ids":
+            yield f"negatives[].{name}", values
+
+
+def _scores(table: pa.Table) -> Iterator[tuple[str, Any]]:
+    """Each column or field of scores that the table has."""
+    if "reference_logp" in table.column_names:
+        yield "reference_logp", _array(table.column("reference_logp"))
+    for name, values in _of_negatives(table):
+        if name in ("reference_logp", "sampler_logp"):
+            yield f"negatives[].{name}", values
+        elif name == "similarity":
+            for field, similarities in zip(values.type, values.flatten(), strict=True):
+                yield f"negatives[].similarity.{field.name}", similarities
+
+
+def _of_negatives(table: pa.Table) -> Iterator[tuple[str, Any]]:
+    """Each field of the negatives of all groups together."""
+    if "negatives" in table.column_names:
+        negatives = _array(table.column("negatives")).flatten()
+        yield from ((field.name, values) for field, values in zip(negatives.type, negatives.flatten(), strict=True))
+
+
+def _nulls(array: Any, path: str, nullable: frozenset[str]) -> Iterator[tuple[str, int]]:
+    if array.null_count:
+        if not any(f"{path}.".startswith(f"{known}.") for known in nullable):
+            yield path, array.null_count
+        array = array.drop_null()
+    if pa.types.is_list(array.type):
+        yield from _nulls(array.flatten(), f"{path}[]", nullable)
+    elif pa.types.is_struct(array.type):
+        for field, values in zip(array.type, array.flatten(), strict=True):
+            yield from _nulls(values, f"{path}.{field.name}", nullable)
+
+
+def _array(column: Any) -> Any:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

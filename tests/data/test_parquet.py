@@ -1,0 +1,53 @@
+"""data/parquet.py: no file of others is decoded that would take more memory than is stated."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data import parquet
+from data.parquet import Unreadable, read_parquet
+
+TEXT = "x" * 10_000
+
+
+def written(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "MOST_BYTES", 1_000_000)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([TEXT] * 200),
+        pa.array([[{"text": TEXT, "other": 1}] * 200]),
+        pa.array([7] * 200_000, pa.int64()),
+        pa.array([[7] * 300_000], pa.list_(pa.int32())),
+        pa.array([str(n) * 3_000 for n in range(200)]),
+    ],
+    ids=["one text often", "one text often in a list", "one number often", "a long list", "many texts"],
+)
+def test_a_small_file_of_many_values_is_refused(column: pa.Array) -> None:
+    content = written(pa.table({"a": column}))
+    assert len(content) < 20_000
+    with pytest.raises(Unreadable, match=r"its values would take more than 0\.000931 GiB of memory"):
+        read_parquet(content)
+
+
+def test_what_fits_is_read_even_if_its_size_is_only_known_by_looking() -> None:
+    """Of 60 texts of 20 kB at most, by the footer, 59 are short."""
+    table = pa.table({"a": [*("a" * n for n in range(59)), "x" * 20_000], "b": [[{"text": TEXT}]] * 60})
+    assert read_parquet(written(table)).equals(table)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\0" * 100 + b"PAR1", b"text"])
+def test_what_is_no_parquet_file_is_named(content: bytes) -> None:
+    with pytest.raises(Unreadable, match=r"\w"):
+        read_parquet(content)

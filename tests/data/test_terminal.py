@@ -1,0 +1,58 @@
+"""What reaches a terminal: nothing that moves its cursor, sets its colours or turns its text around."""
+
+import io
+import json
+import logging
+import sys
+
+import pytest
+
+from data.command.cleaning import printable, storable
+from data.command.errors import UserError, exit_on_user_error
+from data.command.log import JSONFormatter, ScrubbingFormatter
+from data.command.terminal import say
+
+HOSTILE = "a\x1b[2J\x07\x9b31m\u202eb\u2066\u200f\ud800\r\x00"
+SPELLED = "a\\x1b[2J\\x07\\x9b31m\\u202eb\\u2066\\u200f\\ud800\\r\\x00"
+
+
+def test_every_control_and_bidirectional_character_is_spelled_out() -> None:
+    assert printable(HOSTILE) == SPELLED
+    assert printable("\tline\nnext é 漢字 👩\u200d👩 שלום") == "\tline\nnext é 漢字 👩\u200d👩 שלום"
+    bidirectional = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029"
+    assert printable(bidirectional).isascii()
+
+
+def test_half_a_surrogate_pair_is_no_text_that_can_be_kept() -> None:
+    assert storable("a\ud800b\udfff") == "a?b?"
+    assert storable("👩") == "👩"
+
+
+def test_what_a_command_prints_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
+    say(HOSTILE)
+    say(HOSTILE, error=True)
+    assert capsys.readouterr() == (f"{SPELLED}\n", f"{SPELLED}\n")
+
+
+def test_a_terminal_without_utf_8_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    say("é")
+    assert raw.getvalue() == b"\\xe9\n"
+
+
+def test_an_error_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
+    @exit_on_user_error
+    def main(argv: list[str] | None = None) -> None:
+        raise UserError(f"no {HOSTILE}")
+
+    assert main([]) == 2
+    assert capsys.readouterr().err == f"error: no {SPELLED}\n".replace("\\r", " ")
+
+
+def test_the_log_is_clean() -> None:
+    record = logging.LogRecord("x", logging.INFO, "", 0, "said %s", (HOSTILE,), None)
+    assert ScrubbingFormatter("%(message)s").format(record) == f"said {SPELLED}"
+    line = JSONFormatter().format(record)
+    assert line.isascii()
+    assert json.loads(line)["message"] == f"said {HOSTILE}"
