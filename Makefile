@@ -32,8 +32,8 @@ $(VENV)/.installed: $(LOCKED) pyproject.toml
 	@if nvidia-smi -L >/dev/null 2>&1; then \
 		$(PY) -m pip install -q --disable-pip-version-check -e '.[gpu,dev]'; \
 	else \
-		{ $(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps $(LOCKED:%=-r %) \
-		|| $(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps --extra-index-url $(TORCH_CPU_INDEX) $(LOCKED:%=-r %); } \
+		{ $(PY) -m pip install -q --no-compile --disable-pip-version-check --no-deps $(LOCKED:%=-r %) \
+		|| $(PY) -m pip install -q --no-compile --disable-pip-version-check --no-deps --extra-index-url $(TORCH_CPU_INDEX) $(LOCKED:%=-r %); } \
 		&& $(PY) -m pip install -q --disable-pip-version-check --no-deps -e . \
 		&& { $(PY) -m compileall -qq -j 0 $(VENV)/lib || true; }; \
 	fi
