@@ -53,7 +53,7 @@ def checked_url(group: str, url: Any) -> str:
     """The address as the client uses it, without a slash at its end; user and password stay, see `public_url`.
 
     Raises:
-        UserError: it can be no server's address. What was given is not repeated: it may hold a password.
+        UserError: no server can have this address. The message does not repeat it, as it may hold a password.
     """
     if not _is_address(url if isinstance(url, str) else ""):
         raise UserError(
