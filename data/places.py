@@ -42,9 +42,10 @@ def refuse_foreign(folder: Folder, name: str, option: str, is_ours: Callable[[by
     where = f"{option} '{folder / name}'"
     if MANIFEST in names:
         raise UserError(f"{where} is there already, in a directory with a negative set. Choose another file.")
+    regular = not folder.is_local or os.path.isfile(folder / name)  # a named pipe would be read for ever
     try:
-        ours = is_ours is not None and is_ours(folder.read(name))
-    except OSError:  # a folder, a device, or not ours to read
+        ours = is_ours is not None and regular and is_ours(folder.read(name))
+    except OSError:  # not ours to read
         ours = False
     if not ours:
         raise UserError(f"{where} is there already, and not of this command. Move it away, or choose another file.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from data.claim import CLAIMS, Claim, claimed
 from data.command.errors import UserError, exit_on_user_error
 from data.command.log import start_logging
-from data.command.options import load_config, resolve_path
+from data.command.options import enter_root, load_config, resolve_path
 from data.command.privacy import without_secrets
 from data.command.terminal import say
 from data.command.usage import answered
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     if answered(argv, EvaluateConfig, usage=USAGE, about=ABOUT):
         return
     config = load_config(EvaluateConfig, argv, command="python -m evaluation.run")
+    enter_root()
     config.check()
     start_logging()
     say(evaluate(config))

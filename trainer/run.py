@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError, exit_on_user_error
 from data.command.log import start_logging
+from data.command.options import enter_root
 from data.command.terminal import say
 from data.command.usage import answered, help_text
 from data.storage import sha256
@@ -35,7 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     if "--help_all" in argv:
         say(f"{help_text(ScriptArguments, usage=USAGE, about=ABOUT, argv=argv)}\n\n{describe_inherited()}")
         return
-    train(*parse(argv))
+    parsed = parse(argv)
+    enter_root()
+    train(*parsed)
 
 
 def train(script: ScriptArguments, training: "PaperTrainingArguments", model_config: "ModelConfig") -> None:

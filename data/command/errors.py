@@ -7,7 +7,9 @@ import os
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable
+from types import TracebackType
 
 from data.command.log import logs_json
 from data.command.privacy import scrub
@@ -57,11 +59,13 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
 
     Where nobody reads the output any more, as behind `| head`, it ends without a word.
 
-    Where the command logs JSON the line is a record of the log.
+    Where the command logs JSON the line is a record of the log. Any other error is raised; the trace that the
+    interpreter ends with has no key in it and nothing that could steer a terminal.
     """
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
+        sys.excepthook = _show_trace
         try:
             code = main(argv) or 0
             sys.stdout.flush()  # here, where a reader that is gone is no trace at the interpreter's end
@@ -90,6 +94,10 @@ def _reader_is_gone() -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), output)
     return True
+
+
+def _show_trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    say(scrub("".join(traceback.format_exception(kind, error, trace)).rstrip()), error=True)
 
 
 def _say(text: str, prefix: str = "") -> None:

@@ -43,6 +43,7 @@ __all__ = [
     "EntryField",
     "NoOptions",
     "chosen_names",
+    "enter_root",
     "entry_options",
     "fields_of_entries",
     "help_text",
@@ -160,6 +161,26 @@ def output_root() -> Path:
             "absolute paths or URLs, or start the cluster with NEGATIVES_GEN_ROOT=/shared/dir to resolve them against."
         )
     return Path(root)
+
+
+def enter_root() -> None:
+    """Go to the directory of $NEGATIVES_GEN_ROOT where it is set, so that every relative path counts from it.
+
+    For commands that hand paths to libraries; --config files have been read by then.
+
+    Raises:
+        UserError: the variable holds a relative path, or one of no directory.
+    """
+    if not os.environ.get(ROOT_VARIABLE):
+        return
+    root = output_root()
+    try:
+        os.chdir(root)
+    except OSError as error:
+        raise UserError(
+            f"${ROOT_VARIABLE} is '{root}', which cannot be entered: {error.strerror}. Set it to a directory, or not "
+            "at all."
+        ) from error
 
 
 def resolve_path(path: str) -> str:

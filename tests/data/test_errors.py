@@ -1,5 +1,6 @@
 """data/command/errors.py: what ends a command with one line, and with which code."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -44,6 +45,21 @@ def test_exceptions_that_are_no_user_error_are_raised_unchanged(error: BaseExcep
     with pytest.raises(type(error)) as caught:
         main([])
     assert caught.value is error
+
+
+def test_a_trace_has_no_keys_and_does_not_steer_the_terminal():
+    code = (
+        "from data.command.errors import exit_on_user_error\n"
+        "@exit_on_user_error\n"
+        "def main(argv):\n"
+        "    raise KeyError('hf_a_key_of_mine', 'https://me:pass@host', 1) from ValueError('a\\x1b[2J\\u202eb')\n"
+        "main([])\n"
+    )
+    environment = {**os.environ, "HF_TOKEN": "hf_a_key_of_mine"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("ValueError: a\\x1b[2J\\u202eb\n\nThe above exception")
+    assert done.stderr.endswith("KeyError: ('***', 'https://host', 1)\n")
 
 
 def test_a_user_error_is_found_in_what_frameworks_wrap_around_it():

@@ -38,6 +38,14 @@ def test_a_foreign_file_is_refused_and_one_of_ours_is_not(tmp_path: Path) -> Non
     refuse_foreign(folder, "new.html", "--html")
 
 
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.html")
+    (tmp_path / "device.html").symlink_to("/dev/zero")
+    for path in ("pipe.html", "device.html"):
+        folder, name = place_of(str(tmp_path / path), "--html", "page.html")
+        assert "is there already" in refusal(lambda: refuse_foreign(folder, name, "--html", lambda _: True))  # noqa: B023
+
+
 def test_links_are_followed_to_the_set_that_they_lead_to(tmp_path: Path) -> None:
     write_set(str(tmp_path / "set"))
     before = all_files(tmp_path / "set")

@@ -14,7 +14,7 @@ from typing import Any
 
 from data.command.errors import UserError, exit_on_user_error, first_line
 from data.command.log import start_logging
-from data.command.options import load_config, option, resolve_path
+from data.command.options import enter_root, load_config, option, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
 from data.models import (
@@ -89,6 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     config = load_config(EnsembleConfig, argv, command=COMMAND)
     config.check()
+    enter_root()
     start_logging()
     for path in write_ensembles(config.mle, config.cpo, config.alphas(), Path(resolve_path(config.output_dir))):
         say(f"ensemble: {path}")
