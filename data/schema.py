@@ -197,5 +197,8 @@ def rejects_to_table(rejects: Sequence[Reject]) -> pa.Table:
 
 
 def group_from_row(row: dict) -> Group:
-    """A group from a row of a shard, as `pyarrow` or `datasets` give it."""
-    return Group(**{**row, "negatives": [Candidate(**candidate) for candidate in row["negatives"]]})
+    """A group from a row of a shard, as `pyarrow` or `datasets` give it; similarities that are null are none."""
+    negatives = [
+        Candidate(**{**candidate, "similarity": candidate["similarity"] or {}}) for candidate in row["negatives"]
+    ]
+    return Group(**{**row, "negatives": negatives})

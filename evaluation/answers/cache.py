@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.command.errors import UserError
-from data.parquet import read_parquet
+from data.command.errors import UserError, first_line
+from data.parquet import Unreadable, read_parquet
 from data.storage import Folder, sha256
 
 # Of the file's metadata.
@@ -60,8 +60,14 @@ class Store:
         where, content = f"{folder.path}/{name}", folder.read(name)
         if _checksum(content) != name.split(".")[1]:
             raise UserError(f"'{where}' is damaged. Delete it; it is made again.")
-        table = read_parquet(content)
-        if json.loads((table.schema.metadata or {}).get(KEY, b"null")) != json.loads(json.dumps(key)):
+        try:
+            table = read_parquet(content)
+            kept = json.loads((table.schema.metadata or {}).get(KEY, b"null"))
+        except Unreadable as error:
+            raise UserError(f"'{where}' cannot be read ({first_line(error)}). Delete it; it is made again.") from error
+        except ValueError:  # a key that is no JSON
+            kept = None
+        if kept != json.loads(json.dumps(key)):
             raise UserError(f"'{where}' holds something else than its name says. Delete it; it is made again.")
         return table
 

@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any
 
 from data.command.errors import UserError, first_line
-from data.shape import parse_json
+from data.shape import Each, Maybe, misfit, parse_json
 from data.storage import Folder
 from evaluation.metrics import METRICS, columns, in_order
 from evaluation.metrics.statistics import Estimate, Measurement
@@ -16,6 +16,8 @@ from evaluation.report.results import Results
 REPORT_VERSION = 3
 REPORT = "report.json"
 PARTS = {"job": dict, "environment": dict, "columns": dict, "measurements": list, "notes": list}
+# Of a report's job, what is more than shown.
+JOB = {"models": Maybe(Each({"weights_sha256": Maybe(str)}))}
 
 
 def to_json(results: Results) -> bytes:
@@ -55,7 +57,7 @@ def plain(value: Any) -> Any:
 
 
 def measurement(entry: Mapping[str, Any]) -> Measurement:
-    """The measurement of an entry of report.json. Raises KeyError, TypeError or ValueError."""
+    """The measurement of an entry of report.json. Raises KeyError, TypeError, ValueError or OverflowError."""
     interval = entry.get("interval")
     estimate = Estimate(
         _number(entry["mean"]),
@@ -95,9 +97,11 @@ def read_report(path: str) -> Results:
     for key, kind in PARTS.items():
         if not isinstance(content.get(key), kind):
             raise _damaged(path, f"no {key}")
+    if wrong := misfit(content["job"], JOB, "job"):
+        raise _damaged(path, wrong)
     try:
         measurements = [measurement(entry) for entry in content["measurements"]]
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise _damaged(path, f"in a measurement, {type(error).__name__} {first_line(error)}") from error
     try:
         shown = {key: columns.from_json(key, entry) for key, entry in content["columns"].items()}

@@ -4,7 +4,6 @@ import copy
 import json
 import random
 import shutil
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
 from data.storage import sha256
 from negatives_gen.verbs.extend import main as extend
+from negatives_gen.verbs.inspect import main as inspect
 from negatives_gen.verbs.verify import main as verify
+from tests.support.strange import edited
 from tests.support.written import JOB, SHARDS, SIGNALS, write_part
 from trainer.groups.choice import Choice
 from trainer.groups.dataset import Collator, ContrastiveGroups
@@ -27,13 +28,6 @@ from trainer.groups.store import GroupStore
 
 # Edits, and the seed of their draw.
 FEW, MANY = pytest.param(60, 0, id="few"), pytest.param(2000, 1, id="many", marks=pytest.mark.slow)
-NESTED: Any = "x"
-for _ in range(300):
-    NESTED = [NESTED]
-STRANGE: list[Any] = [
-    *(None, True, 0, -1, 1 << 62, 10**30, 0.5, 1e308, float("nan"), "", "x", "\ud800", "\x1b[2J", "\u202e"),
-    *([], {}, [None], {"": None}, {"count": -1}, NESTED, "../../etc/passwd", "a" * 5000),
-]
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +76,8 @@ def ends_well(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     assert "FAILED" in said.out or said.err.count("\n") == 1
     assert "\x1b" not in said.out + said.err
+    assert inspect([str(path)]) in (0, 2)
+    assert "\x1b" not in "".join(capsys.readouterr())
     read_or_refused(path)
 
 
@@ -96,31 +92,6 @@ def read_or_refused(path: Path) -> None:
         except UserError as error:
             refusals.append(str(error))
         assert not any("\n" in refusal for refusal in refusals)
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every value in a JSON text."""
-    yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from places(item, (*path, key))
-
-
-def edited(manifest: dict[str, Any], draw: random.Random) -> Any:
-    """A copy with one value replaced, removed or added."""
-    changed = {"": copy.deepcopy(manifest)}
-    *outer, last = "", *draw.choice(list(places(manifest)))
-    node: Any = changed
-    for key in outer:
-        node = node[key]
-    kind = draw.choice(["replace", "replace", "replace", "remove", "add"])
-    if kind == "remove" and last != "":
-        del node[last]
-    elif kind == "add" and isinstance(node[last], dict):
-        node[last][draw.choice(["new", "", "\ud800", "\x1b[2J"])] = draw.choice(STRANGE)
-    else:
-        node[last] = draw.choice(STRANGE)
-    return changed[""]
 
 
 @pytest.mark.parametrize(("edits", "seed"), [FEW, MANY])
@@ -143,7 +114,7 @@ def test_a_job_that_says_too_little_is_not_extended(copied: Path, capsys: pytest
     for key in ("seed", "engine", "data", "signals"):
         job = {name: value for name, value in good["job"].items() if name != key}
         (copied / "manifest.json").write_text(json.dumps({**good, "job": job}))
-        assert extend([str(copied), "--out", str(copied.parent / "new")]) == 2
+        assert extend([str(copied), "--out", str(copied.parent / "new"), "--signals", "bleu"]) == 2
         assert f"job.{key} is missing" in capsys.readouterr().err
     assert not (copied.parent / "new").exists()
 

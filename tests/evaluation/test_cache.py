@@ -1,11 +1,14 @@
 """The evaluation's store: what was made once is not made again, and what is damaged is not used."""
 
+import io
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data.command.errors import UserError
+from data.storage import sha256
 from evaluation.answers.cache import Store, hash_of
 
 KEY = {"model": "abc", "limits": [1, 2], "nothing": None}
@@ -49,6 +52,24 @@ def test_a_computation_that_fails_leaves_no_entry_in_the_cache(tmp_path: Path) -
     with pytest.raises(UserError, match="no model"):
         Store(str(tmp_path / "store")).get_or_make("numbers", KEY, fail)
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(b"no table", "cannot be read ("), (b"", "cannot be read ("), (None, "holds something else")]
+)
+def test_a_file_that_others_wrote_under_a_fitting_name_is_one_line(
+    tmp_path: Path, content: bytes | None, why: str
+) -> None:
+    if content is None:
+        buffer = io.BytesIO()
+        pq.write_table(table(1.0).replace_schema_metadata({b"evaluation": b"{"}), buffer)
+        content = buffer.getvalue()
+    (tmp_path / "numbers").mkdir()
+    (tmp_path / "numbers" / f"{hash_of(KEY)}.{sha256(content)[:16]}.parquet").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        Store(str(tmp_path)).get_or_make("numbers", KEY, never)
+    assert why in str(caught.value)
+    assert str(caught.value).endswith("Delete it; it is made again.")
 
 
 def test_an_interrupted_write_is_no_table(tmp_path: Path) -> None:

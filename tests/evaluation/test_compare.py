@@ -1,5 +1,7 @@
 """`evaluation.compare`: finished runs in one table, and what differs between them."""
 
+import json
+import random
 import resource
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from evaluation.report import Results
 from evaluation.report.files import to_json
 from tests.evaluation.test_report import COLUMNS, make_job, make_results, measured, rate
 from tests.support.commands import run_command
+from tests.support.strange import edited
 
 ENVIRONMENT = {"packages": {"torch": "2.11.0"}, "git_commit": "1" * 40}
 
@@ -142,6 +145,28 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest
     assert "has version 1, this program reads version 3" in refusal(one, str(tmp_path / "old"))
     with pytest.raises(UserError, match="twice"):
         compare([two, one, two])
+
+
+@pytest.mark.parametrize(
+    ("edits", "seed"), [pytest.param(100, 0, id="few"), pytest.param(3000, 1, id="many", marks=pytest.mark.slow)]
+)
+def test_every_edit_of_a_report_is_a_comparison_or_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], edits: int, seed: int
+) -> None:
+    runs = [write_run(tmp_path / name, make_results().measurements) for name in ("one", "two")]
+    file, draw = tmp_path / "two" / "report.json", random.Random(seed)
+    good = file.read_bytes()
+    strange: list[Any] = [{"models": models} for models in (0, [1], {"mle": 1}, {"mle": {"weights_sha256": [1]}})]
+    endless = {**json.loads(good)["measurements"][0], "n": float("inf")}
+    for changed in (
+        *({**json.loads(good), "job": job} for job in strange),
+        {**json.loads(good), "measurements": [endless]},
+        *(edited(json.loads(good), draw) for _ in range(edits)),
+    ):
+        file.write_text(json.dumps(changed))
+        code, said = main(runs), capsys.readouterr()
+        assert (code, said.err.count("\n")) in [(0, 0), (2, 1)]
+        assert not set("\x1b\u202e") & set(said.out + said.err)
 
 
 def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
