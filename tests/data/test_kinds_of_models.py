@@ -66,7 +66,7 @@ def test_stage_1_takes_a_model_that_does_not_say_its_context_with_max_length(end
     assert len(NegativeSet(str(tmp_path / "set"))) == 6
 
 
-@pytest.mark.trains
+@pytest.mark.seconds
 def test_the_trainer_takes_ground_truths_for_such_a_model_with_max_length(
     endless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,7 +127,7 @@ def test_numbers_out_of_range_are_refused_in_a_line(more: list[str], said: str) 
     assert said in refusal(*more)
 
 
-@pytest.mark.trains
+@pytest.mark.seconds
 @pytest.mark.parametrize("what", ["all", "non_padding"])
 def test_tokens_seen_are_counted(what: str, reference: Path, negative_set: Path, tmp_path: Path) -> None:
     trainer = make_trainer(
@@ -145,7 +145,7 @@ def test_tokens_seen_are_counted(what: str, reference: Path, negative_set: Path,
     assert last["num_input_tokens_seen"] == expected
 
 
-@pytest.mark.trains
+@pytest.mark.seconds
 def test_torch_compile_trains_to_the_same_loss(reference: Path, negative_set: Path, tmp_path: Path) -> None:
     common = ["--max_steps", "2", "--save_strategy", "no", "--logging_steps", "1", "--report_to", "none"]
     losses = []

@@ -17,7 +17,7 @@ from tests.support.written import all_files
 from trainer.monitor.ownership import StopIfTakenOver
 from trainer.run import main
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 
 def test_a_second_trainer_is_refused_while_the_first_trains(

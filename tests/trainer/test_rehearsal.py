@@ -15,7 +15,7 @@ from trainer.monitor.watch import Curves
 from trainer.run import main
 from trainer.trainer import ContrastiveTrainer
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -30,7 +30,7 @@ class SpoilFault(TrainerCallback):
                 next(p for p in model.parameters() if p.requires_grad)[0, 0] = self.value
 
 
-@pytest.mark.trains
+@pytest.mark.seconds
 @pytest.mark.parametrize("value", [math.nan, math.inf], ids=["nan", "inf"])
 @pytest.mark.parametrize(
     ("options", "at"),

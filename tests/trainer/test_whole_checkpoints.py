@@ -17,7 +17,7 @@ from trainer.output import JOB_FILE, STATE_FILE
 from trainer.resume import JobStamp, Needs, check_job, find_checkpoint, problem
 from trainer.run import main
 
-pytestmark = pytest.mark.trains
+pytestmark = pytest.mark.seconds
 
 OPTIONS = ["--max_steps", "4", "--save_steps", "2", "--logging_steps", "1", "--report_to", "none"]
 
