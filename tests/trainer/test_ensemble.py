@@ -183,7 +183,7 @@ def test_memory_stays_below_one_tensor(tmp_path: Path) -> None:
     [
         (["0.5", "1.1"], "--alpha 1.1 is outside [0, 1]"),
         (["-0.1"], "--alpha -0.1 is outside [0, 1]"),
-        (["nan"], "--alpha nan is outside [0, 1]"),
+        (["nan"], "must be a list of numbers, got 'nan'"),
         (["0.1", "0.5", "0.10"], "--alpha 0.1 is given twice"),
         (["half"], "'alpha' on the command line of python -m trainer.ensemble must be a list of numbers, got 'half'."),
         (["0,half"], "must be a list of numbers, got '0,half'."),

@@ -110,7 +110,7 @@ def test_a_failure_before_the_first_step_gives_the_directory_up_for_the_correcte
         patch.setattr(Curves, "on_train_begin", fault_stub)
         line = refused(cli(reference, negative_set, out, "--max_steps", "1"), capsys)
     assert line.endswith("cannot set up the training of model '" + str(reference) + "' with these options: no login")
-    assert written == ["metrics.jsonl", "runs", "trainer_job.json"]
+    assert written == [".claim", "metrics.jsonl", "runs", "trainer_job.json"]
     assert list(out.iterdir()) == []
     more = ["--max_steps", "2", "--save_strategy", "no", "--learning_rate", "1e-4"]
     assert main(cli(reference, negative_set, out, *more)) == 0
