@@ -67,8 +67,8 @@ class NegativeSet:
         return self.manifest.counts["rows_written"]
 
     def compute_with(self, vocabulary: int | None) -> None:
-        """From now on, refuse shards that lack scores, or that hold numbers that are not finite, sequences without
-        tokens, or ids from `vocabulary` on (None: not known)."""
+        """Refuse, whenever a shard is read, one that lacks scores, or holds numbers that are not finite, sequences
+        without tokens, or ids from `vocabulary` on (None: not known)."""
         self.computes, self.vocabulary = True, vocabulary
 
     def check_reference(self, weights_sha256: str, model: str) -> None:

@@ -6,6 +6,7 @@ That is, beside other columns (`data.schema.schema_differences`), bytes that are
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -37,15 +38,21 @@ def null_problems(table: pa.Table, nullable: frozenset[str] = NULLABLE) -> list[
 
 
 def score_problems(table: pa.Table) -> list[str]:
-    """The columns and fields of scores that hold what is no finite number, and sequences without a token, in words."""
+    """The columns and fields of scores that hold what is no finite number, and sequences without a token, in words.
+
+    Of numbers the first one, with its group where the table has ids; a table has no nulls but those that may be.
+    """
     problems = [
         f"{name} holds an empty sequence"
         for name, lists in _sequences(table)
         if pc.min(lists.value_lengths()).as_py() == 0  # type: ignore[attr-defined]  # made at run time
     ]
-    for name, values in _scores(table):
-        if pc.all(pc.is_finite(values)).as_py() is False:  # type: ignore[attr-defined]  # made at run time
-            problems.append(f"{name} holds what is no finite number")
+    for name, values, owners in _scores(table):
+        finite = pc.is_finite(values).fill_null(True).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
+        if not finite.all():
+            place = int(np.flatnonzero(~finite)[0])
+            whose = f" of group {table['id'][int(owners[place])].as_py()}" if "id" in table.column_names else ""
+            problems.append(f"{name}{whose} is {values[place].as_py()}, no finite number")
     return problems
 
 
@@ -72,16 +79,18 @@ def _sequences(table: pa.Table) -> Iterator[tuple[str, Any]]:
             yield f"negatives[].{name}", values
 
 
-def _scores(table: pa.Table) -> Iterator[tuple[str, Any]]:
-    """Each column or field of scores that the table has."""
+def _scores(table: pa.Table) -> Iterator[tuple[str, Any, np.ndarray]]:
+    """What the scores that the table has are called, their values, and the rows that these belong to."""
+    rows = np.arange(table.num_rows)
     if "reference_logp" in table.column_names:
-        yield "reference_logp", _array(table.column("reference_logp"))
+        yield "reference_logp of the ground truth", _array(table.column("reference_logp")), rows
     for name, values in _of_negatives(table):
+        owners = np.repeat(rows, _array(table.column("negatives")).value_lengths().to_numpy(zero_copy_only=False))
         if name in ("reference_logp", "sampler_logp"):
-            yield f"negatives[].{name}", values
+            yield f"{name} of a negative", values, owners
         elif name == "similarity":
             for field, similarities in zip(values.type, values.flatten(), strict=True):
-                yield f"negatives[].similarity.{field.name}", similarities
+                yield f"similarity '{field.name}' of a negative", similarities, owners
 
 
 def _of_negatives(table: pa.Table) -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from data.manifest import DTYPES, MANIFEST, Manifest, ShardRecord
 from data.schema import group_schema, reject_schema, schema_differences
 from data.shard_records import JOB_FOLDER
 from data.shards import REJECTS, shard_name
+from data.sources.examples import SPLITS
 from data.storage import TEMPORARY_PREFIX
 from data.tokens import described_ends
 from negatives_gen.signals import SIGNALS
@@ -108,6 +109,20 @@ def foreign_files(names: set[str], manifest: Manifest) -> list[str]:
 def schema_problems(table: pa.Table, signals: Sequence[str]) -> list[str]:
     """Whether a shard has our columns."""
     return schema_differences(table.schema, group_schema(signals))
+
+
+def split_problems(table: pa.Table, file: str, split: str) -> list[str]:
+    """The groups that belong to no half of the data source, or to one that the job did not ask for.
+
+    Args:
+        split: of the job, "train", "test" or "all".
+    """
+    halves = [half for half in SPLITS if half != "all"] if split == "all" else [split]
+    return [
+        f"{file}: group {group} is of split '{half}', not of {' or '.join(halves)}"
+        for group, half in zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True)
+        if half not in halves
+    ]
 
 
 def count_problems(table: pa.Table, record: ShardRecord, strategies: dict[str, dict[str, Any]]) -> list[str]:

@@ -128,6 +128,7 @@ def _check_shards(
             else:
                 nulls, strange = null_problems(table), id_problems(table, vocabulary)
                 schema += [f"{record.file}: {problem}" for problem in nulls]
+                schema += checks.split_problems(table, record.file, job["data"].get("split") or "all")
                 counts += checks.count_problems(table, record, job["strategies"])
                 tokens += [f"{record.file}: {problem}" for problem in strange]
                 tokens += checks.token_problems(table, record.file, described_ends(job["tokenizer"]))

@@ -113,6 +113,14 @@ def test_a_hundred_random_flips_of_a_bit_are_all_noticed(copy: Path, capsys: Cap
     assert hit == set(files)
 
 
+def test_a_group_of_a_split_that_there_is_not_is_noticed(copy: Path, capsys: Capture) -> None:
+    """Trainer and evaluation would leave it out without a word."""
+    change(copy, lambda groups: setattr(groups[2], "split", "tra1n"))
+    code, lines = said(copy, capsys)
+    assert code == 1
+    assert any(line.endswith("is of split 'tra1n', not of train or test") for line in lines)
+
+
 def test_a_flip_in_the_rejects_is_noticed(copy: Path, capsys: Capture) -> None:
     content = bytearray((copy / "rejects.parquet").read_bytes())
     content[100] ^= 4
