@@ -197,9 +197,16 @@ def test_no_limit_is_no_stall(tmp_path: Path, clock: ClockStub) -> None:
     clock.pass_by(Stall(Folder(str(tmp_path)), 0), 1e9)
 
 
-@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
-def test_a_limit_that_is_none_is_refused(seconds: float, reference: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--stall_timeout must be 0"):
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (-1.0, "--stall_timeout must be 0"),
+        (float("nan"), "'stall_timeout' of GenerateConfig must be a number, got nan"),
+        (float("inf"), "'stall_timeout' of GenerateConfig must be a number, got inf"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused(seconds: float, said: str, reference: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
         config(reference, tmp_path, stall_timeout=seconds).check()
 
 

@@ -98,13 +98,13 @@ def test_each_format_has_messages_where_its_trainer_takes_them(chats: Path, tmp_
     }
     for format, rows in expected.items():
         for suffix in ("jsonl", "parquet"):
-            out = tmp_path / f"{format}.{suffix}"
+            out = tmp_path / suffix / f"{format}.{suffix}"
             export(str(chats), make_config(ExportConfig, format=format, out=str(out)))
             if suffix == "jsonl":
                 assert [json.loads(line) for line in out.read_text().splitlines()] == rows
             else:
                 assert pq.read_table(out).to_pylist() == rows
-    entry = json.loads((tmp_path / "dataset_info.json").read_text())["llama-factory"]
+    entry = json.loads((tmp_path / "jsonl" / "dataset_info.json").read_text())["llama-factory"]
     assert (entry["formatting"], entry["ranking"]) == ("sharegpt", True)
     assert entry["columns"] == {"messages": "messages", "chosen": "chosen", "rejected": "rejected"}
     assert entry["tags"]["user_tag"] == "user"

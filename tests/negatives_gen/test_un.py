@@ -122,7 +122,11 @@ def test_openai_itself_needs_a_key_and_another_server_does_not(monkeypatch: pyte
 def test_concurrency_timeout_and_retries_make_no_other_job(tmp_path: Path) -> None:
     def begin(**api: Any) -> bool:
         job = {"strategies": {"un": settings(**api)}}
-        return make_writer(str(tmp_path / "set"), job, ["embedding"]).begin()
+        writer = make_writer(str(tmp_path / "set"), job, ["embedding"])
+        try:
+            return writer.begin()
+        finally:
+            writer.end()
 
     assert begin()
     assert begin(concurrency=1, timeout=1, retries=0)
@@ -174,8 +178,9 @@ def test_every_request_is_the_papers_template_and_the_settings(
 
 
 def test_the_instruction_is_what_people_asked_and_not_what_a_template_wrote(
-    ask: Callable, server: ChatAPIStub, groups: list[Group]
+    ask: Callable, server: ChatAPIStub, groups: list[Group], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}{{ m['content'] }} {% endfor %}")
     asked = {"role": "user", "content": "Who?"}
     groups[0].messages, groups[0].query = [asked], "Who?"
     groups[1].messages, groups[1].query = [{"role": "system", "content": "Be brief."}, asked], "Be brief. Who?"
