@@ -22,8 +22,14 @@ help:
 
 install: $(VENV)/.installed
 
-# With a GPU: the CUDA builds of torch and vLLM. Without: exact versions, see docker/requirements-cpu.txt. Bytecode is
-# compiled on all cores, which pip does on one; templates among the packages that are no Python are passed over.
+# Nothing else compiles what is installed (see below); without it every process would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
+PIP_CPU = grep -v '^\#' docker/requirements-cpu.txt | tac | xargs -P 2 -n 40 \
+	$(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps
+
+# With a GPU: the CUDA builds of torch and vLLM. Without: exact versions, see docker/requirements-cpu.txt, by two pips at
+# once, for one unpacks on one core; backwards, so that vLLM and torch come first. None compiles bytecode: imports do.
 $(VENV)/.installed: docker/requirements-cpu.txt pyproject.toml
 	@echo "== installing into $(VENV) (two to five minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 2; }
@@ -31,10 +37,8 @@ $(VENV)/.installed: docker/requirements-cpu.txt pyproject.toml
 	@if command -v nvidia-smi >/dev/null; then \
 		$(PY) -m pip install -q --disable-pip-version-check -e '.[gpu,dev]'; \
 	else \
-		{ $(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps -r docker/requirements-cpu.txt \
-		|| $(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps --extra-index-url $(TORCH_CPU_INDEX) -r docker/requirements-cpu.txt; } \
-		&& $(PY) -m pip install -q --disable-pip-version-check --no-deps -e . \
-		&& { $(PY) -m compileall -qq -j 0 $(VENV)/lib || true; }; \
+		{ $(PIP_CPU) || $(PIP_CPU) --extra-index-url $(TORCH_CPU_INDEX); } \
+		&& $(PY) -m pip install -q --disable-pip-version-check --no-deps -e .; \
 	fi
 	@touch $@
 
