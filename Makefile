@@ -22,14 +22,14 @@ help:
 
 install: $(VENV)/.installed
 
-# Nothing else compiles what is installed (see below); without it every process would compile all that it imports.
+# The install compiles no bytecode, so that only what is imported is compiled; imports must then be free to write it.
 unexport PYTHONDONTWRITEBYTECODE
 
 PIP_CPU = grep -v '^\#' docker/requirements-cpu.txt | tac | xargs -P 2 -n 40 \
 	$(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps
 
 # With a GPU: the CUDA builds of torch and vLLM. Without: exact versions, see docker/requirements-cpu.txt, by two pips at
-# once, for one unpacks on one core; backwards, so that vLLM and torch come first. None compiles bytecode: imports do.
+# once, for one unpacks on one core; backwards, so that vLLM and torch, the largest, come first.
 $(VENV)/.installed: docker/requirements-cpu.txt pyproject.toml
 	@echo "== installing into $(VENV) (two to five minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 2; }
