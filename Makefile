@@ -22,9 +22,15 @@ help:
 
 install: $(VENV)/.installed
 
-# With a GPU: the CUDA builds of torch and vLLM. Without: exact versions, see docker/requirements-cpu.txt. Bytecode is
-# compiled on all cores, which pip does on one; templates among the packages that are no Python are passed over.
+# The install compiles no bytecode, so that only what is imported is compiled; imports must then be free to write it.
+unexport PYTHONDONTWRITEBYTECODE
+
 LOCKED := docker/requirements-cpu.txt docker/requirements-dev.txt
+PIP_CPU = grep -hv '^\#' $(LOCKED) | tac | xargs -P 2 -n 40 \
+	$(PY) -m pip install -q --no-compile --disable-pip-version-check --no-deps
+
+# With a GPU: the CUDA builds of torch and vLLM. Without: exact versions, see docker/requirements-cpu.txt, by two pips at
+# once, for one unpacks on one core; backwards, so that vLLM and torch, the largest, come first.
 $(VENV)/.installed: $(LOCKED) pyproject.toml
 	@echo "== installing into $(VENV) (two to five minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 2; }
@@ -32,10 +38,8 @@ $(VENV)/.installed: $(LOCKED) pyproject.toml
 	@if nvidia-smi -L >/dev/null 2>&1; then \
 		$(PY) -m pip install -q --disable-pip-version-check -e '.[gpu,dev]'; \
 	else \
-		{ $(PY) -m pip install -q --no-compile --disable-pip-version-check --no-deps $(LOCKED:%=-r %) \
-		|| $(PY) -m pip install -q --no-compile --disable-pip-version-check --no-deps --extra-index-url $(TORCH_CPU_INDEX) $(LOCKED:%=-r %); } \
-		&& $(PY) -m pip install -q --disable-pip-version-check --no-deps -e . \
-		&& { $(PY) -m compileall -qq -j 0 $(VENV)/lib || true; }; \
+		{ $(PIP_CPU) || $(PIP_CPU) --extra-index-url $(TORCH_CPU_INDEX); } \
+		&& $(PY) -m pip install -q --disable-pip-version-check --no-deps -e .; \
 	fi
 	@touch $@
 

@@ -15,14 +15,15 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import pytest
 
-from tests.support.chat_server import vllm_serve
 from tests.support.commands import CONTEXT, preload_vllm
-from tests.support.tiny import make_negative_set, save_tiny_model
 
 if TYPE_CHECKING:
     from negatives_gen.models.engine import Engine
     from tests.support.answering import Engines
     from tests.support.ray_cluster import RayCluster
+
+# Until the tests are collected: what is imported stays, so there is nothing to find.
+gc.disable()
 
 # What costs most comes first, or it would run alone at the end.
 ORDER = ("ray", "vllm", "end_to_end", "trainer", "evaluation", "negatives_gen")
@@ -62,6 +63,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Refuse to start engines and clusters once per worker: groups that have an effect stand in the tests' ids."""
     gc.freeze()  # modules and tests stay: no collection need go through them
+    gc.enable()
     if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
         pytest.exit(
             "pytest-xdist does not group the tests with this pytest: see extra dev in pyproject.toml", returncode=2
@@ -71,12 +73,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny reference model over the embedded world's vocabulary."""
+    from tests.support.tiny import save_tiny_model
+
     return save_tiny_model(tmp_path_factory.mktemp("models") / "reference")
 
 
 @pytest.fixture(scope="session")
 def negative_set(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A negative set of 48 groups, K = 4, scored by the reference; its negatives are other rows' words shuffled."""
+    from tests.support.tiny import make_negative_set
+
     out = tmp_path_factory.mktemp("sets") / "negatives"
     make_negative_set(out, reference, num_groups=48, num_negatives=3)
     return out
@@ -133,6 +139,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["RayCluster"]:
 @pytest.fixture(scope="session")
 def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real `vllm serve` whose model is named "tiny"."""
+    from tests.support.chat_server import vllm_serve
+
     with vllm_serve(tmp_path_factory.mktemp("chat")) as url:
         yield url
 

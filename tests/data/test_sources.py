@@ -56,6 +56,7 @@ def example(prompt: Any, response: Any) -> Example:
 # Sources and splits
 
 
+@pytest.mark.seconds
 def test_dollys_15011_rows_split_into_7505_and_7506_whatever_their_order(tmp_path: Path):
     rows = [{"instruction": f"Do {i}.", "context": "", "response": f"Done {i}."} for i in range(15_011)]
     path = write(tmp_path / "a.jsonl", rows)

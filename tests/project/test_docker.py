@@ -284,6 +284,7 @@ def test_every_pod_has_the_root_and_the_volume():
     assert len({pod["containers"][0]["image"] for pod in pods}) == 1
 
 
+@pytest.mark.seconds
 def test_ray_start_has_the_options_of_head_and_worker():
     known = subprocess.run(
         [sys.executable, "-m", "ray.scripts.scripts", "start", "--help"], capture_output=True, text=True

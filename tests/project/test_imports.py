@@ -1,6 +1,7 @@
 """The import table of docs/architecture.md: from the sources, and from what is loaded in fresh processes."""
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -72,6 +73,7 @@ def rule_of(module: str) -> Rule:
     return RULES[max((place for place in RULES if within(module, (place,))), key=len)]
 
 
+@functools.cache
 def imported_names(module: str) -> set[str]:
     """Every module that a source file imports, wherever in it; `from a import b` counts as a and a.b."""
     path = ROOT / Path(*module.split("."))

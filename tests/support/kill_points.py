@@ -42,6 +42,11 @@ class ArmedStub:
     folder: Path
     out: str
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a worker of Ray: transformers, which it imports next, would import scikit-learn at every start."""
+        sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
+        self.__dict__.update(state)
+
     def reach(self, point: str) -> None:
         try:
             (self.folder / file_of(point)).unlink()

@@ -5,6 +5,7 @@ import importlib
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+gc.disable()  # nothing of what is imported goes
 
 for name in (
     "accelerate.utils",
@@ -33,3 +34,4 @@ for name in (
 
 # What has been imported stays: a collection in a forked process need not go through it, nor copy its pages.
 gc.freeze()
+gc.enable()

@@ -6,6 +6,7 @@ import os
 
 from negatives_gen.models.engine import CPU_ENVIRONMENT
 
+gc.disable()
 for name, value in CPU_ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
@@ -24,3 +25,4 @@ for name in (
     importlib.import_module(name)
 
 gc.freeze()
+gc.enable()

@@ -37,6 +37,7 @@ def test_the_block_mask_is_the_dense_mask_and_leaves_blocks_out() -> None:
     assert blocks.to_dense().tolist() == [[[[1, 0, 0], [1, 1, 0], [0, 1, 1]]]]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("key_heads", [4, 2])
 def test_attention_by_block_equals_dense_attention(key_heads: int) -> None:
     batch = pack(GROUPS)
@@ -60,6 +61,7 @@ def test_attention_by_block_computes_in_autocasts_type() -> None:
     assert found.dtype == torch.bfloat16
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2"])
 def test_models_with_plain_attention_take_block_masks(architecture: str) -> None:
     model = tiny_model(architecture)

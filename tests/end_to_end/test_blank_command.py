@@ -1,0 +1,25 @@
+"""`python -m data.blank`: one clear line for wrong input with nothing written."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import data.blank
+from tests.support.command_lines import refused
+
+
+def test_blank_refuses_an_impossible_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(data.blank.main, ["--hidden_size", "100", "--num_heads", "3", "--out", str(tmp_path / "b")], capsys)
+    assert "100 is not divisible" in line
+    assert not (tmp_path / "b").exists()
+
+
+def test_blank_refuses_a_directory_that_holds_a_model(
+    reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(reference, model)
+    before = {p.name: p.read_bytes() for p in model.iterdir()}
+    assert "already holds files" in refused(data.blank.main, ["--out", str(model)], capsys)
+    assert {p.name: p.read_bytes() for p in model.iterdir()} == before
