@@ -58,7 +58,7 @@ class Owner:
 
     @classmethod
     def here(cls, *, made: bool) -> "Owner":
-        """This process."""
+        """The owner that this process is."""
         return cls(
             uuid.uuid4().hex, socket.gethostname(), _place(), os.getpid(), _started(os.getpid()) or "",
             time.strftime("%Y-%m-%d %H:%M:%S %z"), made,
@@ -71,7 +71,7 @@ class Owner:
 
     @property
     def is_gone(self) -> bool:
-        """Of an owner that is near: whether its process has ended."""
+        """Whether the process of an owner that is near has ended."""
         found = _started(self.pid)
         # A later process of that number has another start, where both are known.
         return found is None or ("" not in (found, self.started) and found != self.started)
@@ -240,7 +240,7 @@ def _beat_name(owner: Owner) -> str:
 
 
 def _number(name: str) -> int:
-    """Of a claim's file; 0 for another one."""
+    """The number that the name of a claim's file says; 0 for another file."""
     match = re.fullmatch(r"(\d+)\.json", name)
     return int(match.group(1)) if match else 0
 

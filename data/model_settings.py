@@ -64,7 +64,7 @@ def check_tokenizer_fits(model: str) -> None:
     Whether there is a tokenizer at all shows when the model is loaded.
 
     Raises:
-        UserError: it gives such ids.
+        UserError: the tokenizer gives ids that the embedding has no rows for.
     """
     from transformers import AutoTokenizer
 

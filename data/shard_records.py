@@ -87,7 +87,7 @@ def unsound(folder: Folder, records: Iterable[ShardRecord]) -> list[str]:
 
 
 def entries_of(folder: Folder, manifest: Manifest, content: str) -> dict[int, ShardEntry]:
-    """Of a finished set, the entries of those shards that are sound, as the job had them.
+    """The entries of those shards of a finished set that are sound, as the job had them.
 
     A shard whose rejects cannot be read is not among them: they are made again with it.
     """

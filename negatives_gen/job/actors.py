@@ -173,7 +173,7 @@ class CheckedEngine:
         self.asked = self.answered = 0
 
     def sample(self, prompts: Any, **request: Any) -> list[list[Any]]:
-        """See `negatives_gen.models.engine.Engine.sample`."""
+        """What the engine samples, counted; arguments and errors as of `negatives_gen.models.engine.Engine.sample`."""
         drawn = self.engine.sample(prompts, **request)
         self.asked += len(prompts)
         self.answered += sum(bool(sample.ids) for samples in drawn for sample in samples)

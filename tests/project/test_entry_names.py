@@ -23,6 +23,7 @@ NAMES = {name for entries in HOMES.values() for name in entries.names()}
 # The same word for something else: columns of texts and of candidates, keys of the pages' data, a kind of export, a
 # verdict by rewards, the rows of the paper's tables.
 OTHER_MEANINGS = {
+    "data/schema.py": {"similarity"},
     "data/soundness.py": {"similarity"},
     "data/sources/readers.py": {"text"},
     "data/sources/tasks.py": {"text"},
