@@ -122,7 +122,10 @@ def test_openai_itself_needs_a_key_and_another_server_does_not(monkeypatch: pyte
 def test_concurrency_timeout_and_retries_make_no_other_job(tmp_path: Path) -> None:
     def begin(**api: Any) -> bool:
         job = {"strategies": {"un": settings(**api)}}
-        return make_writer(str(tmp_path / "set"), job, ["embedding"]).begin()
+        writer = make_writer(str(tmp_path / "set"), job, ["embedding"])
+        begun = writer.begin()
+        writer.end()
+        return begun
 
     assert begin()
     assert begin(concurrency=1, timeout=1, retries=0)
