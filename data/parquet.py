@@ -2,7 +2,8 @@
 
 A file of a kilobyte can hold a value of a megabyte, stored once, a million times. So before anything is decoded, a file
 is refused whose values would take more than MOST_BYTES by what its footer declares, and texts by what they are: where
-the footer leaves room for more, the lengths of the distinct texts are read, which takes no more than the declared size.
+the footer leaves room for more, the lengths of the distinct texts are read, which takes no more than the declared size
+and four bytes a text.
 A reader holds at most the file, and twice MOST_BYTES while it converts. What a footer conceals is found by the decoder,
 page by page, and Parquet has no page of more than 2 GiB.
 """
@@ -19,7 +20,8 @@ import pyarrow.parquet as pq
 from data.command.errors import UserError, first_line
 
 MOST_BYTES = 8 << 30
-# Bytes of a value of fixed length.
+# Bytes of a value of fixed length; of each text, null or not, at least where it ends.
+TEXT_WIDTH = 4
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
 
 
@@ -62,9 +64,9 @@ def read_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Tab
 def _refuse_too_large(metadata: Any, source: BinaryIO) -> None:
     total = 0
     for path, (kind, values, size) in _columns(metadata).items():
-        most = max(size, values * WIDTHS.get(kind, 0))
-        if kind not in WIDTHS and values * size > MOST_BYTES:
-            most = _bytes_of_texts(source, path)
+        most = max(size, values * WIDTHS.get(kind, TEXT_WIDTH))
+        if kind not in WIDTHS and total + most <= MOST_BYTES < values * size:
+            most = max(size, values * TEXT_WIDTH + _bytes_of_texts(source, path))
         total += most
         if total > MOST_BYTES:
             raise Unreadable(f"its values would take more than {MOST_BYTES / (1 << 30):.3g} GiB of memory")

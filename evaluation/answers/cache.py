@@ -62,14 +62,19 @@ class Store:
             raise UserError(f"'{where}' is damaged. Delete it; it is made again.")
         try:
             table = read_parquet(content)
-            kept = json.loads((table.schema.metadata or {}).get(KEY, b"null"))
         except Unreadable as error:
             raise UserError(f"'{where}' cannot be read ({first_line(error)}). Delete it; it is made again.") from error
-        except ValueError:  # a key that is no JSON
-            kept = None
-        if kept != json.loads(json.dumps(key)):
+        if _key_of(table) != json.loads(json.dumps(key)):
             raise UserError(f"'{where}' holds something else than its name says. Delete it; it is made again.")
         return table
+
+
+def _key_of(table: pa.Table) -> Any:
+    """The key that a kept table is of, None if it does not say one."""
+    try:
+        return json.loads((table.schema.metadata or {}).get(KEY, b"null"))
+    except ValueError:
+        return None
 
 
 def _name(folder: Folder, key: dict[str, Any]) -> str | None:

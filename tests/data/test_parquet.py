@@ -31,8 +31,9 @@ def _bound(monkeypatch: pytest.MonkeyPatch) -> None:
         pa.array([7] * 200_000, pa.int64()),
         pa.array([[7] * 300_000], pa.list_(pa.int32())),
         pa.array([str(n) * 3_000 for n in range(200)]),
+        pa.nulls(300_000, pa.string()),
     ],
-    ids=["one text often", "one text often in a list", "one number often", "a long list", "many texts"],
+    ids=["one text often", "one text often in a list", "one number often", "a long list", "many texts", "many nulls"],
 )
 def test_a_small_file_of_many_values_is_refused(column: pa.Array) -> None:
     content = written(pa.table({"a": column}))
