@@ -366,7 +366,7 @@ def test_a_finished_evaluation_needs_no_model_tokenizer_or_torch(
     model: Any = AutoModelForCausalLM.from_pretrained(answering_model)
     model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(second)
-    config = AutoConfig.from_pretrained(answering_model, num_labels=1, pad_token_id=0)
+    config = AutoConfig.from_pretrained(answering_model, num_labels=1, pad_token_id=0, vocab_size=len(tokenizer))
     AutoModelForSequenceClassification.from_config(config).save_pretrained(reward)
     for directory in (second, reward):
         tokenizer.save_pretrained(directory)

@@ -54,7 +54,16 @@ class Engines(BaseManager):
     Engine: Callable[..., Engine]
 
 
-Engines.register("Engine", Engine)
+KEPT: list[Engine] = []
+
+
+def _kept(*arguments: Any, **options: Any) -> Engine:
+    """An engine that lives as long as its process: one that ends takes the process groups of the others with it."""
+    KEPT.append(Engine(*arguments, **options))
+    return KEPT[-1]
+
+
+Engines.register("Engine", _kept)
 
 
 def save_toy_model(directory: Path, seed: int) -> Any:
