@@ -198,7 +198,7 @@ def rejects_to_table(rejects: Sequence[Reject]) -> pa.Table:
 
 def group_from_row(row: dict) -> Group:
     """A group from a row of a shard, as `pyarrow` or `datasets` give it; similarities that are null are none."""
-    negatives = [
-        Candidate(**{**candidate, "similarity": candidate["similarity"] or {}}) for candidate in row["negatives"]
-    ]
+    negatives = [Candidate(**candidate) for candidate in row["negatives"]]
+    for candidate in negatives:
+        candidate.similarity = candidate.similarity or {}
     return Group(**{**row, "negatives": negatives})
