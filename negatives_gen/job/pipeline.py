@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -178,9 +177,12 @@ class Rows:
 def _leave_ray(rows: Rows) -> None:
     """Disconnect, which ends the actors, whatever they are doing."""
     import ray
+    from ray._private import auto_init_hook
 
-    # What the thread calls next would join the cluster again.
-    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+    # What the thread calls next would join the cluster again ($RAY_ENABLE_AUTO_CONNECT is read when Ray is imported),
+    # and Ray Data would log, as an error of its own, that there is no cluster any more.
+    auto_init_hook.enable_auto_connect = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     ray.shutdown()
     rows.stop(seconds=10.0)
 

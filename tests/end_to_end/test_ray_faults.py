@@ -38,16 +38,12 @@ def terminated(command: ForkedCommand, out: Path) -> None:
     assert (out / "_job/inputs.json").exists()
 
 
-def test_sigterm_to_the_driver_ends_the_job_and_the_same_command_goes_on(
+def test_sigterm_to_the_driver_ends_the_job_and_gives_the_directory_back(
     cluster: RayCluster, reference: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "set"
     hangs = words(reference, out, "--engine.seconds_per_prompt", "1000")
     terminated(ForkedCommand.start("tests.support.stubs", *hangs, env=cluster.env), out)
-    # Engine options decide the content, so that the same command would hang again: its claim is what is looked at.
-    command = ForkedCommand.start("tests.support.stubs", *hangs, env=cluster.env)
-    terminated(command, out)
-    assert "taking over" not in command.stderr
 
 
 @pytest.mark.slow
