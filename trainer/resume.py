@@ -46,7 +46,7 @@ class Needs:
 
     @classmethod
     def of(cls, training: TrainingArguments, model: "ModelConfig") -> "Needs":
-        """Those of a run with these arguments, in the environment that accelerate's launcher made."""
+        """What a run with these arguments needs, in the environment that accelerate's launcher made."""
         fsdp = bool(training.fsdp) or bool(strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")))
         return cls(training.world_size, fsdp, model.use_peft, training.mixed_precision == "fp16")
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.command.errors import UserError
 from data.command.options import option, resolve_path
-from data.finite import require_finite
 from evaluation.metrics.base import HIGHER, MODEL, CheckpointMetric, Column, Request, Values
 
 if TYPE_CHECKING:
@@ -125,7 +124,6 @@ def read_held_out(shards: str, split: str, checkpoints: Sequence["Checkpoint"]) 
             f"negative set '{shards}' holds no groups of split '{split}'. Generate it with --split all or --split "
             f"{split}, or evaluate on another --split."
         )
-    require_finite(groups, f"negative set '{shards}'", "Generate it again; `verify` lists all such numbers.")
     checksums = [shard.sha256 for shard in negatives.manifest.shards]
     dtype = negatives.manifest.job["model"]["scorer_dtype"]
     record = {"name": shards, "groups": len(groups), "scorer_dtype": dtype, "sha256": checksums}

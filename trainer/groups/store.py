@@ -94,20 +94,6 @@ class Shard:
             },
         )
 
-    def not_finite(self) -> str | None:
-        """The first number that is nan, infinite or missing, and of which group; None if all are finite."""
-        owners = np.repeat(np.arange(len(self.ids)), np.diff(self.first))
-        of_negatives = {"reference_logp of a negative": self.negative_logps} | {
-            f"similarity '{name}' of a negative": values for name, values in self.similarity.items()
-        }
-        columns = [("reference_logp of the ground truth", self.reference_logps, np.arange(len(self.ids)))]
-        columns += [(name, values, owners) for name, values in of_negatives.items()]
-        for name, values, groups in columns:
-            wrong = np.flatnonzero(~np.isfinite(values))
-            if len(wrong):
-                return f"{name} of group {self.ids[groups[wrong[0]]]} is {values[wrong[0]]}"
-        return None
-
     def of_strategy(self, name: str) -> np.ndarray:
         """[C], True for the negatives of a strategy."""
         code = self.strategies.index(name) if name in self.strategies else -1
@@ -198,12 +184,6 @@ class GroupStore:
             number, index, rows = self._shards[place]
             table = self.sets[number].shard_table(index, COLUMNS)
             shard = Shard.of(table if len(rows) == table.num_rows else table.take(rows))
-            if found := shard.not_finite():
-                negatives = self.sets[number]
-                raise UserError(
-                    f"{negatives.manifest.shards[index].file} of negative set '{negatives.folder.path}': {found}, no "
-                    "finite number. Generate the set again; `python -m negatives_gen verify` lists all such numbers."
-                )
             self._cache[place] = shard
             held = sum(len(shard.ids) for shard in self._cache.values())
             while held > self.kept_groups and len(self._cache) > 1:

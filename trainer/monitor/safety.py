@@ -47,7 +47,7 @@ def check_finite(
 
 
 class SoundSaves:
-    """Of a transformers Trainer, beside it: what is saved holds finite weights only.
+    """Beside a transformers Trainer: what it saves holds finite weights only.
 
     The check before an optimiser step finds what the steps before it have done; nothing else looks at what the last one
     has, or the last one before a checkpoint, from which no run could go on.
