@@ -38,22 +38,46 @@ def null_problems(table: pa.Table, nullable: frozenset[str] = NULLABLE) -> list[
 
 
 def score_problems(table: pa.Table) -> list[str]:
-    """The columns and fields of scores that hold what is no finite number, and sequences without a token, in words.
+    """The sequences without a token, and the scores that are no finite number, in words.
 
-    Of numbers the first one, with its group where the table has ids; a table has no nulls but those that may be.
+    Of each column or field of scores the first one, with its group where the table has ids.
     """
     problems = [
         f"{name} holds an empty sequence"
         for name, lists in _sequences(table)
         if pc.min(lists.value_lengths()).as_py() == 0  # type: ignore[attr-defined]  # made at run time
     ]
-    for name, values, owners in _scores(table):
-        finite = pc.is_finite(values).fill_null(True).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
-        if not finite.all():
-            place = int(np.flatnonzero(~finite)[0])
-            whose = f" of group {table['id'][int(owners[place])].as_py()}" if "id" in table.column_names else ""
-            problems.append(f"{name}{whose} is {values[place].as_py()}, no finite number")
+    for name, values, rows in score_columns(table):
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            whose = f" of group {table['id'][rows[wrong[0]]]}" if "id" in table.column_names else ""
+            problems.append(f"{name}{whose} is {values[wrong[0]]}, no finite number")
     return problems
+
+
+def score_columns(table: pa.Table) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Each column or field of scores that a table has.
+
+    Yields:
+        Its name in words, its values, [N] float64, nan where one is lacking, and the row of the table that each is of,
+        [N]. Of `sampler_logp`, which only sampled candidates have, those that are there.
+    """
+    if "reference_logp" in table.column_names:
+        values = _floats(_array(table.column("reference_logp")))
+        yield "reference_logp of the ground truth", values, np.arange(table.num_rows)
+    if "negatives" not in table.column_names:
+        return
+    lengths = _array(table.column("negatives")).value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    owners = np.repeat(np.arange(table.num_rows), lengths)
+    for name, values in _of_negatives(table):
+        if name == "reference_logp":
+            yield f"{name} of a negative", _floats(values), owners
+        elif name == "sampler_logp":
+            there = values.is_valid().to_numpy(zero_copy_only=False)
+            yield f"{name} of a negative", _floats(values.drop_null()), owners[there]
+        elif name == "similarity":
+            for field, similarities in zip(values.type, values.flatten(), strict=True):
+                yield f"similarity '{field.name}' of a negative", _floats(similarities), owners
 
 
 def id_problems(table: pa.Table, vocabulary: int | None = None) -> list[str]:
@@ -79,18 +103,8 @@ def _sequences(table: pa.Table) -> Iterator[tuple[str, Any]]:
             yield f"negatives[].{name}", values
 
 
-def _scores(table: pa.Table) -> Iterator[tuple[str, Any, np.ndarray]]:
-    """What the scores that the table has are called, their values, and the rows that these belong to."""
-    rows = np.arange(table.num_rows)
-    if "reference_logp" in table.column_names:
-        yield "reference_logp of the ground truth", _array(table.column("reference_logp")), rows
-    for name, values in _of_negatives(table):
-        owners = np.repeat(rows, _array(table.column("negatives")).value_lengths().to_numpy(zero_copy_only=False))
-        if name in ("reference_logp", "sampler_logp"):
-            yield f"{name} of a negative", values, owners
-        elif name == "similarity":
-            for field, similarities in zip(values.type, values.flatten(), strict=True):
-                yield f"similarity '{field.name}' of a negative", similarities, owners
+def _floats(values: Any) -> np.ndarray:
+    return values.to_numpy(zero_copy_only=False).astype(np.float64)
 
 
 def _of_negatives(table: pa.Table) -> Iterator[tuple[str, Any]]:

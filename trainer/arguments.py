@@ -17,7 +17,7 @@ from data.command.errors import UserError, first_line
 from data.command.options import fields_of_entries, list_flags, load_config, read_yaml
 from data.command.values import convert, plain_type, require_finite
 from trainer.config import COMMAND, PAPER_BATCH_SIZE, PAPER_LEARNING_RATE, PAPER_WEIGHT_DECAY, ScriptArguments
-from trainer.inherited import idle_among, refuse_unhonoured
+from trainer.inherited import idle_among, idle_of_model, refuse_unhonoured
 from trainer.objectives import OBJECTIVES, names_with
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
     _refuse_ignored(script, training)
     _refuse_unwatched(script, training)
     given = {*values, *(word[2:] for word in theirs if word.startswith("--"))}
-    for sentence in idle_among(given):
+    for sentence in (*idle_among(given), *idle_of_model(given, model)):
         log.warning("%s", sentence)
     return script, training, model
 
@@ -212,6 +212,17 @@ def _refuse_ignored(script: ScriptArguments, training: PaperTrainingArguments) -
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(training, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(training, name)}.")
+    for name in ("max_grad_norm", "weight_decay"):
+        if getattr(training, name) < 0:
+            raise UserError(f"--{name} must be 0 or more, got {getattr(training, name)}.")
+    if training.max_steps != -1 and training.max_steps < 1:
+        raise UserError(
+            f"--max_steps must be at least 1, got {training.max_steps}. Leave it out to train for --num_train_epochs."
+        )
+    if training.max_steps == -1 and training.num_train_epochs <= 0:
+        raise UserError(
+            f"--num_train_epochs must be above 0, got {training.num_train_epochs}: nothing would be trained."
+        )
     if not all("=" in part for part in (training.optim_args or "=").replace(" ", "").split(",")):
         raise UserError(f"--optim_args '{training.optim_args}' must be written NAME=VALUE,NAME=VALUE.")
 
@@ -222,8 +233,9 @@ def _refuse_unwatched(script: ScriptArguments, training: PaperTrainingArguments)
         given = {name: getattr(script, name) for name in ("eval_shards", "eval_split", "max_eval_samples")}
         defaults = {f.name: f.default for f in dataclasses.fields(ScriptArguments)}
         idle = [name for name, value in given.items() if value != defaults[name]]
-        if training.eval_on_start:
-            idle.append("eval_on_start")
+        idle += [name for name in ("eval_on_start", "load_best_model_at_end") if getattr(training, name)]
+        if training.save_strategy == "best":
+            idle.append("save_strategy best")
         if idle:
             raise UserError(f"--{idle[0]} does nothing without --eval_strategy. Add --eval_strategy steps.")
     elif not script.eval_shards and (script.split == script.eval_split or "all" in (script.split, script.eval_split)):

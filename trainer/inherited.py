@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
+from trl import ModelConfig
 
 from data.command.errors import UserError
 from trainer.objectives import names_with
@@ -99,6 +100,12 @@ IDLE = {
     "batch_eval_metrics": NO_PREDICTIONS,
 }
 
+OF_ADAPTERS = (
+    *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters"),
+    *("lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora"),
+)
+OF_4_BITS = "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"
+
 
 def refuse_unhonoured(training: TrainingArguments, *, pairs: bool) -> None:
     """Raise UserError for an option that would do nothing, or harm.
@@ -119,6 +126,20 @@ def refuse_unhonoured(training: TrainingArguments, *, pairs: bool) -> None:
 def idle_among(given: Collection[str]) -> list[str]:
     """Sentences that name the given options that are without meaning here."""
     return [f"--{name} does nothing here: {why}." for name, why in IDLE.items() if name in given]
+
+
+def idle_of_model(given: Collection[str], model: ModelConfig) -> list[str]:
+    """Sentences that name the given options of TRL's ModelConfig that belong to another one, which is off.
+
+    Args:
+        given: names of options.
+    """
+    belongs = [(name, "use_peft") for name in OF_ADAPTERS] + [(name, "load_in_4bit") for name in OF_4_BITS]
+    return [
+        f"--{name} does nothing without --{switch} true."
+        for name, switch in belongs
+        if name in given and not getattr(model, switch)
+    ]
 
 
 def _default(name: str) -> Any:

@@ -4,6 +4,7 @@ Nothing here writes before `claim_output` but who owns the directory, so that a 
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ from trainer.record import UNDECIDED
 JOB_FILE = "trainer_job.json"
 # transformers writes it last, into a checkpoint as beside the final model.
 STATE_FILE = "trainer_state.json"
+METRICS_FILE = "metrics.jsonl"
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -45,6 +49,9 @@ def check_output(output: Path, job: dict[str, Any], resume: str | None, checkpoi
     """
     _refuse_file(output)
     if (output / JOB_FILE).exists():
+        if _holds_nothing_else(output):
+            log.info("the run that began in %s was killed before it logged or saved anything: starting anew", output)
+            return
         if different := difference(read_job(output / JOB_FILE), job):
             key, theirs, ours = different
             raise UserError(
@@ -68,6 +75,12 @@ def check_output(output: Path, job: dict[str, Any], resume: str | None, checkpoi
 def claim_output(output: Path, job: dict[str, Any]) -> None:
     """Write the job's description into the output directory. Raises UserError if it cannot be written."""
     Folder(str(output)).write(JOB_FILE, (json.dumps(plain(job), indent=2) + "\n").encode())
+
+
+def _holds_nothing_else(output: Path) -> bool:
+    """Whether a directory holds the record of a run and nothing that it came to: not even one log."""
+    others = [path for path in output.iterdir() if not path.name.startswith((TEMPORARY_PREFIX, CLAIMS, JOB_FILE))]
+    return all(path.name == METRICS_FILE and path.stat().st_size == 0 for path in others)
 
 
 def _refuse_file(output: Path) -> None:

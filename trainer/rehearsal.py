@@ -3,6 +3,8 @@
 A run that stops at its first checkpoint because a small file cannot be written has lost all steps until then.
 """
 
+import copy
+import logging
 import tempfile
 from io import BytesIO
 from typing import Any
@@ -11,6 +13,11 @@ import torch
 from torch.utils.data import Subset
 
 from data.command.errors import UserError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+# What the names of the optimisers that project the gradients of --optim_target_modules hold.
+PROJECTED = "galore", "apollo"
 
 
 def rehearse(trainer: Any) -> None:
@@ -38,6 +45,7 @@ def _start(trainer: Any) -> None:
     with torch.random.fork_rng(devices=[]):  # a run draws what it drew without a rehearsal
         *_, steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
     trainer.create_optimizer()
+    _say_what_the_optimiser_ignores(trainer)
     stand_in = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=trainer.args.learning_rate)
     trainer.create_scheduler(steps, stand_in)  # it would change the learning rate of the optimiser itself
     trainer.lr_scheduler, trainer._created_lr_scheduler = None, False
@@ -45,15 +53,36 @@ def _start(trainer: Any) -> None:
         trainer.optimizer = None
 
 
+def _say_what_the_optimiser_ignores(trainer: Any) -> None:
+    """Warn of each part of --optim_args, and of --optim_target_modules, without which the optimiser is the same."""
+
+    name = trainer.args.optim.value
+    if any(kind in name for kind in PROJECTED):  # these heed both, and their settings hold the parameters
+        return
+
+    def settings(**changed: Any) -> Any:
+        arguments = copy.copy(trainer.args)
+        vars(arguments).update(changed)
+        return trainer.get_optimizer_cls_and_kwargs(arguments, trainer.model)
+
+    parts = [part for part in (trainer.args.optim_args or "").replace(" ", "").split(",") if part]
+    others = {part: {"optim_args": ",".join(other for other in parts if other != part)} for part in parts}
+    ignored = [f"--optim_args {part}" for part, changed in others.items() if settings(**changed) == settings()]
+    if trainer.args.optim_target_modules:
+        ignored.append("--optim_target_modules")
+    for option in ignored:
+        log.warning("%s changes nothing with --optim %s.", option, name)
+
+
 def _evaluate(trainer: Any) -> None:
     """The metric by which the best model is chosen must be among those of held-out groups; one is enough to see."""
     metric = trainer.args.metric_for_best_model
     dataset = trainer.eval_dataset
-    if metric is None or metric.removeprefix("eval_") == "loss" or not dataset or not hasattr(trainer, "measure"):
+    if metric is None or metric.removeprefix("eval_") == "loss" or not dataset or not hasattr(trainer, "metric_names"):
         return
     if trainer.is_fsdp_enabled:  # the model is on no device yet
         return
-    found = trainer.measure(Subset(dataset, [0]))
+    found = trainer.metric_names(Subset(dataset, [0]))
     if metric.removeprefix("eval_") not in found:
         raise UserError(
             f"--metric_for_best_model '{metric}' is none of the metrics of held-out groups."

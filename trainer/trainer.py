@@ -128,6 +128,15 @@ class ContrastiveTrainer(SoundSaves, Trainer):
 
     def measure(self, dataset: Any) -> dict[str, float]:
         """What `evaluate` logs of a data set of groups, under its names without a prefix."""
+        return self._averages(self._measured(dataset))
+
+    def metric_names(self, dataset: Any) -> list[str]:
+        """The names of what `evaluate` can log, also of what these few groups have nothing of."""
+        names = {"loss", *self._measured(dataset)}
+        return sorted(name for name in names if not (self._is_single_term and name.startswith(TERM)))
+
+    def _measured(self, dataset: Any) -> dict[str, torch.Tensor]:
+        """Sum and number of each term and metric over held-out groups, [2], of this process."""
         sums: dict[str, torch.Tensor] = {}
         model: Any = self.model
         model.eval()
@@ -144,7 +153,7 @@ class ContrastiveTrainer(SoundSaves, Trainer):
                         policy_logps = candidate_logps(self.prepared.of(model), packed.tokens)
                     terms = self._terms(policy_logps, packed)
                     _add(sums, self._metrics(policy_logps, packed, terms, counts and len(mine) > 0))
-        return self._averages(sums)
+        return sums
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages since the last log: metrics, tokens per second, padding fraction."""
@@ -263,9 +272,14 @@ class ContrastiveTrainer(SoundSaves, Trainer):
         terms = {name: found[f"{TERM}{name}"] for name in self._weights if f"{TERM}{name}" in found}
         if terms:
             found["loss"] = sum(self._weights[name] * value for name, value in terms.items())
-        if list(self._weights.values()) == [1]:
+        if self._is_single_term:
             found = {name: value for name, value in found.items() if not name.startswith(TERM)}
         return found
+
+    @property
+    def _is_single_term(self) -> bool:
+        """Whether the loss is its only term, which then has no name of its own in logs."""
+        return list(self._weights.values()) == [1]
 
     def _check_finite(self, model: nn.Module) -> None:
         total, ids, unsound = self._total, self._ids, self._unsound

@@ -1,13 +1,13 @@
 """A local reward model as judge: the answer with the greater reward wins."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from data.command.errors import UserError
+from data.finite import LOOK, first_not_finite
 from evaluation.answers.cache import Store, hash_of
 from evaluation.answers.weights import identify_text_model
 from evaluation.judging.base import SAME, Comparison, Outcome
@@ -34,7 +34,7 @@ class RewardJudge:
         store: keeps the rewards.
 
     Raises:
-        UserError: the reward model cannot be reached or, in `judge`, not loaded.
+        UserError: the reward model cannot be reached or, in `judge`, not loaded; or a reward is not finite.
     """
 
     def __init__(self, model: str, store: Store):
@@ -65,7 +65,7 @@ class RewardJudge:
         ]
         key = {**identify_text_model(self.name, self.store), "asked_sha256": hash_of({"asked": asked})}
         table = self.store.get_or_make("rewards", key, lambda: pa.table({"reward": self._rewards(asked)}))
-        rewards = table["reward"].to_pylist()
+        rewards = self._checked(table["reward"].to_pylist(), asked)
         outcomes = map(_outcome, rewards[::2], rewards[1::2])
         return [next(outcomes) if differ else SAME for differ in different]
 
@@ -74,12 +74,18 @@ class RewardJudge:
         written = [model.written(*one) for one in asked]
         unique = list(dict.fromkeys(written))
         rewards = dict(zip(unique, model.rewards(unique), strict=True))
-        return [rewards[text] for text in written]
+        return self._checked([rewards[text] for text in written], asked)
+
+    def _checked(self, rewards: list[float], asked: Sequence[Asked]) -> list[float]:
+        if (index := first_not_finite(rewards)) is not None:
+            raise UserError(
+                f"{OPTION} '{self.name}' gives the answer {asked[index][1][:80]!r} the reward {rewards[index]}, which "
+                f"is no finite number. {LOOK}"
+            )
+        return rewards
 
 
 def _outcome(answer: float, other: float) -> Outcome:
-    if not (math.isfinite(answer) and math.isfinite(other)):
-        return Outcome(None, reason=f"a reward is no number: {answer} and {other}")
     if abs(answer - other) <= ROUNDING:
         return Outcome(0.5, reason="the rewards are the same")
     return Outcome(float(answer > other))

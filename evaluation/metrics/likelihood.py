@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from data.command.errors import UserError, first_line
+from data.finite import LOOK
 from data.models import check_causal, context_length, load_tokenizer
 from data.schema import Group
 from data.sources.encode import Encoded, encode_pairs
@@ -104,8 +105,8 @@ def second_model_logps(
     """Score the answers of a generation set with a second model, or take the scores from the store.
 
     An answer is left out, and counted, if with its prompt it does not fit into the second model's context, if it has
-    no tokens, if none of the prompt's tokens is left before it, or if prompt or answer spells one of the second model's
-    special tokens.
+    no tokens, if none of the prompt's tokens is left before it, if prompt or answer spells one of the second model's
+    special tokens, or if it is impossible to the second model (a logit of minus infinity).
 
     Args:
         groups: those that the answers are to.
@@ -217,10 +218,15 @@ def _score(ids: Sequence[str], sequences: Sequence[Pair | str], second: SecondMo
     if fitting:
         scores = second.scorer().score([Continuations(prompt, [answer]) for prompt, answer in fitting.values()])
         for i, (logp,) in zip(fitting, scores, strict=True):
-            if math.isfinite(logp):
-                logps[i] = logp
+            if logp == -math.inf:
+                problems[i] = "impossible to the second model"
+            elif not math.isfinite(logp):
+                raise UserError(
+                    f"the second model '{second.path}' gives the answer to example {ids[i]} the log-probability "
+                    f"{logp}, which is no finite number. {LOOK}"
+                )
             else:
-                problems[i] = "log-probability not finite"
+                logps[i] = logp
     tokens = [0 if isinstance(sequence, str) else len(sequence[1]) for sequence in sequences]
     return pa.table([ids, logps, tokens, problems], schema=SCHEMA)
 

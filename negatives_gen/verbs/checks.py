@@ -14,6 +14,7 @@ from data.manifest import DTYPES, MANIFEST, Manifest, ShardRecord
 from data.schema import group_schema, reject_schema, schema_differences
 from data.shard_records import JOB_FOLDER
 from data.shards import REJECTS, shard_name
+from data.soundness import score_columns
 from data.sources.examples import SPLITS
 from data.storage import TEMPORARY_PREFIX
 from data.tokens import described_ends
@@ -186,22 +187,12 @@ def token_problems(table: pa.Table, file: str, ends: Collection[int]) -> list[st
 def number_problems(table: pa.Table, file: str, signals: Sequence[str]) -> list[str]:
     """Whether log-probabilities and similarities are finite, and embeddings of unit length."""
     groups = np.array(table["id"].to_pylist(), dtype=object)
-    negatives = _flat(table)
-    owners = np.repeat(groups, _lengths(table["negatives"]))
-    sampled = negatives["sampler_logp"].is_valid().to_numpy(zero_copy_only=False)
-    columns = [
-        ("reference_logp of the ground truth", groups, table["reference_logp"]),
-        ("reference_logp of a negative", owners, negatives["reference_logp"]),
-        ("sampler_logp of a negative", owners[sampled], negatives["sampler_logp"].drop_null()),
-        *((f"similarity '{s}' of a negative", owners, _fields(negatives["similarity"])[s]) for s in signals),
-    ]
     problems = []
-    for what, who, column in columns:
-        values = _floats(column)
+    for what, values, rows in score_columns(table):
         wrong = ~np.isfinite(values)
         if what.startswith(("reference_logp", "sampler_logp")):
             wrong |= values > ROUNDING
-        problems += [f"{file}: {what} in group {who[i]} is {values[i]}" for i in _where(wrong)]
+        problems += [f"{file}: {what} in group {groups[rows[i]]} is {values[i]}" for i in _where(wrong)]
     column = _array(table["response_embedding"])
     # Of a signal from outside it is not known whether it sets them: then those that are there are checked.
     embeds = any(SIGNALS.load(name).embeds for name in signals if name in SIGNALS.names())

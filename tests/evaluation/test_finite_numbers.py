@@ -12,12 +12,14 @@ from data.command.errors import UserError
 from data.schema import Candidate, Group
 from evaluation.answers.cache import Store
 from evaluation.answers.decoding import parse_decoding
-from evaluation.answers.generations import generate
+from evaluation.answers.generations import GenerationSet, generate
 from evaluation.metrics import METRICS
 from evaluation.metrics.base import PromptEvidence, SetEvidence
+from evaluation.metrics.likelihood import SecondModel, second_model_logps
 from evaluation.metrics.logps import candidate_logps, truth_logps
 from evaluation.metrics.ranking import read_held_out
 from evaluation.metrics.statistics import Estimate
+from evaluation.on_demand import OnDemand
 from negatives_gen.models.engine import Sample
 from tests.support.damage import change_groups
 from tests.support.tiny import make_negative_set
@@ -97,3 +99,36 @@ def test_held_out_groups_with_a_number_that_is_not_finite_are_refused(reference:
     change_groups(tmp_path / "set", spoil)
     with pytest.raises(UserError, match=r"cannot be used: similarity 'embedding' of a negative of group \w{32} is nan"):
         read_held_out(str(tmp_path / "set"), "all", [])
+
+
+class ScorerFaultStub:
+    """The second answer has this log-probability."""
+
+    def __init__(self, value: float):
+        self.value = value
+
+    def score(self, pairs: Any) -> list[list[float]]:
+        return [[value] for _, value in zip(pairs, (-1.0, self.value), strict=True)]
+
+
+def answers_for(found: list[Group], second: SecondModel) -> GenerationSet:
+    key = {"model": {"tokenizer_sha256": second.identity["tokenizer_sha256"]}}
+    samples = [Sample([7], "a", "length", -1.0, None) for _ in found]
+    return GenerationSet(key, "k", [group.id for group in found], samples, 0.0, False)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_second_model_that_gives_no_number_ends_the_evaluation(value: float, reference: Path, tmp_path: Path) -> None:
+    found, second = groups(), SecondModel(str(reference))
+    second.scorer = OnDemand(lambda: ScorerFaultStub(value))
+    with pytest.raises(UserError, match=f"the answer to example {'b' * 32} the log-probability {value}, which is no"):
+        second_model_logps(Store(str(tmp_path)), answers_for(found, second), found, second)
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_an_answer_that_is_impossible_to_the_second_model_is_counted(reference: Path, tmp_path: Path) -> None:
+    second = SecondModel(str(reference))
+    second.scorer = OnDemand(lambda: ScorerFaultStub(-math.inf))
+    found = second_model_logps(Store(str(tmp_path)), answers_for(groups(), second), groups(), second)
+    assert found.problems == ["", "impossible to the second model"]
+    assert found.logps == [-1.0, None]

@@ -130,16 +130,16 @@ def test_answers_that_differ_by_white_space_or_rewards_by_rounding_are_a_tie(
     assert (near.score, near.reason) == (0.5, "the rewards are the same")
 
 
-def test_a_reward_that_is_no_number_is_not_judged(reward_model: Path, tmp_path: Path) -> None:
+def test_a_reward_that_is_no_number_ends_the_evaluation_and_is_not_kept(reward_model: Path, tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(reward_model)
     with torch.no_grad():
         model.score.weight.fill_(float("nan"))
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(reward_model).save_pretrained(tmp_path)
-    (outcome,) = make_judge(JudgeOptions(reward_model=str(tmp_path)), str(tmp_path)).judge(
-        [Comparison("1", "p", "a", "b")]
-    )
-    assert (outcome.score, outcome.reason) == (None, "a reward is no number: nan and nan")
+    judge = make_judge(JudgeOptions(reward_model=str(tmp_path)), str(tmp_path))
+    with pytest.raises(UserError, match=f"--judge.reward_model '{tmp_path}' gives the answer 'a' the reward nan"):
+        judge.judge([Comparison("1", "p", "a", "b")])
+    assert not (tmp_path / "rewards").exists()
 
 
 def test_a_model_that_cannot_judge_is_refused_in_one_line(reward_model: Path, tmp_path: Path) -> None:

@@ -23,11 +23,9 @@ NAMES = {name for entries in HOMES.values() for name in entries.names()}
 # The same word for something else: columns of texts and of candidates, keys of the pages' data, a kind of export, a
 # verdict by rewards, the rows of the paper's tables.
 OTHER_MEANINGS = {
-    "data/schema.py": {"similarity"},
     "data/soundness.py": {"similarity"},
     "data/sources/readers.py": {"text"},
     "data/sources/tasks.py": {"text"},
-    "negatives_gen/verbs/checks.py": {"similarity"},
     "negatives_gen/verbs/export.py": {"ranking"},
     "negatives_gen/verbs/group_page.py": {"truth", "text", "similarity"},
     "negatives_gen/verbs/stats.py": {"similarity", "truth"},

@@ -159,3 +159,17 @@ def test_a_model_against_an_adapter_is_refused(
     line = refused(arguments(adapter, mle, tmp_path / "out"), capsys)
     assert f"--mle '{adapter}' is a LoRA adapter and --cpo '{mle}' a whole model." in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_an_adapter_whose_numbers_are_not_finite_is_refused_and_not_written(
+    alpha: float, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (make_adapter(tmp_path / name, reference, seed) for seed, name in enumerate(("mle", "cpo")))
+    tensors = load_file(second / "adapter_model.safetensors")
+    name = next(name for name in sorted(tensors) if "lora_A" in name)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, second / "adapter_model.safetensors", metadata={"format": "pt"})
+    said = refused(arguments(first, second, tmp_path / "out", alpha), capsys)
+    assert f"tensor '{name}' of the ensemble at alpha {alpha:g} would not be finite" in said
+    assert not (tmp_path / "out").exists()

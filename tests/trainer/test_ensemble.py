@@ -401,3 +401,31 @@ def test_a_full_disk_leaves_nothing_half_written(
     monkeypatch.setattr(trainer.ensemble.ensembles, "write_interpolations", write_to_a_full_disk_stub)
     assert "No space left on device" in refused(arguments(mle, cpo, tmp_path / "out", 0.1, 0.5), capsys)
     assert not (tmp_path / "out").exists()
+
+
+# --- numbers
+
+
+@pytest.mark.parametrize("alphas", [(0.0,), (1.0,), (0.3,)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("spoilt", ["mle", "cpo"])
+def test_an_ensemble_whose_numbers_are_not_finite_is_refused_and_not_written(
+    spoilt: str,
+    value: float,
+    alphas: tuple[float, ...],
+    mle: Path,
+    cpo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = Path(shutil.copytree(mle if spoilt == "mle" else cpo, tmp_path / "spoilt"))
+    tensors = load_file(copy / "model.safetensors")
+    tensors[EMBEDDING][0, 0] = value
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    models = (copy, cpo) if spoilt == "mle" else (mle, copy)
+    if alphas == ((0.0,) if spoilt == "mle" else (1.0,)):  # the model that is not spoilt, as it is
+        ensembles(*models, tmp_path / "out", *alphas)
+        return
+    said = refused(arguments(*models, tmp_path / "out", *alphas), capsys)
+    assert f"tensor '{EMBEDDING}' of the ensemble at alpha {alphas[0]:g} would not be finite" in said
+    assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from trl import ModelConfig
 from data.command.errors import UserError
 from tests.support.training import cli, make_trainer, metrics
 from trainer.arguments import make_parser, parse
-from trainer.inherited import HONOURED, IDLE, REFUSED
+from trainer.inherited import HONOURED, IDLE, OF_4_BITS, OF_ADAPTERS, REFUSED
 from trainer.run import main
 
 NAMES = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
@@ -94,6 +94,29 @@ def test_what_is_without_meaning_is_taken_with_a_warning(tmp_path: Path, caplog:
     assert "does nothing here" not in caplog.text
 
 
+def test_each_field_of_trls_model_options_is_heeded_or_said_to_need_another(caplog: pytest.LogCaptureFixture) -> None:
+    heeded = {"model_name_or_path", "model_revision", "dtype", "attn_implementation", "use_peft"}
+    heeded |= {"load_in_8bit", "load_in_4bit"}
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert heeded | {*OF_ADAPTERS} | {*OF_4_BITS} == fields
+    with caplog.at_level(logging.WARNING):
+        parse(words("--lora_r", "8", "--use_bnb_nested_quant", "true"))
+    assert "--lora_r does nothing without --use_peft true." in caplog.text
+    assert "--use_bnb_nested_quant does nothing without --load_in_4bit true." in caplog.text
+    caplog.clear()
+    parse(words("--lora_r", "8", "--use_peft", "true"))
+    assert "does nothing" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "more", [["--load_best_model_at_end", "true"], ["--save_strategy", "best", "--metric_for_best_model", "loss"]]
+)
+def test_a_best_model_is_refused_where_no_held_out_groups_are_watched(more: list[str]) -> None:
+    assert refusal("--save_strategy", "no", *more).endswith(
+        "does nothing without --eval_strategy. Add --eval_strategy steps."
+    )
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400"])
 def test_every_inherited_number_is_finite_or_refused_in_a_line(value: str) -> None:
     parser = make_parser()
@@ -121,6 +144,10 @@ def test_a_number_of_a_yaml_file_is_finite_or_refused_in_a_line(name: str, value
         (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps must be at least 1, got 0"),
         (["--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size must be at least 1, got 0"),
         (["--per_device_train_batch_size", "-1"], "--per_device_train_batch_size must be at least 1, got -1"),
+        (["--max_steps", "0"], "--max_steps must be at least 1, got 0"),
+        (["--num_train_epochs", "0"], "--num_train_epochs must be above 0, got 0.0"),
+        (["--weight_decay", "-1"], "--weight_decay must be 0 or more, got -1.0"),
+        (["--max_grad_norm", "-1"], "--max_grad_norm must be 0 or more, got -1.0"),
     ],
 )
 def test_numbers_out_of_range_are_refused_in_a_line(more: list[str], said: str) -> None:

@@ -27,7 +27,7 @@ def test_a_second_trainer_is_refused_while_the_first_trains(
     words = cli(reference, negative_set, out, "--max_steps", "2000", "--save_strategy", "no", "--logging_steps", "1")
     first = ForkedCommand.start("trainer.run", *words)
     try:
-        while not (out / "metrics.jsonl").exists():
+        while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").stat().st_size:
             assert first.poll() is None, first.stderr
             time.sleep(0.05)
         os.kill(first.pid, signal.SIGSTOP)  # so that its files stand still while we look

@@ -1,17 +1,20 @@
 """What can only fail while a run starts or saves is tried first; what fails before the first step leaves nothing."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainerCallback
 
 from data.models import weights_hash
 from tests.support.tiny import make_negative_set
-from tests.support.training import cli
+from tests.support.training import cli, make_trainer, metrics
 from trainer.monitor.watch import Curves
+from trainer.rehearsal import rehearse
 from trainer.run import main
 from trainer.trainer import ContrastiveTrainer
 
@@ -37,6 +40,8 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--learning_rate", "-1"], "learning rate"),
         (["--dataloader_persistent_workers", "true"], "persistent_workers"),
         (["--use_liger_kernel", "true"], "iger"),
+        (["--report_to", "swanlab"], "requires swanlab to be installed"),
+        (["--report_to", "nosuch"], "nosuch is not supported"),
         (["--objective", "dpo", "--use", "an=1", "--lr_scheduler_type", "warmup_stable_decay"], "num_decay_steps"),
     ],
 )
@@ -79,6 +84,95 @@ def test_the_metric_of_the_best_model_is_looked_up_before_the_first_step(
     assert "rewards/top1" in line
     assert not (tmp_path / "out").exists()
     assert main([*words, "--metric_for_best_model", "eval_rewards/top1"]) == 0
+
+
+def test_the_metric_of_the_best_model_of_pairs_is_looked_up_before_the_first_step(
+    reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_negative_set(tmp_path / "halves", reference, num_groups=12, num_negatives=2, split="all")
+    watched = ["--eval_strategy", "steps", "--eval_steps", "1", "--save_steps", "1", "--max_steps", "1"]
+    pairs = ["--objective", "dpo", "--use", "an=1", "--load_best_model_at_end", "true"]
+    words = cli(reference, tmp_path / "halves", tmp_path / "out", *watched, *pairs)
+    line = refused([*words, "--metric_for_best_model", "rewards/kendall_tau"], capsys)
+    assert "--metric_for_best_model 'rewards/kendall_tau' is none of the metrics of held-out groups." in line
+    assert "rewards/margins" in line
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--metric_for_best_model", "rewards/top1"]) == 0
+    held_out = [log for log in metrics(tmp_path / "out") if "eval_loss" in log]
+    assert len(held_out) == 1  # a rehearsal's numbers are in no log
+
+
+def test_a_metric_that_the_first_held_out_group_has_nothing_of_is_known(
+    reference: Path, tmp_path: Path, negative_set: Path
+) -> None:
+    trainer = make_trainer(reference, negative_set, tmp_path, max_steps=1)
+    full = trainer.objective.metrics
+
+    class Partial(type(trainer.objective)):  # type: ignore[misc]
+        def metrics(self, policy_logps: Any, groups: Any, options: Any) -> dict[str, torch.Tensor]:
+            return {**full(policy_logps, groups, options), "rewards/margin/bn": torch.zeros(0)}
+
+    trainer.objective = Partial()
+    one = torch.utils.data.Subset(trainer.train_dataset, [0])  # type: ignore[arg-type]
+    assert "rewards/margin/bn" in trainer.metric_names(one)
+    assert "rewards/margin/bn" not in trainer.measure(one)
+    assert {"loss", "rewards/margin"} <= set(trainer.metric_names(one))
+    assert not any(name.startswith("loss/") for name in trainer.metric_names(one))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--optim", "sgd", "--optim_args", "momentum=0.9, nosuch=1"],
+            ["--optim_args nosuch=1 changes nothing with --optim sgd."],
+        ),
+        (
+            ["--optim", "adamw_torch", "--optim_args", "eps=1", "--optim_target_modules", "q_proj"],
+            [
+                "--optim_args eps=1 changes nothing with --optim adamw_torch.",
+                "--optim_target_modules changes nothing with --optim adamw_torch.",
+            ],
+        ),
+        (["--optim", "sgd", "--optim_args", "momentum=0.9,nesterov=true"], []),
+    ],
+)
+def test_what_an_optimiser_does_not_heed_is_said(
+    options: list[str],
+    said: list[str],
+    reference: Path,
+    negative_set: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert main(cli(reference, negative_set, tmp_path / "out", "--max_steps", "1", *options)) == 0
+    assert [line.getMessage() for line in caplog.records if "changes nothing" in line.getMessage()] == said
+
+
+def test_a_run_that_was_killed_in_its_first_step_leaves_the_directory_to_the_corrected_command(
+    reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by the kernel for its memory: nobody could clean up."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "trainer_job.json").write_text(json.dumps({"objective": "cpo", "batch_size": 4096}))
+    (out / "metrics.jsonl").touch()
+    words = cli(reference, negative_set, out, "--max_steps", "1", "--save_strategy", "no")
+    with caplog.at_level(logging.INFO):
+        assert main(words) == 0
+    assert "was killed before it logged or saved anything: starting anew" in caplog.text
+    assert json.loads((out / "trainer_job.json").read_text())["batch_size"] == 8
+
+
+@pytest.mark.parametrize("made", ["checkpoint-1", "model.safetensors", "notes.txt"])
+def test_a_run_that_came_to_something_keeps_its_directory(
+    made: str, reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "trainer_job.json").write_text(json.dumps({"objective": "cpo", "batch_size": 4096}))
+    (out / made).touch()
+    assert "already holds another job" in refused(cli(reference, negative_set, out, "--max_steps", "1"), capsys)
 
 
 def test_an_adapter_needs_no_generation_config(reference: Path, negative_set: Path, tmp_path: Path) -> None:
@@ -153,11 +247,6 @@ def test_a_failure_after_the_first_step_is_shown_whole_and_keeps_the_directory(
 
 
 def test_a_rehearsal_draws_no_number_of_the_run(reference: Path, negative_set: Path, tmp_path: Path) -> None:
-    import torch
-
-    from tests.support.training import make_trainer
-    from trainer.rehearsal import rehearse
-
     trainer = make_trainer(reference, negative_set, tmp_path, max_steps=1)
     before = torch.random.get_rng_state()
     rehearse(trainer)

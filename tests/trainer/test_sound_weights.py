@@ -92,7 +92,9 @@ def test_a_set_with_a_number_that_is_not_finite_is_refused_when_it_is_read(
 ) -> None:
     copy = Path(shutil.copytree(negative_set, tmp_path / "set"))
     groups = change_groups(copy, edit)
-    dataset = ContrastiveGroups.of([NegativeSet(str(copy))], "train")
+    negatives = NegativeSet(str(copy))
+    negatives.compute_with(None)
+    dataset = ContrastiveGroups.of([negatives], "train")
     with pytest.raises(UserError) as caught:
         dataset[0]
     where = f"shard-00000.parquet of negative set '{copy}' cannot be used"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError, first_line
 from data.models import read_object
+from trainer.ensemble.interpolate import not_finite
 
 if TYPE_CHECKING:
     import torch
@@ -150,13 +151,20 @@ def combine(mle: Adapter, cpo: Adapter, alpha: float) -> "tuple[dict[str, Any], 
 
 
 def write_adapter(mle: Adapter, cpo: Adapter, alpha: float, directory: Path) -> None:
-    """Write config and weights of the ensemble into a directory; at 0 and 1 they are the one adapter's own files."""
+    """Write config and weights of the ensemble into a directory; at 0 and 1 they are the one adapter's own files.
+
+    Raises:
+        UserError: a number would be nan or infinite.
+    """
     from safetensors.torch import save_file
 
+    config, tensors = combine(mle, cpo, alpha)
+    for key, tensor in (cpo.tensors if alpha == 0 else mle.tensors if alpha == 1 else tensors).items():
+        if not bool(tensor.isfinite().all()):
+            raise not_finite(key, alpha)
     if alpha in (0, 1):
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile((cpo if alpha == 0 else mle).directory / name, directory / name)
         return
-    config, tensors = combine(mle, cpo, alpha)
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})

@@ -147,6 +147,9 @@ def write_interpolations(mle: Mapping[str, StoredTensor], source: Path, outputs:
         mle: tensors of the one model, which `check_same_tensors` found to fit.
         source: a weight file of the other, whose layout the outputs get.
         outputs: new file by alpha.
+
+    Raises:
+        UserError: a number would be nan or infinite that is not the same in both models.
     """
     import torch
 
@@ -160,8 +163,19 @@ def write_interpolations(mle: Mapping[str, StoredTensor], source: Path, outputs:
         for name, tensor in read_file(source).items():
             for m, c in zip(_chunks(mle[name]), _chunks(tensor), strict=True):
                 for alpha, file in files.items():
+                    mixed = interpolate(m, c, alpha)
+                    if not bool((torch.isfinite(mixed) | (m == c)).all()):
+                        raise not_finite(name, alpha)
                     # Equal bytes of another dtype come out as they went in.
-                    file.write(interpolate(m, c, alpha).view(torch.uint8).numpy().data)
+                    file.write(mixed.view(torch.uint8).numpy().data)
+
+
+def not_finite(tensor: str, alpha: float) -> UserError:
+    """What is raised for an ensemble whose numbers are not all finite."""
+    return UserError(
+        f"tensor '{tensor}' of the ensemble at alpha {alpha:g} would not be finite. Look at it in both models: one of "
+        "them holds nan or infinity there, or --mle a number that is too large for the dtype of --cpo."
+    )
 
 
 def _chunks(tensor: StoredTensor) -> Iterator["torch.Tensor"]:

@@ -11,10 +11,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from data.command.errors import UserError
 from data.storage import Folder
+from trainer.output import METRICS_FILE
 
 log = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsFile(TrainerCallback):

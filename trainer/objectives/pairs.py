@@ -148,13 +148,29 @@ class PairTrainer(SoundSaves, DPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log TRL's metrics, averages over pairs, under our names too."""
-        found = self._metrics["train" if self.model.training else "eval"]  # type: ignore[union-attr]
+        self._name_our_way(self._metrics["train" if self.model.training else "eval"])  # type: ignore[union-attr]
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def metric_names(self, dataset: Any) -> list[str]:
+        """The names of what `evaluate` logs; the data set, of a few pairs, goes through the model as one batch."""
+        model: Any = self.model
+        model.eval()
+        with self.compute_loss_context_manager():
+            pairs = [dataset[i] for i in range(len(dataset))]
+            self.compute_loss(model, self._prepare_inputs(self.data_collator(pairs)))
+        found = self._metrics["eval"]
+        self._name_our_way(found)
+        names = sorted({"loss", *found})
+        found.clear()
+        return names
+
+    def _name_our_way(self, found: dict[str, list[float]]) -> None:
         for theirs, ours in OUR_NAMES.items():
             if theirs in found:
                 found[ours] = found[theirs]
         if "rewards/chosen" in found:
             found["logps/ground_truth_change"] = [reward / self.beta for reward in found["rewards/chosen"]]
-        super().log(logs, start_time)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss of a batch without the ids, which TRL would hand to the model."""
