@@ -136,9 +136,7 @@ def problem(checkpoint: Path, needs: Needs) -> str | None:
         names = [*_weights(checkpoint, needs), *names]
     except UserError as error:
         return f"is damaged: {str(error).rstrip('.')}"
-    names += [
-        name for name in ("config.json", ADAPTER_CONFIG) if (checkpoint / name).exists()
-    ]  # read, if they are there
+    names += [name for name in ("config.json", ADAPTER_CONFIG) if (checkpoint / name).exists()]
     for name in names:
         if found := _damage(checkpoint / name):
             return f"is damaged: {name} {found}"
