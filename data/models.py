@@ -170,15 +170,32 @@ def weights_hash(model: str) -> str:
 
     The weights are those that transformers loads, in its order: model.safetensors, else the files that
     model.safetensors.index.json names, else all model*.safetensors, else all *.safetensors.
+
+    Raises:
+        UserError: there are none, or they are cut short.
     """
     directory = model_directory(model)
+    places = _required_places(model, directory)
+    return _hash_of({name: places[name] for name in places.keys() - redundant_in(directory, places)})
+
+
+def hash_of_all_weights(model: str) -> str:
+    """The hash that sets from before 0.6 have of a model: of every tensor, computed with or not; see `weights_hash`."""
+    return _hash_of(_required_places(model, model_directory(model)))
+
+
+def _required_places(model: str, directory: Path) -> dict[str, Place]:
     places = tensor_places(directory)
     if not places:
         raise UserError(
             f"'{model}' has no *.safetensors weights, which identify a model. Save it with save_pretrained()."
         )
+    return places
+
+
+def _hash_of(places: dict[str, Place]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(places.keys() - redundant_in(directory, places)):
+    for name in sorted(places):
         path, entry, _ = places[name]
         begin, end = entry["data_offsets"]
         digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())

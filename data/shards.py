@@ -1,6 +1,6 @@
 """The shards of a finished negative set: their names, and reading them (`data.set_writer` writes them)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
@@ -71,10 +71,16 @@ class NegativeSet:
         without tokens, or ids from `vocabulary` on (None: not known)."""
         self.computes, self.vocabulary = True, vocabulary
 
-    def check_reference(self, weights_sha256: str, model: str) -> None:
-        """Refuse a model that is not the reference: its stored log-probabilities would be wrong."""
+    def check_reference(self, weights_sha256: str, model: str, earlier: Callable[[], str] | None = None) -> None:
+        """Refuse a model that is not the reference: its stored log-probabilities would be wrong.
+
+        Args:
+            weights_sha256: of the model, which is named for the error.
+            earlier: gives the hash that sets from before 0.6 have of it, `data.models.hash_of_all_weights`.
+        """
         expected = self.manifest.job["model"]
-        if expected["weights_sha256"] != weights_sha256:
+        same = expected["weights_sha256"] == weights_sha256
+        if not same and (earlier is None or earlier() != expected["weights_sha256"]):
             raise UserError(
                 f"negative set '{self.folder.path}' was made with reference model '{expected['name']}' (weights "
                 f"{expected['weights_sha256'][:16]}), but --model '{model}' has weights {weights_sha256[:16]}. Start "

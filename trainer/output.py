@@ -14,6 +14,7 @@ from data.claim import CLAIMS, Claim, claimed
 from data.command.errors import UserError
 from data.command.options import fields_of_entries
 from data.manifest import first_difference
+from data.shape import parse_json
 from data.storage import TEMPORARY_PREFIX, Folder
 from trainer.objectives import OBJECTIVES
 from trainer.record import UNDECIDED
@@ -51,6 +52,9 @@ def check_output(output: Path, job: dict[str, Any], resume: str | None, checkpoi
     if (output / JOB_FILE).exists():
         if _holds_nothing_else(output):
             log.info("the run that began in %s was killed before it logged or saved anything: starting anew", output)
+            return
+        if checkpoint and _is_damaged(output / JOB_FILE):  # as after a power loss; the checkpoint says its job too
+            log.warning("%s in %s is damaged and is written anew", JOB_FILE, output)
             return
         if different := difference(read_job(output / JOB_FILE), job):
             key, theirs, ours = different
@@ -99,12 +103,20 @@ def difference(theirs: dict[str, Any], job: dict[str, Any]) -> tuple[str, Any, A
 def read_job(record: Path) -> dict[str, Any]:
     """A record of a run. Raises UserError if it is damaged."""
     try:
-        job = json.loads(record.read_text(encoding="utf-8"))
+        job = parse_json(record.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"'{record}' is damaged ({error}). Choose another --output_dir.") from error
     if not isinstance(job, dict):
         raise UserError(f"'{record}' is damaged (no JSON object). Choose another --output_dir.")
     return job
+
+
+def _is_damaged(record: Path) -> bool:
+    try:
+        read_job(record)
+    except UserError:
+        return True
+    return False
 
 
 def plain(job: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Which checkpoint a run goes on from: one that is whole, for these processes, and of this job."""
 
-import json
 import logging
 import os
 import zipfile
@@ -14,6 +13,7 @@ from transformers.utils import strtobool
 
 from data.command.errors import UserError
 from data.models import WEIGHTS, read_header, read_object, weight_files
+from data.shape import Count, IfThere, ListOf, Maybe, misfit, parse_json
 from trainer.output import JOB_FILE, STATE_FILE, difference, plain, read_job
 
 if TYPE_CHECKING:
@@ -21,11 +21,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ADAPTER = "adapter_model.safetensors"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # Under FSDP: of a whole state the file, of a sharded one the folder.
 FSDP_WEIGHTS = "pytorch_model_fsdp.bin", "pytorch_model_fsdp_0"
 FSDP_OPTIMIZER = "optimizer.bin", "optimizer_0"
 OPTIMIZER, SCHEDULER, SCALER = "optimizer.pt", "scheduler.pt", "scaler.pt"
+# What transformers and our callbacks read of a trainer_state.json.
+STATE = {
+    "global_step": Count(),
+    "epoch": Maybe(float),
+    "log_history": ListOf({"step": Count()}),
+    "total_flos": IfThere(float),
+    "stateful_callbacks": IfThere(
+        {
+            "TrainerControl": dict,
+            "GroundTruthWatch": IfThere({"attributes": {"warned": bool}}),
+            "JobStamp": IfThere({"attributes": {"job": Maybe(dict)}}),
+        }
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -105,8 +119,8 @@ def problem(checkpoint: Path, needs: Needs) -> str | None:
         state = read_object(checkpoint / STATE_FILE)
     except UserError:
         return f"is damaged: {STATE_FILE} {_damage(checkpoint / STATE_FILE) or 'is no JSON object'}"
-    if not isinstance(state.get("global_step"), int):
-        return f"is damaged: {STATE_FILE} does not say its step"
+    if wrong := misfit(state, STATE):
+        return f"is damaged: in {STATE_FILE} {wrong}"
     saved_by = len(list(checkpoint.glob("rng_state*.pth")))
     optimizer = [OPTIMIZER] if not needs.fsdp else [_first_there(checkpoint, FSDP_OPTIMIZER)]
     lacking = [name for name in (*optimizer, SCHEDULER) if not (checkpoint / name).exists()]
@@ -122,6 +136,7 @@ def problem(checkpoint: Path, needs: Needs) -> str | None:
         names = [*_weights(checkpoint, needs), *names]
     except UserError as error:
         return f"is damaged: {str(error).rstrip('.')}"
+    names += [name for name in ("config.json", ADAPTER_CONFIG) if (checkpoint / name).exists()]
     for name in names:
         if found := _damage(checkpoint / name):
             return f"is damaged: {name} {found}"
@@ -199,7 +214,10 @@ def _first_there(checkpoint: Path, names: tuple[str, ...]) -> str:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a file of a checkpoint, by its end: "is missing"; None if it is whole."""
+    """What is wrong with a file of a checkpoint: "is missing"; None if it is whole.
+
+    Known by a file's end, and of torch's archives by the checksums that they hold.
+    """
     if path.is_dir():  # of FSDP's shards
         return None if any(path.iterdir()) else "is empty"
     if not path.is_file():
@@ -216,8 +234,14 @@ def _damage(path: Path) -> str | None:
         return None if size == end else f"has {size} bytes instead of {end}"
     if path.suffix == ".json":
         try:
-            json.loads(path.read_bytes())
+            parse_json(path.read_bytes())
         except ValueError:
             return "is cut short"
         return None
-    return None if zipfile.is_zipfile(path) else "is cut short"  # torch's files are archives, whose index comes last
+    if not zipfile.is_zipfile(path):  # torch's files are archives, whose index comes last
+        return "is cut short"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "is not what was saved" if archive.testzip() else None
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError):
+        return "is not what was saved"

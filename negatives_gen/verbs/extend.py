@@ -95,7 +95,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     Raises:
         UserError: nothing to add, another reference model or embedder than the set's, or as `generate` says.
     """
-    from data.models import check_model, load_tokenizer, tokenizer_hash, weights_hash
+    from data.models import check_model, hash_of_all_weights, load_tokenizer, tokenizer_hash, weights_hash
     from negatives_gen.job.actors import Components, Work
     from negatives_gen.job.inputs import ParentShards
     from negatives_gen.job.job import (
@@ -115,7 +115,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     name = config.model or job["model"]["name"]
     model = local_path(name)
     check_model(model)
-    parent.check_reference(weights_hash(model), name)
+    parent.check_reference(weights_hash(model), name, lambda: hash_of_all_weights(model))
     tokenizer = load_tokenizer(model, config.trust_remote_code)
     parent.check_tokenizer(tokenizer_hash(tokenizer), name)
     _refuse_other_ends(described_ends(job["tokenizer"]), marks_of(tokenizer).ends, name)

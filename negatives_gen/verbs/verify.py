@@ -189,7 +189,14 @@ def _reference(manifest: Manifest, config: VerifyConfig, report: Report) -> str 
     Raises:
         UserError: --model is another model.
     """
-    from data.models import chat_template_hash, check_model, load_tokenizer, tokenizer_hash, weights_hash
+    from data.models import (
+        chat_template_hash,
+        check_model,
+        hash_of_all_weights,
+        load_tokenizer,
+        tokenizer_hash,
+        weights_hash,
+    )
     from negatives_gen.job.job import local_path
 
     identity = manifest.job["model"]
@@ -198,8 +205,11 @@ def _reference(manifest: Manifest, config: VerifyConfig, report: Report) -> str 
     try:
         check_model(model)
         tokenizer, stored = load_tokenizer(model, config.trust_remote_code), manifest.job["tokenizer"]
+        weights = weights_hash(model)
+        if weights != identity["weights_sha256"] == hash_of_all_weights(model):
+            weights = identity["weights_sha256"]  # as sets from before 0.6 have it
         found = {
-            "weights": (weights_hash(model), identity["weights_sha256"]),
+            "weights": (weights, identity["weights_sha256"]),
             "tokenizer": (tokenizer_hash(tokenizer), stored["sha256"]),
             "ends": tuple(_listed(ends) for ends in (marks_of(tokenizer).ends, described_ends(stored))),
             "chat template": (str(chat_template_hash(tokenizer)), str(stored.get("chat_template_sha256"))),

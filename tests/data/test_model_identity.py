@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from data.command.errors import UserError
 from data.model_settings import check_tokenizer_fits, settings_hash, text_model_identity
-from data.models import weights_hash
-from tests.support.tiny import copy_minilm, tiny_model
+from data.models import hash_of_all_weights, weights_hash
+from data.shards import NegativeSet
+from tests.support.tiny import copy_minilm, make_negative_set, tiny_model
 
 WEIGHTS = "model.safetensors"
 
@@ -64,6 +65,19 @@ def test_the_hash_of_a_model_without_such_tensors_is_what_it_always_was(tmp_path
     for name, value in sorted(load_file(tmp_path / WEIGHTS).items()):
         digest.update(json.dumps([name, "F32", list(value.shape)]).encode() + value.numpy().tobytes())
     assert weights_hash(str(tmp_path)) == digest.hexdigest()
+
+
+def test_sets_from_before_0_6_have_the_hash_of_all_tensors_of_their_reference(reference: Path, tmp_path: Path) -> None:
+    path = resaved(reference, tmp_path / "more", model__layers__0__attn__bias=torch.ones(1, 1, 8, 8))
+    make_negative_set(tmp_path / "set", Path(path), num_groups=2, num_negatives=1)
+    manifest = json.loads((tmp_path / "set/manifest.json").read_text())
+    manifest["job"]["model"]["weights_sha256"] = hash_of_all_weights(path)
+    (tmp_path / "set/manifest.json").write_text(json.dumps(manifest))
+    negatives, other = NegativeSet(str(tmp_path / "set")), str(reference)
+    negatives.check_reference(weights_hash(path), path, lambda: hash_of_all_weights(path))
+    assert hash_of_all_weights(path) != weights_hash(path) == weights_hash(other) == hash_of_all_weights(other)
+    with pytest.raises(UserError, match="was made with reference model"):
+        negatives.check_reference(weights_hash(other), other, lambda: hash_of_all_weights(other))
 
 
 # All that decides what a model makes of a text

@@ -84,6 +84,7 @@ def test_an_engine_that_hangs_ends_the_job_with_its_shard_and_process(
     assert not out.exists()  # no shard was finished, so it was given up
 
 
+@pytest.mark.slow
 def test_a_job_whose_driver_joins_the_cluster_is_made(cluster: RayCluster, reference: Path, tmp_path: Path) -> None:
     done = run_command("tests.support.stubs", *words(reference, tmp_path / "set"), env=cluster.env)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -172,7 +172,7 @@ def test_tokens_seen_are_counted(what: str, reference: Path, negative_set: Path,
     assert last["num_input_tokens_seen"] == expected
 
 
-@pytest.mark.seconds
+@pytest.mark.slow
 def test_torch_compile_trains_to_the_same_loss(reference: Path, negative_set: Path, tmp_path: Path) -> None:
     common = ["--max_steps", "2", "--save_strategy", "no", "--logging_steps", "1", "--report_to", "none"]
     losses = []

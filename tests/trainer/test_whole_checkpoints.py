@@ -19,6 +19,7 @@ from trainer.run import main
 
 pytestmark = pytest.mark.seconds
 
+ARCHIVES = "optimizer.pt", "scheduler.pt", "rng_state.pth"
 OPTIONS = ["--max_steps", "4", "--save_steps", "2", "--logging_steps", "1", "--report_to", "none"]
 
 
@@ -44,8 +45,57 @@ def halve(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+def change_inside(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\x80\x02") + 2] ^= 0xFF  # behind the header of the pickle
+    path.write_bytes(bytes(content))
+
+
 def forget_the_step(path: Path) -> None:
     path.write_text(json.dumps({"epoch": 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("global_step", -1, "in trainer_state.json global_step is -1, not a whole number from 0 on"),
+        ("log_history", [1], "in trainer_state.json log_history[0] is 1, not an object"),
+        ("epoch", "a", 'in trainer_state.json epoch is "a", not a number'),
+        ("total_flos", None, "in trainer_state.json total_flos is null, not a number"),
+        ("stateful_callbacks", None, "in trainer_state.json stateful_callbacks is null, not an object"),
+        ("stateful_callbacks", {}, "in trainer_state.json stateful_callbacks.TrainerControl is missing"),
+        (
+            "stateful_callbacks",
+            {"TrainerControl": {}, "JobStamp": 1},
+            "in trainer_state.json stateful_callbacks.JobStamp is 1, not an object",
+        ),
+    ],
+)
+def test_a_state_that_no_run_wrote_is_named(key: str, value: Any, said: str, stopped: Path) -> None:
+    path = stopped / "checkpoint-4" / STATE_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    assert problem(stopped / "checkpoint-4", Needs()) == f"is damaged: {said}"
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000], ids=["empty", "deep"])
+def test_a_record_that_is_damaged_is_written_anew_where_a_checkpoint_says_the_job(
+    content: bytes,
+    reference: Path,
+    negative_set: Path,
+    stopped: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job = (stopped / JOB_FILE).read_bytes()
+    (stopped / JOB_FILE).write_bytes(content)
+    words = [*cli(reference, negative_set, stopped, *OPTIONS), "--resume_from_checkpoint", "true"]
+    assert main([*words, "--max_grad_norm", "0.5"]) == 2
+    assert "is of another job: its max_grad_norm is 1.0, this job's is 0.5" in capsys.readouterr().err
+    assert main(words[:-2]) == 2
+    assert f"'{stopped / JOB_FILE}' is damaged" in capsys.readouterr().err
+    assert main(words) == 0
+    assert f"{JOB_FILE} in {stopped} is damaged and is written anew" in caplog.text
+    assert (stopped / JOB_FILE).read_bytes() == job
 
 
 def test_what_a_run_saves_is_whole(finished: Path) -> None:
@@ -63,7 +113,10 @@ def test_what_a_run_saves_is_whole(finished: Path) -> None:
         *((name, halve, f"is damaged: {name} ") for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")),
         ("model.safetensors", halve, "is damaged: model.safetensors has "),
         (STATE_FILE, halve, f"is damaged: {STATE_FILE} is cut short"),
-        (STATE_FILE, forget_the_step, f"is damaged: {STATE_FILE} does not say its step"),
+        (STATE_FILE, forget_the_step, f"is damaged: in {STATE_FILE} global_step is missing"),
+        *((name, change_inside, f"is damaged: {name} is not what was saved") for name in ARCHIVES),
+        ("config.json", halve, "is damaged: config.json is cut short"),
+        ("config.json", lambda path: os.truncate(path, 0), "is damaged: config.json is empty"),
         *(
             (name, lambda path: os.truncate(path, 0), f"is damaged: {name} is empty")
             for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", STATE_FILE)

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from torch.utils.data import Subset
 
 from data.command.errors import UserError
-from data.models import vocabulary_size
+from data.models import hash_of_all_weights, vocabulary_size
 from data.shards import NegativeSet
 from trainer.config import ScriptArguments
 from trainer.groups.choice import Choice, short_names
@@ -87,7 +87,9 @@ def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any])
         negatives.compute_with(vocabulary_size(script.model))
         negatives.check_tokenizer(identity["tokenizer_sha256"], script.model)
         if script.chosen.needs != "truths":
-            negatives.check_reference(identity["weights_sha256"], script.model)
+            negatives.check_reference(
+                identity["weights_sha256"], script.model, lambda: hash_of_all_weights(script.model)
+            )
     return sets
 
 
