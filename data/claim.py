@@ -123,6 +123,7 @@ class Claim:
             # An owner that ended has just removed the folder of claims, while we were about to put ours there.
             if isinstance(error.__cause__, FileNotFoundError) and self.folder.is_local and self.folder.exists():
                 return False
+            self._remove_empty()
             raise
 
     def holds(self) -> bool:
@@ -145,10 +146,13 @@ class Claim:
             self._heart.join(BEAT)
         if not self.holds():
             return
-        # Our own claim last: until then nobody can take another one.
-        names = self.folder.names(CLAIMS)
+        # Our own claim last: until then nobody can take another one. A successor's stays, which may have come just now.
+        names = [name for name in self.folder.names(CLAIMS) if _number(name) <= self.number]
         for name in sorted(names, key=lambda name: (_number(name), name)):
             self.folder.remove(f"{CLAIMS}/{name}")
+        self._remove_empty()
+
+    def _remove_empty(self) -> None:
         self.folder.remove_if_empty(CLAIMS)
         if self.owner.made:
             self.folder.remove_if_empty()
@@ -181,14 +185,16 @@ def claimed(path: str) -> Iterator[Claim]:
 
 def _highest(folder: Folder) -> tuple[int, Owner | None]:
     """Number and owner of the highest claim: 0 if there is none, None if it is damaged."""
-    number = max(map(_number, folder.names(CLAIMS)), default=0)
+    names = folder.names(CLAIMS)
+    number = max(map(_number, names), default=0)
     if number == 0:
         return 0, None
     try:
         return number, Owner(**json.loads(folder.read(_name(number))))
-    except FileNotFoundError:  # its owner has just ended
-        return _highest(folder)
-    except (ValueError, TypeError):
+    except FileNotFoundError:
+        # Its owner has just ended, or it is a link to nowhere.
+        return _highest(folder) if folder.names(CLAIMS) != names else (number, None)
+    except (ValueError, TypeError, IsADirectoryError):
         return number, None
 
 
@@ -241,7 +247,7 @@ def _beat_name(owner: Owner) -> str:
 
 def _number(name: str) -> int:
     """The number that the name of a claim's file says; 0 for another file."""
-    match = re.fullmatch(r"(\d+)\.json", name)
+    match = re.fullmatch(r"([0-9]{5}|[1-9][0-9]{5,})\.json", name)
     return int(match.group(1)) if match else 0
 
 

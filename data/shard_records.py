@@ -49,7 +49,7 @@ def record_name(index: int) -> str:
 
 def recorded(folder: Folder) -> set[int]:
     """Indices of the shards that have a record."""
-    matches = (re.fullmatch(r"shard-(\d+)\.json", name) for name in folder.names(JOB_FOLDER))
+    matches = (re.fullmatch(r"shard-([0-9]{5}|[1-9][0-9]{5,})\.json", name) for name in folder.names(JOB_FOLDER))
     return {int(match.group(1)) for match in matches if match}
 
 

@@ -18,7 +18,7 @@ from data.ranks import ranks_of
 from data.schema import Candidate, Group
 from data.shards import NegativeSet
 from data.sources.examples import SPLITS
-from negatives_gen.verbs.export_files import DATASET_INFO, dataset_info, is_export_of, place_of_export, writer
+from negatives_gen.verbs.export_file import DATASET_INFO, dataset_info, export_place, is_export_of, rows_writer
 from negatives_gen.verbs.export_rows import (
     ALPACA,
     FORMATS,
@@ -117,7 +117,7 @@ def export(path: str, config: ExportConfig) -> Exported:
             f"--rank_by asks for '{rank_by}', but negative set '{path}' holds {', '.join(negatives.signals)}."
             f"{did_you_mean(rank_by, negatives.signals)} `extend` adds a signal."
         )
-    folder, name = place_of_export(config.out, config.split)
+    folder, name = export_place(config.out, config.split)
     if folder.root == real_path(negatives.folder.root):
         raise UserError(f"--out '{config.out}' lies in the negative set itself. Choose another folder.")
     chats = _are_chats(negatives, config.split)
@@ -129,7 +129,7 @@ def export(path: str, config: ExportConfig) -> Exported:
     info = dataset_info(folder, name, SHAREGPT if chats else ALPACA) if config.format == LLAMA_FACTORY else None
     tokenizer = tokenizer_of(negatives)
     rows = inexact = 0
-    with writer(folder, name, columns) as write:
+    with rows_writer(folder, name, columns) as write:
         for index in range(len(negatives.manifest.shards)):
             groups = [g for g in negatives.shard(index) if config.split in ("all", g.split)]
             pairs = [(g, c) for g in groups for c in _chosen(g, use, rank_by)]

@@ -1,4 +1,4 @@
-"""Where an export goes: its place, what it may replace there, LLaMA-Factory's dataset_info.json, and whole files."""
+"""The file that an export writes: where, whether one that is there is its own, and what stands beside it."""
 
 import json
 import os
@@ -25,8 +25,8 @@ DATASET_INFO = "dataset_info.json"
 SUFFIXES = (".jsonl", ".parquet")
 
 
-def place_of_export(out: str, split: str) -> tuple[Folder, str]:
-    """The folder and the file's name in it."""
+def export_place(out: str, split: str) -> tuple[Folder, str]:
+    """The folder and the file's name in it. Raises UserError for a place that cannot be one."""
     path = resolve_path(out)
     suffix = Path(path).suffix
     if out.endswith("/") or not suffix or os.path.isdir(path):
@@ -61,7 +61,11 @@ def _first_row(name: str, content: bytes) -> Any:
 
 
 def dataset_info(folder: Folder, name: str, kind: dict[str, Any]) -> bytes:
-    """The dataset_info.json with an entry for our file, beside the entries that are there already."""
+    """The dataset_info.json with an entry for our file, beside the entries that are there already.
+
+    Raises:
+        UserError: the one that is there is damaged, or has another data set of that name.
+    """
     entries: Any = {}
     if DATASET_INFO in folder.names():
         try:
@@ -80,8 +84,12 @@ def dataset_info(folder: Folder, name: str, kind: dict[str, Any]) -> bytes:
 
 
 @contextmanager
-def writer(folder: Folder, name: str, schema: pa.Schema) -> Iterator[Callable[[list[Row]], None]]:
-    """Takes rows part by part; the file appears whole when the block ends well, else not at all."""
+def rows_writer(folder: Folder, name: str, schema: pa.Schema) -> Iterator[Callable[[list[Row]], None]]:
+    """Takes rows part by part; the file appears whole when the block ends well, else not at all.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
     try:
         if folder.is_local:
             Path(folder.root).mkdir(parents=True, exist_ok=True)
