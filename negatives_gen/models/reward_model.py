@@ -75,7 +75,9 @@ class RewardModel:
         """
         if not self.tokenizer.chat_template:
             return prompt + answer
-        return self.tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
+        # White space around an answer may be what another model's template writes.
+        said = {"role": "assistant", "content": answer.strip()}
+        return self.tokenizer.apply_chat_template([*messages, said], tokenize=False)
 
     def rewards(self, texts: Sequence[str]) -> list[float]:
         """The model's score of each text."""

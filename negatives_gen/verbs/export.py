@@ -5,9 +5,7 @@ it applies the template itself: a text that the template wrote would begin with 
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from data.command.errors import UserError, did_you_mean, exit_on_user_error
 from data.command.log import start_logging
@@ -28,10 +26,10 @@ from negatives_gen.verbs.export_rows import (
     OF_CHATS,
     SHAREGPT,
     TRL_SFT,
-    by_assistant,
     said,
     schema_of,
 )
+from negatives_gen.verbs.export_tokens import count_inexact, tokenizer_of
 
 USAGE = "python -m negatives_gen export DIR --format FORMAT --out FILE [--use an=4,bn=3] [--split train]"
 ABOUT = """
@@ -129,7 +127,7 @@ def export(path: str, config: ExportConfig) -> Exported:
     columns = schema_of(form, chats)
     refuse_foreign(folder, name, "--out", lambda content: is_export_of(negatives, form, columns, name, content))
     info = dataset_info(folder, name, SHAREGPT if chats else ALPACA) if config.format == LLAMA_FACTORY else None
-    tokenizer = _tokenizer(negatives)
+    tokenizer = tokenizer_of(negatives)
     rows = inexact = 0
     with rows_writer(folder, name, columns) as write:
         for index in range(len(negatives.manifest.shards)):
@@ -139,7 +137,7 @@ def export(path: str, config: ExportConfig) -> Exported:
                 pairs = [(g, None) for g in groups]
             write([form(*said(g, c)) for g, c in pairs])
             rows += len(pairs)
-            inexact += _inexact(pairs, tokenizer) if tokenizer else 0
+            inexact += count_inexact(pairs, tokenizer) if tokenizer else 0
         if not rows:
             raise UserError(f"negative set '{path}' holds no groups of split '{config.split}'. Choose another --split.")
     if info is not None:
@@ -187,55 +185,3 @@ def _chosen(group: Group, use: dict[str, int], rank_by: str | None) -> list[Cand
         return chosen
     ranked = zip(ranks_of(chosen, rank_by), chosen, strict=True)
     return [candidate for _, candidate in sorted(ranked, key=lambda pair: pair[0])]
-
-
-def _inexact(pairs: Sequence[tuple[Group, Candidate | None]], tokenizer: Any) -> int:
-    """How many rows TRL tokenises to other ids than the set's: it tokenises prompt + text + EOS in one.
-
-    Of a chat the template writes all of it.
-    """
-    if pairs and pairs[0][0].messages is not None:
-        return sum(not _is_exact_chat(group, candidate, tokenizer) for group, candidate in pairs)
-    wanted: list[list[int]] = []
-    texts: list[str] = []
-    for group, candidate in pairs:
-        for text, ids in [
-            (group.response, group.response_ids),
-            *([(candidate.text, candidate.ids)] if candidate else []),
-        ]:
-            texts.append(group.prompt + text + ("" if text.endswith(tokenizer.eos_token) else tokenizer.eos_token))
-            wanted.append([*group.prompt_ids, *ids])
-    if not texts:
-        return 0
-    prompts = tokenizer([group.prompt for group, _ in pairs])["input_ids"]
-    same = [ours == theirs for ours, theirs in zip(tokenizer(texts)["input_ids"], wanted, strict=True)]
-    each = len(texts) // len(pairs)
-    return sum(
-        prompts[row] != pair[0].prompt_ids or not all(same[row * each : (row + 1) * each])
-        for row, pair in enumerate(pairs)
-    )
-
-
-def _is_exact_chat(group: Group, candidate: Candidate | None, tokenizer: Any) -> bool:
-    messages = group.messages or []
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-    answers = [(group.response, group.response_ids), *([(candidate.text, candidate.ids)] if candidate else [])]
-    wholes = [
-        tokenizer.apply_chat_template([*messages, *by_assistant(text)], return_dict=True)["input_ids"]
-        for text, _ in answers
-    ]
-    wanted = [[*group.prompt_ids, *ids] for _, ids in answers]
-    return prompt == group.prompt_ids and wholes == wanted
-
-
-def _tokenizer(negatives: NegativeSet) -> Any:
-    """The tokenizer that the set was made with, or None where the manifest's model is not to be had."""
-    from data.models import load_tokenizer, tokenizer_hash
-    from negatives_gen.job.job import local_path
-
-    job = negatives.manifest.job
-    try:
-        tokenizer = load_tokenizer(local_path(job["model"]["name"]))
-    except UserError:
-        return None
-    return tokenizer if tokenizer_hash(tokenizer) == job["tokenizer"]["sha256"] else None
