@@ -75,9 +75,7 @@ class RewardModel:
         """
         if not self.tokenizer.chat_template:
             return prompt + answer
-        # White space around an answer may be what another model's template writes.
-        said = {"role": "assistant", "content": answer.strip()}
-        return self.tokenizer.apply_chat_template([*messages, said], tokenize=False)
+        return self.tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
 
     def rewards(self, texts: Sequence[str]) -> list[float]:
         """The model's score of each text."""
