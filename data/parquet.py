@@ -102,5 +102,5 @@ def _length(array: Any) -> int:
         return sum(map(_length, array.flatten()))
     if pa.types.is_dictionary(kind):
         lengths = pc.binary_length(array.dictionary)  # type: ignore[attr-defined]  # made at run time
-        return pc.sum(lengths.cast(pa.int64()).take(array.indices)).as_py() or 0  # type: ignore[attr-defined]
+        return pc.sum(lengths.cast(pa.int64()).take(array.indices)).as_py() or 0  # type: ignore[attr-defined]  # so too
     return array.nbytes

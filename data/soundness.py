@@ -32,7 +32,7 @@ def null_problems(table: pa.Table, nullable: frozenset[str] = NULLABLE) -> list[
     return [
         f"{count} of {path} are null"
         for name in table.column_names
-        for chunk in [_array(table.column(name))]
+        for chunk in [array_of(table.column(name))]
         for path, count in _nulls(chunk, name, nullable)
     ]
 
@@ -63,21 +63,21 @@ def score_columns(table: pa.Table) -> Iterator[tuple[str, np.ndarray, np.ndarray
         [N]. Of `sampler_logp`, which only sampled candidates have, those that are there.
     """
     if "reference_logp" in table.column_names:
-        values = _floats(_array(table.column("reference_logp")))
+        values = floats_of(array_of(table.column("reference_logp")))
         yield "reference_logp of the ground truth", values, np.arange(table.num_rows)
     if "negatives" not in table.column_names:
         return
-    lengths = _array(table.column("negatives")).value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    lengths = array_of(table.column("negatives")).value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     owners = np.repeat(np.arange(table.num_rows), lengths)
     for name, values in _of_negatives(table):
         if name == "reference_logp":
-            yield f"{name} of a negative", _floats(values), owners
+            yield f"{name} of a negative", floats_of(values), owners
         elif name == "sampler_logp":
             there = values.is_valid().to_numpy(zero_copy_only=False)
-            yield f"{name} of a negative", _floats(values.drop_null()), owners[there]
+            yield f"{name} of a negative", floats_of(values.drop_null()), owners[there]
         elif name == "similarity":
             for field, similarities in zip(values.type, values.flatten(), strict=True):
-                yield f"similarity '{field.name}' of a negative", _floats(similarities), owners
+                yield f"similarity '{field.name}' of a negative", floats_of(similarities), owners
 
 
 def id_problems(table: pa.Table, vocabulary: int | None = None) -> list[str]:
@@ -97,20 +97,21 @@ def _sequences(table: pa.Table) -> Iterator[tuple[str, Any]]:
     """Each column or field of token ids that the table has, as lists."""
     for name in ("prompt_ids", "response_ids"):
         if name in table.column_names:
-            yield name, _array(table.column(name))
+            yield name, array_of(table.column(name))
     for name, values in _of_negatives(table):
         if name == "ids":
             yield f"negatives[].{name}", values
 
 
-def _floats(values: Any) -> np.ndarray:
+def floats_of(values: Any) -> np.ndarray:
+    """The numbers of an Arrow array as float64, nan where there is none."""
     return values.to_numpy(zero_copy_only=False).astype(np.float64)
 
 
 def _of_negatives(table: pa.Table) -> Iterator[tuple[str, Any]]:
     """Each field of the negatives of all groups together."""
     if "negatives" in table.column_names:
-        negatives = _array(table.column("negatives")).flatten()
+        negatives = array_of(table.column("negatives")).flatten()
         yield from ((field.name, values) for field, values in zip(negatives.type, negatives.flatten(), strict=True))
 
 
@@ -126,5 +127,6 @@ def _nulls(array: Any, path: str, nullable: frozenset[str]) -> Iterator[tuple[st
             yield from _nulls(values, f"{path}.{field.name}", nullable)
 
 
-def _array(column: Any) -> Any:
+def array_of(column: Any) -> Any:
+    """A column of a table, or an array, as one array."""
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

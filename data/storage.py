@@ -151,6 +151,7 @@ class Folder:
             try:
                 return self._holds(name, content)
             except (FileNotFoundError, UserError):
+                # fsspec raises NotImplementedError for a store whose client has no such mode.
                 if not isinstance(error, NotImplementedError) and getattr(error, "errno", None) not in NOT_OFFERED:
                     raise self._unreachable("write", self / name, error) from error
             self.write(name, content)

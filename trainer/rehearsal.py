@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Subset
 
 from data.command.errors import UserError, did_you_mean
+from data.command.terminal import one_line
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,6 @@ def _start(trainer: Any) -> None:
 
 def _say_what_the_optimiser_ignores(trainer: Any) -> None:
     """Warn of each part of --optim_args, and of --optim_target_modules, without which the optimiser is the same."""
-
     name = trainer.args.optim.value
     if any(kind in name for kind in PROJECTED):  # these heed both, and their settings hold the parameters
         return
@@ -112,5 +112,5 @@ def _save_generation_config(model: Any, folder: str) -> None:
     except ValueError as error:
         raise UserError(
             f"generation_config.json of '{model.config._name_or_path}' contradicts itself, and transformers saves no "
-            f"such model: {' '.join(str(error).split())} Correct the file in the directory of --model."
+            f"such model: {one_line(str(error))} Correct the file in the directory of --model."
         ) from error

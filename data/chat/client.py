@@ -19,6 +19,7 @@ from data.chat.settings import OPENAI_URL, public_url
 from data.command.cleaning import storable
 from data.command.errors import UserError, first_line
 from data.command.privacy import HIDDEN
+from data.command.terminal import one_line
 
 log = logging.getLogger(__name__)
 
@@ -325,7 +326,7 @@ class ChatAPI:
     def _reason(self, error: Exception) -> str:
         body = getattr(error, "body", None)
         message = body.get("message") if isinstance(body, dict) else None
-        reason = " ".join(self._clean(str(message or first_line(error))).split())
+        reason = one_line(self._clean(str(message or first_line(error))))
         return reason[:LONGEST_REASON].rstrip(".")
 
     def _clean(self, text: str) -> str:

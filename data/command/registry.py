@@ -114,9 +114,7 @@ class Registry(Generic[E]):
         if not re.fullmatch(r"\w[\w-]*", entry.name):
             return f"calls itself '{entry.name}', which is no word of letters, digits, - and _"
         options = getattr(entry, "Options", None)
-        if options is None:
-            return ""
-        if not (isinstance(options, type) and dataclasses.is_dataclass(options)):
+        if options is not None and not (isinstance(options, type) and dataclasses.is_dataclass(options)):
             return "has Options that are no dataclass"
         return ""
 

@@ -15,6 +15,7 @@ from data.chat.client import Answer, ChatAPI, read_key
 from data.chat.settings import checked_url, public_url
 from data.command.cleaning import storable
 from data.command.errors import UserError
+from data.command.terminal import one_line
 from data.storage import sha256
 from evaluation.judging.base import (
     FILTERED,
@@ -255,7 +256,7 @@ def read(verdict: Verdict) -> tuple[str, str]:
     if verdict.finish_reason == "content_filter":
         return "?", FILTERED
     letter = parse_verdict(verdict.raw)
-    quote = " ".join(verdict.raw.split())[:LONGEST_QUOTE]
+    quote = one_line(verdict.raw)[:LONGEST_QUOTE]
     return letter, f'{UNPARSED}: "{quote}"' if letter == "?" else ""
 
 

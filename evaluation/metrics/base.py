@@ -1,10 +1,12 @@
 """What a metric is: everything that an evaluation and its report must know of it. Imports nothing heavy.
 
-A metric is a class below `Metric`. It lives in a module `evaluation/metrics/NAME.py`, as METRIC, or in one of your own,
-named `package.module:CLASS`. An evaluation makes one instance of each metric, lets it gather its evidence of all
-prompts, which may cost time or money, and measures any part of the prompts from that.
+A metric is a class below `PromptMetric`, `SetMetric`, `CheckpointMetric` or `AnswerMetric`. It lives in a module
+`evaluation/metrics/NAME.py`, as METRIC, or in one of your own, named `package.module:CLASS`. An evaluation makes one
+instance of each metric, lets it gather its evidence of all prompts, which may cost time or money, and measures any part
+of the prompts from that.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -96,16 +98,16 @@ class Mark:
     tip: str = ""
 
 
-class Evidence:
+class Evidence(ABC):
     """What a metric has found out for all prompts: any part of them is measured from it."""
 
+    @abstractmethod
     def measurements(self, part: "Part", baseline: str = "") -> list["Measurement"]:
         """Measurements of some of the prompts.
 
         Args:
             baseline: model whose values the other models' are also compared with, prompt by prompt; "" for none.
         """
-        raise NotImplementedError
 
     def notes(self, part: "Part") -> list[str]:
         """Sentences that a reader must know beside the numbers."""
@@ -185,7 +187,7 @@ class Metric:
             model.drop()
 
 
-class AnswerMetric(Metric):
+class AnswerMetric(Metric, ABC):
     """A metric of answers.
 
     Attributes:
@@ -199,17 +201,17 @@ class AnswerMetric(Metric):
         """Whether the metric measures these answers."""
         return answers.decoding == cls.decoding if cls.decoding else answers.asked
 
+    @abstractmethod
     def gather(self, answer_sets: Sequence["AnswerSet"]) -> Evidence:
         """Find out what the metric's numbers follow from, for all prompts. Raises UserError."""
-        raise NotImplementedError
 
 
 class PromptMetric(AnswerMetric):
     """A metric with a value for each prompt: its numbers are means, and differences from the baseline's are paired."""
 
+    @abstractmethod
     def values(self, answers: "AnswerSet") -> Values:
         """Values of the answers, by column; None where an answer has none."""
-        raise NotImplementedError
 
     def gather(self, answer_sets: Sequence["AnswerSet"]) -> Evidence:
         found = {(a.model, a.decoding): self.values(a) for a in answer_sets if self.is_of(a)}
@@ -219,13 +221,13 @@ class PromptMetric(AnswerMetric):
 class SetMetric(AnswerMetric):
     """A metric of a set of answers, which is no mean over prompts."""
 
+    @abstractmethod
     def estimates(self, answers: "AnswerSet", prompts: Sequence[int]) -> Mapping[str, "Estimate"]:
         """Estimates from the answers to some of the prompts, by column.
 
         Args:
             prompts: indices.
         """
-        raise NotImplementedError
 
     def gather(self, answer_sets: Sequence["AnswerSet"]) -> Evidence:
         return SetEvidence(
@@ -238,7 +240,7 @@ class SetMetric(AnswerMetric):
         )
 
 
-class CheckpointMetric(Metric):
+class CheckpointMetric(Metric, ABC):
     """A metric that needs a checkpoint's log-probabilities, and no answers.
 
     Attributes:
@@ -247,13 +249,13 @@ class CheckpointMetric(Metric):
 
     of_prompts: ClassVar[bool] = True
 
+    @abstractmethod
     def values(self, checkpoint: "Checkpoint", scorer: Callable[[str], Any]) -> Values:
         """Values of a checkpoint, by column.
 
         Args:
             scorer: dtype -> the checkpoint's scorer, loaded only if it is called for, and dropped with the checkpoint.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

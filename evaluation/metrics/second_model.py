@@ -1,5 +1,6 @@
 """What metrics under a second model share: its options, and the likelihoods that it gives all answers."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from data.command.errors import UserError
 from data.command.options import option
 from data.manifest import DTYPES
-from evaluation.metrics.base import PromptEvidence, PromptMetric, Request, Values, Which
+from evaluation.metrics.base import AnswerMetric, PromptEvidence, Request, Values, Which
 
 if TYPE_CHECKING:
     from evaluation.answers.answer_sets import AnswerSet
@@ -32,7 +33,7 @@ class SecondModelOptions:
             )
 
 
-class SecondModelMetric(PromptMetric):
+class SecondModelMetric(AnswerMetric):
     """A metric of likelihoods under a second model. All answers are scored, and kept: what one metric scored, another
     takes from the store."""
 
@@ -67,9 +68,9 @@ class SecondModelMetric(PromptMetric):
         return LikelihoodEvidence(self.columns, values, likelihoods=found, answer_sets=tuple(answer_sets))
 
     @classmethod
+    @abstractmethod
     def of_likelihoods(cls, answers: "AnswerSet", likelihoods: "Likelihoods") -> Values:
         """The metric's values of the answers, by column."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from data.command.terminal import one_line
 from evaluation.report.described import models, setup, summary, versions
 from evaluation.report.proposal import proposal
 from evaluation.report.results import Results
@@ -58,12 +59,12 @@ def in_terminal(tables: Sequence[Table]) -> str:
 
 def escaped(text: str) -> str:
     """A text as Markdown of one line: no markup of it, and no end of a table's cell."""
-    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    line = one_line("".join(sign if sign.isprintable() else " " for sign in text))
     return re.sub(r"([\\`|*\[\]])", r"\\\1", line).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def code(text: str) -> str:
     """A text in a span of code, whose fence is longer than any inside."""
-    line = " ".join(text.split())
+    line = one_line(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     return f"{fence}{line}{fence}" if fence == "`" else f"{fence} {line} {fence}"

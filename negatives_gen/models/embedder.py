@@ -74,11 +74,14 @@ class Embedder:
 
     def _heed_padding(self, embedder: str) -> None:
         """Pad on the right where the model minds its tokenizer's side; where it minds that too, do not pad at all."""
-        if hasattr(self.tokenizer, "padding_side") and minds_padding(self._vectors):
+        if not minds_padding(self._vectors):
+            return
+        if hasattr(self.tokenizer, "padding_side"):
             self.tokenizer.padding_side = "right"
-        if minds_padding(self._vectors):
-            log.warning("embedder '%s' gives padded texts other vectors: texts are embedded one by one.", embedder)
-            self.batch_size = 1
+            if not minds_padding(self._vectors):
+                return
+        log.warning("embedder '%s' gives padded texts other vectors: texts are embedded one by one.", embedder)
+        self.batch_size = 1
 
 
 def _mean_pooled(directory: str, trust_remote_code: bool) -> list[Any]:

@@ -14,7 +14,7 @@ from data.manifest import DTYPES, MANIFEST, Manifest, ShardRecord
 from data.schema import group_schema, reject_schema, schema_differences
 from data.shard_records import JOB_FOLDER
 from data.shards import REJECTS, shard_name
-from data.soundness import score_columns
+from data.soundness import array_of, floats_of, score_columns
 from data.sources.examples import SPLITS
 from data.storage import TEMPORARY_PREFIX
 from data.tokens import described_ends
@@ -194,12 +194,12 @@ def number_problems(table: pa.Table, file: str, signals: Sequence[str]) -> list[
         if what.startswith(("reference_logp", "sampler_logp")):
             wrong |= values > ROUNDING
         problems += [f"{file}: {what} in group {groups[rows[i]]} is {values[i]}" for i in _where(wrong)]
-    column = _array(table["response_embedding"])
+    column = array_of(table["response_embedding"])
     # Of a signal from outside it is not known whether it sets them: then those that are there are checked.
     embeds = any(SIGNALS.load(name).embeds for name in signals if name in SIGNALS.names())
     if embeds or column.null_count < len(column):
         sizes = _lengths(column)
-        squares = np.nan_to_num(_floats(column.flatten()), nan=np.inf) ** 2
+        squares = np.nan_to_num(floats_of(column.flatten()), nan=np.inf) ** 2
         sums = np.add.reduceat(np.append(squares, 0.0), np.cumsum(sizes) - sizes) if len(sizes) else np.zeros(0)
         length = np.sqrt(np.where(sizes > 0, sums, 0.0))
         problems += [
@@ -248,24 +248,16 @@ def logp_bound(tokens: int) -> float:
 
 def _flat(table: pa.Table) -> dict[str, Any]:
     """The negatives of all groups, one array per field."""
-    return _fields(_array(table["negatives"]).flatten())
+    return _fields(array_of(table["negatives"]).flatten())
 
 
 def _fields(structs: Any) -> dict[str, Any]:
     return {field.name: values for field, values in zip(structs.type, structs.flatten(), strict=True)}
 
 
-def _array(column: Any) -> Any:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
 def _lengths(lists: Any) -> np.ndarray:
     """Number of elements of each list, 0 for null."""
-    return _array(lists).value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def _floats(column: Any) -> np.ndarray:
-    return _array(column).to_numpy(zero_copy_only=False).astype(np.float64)
+    return array_of(lists).value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _where(condition: np.ndarray) -> list[int]:

@@ -14,6 +14,7 @@ from data.command.options import load_config, option, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
 from data.shards import NegativeSet
+from data.soundness import floats_of
 from negatives_gen.verbs.reading import console
 
 if TYPE_CHECKING:
@@ -162,14 +163,14 @@ def _edges(negatives: NegativeSet) -> dict[str, np.ndarray]:
 
 
 def _add_shard(table: pa.Table, truth: Tally, tallies: dict[str, Tally], edges: dict[str, np.ndarray]) -> None:
-    truth_logps = _floats(table["reference_logp"].combine_chunks())
+    truth_logps = floats_of(table["reference_logp"].combine_chunks())
     truth.add_continuations(_lengths(table["response_ids"].combine_chunks()), truth_logps)
 
     candidates = _flat(table["negatives"])
     group = table["negatives"].combine_chunks().value_parent_indices().to_numpy()  # row of each candidate
     strategies = np.array(candidates.field("strategy").to_pylist(), dtype=object)
     lengths = _lengths(candidates.field("ids"))
-    logps = _floats(candidates.field("reference_logp"))
+    logps = floats_of(candidates.field("reference_logp"))
     reasons = np.array(candidates.field("finish_reason").to_pylist(), dtype=object)
     duplicate, equal_truth = _repetitions(candidates.field("text"), table["response"], group)
     similarities = {signal: _similarities(candidates, signal) for signal in edges}
@@ -205,16 +206,11 @@ def _flat(negatives: pa.ChunkedArray) -> pa.StructArray:
 
 
 def _similarities(candidates: pa.StructArray, signal: str) -> np.ndarray:
-    return _floats(candidates.field("similarity").field(signal))
+    return floats_of(candidates.field("similarity").field(signal))
 
 
 def _lengths(lists: pa.ListArray) -> np.ndarray:
     return lists.value_lengths().to_numpy()
-
-
-def _floats(values: pa.Array) -> np.ndarray:
-    """float64, nan where there is none."""
-    return values.cast(pa.float64()).fill_null(np.nan).to_numpy()
 
 
 def _summary(tally: Tally) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "device.html").symlink_to("/dev/zero")
     for path in ("pipe.html", "device.html"):
         folder, name = place_of(str(tmp_path / path), "--html", "page.html")
-        assert "is there already" in refusal(lambda: refuse_foreign(folder, name, "--html", lambda _: True))  # noqa: B023
+        assert "is there already" in refusal(lambda: refuse_foreign(folder, name, "--html", lambda _: True))  # noqa: B023  # called at once
 
 
 def test_links_are_followed_to_the_set_that_they_lead_to(tmp_path: Path) -> None:
@@ -53,11 +53,11 @@ def test_links_are_followed_to_the_set_that_they_lead_to(tmp_path: Path) -> None
     (tmp_path / "folder").symlink_to(tmp_path / "set")
     for path in ("page.html", "folder/rejects.parquet", "set/shard-00000.parquet"):
         folder, name = place_of(str(tmp_path / path), "--html", "page.html")
-        said = refusal(lambda: refuse_foreign(folder, name, "--html", lambda content: True))  # noqa: B023
+        said = refusal(lambda: refuse_foreign(folder, name, "--html", lambda content: True))  # noqa: B023  # called at once
         assert "is there already, in a directory with a negative set" in said
     assert all_files(tmp_path / "set") == before
 
 
 def test_a_directory_is_no_file(tmp_path: Path) -> None:
     for path in (f"{tmp_path}", f"{tmp_path}/", f"{tmp_path}/new/"):
-        assert "is a directory. Give a file, e.g. " in refusal(lambda: place_of(path, "--html", "page.html"))  # noqa: B023
+        assert "is a directory. Give a file, e.g. " in refusal(lambda: place_of(path, "--html", "page.html"))  # noqa: B023  # called at once

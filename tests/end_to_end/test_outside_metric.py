@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 from data.command.errors import UserError
 from data.command.options import option
-from evaluation.metrics.base import HIGHER, LOWER, Column, PromptMetric
+from evaluation.metrics.base import HIGHER, LOWER, Column, Metric, PromptMetric
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,11 @@ def test_options_of_an_outside_metric_are_known_only_with_it_and_checked(
             '    others = (\n        Column("said"',
             "metric 'words' has no columns",
         ),
+        ("def values", "def valeus", "metric 'colliding_.*' lacks values: see evaluation.metrics.base.Metric"),
+        ("class Words(PromptMetric)", "class Words(Metric)", "metric 'words' is of neither answers nor checkpoints"),
     ],
 )
-def test_a_metric_that_would_take_anothers_place_in_the_report_is_refused(
+def test_a_metric_that_cannot_be_measured_or_takes_anothers_place_in_the_report_is_refused(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, said: str
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path / "mine")

@@ -185,8 +185,7 @@ class GroupStore:
         if place not in self._cache:
             number, index, rows = self._shards[place]
             table = self.sets[number].shard_table(index, COLUMNS)
-            shard = Shard.of(table if len(rows) == table.num_rows else table.take(rows))
-            self._cache[place] = shard
+            self._cache[place] = Shard.of(table if len(rows) == table.num_rows else table.take(rows))
             held = sum(len(shard.ids) for shard in self._cache.values())
             while held > self.kept_groups and len(self._cache) > 1:
                 _, dropped = self._cache.popitem(last=False)
