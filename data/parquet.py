@@ -6,6 +6,10 @@ the footer leaves room for more, the lengths of the distinct texts are read, whi
 and four bytes a text.
 A reader holds at most the file, and twice MOST_BYTES while it converts. What a footer conceals is found by the decoder,
 page by page, and Parquet has no page of more than 2 GiB.
+
+Nothing here reads on Arrow's threads, so neither by `pq.read_table` nor with `pre_buffer`: a thread that still holds a
+Python file when the interpreter ends aborts the process (pyarrow 26: up to one end in twenty), and one thread decodes a
+shard as fast.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +46,7 @@ def parquet_file(source: BinaryIO, *, known: bool = False) -> Iterator[pq.Parque
             reads what cannot be read.
     """
     try:
-        with source, pq.ParquetFile(source, pre_buffer=True) as file:  # few requests for many columns
+        with source, pq.ParquetFile(source, pre_buffer=False) as file:
             if not known:
                 _refuse_too_large(file.metadata, source)
             yield file
@@ -53,12 +57,14 @@ def parquet_file(source: BinaryIO, *, known: bool = False) -> Iterator[pq.Parque
 
 
 def read_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of a file's bytes. Raises Unreadable, see `parquet_file`.
-
-    Not by `pq.read_table`: its threads may outlive it (pyarrow 26), and an interpreter that ends right after it aborts.
-    """
+    """The table of a file's bytes. Raises Unreadable, see `parquet_file`."""
     with parquet_file(BytesIO(content)) as file:
-        return file.read(columns=None if columns is None else list(columns))
+        return read_columns(file, columns)
+
+
+def read_columns(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> pa.Table:
+    """Columns of an open file by their paths in Parquet; None: all of them."""
+    return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
 def _refuse_too_large(metadata: Any, source: BinaryIO) -> None:
@@ -90,7 +96,7 @@ def _columns(metadata: Any) -> dict[str, tuple[str, int, int]]:
 
 def _bytes_of_texts(source: BinaryIO, path: str) -> int:
     """What the texts of a column take, by the lengths of the distinct ones."""
-    column = pq.ParquetFile(source, read_dictionary=[path]).read(columns=[path]).column(0)
+    column = read_columns(pq.ParquetFile(source, read_dictionary=[path]), [path]).column(0)
     return sum(map(_length, column.chunks))
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from data.command.errors import UserError, first_line
 from data.manifest import read_manifest
-from data.parquet import Unreadable, parquet_file
+from data.parquet import Unreadable, parquet_file, read_columns
 from data.schema import (
     NULLABLE,
     NULLABLE_IN_REJECTS,
@@ -123,7 +123,7 @@ class NegativeSet:
         source: Any = self.folder.open(shard.file) if known else BytesIO(self._verified(shard.file, shard.sha256))
         with self._reading(shard.file), parquet_file(source, known=known) as file:
             self._check_columns(shard.file, file.schema_arrow)
-            table = file.read(columns=None if columns is None else list(columns))
+            table = read_columns(file, columns)
         if not known:
             self._check_values(shard.file, table, shard.rows)
             self._sound.add(key)
@@ -141,7 +141,7 @@ class NegativeSet:
         try:
             with self._reading(shard.file), parquet_file(self.folder.open(shard.file)) as file:
                 self._check_columns(shard.file, file.schema_arrow)
-                table = file.read(columns=[column])
+                table = read_columns(file, [column])
             self._check_values(shard.file, table, shard.rows)
             return table.column(column)
         except FileNotFoundError:
@@ -155,7 +155,7 @@ class NegativeSet:
         content = self._verified(REJECTS, self.manifest.rejects["sha256"])
         with self._reading(REJECTS), parquet_file(BytesIO(content)) as file:
             self._check_columns(REJECTS, file.schema_arrow)
-            table = file.read()
+            table = read_columns(file)
         self._check_values(REJECTS, table, self.manifest.rejects["rows"])
         return [Reject(**row) for row in table.to_pylist()]
 

@@ -57,7 +57,9 @@ def _first_row(name: str, content: bytes) -> Any:
     if not name.endswith(".parquet"):
         return json.loads(content.partition(b"\n")[0] or b"null")
     with parquet_file(BytesIO(content)) as file:
-        return next((row for batch in file.iter_batches(batch_size=1) for row in batch.to_pylist()), None)
+        return next(
+            (row for batch in file.iter_batches(batch_size=1, use_threads=False) for row in batch.to_pylist()), None
+        )
 
 
 def dataset_info(folder: Folder, name: str, kind: dict[str, Any]) -> bytes:

@@ -1,6 +1,9 @@
 """data/parquet.py: no file of others is decoded that would take more memory than is stated."""
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +11,7 @@ import pytest
 
 from data import parquet
 from data.parquet import Unreadable, read_parquet
+from tests.support.commands import ROOT
 
 TEXT = "x" * 10_000
 
@@ -52,3 +56,26 @@ def test_what_fits_is_read_even_if_its_size_is_only_known_by_looking() -> None:
 def test_what_is_no_parquet_file_is_named(content: bytes) -> None:
     with pytest.raises(Unreadable, match=r"\w"):
         read_parquet(content)
+
+
+@pytest.mark.seconds
+def test_a_file_is_read_on_no_thread_but_ours(tmp_path: Path) -> None:
+    """A thread of Arrow's that holds a Python file aborts an interpreter that ends."""
+    (tmp_path / "t.parquet").write_bytes(written(pa.table({"a": [TEXT] * 20, "b": [["x"] * 3] * 20})))
+    code = (
+        "import os, sys; from data.parquet import parquet_file, read_columns, read_parquet;"
+        "threads = lambda: len(os.listdir('/proc/self/task')); before = threads();"
+        "read_parquet(open(sys.argv[1], 'rb').read());"
+        "context = parquet_file(open(sys.argv[1], 'rb'));"
+        "file = context.__enter__(); read_columns(file, ['a']); context.__exit__(None, None, None);"
+        "print(threads() - before)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "t.parquet")]
+    assert subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout == "0\n"
+
+
+@pytest.mark.parametrize("room", ["data", "negatives_gen", "trainer", "evaluation"])
+@pytest.mark.parametrize("call", [".read_table(", "ParquetFile(", "pre_buffer=True"])
+def test_no_other_module_opens_a_parquet_file(room: str, call: str) -> None:
+    calls = [path for path in (ROOT / room).rglob("*.py") if call in path.read_text()]
+    assert calls == ([ROOT / "data/parquet.py"] if (room, call) == ("data", "ParquetFile(") else [])

@@ -1,16 +1,11 @@
 """data/storage.py: folders on a file system and on an object store."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from data.storage import Folder
-from tests.support.commands import ROOT
 from tests.support.written import all_files, refusal
 
 
@@ -45,20 +40,3 @@ def test_a_folder_writes_reads_lists_and_removes(tmp_path: Path):
     assert folder.names() == {"z"}
     with pytest.raises(FileNotFoundError):
         folder.read("x/y")
-
-
-@pytest.mark.seconds
-def test_a_command_that_reads_a_parquet_file_last_ends_in_good_order(tmp_path: Path):
-    """By `pq.read_table` every fourth of these interpreters aborted at their end."""
-    pq.write_table(pa.table({"a": list(range(100)), "b": [["x"] * 3] * 100}), tmp_path / "t.parquet")
-    code = "import sys; from data.parquet import *; read_parquet(open(sys.argv[1], 'rb').read())"
-    for _ in range(8):
-        subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "t.parquet")], cwd=ROOT, check=True, capture_output=True
-        )
-
-
-@pytest.mark.parametrize("room", ["data", "negatives_gen", "trainer", "evaluation"])
-def test_no_other_module_reads_a_parquet_file_by_read_table(room: str):
-    calls = [path for path in (ROOT / room).rglob("*.py") if ".read_table(" in path.read_text()]
-    assert calls == []
