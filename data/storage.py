@@ -90,9 +90,19 @@ class Folder:
             return None
 
     def read(self, name: str) -> bytes:
-        """Read a whole file. Raises FileNotFoundError."""
-        with self._reaching("read", self / name):
-            return self.fs.cat_file(self / name)
+        """Read a whole file. Raises FileNotFoundError, also for what is no file."""
+        try:
+            with self._reaching("read", self / name):
+                return self.fs.cat_file(self / name)
+        except (IsADirectoryError, NotADirectoryError) as error:
+            raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
+
+    def read_if_there(self, name: str) -> bytes | None:
+        """Read a whole file; None if there is none."""
+        try:
+            return self.read(name)
+        except FileNotFoundError:
+            return None
 
     def open(self, name: str) -> Any:
         """Open a file for reading parts of it, and no more than those. Raises FileNotFoundError."""
