@@ -43,9 +43,9 @@ def attempt(directory: SetDirectory, index: int, stage: str) -> Iterator[None]:
         SetAside: its workers have died too often.
         UserError: another run owns the directory by now.
     """
-    with _marked(directory, f"{index:05d}-{stage}") as died:
+    with _marked(directory, f"{index:05d}", stage) as died:
         if died:
-            raise SetAside(f"its worker {died} in stage '{stage}', out of memory or of one of its rows")
+            raise SetAside(f"its worker {died}, out of memory or of one of its rows")
         yield
 
 
@@ -56,27 +56,27 @@ def loading_stage(directory: SetDirectory, stage: str) -> Iterator[None]:
     Raises:
         UserError: this worker has died too often while it did so, or another run owns the directory by now.
     """
-    with _marked(directory, f"load{_actor()}-{stage}") as died:
+    with _marked(directory, f"load{_actor()}", stage) as died:
         if died:
             raise UserError(
-                f"the worker of stage '{stage}' {died} while it loaded its models, out of memory or of the model. The "
-                "log of Ray and of the system has more; the same command goes on."
+                f"a worker that loads its models {died}, out of memory or of a model. The log of Ray and of the system "
+                "has more; the same command goes on."
             )
         yield
 
 
 @contextmanager
-def _marked(directory: SetDirectory, what: str) -> Iterator[str]:
+def _marked(directory: SetDirectory, what: str, stage: str) -> Iterator[str]:
     """Leave a mark while the block lasts. Gives how those died who left the others, once there are too many."""
     if directory.claim is None:
         yield ""
         return
     directory.check()
-    folder, marks = directory.folder, _marks(directory.folder, what)
+    folder, marks = directory.folder, _marks(directory.folder, f"{what}-{stage}")
     if len(marks) >= MAX_TRIES:
-        yield f"died {len(marks)} times (the last was {_worker(folder, marks[-1])})"
+        yield f"died {len(marks)} times in stage '{stage}' (the last was {_worker(folder, marks[-1])})"
         return
-    mark = f"{what}-{len(marks) + 1}"
+    mark = f"{what}-{stage}-{len(marks) + 1}"
     folder.write(f"{TRIES}/{mark}", json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
     try:
         yield ""

@@ -118,7 +118,9 @@ class Unhelpful(Strategy):
             raise UserError(f"{url} takes every request for a bad one ({why}). Check the --api options.")
         if answered and not spoken:
             url = public_url(settings["api"]["base_url"])
-            raise UserError(f"{url} answered every request of a shard without a word. Check its model and --api options.")
+            raise UserError(
+                f"{url} answered every request of a shard without a word. Check its model and --api options."
+            )
         return self._short(groups, refused, settings)
 
     def _candidate(self, answer: Answer, seed: int, group: Group, tools: Tools) -> Candidate | None:

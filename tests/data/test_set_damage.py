@@ -81,6 +81,25 @@ def test_a_shard_that_is_not_what_its_record_says_is_made_again_on_resume(
     assert all_files(out) == expected
 
 
+@pytest.mark.parametrize("name", ["shard-1.json", "shard-0000001.json", "shard-\u0661\u0661\u0661\u0661\u0661.json"])
+def test_a_file_that_is_no_record_is_not_taken_for_one(name: str, tmp_path: Path, expected: dict[str, bytes]) -> None:
+    out = tmp_path / "set"
+    unfinished(out, [0]).end()
+    (out / "_job" / name).write_bytes((out / "_job/shard-00000.json").read_bytes())
+    assert go_on(out) == [1, 2]
+    assert all_files(out) == expected
+
+
+def test_folders_in_the_place_of_files_are_damage(tmp_path: Path, expected: dict[str, bytes]) -> None:
+    out = tmp_path / "set"
+    unfinished(out, [0, 1]).end()
+    for name in ("shard-00000.parquet", "_job/shard-00001.json", "_job/job.json"):
+        (out / name).unlink()
+        (out / name).mkdir()
+    assert go_on(out) == [0, 1, 2]
+    assert all_files(out) == expected
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_shard_damaged_after_its_record_is_not_sealed(
     damage: Callable[[Path], None], tmp_path: Path, expected: dict[str, bytes]
