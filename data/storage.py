@@ -198,7 +198,7 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all it holds; nothing happens if it does not exist."""
         with self._reaching("remove", self / name), contextlib.suppress(FileNotFoundError):  # another may remove it too
-            if self.fs.exists(self / name):
+            if os.path.lexists(self / name) if self.is_local else self.fs.exists(self / name):
                 self.fs.rm(self / name, recursive=True)
 
     def remove_if_empty(self, name: str = "") -> None:
