@@ -59,8 +59,8 @@ def loading_stage(directory: SetDirectory, stage: str) -> Iterator[None]:
     with _marked(directory, f"load{_actor()}", stage) as died:
         if died:
             raise UserError(
-                f"a worker that loads its models {died}, out of memory or of a model. The log of Ray and of the system "
-                "has more; the same command goes on."
+                f"a worker that loads its models {died}, out of memory or of a model. The log of Ray and that of the "
+                "system have more."
             )
         yield
 
