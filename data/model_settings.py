@@ -10,17 +10,36 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data.command.errors import UserError, first_line
-from data.models import WEIGHTS_INDEX, model_directory, vocabulary_size, weights_hash
+from data.models import SMALL_FILES, WEIGHTS_INDEX, model_directory, read_object, vocabulary_size, weights_hash
 from data.tokens import require_rows
 
-# Configurations, tokenizer, vocabulary, chat template.
-SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
 MODULES = "modules.json"
 # What says how a model came about, or how it generates, and what its weights' files are called.
 IDLE = (
     *(WEIGHTS_INDEX, "generation_config.json", "trainer_job.json", "trainer_state.json", "ensemble.json"),
     *("all_results.json", "train_results.json", "eval_results.json"),
 )
+# In JSON, what whoever saved a model last wrote of it.
+IDLE_NAMES = ("transformers_version", "_name_or_path")
+
+
+def config_hash(directory: Path) -> str:
+    """SHA-256 over what decides, beside weights and tokenizer, what a language model computes.
+
+    That is config.json, however it is spelled, and the code that comes with the model.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    config = {key: value for key, value in read_object(directory / "config.json").items() if key not in IDLE_NAMES}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    try:
+        for file in sorted(directory.glob("*.py")):
+            content = file.read_bytes()
+            digest.update(f"{file.name}\0{len(content)}\0".encode() + content)
+    except OSError as error:
+        raise UserError(f"model '{directory}' cannot be read ({first_line(error)}). Copy it again.") from error
+    return digest.hexdigest()
 
 
 def text_model_identity(model: str, hash_weights: Callable[[str], str] = weights_hash) -> dict[str, str]:
@@ -45,7 +64,7 @@ def settings_hash(directory: Path) -> str:
     Raises:
         UserError: a file cannot be read, or modules.json is no list of modules.
     """
-    files = {file for pattern in SETTINGS for file in directory.glob(pattern) if file.name not in IDLE}
+    files = {file for pattern in SMALL_FILES for file in directory.glob(pattern) if file.name not in IDLE}
     digest = hashlib.sha256()
     try:
         for folder in _module_folders(directory):

@@ -18,10 +18,13 @@ from data.tokens import DECLARED_ENDS, EMBEDDING_ROWS, require_rows
 MAX_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
-# jinja: transformers keeps chat templates in a file of their own. py: code, which runs only with trust_remote_code.
-HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
+# Configurations, tokenizer and vocabulary; chat templates, for which transformers has files of their own (jinja); code,
+# which runs only with trust_remote_code.
+SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.py")
+HUB_FILES = ("*.safetensors", *SMALL_FILES)
 
 
 def model_directory(model: str) -> Path:
@@ -50,6 +53,11 @@ def check_model(model: str, *, needs_weights: bool = True) -> Path:
         raise UserError(f"model '{model}' has no config.json. Give the directory of a transformers model.")
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"model '{model}' has no tokenizer. Save one beside it: tokenizer.save_pretrained('{model}').")
+    if (directory / ADAPTER).is_file():
+        raise UserError(
+            f"'{model}' holds a model and an adapter ({ADAPTER}), which transformers loads and vLLM does not. Merge "
+            "them (merge_and_unload) or move the adapter away."
+        )
     if needs_weights and not list(directory.glob("*.safetensors")):
         raise UserError(
             f"model '{model}' has no *.safetensors weights. Save it with save_pretrained(), or, to train a new model "

@@ -162,12 +162,7 @@ def _turn_end(tokenizer: Any, added: dict[int, Any]) -> set[int]:
     """
     if not getattr(tokenizer, "chat_template", None):
         return set()
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}]
-    try:
-        written = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # templates are programs, and refuse what they like
-        return set()
-    _, found, rest = written.rpartition(PROBE)
+    _, found, rest = _probed(tokenizer).rpartition(PROBE)
     rest = rest.lstrip()
     places = [
         (rest.find(token.content), -len(token.content), number)
@@ -176,3 +171,14 @@ def _turn_end(tokenizer: Any, added: dict[int, Any]) -> set[int]:
     ]
     places = [place for place in places if place[0] >= 0]
     return {min(places)[2]} if found and places else set()
+
+
+def _probed(tokenizer: Any) -> str:
+    """What the chat template writes of a conversation in which the assistant says PROBE, or "" if it refuses it."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}]
+    for before in ([], [{"role": "system", "content": "a"}]):  # some take no system prompt, others none without
+        try:
+            return tokenizer.apply_chat_template([*before, *turns], tokenize=False)
+        except Exception:  # templates are programs, and refuse what they like
+            continue
+    return ""

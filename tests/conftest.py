@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Refuse to start engines and clusters once per worker: groups that have an effect stand in the tests' ids."""
     gc.freeze()  # modules and tests stay: no collection need go through them
     gc.enable()
+    # Tests write one module several times within a second; Python would take it from the bytecode of the first time.
+    sys.dont_write_bytecode = True
     if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
         pytest.exit(
             "pytest-xdist does not group the tests with this pytest: see extra dev in pyproject.toml", returncode=2

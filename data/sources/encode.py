@@ -136,9 +136,9 @@ def _encode_chats(pairs: Sequence[tuple[list, list]], tokenizer: Any, max_length
             continue
         prompt_ids, rest, written_prompt, written_response = ids
         response_ids = through_first_end(rest, marks)
-        (opening, rest_text), content = texts[row], response[0]["content"]
-        shown = next((text for text in (content, content.strip()) if text in rest_text), None)
-        if shown is None:  # a template that rewrites what the assistant says
+        opening, rest_text = texts[row]
+        shown = _as_written(response[0]["content"], rest_text, tokenizer.decode(response_ids[-1:]))
+        if shown is None:
             shown = text_behind(tokenizer, prompt_ids, response_ids, marks.ends)
         plain = [{"role": message["role"], "content": message["content"]} for message in messages]
         encoded = Encoded(opening, shown, prompt_ids, response_ids, messages=plain)
@@ -175,6 +175,19 @@ def _left_out(tokenizer: Any, messages: list[dict[str, str]], whole: str) -> Pro
                 return "chat template leaves out a message", f"message {number + 1}, of role '{message['role']}'"
         except Exception:  # it minds what is said, so it reads it
             continue
+    return None
+
+
+def _as_written(content: str, written: str, end: str) -> str | None:
+    """What the assistant says, if the template writes that and nothing else before the end.
+
+    None of one that rewrites it, or puts a space before it: candidates are decoded from ids, which hold that space, and
+    their texts must not differ from the truth's by it.
+    """
+    for text in (content, content.strip()):
+        rest = written.removeprefix(text)
+        if written.startswith(text) and (not rest or rest.startswith(end)):
+            return text
     return None
 
 

@@ -21,11 +21,13 @@ DOLLY_CONTEXT = "Input:\n{context}\n\n"
 # What a chat template writes besides role and content, in a message and beside the messages. A set keeps role and
 # content alone: judges and reward models would see something else than the reference did. Such a row is rejected.
 MESSAGE_FIELDS = (
-    *("tool_calls", "tool_call_id", "function_call", "tools", "documents", "images", "audio"),
-    *("reasoning_content", "reasoning", "thinking"),
+    *("tool_calls", "tool_call_id", "function_call", "tools", "documents", "images", "videos", "audio"),
+    *("reasoning_content", "reasoning", "reasoning_details", "thinking", "tool_plan", "tool_responses"),
 )
+# Of the turn of a tool also its name, which templates write; who else has one is not told by most.
+TOOL_ROLES, TOOL_FIELDS = ("tool", "function", "ipython"), ("name",)
 NOTHING = ("", "None", "null", "[]", "{}")  # as a table or a text writes it
-ROW_FIELDS = ("tools", "documents", "images", "chat_template_kwargs")
+ROW_FIELDS = ("tools", "documents", "images", "videos", "audio", "chat_template_kwargs")
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ def _messages(value: Any, row: Mapping[str, Any] | None = None) -> Any:
     messages = []
     for number, message in enumerate(value):
         if isinstance(message, dict):
-            fields = {field: message[field] for field in MESSAGE_FIELDS if _says_something(message.get(field))}
+            known = MESSAGE_FIELDS + (TOOL_FIELDS if message.get("role") in TOOL_ROLES else ())
+            fields = {field: message[field] for field in known if _says_something(message.get(field))}
             fields |= of_row if number == 0 else {}
             message = {"role": message.get("role"), "content": message.get("content"), **fields}
         messages.append(message)

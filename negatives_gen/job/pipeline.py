@@ -93,7 +93,7 @@ def _results(work: Work, shards: Sequence[int], num_engines: int | None) -> Iter
         results = results.map(
             actor,  # type: ignore[arg-type]  # Ray types a callable class as if it were a function
             fn_constructor_args=(argument,),
-            compute=ray.data.ActorPoolStrategy(size=number),
+            compute=ray.data.ActorPoolStrategy(size=min(number, len(shards))),
             num_cpus=cpus,
             num_gpus=gpus,
         )

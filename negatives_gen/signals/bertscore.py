@@ -19,7 +19,7 @@ BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 @dataclass(frozen=True)
 class Options:
-    """Whose embeddings are matched."""
+    """The encoder whose embeddings are matched."""
 
     bertscore_model: str | None = option(None, "an encoder, directory or hub id", is_name=True, metavar="PATH")
 

@@ -14,7 +14,7 @@ from negatives_gen.signals.base import Reference, Signal
 
 @dataclass(frozen=True)
 class Options:
-    """Whose embeddings are compared."""
+    """The model whose embeddings are compared."""
 
     embedder: str = option(
         "sentence-transformers/all-MiniLM-L6-v2",
@@ -25,11 +25,11 @@ class Options:
     )
 
     def check(self) -> None:
-        """Does nothing: whether there is such a model is seen when it is looked for."""
+        """Any name may be a model's: whether there is one is seen when it is looked for."""
 
 
 class Embedding(Signal):
-    """Also sets each group's response_embedding."""
+    """Cosine of each candidate's vector and the ground truth's, which becomes the group's response_embedding."""
 
     name = "embedding"
     summary = "cosine of sentence embeddings"

@@ -13,7 +13,7 @@ from negatives_gen.signals.base import Reference, Signal
 
 @dataclass(frozen=True)
 class Options:
-    """Whose reward it is."""
+    """The model that gives the rewards."""
 
     reward_model: str | None = option(
         None, "a sequence-classification model, directory or hub id", is_name=True, metavar="PATH"

@@ -66,8 +66,8 @@ class Unhelpful(Strategy):
     The instruction is what a person asked (`Group.query`): without a prompt template or a chat template.
 
     A candidate is the answer without surrounding white space, behind the white space that the ground truth begins
-    with, in tokens as a ground truth of the same prompt would be. It ends as that does if the API's model had finished
-    and the answer fits behind the prefix; else it is cut.
+    with, whoever wrote that (a chat template may), in tokens as a ground truth of the same prompt would be. It ends as
+    that does if the API's model had finished and the answer fits behind the prefix; else it is cut.
     """
 
     name = "un"
@@ -127,20 +127,28 @@ class Unhelpful(Strategy):
         """The answer as tokens of the reference model; None if it cannot be used."""
         if answer.finish_reason not in ("stop", "length"):
             return None
-        truth = group.response
-        text = truth[: len(truth) - len(truth.lstrip())] + answer.text.strip()
-        text = storable(text)  # the ground truth's white space comes from JSON too
-        prompt, said = group.prompt, text
-        if group.messages:
-            prompt, said = group.messages, [{"role": "assistant", "content": text}]
-        (encoded,) = encode_pairs([(prompt, said)], tools.tokenizer, sys.maxsize)
-        if not isinstance(encoded, Encoded):  # empty, or it spells a special token
+        encoded = self._encoded(answer.text.strip(), group, tools)
+        if encoded is None:  # empty, or it spells a special token
             return None
         ids, finish_reason, room = encoded.response_ids, answer.finish_reason, tools.context - len(group.prompt_ids)
         if finish_reason == "length" or len(ids) > room:
             ids, finish_reason = ids[:-1][:room], "length"
         text = text_behind(tools.tokenizer, group.prompt_ids, ids, marks_of(tools.tokenizer).ends)
         return Candidate(self.name, ids, text, finish_reason, seed=seed)
+
+    def _encoded(self, text: str, group: Group, tools: Tools) -> Encoded | None:
+        """A text in the place of a group's ground truth, behind the same white space; None if it cannot be encoded."""
+        space = group.response[: len(group.response) - len(group.response.lstrip())]
+        said = storable(space + text)  # the ground truth's white space comes from JSON too
+        if not group.messages:
+            (found,) = encode_pairs([(group.prompt, said)], tools.tokenizer, sys.maxsize)
+            return found if isinstance(found, Encoded) else None
+        # The template may write that white space itself.
+        answers = [[{"role": "assistant", "content": content}] for content in dict.fromkeys((said, storable(text)))]
+        pairs = [(group.messages, answer) for answer in answers]
+        encoded = [e for e in encode_pairs(pairs, tools.tokenizer, sys.maxsize) if isinstance(e, Encoded)]
+        alike = (e for e in encoded if e.response[: len(e.response) - len(e.response.lstrip())] == space)
+        return next(alike, encoded[0] if encoded else None)
 
     def _short(self, groups: Sequence[Group], refused: dict[str, str], settings: dict[str, Any]) -> dict[str, str]:
         short: dict[str, str] = {}

@@ -4,19 +4,8 @@ Each trainer puts BOS and EOS around the texts itself; so the texts have none. O
 it applies the template itself: a text that the template wrote would begin with a second BOS.
 """
 
-import json
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data.command.errors import UserError, did_you_mean, exit_on_user_error
 from data.command.log import start_logging
@@ -24,27 +13,23 @@ from data.command.options import load_config, option, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
 from data.counts import format_counts, parse_counts
-from data.parquet import parquet_file
-from data.places import place_of, real_path, refuse_foreign
+from data.places import real_path, refuse_foreign
 from data.ranks import ranks_of
 from data.schema import Candidate, Group
 from data.shards import NegativeSet
 from data.sources.examples import SPLITS
-from data.storage import TEMPORARY_PREFIX, Folder, new_file
+from negatives_gen.verbs.export_file import DATASET_INFO, dataset_info, export_place, is_export_of, rows_writer
 from negatives_gen.verbs.export_rows import (
     ALPACA,
     FORMATS,
     LLAMA_FACTORY,
     OF_CHATS,
-    REJECTED,
     SHAREGPT,
     TRL_SFT,
-    Form,
-    Row,
-    by_assistant,
     said,
     schema_of,
 )
+from negatives_gen.verbs.export_tokens import count_inexact, tokenizer_of
 
 USAGE = "python -m negatives_gen export DIR --format FORMAT --out FILE [--use an=4,bn=3] [--split train]"
 ABOUT = """
@@ -52,10 +37,6 @@ Write a negative set as texts for another trainer: a row per negative with promp
 a row per group with prompt and completion. Of chats these are messages. Texts have no EOS. Other trainers tokenise
 them again, which need not give the ids of the set: the command says for how many rows it does not in TRL.
 """
-
-# What llama-factory's loader looks for beside the file.
-DATASET_INFO = "dataset_info.json"
-SUFFIXES = (".jsonl", ".parquet")
 
 
 @dataclass
@@ -136,7 +117,7 @@ def export(path: str, config: ExportConfig) -> Exported:
             f"--rank_by asks for '{rank_by}', but negative set '{path}' holds {', '.join(negatives.signals)}."
             f"{did_you_mean(rank_by, negatives.signals)} `extend` adds a signal."
         )
-    folder, name = _place(config.out, config.split)
+    folder, name = export_place(config.out, config.split)
     if folder.root == real_path(negatives.folder.root):
         raise UserError(f"--out '{config.out}' lies in the negative set itself. Choose another folder.")
     chats = _are_chats(negatives, config.split)
@@ -144,11 +125,11 @@ def export(path: str, config: ExportConfig) -> Exported:
     if chats:
         form = OF_CHATS.get(config.format, form)
     columns = schema_of(form, chats)
-    refuse_foreign(folder, name, "--out", lambda content: _is_export_of(negatives, form, columns, name, content))
-    info = _dataset_info(folder, name, SHAREGPT if chats else ALPACA) if config.format == LLAMA_FACTORY else None
-    tokenizer = _tokenizer(negatives)
+    refuse_foreign(folder, name, "--out", lambda content: is_export_of(negatives, form, columns, name, content))
+    info = dataset_info(folder, name, SHAREGPT if chats else ALPACA) if config.format == LLAMA_FACTORY else None
+    tokenizer = tokenizer_of(negatives)
     rows = inexact = 0
-    with _writer(folder, name, columns) as write:
+    with rows_writer(folder, name, columns) as write:
         for index in range(len(negatives.manifest.shards)):
             groups = [g for g in negatives.shard(index) if config.split in ("all", g.split)]
             pairs = [(g, c) for g in groups for c in _chosen(g, use, rank_by)]
@@ -156,7 +137,7 @@ def export(path: str, config: ExportConfig) -> Exported:
                 pairs = [(g, None) for g in groups]
             write([form(*said(g, c)) for g, c in pairs])
             rows += len(pairs)
-            inexact += _inexact(pairs, tokenizer) if tokenizer else 0
+            inexact += count_inexact(pairs, tokenizer) if tokenizer else 0
         if not rows:
             raise UserError(f"negative set '{path}' holds no groups of split '{config.split}'. Choose another --split.")
     if info is not None:
@@ -204,144 +185,3 @@ def _chosen(group: Group, use: dict[str, int], rank_by: str | None) -> list[Cand
         return chosen
     ranked = zip(ranks_of(chosen, rank_by), chosen, strict=True)
     return [candidate for _, candidate in sorted(ranked, key=lambda pair: pair[0])]
-
-
-def _inexact(pairs: Sequence[tuple[Group, Candidate | None]], tokenizer: Any) -> int:
-    """How many rows TRL tokenises to other ids than the set's: it tokenises prompt + text + EOS in one.
-
-    Of a chat the template writes all of it.
-    """
-    if pairs and pairs[0][0].messages is not None:
-        return sum(not _is_exact_chat(group, candidate, tokenizer) for group, candidate in pairs)
-    wanted: list[list[int]] = []
-    texts: list[str] = []
-    for group, candidate in pairs:
-        for text, ids in [
-            (group.response, group.response_ids),
-            *([(candidate.text, candidate.ids)] if candidate else []),
-        ]:
-            texts.append(group.prompt + text + ("" if text.endswith(tokenizer.eos_token) else tokenizer.eos_token))
-            wanted.append([*group.prompt_ids, *ids])
-    if not texts:
-        return 0
-    prompts = tokenizer([group.prompt for group, _ in pairs])["input_ids"]
-    same = [ours == theirs for ours, theirs in zip(tokenizer(texts)["input_ids"], wanted, strict=True)]
-    each = len(texts) // len(pairs)
-    return sum(
-        prompts[row] != pair[0].prompt_ids or not all(same[row * each : (row + 1) * each])
-        for row, pair in enumerate(pairs)
-    )
-
-
-def _is_exact_chat(group: Group, candidate: Candidate | None, tokenizer: Any) -> bool:
-    messages = group.messages or []
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-    answers = [(group.response, group.response_ids), *([(candidate.text, candidate.ids)] if candidate else [])]
-    wholes = [
-        tokenizer.apply_chat_template([*messages, *by_assistant(text)], return_dict=True)["input_ids"]
-        for text, _ in answers
-    ]
-    wanted = [[*group.prompt_ids, *ids] for _, ids in answers]
-    return prompt == group.prompt_ids and wholes == wanted
-
-
-def _tokenizer(negatives: NegativeSet) -> Any:
-    """The tokenizer that the set was made with, or None where the manifest's model is not to be had."""
-    from data.models import load_tokenizer, tokenizer_hash
-    from negatives_gen.job.job import local_path
-
-    job = negatives.manifest.job
-    try:
-        tokenizer = load_tokenizer(local_path(job["model"]["name"]))
-    except UserError:
-        return None
-    return tokenizer if tokenizer_hash(tokenizer) == job["tokenizer"]["sha256"] else None
-
-
-def _place(out: str, split: str) -> tuple[Folder, str]:
-    """The folder and the file's name in it."""
-    path = resolve_path(out)
-    suffix = Path(path).suffix
-    if out.endswith("/") or not suffix or os.path.isdir(path):
-        path = f"{path.rstrip('/')}/{split}.jsonl"
-    elif suffix not in SUFFIXES:
-        raise UserError(f"--out '{out}' must end in {' or '.join(SUFFIXES)}, or in / for a folder.")
-    return place_of(path, "--out", f"{split}.jsonl")
-
-
-def _is_export_of(negatives: NegativeSet, form: Form, columns: pa.Schema, name: str, content: bytes) -> bool:
-    """Whether a file is one that an export of this set in this form wrote, by what its first row has of a group."""
-    try:
-        first = _first_row(name, content)
-    except ValueError:  # of another format, or damaged
-        return False
-    if not isinstance(first, dict) or list(first) != columns.names:
-        return False
-    groups = (group for index in range(len(negatives.manifest.shards)) for group in negatives.shard(index))
-    return any(_of_group(form(*said(group, None))) == _of_group(first) for group in groups)
-
-
-def _of_group(row: Row) -> Row:
-    return {column: value for column, value in row.items() if column != REJECTED}
-
-
-def _first_row(name: str, content: bytes) -> Any:
-    """The first row of a file, None if it has none. Raises ValueError."""
-    if not name.endswith(".parquet"):
-        return json.loads(content.partition(b"\n")[0] or b"null")
-    with parquet_file(BytesIO(content)) as file:
-        return next((row for batch in file.iter_batches(batch_size=1) for row in batch.to_pylist()), None)
-
-
-def _dataset_info(folder: Folder, name: str, kind: dict[str, Any]) -> bytes:
-    """The dataset_info.json with an entry for our file, beside the entries that are there already."""
-    entries: Any = {}
-    if DATASET_INFO in folder.names():
-        try:
-            entries = json.loads(folder.read(DATASET_INFO))
-        except ValueError:
-            entries = None
-        if not isinstance(entries, dict):
-            raise UserError(f"'{folder / DATASET_INFO}' is no JSON object. Move it away, or choose another --out.")
-    entry, stem = {"file_name": name, "ranking": True, **kind}, Path(name).stem
-    if entries.get(stem, entry) != entry:
-        raise UserError(
-            f"'{folder / DATASET_INFO}' has another data set '{stem}' already. Choose another name for --out."
-        )
-    entries[stem] = entry
-    return (json.dumps(entries, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-@contextmanager
-def _writer(folder: Folder, name: str, schema: pa.Schema) -> Iterator[Callable[[list[Row]], None]]:
-    """Takes rows part by part; the file appears whole when the block ends well, else not at all."""
-    try:
-        if folder.is_local:
-            Path(folder.root).mkdir(parents=True, exist_ok=True)
-        handle, temporary = new_file(folder.root) if folder.is_local else tempfile.mkstemp(prefix=TEMPORARY_PREFIX)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                if name.endswith(".parquet"):
-                    with pq.ParquetWriter(file, schema, compression="zstd") as parquet:
-
-                        def write_rows(rows: list[Row]) -> None:
-                            if rows:  # `datasets` cannot read a row group without rows
-                                parquet.write_table(pa.Table.from_pylist(rows, schema=schema))
-
-                        yield write_rows
-                else:
-                    yield lambda rows: file.writelines(
-                        (json.dumps(r, ensure_ascii=False) + "\n").encode() for r in rows
-                    )
-                file.flush()
-                os.fsync(file.fileno())
-            if folder.is_local:
-                os.replace(temporary, folder / name)
-            else:
-                folder.upload(temporary, name)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write '{folder / name}': {error.strerror or error}. Check path, permissions and free space."
-        ) from error

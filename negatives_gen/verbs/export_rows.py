@@ -68,7 +68,8 @@ def said(group: Group, candidate: Candidate | None) -> tuple[Any, Any, Any]:
 
 
 def by_assistant(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
+    """A message of the assistant. Of white space around it is not known what the template wrote, and writes again."""
+    return [{"role": "assistant", "content": text.strip()}]
 
 
 def schema_of(form: Form, chats: bool) -> pa.Schema:

@@ -95,7 +95,15 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     Raises:
         UserError: nothing to add, another reference model or embedder than the set's, or as `generate` says.
     """
-    from data.models import check_model, hash_of_all_weights, load_tokenizer, tokenizer_hash, weights_hash
+    from data.model_settings import config_hash
+    from data.models import (
+        check_model,
+        hash_of_all_weights,
+        load_tokenizer,
+        model_directory,
+        tokenizer_hash,
+        weights_hash,
+    )
     from negatives_gen.job.actors import Components, Work
     from negatives_gen.job.inputs import ParentShards
     from negatives_gen.job.job import (
@@ -116,6 +124,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     model = local_path(name)
     check_model(model)
     parent.check_reference(weights_hash(model), name, lambda: hash_of_all_weights(model))
+    _refuse_other_config(job["model"].get("config_sha256"), config_hash(model_directory(model)), name)
     tokenizer = load_tokenizer(model, config.trust_remote_code)
     parent.check_tokenizer(tokenizer_hash(tokenizer), name)
     _refuse_other_ends(described_ends(job["tokenizer"]), marks_of(tokenizer).ends, name)
@@ -275,6 +284,17 @@ def _signal_options(known: dict[str, dict[str, Any]], config: ExtendConfig) -> d
         name: over(from_settings(SIGNALS.load(name).Options, known.get(name, {})), config.signal_options.get(name, {}))
         for name in names
     }
+
+
+def _refuse_other_config(known: str | None, found: str, name: str) -> None:
+    """Raise UserError if the set's reference model has another configuration than it had."""
+    if known is None:
+        log.warning("the set does not say what config.json its reference model had: taken as that of '%s'.", name)
+    elif known != found:
+        raise UserError(
+            f"the set's reference model had a config.json with hash {known[:16]}, that of '{name}' has {found[:16]}: "
+            "other numbers would come of the same weights. Restore the file, or generate the set again."
+        )
 
 
 def _refuse_other_ends(known: Collection[int], found: Collection[int], name: str) -> None:

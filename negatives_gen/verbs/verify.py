@@ -189,11 +189,13 @@ def _reference(manifest: Manifest, config: VerifyConfig, report: Report) -> str 
     Raises:
         UserError: --model is another model.
     """
+    from data.model_settings import config_hash
     from data.models import (
         chat_template_hash,
         check_model,
         hash_of_all_weights,
         load_tokenizer,
+        model_directory,
         tokenizer_hash,
         weights_hash,
     )
@@ -212,6 +214,7 @@ def _reference(manifest: Manifest, config: VerifyConfig, report: Report) -> str 
             "weights": (weights, identity["weights_sha256"]),
             "tokenizer": (tokenizer_hash(tokenizer), stored["sha256"]),
             "ends": tuple(_listed(ends) for ends in (marks_of(tokenizer).ends, described_ends(stored))),
+            "config.json": (config_hash(model_directory(model)), identity.get("config_sha256")),
             "chat template": (str(chat_template_hash(tokenizer)), str(stored.get("chat_template_sha256"))),
         }
     except UserError as error:
@@ -222,7 +225,7 @@ def _reference(manifest: Manifest, config: VerifyConfig, report: Report) -> str 
     problems = [
         f"'{name}' has {what} {here[:16]}, the manifest says {there[:16]}"
         for what, (here, there) in found.items()
-        if here != there
+        if there is not None and here != there
     ]
     if problems and config.model:
         raise UserError(f"--model is not the set's reference model: {'; '.join(problems)}. Give that one, or none.")

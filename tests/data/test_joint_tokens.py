@@ -118,6 +118,25 @@ def test_a_truth_ends_with_the_first_end_that_the_template_writes(
     assert found.response_ids == expected  # no newline and no EOS behind it
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "response"),
+    [
+        ("", "", "Yes."),
+        (" ", "", " Yes."),  # as Llama 2's and Mistral's
+        ("", " ", "Yes. "),
+        ("<think>\n\n</think>\n\n", "", "<think>\n\n</think>\n\nYes."),  # as Qwen3's last turn
+    ],
+)
+def test_a_truth_reads_as_candidates_of_its_ids_do(reference: Path, before: str, after: str, response: str) -> None:
+    template = "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %}"
+    template += f"{before}{{{{ m.content }}}}{after}{{{{ eos_token }}}}{{% endif %}}{{% endfor %}}"
+    tokenizer = load_tokenizer(str(reference))
+    tokenizer.chat_template = template
+    [found] = encoded(tokenizer, turns("Is it?", "Yes."))
+    assert found.response == response == tokenizer.decode(found.response_ids[:-1])
+    assert tokenizer.decode([*found.prompt_ids, *found.response_ids[:-1]]) == found.prompt + found.response
+
+
 def test_a_text_with_a_turns_end_in_it_is_refused(reference: Path) -> None:
     tokenizer = odd.chatml(reference, special=False)
     pairs = [("a", "b<|im_end|>c"), turns("a", "b<|im_end|>c"), turns("a<|im_end|>", "b")]

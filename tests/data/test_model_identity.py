@@ -4,14 +4,15 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from data.command.errors import UserError
-from data.model_settings import check_tokenizer_fits, settings_hash, text_model_identity
-from data.models import hash_of_all_weights, weights_hash
+from data.model_settings import check_tokenizer_fits, config_hash, settings_hash, text_model_identity
+from data.models import check_model, hash_of_all_weights, weights_hash
 from data.shards import NegativeSet
 from tests.support.tiny import copy_minilm, make_negative_set, tiny_model
 
@@ -114,6 +115,33 @@ def test_where_it_lies_and_how_it_came_about_decide_nothing(minilm: Path, tmp_pa
     for name in ("README.md", "trainer_state.json", "generation_config.json", "all_results.json"):
         (minilm / name).write_text("{}")
     assert text_model_identity(str(minilm.rename(tmp_path / "moved"))) == before
+
+
+def test_code_that_comes_with_a_model_decides_its_identity(minilm: Path) -> None:
+    before = text_model_identity(str(minilm)), config_hash(minilm)
+    (minilm / "modeling_own.py").write_text("SCALE = 2")
+    assert text_model_identity(str(minilm)) != before[0]
+    assert config_hash(minilm) != before[1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [({"rms_norm_eps": 0.5}, False), ({"transformers_version": "4.0"}, True), ({"_name_or_path": "there"}, True)],
+)
+def test_a_reference_is_its_config_too_save_for_who_saved_it(
+    reference: Path, tmp_path: Path, changed: dict[str, Any], same: bool
+) -> None:
+    config = {**json.loads((reference / "config.json").read_text()), **changed}
+    (tmp_path / "config.json").write_text(json.dumps(config))  # on one line, unlike the other
+    assert (config_hash(tmp_path) == config_hash(reference)) is same
+
+
+def test_a_model_with_an_adapter_beside_it_is_refused(reference: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(reference, tmp_path / "model")
+    check_model(str(model))
+    (model / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds a model and an adapter \(adapter_config.json\)"):
+        check_model(str(model))
 
 
 def test_modules_that_are_no_list_are_refused(minilm: Path) -> None:

@@ -107,6 +107,7 @@ def test_prompt_and_completion_may_be_messages_of_which_role_and_content_count()
         ({"tool_call_id": "7"}, "tool_call_id"),
         ({"reasoning_content": "As it is even."}, "reasoning_content"),
         ({"thinking": "As it is even."}, "thinking"),
+        ({"role": "tool", "name": "get_weather"}, "name"),
     ],
 )
 @pytest.mark.parametrize("place", [1, 3])
@@ -120,7 +121,7 @@ def test_a_field_that_a_set_cannot_keep_is_a_reject_and_never_dropped(fields: di
     assert pair_problem(*prompt_completion(completion)) == (f"{field} cannot be kept", detail)
 
 
-@pytest.mark.parametrize("field", ["tools", "documents", "images", "chat_template_kwargs"])
+@pytest.mark.parametrize("field", ["tools", "documents", "images", "videos", "audio", "chat_template_kwargs"])
 @pytest.mark.parametrize("value", [[{"name": "f"}], '[{"name": "f"}]', {"a": 1}])
 def test_what_a_row_gives_the_template_beside_its_messages_is_a_reject(field: str, value: Any):
     row = {"messages": [user("a"), assistant("b")], field: value}

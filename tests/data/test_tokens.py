@@ -81,6 +81,12 @@ def test_a_template_that_ends_no_turn_or_refuses_the_probe_adds_no_end(reference
         assert marks_of(tokenizer).ends == {0}
 
 
+def test_a_template_that_takes_no_chat_without_a_system_prompt_tells_its_end_with_one(reference: Path) -> None:
+    needs_system = "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}" + odd.CHATML
+    tokenizer = odd.with_tokens(reference, ["<|im_start|>", "<|im_end|>"], needs_system)
+    assert marks_of(tokenizer).ends == {0, *ids_of(tokenizer, "<|im_end|>")}
+
+
 def test_what_stands_before_a_text_is_no_eos_that_stands_behind_it() -> None:
     begin = ids_of(odd.sentencepiece(), "<s>")
     assert list(marks_of(odd.sentencepiece()).leading) == begin

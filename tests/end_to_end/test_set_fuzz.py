@@ -94,6 +94,7 @@ def read_or_refused(path: Path) -> None:
         assert not any("\n" in refusal for refusal in refusals)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("edits", "seed"), [FEW, MANY])
 def test_every_edit_of_a_manifest_is_a_finding_or_one_line(
     copied: Path, capsys: pytest.CaptureFixture[str], edits: int, seed: int
@@ -156,6 +157,7 @@ def damaged_rows(rows: list[dict[str, Any]], draw: random.Random) -> list[dict[s
     return rows
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("edits", "seed"), [FEW, MANY])
 def test_every_edit_of_a_shard_is_a_finding_or_one_line(
     copied: Path, capsys: pytest.CaptureFixture[str], edits: int, seed: int
@@ -167,6 +169,7 @@ def test_every_edit_of_a_shard_is_a_finding_or_one_line(
         ends_well(copied, capsys)
 
 
+@pytest.mark.seconds
 def test_other_columns_are_findings(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pq.read_table(copied / "shard-00000.parquet")
     nothing = pa.nulls(table.num_rows)
@@ -184,6 +187,7 @@ def test_other_columns_are_findings(copied: Path, capsys: pytest.CaptureFixture[
         ends_well(copied, capsys)
 
 
+@pytest.mark.seconds
 def test_a_file_that_is_damaged_under_a_fitting_checksum_is_a_finding(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

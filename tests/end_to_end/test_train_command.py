@@ -111,6 +111,7 @@ def test_eval_shards_go_with_shards(reference: Path, tmp_path: Path, capsys: pyt
     assert "--eval_shards does not apply to --dataset. Leave it out." in line
 
 
+@pytest.mark.seconds
 def test_trainer_refuses_an_output_directory_with_another_job_naming_the_difference(
     reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,6 +175,7 @@ def test_trainer_refuses_yaml_values_of_the_wrong_kind_in_one_line(
     assert all(piece in line for piece in said), line
 
 
+@pytest.mark.seconds
 def test_trainer_does_not_retrain_a_finished_run(
     reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,6 +95,7 @@ def test_the_answer_wins_loses_and_ties_by_what_both_orders_say(server: ChatAPIS
     assert len(server.requests) == 2  # the second's questions are the first's, and the third has none
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("letter", ["A", "B"])
 def test_a_judge_that_always_names_one_place_gives_ties_that_flip(
     server: ChatAPIStub, tmp_path: Path, letter: str

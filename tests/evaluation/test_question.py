@@ -138,6 +138,7 @@ def swapped(answer: str) -> str:
 EXCHANGED = str.maketrans("ABab", "BAba")
 
 
+@pytest.mark.seconds
 def test_a_verdict_for_a_is_read_as_readily_as_one_for_b() -> None:
     draw = random.Random(0)
     parts = "A B a b is has provides more helpful better response Answer: the because for-profit good . , : ( ) ** \n"

@@ -56,6 +56,7 @@ for n in range(int(first), int(end)):
 """
 
 
+@pytest.mark.seconds
 def test_processes_that_write_at_once_do_no_harm(tmp_path: Path) -> None:
     """Three begin with no file; their keys overlap."""
     ranges = [(0, 30), (20, 50), (10, 40)]

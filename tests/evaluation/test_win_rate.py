@@ -272,6 +272,7 @@ def covers(interval: tuple[float, float] | None, truth: float) -> bool:
     return interval[0] <= truth <= interval[1]
 
 
+@pytest.mark.seconds
 def test_intervals_of_a_win_rate_with_ties_cover() -> None:
     draw = np.random.default_rng(8)
     experiments = draw.choice([1.0, 0.5, 0.0], p=[0.45, 0.25, 0.3], size=(EXPERIMENTS, PROMPTS))
@@ -280,6 +281,7 @@ def test_intervals_of_a_win_rate_with_ties_cover() -> None:
     assert COVERAGE[0] < share < COVERAGE[1]
 
 
+@pytest.mark.seconds
 def test_intervals_of_a_paired_difference_cover() -> None:
     draw = np.random.default_rng(9)
     ease = draw.random((EXPERIMENTS, PROMPTS))

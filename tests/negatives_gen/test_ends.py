@@ -16,7 +16,7 @@ from data.tokens import describe_ends, described_ends, marks_of
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import Tools
 from negatives_gen.verbs import checks
-from negatives_gen.verbs.extend import _refuse_other_ends
+from negatives_gen.verbs.extend import _refuse_other_config, _refuse_other_ends
 from tests.support import odd_tokenizers as odd
 
 
@@ -96,6 +96,21 @@ def test_un_answers_as_the_template_writes_an_answer(tokenizer: Any) -> None:
     assert un._candidate(Answer(f"I do{ending} not.", "stop"), 1, group, Tools(0, 512, tokenizer)) is None
 
 
+@pytest.mark.parametrize("space", ["", " ", "\n"])
+def test_un_does_not_repeat_the_white_space_that_a_template_writes(reference: Path, space: str) -> None:
+    tokenizer = odd.with_tokens(
+        reference,
+        [],
+        f"{{% for m in messages %}}[{{{{ m.role }}}}]{space}{{{{ m.content }}}}"
+        "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}",
+    )
+    group = chats(tokenizer)[0]
+    un: Any = STRATEGIES.load("un")
+    candidate = un._candidate(Answer(" I do not know.", "stop"), 1, group, Tools(0, 512, tokenizer))
+    assert candidate.text == f"{space}I do not know."
+    assert candidate.ids == [*tokenizer(candidate.text)["input_ids"], tokenizer.eos_token_id]
+
+
 def test_un_and_tn_read_and_go_on_as_the_truth_does_where_words_have_beginnings() -> None:
     tokenizer = odd.sentencepiece()
     group = Group("g", "the cat", " there to go", *_ids(tokenizer, "the cat", " there to go"))
@@ -154,6 +169,14 @@ def test_extend_refuses_ends_that_are_not_the_sets(tokenizer: Any) -> None:
     _refuse_other_ends({0, 5}, [5, 0], "m")
     with pytest.raises(UserError, match=r"end with the ids \[0\], those of 'm' with \[0, \d+\]"):
         _refuse_other_ends(described_ends({"eos_token_id": 0}), marks_of(tokenizer).ends, "m")
+
+
+def test_extend_refuses_a_reference_whose_config_was_changed(caplog: pytest.LogCaptureFixture) -> None:
+    _refuse_other_config("a", "a", "m")
+    with pytest.raises(UserError, match=r"reference model had a config\.json with hash a, that of 'm' has b: other"):
+        _refuse_other_config("a", "b", "m")
+    _refuse_other_config(None, "b", "m")
+    assert "does not say what config.json its reference model had" in caplog.text
 
 
 # The engine

@@ -197,6 +197,7 @@ def three_inexact(negative_set: Path, folder: Path) -> Path:
     return copy
 
 
+@pytest.mark.seconds
 def test_trl_reads_the_pairs_and_starts_at_log_2(
     negative_set: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

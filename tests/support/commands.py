@@ -121,6 +121,7 @@ def _run_module(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    sys.dont_write_bytecode = True  # a module that a test has just written is not taken from an earlier one's bytecode
     sys.argv = [module, *words]
     sys.path[:0] = [cwd, *environment["PYTHONPATH"].split(os.pathsep)]
     sys.modules.pop(module, None)  # the server has imported it; it runs anew, as __main__

@@ -137,6 +137,7 @@ def test_an_epoch_decodes_each_shard_once_and_holds_a_bounded_number_of_groups(
         assert negatives.decodes() == {str(index): 1 for index in range(shards)}
 
 
+@pytest.mark.seconds
 def test_workers_of_the_loader_decode_each_shard_once_each(tmp_path: Path) -> None:
     negatives = counted(tmp_path, 1500, 8)
     groups = ContrastiveGroups.of([negatives], "train")

@@ -70,6 +70,7 @@ def test_a_set_and_what_extends_it_are_refused_together(
     )
 
 
+@pytest.mark.seconds
 def test_sets_without_a_common_group_in_the_half_are_trained_on_together(
     reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_set_of_another_reference_among_several_is_refused(
     assert f"but --model '{reference}' has weights" in line
 
 
+@pytest.mark.seconds
 def test_the_held_out_half_is_watched(reference: Path, halves: Path, tmp_path: Path) -> None:
     more = ["--eval_strategy", "steps", "--eval_steps", "1", "--max_eval_samples", "5"]
     assert main([*words(reference, tmp_path / "out", halves), *more]) == 0
@@ -140,6 +142,7 @@ def test_groups_that_are_trained_on_are_not_watched(
     assert "or give other sets as --eval_shards" in line
 
 
+@pytest.mark.seconds
 def test_held_out_sets_hold_no_group_that_is_trained_on(
     reference: Path, negative_set: Path, halves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -177,6 +177,7 @@ def test_a_fall_of_one_standard_deviation_per_five_logs_is_always_found(scale: f
     assert sorted(found)[50] <= 25  # type: ignore[type-var]
 
 
+@pytest.mark.seconds
 def test_no_alarm_when_the_ground_truth_rises_or_the_margin_is_flat() -> None:
     fall = [-float(i) for i in range(LOGS)]
     assert alarm(fall, [3.0] * LOGS) is None
