@@ -193,11 +193,12 @@ def _highest(folder: Folder) -> tuple[int, Owner | None]:
     number = max(map(_number, names), default=0)
     if number == 0:
         return 0, None
-    try:
-        return number, Owner(**json.loads(folder.read(_name(number))))
-    except FileNotFoundError:
+    content = folder.read_if_there(_name(number))
+    if content is None:
         # Its owner has just ended, or it is no file but a link to nowhere, or a folder.
         return _highest(folder) if folder.names(CLAIMS) != names else (number, None)
+    try:
+        return number, Owner(**json.loads(content))
     except (ValueError, TypeError):
         return number, None
 

@@ -219,9 +219,10 @@ class SetDirectory:
 
     def _is_json(self, name: str) -> bool:
         """Whether a file holds a JSON object; an empty one, as after a power loss, does not."""
+        content = self.folder.read_if_there(name)
         try:
-            return isinstance(json.loads(self.folder.read(name)), dict)
-        except (FileNotFoundError, ValueError):
+            return content is not None and isinstance(json.loads(content), dict)
+        except ValueError:
             return False
 
     def _refuse_other_job(self, other: dict[str, Any]) -> None:

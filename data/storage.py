@@ -51,13 +51,16 @@ class Folder:
     @contextmanager
     def _reaching(self, verb: str, path: str) -> Iterator[None]:
         """Make a UserError of what a store's client raises (botocore's errors are not even OSErrors). What is not
-        there stays a FileNotFoundError, and a local disk's errors stay what they are."""
+        there stays a FileNotFoundError, and a local disk's errors but for lacking permissions stay what they are."""
         try:
             yield
         except (FileNotFoundError, NotADirectoryError):
             raise
         except Exception as error:
             if self.is_local:
+                if isinstance(error, PermissionError):
+                    where = error.filename or path
+                    raise UserError(f"cannot {verb} '{where}': {error.strerror}. Check its permissions.") from error
                 raise
             raise self._unreachable(verb, path, error) from error
 

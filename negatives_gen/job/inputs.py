@@ -145,9 +145,12 @@ def stage_inputs(directory: SetDirectory, examples: Iterable[Example], size: int
 
 def _staged(folder: Folder) -> Staged | None:
     """What an earlier run staged; None if it did not finish, or its record is damaged."""
+    content = folder.read_if_there(STAGED)
+    if content is None:
+        return None
     try:
-        return Staged(**json.loads(folder.read(STAGED)))
-    except (FileNotFoundError, ValueError, TypeError):
+        return Staged(**json.loads(content))
+    except (ValueError, TypeError):
         return None
 
 

@@ -47,6 +47,23 @@ def test_a_folder_writes_reads_lists_and_removes(tmp_path: Path):
         folder.read("x/y")
 
 
+@pytest.mark.parametrize("verb", ["list", "read", "remove"])
+def test_what_is_another_users_is_one_line(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Such as the claim of a run of somebody whose umask is 077."""
+    folder = Folder(str(tmp_path))
+    folder.write("a/b", b"1")
+
+    def denied_stub(path: str, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    for name in ("ls", "cat_file", "rm"):
+        monkeypatch.setattr(folder.fs, name, denied_stub)
+    ask = {"list": lambda: folder.names("a"), "read": lambda: folder.read("a/b"), "remove": lambda: folder.remove("a")}
+    said = refusal(ask[verb])
+    assert said.startswith(f"cannot {verb} '{tmp_path}/a")
+    assert said.endswith(": Permission denied. Check its permissions.")
+
+
 @pytest.mark.seconds
 def test_a_command_that_reads_a_parquet_file_last_ends_in_good_order(tmp_path: Path):
     """By `pq.read_table` every fourth of these interpreters aborted at their end."""
