@@ -36,6 +36,10 @@ DEAD_AFTER = 60.0
 WATCH_EVERY = 1.0
 
 
+class TakenOver(UserError):
+    """The directory is another run's by now."""
+
+
 @dataclass(frozen=True)
 class Owner:
     """A run, so that another can tell whether it is alive.
@@ -132,9 +136,9 @@ class Claim:
         return number == self.number and owner is not None and owner.token == self.owner.token
 
     def check(self) -> None:
-        """Raise UserError if another run has taken the directory over, or its owner has ended."""
+        """Raise TakenOver if another run has taken the directory over, or its owner has ended."""
         if not self.holds():
-            raise UserError(
+            raise TakenOver(
                 f"another run has taken over '{self.folder.path}', or the run that this process worked for has ended; "
                 "this one stops. Run one at a time."
             )
@@ -189,12 +193,13 @@ def _highest(folder: Folder) -> tuple[int, Owner | None]:
     number = max(map(_number, names), default=0)
     if number == 0:
         return 0, None
-    try:
-        return number, Owner(**json.loads(folder.read(_name(number))))
-    except FileNotFoundError:
-        # Its owner has just ended, or it is a link to nowhere.
+    content = folder.read_if_there(_name(number))
+    if content is None:
+        # Its owner has just ended, or it is no file but a link to nowhere, or a folder.
         return _highest(folder) if folder.names(CLAIMS) != names else (number, None)
-    except (ValueError, TypeError, IsADirectoryError):
+    try:
+        return number, Owner(**json.loads(content))
+    except (ValueError, TypeError):
         return number, None
 
 
@@ -231,10 +236,7 @@ def _in_use(folder: Folder, owner: Owner) -> UserError:
 
 
 def _heard(folder: Folder, owner: Owner | None) -> bytes | None:
-    try:
-        return folder.read(_beat_name(owner)) if owner is not None else None
-    except FileNotFoundError:
-        return None
+    return folder.read_if_there(_beat_name(owner)) if owner is not None else None
 
 
 def _name(number: int) -> str:

@@ -13,13 +13,14 @@
 `.claim` says who owns the directory (`data.claim`).
 """
 
+import contextlib
 import json
 import logging
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from data.claim import CLAIMS, Claim
+from data.claim import CLAIMS, Claim, TakenOver
 from data.command.errors import UserError
 from data.manifest import MANIFEST, Manifest, first_difference, read_manifest
 from data.schema import SCHEMA_VERSION
@@ -103,6 +104,14 @@ class SetDirectory:
         if self.claim is not None:
             self.claim.check()
 
+    def discard(self, name: str) -> None:
+        """Remove a file, but not that of a run that has taken over since we last asked: that is put back."""
+        content = self.folder.read_if_there(name)
+        self.folder.remove(name)
+        if content is not None and self.claim is not None and not self.claim.holds():
+            self.folder.create(name, content)
+            self.check()
+
     def end(self) -> None:
         """Give the directory back as it is: the same command goes on with it."""
         if self.claim is not None:
@@ -115,10 +124,19 @@ class SetDirectory:
         """
         if self.claim is None or not self.claim.holds():
             return
-        if MANIFEST not in self.folder.names() and not self.finished():
-            self._remove_unrecorded()
-            self.folder.remove(JOB_FOLDER)
+        with contextlib.suppress(TakenOver):
+            if MANIFEST not in self.folder.names() and not self.finished():
+                self._remove_unrecorded()
+                self._remove_job()
         self.end()
+
+    def _remove_job(self) -> None:
+        """Remove the job's folder file by file, and no record: it is of a run that has taken over meanwhile."""
+        names = {f"{JOB_FOLDER}/{name}" for name in self.folder.names(JOB_FOLDER)}
+        for name in sorted(names - set(map(record_name, self.finished()))):
+            self.check()
+            self.folder.remove(name)
+        self.folder.remove_if_empty(JOB_FOLDER)
 
     def finished(self) -> set[int]:
         """Indices of the shards that have a record; `begin` and `mend` leave none that is damaged."""
@@ -133,9 +151,8 @@ class SetDirectory:
         entries = read_entries(self.folder, sorted(self.finished()), self._contents)
         damaged = set(unsound(self.folder, (entry.record for entry in entries.values() if entry)))
         lost = [index for index, entry in entries.items() if entry is None or entry.record.file in damaged]
-        self.check()
         for index in lost:
-            self.folder.remove(record_name(index))
+            self.discard(record_name(index))
         if lost:
             self._remove_unrecorded()
             log.warning("'%s': damaged, and made again: %s", self.folder.path, _listed(map(shard_name, lost)))
@@ -174,18 +191,18 @@ class SetDirectory:
         self.folder.write(JOB_FILE, self._job_json())
         for index, entry in entries_of(self.folder, manifest, self.content_sha256).items():
             self.folder.write(record_name(index), entry.to_json())
-        self.folder.remove(MANIFEST)
+        self.discard(MANIFEST)
 
     def _settle(self) -> None:
         """Clear away what killed runs left, and say in job.json whose directory it is."""
-        self.folder.remove(MANIFEST)  # one that cannot be read, beside the job's folder
+        self.discard(MANIFEST)  # one that cannot be read, beside the job's folder
         for folder in ("", JOB_FOLDER, INPUTS):
             self.folder.remove_temporary(folder)
         if not self._is_json(JOB_FILE):
             # Whose records these are is what they say themselves.
             for index, entry in read_entries(self.folder, sorted(self.finished()), [self.content_sha256]).items():
                 if entry is None:
-                    self.folder.remove(record_name(index))
+                    self.discard(record_name(index))
             self.folder.write(JOB_FILE, self._job_json())
         self.mend()
         self._remove_unrecorded()
@@ -195,16 +212,17 @@ class SetDirectory:
         kept = {shard_name(index) for index in self.finished()}
         for name in self.folder.names():
             if re.fullmatch(r"shard-\d+\.parquet", name) and name not in kept:
-                self.folder.remove(name)
+                self.discard(name)
 
     def _job_json(self) -> bytes:
         return json.dumps(_content(self.job, self.signals, self.parent), indent=2).encode()
 
     def _is_json(self, name: str) -> bool:
         """Whether a file holds a JSON object; an empty one, as after a power loss, does not."""
+        content = self.folder.read_if_there(name)
         try:
-            return isinstance(json.loads(self.folder.read(name)), dict)
-        except (FileNotFoundError, ValueError):
+            return content is not None and isinstance(json.loads(content), dict)
+        except ValueError:
             return False
 
     def _refuse_other_job(self, other: dict[str, Any]) -> None:

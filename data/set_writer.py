@@ -71,7 +71,7 @@ class NegativeSetWriter(SetDirectory):
         self._check_signals(groups)
         content = _parquet(group_schema(self.signals), [groups_to_table(groups, self.signals)])
         name = shard_name(index)
-        self._publish(name, content)
+        self.publish(name, content)
         record = ShardRecord(
             file=name,
             rows_read=len(groups) + len(rejects),
@@ -89,7 +89,7 @@ class NegativeSetWriter(SetDirectory):
             seconds={stage: round(value, 3) for stage, value in seconds.items()},
             layout=layout,
         )
-        self._publish(record_name(index), ShardEntry(record, list(rejects), self.content_sha256).to_json())
+        self.publish(record_name(index), ShardEntry(record, list(rejects), self.content_sha256).to_json())
         return record
 
     def collect(self, num_shards: int, inputs: dict[str, Any] | None = None) -> Manifest:
@@ -118,7 +118,7 @@ class NegativeSetWriter(SetDirectory):
                 yield rejects_to_table(part)
 
         content = _parquet(reject_schema(), rejects())
-        self._publish(REJECTS, content)
+        self.publish(REJECTS, content)
         counts = {
             "rows_read": sum(r.rows_read for r in records),
             "rows_written": sum(r.rows for r in records),
@@ -172,14 +172,14 @@ class NegativeSetWriter(SetDirectory):
         entry = self.entry(index)
         return entry.record if entry and self.folder.size(entry.record.file) == entry.record.bytes else None
 
-    def _publish(self, name: str, content: bytes) -> None:
+    def publish(self, name: str, content: bytes) -> None:
         """Put a file of an unfinished set in its place. Raises UserError if it is not ours to write."""
         self.check()
         if self.folder.create(name, content):
             return
         # Of a worker that was killed between shard and record, or of a run that we took over from.
         self.check()
-        self.folder.remove(name)
+        self.discard(name)
         if not self.folder.create(name, content):
             raise UserError(
                 f"'{self.folder.path}/{name}' is written by two workers at once. Run the same command again."

@@ -55,9 +55,12 @@ def recorded(folder: Folder) -> set[int]:
 
 def read_entry(folder: Folder, index: int, contents: Sequence[str | None]) -> ShardEntry | None:
     """The entry of a shard; None if there is none, it is damaged, or its content is none of these."""
+    content = folder.read_if_there(record_name(index))
+    if content is None:
+        return None
     try:
-        entry = ShardEntry.from_json(folder.read(record_name(index)))
-    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+        entry = ShardEntry.from_json(content)
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
     return entry if entry.content in contents else None
 

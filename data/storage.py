@@ -51,13 +51,16 @@ class Folder:
     @contextmanager
     def _reaching(self, verb: str, path: str) -> Iterator[None]:
         """Make a UserError of what a store's client raises (botocore's errors are not even OSErrors). What is not
-        there stays a FileNotFoundError, and a local disk's errors stay what they are."""
+        there stays a FileNotFoundError, and a local disk's errors but for lacking permissions stay what they are."""
         try:
             yield
         except (FileNotFoundError, NotADirectoryError):
             raise
         except Exception as error:
             if self.is_local:
+                if isinstance(error, PermissionError):
+                    where = error.filename or path
+                    raise UserError(f"cannot {verb} '{where}': {error.strerror}. Check its permissions.") from error
                 raise
             raise self._unreachable(verb, path, error) from error
 
@@ -90,9 +93,19 @@ class Folder:
             return None
 
     def read(self, name: str) -> bytes:
-        """Read a whole file. Raises FileNotFoundError."""
-        with self._reaching("read", self / name):
-            return self.fs.cat_file(self / name)
+        """Read a whole file. Raises FileNotFoundError, also for what is no file."""
+        try:
+            with self._reaching("read", self / name):
+                return self.fs.cat_file(self / name)
+        except (IsADirectoryError, NotADirectoryError) as error:
+            raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
+
+    def read_if_there(self, name: str) -> bytes | None:
+        """Read a whole file; None if there is none."""
+        try:
+            return self.read(name)
+        except FileNotFoundError:
+            return None
 
     def open(self, name: str) -> Any:
         """Open a file for reading parts of it, and no more than those. Raises FileNotFoundError."""
@@ -189,7 +202,7 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all it holds; nothing happens if it does not exist."""
         with self._reaching("remove", self / name), contextlib.suppress(FileNotFoundError):  # another may remove it too
-            if self.fs.exists(self / name):
+            if os.path.lexists(self / name) if self.is_local else self.fs.exists(self / name):
                 self.fs.rm(self / name, recursive=True)
 
     def remove_if_empty(self, name: str = "") -> None:

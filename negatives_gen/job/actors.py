@@ -12,7 +12,7 @@ from data.finite import LOOK, require_finite
 from data.models import load_tokenizer
 from data.set_writer import NegativeSetWriter
 from data.shards import shard_name
-from negatives_gen.job.attempts import SetAside, attempt
+from negatives_gen.job.attempts import SetAside, attempt, loading_stage
 from negatives_gen.job.inputs import Shard, ShardSource
 from negatives_gen.models.engine import Engine
 from negatives_gen.models.loading import loading
@@ -96,8 +96,9 @@ class Stage:
             for registry, paths in zip((STRATEGIES, SIGNALS), work.outside, strict=True):
                 for path in paths:
                     registry.load(path)
-            tokenizer = load_tokenizer(work.model, work.trust_remote_code)
-            self.tools = Tools(work.seed, work.context, tokenizer, **self.lend())
+            with loading_stage(work.writer, self.name):
+                tokenizer = load_tokenizer(work.model, work.trust_remote_code)
+                self.tools = Tools(work.seed, work.context, tokenizer, **self.lend())
         except Exception as error:
             self.failure = error
 

@@ -3,7 +3,7 @@
 Whatever kills a worker (a row that the engine dies of, the memory killer of Ray or of the system), Ray starts it again
 and gives it the same shard, without end. So a stage leaves a mark in `_job/tries` before it works on a shard and
 removes it afterwards, also when it fails: a mark that stays is a worker that died. After `MAX_TRIES` the shard is set
-aside.
+aside. A worker that loads its models leaves one too: of one that dies while it loads, each time, the job ends.
 
 The marks also say to the driver what is going on, and what stands still (`Stall`).
 """
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,10 @@ class SetAside(Exception):
     """A shard that is not worked on any more in this run; says why."""
 
 
+class ShardsSetAside(UserError):
+    """All other shards are finished."""
+
+
 @contextmanager
 def attempt(directory: SetDirectory, index: int, stage: str) -> Iterator[None]:
     """Work on a shard in a stage. A directory that nobody has claimed, as of a plan, keeps no marks.
@@ -38,20 +43,43 @@ def attempt(directory: SetDirectory, index: int, stage: str) -> Iterator[None]:
         SetAside: its workers have died too often.
         UserError: another run owns the directory by now.
     """
-    if directory.claim is None:
+    with _marked(directory, f"{index:05d}", stage) as died:
+        if died:
+            raise SetAside(f"its worker {died}, out of memory or of one of its rows")
         yield
+
+
+@contextmanager
+def loading_stage(directory: SetDirectory, stage: str) -> Iterator[None]:
+    """Load what a stage needs.
+
+    Raises:
+        UserError: this worker has died too often while it did so, or another run owns the directory by now.
+    """
+    with _marked(directory, f"load{_actor()}", stage) as died:
+        if died:
+            raise UserError(
+                f"a worker that loads its models {died}, out of memory or of a model. The log of Ray and that of the "
+                "system have more."
+            )
+        yield
+
+
+@contextmanager
+def _marked(directory: SetDirectory, what: str, stage: str) -> Iterator[str]:
+    """Leave a mark while the block lasts. Gives how those died who left the others, once there are too many."""
+    if directory.claim is None:
+        yield ""
         return
     directory.check()
-    folder, marks = directory.folder, _marks(directory.folder, index, stage)
+    folder, marks = directory.folder, _marks(directory.folder, f"{what}-{stage}")
     if len(marks) >= MAX_TRIES:
-        raise SetAside(
-            f"its worker died {len(marks)} times in stage '{stage}' (the last was {_worker(folder, marks[-1])}), out "
-            "of memory or of one of its rows"
-        )
-    mark = f"{index:05d}-{stage}-{len(marks) + 1}"
+        yield f"died {len(marks)} times in stage '{stage}' (the last was {_worker(folder, marks[-1])})"
+        return
+    mark = f"{what}-{stage}-{len(marks) + 1}"
     folder.write(f"{TRIES}/{mark}", json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
     try:
-        yield
+        yield ""
     finally:
         for name in [*marks, mark]:
             folder.remove(f"{TRIES}/{name}")
@@ -63,12 +91,12 @@ def forget(folder: Folder) -> None:
 
 
 def refuse_set_aside(folder: Folder, aside: dict[int, str]) -> None:
-    """Raise UserError if shards were set aside: shard -> why."""
+    """Raise ShardsSetAside if some were: shard -> why."""
     if not aside:
         return
     index = min(aside)
     more = f" {len(aside) - 1} more were set aside, see the log." if len(aside) > 1 else ""
-    raise UserError(
+    raise ShardsSetAside(
         f"{shard_name(index)} of '{folder.path}' was set aside: {aside[index]}.{more} All other shards are finished. "
         f"Its rows are in '{folder.path}/{INPUTS}/{index:05d}.jsonl'; the same command tries again what is missing."
     )
@@ -107,10 +135,12 @@ class Stall:
             )
 
     def _at_work(self, names: set[str]) -> str:
-        matches = [match for match in (re.fullmatch(r"(\d+)-(\w+)-\d+", name) for name in sorted(names)) if match]
+        matches = [match for match in (re.fullmatch(r"(\w+)-(\w+)-\d+", name) for name in sorted(names)) if match]
         at_work = [
-            f"{shard_name(int(match.group(1)))} is in stage '{match.group(2)}' of {_worker(self.folder, match.group())}"
+            f"{shard_name(int(what)) if what.isdecimal() else 'a worker that loads its models'} is in stage '{stage}' "
+            f"of {_worker(self.folder, match.group())}"
             for match in matches[:5]
+            for what, stage in [match.groups()]
         ]
         more = [f"and {len(matches) - 5} more"] if len(matches) > 5 else []
         return (
@@ -118,8 +148,16 @@ class Stall:
         )
 
 
-def _marks(folder: Folder, index: int, stage: str) -> list[str]:
-    return sorted(name for name in folder.names(TRIES) if re.fullmatch(rf"{index:05d}-{stage}-\d+", name))
+def _actor() -> str:
+    """What Ray calls this worker, however often it starts it again; empty without Ray."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return ""
+    return ray.get_runtime_context().get_actor_id() or ""
+
+
+def _marks(folder: Folder, what: str) -> list[str]:
+    return sorted(name for name in folder.names(TRIES) if re.fullmatch(rf"{what}-\d+", name))
 
 
 def _worker(folder: Folder, mark: str) -> str:

@@ -6,7 +6,6 @@ from data.command.entries import flat, undecided
 from data.command.errors import UserError, first_line
 from data.manifest import Manifest
 from data.shards import REJECTS
-from data.storage import Folder
 from negatives_gen.strategies import STRATEGIES
 
 CARD = "README.md"
@@ -64,11 +63,6 @@ only), `prompt_ids`, `response_ids`, `reference_logp`, `response_embedding`, `ne
 `text`, `reference_logp`, `sampler_logp` (under what was sampled from), `similarity`, `finish_reason`, `source_id`,
 `seed`). `manifest.json` holds checksums, settings, package versions and counts.
 """
-
-
-def write_card(folder: Folder, manifest: Manifest) -> None:
-    """Write README.md into a set's directory."""
-    folder.write(CARD, card(manifest).encode())
 
 
 def card(manifest: Manifest) -> str:

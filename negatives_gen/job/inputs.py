@@ -19,7 +19,7 @@ from data.command.errors import UserError
 from data.models import load_tokenizer
 from data.parquet import read_parquet
 from data.schema import Group, Reject
-from data.set_directory import INPUTS
+from data.set_directory import INPUTS, SetDirectory
 from data.shard_records import JOB_FOLDER, ShardEntry, record_name, recorded
 from data.shards import NegativeSet, shard_name
 from data.sources.examples import Example
@@ -87,30 +87,36 @@ class Staged:
 
     Attributes:
         sha256: of each shard's file.
+        content: SHA-256 of what decides the content of the job's set.
     """
 
     examples: int
     examples_sha256: str
     shards: int
     sha256: list[str]
+    content: str
 
     def damaged(self, folder: Folder) -> list[str]:
         """Files that are missing, or not what was staged."""
         names = [_inputs_name(index) for index in range(self.shards)]
-        return [name for name, expected in zip(names, self.sha256, strict=True) if _sha256(folder, name) != expected]
+        found = (folder.read_if_there(name) for name in names)
+        pairs = zip(names, self.sha256, found, strict=True)
+        return [name for name, expected, content in pairs if content is None or sha256(content) != expected]
 
 
-def stage_inputs(folder: Folder, examples: Iterable[Example], size: int) -> Staged:
+def stage_inputs(directory: SetDirectory, examples: Iterable[Example], size: int) -> Staged:
     """Write the examples, at most `size` to a shard; does nothing if an earlier run of the job has done it.
 
     What an earlier run staged and is damaged is staged again. Shards that are finished stay, and belong to the same
     examples: a stream that has other ones by now is refused.
 
     Raises:
-        UserError: there are no examples, they are not those of the finished shards, or the place cannot be written.
+        UserError: there are no examples, they are not those of the finished shards, another run owns the directory by
+            now, or the place cannot be written.
     """
+    folder = directory.folder
     before = _staged(folder)
-    if before is not None:
+    if before is not None and before.content == directory.content_sha256:
         damaged = before.damaged(folder)
         if not damaged:
             return before
@@ -120,6 +126,7 @@ def stage_inputs(folder: Folder, examples: Iterable[Example], size: int) -> Stag
     finished = recorded(folder)
     for index, part in enumerate(_cut(iter(examples), size)):
         content = "\n".join(json.dumps(dataclasses.asdict(example)) for example in part).encode()
+        directory.check()
         folder.write(_inputs_name(index), content)
         hashes.append(sha256(content))
         for example in part:
@@ -130,23 +137,20 @@ def stage_inputs(folder: Folder, examples: Iterable[Example], size: int) -> Stag
     if not count:
         raise UserError("the data set has no rows in this split. Choose another --dataset or --split.")
     _refuse_other_examples(folder, finished, ids)
-    staged = Staged(count, digest.hexdigest(), len(hashes), hashes)
+    staged = Staged(count, digest.hexdigest(), len(hashes), hashes, directory.content_sha256)
+    directory.check()
     folder.write(STAGED, json.dumps(dataclasses.asdict(staged)).encode())
     return staged
 
 
 def _staged(folder: Folder) -> Staged | None:
     """What an earlier run staged; None if it did not finish, or its record is damaged."""
-    try:
-        return Staged(**json.loads(folder.read(STAGED)))
-    except (FileNotFoundError, ValueError, TypeError):
+    content = folder.read_if_there(STAGED)
+    if content is None:
         return None
-
-
-def _sha256(folder: Folder, name: str) -> str | None:
     try:
-        return sha256(folder.read(name))
-    except FileNotFoundError:
+        return Staged(**json.loads(content))
+    except (ValueError, TypeError):
         return None
 
 
@@ -191,9 +195,10 @@ class StagedShards:
     max_length: int
     trust_remote_code: bool = False
     _tokenizer: Any = None
+    _staged: Staged | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_tokenizer": None}
+        return {**vars(self), "_tokenizer": None, "_staged": None}
 
     def load(self, index: int) -> Shard:
         self._tokenizer = self._tokenizer or load_tokenizer(self.model, self.trust_remote_code)
@@ -203,15 +208,15 @@ class StagedShards:
         return Shard(list(prepared.groups), pool, list(prepared.rejects), prepared.truncated)
 
     def _examples(self, index: int) -> list[Example]:
-        """Raises UserError if what was staged is gone or is no examples any more; the driver has checked it before."""
+        """Raises UserError if what was staged is gone or was changed since the driver staged or checked it."""
         name = _inputs_name(index)
-        try:
-            return [_example(json.loads(line)) for line in self.folder.read(name).decode().split("\n")]
-        except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
+        self._staged = self._staged or _staged(self.folder)
+        content = self.folder.read_if_there(name)
+        if content is None or self._staged is None or self._staged.sha256[index : index + 1] != [sha256(content)]:
             raise UserError(
-                f"'{self.folder.path}/{name}' is missing or damaged ({type(error).__name__}). Run the same command "
-                "again; it stages it again."
-            ) from error
+                f"'{self.folder.path}/{name}' is missing or damaged. Run the same command again; it stages it again."
+            )
+        return [_example(json.loads(line)) for line in content.decode().split("\n")]
 
 
 @dataclass

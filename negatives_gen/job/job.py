@@ -29,8 +29,8 @@ from data.sources.tasks import describe_task, task_of
 from data.tokens import describe_ends, marks_of
 from negatives_gen.config import GenerateConfig, RunOptions
 from negatives_gen.job.actors import Components, Work
-from negatives_gen.job.attempts import forget
-from negatives_gen.job.card import push_to_hub, require_disk, write_card
+from negatives_gen.job.attempts import ShardsSetAside, forget
+from negatives_gen.job.card import CARD, card, push_to_hub, require_disk
 from negatives_gen.job.inputs import Shard, StagedShards, stage_inputs
 from negatives_gen.job.pipeline import run_pipeline
 from negatives_gen.job.progress import Progress
@@ -39,7 +39,7 @@ from negatives_gen.strategies import STRATEGIES
 
 log = logging.getLogger(__name__)
 
-# Another name or path for the same content is the same job: hashes decide, not these names.
+# Another name or path for the same content is the same job: hashes decide, not these names. Of a stream there is none.
 NAMES = ("model.name", "data.name", "parent.name")
 
 
@@ -58,7 +58,7 @@ def generate(config: GenerateConfig, components: Components | None = None) -> Ma
     work = make_work(config, source, components)
 
     def prepare() -> tuple[int, dict[str, Any]]:
-        staged = stage_inputs(work.writer.folder, source, config.groups_per_shard)
+        staged = stage_inputs(work.writer, source, config.groups_per_shard)
         if not work.writer.finished():
             require_usable(work, staged.shards, f"data set '{config.dataset}'")
         return staged.shards, {"examples": staged.examples, "examples_sha256": staged.examples_sha256}
@@ -163,9 +163,11 @@ def _made(config: RunOptions, work: Work, prepare: Callable[[], tuple[int, dict[
                 on_written=progress.shard,
             )
         manifest = writer.collect(num_shards, inputs)
-        write_card(writer.folder, manifest)
+        writer.publish(CARD, card(manifest).encode())
         writer.seal(manifest)
         return manifest
+    except ShardsSetAside:  # its rows stay, to be looked at
+        raise
     except UserError:
         writer.release()
         raise
@@ -208,7 +210,7 @@ def make_writer(
     out: str, job: dict[str, Any], signals: Sequence[str], parent: dict[str, Any] | None = None
 ) -> NegativeSetWriter:
     """The writer of a set, which knows by the entries' marks what of the job does not decide the content."""
-    undecided_keys = list(NAMES)
+    undecided_keys = [name for name in NAMES if name != "data.name" or job.get("data", {}).get("examples_sha256")]
     for part, registry, names in (("strategies", STRATEGIES, job["strategies"]), ("signals", SIGNALS, signals)):
         for name in names:
             keys = [*undecided(registry.load(name).Options), "origin.entry"]

@@ -88,7 +88,7 @@ class Unhelpful(Strategy):
     async def _add(self, groups: Sequence[Group], settings: dict[str, Any], tools: Tools) -> dict[str, str]:
         novelty = {group.id: Novelty(group, self.name) for group in groups}
         refused: dict[str, str] = {}
-        answered = False
+        answered = spoken = False
         async with ChatAPI(**settings["api"], max_tokens=settings["max_new_tokens"]) as api:
             for round_number in range(MAX_ROUNDS):
                 requests = [
@@ -108,12 +108,19 @@ class Unhelpful(Strategy):
                     if answer.refusal:
                         refused[group.id] = answer.refusal
                         continue
+                    # An answer that a filter took away is a matter of its row.
+                    spoken = spoken or bool(answer.text.strip()) or answer.finish_reason not in ("stop", "length")
                     candidate = self._candidate(answer, seed, group, tools)
                     if candidate and novelty[group.id].take(candidate):
                         group.negatives.append(candidate)
         if refused and not answered:  # not a matter of one row, such as its length
             url, why = public_url(settings["api"]["base_url"]), next(iter(refused.values()))
             raise UserError(f"{url} takes every request for a bad one ({why}). Check the --api options.")
+        if answered and not spoken:
+            url = public_url(settings["api"]["base_url"])
+            raise UserError(
+                f"{url} answered every request of a shard without a word. Check its model and --api options."
+            )
         return self._short(groups, refused, settings)
 
     def _candidate(self, answer: Answer, seed: int, group: Group, tools: Tools) -> Candidate | None:

@@ -137,9 +137,9 @@ def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measure
     shards = []
     for number, part in enumerate(parts):
         folder = Folder(f"{work.writer.folder.path}/{number}")
-        stage_inputs(folder, part, len(part))
         writer = copy.copy(work.writer)
         writer.folder = folder
+        stage_inputs(writer, part, len(part))
         shards.append(dataclasses.replace(work, writer=writer, source=dataclasses.replace(work.source, folder=folder)))
     require_usable(shards[-1], 1, "the sample")
     pool = shards[-1].source.load(0).pool

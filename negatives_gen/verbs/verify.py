@@ -164,7 +164,7 @@ def _intact(
     except FileNotFoundError:
         damaged.append(f"{file} is missing")
         return None
-    except OSError as error:
+    except (OSError, UserError) as error:
         damaged.append(f"{file} cannot be read ({first_line(error)})")
         return None
     if size is not None and len(content) != size:

@@ -42,10 +42,10 @@ def stage_alone(name: str, folder: Path) -> None:
     config, source, work = work_of(folder)
     if name == "read":
         work.writer.begin()
-        stage_inputs(work.writer.folder, source, config.groups_per_shard)
+        stage_inputs(work.writer, source, config.groups_per_shard)
         return
     work = dataclasses.replace(work, writer=pickle.loads(pickle.dumps(work.writer)))
-    staged = stage_inputs(work.writer.folder, [], config.groups_per_shard)
+    staged = stage_inputs(work.writer, [], config.groups_per_shard)
     stage = STAGES[name](work)
     for index in range(staged.shards):
         payload = folder / f"{index}.pickle"

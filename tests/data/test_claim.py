@@ -137,6 +137,48 @@ def test_a_damaged_claim_is_taken_over_from(folder: Folder, quick: None, content
     assert folder.names() == set()
 
 
+@pytest.mark.parametrize("name", ["3.json", "0000003.json", "\u0663\u0663\u0663\u0663\u0663.json"])
+def test_a_file_that_is_no_claim_is_not_taken_for_one(folder: Folder, name: str) -> None:
+    folder.write(f".claim/{name}", b"{}")
+    taken = Claim.take(folder)
+    assert taken.number == 1
+    taken.end()
+
+
+def test_a_claim_that_is_no_file_is_taken_over_from(tmp_path: Path, quick: None) -> None:
+    (tmp_path / ".claim/00002.json").mkdir(parents=True)
+    (tmp_path / ".claim/00003.json").symlink_to("nowhere")
+    taken = Claim.take(Folder(str(tmp_path)))
+    assert taken.number == 4
+    taken.end()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_that_ends_leaves_that_of_a_successor_which_came_just_now(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, holds, successors = Claim.take(folder), Claim.holds, []
+
+    def holds_stub(self: Claim) -> bool:
+        monkeypatch.setattr(Claim, "holds", holds)
+        die(first)
+        successors.append(Claim.take(folder))
+        return True
+
+    monkeypatch.setattr(Claim, "holds", holds_stub)
+    first.end()
+    successors[0].check()
+
+
+def test_a_claim_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk_stub(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk_stub)
+    assert "No space left" in refusal(lambda: Claim.take(Folder(str(tmp_path / "out"))))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_is_created_once(folder: Folder) -> None:
     assert folder.create("a/b", b"first")
     assert not folder.create("a/b", b"second")

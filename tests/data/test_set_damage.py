@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from data.command.errors import UserError
 from data.set_writer import NegativeSetWriter
+from data.storage import Folder
 from tests.support.written import JOB, SHARDS, SIGNALS, all_files, refusal, write_part, write_set
 
 
@@ -78,6 +80,55 @@ def test_a_shard_that_is_not_what_its_record_says_is_made_again_on_resume(
     assert go_on(out) == [1, 2]
     lost = (file, damage) == ("_job/shard-00001.json", Path.unlink)  # then it was not finished
     assert ("damaged, and made again: shard-00001.parquet" in caplog.text) == (not lost)
+    assert all_files(out) == expected
+
+
+@pytest.mark.parametrize("name", ["shard-1.json", "shard-0000001.json", "shard-\u0661\u0661\u0661\u0661\u0661.json"])
+def test_a_file_that_is_no_record_is_not_taken_for_one(name: str, tmp_path: Path, expected: dict[str, bytes]) -> None:
+    out = tmp_path / "set"
+    unfinished(out, [0]).end()
+    (out / "_job" / name).write_bytes((out / "_job/shard-00000.json").read_bytes())
+    assert go_on(out) == [1, 2]
+    assert all_files(out) == expected
+
+
+@pytest.mark.parametrize("file", [".claim/00001.json", "_job/job.json", "_job/shard-00001.json", "manifest.json"])
+def test_a_store_that_fails_for_a_moment_is_no_damage(
+    file: str, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that is finished is made again, and nobody takes over."""
+    out = tmp_path / "set"
+    driver = unfinished(out, [0, 1])
+    if file == "manifest.json":
+        write_part(driver, 2)
+        driver.finish(3)
+        (out / "_job").mkdir()
+    elif not file.startswith(".claim"):
+        driver.end()
+    before, read = all_files(out), Folder.read
+
+    def failing_stub(self: Folder, name: str) -> bytes:
+        if name == file:
+            raise UserError("cannot read: Service Unavailable")
+        return read(self, name)
+
+    monkeypatch.setattr(Folder, "read", failing_stub)
+    assert refusal(writer(out).begin) == "cannot read: Service Unavailable"
+    monkeypatch.undo()
+    if file.startswith(".claim"):
+        assert all_files(out) == before
+        driver.end()
+    assert go_on(out) == ([] if file == "manifest.json" else [2])
+    assert all_files(out) == expected
+
+
+def test_folders_in_the_place_of_files_are_damage(tmp_path: Path, expected: dict[str, bytes]) -> None:
+    out = tmp_path / "set"
+    unfinished(out, [0, 1]).end()
+    for name in ("shard-00000.parquet", "_job/shard-00001.json"):
+        (out / name).unlink()
+        (out / name).mkdir()
+    assert go_on(out) == [0, 1, 2]
     assert all_files(out) == expected
 
 

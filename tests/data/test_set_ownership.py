@@ -1,5 +1,6 @@
 """A set has one owner: two drivers, and stragglers that were taken over from, at exact points of what they write."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from data.command.errors import UserError
 from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
+from data.storage import Folder
 from tests.support.owners import die
 from tests.support.written import JOB, SHARDS, SIGNALS, all_files, refusal, write_part, write_set
 
@@ -110,6 +112,53 @@ def test_a_straggler_in_the_middle_of_a_write_leaves_the_set_of_its_successor_as
     straggler.end()
     assert all_files(out) == expected
     assert len(NegativeSet(str(out))) == 3
+
+
+REMOVED = ["shard-00000.parquet", "_job/shard-00000.json", "manifest.json"]
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_a_straggler_in_the_middle_of_a_removal_puts_back_what_its_successor_has_made(
+    name: str, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has seen that it is the owner, and then removes a file that was of nobody."""
+    out, straggler, remove = tmp_path / "set", writer(tmp_path / "set"), Folder.remove
+    straggler.begin()
+    straggler.folder.write(name, b"of a worker that was killed")
+
+    def succeed_stub(folder: Folder, removed: str) -> None:
+        monkeypatch.setattr(Folder, "remove", remove)
+        assert removed == name
+        die(straggler.claim)
+        make(writer(out))
+        monkeypatch.setattr(straggler, "check", lambda: None)  # asked before
+        straggler.discard(name)
+
+    monkeypatch.setattr(Folder, "remove", succeed_stub)
+    with contextlib.suppress(UserError):
+        straggler.discard(name)
+    assert {key: value for key, value in all_files(out).items() if not key.startswith("_job/")} == expected
+
+
+def test_a_straggler_that_gives_up_keeps_its_successors_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, straggler, finished = tmp_path / "set", writer(tmp_path / "set"), NegativeSetWriter.finished
+    straggler.begin()
+    successor = writer(out)
+
+    def succeed_stub(self: NegativeSetWriter) -> set[int]:
+        monkeypatch.setattr(NegativeSetWriter, "finished", finished)
+        die(straggler.claim)
+        successor.begin()
+        write_part(successor, 0)
+        return set()
+
+    monkeypatch.setattr(NegativeSetWriter, "finished", succeed_stub)
+    straggler.release()
+    assert successor.finished() == {0}
+    assert (out / "_job/job.json").exists()
+    successor.check()
 
 
 @pytest.mark.parametrize("done", [[], [0], [0, 1, 2]])

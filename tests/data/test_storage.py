@@ -40,3 +40,20 @@ def test_a_folder_writes_reads_lists_and_removes(tmp_path: Path):
     assert folder.names() == {"z"}
     with pytest.raises(FileNotFoundError):
         folder.read("x/y")
+
+
+@pytest.mark.parametrize("verb", ["list", "read", "remove"])
+def test_what_is_another_users_is_one_line(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Such as the claim of a run of somebody whose umask is 077."""
+    folder = Folder(str(tmp_path))
+    folder.write("a/b", b"1")
+
+    def denied_stub(path: str, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    for name in ("ls", "cat_file", "rm"):
+        monkeypatch.setattr(folder.fs, name, denied_stub)
+    ask = {"list": lambda: folder.names("a"), "read": lambda: folder.read("a/b"), "remove": lambda: folder.remove("a")}
+    said = refusal(ask[verb])
+    assert said.startswith(f"cannot {verb} '{tmp_path}/a")
+    assert said.endswith(": Permission denied. Check its permissions.")

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.seconds
 SHARDS = range(3)
 # Every file that a job of three shards writes, in order; of staging, of the shards, of the end.
 STAGING = [".claim/00001.json", "_job/job.json", *(f"_job/inputs/{i:05d}.jsonl" for i in SHARDS), "_job/inputs.json"]
+LOADING = [f"_job/tries/load-{stage}-1" for stage in ("sample", "score")]
 WORK = [
     name
     for i in SHARDS
@@ -40,7 +41,7 @@ WORK = [
     )
 ]
 END = ["rejects.parquet", "README.md", "manifest.json"]
-POINTS = [f"{moment} {name}" for name, moment in product([*STAGING, *WORK, *END], ("before", "after"))]
+POINTS = [f"{moment} {name}" for name, moment in product([*STAGING, *LOADING, *WORK, *END], ("before", "after"))]
 
 
 OPTIONS: dict[str, Any] = {
@@ -113,7 +114,7 @@ def test_every_write_of_a_job_has_its_kill_points(
     for name in ("replace", "link"):
         monkeypatch.setattr(os, name, recording(getattr(os, name)))
     finish(reference, tmp_path / "set")
-    assert written == [*STAGING, *WORK, *END]
+    assert written == [*STAGING, *LOADING, *WORK, *END]
 
 
 # --- under Ray ---

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from multiprocessing import get_context
@@ -16,11 +17,13 @@ from data.command.errors import UserError
 from data.command.options import make_config
 from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
+from data.sources.examples import open_source
 from data.storage import Folder
 from negatives_gen.config import GenerateConfig
-from negatives_gen.job.actors import Components
-from negatives_gen.job.attempts import MAX_TRIES, SetAside, Stall, attempt
-from negatives_gen.job.job import generate
+from negatives_gen.job.actors import Components, SampleStage, new_row
+from negatives_gen.job.attempts import MAX_TRIES, SetAside, Stall, attempt, loading_stage
+from negatives_gen.job.inputs import stage_inputs
+from negatives_gen.job.job import generate, make_work
 from negatives_gen.job.pipeline import END, Rows
 from tests.support.stubs import EngineStub, ScorerStub, signals_stub
 from tests.support.without_ray import without_ray
@@ -56,6 +59,42 @@ def test_a_shard_whose_workers_die_is_set_aside_and_the_last_is_named(writer: Ne
     for index, stage in ((3, "score"), (4, "sample")):
         with attempt(writer, index, stage):
             pass
+
+
+def test_a_worker_that_dies_each_time_while_it_loads_ends_the_job(reference: Path, tmp_path: Path) -> None:
+    work = make_work(config(reference, tmp_path / "set"), open_source("facts", "prompt-completion", "train", 20))
+    work = dataclasses.replace(work, components=components(engine=_die_loading))
+    assert work.writer.begin()
+    stage_inputs(work.writer, open_source("facts", "prompt-completion", "train", 20), 8)
+    for _ in range(MAX_TRIES):
+        process = get_context("fork").Process(target=SampleStage, args=(work,))
+        process.start()
+        process.join(30)
+        assert process.exitcode == -9
+    row = SampleStage(work)(new_row(0))
+    assert re.match(r"a worker that loads its models died 3 times in stage 'sample' \(the last was", row["error"])
+    work.writer.end()
+
+
+def _die_loading(*_: Any, **__: Any) -> Any:
+    os.kill(os.getpid(), 9)
+
+
+def test_a_worker_that_hangs_while_it_loads_is_named(writer: NegativeSetWriter, clock: "ClockStub") -> None:
+    stall = Stall(writer.folder, 60)
+    with loading_stage(writer, "sample"):
+        clock.pass_by(stall, 50)
+        with pytest.raises(UserError, match=r"a worker that loads its models is in stage 'sample' of process \d+ on"):
+            clock.pass_by(stall, 65)
+
+
+def test_a_job_of_one_shard_that_is_set_aside_keeps_its_rows(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("negatives_gen.job.job.forget", lambda folder: _three_died(folder, 0))
+    with without_ray(), pytest.raises(UserError, match="Its rows are in"):
+        generate(config(reference, tmp_path / "set", groups_per_shard=20), components())
+    assert (tmp_path / "set/_job/inputs/00000.jsonl").exists()
 
 
 def test_a_worker_that_ends_or_fails_has_not_died(writer: NegativeSetWriter) -> None:
@@ -103,9 +142,9 @@ def test_the_rest_of_a_job_is_finished_and_its_end_names_the_shard(
     assert len(NegativeSet(str(out))) == 20
 
 
-def _three_died(folder: Folder) -> None:
+def _three_died(folder: Folder, index: int = 1) -> None:
     for number in range(1, MAX_TRIES + 1):
-        folder.write(f"_job/tries/00001-score-{number}", json.dumps({"host": "a", "pid": 1}).encode())
+        folder.write(f"_job/tries/{index:05d}-score-{number}", json.dumps({"host": "a", "pid": 1}).encode())
 
 
 class SilentEngineStub(EngineStub):

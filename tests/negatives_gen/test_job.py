@@ -77,6 +77,18 @@ def test_a_stream_is_read_once_and_counted(reference: Path, tmp_path: Path) -> N
     assert [g.prompt for g in groups] == [row["prompt"] for row in rows[:9]]  # in the order of the stream
 
 
+def test_an_unfinished_set_of_a_stream_is_not_gone_on_with_from_another_stream(reference: Path, tmp_path: Path) -> None:
+    """Nothing but its name tells one from the other before it is read."""
+    from data.sources import facts
+
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in facts.examples()[:12]))
+    options = {"streaming": True, "split": "all", "limit": None, "strategies": "tn=1"}
+    make(reference, tmp_path / "set", dataset=str(tmp_path / "a.jsonl"), **options)
+    with pytest.raises(UserError, match=r"already holds another job: its data\.name is '.*a\.jsonl'"):
+        make(reference, tmp_path / "set", dataset=str(tmp_path / "b.jsonl"), **options)
+
+
 def test_continuation_cuts_any_text_and_counts_what_it_truncates(reference: Path, tmp_path: Path) -> None:
     from data.sources import facts
 

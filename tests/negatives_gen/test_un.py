@@ -376,6 +376,17 @@ def test_a_closed_port_says_where_nobody_answers(ask: Callable, groups: list[Gro
         ask(groups[:1], base_url=url, retries=1)
 
 
+@pytest.mark.parametrize("text", ["", " \n", None])
+def test_an_api_that_says_nothing_to_a_whole_shard_is_an_error_and_no_rejects(
+    text: str | None, ask: Callable, server: ChatAPIStub, groups: list[Group]
+) -> None:
+    server.answer = lambda request: (text, "stop")
+    with pytest.raises(UserError, match="answered every request of a shard without a word"):
+        ask(groups)
+    server.answer = lambda request: (text or "", "content_filter")
+    assert len(ask(groups)) == len(groups)
+
+
 def test_a_prompt_that_the_api_refuses_is_that_rows_matter(
     ask: Callable, server: ChatAPIStub, groups: list[Group]
 ) -> None:

@@ -374,6 +374,22 @@ def test_another_run_makes_what_is_missing_and_leaves_what_is_there(
     assert {p.name for p in out.iterdir()} == {"alpha-0.1", "alpha-0.5"}
 
 
+def test_two_runs_do_not_write_to_one_directory(
+    mle: Path, cpo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    def start_another_stub(*written: Any) -> None:
+        monkeypatch.setattr(trainer.ensemble.ensembles, "write_interpolations", write_interpolations)
+        said.append(refused(arguments(mle, cpo, tmp_path / "out", 0.5), capsys))
+        write_interpolations(*written)
+
+    monkeypatch.setattr(trainer.ensemble.ensembles, "write_interpolations", start_another_stub)
+    ensembles(mle, cpo, tmp_path / "out", 0.5)
+    assert "is in use by another run" in said[0]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"alpha-0.5"}
+
+
 def test_an_output_directory_with_anything_else_is_refused_and_left_alone(
     mle: Path, cpo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,11 +7,12 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.claim import claimed
 from data.command.errors import UserError, exit_on_user_error, first_line
 from data.command.log import start_logging
 from data.command.options import enter_root, load_config, option, resolve_path
@@ -129,8 +130,8 @@ def write_ensembles(
         The directories, in the order of `alphas`.
 
     Raises:
-        UserError: models that cannot be interpolated, or an output directory that holds something else. Nothing
-            is written then.
+        UserError: models that cannot be interpolated, or an output directory that holds something else or in which
+            another run is at work. Nothing is written then.
     """
     finals = {alpha: output / directory_name(alpha) for alpha in alphas}
     try:
@@ -140,15 +141,16 @@ def write_ensembles(
         # Opening the models takes seconds, and nothing needs them where all is written.
         write_weights = None if written else _open_pair(mle, cpo, directories)
         records = _records(mle, cpo, directories, alphas, hash_weights)
-        todo = [alpha for alpha in alphas if not _is_there(finals[alpha], records[alpha])]
-        if write_weights is None:
-            return list(finals.values())
-        with _whole_or_not(output, [finals[alpha] for alpha in todo]) as temporary:
-            outputs = dict(zip(todo, temporary, strict=True))
-            write_weights(outputs)
-            for alpha, directory in outputs.items():
-                _copy_rest(directories[1], directory)
-                (directory / RECORD).write_text(json.dumps(records[alpha], indent=2) + "\n", encoding="utf-8")
+        with claimed(str(output)) if write_weights else nullcontext():
+            todo = [alpha for alpha in alphas if not _is_there(finals[alpha], records[alpha])]
+            if write_weights is None:
+                return list(finals.values())
+            with _whole_or_not(output, [finals[alpha] for alpha in todo]) as temporary:
+                outputs = dict(zip(todo, temporary, strict=True))
+                write_weights(outputs)
+                for alpha, directory in outputs.items():
+                    _copy_rest(directories[1], directory)
+                    (directory / RECORD).write_text(json.dumps(records[alpha], indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"cannot write ensembles to '{output}': {first_line(error)}. Check paths, permissions and free space."
@@ -286,7 +288,6 @@ def _copy_rest(source: Path, directory: Path) -> None:
 @contextmanager
 def _whole_or_not(output: Path, finals: Sequence[Path]) -> Iterator[list[Path]]:
     """New directories under temporary names, which get their own when the block ends and vanish if it fails."""
-    is_new = not output.exists()
     temporary = [output / f"{TEMPORARY_PREFIX}{final.name}-{uuid.uuid4().hex[:8]}" for final in finals]
     try:
         for path, final in zip(temporary, finals, strict=True):
@@ -300,8 +301,6 @@ def _whole_or_not(output: Path, finals: Sequence[Path]) -> Iterator[list[Path]]:
     finally:
         for path in temporary:
             shutil.rmtree(path, ignore_errors=True)
-        if is_new and output.is_dir() and not any(output.iterdir()):
-            output.rmdir()
 
 
 def _flush(directory: Path) -> None:
