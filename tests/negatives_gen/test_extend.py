@@ -1,6 +1,7 @@
 """`extend`: what is added equals one go, what was there is neither made nor scored again. Real scorer, no Ray."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
 from negatives_gen.models.embedder import Embedder
 from negatives_gen.verbs.extend import ExtendConfig, extend
+from negatives_gen.verbs.verify import VerifyConfig, verify
 from tests.support.stubs import EngineStub
 from tests.support.without_ray import without_ray
 
@@ -253,6 +255,17 @@ def test_options_that_the_set_has_settled_are_refused_unless_a_new_strategy_take
     strategies = NegativeSet(str(then)).manifest.job["strategies"]
     assert strategies["an"] == {"count": 2, "max_new_tokens": 256, "temperature": 1.0, "top_k": 5}
     assert strategies["mn"] == {"count": 1, "mn_share": 0.5}
+
+
+def test_a_reference_with_another_configuration_is_refused(make: Maker, reference: Path, tmp_path: Path) -> None:
+    path, other = make("first", "tn=1", signals="rouge"), shutil.copytree(reference, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.3}))
+    with pytest.raises(UserError, match=r"other numbers would come of the same weights"):
+        extended(path, "second", model=str(other), strategies="bn=1")
+    assert not (tmp_path / "second").exists()
+    with pytest.raises(UserError, match=r"--model is not the set's reference model: '.*' has config\.json"):
+        verify(str(path), VerifyConfig(model=str(other)))
 
 
 def test_another_model_than_the_reference_is_refused(make: Maker, tmp_path: Path) -> None:
