@@ -42,7 +42,9 @@ def model_directory(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=list(HUB_FILES)))
     except Exception as error:  # the hub client raises a dozen unrelated classes
         raise UserError(
-            f"model '{model}' is neither a local directory nor a hub model that can be reached ({first_line(error)})."
+            f"model '{model}' is neither a local directory nor a hub model that can be reached "
+            f"({first_line(error).rstrip('.')}). Give the directory of a model, or check the id and the network "
+            "(HF_HUB_OFFLINE=1: what is in the hub's cache)."
         ) from error
 
 

@@ -58,6 +58,8 @@ def parse_json(content: bytes) -> Any:
         value = json.loads(content)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("no text in UTF-8") from None
     if _deeper(value, DEEPEST):
         raise ValueError("nested too deeply")
     return value

@@ -218,8 +218,8 @@ def _damage(path: Path) -> str | None:
 
     Known by a file's end, and of torch's archives by the checksums that they hold.
     """
-    if path.is_dir():  # of FSDP's shards
-        return None if any(path.iterdir()) else "is empty"
+    if path.is_dir():  # of FSDP's shards, whose names have no ending
+        return "is a directory" if path.suffix else None if any(path.iterdir()) else "is empty"
     if not path.is_file():
         return "is missing"
     size = path.stat().st_size

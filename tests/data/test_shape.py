@@ -53,6 +53,11 @@ def test_what_is_nested_too_deeply_is_a_value_error(depth: int) -> None:
         parse_json(b"[" * depth + b"1" + b"]" * depth)
 
 
+def test_what_is_no_text_is_a_value_error_in_words() -> None:
+    with pytest.raises(ValueError, match=r"^no text in UTF-8$"):
+        parse_json(b'{"a": "\xff\xfe"}')
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_file_of_a_model_that_is_nested_too_deeply_is_one_line(tmp_path: Path, name: str) -> None:
     deep = b'{"a":' * 5000 + b"1" + b"}" * 5000

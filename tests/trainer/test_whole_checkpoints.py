@@ -41,6 +41,12 @@ def stopped(finished: Path, tmp_path: Path) -> Path:
     return out
 
 
+def put_a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "file").touch()
+
+
 def halve(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
@@ -120,6 +126,10 @@ def test_what_a_run_saves_is_whole(finished: Path) -> None:
         *(
             (name, lambda path: os.truncate(path, 0), f"is damaged: {name} is empty")
             for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", STATE_FILE)
+        ),
+        *(
+            (name, put_a_directory, f"is damaged: {name} is a directory")
+            for name in ("optimizer.pt", "scheduler.pt", "model.safetensors", "config.json")
         ),
     ],
 )
