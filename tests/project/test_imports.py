@@ -186,6 +186,7 @@ def test_importing_all_of_a_place_loads_nothing_forbidden(place: str, loaded: di
     assert not loaded[place] & set(RULES[place].never)
 
 
+@pytest.mark.seconds
 def test_config_modules_load_no_heavy_library(loaded: dict[str, set[str]]) -> None:
     assert not loaded[CONFIGS] & set(HEAVY)
 
