@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.command.errors import UserError, exit_on_user_error
-from data.command.options import load_config, option, resolve_path
+from data.command.options import load_config, option, require_local, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
 from data.sources.examples import open_source
@@ -19,6 +19,7 @@ A blank model directory: a tokenizer trained on a data source and a config.json,
 """
 
 EOS = "<|endoftext|>"
+SMALLEST = 256  # of byte-level BPE: one entry a byte
 
 
 @dataclass
@@ -41,6 +42,9 @@ def write_blank_model(config: BlankConfig) -> None:
 
     if config.hidden_size % config.num_heads:
         raise UserError(f"hidden_size {config.hidden_size} is not divisible by num_heads {config.num_heads}.")
+    if config.vocab_size <= SMALLEST:
+        raise UserError(f"vocab_size must be above {SMALLEST}, one entry a byte and the end; got {config.vocab_size}.")
+    require_local(config.out, "--out")
     out = Path(resolve_path(config.out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"output directory '{config.out}' already holds files. Choose an empty or new --out.")

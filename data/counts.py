@@ -26,7 +26,7 @@ def parse_counts(
         name = written if known_as is None else known_as(written)
         if not equals or not re.fullmatch("0*[1-9][0-9]{0,8}", number):
             raise UserError(
-                f"{option} '{text}': '{part.strip()}' needs a count of at least 1; write e.g. {written}=11."
+                f"{option} '{text}': '{part.strip()}' needs a whole number of at least 1; write e.g. {written}=11."
             )
         if name in counts:
             raise UserError(f"{option} '{text}' names strategy '{name}' twice.")

@@ -135,14 +135,17 @@ def read_manifest(folder: Folder, *, current: bool = False) -> Manifest:
     """
     try:
         content = parse_json(folder.read(MANIFEST))
-    except (FileNotFoundError, NotADirectoryError):
+    except UserError:  # not of what it holds: the store cannot be reached
+        raise
+    except FileNotFoundError:
         names = folder.names()
         if "_job" in names:
             raise UserError(
                 f"negative set '{folder.path}' is unfinished: run the same `python -m negatives_gen` command again; "
                 "it goes on where it stopped."
             ) from None
-        found = "does not exist" if not names else "has no manifest.json"
+        lacking = "a manifest.json that is no file" if MANIFEST in names else "no manifest.json"
+        found = f"has {lacking}" if names else "does not exist"
         raise UserError(
             f"'{folder.path}' {found}, so it is no negative set. Make one with `python -m negatives_gen`."
         ) from None

@@ -30,6 +30,11 @@ def real_path(path: str) -> str:
     return path if "://" in path else os.path.realpath(path)
 
 
+def is_inside(path: str, folder: str) -> bool:
+    """Whether a path lies in a folder, symbolic links followed; not if it is the folder."""
+    return real_path(path).startswith(f"{real_path(folder).rstrip('/')}/")
+
+
 def refuse_foreign(folder: Folder, name: str, option: str, is_ours: Callable[[bytes], bool] | None = None) -> None:
     """Raise UserError if a file is there that this command has not written, or any file of a negative set.
 
@@ -42,10 +47,9 @@ def refuse_foreign(folder: Folder, name: str, option: str, is_ours: Callable[[by
     where = f"{option} '{folder / name}'"
     if MANIFEST in names:
         raise UserError(f"{where} is there already, in a directory with a negative set. Choose another file.")
-    regular = not folder.is_local or os.path.isfile(folder / name)  # a named pipe would be read for ever
     try:
-        ours = is_ours is not None and regular and is_ours(folder.read(name))
-    except OSError:  # not ours to read
+        ours = is_ours is not None and is_ours(folder.read(name))
+    except OSError:  # no file, or not ours to read
         ours = False
     if not ours:
         raise UserError(f"{where} is there already, and not of this command. Move it away, or choose another file.")

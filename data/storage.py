@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,9 +45,23 @@ class Folder:
         self.is_local = isinstance(self.fs, LocalFileSystem)
         if self.is_local and os.path.isfile(self.root):
             raise UserError(f"'{path}' is a file, not a directory. Give a directory.")
+        self._stands_in = _nearest_there(self.root) if self.is_local else ""
 
     def __truediv__(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}"
+
+    def _require_file(self, path: str) -> None:
+        """Raise FileNotFoundError for what is no file: a folder, a named pipe (read for ever), a link to itself."""
+        if not self.is_local:
+            return
+        try:
+            mode = os.stat(path).st_mode
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise FileNotFoundError(error.errno, error.strerror, path) from error
+        if not stat.S_ISREG(mode):
+            raise FileNotFoundError(errno.ENOENT, "Not a file", path)
 
     @contextmanager
     def _reaching(self, verb: str, path: str) -> Iterator[None]:
@@ -88,14 +103,16 @@ class Folder:
         self.fs.invalidate_cache(self.root)
         try:
             with self._reaching("read", self / name):
+                self._require_file(self / name)
                 return int(self.fs.size(self / name))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def read(self, name: str) -> bytes:
         """Read a whole file. Raises FileNotFoundError, also for what is no file."""
         try:
             with self._reaching("read", self / name):
+                self._require_file(self / name)
                 return self.fs.cat_file(self / name)
         except (IsADirectoryError, NotADirectoryError) as error:
             raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
@@ -110,11 +127,14 @@ class Folder:
     def open(self, name: str) -> Any:
         """Open a file for reading parts of it, and no more than those. Raises FileNotFoundError."""
         with self._reaching("read", self / name):
+            self._require_file(self / name)
             return self.fs.open(self / name, "rb", cache_type="none")
 
     def read_all(self, names: Sequence[str]) -> list[bytes]:
         """Read whole files, from an object store many at a time. Raises FileNotFoundError."""
         with self._reaching("read", self.root):
+            for name in names:
+                self._require_file(self / name)
             contents = self.fs.cat([self / name for name in names]) if names else {}
         by_path = contents if isinstance(contents, dict) else {self / names[0]: contents}  # fsspec unwraps a single one
         return [by_path[self / name] for name in names]
@@ -202,14 +222,21 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all it holds; nothing happens if it does not exist."""
         with self._reaching("remove", self / name), contextlib.suppress(FileNotFoundError):  # another may remove it too
-            if os.path.lexists(self / name) if self.is_local else self.fs.exists(self / name):
+            if self.is_local and os.path.islink(self / name):
+                os.unlink(self / name)
+            elif os.path.lexists(self / name) if self.is_local else self.fs.exists(self / name):
                 self.fs.rm(self / name, recursive=True)
 
     def remove_if_empty(self, name: str = "") -> None:
-        """Remove a folder that holds nothing; an object store has none."""
-        if self.is_local:
-            with contextlib.suppress(OSError):
-                os.rmdir(self / name if name else self.root)
+        """Remove a folder that holds nothing, and with this directory what it was made in; an object store has none."""
+        if not self.is_local:
+            return
+        with contextlib.suppress(OSError):
+            os.rmdir(self / name if name else self.root)
+            above = os.path.dirname(self.root)
+            while not name and len(above) > len(self._stands_in):
+                os.rmdir(above)
+                above = os.path.dirname(above)
 
     def exists(self) -> bool:
         """Whether the directory is there; an object store has no empty ones."""
@@ -221,6 +248,13 @@ class Folder:
         for name in self.names(folder):
             if name.startswith(TEMPORARY_PREFIX):
                 self.remove(f"{folder}/{name}" if folder else name)
+
+
+def _nearest_there(path: str) -> str:
+    """The path, or the nearest folder above it that exists."""
+    while not os.path.lexists(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def new_file(folder: str) -> tuple[int, str]:

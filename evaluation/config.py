@@ -1,13 +1,14 @@
 """Options of `python -m evaluation.run`. Imports nothing heavy, so that `--help` answers at once."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import PurePath
 from typing import Any
 
 from data.command.entries import check
 from data.command.errors import UserError
-from data.command.options import entry_options, option, resolve_path
+from data.command.options import entry_options, option, require_local, resolve_path
 from data.sources.examples import SPLITS
 from data.sources.tasks import TASKS, task_of
 from evaluation.metrics import METRICS, in_order
@@ -80,6 +81,8 @@ class EvaluateConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"--{key} must be at least 1, got {value}.")
+        if not 0 <= self.seed < 1 << 32:  # what MAUVE's clustering takes
+            raise UserError(f"--seed must be from 0 to 2^32 - 1, got {self.seed}.")
         places = [os.path.normpath(resolve_path(place)) for place in (self.store, self.out) if place is not None]
         if len(places) == 2 and places[0] == places[1]:
             raise UserError(f"--store and --out are both '{self.out}'. Give --store a directory of its own.")
@@ -90,6 +93,7 @@ class EvaluateConfig:
         for name, options in self.metric_options.items():
             check(options)
             METRICS.load(name).check(options, self.request())
+        self._refuse_idle()
 
     def models(self) -> dict[str, str]:
         """Name -> path, in the order given."""
@@ -115,8 +119,7 @@ class EvaluateConfig:
             given = ",".join(self.sweep)
             raise UserError(f"--sweep '{given}' must read alpha=A,B,..., e.g. alpha=0,0.1,0.3,0.5,0.7,0.9.")
         alphas = parse_alphas(values)
-        if "://" in self.out:
-            raise UserError(f"--out '{self.out}' is a URL, and --sweep writes models. Give a local directory.")
+        require_local(self.out, "--out", ", and --sweep writes models")
         if not self.mle or not self.cpo:
             raise UserError("--sweep needs --mle and --cpo, the two models that are mixed.")
         return alphas
@@ -156,10 +159,31 @@ class EvaluateConfig:
         """What metrics check their options against."""
         return Request(self.dataset, self.names(), [metric.name for metric in self.chosen_metrics()])
 
+    def _refuse_idle(self) -> None:
+        """Options of metrics that are not measured: who gives one expects it to count."""
+        chosen = [metric.name for metric in self.chosen_metrics()]
+        used = {key for name in chosen for key, _ in _given(self.metric_options[name], everything=True)}
+        for name in sorted(self.metric_options.keys() - set(chosen)):
+            idle = [key for key, _ in _given(self.metric_options[name]) if key not in used]
+            if idle:
+                needed = self._lacks(METRICS.load(name))
+                why = f"without {needed}. Give that too" if needed else f": --metrics lacks '{name}'. Add it"
+                raise UserError(f"--{idle[0]} does nothing {why}, or leave it out.".replace(" :", ":"))
+
     def _lacks(self, metric: type[Metric]) -> str:
         """What must be given for a metric; "" if nothing is missing."""
         named = [chosen.name for chosen in in_order(self.metrics or ())]
         return metric.needs(self.metric_options[metric.name], Request(self.dataset, self.names(), named))
+
+
+def _given(options: Any, *, everything: bool = False) -> Iterator[tuple[str, Any]]:
+    """Name and value of each option that is not its default, or of every one; of nested ones as GROUP.NAME."""
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if is_dataclass(value):
+            yield from ((f"{field.name}.{name}", inner) for name, inner in _given(value, everything=everything))
+        elif everything or value != getattr(type(options)(), field.name):
+            yield field.name, value
 
 
 def _named(item: str) -> tuple[str, str]:

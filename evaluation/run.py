@@ -120,8 +120,9 @@ def _refuse_other_evaluation(folder: "Folder", job: dict[str, Any]) -> None:
     """Metrics, decodings and alphas may be added for the same models and prompts; the report is made anew."""
     if JOB_FILE not in folder.names():
         return
+    content = folder.read_if_there(JOB_FILE)
     try:
-        there = parse_json(folder.read(JOB_FILE))
+        there = parse_json(content or b"")
         if not isinstance(there, dict):
             raise ValueError("no JSON object")
     except ValueError as error:

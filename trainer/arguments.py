@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from transformers.hf_argparser import string_to_bool
 from trl import ModelConfig, TrlParser
 
-from data.command.errors import UserError, first_line
+from data.command.errors import UserError
 from data.command.options import fields_of_entries, list_flags, load_config, read_yaml
 from data.command.values import convert, plain_type, require_finite
 from trainer.config import COMMAND, PAPER_BATCH_SIZE, PAPER_LEARNING_RATE, PAPER_WEIGHT_DECAY, ScriptArguments
@@ -60,6 +60,7 @@ class PaperTrainingArguments(TrainingArguments):
 INHERITED = (PaperTrainingArguments, ModelConfig)
 # TRL's name of our --model.
 ALIAS = "model_name_or_path"
+NO_DEEPSPEED = "DeepSpeed is not supported. Use FSDP: accelerate launch --config_file recipes/accelerate/fsdp.yaml."
 # Takes a path, or true; alone it means true.
 RESUME = "resume_from_checkpoint"
 
@@ -118,12 +119,15 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
     for name in inherited & values.keys():
         require_finite(values[name], name, "in the --config file")
     parser.set_defaults_with_config(**{name: value for name, value in values.items() if name in inherited})
+    if values.get("deepspeed") or any(word.partition("=")[0] == "--deepspeed" for word in theirs):
+        raise UserError(NO_DEEPSPEED)  # transformers would ask for its package first
     try:
         parsed: Any = parser.parse_args_into_dataclasses([*theirs, "--output_dir", script.output_dir])
     except UserError:
         raise
     except (ValueError, TypeError, ImportError, OSError, KeyError, RuntimeError) as error:
-        raise UserError(f"{first_line(error)} (on the command line of {COMMAND})") from error
+        said = " ".join(str(error).split())[:400] or type(error).__name__  # some put values on further lines
+        raise UserError(f"{said} (on the command line of {COMMAND})") from error
     training, model = parsed
     for part in parsed:
         for name, value in vars(part).items():  # what JSON a flag held, too
@@ -191,9 +195,7 @@ def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig) ->
     """What transformers and TRL can do and this trainer would get wrong."""
     launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower()
     if training.deepspeed or launched not in ("", "0", "false", "no"):
-        raise UserError(
-            "DeepSpeed is not supported. Use FSDP: accelerate launch --config_file recipes/accelerate/fsdp.yaml."
-        )
+        raise UserError(NO_DEEPSPEED)
     if training.n_gpu > 1:
         raise UserError(
             f"one process sees {training.n_gpu} GPUs. Start one per GPU, `accelerate launch -m trainer.run ...`, or "

@@ -8,7 +8,7 @@ from typing import Any
 
 from data.command.entries import check
 from data.command.errors import UserError
-from data.command.options import entry_options, fields_of_entries, option
+from data.command.options import entry_options, fields_of_entries, option, require_local
 from data.sources.examples import SPLITS
 from trainer.objectives import DEFAULT, OBJECTIVES, names_with
 from trainer.objectives.base import Objective
@@ -113,6 +113,7 @@ class ScriptArguments:
 
     def check(self) -> None:
         """Raise UserError for an unknown objective, values out of their range and senseless combinations."""
+        require_local(self.output_dir, "--output_dir")
         objective = self.chosen
         truths_alone = objective.needs == "truths"
         if not self.shards and (not truths_alone or self.dataset is None):

@@ -83,7 +83,7 @@ def resume_from(given: str | bool | None) -> str | None:
 def find_checkpoint(resume: str | None, output: Path, needs: Needs) -> str | None:
     """The checkpoint to go on from: for "true" the newest whole one of the output directory, or None.
 
-    One that an interrupted save left without its last file, trainer_state.json, is passed over.
+    One that an interrupted save left without its last file, trainer_state.json, is passed over with a warning.
 
     Raises:
         UserError: the path given is no whole checkpoint, or the directory holds checkpoints and none is whole.
@@ -100,6 +100,8 @@ def find_checkpoint(resume: str | None, output: Path, needs: Needs) -> str | Non
             )
         if first and whole:
             log.warning("%s %s: going on from %s instead", *first, whole.name)
+        for name in _unfinished(output, since=whole):
+            log.warning("%s was not saved to its end, it has no %s: passed over", name, STATE_FILE)
         return str(whole) if whole else None
     given = Path(resume)
     if not given.is_dir():
@@ -141,6 +143,20 @@ def problem(checkpoint: Path, needs: Needs) -> str | None:
         if found := _damage(checkpoint / name):
             return f"is damaged: {name} {found}"
     return None
+
+
+def is_finished(output: Path, checkpoint: str, needs: Needs) -> bool:
+    """Whether a checkpoint is of a run's last step, and the model of that step lies in the output directory, whole."""
+    if not (output / STATE_FILE).is_file():
+        return False
+    try:
+        last, final = (read_object(path / STATE_FILE) for path in (Path(checkpoint), output))
+        weights = [ADAPTER] if needs.adapter else [path.name for path in weight_files(output)] or [WEIGHTS]
+    except UserError:
+        return False
+    if not last["global_step"] == last.get("max_steps") == final.get("global_step"):
+        return False
+    return not any(_damage(output / name) for name in (*weights, ADAPTER_CONFIG if needs.adapter else "config.json"))
 
 
 def check_job(checkpoint: str, job: dict[str, Any]) -> None:
@@ -188,11 +204,28 @@ class JobStamp(TrainerCallback, ExportableState):
         stored.setdefault(type(self).__name__, self.state())
 
 
+def _unfinished(output: Path, *, since: Path | None) -> list[str]:
+    """The checkpoints that lack their last file, and are newer than this one."""
+    found = [p for p in _checkpoints(output) if not (p / STATE_FILE).is_file()]
+    return [p.name for p in found if since is None or _step(p) > _step(since)]
+
+
+def _checkpoints(output: Path) -> list[Path]:
+    """All checkpoints of a directory, the newest first."""
+    found = [path for path in output.glob("checkpoint-*") if path.name[11:].isdigit()]
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name[11:])
+
+
 def _newest_whole(output: Path, needs: Needs) -> tuple[Path | None, dict[str, str]]:
     """The newest whole checkpoint of a directory, and what is wrong with each newer one, the newest first."""
-    found = [p for p in output.glob("checkpoint-*") if p.name[11:].isdigit() and (p / STATE_FILE).is_file()]
     problems: dict[str, str] = {}
-    for path in sorted(found, key=lambda p: int(p.name[11:]), reverse=True):
+    for path in _checkpoints(output):
+        if not (path / STATE_FILE).is_file():
+            continue
         wrong = problem(path, needs)
         if wrong is None:
             return path, problems

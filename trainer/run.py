@@ -70,7 +70,7 @@ def _train(
     from trainer.monitor.watch import Curves, GroundTruthWatch
     from trainer.policy import Policy
     from trainer.record import job_record
-    from trainer.resume import JobStamp, Needs, check_job, find_checkpoint, resume_from
+    from trainer.resume import JobStamp, Needs, check_job, find_checkpoint, is_finished, resume_from
     from trainer.setup import Setup, make_trainer
 
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -84,7 +84,8 @@ def _train(
         logging.getLogger().setLevel(logging.WARNING)
     output = Path(str(training.output_dir))
     resume = resume_from(training.resume_from_checkpoint)
-    checkpoint = find_checkpoint(resume, output, Needs.of(training, model_config))
+    needs = Needs.of(training, model_config)
+    checkpoint = find_checkpoint(resume, output, needs)
     # transformers reads it too, and takes the text "false" for a directory.
     training.resume_from_checkpoint = checkpoint
     directory = check_causal(script.model, needs_weights=not script.from_scratch)
@@ -104,6 +105,10 @@ def _train(
         check_output(output, job, resume, checkpoint)
         if checkpoint:
             check_job(checkpoint, job)
+    if checkpoint and is_finished(output, checkpoint, needs):
+        log.info("this job is finished: its last step is %s's", Path(checkpoint).name)
+        _say_where(output, model_config, is_main)
+        return
     policy = Policy(directory, model_config, script.from_scratch, script.chosen.dropout)
     with Attempt(output, script.model) as attempt:
         trainer = make_trainer(script, Setup(policy, data, training, tokenizer, row_tokens))
@@ -116,7 +121,9 @@ def _train(
         if is_main:
             claim_output(output, job)
             attempt.claimed = True
-        if resume and not checkpoint:
+        if checkpoint:
+            log.info("going on from %s", checkpoint)
+        elif resume:
             log.info("no checkpoint in %s yet, starting from step 0", output)
         trainer.train(resume_from_checkpoint=checkpoint)
     if sigterm.stopped:
@@ -127,6 +134,10 @@ def _train(
         sys.exit(128 + signal.SIGTERM)
     trainer.save_model()
     trainer.save_state()
+    _say_where(output, model_config, is_main)
+
+
+def _say_where(output: Path, model_config: "ModelConfig", is_main: bool) -> None:
     if is_main and model_config.use_peft:
         say(f"adapter: {output} (merge it into the reference before evaluating)")
     elif is_main:

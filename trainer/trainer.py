@@ -13,6 +13,7 @@ from transformers import Trainer
 
 from trainer.groups.dataset import PackedGroups
 from trainer.groups.sampler import StepSampler
+from trainer.monitor.resumption import SoundResumption
 from trainer.monitor.safety import SoundSaves, check_finite
 from trainer.monitor.start import computed_in, report_start
 from trainer.objectives.base import Objective, Term
@@ -25,7 +26,7 @@ TERM = "loss/"  # before a term's name in logs
 START_PASSES = 8  # the forward passes to compare policy and reference on, before the first step
 
 
-class ContrastiveTrainer(SoundSaves, Trainer):
+class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
     """Trains on packed groups towards an objective that has loss terms.
 
     An optimiser step sees exactly per_device_train_batch_size x gradient_accumulation_steps x processes groups (the

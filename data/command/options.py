@@ -191,6 +191,12 @@ def resolve_path(path: str) -> str:
     return str(output_root() / path)
 
 
+def require_local(path: str, option: str, why: str = "") -> None:
+    """Raise UserError for a URL, of which `Path` would make a folder named "s3:"."""
+    if "://" in path:
+        raise UserError(f"{option} '{path}' is a URL{why}. Give a local directory.")
+
+
 class _Values:
     """What is given for a configuration dataclass, key by key.
 

@@ -57,8 +57,8 @@ class Store:
         return _name(Folder(f"{self.path}/{kind}"), key) is not None
 
     def _read(self, folder: Folder, name: str, key: dict[str, Any]) -> pa.Table:
-        where, content = f"{folder.path}/{name}", folder.read(name)
-        if _checksum(content) != name.split(".")[1]:
+        where, content = f"{folder.path}/{name}", folder.read_if_there(name)
+        if content is None or _checksum(content) != name.split(".")[1]:
             raise UserError(f"'{where}' is damaged. Delete it; it is made again.")
         try:
             table = read_parquet(content)

@@ -21,3 +21,13 @@ def make_judge(options: JudgeOptions, store_path: str) -> Judge:
     from evaluation.judging.chat_judge import ChatJudge
 
     return ChatJudge(options, store_path)
+
+
+def check_chat_judge(options: JudgeOptions) -> None:
+    """Raise UserError for a chat model's key or template that cannot be used, before anything is loaded."""
+    from data.chat.client import read_key
+    from data.chat.settings import checked_url, public_url
+    from evaluation.judging.question import read_template
+
+    read_key(public_url(checked_url("judge", options.base_url)), "judge")
+    read_template(options.template)

@@ -158,6 +158,10 @@ class WinRate(AnswerMetric):
             raise UserError(
                 f"--against '{request.models[0]}' is the only model. Give another --model, or --against truth."
             )
+        elif options.judge.model:
+            from evaluation.judging import check_chat_judge
+
+            check_chat_judge(options.judge)
 
     def __init__(self, options: WinRateOptions, evaluation: "Evaluation"):
         from evaluation.judging import make_judge

@@ -82,7 +82,9 @@ def read_report(path: str) -> Results:
     folder = Folder(path)
     try:
         content = parse_json(folder.read(REPORT))
-    except (FileNotFoundError, NotADirectoryError):
+    except UserError:  # not of what it holds: the store cannot be reached
+        raise
+    except FileNotFoundError:
         raise UserError(
             f"'{path}' has no {REPORT}, so it is no finished evaluation. Give the --out of `python -m evaluation.run`."
         ) from None

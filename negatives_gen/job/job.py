@@ -21,12 +21,12 @@ from data.models import (
     tokenizer_hash,
     weights_hash,
 )
-from data.schema import Reject
+from data.schema import Group, Reject
 from data.set_writer import NegativeSetWriter
 from data.sources.examples import READERS, SPLIT_SEED, Source, open_source
 from data.sources.prepare import describe_rejects
 from data.sources.tasks import describe_task, task_of
-from data.tokens import describe_ends, marks_of
+from data.tokens import describe_ends, marks_of, text_behind
 from negatives_gen.config import GenerateConfig, RunOptions
 from negatives_gen.job.actors import Components, Work
 from negatives_gen.job.attempts import ShardsSetAside, forget
@@ -231,9 +231,25 @@ def require_usable(work: Work, num_shards: int, where: str) -> None:
     for index in range(num_shards):
         shard: Shard = work.source.load(index)
         if shard.groups:
+            _warn_of_lost_text(work, shard.groups)
             return
         rejects += shard.rejects
     raise UserError(f"no usable row in {where}: {describe_rejects(rejects)}. Fix the data or choose other rows.")
+
+
+def _warn_of_lost_text(work: Work, groups: Sequence[Group]) -> None:
+    """Say so where ground truths are not what their tokens read as: candidates are texts of tokens."""
+    tokenizer = load_tokenizer(work.model, work.trust_remote_code)
+    ends = marks_of(tokenizer).ends
+    read = [(group.response, text_behind(tokenizer, group.prompt_ids, group.response_ids, ends)) for group in groups]
+    lost = [(text, said) for text, said in read if text.split() != said.split()]
+    if lost:
+        text, said = lost[0]
+        log.warning(
+            "%d of the first %d ground truths are not what their tokens read as, such as %r for %r: the tokenizer "
+            "leaves something out, and signals that compare texts see it",
+            len(lost), len(read), said[:40], text[:40],
+        )  # fmt: skip
 
 
 def local_path(name: str) -> str:

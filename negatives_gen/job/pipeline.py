@@ -1,10 +1,11 @@
 """The pipeline: shard numbers through Ray Data's actors, which make, score and write the shards."""
 
+import contextlib
 import dataclasses
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ def run_pipeline(
         outcome.end()
 
 
-def _results(work: Work, shards: Sequence[int], num_engines: int | None) -> Iterator[dict[str, Any]]:
+def _results(work: Work, shards: Sequence[int], num_engines: int | None) -> Generator[dict[str, Any], None, None]:
     """The rows that come out of the last stage, each as soon as its shard is written."""
     import ray
 
@@ -99,7 +100,13 @@ def _results(work: Work, shards: Sequence[int], num_engines: int | None) -> Iter
         )
     # A batch is a block is a shard; without prefetching each is told as soon as it is written.
     batches: Any = results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
-    return (row for batch in batches for row in batch.to_pylist())
+    return _rows_of(iter(batches))
+
+
+def _rows_of(batches: Any) -> Generator[dict[str, Any], None, None]:
+    with contextlib.closing(batches):  # or Ray Data ends it when Ray is gone, with a trace
+        for batch in batches:
+            yield from batch.to_pylist()
 
 
 class Outcome:
@@ -136,7 +143,7 @@ class Rows:
     The thread stops after a row with an `error`: the rows behind it would be made for nobody.
     """
 
-    def __init__(self, rows: Iterator[dict[str, Any]]):
+    def __init__(self, rows: Generator[dict[str, Any], None, None]):
         self._rows = rows
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._stopped = False
@@ -165,10 +172,11 @@ class Rows:
 
     def _read(self) -> None:
         try:
-            for row in self._rows:
-                self._queue.put(row)
-                if row["error"] or self._stopped:
-                    return
+            with contextlib.closing(self._rows) as rows:
+                for row in rows:
+                    self._queue.put(row)
+                    if row["error"] or self._stopped:
+                        return
             self._queue.put(END)
         except BaseException as error:
             self._queue.put(error)

@@ -70,8 +70,9 @@ def dataset_info(folder: Folder, name: str, kind: dict[str, Any]) -> bytes:
     """
     entries: Any = {}
     if DATASET_INFO in folder.names():
+        content = folder.read_if_there(DATASET_INFO)
         try:
-            entries = json.loads(folder.read(DATASET_INFO))
+            entries = json.loads(content or b"")
         except ValueError:
             entries = None
         if not isinstance(entries, dict):

@@ -19,6 +19,7 @@ from data.command.privacy import holds_hidden, usable_again, without_secrets
 from data.command.terminated import ending_on_sigterm
 from data.command.usage import answered
 from data.manifest import JOB_SHAPE, MANIFEST, Manifest, first_difference
+from data.places import is_inside
 from data.shape import misfit
 from data.shards import NegativeSet
 from data.storage import sha256
@@ -117,6 +118,8 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
 
     config.check()
     parent = NegativeSet(resolve_path(path), current=True)
+    if is_inside(resolve_path(config.out), parent.folder.path):
+        raise UserError(f"--out '{config.out}' lies in the set that is extended. Choose another --out.")
     job = parent.manifest.job
     if wrong := misfit(job, JOB_SHAPE, "job"):
         raise UserError(f"the manifest of '{path}' is damaged ({wrong}), so it cannot be extended. Restore it.")
@@ -140,6 +143,8 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     for signal, known in job["signals"].items():
         _refuse_other_signal(signal, known, identities[signal])
 
+    if not growing and signals.keys() <= job["signals"].keys():
+        log.warning("nothing is added to '%s': it has as many negatives and these signals already", path)
     writer = make_writer(
         config.out,
         without_secrets({**job, "strategies": strategies, "signals": identities, "engine": engine}),

@@ -8,8 +8,9 @@ import pytest
 
 from data.command.errors import UserError
 from data.set_writer import NegativeSetWriter
+from data.shards import NegativeSet
 from data.storage import Folder
-from tests.support.written import JOB, SHARDS, SIGNALS, all_files, refusal, write_part, write_set
+from tests.support.written import JOB, SHARDS, SIGNALS, all_files, put_no_file, refusal, write_part, write_set
 
 
 def truncate(path: Path) -> None:
@@ -122,12 +123,13 @@ def test_a_store_that_fails_for_a_moment_is_no_damage(
     assert all_files(out) == expected
 
 
-def test_folders_in_the_place_of_files_are_damage(tmp_path: Path, expected: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to itself"])
+def test_what_is_no_file_in_the_place_of_one_is_damage(kind: str, tmp_path: Path, expected: dict[str, bytes]) -> None:
     out = tmp_path / "set"
     unfinished(out, [0, 1]).end()
     for name in ("shard-00000.parquet", "_job/shard-00001.json"):
         (out / name).unlink()
-        (out / name).mkdir()
+        put_no_file(kind, out / name)
     assert go_on(out) == [0, 1, 2]
     assert all_files(out) == expected
 
@@ -239,6 +241,35 @@ def test_a_manifest_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     write_set(str(tmp_path / "set"))
     empty(tmp_path / "set/manifest.json")
     assert "the manifest of" in refusal(writer(tmp_path / "set").begin)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to itself"])
+def test_what_is_no_file_in_a_finished_set_is_one_line_and_repaired(
+    kind: str, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    out = tmp_path / "set"
+    unfinished(out, [0, 1, 2]).finish(3)
+    (out / "shard-00001.parquet").unlink()
+    put_no_file(kind, out / "shard-00001.parquet")
+    assert "lacks shard-00001.parquet" in refusal(lambda: NegativeSet(str(out)).shard(1))
+    assert go_on(out) == [1]
+    assert all_files(out) == expected
+    (out / "manifest.json").unlink()
+    put_no_file(kind, out / "manifest.json")
+    assert "has a manifest.json that is no file" in refusal(lambda: NegativeSet(str(out)))
+    assert "has a manifest.json that is no file" in refusal(writer(out).begin)
+
+
+def test_a_store_that_cannot_be_reached_is_not_called_a_damaged_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set(str(tmp_path / "set"))
+
+    def unreachable_stub(self: Folder, name: str) -> bytes:
+        raise UserError("cannot read: the store is down")
+
+    monkeypatch.setattr(Folder, "read", unreachable_stub)
+    assert refusal(lambda: NegativeSet(str(tmp_path / "set"))) == "cannot read: the store is down"
 
 
 def test_a_repaired_set_says_what_it_said_before(tmp_path: Path) -> None:

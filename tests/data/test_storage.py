@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.storage import Folder
-from tests.support.written import all_files, refusal
+from tests.support.written import all_files, put_no_file, refusal
 
 
 def test_an_unknown_kind_of_url_is_refused():
@@ -57,3 +57,34 @@ def test_what_is_another_users_is_one_line(verb: str, tmp_path: Path, monkeypatc
     said = refusal(ask[verb])
     assert said.startswith(f"cannot {verb} '{tmp_path}/a")
     assert said.endswith(": Permission denied. Check its permissions.")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to itself", "link to nowhere"])
+def test_what_is_no_file_is_not_there_to_read_and_can_be_removed(kind: str, tmp_path: Path):
+    folder, path = Folder(str(tmp_path)), tmp_path / "x"
+    put_no_file(kind, path)
+    assert folder.read_if_there("x") is None
+    assert folder.size("x") is None
+    for ask in (folder.open, lambda name: folder.read_all([name])):
+        with pytest.raises(FileNotFoundError):
+            ask("x")
+    folder.remove("x")
+    assert folder.names() == set()
+
+
+def test_a_link_to_a_folder_is_removed_and_the_folder_stays(tmp_path: Path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "x").symlink_to(tmp_path / "there")
+    Folder(str(tmp_path)).remove("x")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_an_empty_folder_goes_with_what_it_was_made_in(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    folder = Folder(str(tmp_path / "mine/a/b"))
+    folder.write("x", b"1")
+    folder.remove_if_empty()
+    assert folder.names() == {"x"}
+    folder.remove("x")
+    folder.remove_if_empty()
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]

@@ -15,6 +15,20 @@ def test_blank_refuses_an_impossible_shape(tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--vocab_size", "256"], "vocab_size must be above 256, one entry a byte and the end; got 256"),
+        (["--out", "s3://bucket/blank"], "--out 's3://bucket/blank' is a URL. Give a local directory"),
+    ],
+)
+def test_blank_refuses_what_it_cannot_write(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(data.blank.main, ["--out", str(tmp_path / "b"), *words], capsys)
+    assert not (tmp_path / "b").exists()
+
+
 def test_blank_refuses_a_directory_that_holds_a_model(
     reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from evaluation.run import ABOUT, USAGE
 
 BASE = ["--dataset", "rows.jsonl", "--out", "o"]
 MODEL = ["--model", "a=A"]
+JUDGED = [*MODEL, "--judge.model", "m", "--judge.base_url", "http://h/v1"]
 SWEEP = ["--sweep", "alpha=0,0.5", "--mle", "M", "--cpo", "C"]
 
 
@@ -34,7 +35,7 @@ def test_by_default_all_that_the_options_make_possible_is_measured() -> None:
     assert metrics(*MODEL, "--second_model", "P", "--shards", "s") == [
         *("reverse_kl", "nll", "truth", "ranking", "text")
     ]
-    assert "win_rate" in metrics(*MODEL, "--judge.model", "gpt-3.5-turbo")
+    assert "win_rate" in metrics(*JUDGED)
 
 
 def test_chosen_metrics_come_in_one_order() -> None:
@@ -45,7 +46,7 @@ def test_a_sweep_brings_the_mle_model_and_its_ensembles() -> None:
     assert config(*SWEEP).alphas() == [0.0, 0.5]
     assert config(*SWEEP).sweep_models() == ["mle", "alpha-0", "alpha-0.5"]
     assert config(*MODEL).sweep_models() == []
-    judged = config(*MODEL, *SWEEP, "--judge.model", "m", "--against", "alpha-0.5")
+    judged = config(*JUDGED, *SWEEP, "--against", "alpha-0.5")
     assert judged.metric_options["win_rate"].opponents == ["alpha-0.5"]
 
 
@@ -106,7 +107,7 @@ def test_a_bare_path_is_named_by_its_last_part(words: list[str]) -> None:
     assert list(config(*words).models()) == ["cpo", "b"]
     assert config(*words, "--decode", "beam2", "greedy").decode == ["beam2", "greedy"]
     assert config(*words, "--metrics", "text", "truth").metrics == ["text", "truth"]
-    asked = config(*words, "--judge.model", "m", "--judge.timeout", "5", "--against", "truth", "cpo")
+    asked = config(*words, *JUDGED[2:], "--judge.timeout", "5", "--against", "truth", "cpo")
     options = asked.metric_options["win_rate"]
     assert (options.opponents, options.judge.timeout) == (["truth", "cpo"], 5.0)
 
@@ -133,15 +134,21 @@ def test_a_bare_path_may_hold_an_equals_sign() -> None:
             [*MODEL, "--metrics", "nll", "--second_model", "P", "--judge.modle", "x"],
             "unknown key 'judge.modle' on the command line of python -m evaluation.run. Did you mean 'judge.model'?",
         ),
-        ([*MODEL, "--judge.model", "m", "--judge.orders", "none"], "--judge.orders must be both or paper"),
-        ([*MODEL, "--judge.model", "m", "--judge.seed", "x"], "'judge.seed' on the command line of"),
+        ([*JUDGED, "--judge.orders", "none"], "--judge.orders must be both or paper"),
+        ([*JUDGED, "--judge.seed", "x"], "'judge.seed' on the command line of"),
         ([*MODEL, "--judge.template", "wiki", "--metrics", "win_rate"], "needs --judge.model or .reward_model"),
         ([*MODEL, "--metrics", "text", "--judge.api_key", "x"], "the key comes from $OPENAI_API_KEY only"),
         ([*MODEL, "--metrics", "reverse_kl"], "needs --second_model"),
         ([*MODEL, "--metrics", "correct"], "needs --dataset facts"),
+        ([*MODEL, "--judge.max_cost", "1"], "--judge.max_cost does nothing without --judge.model or .reward_model."),
+        ([*MODEL, "--second_model_dtype", "bfloat16"], "--second_model_dtype does nothing without --second_model."),
+        ([*MODEL, "--metrics", "text", "--embedder", "x"], "--embedder does nothing: --metrics lacks 'similarity'."),
+        ([*MODEL, "--judge.model", "m"], "needs a key and $OPENAI_API_KEY is not set"),
+        ([*JUDGED, "--judge.template", "none"], "judge's template 'none' cannot be read"),
+        ([*MODEL, "--seed", "-4"], "--seed must be from 0 to 2^32 - 1, got -4"),
         ([*MODEL, "--against", "b"], "--against 'b' is no model of this run"),
         ([*MODEL, "--against", "truth"], "--against belongs to metric win_rate"),
-        ([*MODEL, "--judge.model", "m", "--against", "a"], "'a' is the only model"),
+        ([*JUDGED, "--against", "a"], "'a' is the only model"),
         ([*MODEL, "--metrics", " ,"], "names none"),
         ([*SWEEP, "--out", "s3://bucket/x"], "--out 's3://bucket/x' is a URL"),
         ([*MODEL, "--limit", "0"], "--limit must be at least 1"),

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -250,7 +250,7 @@ def test_a_limit_that_is_none_is_refused(seconds: float, said: str, reference: P
 
 
 def test_rows_are_read_while_the_caller_looks_at_the_clock() -> None:
-    def slow() -> Iterator[dict[str, Any]]:
+    def slow() -> Generator[dict[str, Any], None, None]:
         yield {"shard": 0, "error": ""}
         time.sleep(0.3)
         yield {"shard": 1, "error": ""}
@@ -263,21 +263,25 @@ def test_rows_are_read_while_the_caller_looks_at_the_clock() -> None:
 
 
 def test_rows_behind_an_error_are_not_made() -> None:
-    made = []
+    made: list[int | str] = []
 
-    def rows_stub() -> Iterator[dict[str, Any]]:
-        for index in range(3):
-            made.append(index)
-            yield {"shard": index, "error": "it is over"}
+    def rows_stub() -> Generator[dict[str, Any], None, None]:
+        try:
+            for index in range(3):
+                made.append(index)
+                yield {"shard": index, "error": "it is over"}
+        finally:
+            made.append("closed")
 
-    rows = Rows(rows_stub())
+    iterator = rows_stub()  # held, as Ray's are: not closed by being forgotten
+    rows = Rows(iterator)
     assert rows.next(5)["error"] == "it is over"
     assert rows.stop(5)
-    assert made == [0]
+    assert made == [0, "closed"]
 
 
 def test_an_error_of_ray_itself_is_one_line() -> None:
-    def broken() -> Iterator[dict[str, Any]]:
+    def broken() -> Generator[dict[str, Any], None, None]:
         raise RuntimeError("Could not find an actor\nwith pages behind it")
         yield
 

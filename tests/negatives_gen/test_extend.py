@@ -246,6 +246,18 @@ def test_an_extension_that_cannot_be_made_is_refused_and_nothing_written(
     assert not (first.parent / "then").exists()
 
 
+def test_a_set_is_not_extended_into_itself_and_one_that_has_all_already_is_named(
+    make: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = make("first", "tn=1", signals="rouge")
+    with pytest.raises(UserError, match=r"--out '.*/first/sub' lies in the set that is extended"):
+        extended(first, "first/sub", strategies="tn=2")
+    assert not (first / "sub").exists()
+    assert "nothing is added" not in caplog.text
+    extended(first, "same", strategies="tn=1")
+    assert f"nothing is added to '{first}'" in caplog.text
+
+
 def test_options_that_the_set_has_settled_are_refused_unless_a_new_strategy_takes_them(make: Maker) -> None:
     first = make("first", "an=1", top_k=5)
     for top_k in (7, 50):  # 50 is the default

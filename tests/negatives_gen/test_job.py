@@ -4,6 +4,8 @@ import errno
 import json
 import logging
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,19 @@ def test_options_that_cannot_work_are_refused_before_an_engine_starts(
     with without_ray(), pytest.raises(UserError, match=message):
         generate(config(reference, tmp_path / "set", **options), Components(engine=no_engine_stub))
     assert not (tmp_path / "set").exists() or not list((tmp_path / "set").iterdir())
+
+
+def test_a_tokenizer_that_loses_what_it_normalises_is_named(
+    reference: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(reference, tmp_path / "sound", strategies="tn=1", signals="rouge")
+    assert "ground truths are not what their tokens read as" not in caplog.text
+    model = tmp_path / "lower"
+    shutil.copytree(reference, model)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    (model / "tokenizer.json").write_text(json.dumps({**tokenizer, "normalizer": {"type": "Lowercase"}}))
+    make(model, tmp_path / "set", strategies="tn=1", signals="rouge")
+    assert re.search(r"\d+ of the first 8 ground truths are not what their tokens read as, such as '", caplog.text)
 
 
 class DiskStub:

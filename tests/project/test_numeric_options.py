@@ -89,6 +89,6 @@ def test_numbers_within_free_options_are_finite_too(command: str, tmp_path: Path
 def test_counts_of_strategies_are_whole_numbers_of_nine_digits(count: str) -> None:
     from data.counts import parse_counts
 
-    with pytest.raises(UserError, match="needs a count of at least 1"):
+    with pytest.raises(UserError, match="needs a whole number of at least 1"):
         parse_counts(f"an={count}", "--use")
     assert parse_counts("an=007", "--use") == {"an": 7}

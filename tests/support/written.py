@@ -1,5 +1,6 @@
 """A negative set of three groups in three shards, written without a model."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,14 @@ def all_files(path: Path) -> dict[str, bytes]:
 def unclaimed_files(path: Path) -> dict[str, bytes]:
     """All but who owns the directory."""
     return {name: content for name, content in all_files(path).items() if not name.startswith(".claim/")}
+
+
+def put_no_file(kind: str, path: Path) -> None:
+    """Put what is no file at a path: a folder, a named pipe, a link to itself or to nowhere."""
+    if kind == "folder":
+        path.mkdir()
+        (path / "file").touch()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path.name if kind == "link to itself" else "nowhere")

@@ -175,6 +175,64 @@ def test_the_newest_whole_checkpoint_is_taken_with_a_warning_and_gives_the_same_
     assert rates[0] == rates[1] == [1e-3, 7.5e-4, 5e-4, 2.5e-4]
 
 
+@pytest.mark.parametrize("objective", ["cpo-rank", "dpo"])
+def test_a_finished_run_is_not_trained_any_further(
+    objective: str, reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers trains one more step from a checkpoint of the last one that lies in mid-epoch."""
+    caplog.set_level("INFO")
+    out = tmp_path / "out"
+    words = [*cli(reference, negative_set, out, *OPTIONS, "--lr_scheduler_type", "constant"), "--objective", objective]
+    assert main(words) == 0
+    weights, logged = (out / "model.safetensors").read_bytes(), metrics(out)
+    assert json.loads((out / STATE_FILE).read_text())["epoch"] % 1 > 0
+    for damage, said in (
+        (lambda _: None, "this job is finished: its last step is checkpoint-4's"),
+        (Path.unlink, "all 4 steps are done already"),  # killed before the model was saved
+        (halve, "all 4 steps are done already"),
+    ):
+        damage(out / "model.safetensors")
+        assert main([*words, "--resume_from_checkpoint", "true"]) == 0
+        assert said in caplog.text
+        assert (out / "model.safetensors").read_bytes() == weights
+        steps = [[line for line in lines if "loss" in line] for lines in (logged, metrics(out))]
+        assert steps[0] == steps[1]
+        assert metrics(out) == logged or damage in (Path.unlink, halve)
+        assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+        assert "missing keys" not in caplog.text  # of a tied head, which is saved once
+        caplog.clear()
+
+
+def test_a_checkpoint_whose_save_was_interrupted_is_passed_over_with_a_warning(
+    finished: Path, stopped: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (stopped / "checkpoint-4" / STATE_FILE).unlink()
+    assert find_checkpoint("true", stopped, Needs()) == str(stopped / "checkpoint-2")
+    assert "checkpoint-4 was not saved to its end, it has no trainer_state.json: passed over" in caplog.text
+    caplog.clear()
+    assert find_checkpoint("true", finished, Needs()) == str(finished / "checkpoint-4")
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--output_dir", "s3://bucket/run"), "--output_dir 's3://bucket/run' is a URL. Give a local directory."),
+        (("--use", "an=1:rnd"), "behind the number of 'an=1:rnd' only :random can stand"),
+        (("--deepspeed", "x.json"), "DeepSpeed is not supported. Use FSDP"),
+        (("--learning_rate", "-1"), "Invalid learning rate: -1.0"),
+    ],
+)
+def test_a_run_that_is_refused_leaves_no_folder(
+    more: tuple[str, str], said: str, reference: Path, negative_set: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main([*cli(reference, negative_set, tmp_path / "new/a/b"), *more]) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_whose_checkpoints_are_models_alone_is_not_gone_on_with(
     reference: Path, negative_set: Path, stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from data.claim import claimed
 from data.command.errors import UserError, exit_on_user_error, first_line
 from data.command.log import start_logging
-from data.command.options import enter_root, load_config, option, resolve_path
+from data.command.options import enter_root, load_config, option, require_local, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
 from data.models import (
@@ -72,8 +72,7 @@ class EnsembleConfig:
 
     def check(self) -> None:
         """Raise UserError for an output that is no local directory, or what `alphas` refuses."""
-        if "://" in self.output_dir:
-            raise UserError(f"--output_dir '{self.output_dir}' is a URL. Give a local directory.")
+        require_local(self.output_dir, "--output_dir")
         self.alphas()
 
     def alphas(self) -> list[float]:

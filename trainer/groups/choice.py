@@ -59,6 +59,8 @@ class Choice:
                     )
         use, rank_by = short_names(sets, use, rank_by)
         parts = [part.strip() for part in use.split(",")] if use else []
+        if odd := next((part for part in parts if ":" in part.partition("=")[2].removesuffix(RANDOM)), None):
+            raise UserError(f"--use '{use}': behind the number of '{odd}' only {RANDOM} can stand, as in an=4{RANDOM}.")
         random = frozenset(part.split("=")[0].strip() for part in parts if part.endswith(RANDOM))
         plain = ",".join(part.removesuffix(RANDOM) for part in parts)
         counts = parse_counts(plain, "--use") if use else stored[0]

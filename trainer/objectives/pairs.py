@@ -21,6 +21,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from data.command.errors import UserError
 from data.counts import format_counts
 from trainer.groups.dataset import ContrastiveGroups, TrainingGroup
+from trainer.monitor.resumption import SoundResumption
 from trainer.monitor.safety import SoundSaves, check_finite
 from trainer.monitor.start import report_start
 
@@ -108,7 +109,7 @@ class PairCollator(DataCollatorForPreference):
         return {**super().torch_call(examples), "id": [example["id"] for example in examples]}
 
 
-class PairTrainer(SoundSaves, DPOTrainer):
+class PairTrainer(SoundResumption, SoundSaves, DPOTrainer):
     """DPOTrainer whose data set is prepared already and holds the reference log-probabilities.
 
     It stops before an optimiser step whose loss or gradient is not finite: TRL would go on, and transformers would
