@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.command.errors import UserError, exit_on_user_error
-from data.command.options import load_config, option, require_local, resolve_path
+from data.command.options import enter_root, load_config, option, require_local, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
 from data.sources.examples import open_source
@@ -19,7 +19,7 @@ A blank model directory: a tokenizer trained on a data source and a config.json,
 """
 
 EOS = "<|endoftext|>"
-SMALLEST = 256  # of byte-level BPE: one entry a byte
+SMALLEST, LARGEST = 256, 1 << 24  # of byte-level BPE: one entry a byte
 
 
 @dataclass
@@ -40,10 +40,16 @@ def write_blank_model(config: BlankConfig) -> None:
     """Train the tokenizer and write tokenizer.json, tokenizer_config.json and config.json into `config.out`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+    for key in ("hidden_size", "num_layers", "num_heads", "max_length"):
+        if getattr(config, key) < 1:
+            raise UserError(f"{key} must be at least 1, got {getattr(config, key)}.")
     if config.hidden_size % config.num_heads:
         raise UserError(f"hidden_size {config.hidden_size} is not divisible by num_heads {config.num_heads}.")
-    if config.vocab_size <= SMALLEST:
-        raise UserError(f"vocab_size must be above {SMALLEST}, one entry a byte and the end; got {config.vocab_size}.")
+    if not SMALLEST < config.vocab_size <= LARGEST:
+        raise UserError(
+            f"vocab_size must be above {SMALLEST}, one entry a byte and the end, and at most {LARGEST}; got "
+            f"{config.vocab_size}."
+        )
     require_local(config.out, "--out")
     out = Path(resolve_path(config.out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -110,6 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     if answered(argv, BlankConfig, usage=f"{COMMAND} [--out DIR] [--key value ...]", about=ABOUT):
         return
     config = load_config(BlankConfig, argv, command=COMMAND)
+    enter_root()
     write_blank_model(config)
     say(f"blank model (tokenizer and config.json): {config.out}")
 

@@ -106,7 +106,8 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
 def declared_ends(directory: Path, rows: int | None = None) -> tuple[int, ...]:
     """The ids that a continuation may end with beside the tokenizer's EOS: generation_config.json's `eos_token_id`.
 
-    One or several; of a model without that file, config.json's, as transformers and vLLM do.
+    One or several; of a model without that file, config.json's (of its text model, where it has one of its own), as
+    transformers and vLLM do.
 
     Args:
         rows: of the embedding: ids beyond it, which no model can produce, are left out.
@@ -116,7 +117,7 @@ def declared_ends(directory: Path, rows: int | None = None) -> tuple[int, ...]:
     """
     generation = directory / "generation_config.json"
     path = generation if generation.is_file() else directory / "config.json"
-    ids = read_object(path).get("eos_token_id")
+    ids = (read_object(path) if path == generation else _text_config(str(directory))).get("eos_token_id")
     ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
     if not all(type(number) is int for number in ids):
         raise UserError(f"'{path}' has the eos_token_id {ids}; it must be an id or a list of ids. Correct the file.")
@@ -155,7 +156,7 @@ def context_length(model: str, longest: int | None = None) -> int:
     config = _text_config(model)
     for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         value = config.get(key)
-        if isinstance(value, (int, float)) and value >= 1:
+        if isinstance(value, (int, float)) and 1 <= value < float("inf"):
             return min(int(value), longest or int(value))
     if longest:
         return longest

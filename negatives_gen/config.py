@@ -134,6 +134,8 @@ class GenerateConfig(RunOptions):
         for key, value in at_least_one.items():
             if value is not None and value < 1:
                 raise UserError(f"--{key} must be at least 1, got {value}.")
+        if not 0 <= self.seed < 1 << 32:  # what vLLM takes
+            raise UserError(f"--seed must be from 0 to 2^32 - 1, got {self.seed}.")
 
 
 def strategy_counts(chosen: Sequence[str]) -> dict[str, int]:

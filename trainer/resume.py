@@ -212,7 +212,7 @@ def _unfinished(output: Path, *, since: Path | None) -> list[str]:
 
 def _checkpoints(output: Path) -> list[Path]:
     """All checkpoints of a directory, the newest first."""
-    found = [path for path in output.glob("checkpoint-*") if path.name[11:].isdigit()]
+    found = [path for path in output.glob("checkpoint-*") if path.name[11:].isdecimal()]
     return sorted(found, key=_step, reverse=True)
 
 

@@ -132,6 +132,8 @@ def _train(
             trainer.state.global_step,
         )
         sys.exit(128 + signal.SIGTERM)
+    if claim is not None:
+        claim.check()
     trainer.save_model()
     trainer.save_state()
     _say_where(output, model_config, is_main)

@@ -127,8 +127,10 @@ def read_yaml(path: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"config file '{path}' is not valid YAML: {error.problem}{where}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # bad UTF-8 and a date that is none are ValueErrors
         raise UserError(f"config file '{path}' is not valid YAML: {first_line(error)}") from error
+    except RecursionError as error:
+        raise UserError(f"config file '{path}' is not valid YAML: nested too deeply.") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

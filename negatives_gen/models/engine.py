@@ -93,7 +93,7 @@ class Engine:
         }
         try:
             self.llm = LLM(model=model, seed=seed, **arguments)
-        except (ValueError, TypeError, OSError) as error:
+        except Exception as error:  # a RuntimeError where the engine's own process fails
             reason = str(error).strip().replace("\n", " ")
             raise UserError(
                 f"vLLM cannot serve '{model}' with engine options {without_secrets(arguments)}: {reason}"

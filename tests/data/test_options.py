@@ -358,6 +358,8 @@ def test_a_config_file_that_is_missing_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "phrase"),
     [
+        ("a: 2024-99-99", "is not valid YAML: month must be in 1..12"),
+        ("a: " + "[" * 5000, "is not valid YAML: nested too deeply."),
         ("a: 1\nb: [", "is not valid YAML: expected the node content, but found '<stream end>' in line 2."),
         ("- a\n- b\n", "must hold a mapping of key: value, not a list"),
     ],

@@ -41,6 +41,9 @@ def test_without_a_generation_config_the_ends_of_the_config_count_as_they_do_for
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": [0, 9]}))
     assert marks_of(load_tokenizer(str(tmp_path))).ends == {0, 9}
+    config.pop("eos_token_id", None)  # of a model of texts and images
+    (tmp_path / "config.json").write_text(json.dumps({**config, "text_config": {"eos_token_id": [0, 7]}}))
+    assert marks_of(load_tokenizer(str(tmp_path))).ends == {0, 7}
 
 
 def test_an_end_that_no_model_can_produce_or_that_is_no_id(reference: Path, tmp_path: Path) -> None:

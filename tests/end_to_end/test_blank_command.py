@@ -18,7 +18,13 @@ def test_blank_refuses_an_impossible_shape(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--vocab_size", "256"], "vocab_size must be above 256, one entry a byte and the end; got 256"),
+        (
+            ["--vocab_size", "256"],
+            "vocab_size must be above 256, one entry a byte and the end, and at most 16777216; got 256",
+        ),
+        (["--vocab_size", "99999999999999"], "and at most 16777216; got 99999999999999"),
+        (["--num_heads", "0"], "num_heads must be at least 1, got 0"),
+        (["--num_layers", "0"], "num_layers must be at least 1, got 0"),
         (["--out", "s3://bucket/blank"], "--out 's3://bucket/blank' is a URL. Give a local directory"),
     ],
 )
