@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError
 from data.manifest import DTYPES
+from data.whole_weights import load_whole
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -55,7 +56,7 @@ class Policy:
             if quantization is not None:
                 options["quantization_config"] = quantization
                 options["device_map"] = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
-            model = AutoModelForCausalLM.from_pretrained(self.directory, use_safetensors=True, **options)
+            model = load_whole(AutoModelForCausalLM, self.directory, str(self.directory), **options)
         if not self.dropout:
             # It would make the policy differ from the reference, which was scored without it.
             from trainer.scoring.support import disable_dropout

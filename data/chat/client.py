@@ -1,6 +1,7 @@
 """A client of an OpenAI-compatible chat API: bounded, with retries and caps; errors in one line without the key."""
 
 import asyncio
+import base64
 import contextlib
 import logging
 import math
@@ -11,14 +12,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from data.chat.budget import Budget, Reservation, Tokens, asked_tokens
 from data.chat.limits import ENCODINGS, TooLarge, bound_answer
 from data.chat.settings import OPENAI_URL, public_url
 from data.command.cleaning import storable
 from data.command.errors import UserError, first_line
-from data.command.privacy import HIDDEN
+from data.command.privacy import HIDDEN, SHORTEST_SECRET
 from data.command.terminal import one_line
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,16 @@ def read_key(base_url: str, group: str = "api") -> str:
     return key or NO_KEY
 
 
+def secrets_of(base_url: str) -> set[str]:
+    """The password in an address, and the header that it is sent in; a short one is found in innocent text."""
+    parts = urlsplit(base_url)
+    if not parts.password:
+        return set()
+    user, password = unquote(parts.username or ""), unquote(parts.password)
+    header = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return {header, *(text for text in (password, parts.password) if len(text) >= SHORTEST_SECRET)}
+
+
 class ChatAPI:
     """A client of one model behind an OpenAI-compatible server, used as `async with`; no more use after an error.
 
@@ -107,6 +118,7 @@ class ChatAPI:
             self.sampling["temperature"] = temperature
         self.budget = budget or Budget()
         self.key = read_key(base_url, group)
+        self._secrets = secrets_of(base_url) | ({self.key} - {NO_KEY})
         # Each request sent must be one that we count: no retries of the client's, no redirects.
         try:
             http_client = DefaultAsyncHttpxClient(
@@ -330,9 +342,11 @@ class ChatAPI:
         return reason[:LONGEST_REASON].rstrip(".")
 
     def _clean(self, text: str) -> str:
-        """What a server says, as it may be kept: valid text, and without our key."""
+        """What a server says, as it may be kept: valid text, without our key and password, which it may echo."""
         text = storable(text)
-        return text if self.key == NO_KEY else text.replace(self.key, HIDDEN)
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return text
 
 
 def asked_pause(headers: Mapping[str, str]) -> float:

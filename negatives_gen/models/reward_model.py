@@ -7,6 +7,7 @@ from typing import Any
 from data.command.errors import UserError
 from data.model_settings import check_tokenizer_fits, text_model_identity
 from data.models import model_directory
+from data.whole_weights import load_whole
 from negatives_gen.models.batches import batches, minds_padding, pad_right
 from negatives_gen.models.loading import TRUST, loading
 
@@ -49,9 +50,7 @@ class RewardModel:
         code = {"trust_remote_code": trust_remote_code}
         with loading(f"{option} '{model}'", custom_code):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, truncation_side="left", **code)
-            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-                directory, dtype=torch.float32, use_safetensors=True, **code
-            )
+            loaded: Any = load_whole(AutoModelForSequenceClassification, directory, model, dtype=torch.float32, **code)
         if loaded.config.num_labels != 1:
             raise UserError(f"{option} '{model}' has {loaded.config.num_labels} labels; a reward model has one.")
         declared = (self.tokenizer.pad_token_id, loaded.config.get_text_config().pad_token_id)

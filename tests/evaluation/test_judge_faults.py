@@ -1,6 +1,7 @@
 """A judge behind a server with every fault: no verdict is lost or counted twice, no cap is exceeded by one request."""
 
 import asyncio
+import base64
 import logging
 import os
 import random
@@ -473,6 +474,23 @@ def test_a_judge_works_in_a_thread(server: ChatAPIStub, tmp_path: Path) -> None:
 
 
 # --- the key ---
+
+
+def test_a_password_of_the_address_that_the_server_repeats_is_in_no_error_and_no_store(
+    server: ChatAPIStub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    header = base64.b64encode(b"ann:pass word-1").decode()
+    address = server.url.replace("://", "://ann:pass%20word-1@")
+    server.answer = lambda request: (f"Basic {header}, pass word-1: A", "stop")
+    judge = judge_by(server, tmp_path, base_url=address, concurrency=1)
+    judge.judge(unequal(1))
+    assert b"Basic ***, ***: A" in (tmp_path / "verdicts.sqlite").read_bytes()
+    assert server.keys == {f"Basic {header}"}
+    server.faults = [(418, {}, {"error": {"message": f"not Basic {header}"}})]
+    with pytest.raises(UserError, match=r"\(418: not Basic \*\*\*\)") as caught:
+        judge.judge([Comparison("1", "p", "a", "b")])
+    seen = [str(caught.value), caplog.text, *(str(path.read_bytes()) for path in tmp_path.rglob("*"))]
+    assert not [text for text in seen if header in text or "word-1" in text]
 
 
 def test_the_key_is_in_no_store_no_log_and_no_error(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.whole_weights import load_whole
 from trainer.scoring.packing import Continuations, lay_out
 from trainer.scoring.prepared_model import PreparedModel, candidate_logps, draw_tokens, prepare_model
 
@@ -42,9 +43,8 @@ class Scorer:
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         # Any: the stubs of `to` take no device name.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            model, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=trust_remote_code
-        )
+        options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
+        loaded: Any = load_whole(AutoModelForCausalLM, model, model, **options)
         loaded.to(device).eval()
         # On a CPU attention over a longer row's dense mask costs more than a larger matrix product gains.
         return cls(prepare_model(loaded), row_tokens=8192 if device.startswith("cuda") else 1024)
