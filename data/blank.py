@@ -10,6 +10,7 @@ from data.command.errors import UserError, exit_on_user_error
 from data.command.options import enter_root, load_config, option, require_local, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
+from data.command.values import require_positive
 from data.sources.examples import open_source
 
 COMMAND = "python -m data.blank"
@@ -40,9 +41,7 @@ def write_blank_model(config: BlankConfig) -> None:
     """Train the tokenizer and write tokenizer.json, tokenizer_config.json and config.json into `config.out`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    for key in ("hidden_size", "num_layers", "num_heads", "max_length"):
-        if getattr(config, key) < 1:
-            raise UserError(f"{key} must be at least 1, got {getattr(config, key)}.")
+    require_positive(config, "hidden_size", "num_layers", "num_heads", "max_length")
     if config.hidden_size % config.num_heads:
         raise UserError(f"hidden_size {config.hidden_size} is not divisible by num_heads {config.num_heads}.")
     if not SMALLEST < config.vocab_size <= LARGEST:

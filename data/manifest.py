@@ -133,22 +133,11 @@ def read_manifest(folder: Folder, *, current: bool = False) -> Manifest:
         UserError: there is none, the set is unfinished, its schema version is none that is taken, or what it says is
             not of the form that readers rely on.
     """
+    found = folder.read_if_there(MANIFEST)  # outside of the block below: a store that is down is no damage
+    if found is None:
+        raise _no_manifest(folder)
     try:
-        content = parse_json(folder.read(MANIFEST))
-    except UserError:  # not of what it holds: the store cannot be reached
-        raise
-    except FileNotFoundError:
-        names = folder.names()
-        if "_job" in names:
-            raise UserError(
-                f"negative set '{folder.path}' is unfinished: run the same `python -m negatives_gen` command again; "
-                "it goes on where it stopped."
-            ) from None
-        lacking = "a manifest.json that is no file" if MANIFEST in names else "no manifest.json"
-        found = f"has {lacking}" if names else "does not exist"
-        raise UserError(
-            f"'{folder.path}' {found}, so it is no negative set. Make one with `python -m negatives_gen`."
-        ) from None
+        content = parse_json(found)
     except ValueError as error:  # bad JSON and bad UTF-8 are ValueErrors
         raise _damaged(folder, first_line(error)) from error
     version = content.get("schema_version") if isinstance(content, dict) else None
@@ -169,6 +158,18 @@ def read_manifest(folder: Folder, *, current: bool = False) -> Manifest:
         raise _damaged(folder, wrong)
     content["shards"] = [ShardRecord(**shard) for shard in content["shards"]]
     return Manifest(**content)
+
+
+def _no_manifest(folder: Folder) -> UserError:
+    names = folder.names()
+    if "_job" in names:
+        return UserError(
+            f"negative set '{folder.path}' is unfinished: run the same `python -m negatives_gen` command again; it "
+            "goes on where it stopped."
+        )
+    lacking = "a manifest.json that is no file" if MANIFEST in names else "no manifest.json"
+    found = f"has {lacking}" if names else "does not exist"
+    return UserError(f"'{folder.path}' {found}, so it is no negative set. Make one with `python -m negatives_gen`.")
 
 
 def _name_in(entries: dict[str, dict[str, Any]], name: str) -> str:

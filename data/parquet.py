@@ -8,8 +8,7 @@ A reader holds at most the file, and twice MOST_BYTES while it converts. What a 
 page by page, and Parquet has no page of more than 2 GiB.
 
 Nothing here reads on Arrow's threads, so neither by `pq.read_table` nor with `pre_buffer`: a thread that still holds a
-Python file when the interpreter ends aborts the process (pyarrow 26: up to one end in twenty), and one thread decodes a
-shard as fast.
+Python file when the interpreter ends aborts the process now and then (pyarrow 26).
 """
 
 from collections.abc import Iterator, Sequence

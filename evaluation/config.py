@@ -1,14 +1,14 @@
 """Options of `python -m evaluation.run`. Imports nothing heavy, so that `--help` answers at once."""
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any
 
-from data.command.entries import check
+from data.command.entries import check, flat
 from data.command.errors import UserError
 from data.command.options import entry_options, option, require_local, resolve_path
+from data.command.values import require_positive, require_seed
 from data.sources.examples import SPLITS
 from data.sources.tasks import TASKS, task_of
 from evaluation.metrics import METRICS, in_order
@@ -77,12 +77,8 @@ class EvaluateConfig:
         task_of(self.task)
         if self.split not in SPLITS:
             raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
-        for key in ("limit", "max_length", "max_new_tokens"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise UserError(f"--{key} must be at least 1, got {value}.")
-        if not 0 <= self.seed < 1 << 32:  # what MAUVE's clustering takes
-            raise UserError(f"--seed must be from 0 to 2^32 - 1, got {self.seed}.")
+        require_positive(self, "limit", "max_length", "max_new_tokens")
+        require_seed(self.seed)
         places = [os.path.normpath(resolve_path(place)) for place in (self.store, self.out) if place is not None]
         if len(places) == 2 and places[0] == places[1]:
             raise UserError(f"--store and --out are both '{self.out}'. Give --store a directory of its own.")
@@ -162,28 +158,21 @@ class EvaluateConfig:
     def _refuse_idle(self) -> None:
         """Options of metrics that are not measured: who gives one expects it to count."""
         chosen = [metric.name for metric in self.chosen_metrics()]
-        used = {key for name in chosen for key, _ in _given(self.metric_options[name], everything=True)}
+        used = {key for name in chosen for key in flat(asdict(self.metric_options[name]))}
         for name in sorted(self.metric_options.keys() - set(chosen)):
-            idle = [key for key, _ in _given(self.metric_options[name]) if key not in used]
-            if idle:
+            options = self.metric_options[name]
+            default = flat(asdict(type(options)()))
+            for key, value in flat(asdict(options)).items():
+                if key in used or value == default.get(key):
+                    continue
                 needed = self._lacks(METRICS.load(name))
-                why = f"without {needed}. Give that too" if needed else f": --metrics lacks '{name}'. Add it"
-                raise UserError(f"--{idle[0]} does nothing {why}, or leave it out.".replace(" :", ":"))
+                why = f" without {needed}. Give that too" if needed else f": --metrics lacks '{name}'. Add it"
+                raise UserError(f"--{key} does nothing{why}, or leave it out.")
 
     def _lacks(self, metric: type[Metric]) -> str:
         """What must be given for a metric; "" if nothing is missing."""
         named = [chosen.name for chosen in in_order(self.metrics or ())]
         return metric.needs(self.metric_options[metric.name], Request(self.dataset, self.names(), named))
-
-
-def _given(options: Any, *, everything: bool = False) -> Iterator[tuple[str, Any]]:
-    """Name and value of each option that is not its default, or of every one; of nested ones as GROUP.NAME."""
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if is_dataclass(value):
-            yield from ((f"{field.name}.{name}", inner) for name, inner in _given(value, everything=everything))
-        elif everything or value != getattr(type(options)(), field.name):
-            yield field.name, value
 
 
 def _named(item: str) -> tuple[str, str]:

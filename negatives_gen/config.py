@@ -7,6 +7,7 @@ from typing import Any
 from data.command.entries import check
 from data.command.errors import UserError
 from data.command.options import chosen_names, entry_options, option
+from data.command.values import require_positive, require_seed
 from data.counts import parse_counts
 from data.manifest import DTYPES
 from data.sources.examples import SPLITS
@@ -43,8 +44,7 @@ class RunOptions:
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
-        if self.num_engines is not None and self.num_engines < 1:
-            raise UserError(f"--num_engines must be at least 1, got {self.num_engines}.")
+        require_positive(self, "num_engines")
         if not 0 <= self.stall_timeout < float("inf"):
             raise UserError(f"--stall_timeout must be 0 (never) or more seconds, got {self.stall_timeout}.")
         if self.log_format not in LOG_FORMATS:
@@ -126,16 +126,8 @@ class GenerateConfig(RunOptions):
             raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
         if self.scorer_dtype not in DTYPES:
             raise UserError(f"unknown --scorer_dtype '{self.scorer_dtype}'. Use one of {', '.join(DTYPES)}.")
-        at_least_one = {
-            "limit": self.limit,
-            "max_length": self.max_length,
-            "groups_per_shard": self.groups_per_shard,
-        }
-        for key, value in at_least_one.items():
-            if value is not None and value < 1:
-                raise UserError(f"--{key} must be at least 1, got {value}.")
-        if not 0 <= self.seed < 1 << 32:  # what vLLM takes
-            raise UserError(f"--seed must be from 0 to 2^32 - 1, got {self.seed}.")
+        require_positive(self, "limit", "max_length", "groups_per_shard")
+        require_seed(self.seed)
 
 
 def strategy_counts(chosen: Sequence[str]) -> dict[str, int]:

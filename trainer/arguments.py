@@ -15,7 +15,7 @@ from trl import ModelConfig, TrlParser
 
 from data.command.errors import UserError
 from data.command.options import fields_of_entries, list_flags, load_config, read_yaml
-from data.command.values import convert, plain_type, require_finite
+from data.command.values import convert, plain_type, require_finite, require_positive
 from trainer.config import COMMAND, PAPER_BATCH_SIZE, PAPER_LEARNING_RATE, PAPER_WEIGHT_DECAY, ScriptArguments
 from trainer.inherited import idle_among, idle_of_model, refuse_unhonoured
 from trainer.objectives import OBJECTIVES, names_with
@@ -211,9 +211,8 @@ def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig) ->
 def _refuse_ignored(script: ScriptArguments, training: PaperTrainingArguments) -> None:
     """Options of transformers that this trainer would ignore, or that break its steps."""
     refuse_unhonoured(training, pairs=script.chosen.needs == "pairs")
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if getattr(training, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(training, name)}.")
+    batch = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    require_positive(training, *batch)
     for name in ("max_grad_norm", "weight_decay"):
         if getattr(training, name) < 0:
             raise UserError(f"--{name} must be 0 or more, got {getattr(training, name)}.")

@@ -9,6 +9,7 @@ from typing import Any
 from data.command.entries import check
 from data.command.errors import UserError
 from data.command.options import entry_options, fields_of_entries, option, require_local
+from data.command.values import require_positive
 from data.sources.examples import SPLITS
 from trainer.objectives import DEFAULT, OBJECTIVES, names_with
 from trainer.objectives.base import Objective
@@ -129,10 +130,7 @@ class ScriptArguments:
         for split in (self.split, self.eval_split):
             if split not in SPLITS:
                 raise UserError(f"unknown split '{split}'. Use one of {', '.join(SPLITS)}.")
-        for name in ("max_eval_samples", "max_length", "row_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} must be at least 1, got {value}.")
+        require_positive(self, "max_eval_samples", "max_length", "row_tokens")
         low, high = self.min_similarity, self.max_similarity
         if low is not None and high is not None and low > high:
             raise UserError(f"--min_similarity {low} is above --max_similarity {high}.")

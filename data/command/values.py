@@ -124,3 +124,17 @@ def _scalar(value: Any, kind: type) -> Any:
     if abs(whole) > LARGEST:
         raise ValueError
     return whole
+
+
+def require_positive(options: Any, *names: str) -> None:
+    """Raise UserError for the first of these options that is below 1; None, for what is not given, is none."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, got {value}.")
+
+
+def require_seed(seed: int) -> None:
+    """Raise UserError for a seed that NumPy, and with it vLLM and MAUVE, does not take."""
+    if not 0 <= seed < 1 << 32:
+        raise UserError(f"--seed must be from 0 to 2^32 - 1, got {seed}.")

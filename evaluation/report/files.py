@@ -80,14 +80,13 @@ def read_report(path: str) -> Results:
         UserError: there is no report, it is damaged, or of another version.
     """
     folder = Folder(path)
-    try:
-        content = parse_json(folder.read(REPORT))
-    except UserError:  # not of what it holds: the store cannot be reached
-        raise
-    except FileNotFoundError:
+    found = folder.read_if_there(REPORT)  # outside of the block below: a store that is down is no damage
+    if found is None:
         raise UserError(
             f"'{path}' has no {REPORT}, so it is no finished evaluation. Give the --out of `python -m evaluation.run`."
-        ) from None
+        )
+    try:
+        content = parse_json(found)
     except ValueError as error:
         raise _damaged(path, first_line(error)) from error
     version = content.get("report_version") if isinstance(content, dict) else None

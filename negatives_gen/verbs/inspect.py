@@ -11,6 +11,7 @@ from data.command.errors import UserError, did_you_mean, exit_on_user_error
 from data.command.options import load_config, option, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
+from data.command.values import require_positive
 from data.places import place_of, refuse_foreign
 from data.ranks import ranks_of
 from data.schema import Group
@@ -48,8 +49,7 @@ class InspectConfig:
 
     def check(self) -> None:
         check_split(self.split)
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit must be at least 1, got {self.limit}.")
+        require_positive(self, "limit")
 
 
 @exit_on_user_error

@@ -16,6 +16,7 @@ from data.command.log import start_logging
 from data.command.options import load_config, option
 from data.command.terminal import say
 from data.command.usage import answered
+from data.command.values import require_positive
 from data.manifest import ShardRecord
 from data.schema import Group
 from negatives_gen.config import GenerateConfig
@@ -45,9 +46,7 @@ class PlanConfig(GenerateConfig):
 
     def check(self) -> None:
         super().check()
-        for key, value in {"rows": self.rows, "devices": self.devices}.items():
-            if value is not None and value < 1:
-                raise UserError(f"--{key} must be at least 1, got {value}.")
+        require_positive(self, "rows", "devices")
         if self.sample < 6:
             raise UserError(f"--sample must be at least 6 rows, got {self.sample}.")
         if self.tokens_per_second is not None and self.tokens_per_second <= 0:

@@ -14,6 +14,7 @@ from data.command.options import load_config, option, resolve_path
 from data.command.privacy import scrub
 from data.command.terminal import say
 from data.command.usage import answered
+from data.command.values import require_positive
 from data.manifest import MANIFEST, Manifest, read_manifest
 from data.parquet import Unreadable, read_parquet
 from data.schema import NULLABLE_IN_REJECTS, Group, group_from_row
@@ -44,8 +45,7 @@ class VerifyConfig:
     trust_remote_code: bool = option(False, "run Python code that comes with the model (true only if you trust it)")
 
     def check(self) -> None:
-        if self.sample < 1:
-            raise UserError(f"--sample must be at least 1, got {self.sample}.")
+        require_positive(self, "sample")
 
 
 @dataclass

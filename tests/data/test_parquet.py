@@ -14,6 +14,17 @@ from data.parquet import Unreadable, read_parquet
 from tests.support.commands import ROOT
 
 TEXT = "x" * 10_000
+COUNT_THREADS = """
+import os, sys
+from data.parquet import parquet_file, read_columns, read_parquet
+
+before = len(os.listdir("/proc/self/task"))
+with open(sys.argv[1], "rb") as content:
+    read_parquet(content.read())
+with parquet_file(open(sys.argv[1], "rb")) as file:
+    read_columns(file, ["a"])
+print(len(os.listdir("/proc/self/task")) - before)
+"""
 
 
 def written(table: pa.Table) -> bytes:
@@ -62,15 +73,7 @@ def test_what_is_no_parquet_file_is_named(content: bytes) -> None:
 def test_a_file_is_read_on_no_thread_but_ours(tmp_path: Path) -> None:
     """A thread of Arrow's that holds a Python file aborts an interpreter that ends."""
     (tmp_path / "t.parquet").write_bytes(written(pa.table({"a": [TEXT] * 20, "b": [["x"] * 3] * 20})))
-    code = (
-        "import os, sys; from data.parquet import parquet_file, read_columns, read_parquet;"
-        "threads = lambda: len(os.listdir('/proc/self/task')); before = threads();"
-        "read_parquet(open(sys.argv[1], 'rb').read());"
-        "context = parquet_file(open(sys.argv[1], 'rb'));"
-        "file = context.__enter__(); read_columns(file, ['a']); context.__exit__(None, None, None);"
-        "print(threads() - before)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "t.parquet")]
+    command = [sys.executable, "-c", COUNT_THREADS, str(tmp_path / "t.parquet")]
     assert subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout == "0\n"
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from data.command.errors import UserError
 from data.command.options import option
+from data.command.values import require_positive
 from trainer.objectives.base import Objective, Term
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ class PSSOptions:
         """Raise UserError for a value out of its range."""
         if not 0 <= self.pss_share <= 1:
             raise UserError(f"--pss_share must be from 0 to 1, got {self.pss_share}.")
-        for name in ("pss_passes", "pss_mixtures"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        require_positive(self, "pss_passes", "pss_mixtures")
 
 
 class PSS(Objective):
