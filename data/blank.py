@@ -12,6 +12,7 @@ from data.command.terminal import say
 from data.command.usage import answered
 from data.command.values import require_positive
 from data.sources.examples import open_source
+from data.storage import new_directory
 
 COMMAND = "python -m data.blank"
 ABOUT = """
@@ -38,7 +39,7 @@ class BlankConfig:
 
 
 def write_blank_model(config: BlankConfig) -> None:
-    """Train the tokenizer and write tokenizer.json, tokenizer_config.json and config.json into `config.out`."""
+    """Train the tokenizer and write it with its settings and the model's config.json into `config.out`, all or none."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     require_positive(config, "hidden_size", "num_layers", "num_heads", "max_length")
@@ -65,39 +66,32 @@ def write_blank_model(config: BlankConfig) -> None:
             vocab_size=config.vocab_size, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False
         ),
     )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write output directory '{config.out}': {error.strerror}.") from error
-    tokenizer.save(str(out / "tokenizer.json"))
-    _write_json(
-        out / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": EOS,
-            "eos_token": EOS,
-            "pad_token": EOS,
-            "model_max_length": config.max_length,
-        },
-    )
-    _write_json(
-        out / "config.json",
-        {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": tokenizer.get_vocab_size(),
-            "hidden_size": config.hidden_size,
-            "intermediate_size": 4 * config.hidden_size,
-            "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.num_heads,
-            "num_key_value_heads": config.num_heads,
-            "max_position_embeddings": config.max_length,
-            "tie_word_embeddings": True,
-            "bos_token_id": 0,
-            "eos_token_id": 0,
-            "pad_token_id": 0,
-        },
-    )
+    config_file = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": config.hidden_size,
+        "intermediate_size": 4 * config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_heads,
+        "max_position_embeddings": config.max_length,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": EOS,
+        "eos_token": EOS,
+        "pad_token": EOS,
+        "model_max_length": config.max_length,
+    }
+    with new_directory(out) as folder:
+        folder.write("tokenizer.json", tokenizer.to_str(pretty=True).encode())
+        folder.write("tokenizer_config.json", _json(tokenizer_config))
+        folder.write("config.json", _json(config_file))
 
 
 def _text(part: Any) -> str:
@@ -105,8 +99,8 @@ def _text(part: Any) -> str:
     return part if isinstance(part, str) else "\n".join(message["content"] for message in part)
 
 
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _json(content: dict) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 @exit_on_user_error

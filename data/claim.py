@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from data.command.errors import UserError
+from data.shape import Count, parse_shaped
 from data.storage import Folder
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,14 @@ CLAIMS = ".claim"
 BEAT = 10.0
 DEAD_AFTER = 60.0
 WATCH_EVERY = 1.0
+MOST_PID = (1 << 31) - 1
+
+
+OWNER_SHAPE = {
+    **dict.fromkeys(("token", "host", "place", "started", "since"), str),
+    "pid": Count(MOST_PID),
+    "made": bool,
+}
 
 
 class TakenOver(UserError):
@@ -198,7 +207,7 @@ def _highest(folder: Folder) -> tuple[int, Owner | None]:
         # Its owner has just ended, or it is no file but a link to nowhere, or a folder.
         return _highest(folder) if folder.names(CLAIMS) != names else (number, None)
     try:
-        return number, Owner(**json.loads(content))
+        return number, Owner(**parse_shaped(content, OWNER_SHAPE))
     except (ValueError, TypeError):
         return number, None
 

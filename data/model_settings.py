@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data.command.errors import UserError, first_line
 from data.models import SMALL_FILES, WEIGHTS_INDEX, model_directory, read_object, vocabulary_size, weights_hash
+from data.shape import parse_json
 from data.tokens import require_rows
 
 MODULES = "modules.json"
@@ -101,7 +102,7 @@ def _module_folders(directory: Path) -> list[Path]:
     if not path.is_file():
         return []
     try:
-        folders = [module["path"] for module in json.loads(path.read_text(encoding="utf-8"))]
+        folders = [module["path"] for module in parse_json(path.read_bytes())]
         return [directory / folder for folder in folders if folder]  # "" is the directory itself
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"'{path}' is no list of modules ({first_line(error)}). Copy the file again.") from error

@@ -10,11 +10,13 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from data.architectures import embedding_rows, is_encoder_decoder, longest_sequence, of_text, sizes
 from data.command.errors import UserError, first_line
 from data.redundant import Place, read_chunks, redundant_tensors
-from data.shape import parse_json
+from data.shape import Count, Each, ListOf, misfit, parse_json, parse_shaped
 from data.tokens import DECLARED_ENDS, EMBEDDING_ROWS, require_rows
 
+TENSOR_SHAPE = {"dtype": str, "shape": ListOf(Count()), "data_offsets": ListOf(Count(), least=2)}
 MAX_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -72,7 +74,7 @@ def check_causal(model: str, *, needs_weights: bool = True) -> Path:
     """`check_model` of a model that continues texts, which one with an encoder beside its decoder does not."""
     directory = check_model(model, needs_weights=needs_weights)
     config = read_object(directory / "config.json")
-    if config.get("is_encoder_decoder"):
+    if is_encoder_decoder(config):
         kind = config.get("model_type", "of no type")
         raise UserError(
             f"model '{model}' is an encoder-decoder ({kind}): its answers are no continuations of its prompts. Give a "
@@ -129,18 +131,12 @@ def vocabulary_size(model: str) -> int | None:
 
     None where it does not say.
     """
-    size = _text_config(model).get("vocab_size")
-    return size if type(size) is int and size > 0 else None
+    return embedding_rows(_text_config(model))
 
 
 def architecture(model: str) -> dict[str, Any]:
     """model_type, hidden_size and layers, of the model's config; None where it does not say."""
-    config = _text_config(model)
-    return {
-        "model_type": config.get("model_type"),
-        "hidden_size": config.get("hidden_size", config.get("n_embd")),
-        "layers": config.get("num_hidden_layers", config.get("n_layer")),
-    }
+    return sizes(_text_config(model))
 
 
 def context_length(model: str, longest: int | None = None) -> int:
@@ -153,13 +149,9 @@ def context_length(model: str, longest: int | None = None) -> int:
     Raises:
         UserError: neither says.
     """
-    config = _text_config(model)
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        value = config.get(key)
-        if isinstance(value, (int, float)) and 1 <= value < float("inf"):
-            return min(int(value), longest or int(value))
-    if longest:
-        return longest
+    found = [length for length in (longest_sequence(_text_config(model)), longest) if length]
+    if found:
+        return min(found)
     raise UserError(
         f"the config.json of '{model}' does not say its context length (max_position_embeddings). Say it with "
         "--max_length."
@@ -167,10 +159,7 @@ def context_length(model: str, longest: int | None = None) -> int:
 
 
 def _text_config(model: str) -> dict[str, Any]:
-    """A model's config; where it is of more than text, with what it says of its language model on top."""
-    config = read_object(model_directory(model) / "config.json")
-    text_config = config.get("text_config")
-    return {**config, **text_config} if isinstance(text_config, dict) else config
+    return of_text(read_object(model_directory(model) / "config.json"))
 
 
 def weights_hash(model: str) -> str:
@@ -236,16 +225,32 @@ def redundant_in(directory: Path, places: dict[str, Place]) -> dict[str, str | N
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """The entries (dtype, shape, data_offsets) of a safetensors file by name, and where in it the data starts.
 
-    Raises UserError if the file is none.
+    Raises UserError if the file is none or cannot be read.
     """
-    with path.open("rb") as file:
-        try:
+    try:
+        with path.open("rb") as file:
             size = struct.unpack("<Q", file.read(8))[0]
-            header = parse_json(file.read(min(size, MAX_HEADER)))
-            header.pop("__metadata__", None)
-        except (struct.error, ValueError, AttributeError) as error:
-            raise UserError(f"'{path}' is no safetensors file (an unfetched Git LFS file?). Fetch it.") from error
+            header = parse_shaped(file.read(min(size, MAX_HEADER)), dict)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (struct.error, ValueError) as error:
+        raise UserError(f"'{path}' is no safetensors file (an unfetched Git LFS file?). Fetch it.") from error
+    header.pop("__metadata__", None)
+    wrong = misfit(header, Each(TENSOR_SHAPE)) or next(
+        (f"{name} ends before it begins" for name, entry in header.items() if not _in_order(entry["data_offsets"])), ""
+    )
+    if wrong:
+        raise UserError(f"'{path}' is no safetensors file: in its header, {wrong}. Copy the file again.")
     return header, 8 + size
+
+
+def _in_order(offsets: list[int]) -> bool:
+    return len(offsets) == 2 and offsets[0] <= offsets[1]
+
+
+def unreadable(path: Path, error: OSError) -> UserError:
+    """What is said of a file that the system does not let us read."""
+    return UserError(f"'{path}' cannot be read ({error.strerror or first_line(error)}). Check its permissions.")
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -272,7 +277,9 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file. Raises UserError if it cannot be read or holds something else."""
     try:
         content = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:  # bad JSON and bad UTF-8 are ValueErrors
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:  # bad JSON and bad UTF-8 are ValueErrors
         raise UserError(f"'{path}' cannot be read ({first_line(error)}). Copy the file again.") from error
     if not isinstance(content, dict):
         raise UserError(f"'{path}' must hold a JSON object, not a {type(content).__name__}. Copy the file again.")

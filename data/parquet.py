@@ -7,6 +7,9 @@ and four bytes a text.
 A reader holds at most the file, and twice MOST_BYTES while it converts. What a footer conceals is found by the decoder,
 page by page, and Parquet has no page of more than 2 GiB.
 
+`require_readable` is for a data source, which may be larger than that: it is read row group by row group, so each of
+these has the bound.
+
 Nothing here reads on Arrow's threads, so neither by `pq.read_table` nor with `pre_buffer`: a thread that still holds a
 Python file when the interpreter ends aborts the process now and then (pyarrow 26).
 """
@@ -47,7 +50,7 @@ def parquet_file(source: BinaryIO, *, known: bool = False) -> Iterator[pq.Parque
     try:
         with source, pq.ParquetFile(source, pre_buffer=False) as file:
             if not known:
-                _refuse_too_large(file.metadata, source)
+                _refuse_too_large(file.metadata, source, range(file.metadata.num_row_groups))
             yield file
     except (UserError, Unreadable, FileNotFoundError):
         raise
@@ -66,21 +69,33 @@ def read_columns(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> 
     return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
-def _refuse_too_large(metadata: Any, source: BinaryIO) -> None:
+def require_readable(source: BinaryIO) -> None:
+    """Raise Unreadable if a row group of a Parquet file would take more than MOST_BYTES, or it is none."""
+    try:
+        with source, pq.ParquetFile(source, pre_buffer=False) as file:
+            for group in range(file.metadata.num_row_groups):
+                _refuse_too_large(file.metadata, source, [group])
+    except Unreadable:
+        raise
+    except Exception as error:  # as in `parquet_file`
+        raise Unreadable(first_line(error)) from error
+
+
+def _refuse_too_large(metadata: Any, source: BinaryIO, groups: Sequence[int]) -> None:
     total = 0
-    for path, (kind, values, size) in _columns(metadata).items():
+    for path, (kind, values, size) in _columns(metadata, groups).items():
         most = max(size, values * WIDTHS.get(kind, TEXT_WIDTH))
         if kind not in WIDTHS and total + most <= MOST_BYTES < values * size:
-            most = max(size, values * TEXT_WIDTH + _bytes_of_texts(source, path))
+            most = max(size, values * TEXT_WIDTH + _bytes_of_texts(source, path, groups))
         total += most
         if total > MOST_BYTES:
             raise Unreadable(f"its values would take more than {MOST_BYTES / (1 << 30):.3g} GiB of memory")
 
 
-def _columns(metadata: Any) -> dict[str, tuple[str, int, int]]:
+def _columns(metadata: Any, groups: Sequence[int]) -> dict[str, tuple[str, int, int]]:
     """Path of every column -> physical type, number of values, size in bytes as declared."""
     found: dict[str, tuple[str, int, int]] = {}
-    for group in range(metadata.num_row_groups):
+    for group in groups:
         row_group = metadata.row_group(group)
         for index in range(row_group.num_columns):
             chunk = row_group.column(index)
@@ -93,9 +108,10 @@ def _columns(metadata: Any) -> dict[str, tuple[str, int, int]]:
     return found
 
 
-def _bytes_of_texts(source: BinaryIO, path: str) -> int:
+def _bytes_of_texts(source: BinaryIO, path: str, groups: Sequence[int]) -> int:
     """What the texts of a column take, by the lengths of the distinct ones."""
-    column = read_columns(pq.ParquetFile(source, read_dictionary=[path]), [path]).column(0)
+    file = pq.ParquetFile(source, read_dictionary=[path])
+    column = file.read_row_groups(list(groups), columns=[path], use_threads=False).column(0)
     return sum(map(_length, column.chunks))
 
 

@@ -24,6 +24,7 @@ from data.claim import CLAIMS, Claim, TakenOver
 from data.command.errors import UserError
 from data.manifest import MANIFEST, Manifest, first_difference, read_manifest
 from data.schema import SCHEMA_VERSION
+from data.shape import as_read, parse_json
 from data.shard_records import (
     JOB_FOLDER,
     ShardEntry,
@@ -63,7 +64,7 @@ class SetDirectory:
         undecided: Sequence[str] = (),
     ):
         self.folder = Folder(path)
-        self.job = json.loads(json.dumps(job))
+        self.job = as_read(job)
         self.signals = list(signals)
         self.parent = parent
         self.undecided = tuple(undecided)
@@ -168,7 +169,7 @@ class SetDirectory:
             return not self._damage(manifest)
         if JOB_FOLDER in names:
             if self._is_json(JOB_FILE):
-                self._refuse_other_job(json.loads(self.folder.read(JOB_FILE)))
+                self._refuse_other_job(parse_json(self.folder.read(JOB_FILE)))
         elif names:
             raise UserError(
                 f"output directory '{self.folder.path}' already holds other files ({sorted(names)[0]} ...). "
@@ -221,7 +222,7 @@ class SetDirectory:
         """Whether a file holds a JSON object; an empty one, as after a power loss, does not."""
         content = self.folder.read_if_there(name)
         try:
-            return content is not None and isinstance(json.loads(content), dict)
+            return content is not None and isinstance(parse_json(content), dict)
         except ValueError:
             return False
 

@@ -5,7 +5,7 @@ A shape is a type (`str`, `bool`, `int`, `float`, `dict`), a dict of the keys th
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class IfThere:
     shape: Any
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes | str) -> Any:
     """The value of a JSON text. Raises ValueError, with what is wrong, also for one that is nested too deeply."""
     try:
         value = json.loads(content)
@@ -63,6 +63,19 @@ def parse_json(content: bytes) -> Any:
     if _deeper(value, DEEPEST):
         raise ValueError("nested too deeply")
     return value
+
+
+def parse_shaped(content: bytes | str, shape: Any) -> Any:
+    """The value of a JSON text. Raises ValueError, with what is wrong, also for one that has another shape."""
+    value = parse_json(content)
+    if wrong := misfit(value, shape):
+        raise ValueError(wrong)
+    return value
+
+
+def as_read(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
+    """A value as it reads back from JSON: tuples as lists, keys as text, other things as `default` says."""
+    return json.loads(json.dumps(value, default=default))
 
 
 def misfit(value: Any, shape: Any, path: str = "") -> str:

@@ -8,13 +8,19 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from data.manifest import Manifest, ShardRecord
+from data.manifest import SHARD_SHAPE, Manifest, ShardRecord
 from data.parquet import read_parquet
 from data.schema import Reject
+from data.shape import IfThere, ListOf, Maybe, parse_shaped
 from data.storage import Folder, sha256
 
 JOB_FOLDER = "_job"
 READ_AT_A_TIME = 8
+ENTRY_SHAPE = {
+    "record": SHARD_SHAPE,
+    "rejects": ListOf(dict.fromkeys(("id", "reason", "detail", "prompt"), str)),
+    "content": IfThere(Maybe(str)),
+}
 
 
 @dataclass
@@ -36,8 +42,8 @@ class ShardEntry:
 
     @classmethod
     def from_json(cls, text: bytes) -> "ShardEntry":
-        """Raises ValueError, TypeError or KeyError for what is damaged."""
-        entry = json.loads(text)
+        """Raises ValueError or TypeError for what is damaged."""
+        entry = parse_shaped(text, ENTRY_SHAPE)
         rejects = [Reject(**reject) for reject in entry["rejects"]]
         return cls(ShardRecord(**entry["record"]), rejects, entry.get("content"))
 
@@ -60,7 +66,7 @@ def read_entry(folder: Folder, index: int, contents: Sequence[str | None]) -> Sh
         return None
     try:
         entry = ShardEntry.from_json(content)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError):
         return None
     return entry if entry.content in contents else None
 

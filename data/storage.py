@@ -263,6 +263,29 @@ def new_file(folder: str) -> tuple[int, str]:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), path
 
 
+@contextmanager
+def new_directory(path: Path) -> Iterator[Folder]:
+    """A directory under a temporary name, which takes the place of a local one that is empty or not there yet.
+
+    Nothing stays where the block fails. Raises UserError if the place cannot be written.
+    """
+    place = Path(os.path.realpath(path))
+    temporary = place.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    folder = Folder(str(temporary))
+    try:
+        temporary.mkdir(parents=True)
+        yield folder
+        os.replace(temporary, place)
+    except OSError as error:
+        raise UserError(
+            f"cannot write '{path}': {error.strerror or error}. Check the path, its permissions and free space."
+        ) from error
+    finally:
+        for name in folder.names():
+            folder.remove(name)
+        folder.remove_if_empty()
+
+
 def sha256(content: bytes) -> str:
     """Hex SHA-256 of some bytes."""
     return hashlib.sha256(content).hexdigest()

@@ -1,6 +1,8 @@
 """All weights of a model are its checkpoint's, or it is refused."""
 
 import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from data.command.errors import UserError
@@ -22,15 +24,47 @@ def load_whole(cls: Any, directory: Any, model: str, **options: Any) -> Any:
         UserError: tensors that the model has are not in the checkpoint.
     """
     loaded, found = cls.from_pretrained(directory, use_safetensors=True, output_loading_info=True, **options)
-    if lacking := sorted(found["missing_keys"]):
-        raise UserError(
-            f"the weights of '{model}' lack {len(lacking)} of the tensors that its config.json asks for, such as "
-            f"{lacking[0]}; they would be drawn at random. Correct config.json (number of layers, "
-            "tie_word_embeddings), or save the model whole."
-        )
+    _require_all(found["missing_keys"], f"the weights of '{model}'")
     if unused := sorted(found["unexpected_keys"]):
         log.warning(
             "'%s': %d of its tensors are not used, such as %s: its config.json asks for none of that name",
             model, len(unused), unused[0],
         )  # fmt: skip
     return loaded
+
+
+@contextmanager
+def whole_weights(what: str) -> Iterator[None]:
+    """Where a library loads an encoder by transformers: refuse, as `load_whole` does, what would be drawn at random.
+
+    But for a pooler, which encoders are often saved without, and of which no user of their last states takes anything.
+
+    Args:
+        what: the model, for the error.
+
+    Raises:
+        UserError: tensors that the model has are not in the checkpoint.
+    """
+    from transformers import PreTrainedModel
+
+    inherited = vars(PreTrainedModel)["from_pretrained"]
+
+    def from_pretrained(cls: Any, *args: Any, output_loading_info: bool = False, **options: Any) -> Any:
+        loaded, found = inherited.__func__(cls, *args, output_loading_info=True, **options)
+        _require_all([key for key in found["missing_keys"] if "pooler" not in key.split(".")], f"the weights of {what}")
+        return (loaded, found) if output_loading_info else loaded
+
+    PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        PreTrainedModel.from_pretrained = inherited
+
+
+def _require_all(missing: Collection[str], what: str) -> None:
+    if lacking := sorted(missing):
+        raise UserError(
+            f"{what} lack {len(lacking)} of the tensors that its config.json asks for, such as {lacking[0]}; they "
+            "would be drawn at random. Correct config.json (number of layers, tie_word_embeddings), or save the model "
+            "whole."
+        )

@@ -66,7 +66,9 @@ class GenerateConfig(RunOptions):
     )
     out: str = option(None, "directory or URL (s3://, gs://) of the negative set", metavar="DIR", required=True)
     task: str = option(
-        "prompt-completion", "how a row becomes prompt and response: " + ", ".join(TASKS), metavar="NAME"
+        "prompt-completion",
+        "how a row becomes prompt and response: " + ", ".join(TASKS) + "; or your own, package.module:NAME",
+        metavar="NAME",
     )
     split: str = option("train", "train, test or all; halves that depend on the rows' content alone", metavar="HALF")
     limit: int | None = option(None, "read only the first so many examples of the split")

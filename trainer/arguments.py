@@ -80,6 +80,7 @@ def make_parser() -> Parser:
         for name, hint in get_type_hints(cls).items():
             if name in actions and plain_type(hint) in (int, float):
                 actions[name].type = finite(hint)
+    actions["report_to"].nargs = "+"  # one or several, which transformers' type hides from its parser
     return parser
 
 

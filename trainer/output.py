@@ -14,7 +14,7 @@ from data.claim import CLAIMS, Claim, claimed
 from data.command.errors import UserError
 from data.command.options import fields_of_entries
 from data.manifest import first_difference
-from data.shape import parse_json
+from data.shape import as_read, parse_json
 from data.storage import TEMPORARY_PREFIX, Folder
 from trainer.objectives import OBJECTIVES
 from trainer.record import UNDECIDED
@@ -78,7 +78,7 @@ def check_output(output: Path, job: dict[str, Any], resume: str | None, checkpoi
 
 def claim_output(output: Path, job: dict[str, Any]) -> None:
     """Write the job's description into the output directory. Raises UserError if it cannot be written."""
-    Folder(str(output)).write(JOB_FILE, (json.dumps(plain(job), indent=2) + "\n").encode())
+    Folder(str(output)).write(JOB_FILE, (json.dumps(as_read(job, default=str), indent=2) + "\n").encode())
 
 
 def _holds_nothing_else(output: Path) -> bool:
@@ -96,7 +96,7 @@ def difference(theirs: dict[str, Any], job: dict[str, Any]) -> tuple[str, Any, A
     """The first thing in which the record of another run differs from this job's: its name, theirs, ours."""
     others = [name for name in fields_of_entries(OBJECTIVES, None) if name not in job]
     # Records of before 0.5 hold options of objectives that have none.
-    found = first_difference(theirs, plain(job), ignore=[*others, *UNDECIDED])
+    found = first_difference(theirs, as_read(job, default=str), ignore=[*others, *UNDECIDED])
     return (found[0].removeprefix("training."), *found[1:]) if found else None
 
 
@@ -117,8 +117,3 @@ def _is_damaged(record: Path) -> bool:
     except UserError:
         return True
     return False
-
-
-def plain(job: dict[str, Any]) -> dict[str, Any]:
-    """The record as it reads back from JSON: enumerations as text, tuples as lists."""
-    return json.loads(json.dumps(job, default=str))

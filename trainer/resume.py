@@ -13,8 +13,8 @@ from transformers.utils import strtobool
 
 from data.command.errors import UserError
 from data.models import WEIGHTS, read_header, read_object, weight_files
-from data.shape import Count, IfThere, ListOf, Maybe, misfit, parse_json
-from trainer.output import JOB_FILE, STATE_FILE, difference, plain, read_job
+from data.shape import Count, IfThere, ListOf, Maybe, as_read, misfit, parse_json
+from trainer.output import JOB_FILE, STATE_FILE, difference, read_job
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -192,7 +192,7 @@ class JobStamp(TrainerCallback, ExportableState):
     """
 
     def __init__(self, job: dict[str, Any] | None = None) -> None:
-        self.job = None if job is None else plain(job)
+        self.job = None if job is None else as_read(job, default=str)
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"job": self.job}}

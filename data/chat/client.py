@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # What servers without keys, such as `vllm serve`, are sent: the client insists on one.
 NO_KEY = "EMPTY"
+CLOSED = ("RemoteProtocolError", "ReadError")  # of httpx, or of its successor, whichever the client uses
 REFUSALS = (400, 413, 422)  # bad, too large, not to be processed
 TRIED_AGAIN = (408, 409, 429)  # and 5xx
 # Seconds: a pause is drawn from [0, FIRST_PAUSE * 2^tries], on top of what a server asks for, so that those who failed
@@ -36,7 +37,8 @@ LONGEST_ASKED = 3600.0  # however long a server asks to wait: a date may be year
 MOST_TOKENS = 1 << 31  # what reports more is no count
 LONGEST_REASON = 200  # characters of what a server says
 MOST_DOUBLINGS = 16  # of a pause: far above LONGEST_PAUSE, far below what a float holds
-AGAIN = "Then run the same command again; it goes on where it stopped."
+LONGEST_TOKEN = 256  # characters: what is longer than that times the tokens asked for is no answer of a model
+AGAIN = "Then run the same command again; what is finished is kept."
 
 
 @dataclass(frozen=True)
@@ -262,17 +264,18 @@ class ChatAPI:
         """The completion that a response holds. Raises NoCompletion if it holds none."""
         try:
             choice = completion.choices[0]
-            text = getattr(choice.message, "content", None)
+            text = choice.message.content
         except (AttributeError, IndexError, KeyError, TypeError):
-            raise NoCompletion("no choices") from None
-        if choice.message is None:
-            raise NoCompletion("no message")
+            raise NoCompletion("no message") from None
+        if not isinstance(text, str | None):
+            raise NoCompletion("no text")
         usage = getattr(completion, "usage", None)
         counts: list[Any] = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
         tokens = Tokens(*counts) if all(type(count) is int and 0 <= count < MOST_TOKENS for count in counts) else None
-        text = self._clean(text) if isinstance(text, str) else ""
-        reason = self._clean(str(getattr(choice, "finish_reason", None)))[:LONGEST_REASON]
-        return Answer(text, reason, tokens=tokens)
+        text = self._clean(text or "")  # null: a filter took it away, or the model thought for all its tokens
+        longest = self.max_tokens * LONGEST_TOKEN
+        reason = "length" if len(text) > longest else getattr(choice, "finish_reason", None)
+        return Answer(text[:longest], self._clean(str(reason))[:LONGEST_REASON], tokens=tokens)
 
     async def _pause_for_server(self, tries: int) -> None:
         """Wait until the server wants to be asked, and a random while on top."""
@@ -290,8 +293,8 @@ class ChatAPI:
     def _spent(self, cap: str) -> UserError:
         return UserError(
             f"--{self.group}.{cap} {getattr(self.budget, cap)} leaves no room for another request to {self.base_url}: "
-            f"{self.budget} so far. What was answered is kept. Raise --{self.group}.{cap} or run the same command "
-            "again, which has the whole cap anew; it goes on where it stopped."
+            f"{self.budget} so far. What is finished is kept. Raise --{self.group}.{cap} or run the same command "
+            "again, which has the whole cap anew."
         )
 
     def _explained(self, error: Exception) -> UserError:
@@ -307,9 +310,11 @@ class ChatAPI:
                 f"{option}.concurrency. {AGAIN}"
             )
         if isinstance(error, openai.APIConnectionError):
-            return UserError(
-                f"{url} cannot be reached {tried}. Check {option}.base_url and that the server runs. {AGAIN}"
-            )
+            if type(error.__cause__).__name__ in CLOSED:
+                what = f"closes the connection before its answer is whole, {tried}. See to the server"
+            else:
+                what = f"cannot be reached {tried}. Check {option}.base_url and that the server runs"
+            return UserError(f"{url} {what}. {AGAIN}")
         if isinstance(error, NoCompletion):
             return UserError(
                 f"what {url} answers is no chat completion. Check {option}.base_url; it mostly ends in /v1."

@@ -3,9 +3,9 @@
 import importlib
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from data.command.errors import UserError, did_you_mean, exit_on_user_error
+from data.command.options import current_directory
 from data.command.registry import ROOMS
 from data.command.terminal import say
 from data.command.version import version_line
@@ -83,7 +83,7 @@ def _find_modules_in_current_directory() -> None:
     """
     for room in ROOMS:
         importlib.import_module(room)
-    here = str(Path.cwd())
+    here = str(current_directory())
     if here not in sys.path and not sys.flags.safe_path:
         sys.path.insert(0, here)
 

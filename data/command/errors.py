@@ -1,14 +1,16 @@
 """Errors for people: one clear line that says what is wrong, where, and what to do."""
 
 import difflib
+import errno
 import functools
 import logging
 import os
+import re
 import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 
 from data.command.log import logs_json
@@ -17,6 +19,15 @@ from data.command.terminal import one_line, say
 
 # Of every command: one goes on, another starts anew, and a third asks for --resume_from_checkpoint or another --out.
 INTERRUPTED = "interrupted; the same command goes on, starts anew or says what to do"
+
+
+# What the system refuses whatever a program does: permissions, space, limits, a broken disk.
+REFUSALS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EIO),
+}
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in the text of what is written in Rust, such as safetensors
+TORCH_WRITER = re.compile("PytorchStreamWriter|inline_container|iostream error")  # which does not say why
 
 
 class UserError(ValueError):
@@ -41,21 +52,41 @@ def user_error_in(error: BaseException | None) -> UserError | None:
     keeps it in `__cause__`. An error that merely occurred while a UserError was handled (`__context__`) is an error
     of its own.
     """
+    return next((cause for cause in _causes(error) if isinstance(cause, UserError)), None)
+
+
+def refused_by_system(error: BaseException | None) -> str:
+    """Why the system did not let a file be read or written, with its name where that is known; "" of another error."""
+    for cause in _causes(error):
+        name, number = "", None
+        if isinstance(cause, OSError):
+            name, number = str(cause.filename or ""), cause.errno
+        elif found := OS_ERROR.search(str(cause)):
+            number = int(found.group(1))
+        elif TORCH_WRITER.search(str(cause)):
+            return "a file could not be written whole"
+        if number in REFUSALS:
+            return ": ".join(filter(None, [name, os.strerror(number)]))
+    return ""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what caused it, as far as somebody said so; of Ray's wrappers only what they wrap."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         cause = getattr(error, "cause", None)
         if isinstance(cause, BaseException):
             error = cause
-        elif isinstance(error, UserError):
-            return error
         else:
+            yield error
             error = error.__cause__
-    return None
 
 
 def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
     """Make a command's main() print a UserError as one line on stderr and return exit code 2; of Ctrl+C 130.
+
+    So too what the system refuses, such as a write on a full disk.
 
     Where nobody reads the output any more, as behind `| head`, it ends without a word.
 
@@ -77,9 +108,10 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
             if isinstance(error, BrokenPipeError) and _reader_is_gone():
                 return 128 + signal.SIGPIPE
             said = user_error_in(error)
-            if said is None:
+            refused = "" if said else refused_by_system(error)
+            if not (said or refused):
                 raise
-            _say(str(said), "error: ")
+            _say(str(said or f"{refused}. Check permissions and free space, then run the same command."), "error: ")
             return 2
 
     return wrapped

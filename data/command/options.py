@@ -9,6 +9,7 @@ A dict takes any key: `--engine.X VALUE`, with VALUE read as YAML. A flag alone 
 """
 
 import dataclasses
+import math
 import os
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -59,6 +60,7 @@ __all__ = [
 T = TypeVar("T")
 # Names the directory that relative paths count from.
 ROOT_VARIABLE = "NEGATIVES_GEN_ROOT"
+MOST_VALUES = 100_000  # of a YAML file
 
 
 def load_config(cls: type[T], argv: list[str], *, command: str, others: Collection[str] = ()) -> T:
@@ -133,14 +135,39 @@ def read_yaml(path: str) -> dict[str, Any]:
         raise UserError(f"config file '{path}' is not valid YAML: nested too deeply.") from error
     if content is None:
         return {}
+    if _expanded(content, {}) > MOST_VALUES:
+        raise UserError(f"config file '{path}' holds more than {MOST_VALUES:,} values (aliases count each time).")
     if not isinstance(content, dict):
         raise UserError(f"config file '{path}' must hold a mapping of key: value, not a {type(content).__name__}.")
     return content
 
 
+def _expanded(value: Any, sizes: dict[int, float]) -> float:
+    """How many values a YAML value holds with every alias written out; infinite for one that holds itself.
+
+    Args:
+        sizes: those of lists and mappings that were met before, by `id`.
+    """
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = math.inf  # until its end is reached
+        items = value.values() if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_expanded(item, sizes) for item in items)
+    return sizes[id(value)]
+
+
+def current_directory() -> Path:
+    """The current directory. Raises UserError if it was deleted."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise UserError("the current directory was deleted. Go to another one.") from error
+
+
 def in_ray_job() -> bool:
     """Whether this is the driver of a Ray job, whose current directory is Ray's copy of the submitted one."""
-    return "runtime_resources" in Path.cwd().parts
+    return "runtime_resources" in current_directory().parts
 
 
 def output_root() -> Path:
@@ -156,7 +183,7 @@ def output_root() -> Path:
     if root and not os.path.isabs(root):
         raise UserError(f"${ROOT_VARIABLE} is '{root}': relative paths count from it. Set it to an absolute one.")
     if not root and not in_ray_job():
-        return Path.cwd()
+        return current_directory()
     if not root:
         raise UserError(
             "a Ray job runs in a throw-away copy of the working directory, so relative paths would be lost: give "

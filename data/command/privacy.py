@@ -7,24 +7,27 @@ from typing import Any
 
 HIDDEN = "***"
 SECRET_OPTION = re.compile(
-    r"(.*[_-])?(api[_-]?key|access[_-]?key|token|secret|password|passwd|credentials?)", re.IGNORECASE
+    r"(.*[_-])?(api[_-]?key|access[_-]?key|token|secret|password|passwd|credentials?|auth|authorization|cookie)",
+    re.IGNORECASE,
 )
 # Options of tokenizers, whose names end alike.
 NO_SECRETS = re.compile(r"(bos|eos|pad|unk|sep|cls|mask)_token")
 SECRET_VARIABLE = re.compile(r".*(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)", re.IGNORECASE)
 SHORTEST_SECRET = 8  # characters; a shorter value would be found in innocent text
 TILDE = re.compile(r"(?<![\w.~-])~(?![\w.~-])")
+HEADER = re.compile(r"(authorization['\"]?\s*[:=]\s*['\"]?)(?:\w+\s+)?[^\s'\",]+", re.IGNORECASE)
+HEADER_VALUE = re.compile(r"(Bearer|Basic|Token)\s+\S+", re.IGNORECASE)
 USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 
 
 def without_secrets(value: Any) -> Any:
-    """A JSON-like value for a manifest: texts under keys such as `hf_token` hidden, URLs without user and password,
-    the home directory as ~."""
+    """A JSON-like value for a manifest: texts under keys such as `hf_token` and what an Authorization header holds
+    hidden, URLs without user and password, the home directory as ~."""
     if isinstance(value, dict):
         return {key: HIDDEN if _is_secret(key, item) else without_secrets(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_secrets(item) for item in value]
-    return _without_home(USERINFO.sub("", value)) if isinstance(value, str) else value
+    return _without_home(_without_headers(USERINFO.sub("", value))) if isinstance(value, str) else value
 
 
 def usable_again(value: Any) -> Any:
@@ -54,12 +57,16 @@ def scrub(text: str) -> str:
     for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
         if len(secret) >= SHORTEST_SECRET:
             text = text.replace(secret, HIDDEN)
-    return _without_home(USERINFO.sub("", text))
+    return _without_home(_without_headers(USERINFO.sub("", text)))
 
 
 def _is_secret(key: Any, value: Any) -> bool:
     name = str(key)
     return isinstance(value, str) and bool(SECRET_OPTION.fullmatch(name)) and not NO_SECRETS.fullmatch(name)
+
+
+def _without_headers(text: str) -> str:
+    return HIDDEN if HEADER_VALUE.fullmatch(text) else HEADER.sub(rf"\1{HIDDEN}", text)
 
 
 def _without_home(text: str) -> str:

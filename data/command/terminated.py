@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def ending_on_sigterm() -> Iterator[None]:
-    """Within the block SIGTERM raises SystemExit (143) in the main thread; does nothing in another thread."""
+    """Let SIGTERM raise SystemExit (143) within the block, in the main thread; in another thread nothing happens."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

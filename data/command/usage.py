@@ -56,6 +56,7 @@ def help_text(cls: type, *, usage: str, about: str, argv: list[str] | None = Non
         lines = [line for key in section for line in _described(key)]
         if heading == "options":
             lines = [*_entry("--config FILE.yaml", "YAML file of these keys; flags override it"), *lines]
+            lines += _entry("--version", "say version and commit, and nothing else")
         if lines:
             blocks.append("\n".join([*_filled(f"{heading}:", ""), *lines]))
     return "\n\n".join(block for block in blocks if block)

@@ -6,14 +6,15 @@ line, not the file. The lines travel as Latin-1, which holds any bytes, and are 
 
 import csv
 import functools
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data import parquet
 from data.command.errors import UserError, first_line
+from data.shape import parse_json
 from data.sources import facts
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -85,11 +86,9 @@ def parse_line(line: str) -> Any:
     except UnicodeDecodeError as error:
         return Unreadable(line, "not UTF-8", error.reason)
     try:
-        row = json.loads(text)
+        row = parse_json(text)
     except ValueError as error:  # also a number of too many digits
         return Unreadable(text, "not JSON", first_line(error))
-    except RecursionError:
-        return Unreadable(text, "not JSON", "nested too deeply")
     return row if isinstance(row, dict) else Unreadable(text, "not a JSON object", f"it is {type(row).__name__}")
 
 
@@ -147,6 +146,11 @@ def _check_file(path: Path, dataset: str) -> None:
         raise UserError(f"cannot read '{dataset}': expected a file ending in {', '.join(READERS)}.")
     if path.stat().st_size == 0:
         raise UserError(f"data set '{dataset}' has no rows.")
+    if path.suffix == ".parquet":
+        try:
+            parquet.require_readable(path.open("rb"))
+        except parquet.Unreadable as error:
+            raise _unreadable_file(dataset, path, error) from error
 
 
 def _starts_with_an_object(path: Path) -> bool:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from data.command.errors import UserError, first_line
 from data.parquet import Unreadable, read_parquet
+from data.shape import as_read, parse_json
 from data.storage import Folder, sha256
 
 # Of the file's metadata.
@@ -64,7 +65,7 @@ class Store:
             table = read_parquet(content)
         except Unreadable as error:
             raise UserError(f"'{where}' cannot be read ({first_line(error)}). Delete it; it is made again.") from error
-        if _key_of(table) != json.loads(json.dumps(key)):
+        if _key_of(table) != as_read(key):
             raise UserError(f"'{where}' holds something else than its name says. Delete it; it is made again.")
         return table
 
@@ -72,7 +73,7 @@ class Store:
 def _key_of(table: pa.Table) -> Any:
     """The key that a kept table is of, None if it does not say one."""
     try:
-        return json.loads((table.schema.metadata or {}).get(KEY, b"null"))
+        return parse_json((table.schema.metadata or {}).get(KEY, b"null"))
     except ValueError:
         return None
 

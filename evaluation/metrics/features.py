@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.command.errors import UserError, first_line
+from data.architectures import classes, continues_texts
+from data.command.errors import UserError
 from data.model_settings import MODULES, text_model_identity
 from data.models import check_model, context_length, load_tokenizer, read_object
+from data.whole_weights import load_whole
 from evaluation.answers.cache import Store
 from evaluation.answers.weights import identify_text_model
 from evaluation.on_demand import OnDemand
@@ -35,15 +37,15 @@ class Featuriser:
     def __init__(self, name: str, store: Store | None = None):
         self.name, self.store = name, store
         self.directory: Path = check_model(name)
-        architectures = read_object(self.directory / "config.json").get("architectures") or []
+        config = read_object(self.directory / "config.json")
         if (self.directory / MODULES).is_file():
             self.kind = SENTENCES
-        elif any(str(a).endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
+        elif continues_texts(config):
             self.kind = LANGUAGE_MODEL
         else:
             raise UserError(
                 f"featuriser '{name}' is neither a sentence-transformers model (it has no modules.json) nor a causal "
-                f"language model (its config.json names {', '.join(map(str, architectures)) or 'no architecture'})."
+                f"language model (its config.json names {', '.join(classes(config)) or 'no architecture'})."
             )
         self._embedder = OnDemand(self._load_embedder)
         self._language_model = OnDemand(self._load_language_model)
@@ -79,13 +81,13 @@ class Featuriser:
 
     def _load_language_model(self) -> Any:
         import torch
-        from transformers import AutoModel
+        from transformers import AutoModelForCausalLM
 
-        try:
-            model: Any = AutoModel.from_pretrained(self.directory, dtype=torch.float32, use_safetensors=True)
-        except Exception as error:  # transformers raises a dozen unrelated classes
-            raise UserError(f"transformers cannot load featuriser '{self.name}': {first_line(error)}") from error
-        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        from negatives_gen.models.loading import loading
+
+        with loading(f"featuriser '{self.name}'"):
+            model = load_whole(AutoModelForCausalLM, self.directory, self.name, dtype=torch.float32)
+        return model.base_model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def _last_states(self, texts: Sequence[str]) -> np.ndarray:
         import torch

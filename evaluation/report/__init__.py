@@ -1,5 +1,6 @@
 """The report of an evaluation: report.json for programs, report.md and plots, report.html to look through."""
 
+from data.command.errors import UserError
 from data.storage import Folder
 from evaluation.report.files import REPORT, read_report
 from evaluation.report.results import AnswerRow, Results, SampleRow
@@ -15,7 +16,7 @@ def write_report(folder: Folder, results: Results) -> str:
     """Write the report; returns its tables and notes as a terminal shows them.
 
     Raises:
-        UserError: the folder cannot be written, or `job["paper"]` names no table.
+        UserError: the folder cannot be written (no part of the report stays), or `job["paper"]` names no table.
     """
     from evaluation.report.files import to_json
     from evaluation.report.markdown import in_terminal, markdown
@@ -36,8 +37,12 @@ def write_report(folder: Folder, results: Results) -> str:
         REPORT: to_json(results),
     }
     for name in FILES:
-        if name in content:
-            folder.write(name, content[name])
-        else:
-            folder.remove(name)  # of an earlier report of the same run
+        folder.remove(name)  # of an earlier report of the same run
+    try:
+        for name, text in content.items():
+            folder.write(name, text)
+    except UserError:
+        for name in content:
+            folder.remove(name)
+        raise
     return "\n\n".join(filter(None, [in_terminal(made), proposal(results.job), *notes]))

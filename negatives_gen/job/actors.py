@@ -141,7 +141,7 @@ class Stage:
 
 
 class SampleStage(Stage):
-    """With an engine, for strategies that sample from the reference model."""
+    """The stage of strategies that sample from the reference model; it holds an engine."""
 
     name = SAMPLE
 
@@ -182,13 +182,13 @@ class CheckedEngine:
 
 
 class AskStage(Stage):
-    """With no model of ours, for strategies that wait for an API."""
+    """The stage of strategies that wait for an API; it holds no model of ours."""
 
     name = ASK
 
 
 class ScoreStage(Stage):
-    """The other strategies, reference log-probabilities and ranking signals; then the shard is written."""
+    """The last stage: all other strategies, reference log-probabilities, ranking signals; then the shard is written."""
 
     name = SCORE
 

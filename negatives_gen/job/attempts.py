@@ -19,6 +19,7 @@ from contextlib import contextmanager
 
 from data.command.errors import UserError
 from data.set_directory import INPUTS, SetDirectory
+from data.shape import parse_shaped
 from data.shard_records import JOB_FOLDER
 from data.shards import shard_name
 from data.storage import Folder
@@ -162,7 +163,7 @@ def _marks(folder: Folder, what: str) -> list[str]:
 
 def _worker(folder: Folder, mark: str) -> str:
     try:
-        worker = json.loads(folder.read(f"{TRIES}/{mark}"))
+        worker = parse_shaped(folder.read(f"{TRIES}/{mark}"), {"pid": int, "host": str})
         return f"process {worker['pid']} on {worker['host']}"
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, ValueError):
         return "a worker"

@@ -20,6 +20,7 @@ from data.models import load_tokenizer
 from data.parquet import read_parquet
 from data.schema import Group, Reject
 from data.set_directory import INPUTS, SetDirectory
+from data.shape import Count, ListOf, parse_json, parse_shaped
 from data.shard_records import JOB_FOLDER, ShardEntry, record_name, recorded
 from data.shards import NegativeSet, shard_name
 from data.sources.examples import Example
@@ -104,6 +105,15 @@ class Staged:
         return [name for name, expected, content in pairs if content is None or sha256(content) != expected]
 
 
+STAGED_SHAPE = {
+    "examples": Count(),
+    "examples_sha256": str,
+    "shards": Count(),
+    "sha256": ListOf(str),
+    "content": str,
+}
+
+
 def stage_inputs(directory: SetDirectory, examples: Iterable[Example], size: int) -> Staged:
     """Write the examples, at most `size` to a shard; does nothing if an earlier run of the job has done it.
 
@@ -149,9 +159,10 @@ def _staged(folder: Folder) -> Staged | None:
     if content is None:
         return None
     try:
-        return Staged(**json.loads(content))
+        staged = Staged(**parse_shaped(content, STAGED_SHAPE))
     except (ValueError, TypeError):
         return None
+    return staged if len(staged.sha256) == staged.shards else None
 
 
 def _refuse_other_examples(folder: Folder, finished: set[int], ids: dict[int, list[str]]) -> None:
@@ -216,7 +227,7 @@ class StagedShards:
             raise UserError(
                 f"'{self.folder.path}/{name}' is missing or damaged. Run the same command again; it stages it again."
             )
-        return [_example(json.loads(line)) for line in content.decode().split("\n")]
+        return [_example(parse_json(line)) for line in content.decode().split("\n")]
 
 
 @dataclass

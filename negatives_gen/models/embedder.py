@@ -9,6 +9,7 @@ import numpy as np
 from data.command.errors import UserError
 from data.model_settings import check_tokenizer_fits, text_model_identity
 from data.models import model_directory
+from data.whole_weights import whole_weights
 from negatives_gen.models.batches import give_pad_token, minds_padding
 from negatives_gen.models.loading import loading
 
@@ -49,7 +50,7 @@ class Embedder:
         from sentence_transformers import SentenceTransformer
 
         directory = str(model_directory(model if embedder == REFERENCE else embedder))
-        with loading(f"embedder '{embedder}'"):
+        with loading(f"embedder '{embedder}'"), whole_weights(f"embedder '{embedder}'"):
             loaded = (
                 SentenceTransformer(modules=_mean_pooled(directory, trust_remote_code))
                 if embedder == REFERENCE

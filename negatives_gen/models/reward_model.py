@@ -1,12 +1,13 @@
 """A reward model: a sequence-classification model with one label, which scores an answer to a prompt."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from data.command.errors import UserError
 from data.model_settings import check_tokenizer_fits, text_model_identity
-from data.models import model_directory
+from data.models import context_length, model_directory
 from data.whole_weights import load_whole
 from negatives_gen.models.batches import batches, minds_padding, pad_right
 from negatives_gen.models.loading import TRUST, loading
@@ -26,7 +27,7 @@ def reward_model_identity(model: str, option: str = "--reward_model") -> dict[st
 
 
 class RewardModel:
-    """Sees prompt and answer as its chat template writes them, or, without one, one after the other.
+    """Rewards of answers to prompts, which it is shown by its chat template, or, without one, one after the other.
 
     What is too long loses its beginning. A text's reward is the same whatever texts it is scored with.
 
@@ -56,7 +57,7 @@ class RewardModel:
         declared = (self.tokenizer.pad_token_id, loaded.config.get_text_config().pad_token_id)
         self.pad: int | None = next((pad for pad in declared if pad is not None), None)
         self.model = loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        self.longest = min(self.tokenizer.model_max_length, getattr(loaded.config, "max_position_embeddings", 1 << 20))
+        self.longest = min(self.tokenizer.model_max_length, context_length(str(directory), sys.maxsize))
         self.size = BATCH_SIZE.get(self.model.device.type, BATCH_SIZE["cuda"])
         self.padded = True
         self.padded = not minds_padding(self._rewards)

@@ -1,5 +1,6 @@
 """`bertscore`: BERTScore F1 (Zhang et al., 2020) by its authors' library: tokens matched by their embeddings."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from data.command.options import option
 from data.model_settings import check_tokenizer_fits, text_model_identity
 from data.models import context_length, model_directory
 from data.schema import Group
+from data.whole_weights import whole_weights
 from negatives_gen.models.batches import give_pad_token
 from negatives_gen.models.loading import loading
 from negatives_gen.signals.base import Reference, Signal, library_identity
@@ -44,7 +46,8 @@ class BertScore(Signal):
         assert options.bertscore_model is not None  # see `Options.check`
         directory = str(model_directory(options.bertscore_model))
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        with loading(f"--bertscore_model '{options.bertscore_model}'", NO_CODE):
+        named = f"--bertscore_model '{options.bertscore_model}'"
+        with loading(named, NO_CODE), whole_weights(named):
             self.scorer: Any = BERTScorer(
                 model_type=directory,
                 # Told not to, transformers refuses; not told, it asks on the terminal.
@@ -56,7 +59,8 @@ class BertScore(Signal):
         # bert-score cuts a text where the tokenizer says; some say a number beyond the model's positions.
         self.tokenizer = self.scorer._tokenizer
         give_pad_token(self.tokenizer)  # bert-score pads on the right, and needs one
-        self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, context_length(directory))
+        longest = context_length(directory, sys.maxsize)  # one that does not say has no limit
+        self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, longest)
 
     @classmethod
     def identity(cls, options: Any, reference: Reference) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from data.command.cleaning import storable
 from data.command.errors import UserError
 from data.command.options import option
 from data.schema import Candidate, Group
-from data.sources.encode import Encoded, encode_pairs
+from data.sources.encode import Encoded, Problem, encode_pairs
 from data.tokens import marks_of, text_behind
 from negatives_gen.strategies.base import ASK, MAX_ROUNDS, Novelty, Strategy, Tools, derive_seed
 
@@ -88,6 +89,7 @@ class Unhelpful(Strategy):
     async def _add(self, groups: Sequence[Group], settings: dict[str, Any], tools: Tools) -> dict[str, str]:
         novelty = {group.id: Novelty(group, self.name) for group in groups}
         refused: dict[str, str] = {}
+        unusable: dict[str, Counter[str]] = defaultdict(Counter)
         answered = spoken = False
         async with ChatAPI(**settings["api"], max_tokens=settings["max_new_tokens"]) as api:
             for round_number in range(MAX_ROUNDS):
@@ -111,8 +113,12 @@ class Unhelpful(Strategy):
                     # An answer that a filter took away is a matter of its row.
                     spoken = spoken or bool(answer.text.strip()) or answer.finish_reason not in ("stop", "length")
                     candidate = self._candidate(answer, seed, group, tools)
-                    if candidate and novelty[group.id].take(candidate):
+                    if isinstance(candidate, str):
+                        unusable[group.id][candidate] += 1
+                    elif novelty[group.id].take(candidate):
                         group.negatives.append(candidate)
+                    else:
+                        unusable[group.id]["repeated or the ground truth"] += 1
         if refused and not answered:  # not a matter of one row, such as its length
             url, why = public_url(settings["api"]["base_url"]), next(iter(refused.values()))
             raise UserError(f"{url} takes every request for a bad one ({why}). Check the --api options.")
@@ -121,41 +127,51 @@ class Unhelpful(Strategy):
             raise UserError(
                 f"{url} answered every request of a shard without a word. Check its model and --api options."
             )
-        return self._short(groups, refused, settings)
+        return self._short(groups, refused, unusable, settings)
 
-    def _candidate(self, answer: Answer, seed: int, group: Group, tools: Tools) -> Candidate | None:
-        """The answer as tokens of the reference model; None if it cannot be used."""
+    def _candidate(self, answer: Answer, seed: int, group: Group, tools: Tools) -> Candidate | str:
+        """The answer as tokens of the reference model, or why it cannot be used."""
         if answer.finish_reason not in ("stop", "length"):
-            return None
+            return f"ended by '{answer.finish_reason}'"
+        if not answer.text.strip():
+            return "empty"
         encoded = self._encoded(answer.text.strip(), group, tools)
-        if encoded is None:  # empty, or it spells a special token
-            return None
+        if not isinstance(encoded, Encoded):
+            return encoded[0]
         ids, finish_reason, room = encoded.response_ids, answer.finish_reason, tools.context - len(group.prompt_ids)
         if finish_reason == "length" or len(ids) > room:
             ids, finish_reason = ids[:-1][:room], "length"
         text = text_behind(tools.tokenizer, group.prompt_ids, ids, marks_of(tools.tokenizer).ends)
         return Candidate(self.name, ids, text, finish_reason, seed=seed)
 
-    def _encoded(self, text: str, group: Group, tools: Tools) -> Encoded | None:
-        """A text in the place of a group's ground truth, behind the same white space; None if it cannot be encoded."""
+    def _encoded(self, text: str, group: Group, tools: Tools) -> Encoded | Problem:
+        """A text in the place of a group's ground truth, behind the same white space, or why it cannot be encoded."""
         space = group.response[: len(group.response) - len(group.response.lstrip())]
         said = storable(space + text)  # the ground truth's white space comes from JSON too
         if not group.messages:
             (found,) = encode_pairs([(group.prompt, said)], tools.tokenizer, sys.maxsize)
-            return found if isinstance(found, Encoded) else None
+            return found
         # The template may write that white space itself.
         answers = [[{"role": "assistant", "content": content}] for content in dict.fromkeys((said, storable(text)))]
         pairs = [(group.messages, answer) for answer in answers]
-        encoded = [e for e in encode_pairs(pairs, tools.tokenizer, sys.maxsize) if isinstance(e, Encoded)]
+        found = encode_pairs(pairs, tools.tokenizer, sys.maxsize)
+        encoded = [e for e in found if isinstance(e, Encoded)]
         alike = (e for e in encoded if e.response[: len(e.response) - len(e.response.lstrip())] == space)
-        return next(alike, encoded[0] if encoded else None)
+        return next(alike, encoded[0] if encoded else found[0])
 
-    def _short(self, groups: Sequence[Group], refused: dict[str, str], settings: dict[str, Any]) -> dict[str, str]:
+    def _short(
+        self,
+        groups: Sequence[Group],
+        refused: dict[str, str],
+        unusable: dict[str, Counter[str]],
+        settings: dict[str, Any],
+    ) -> dict[str, str]:
         short: dict[str, str] = {}
         for group in groups:
             if missing := self.missing(group, settings):
                 reached = f"{settings['count'] - missing} of {settings['count']}"
-                short[group.id] = f"{reached} distinct answers after {MAX_ROUNDS} rounds"
+                why = ", ".join(f"{number} {reason}" for reason, number in unusable[group.id].most_common())
+                short[group.id] = f"{reached} distinct answers after {MAX_ROUNDS} rounds; of the others {why}"
                 if group.id in refused:
                     short[group.id] = f"{reached}: the API refuses the request: {refused[group.id]}"
         return short

@@ -16,6 +16,7 @@ from data.command.errors import UserError
 from data.command.options import resolve_path
 from data.parquet import parquet_file
 from data.places import place_of
+from data.shape import parse_json
 from data.shards import NegativeSet
 from data.storage import TEMPORARY_PREFIX, Folder, new_file
 from negatives_gen.verbs.export_rows import REJECTED, Form, Row, said
@@ -55,7 +56,7 @@ def _of_group(row: Row) -> Row:
 def _first_row(name: str, content: bytes) -> Any:
     """The first row of a file, None if it has none. Raises ValueError."""
     if not name.endswith(".parquet"):
-        return json.loads(content.partition(b"\n")[0] or b"null")
+        return parse_json(content.partition(b"\n")[0] or b"null")
     with parquet_file(BytesIO(content)) as file:
         return next(
             (row for batch in file.iter_batches(batch_size=1, use_threads=False) for row in batch.to_pylist()), None
@@ -72,7 +73,7 @@ def dataset_info(folder: Folder, name: str, kind: dict[str, Any]) -> bytes:
     if DATASET_INFO in folder.names():
         content = folder.read_if_there(DATASET_INFO)
         try:
-            entries = json.loads(content or b"")
+            entries = parse_json(content or b"")
         except ValueError:
             entries = None
         if not isinstance(entries, dict):
@@ -83,7 +84,8 @@ def dataset_info(folder: Folder, name: str, kind: dict[str, Any]) -> bytes:
             f"'{folder / DATASET_INFO}' has another data set '{stem}' already. Choose another name for --out."
         )
     entries[stem] = entry
-    return (json.dumps(entries, indent=2, ensure_ascii=False) + "\n").encode()
+    # A lone surrogate, which other entries may hold as an escape, becomes one again.
+    return (json.dumps(entries, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Stand-ins for the models, for a plan that is to load none: answers as long as the data's own, and random numbers."""
 
+import contextlib
 import dataclasses
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from data.architectures import of_text, sizes
+from data.command.errors import UserError
+from data.models import read_object
 from data.schema import Group
 from negatives_gen.job.actors import Components
 from negatives_gen.job.inputs import Shard
@@ -90,8 +93,8 @@ def _dimension(options: Any, reference: Reference) -> int:
     """The dimension of the embeddings, from the config.json of the model that the options name, if it is here."""
     for name in [getattr(options, f.name) for f in dataclasses.fields(options) if f.metadata.get("is_name")]:
         directory = Path(reference.model if name == REFERENCE else name)
-        try:
-            return int(json.loads((directory / "config.json").read_text())["hidden_size"])
-        except (OSError, ValueError, KeyError):
-            continue
+        with contextlib.suppress(UserError):
+            width = sizes(of_text(read_object(directory / "config.json")))["hidden_size"]
+            if type(width) is int and width > 0:
+                return width
     return DEFAULT_DIMENSION

@@ -16,7 +16,7 @@ from data.chat.client import ChatAPI
 from data.chat.limits import TooLarge, unpacked
 from data.chat.settings import checked_url, public_url, require_number
 from data.command.errors import UserError
-from tests.support.chat_server import ChatAPIStub, Fault, chat_api_stub
+from tests.support.chat_server import HALF, NOTHING, ChatAPIStub, Fault, chat_api_stub
 
 SMALL = 100_000
 
@@ -181,3 +181,29 @@ def test_a_proxy_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HTTP_PROXY", "gopher://proxy")
     with chat_api_stub() as stub, pytest.raises(UserError, match="no client can be made for http://h/v1"):
         asked(stub, "http://h/v1")
+
+
+@pytest.mark.parametrize("message", ["hi", 5, [], {"content": 5}, {"content": ["a"]}, {"content": {"text": "a"}}, None])
+def test_a_message_without_a_text_is_no_completion(message: Any) -> None:
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    with chat_api_stub() as stub:
+        assert "is no chat completion. Check --api.base_url" in refusal(stub, (200, {}, {"choices": [choice]}))
+        stub.faults = [(200, {}, {"choices": [{**choice, "message": {"content": None}}]})]
+        assert asked(stub).text == ""
+
+
+def test_an_answer_far_above_the_limit_of_tokens_is_cut() -> None:
+    with chat_api_stub() as stub:
+        stub.faults = [(200, {}, body("x" * (8 * 256))), (200, {}, body("x" * (8 * 256 + 1)))]
+        whole, cut = asked(stub), asked(stub)
+    assert (len(whole.text), whole.finish_reason) == (8 * 256, "stop")
+    assert (len(cut.text), cut.finish_reason) == (8 * 256, "length")
+
+
+def test_a_server_that_closes_is_not_called_out_of_reach() -> None:
+    with chat_api_stub() as stub:
+        for fault in (HALF, NOTHING):
+            assert "closes the connection before its answer is whole, after 0 retries. See to" in refusal(stub, fault)
+        url = stub.url
+    with pytest.raises(UserError, match="cannot be reached after 0 retries"):
+        asked(stub, url)

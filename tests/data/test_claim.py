@@ -1,5 +1,7 @@
 """data/claim.py: one owner of a directory at a time, and who is dead."""
 
+import dataclasses
+import json
 import os
 import pickle
 import threading
@@ -208,3 +210,20 @@ def test_of_many_threads_one_creates_the_file(tmp_path: Path) -> None:
         thread.join()
     ((_, winner),) = [entry for entry in won if entry[0]]
     assert all_files(tmp_path) == {"a": b"%d" % winner}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000, b"{}", b"[]", b'"text"',
+        *(json.dumps({"pid": pid}).encode() for pid in ("12", 10**30, -1, None, 1.5)),
+    ],
+)  # fmt: skip
+def test_a_claim_that_holds_anything_is_a_damaged_one(content: bytes, tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    claim = Claim.take(folder)
+    claim.end()
+    whole = dataclasses.asdict(claim.owner)
+    changed = json.dumps({**whole, **json.loads(content)}).encode() if b"pid" in content else content
+    folder.write(".claim/00001.json", changed)
+    assert claims._highest(folder) == (1, None)

@@ -1,13 +1,15 @@
 """data/command/errors.py: what ends a command with one line, and with which code."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from data.command.errors import INTERRUPTED, UserError, exit_on_user_error, first_line, user_error_in
+from data.command.errors import INTERRUPTED, UserError, exit_on_user_error, first_line, refused_by_system, user_error_in
 from tests.support.commands import ROOT
 
 
@@ -108,3 +110,47 @@ def test_a_reader_that_goes_away_ends_a_command_without_a_word():
     assert command.stdout.read(3) == "xxx"
     command.stdout.close()
     assert (command.wait(timeout=60), command.stderr.read()) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "x", "/a/b"), "/a/b: Permission denied"),
+        (OSError(errno.ENOSPC, "x"), "No space left on device"),
+        (ValueError("Error while serializing: I/O error: No space left (os error 28)"), "No space left on device"),
+        (RuntimeError("PytorchStreamWriter failed writing"), "a file could not be written whole"),
+        (FileNotFoundError(errno.ENOENT, "x", "/a/b"), ""),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "x"), ""),
+        (ValueError("no (os error 2)"), ""),
+    ],
+)  # fmt: skip
+def test_what_the_system_refuses_is_one_line(error: Exception, said: str, capsys: pytest.CaptureFixture[str]):
+    assert refused_by_system(error) == said
+
+    @exit_on_user_error
+    def main(argv: list[str] | None = None) -> None:
+        raise KeyError("wrapped") from error
+
+    if said:
+        assert main([]) == 2
+        line = f"error: {said}. Check permissions and free space, then run the same command.\n"
+        assert capsys.readouterr().err == line
+    else:
+        with pytest.raises(KeyError):
+            main([])
+
+
+@pytest.mark.seconds
+def test_a_command_in_a_deleted_directory_says_so(tmp_path: Path):
+    code = (
+        "import os, shutil, sys; os.chdir(sys.argv[1]); shutil.rmtree(sys.argv[1])\n"
+        "from data.command.console import main; sys.exit(main(sys.argv[2:]))\n"
+    )
+    for words in (["--help"], ["generate", "--model", "m", "--dataset", "facts", "--out", "o"]):
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(gone), *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (2, "error: the current directory was deleted. Go to another one.\n")

@@ -408,6 +408,8 @@ options:
         one for each run
   --engine.KEY VALUE
         passed on to the engine
+  --version
+        say version and commit, and nothing else
 
 --judge.*: of win rates:
   --judge.model NAME
@@ -484,3 +486,23 @@ def inside_a_ray_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory.mkdir(parents=True)
     monkeypatch.chdir(directory)
     monkeypatch.delenv("NEGATIVES_GEN_ROOT", raising=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a0: &a0 [1, 1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)),
+        "engine: &e {again: *e}\n",
+        "judge: &j [*j]\n",
+    ],
+)
+def test_aliases_that_expand_without_end_are_refused(text: str, tmp_path: Path):
+    path = yaml_file(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        read_yaml(path)
+    assert str(caught.value) == f"config file '{path}' holds more than 100,000 values (aliases count each time)."
+    assert read_yaml(yaml_file(tmp_path, "a: &a [1, 2]\nb: *a\nc: [*a, *a]\n")) == {
+        "a": [1, 2],
+        "b": [1, 2],
+        "c": [[1, 2], [1, 2]],
+    }

@@ -77,3 +77,15 @@ def test_errors_hold_no_secret_and_no_home(capsys: pytest.CaptureFixture[str]) -
 
     assert main([]) == 2
     assert capsys.readouterr().err == "error: '~/x' is refused for ***\n"
+
+
+def test_what_an_authorization_header_holds_is_hidden_wherever_it_stands() -> None:
+    headers = {"Authorization": "Bearer abc", "Accept": "Basic things", "X-Other": ["Bearer sk-1", "token AbC"]}
+    engine = {"headers": headers, "auth": "me:pass", "cookie": "c=1", "author": "Ada", "text": "a bearer of news"}
+    assert without_secrets(engine) == {
+        "headers": {"Authorization": "***", "Accept": "***", "X-Other": ["***", "***"]},
+        "auth": "***", "cookie": "***", "author": "Ada", "text": "a bearer of news",
+    }  # fmt: skip
+    assert scrub("sent {'Authorization': 'Bearer abc', 'a': 1}") == "sent {'Authorization': '***', 'a': 1}"
+    assert scrub("authorization: Basic bWU6cGFzcw== was refused") == "authorization: *** was refused"
+    assert scrub("The bearer of this. Basic English") == "The bearer of this. Basic English"

@@ -8,6 +8,7 @@ import pytest
 
 from data.command.errors import UserError
 from data.set_writer import NegativeSetWriter
+from data.shard_records import ShardEntry
 from data.shards import NegativeSet
 from data.storage import Folder
 from tests.support.written import JOB, SHARDS, SIGNALS, all_files, put_no_file, refusal, write_part, write_set
@@ -279,3 +280,25 @@ def test_a_repaired_set_says_what_it_said_before(tmp_path: Path) -> None:
     (out / "shard-00001.parquet").unlink()
     go_on(out)
     assert json.loads((out / "manifest.json").read_text()) == before
+
+
+STRANGE = [b"[" * 100_000, b"[]", b"5", b'{"record": 1, "rejects": 2}', b'{"record": {}, "rejects": [{"id": 5}]}']
+
+
+@pytest.mark.parametrize("content", STRANGE)
+@pytest.mark.parametrize("file", ["_job/shard-00001.json", "_job/job.json"])
+def test_a_record_that_holds_anything_is_a_damaged_one(
+    file: str, content: bytes, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    out = tmp_path / "set"
+    unfinished(out, [0, 1]).end()
+    record = json.loads((out / "_job/shard-00001.json").read_bytes())
+    if file == "_job/job.json" and content.startswith(b"{"):
+        content = b""  # any object says whose directory it is
+    (out / file).write_bytes(content)
+    assert go_on(out) == ([1, 2] if "shard" in file else [2])
+    assert all_files(out) == expected
+    # A record's own values, one of which is of another kind.
+    for name, value in (("file", 5), ("bytes", "9"), ("sha256", None), ("rows", -1), ("tokens", [])):
+        with pytest.raises(ValueError, match=rf"^record\.{name} is "):
+            ShardEntry.from_json(json.dumps({**record, "record": {**record["record"], name: value}}).encode())

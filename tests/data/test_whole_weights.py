@@ -2,15 +2,23 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl import ModelConfig
 
 from data.command.errors import UserError
 from data.whole_weights import load_whole
+from evaluation.metrics.features import Featuriser
+from negatives_gen.models.embedder import Embedder
 from negatives_gen.models.reward_model import RewardModel
+from negatives_gen.signals import SIGNALS, Reference
+from tests.support.tiny import copy_minilm
 from trainer.policy import Policy
 from trainer.scoring.scorer import Scorer
 
@@ -61,3 +69,61 @@ def test_a_tied_head_that_is_saved_once_lacks_nothing(reference: Path, tmp_path:
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(reference).save_pretrained(tmp_path)
     assert Scorer.load(str(tmp_path)).model.config.tie_word_embeddings
+
+
+def without(source: Path, directory: Path, part: str) -> Path:
+    """A copy of a model without the tensors whose names hold a part."""
+    shutil.copytree(source, directory)
+    path = directory / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if part not in name}, path, {"format": "pt"})
+    return directory
+
+
+def vectors(model: Path) -> Any:
+    return Embedder(str(model), "").embed(["a cat"])
+
+
+def similarity(model: Path) -> Any:
+    return f1(model, "a cat", "a dog")
+
+
+def f1(model: Path, text: str, truth: str) -> Any:
+    bertscore: Any = SIGNALS.load("bertscore")
+    return bertscore(bertscore.Options(bertscore_model=str(model)), Reference("")).scorer.score([text], [truth])[2]
+
+
+@pytest.mark.parametrize("use", [vectors, similarity])
+def test_an_encoder_may_lack_its_pooler_alone(use: Callable[[Path], Any], tmp_path: Path) -> None:
+    minilm = copy_minilm(tmp_path / "minilm")
+    assert use(without(minilm, tmp_path / "a", "pooler.")) == pytest.approx(use(minilm), abs=1e-6)
+    with pytest.raises(UserError, match=r"lack 2 of the tensors .* such as encoder\.layer\.5\.output\.dense\.bias"):
+        use(without(minilm, tmp_path / "b", "layer.5.output.dense"))
+    assert "from_pretrained" in vars(PreTrainedModel)  # put back as it was
+    assert vars(PreTrainedModel)["from_pretrained"].__func__.__module__ == "transformers.modeling_utils"
+
+
+def test_a_featuriser_is_whole(reference: Path, tmp_path: Path) -> None:
+    """The head that it does not use is none of the tensors that are said to be left over."""
+    model = AutoModelForCausalLM.from_pretrained(reference, tie_word_embeddings=False)
+    model.save_pretrained(tmp_path / "untied")
+    AutoTokenizer.from_pretrained(reference).save_pretrained(tmp_path / "untied")
+    expected = AutoModel.from_pretrained(tmp_path / "untied")
+    found = Featuriser(str(tmp_path / "untied"))
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert torch.equal(found._language_model()(ids).last_hidden_state, expected(ids).last_hidden_state)
+    part = "model.layers.0.mlp.up_proj"
+    with pytest.raises(UserError, match=rf"lack 1 of the tensors .* such as {part}\.weight"):
+        Featuriser(str(without(reference, tmp_path / "m", part))).features(["a"])
+
+
+def test_an_encoder_that_does_not_say_its_longest_text_has_no_limit(reference: Path, tmp_path: Path) -> None:
+    """XLNet's positions are relative."""
+    tokenizer = AutoTokenizer.from_pretrained(reference)
+    tokenizer.model_max_length = 10**30
+    config = AutoConfig.for_model("xlnet", d_model=64, d_inner=64, n_head=2, n_layer=2, vocab_size=len(tokenizer))
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert 0 < float(similarity(tmp_path)) < 1
+    long = " and so on" * 400
+    assert float(f1(tmp_path, long, long)) == pytest.approx(1.0, abs=1e-4)

@@ -176,6 +176,21 @@ def test_another_entry_of_dataset_info_stays(negative_set: Path, tmp_path: Path)
     assert not (tmp_path / "pairs.jsonl").exists()
 
 
+@pytest.mark.parametrize("content", [b'{"mine": {"text": "a\\ud800b\\u00e9"}}', b'{"mine": "\xc3\xa9"}'])
+def test_an_entry_of_dataset_info_stays_whatever_it_holds(content: bytes, negative_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_bytes(content)
+    export(str(negative_set), ExportConfig(format="llama-factory", out=str(tmp_path / "ours.jsonl")))
+    found = json.loads((tmp_path / "dataset_info.json").read_bytes())
+    assert found.pop("ours")["ranking"]
+    assert found == json.loads(content)
+
+
+def test_a_dataset_info_that_is_nested_without_end_is_one_line(negative_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_bytes(b"[" * 100_000)
+    with pytest.raises(UserError, match=r"is no JSON object\. Move it away, or choose another --out\.$"):
+        export(str(negative_set), ExportConfig(format="llama-factory", out=str(tmp_path / "ours.jsonl")))
+
+
 def three_inexact(negative_set: Path, folder: Path) -> Path:
     """A copy of a set in whose first shard a negative has no EOS, one is spelled letter by letter, and a truth too."""
     copy = Path(shutil.copytree(negative_set, folder / "set"))

@@ -294,9 +294,24 @@ def test_a_group_that_stays_short_is_given_up_and_the_others_are_served(
     ask: Callable, server: ChatAPIStub, groups: list[Group]
 ) -> None:
     server.answer = lambda r: ("Always this." if groups[0].prompt in said(r) else f"Answer {r['seed']}.", "stop")
-    assert ask(groups[:2], count=3) == {groups[0].id: f"1 of 3 distinct answers after {MAX_ROUNDS} rounds"}
+    assert ask(groups[:2], count=3) == {
+        groups[0].id: f"1 of 3 distinct answers after {MAX_ROUNDS} rounds; of the others "
+        f"{2 * MAX_ROUNDS} repeated or the ground truth"
+    }
     assert len(set(texts(groups[1]))) == 3
     assert len(server.requests) == 3 + 3 + 2 * (MAX_ROUNDS - 1)
+
+
+def test_a_group_without_an_answer_says_what_its_answers_were(
+    ask: Callable, server: ChatAPIStub, groups: list[Group]
+) -> None:
+    script = iter([("", "stop"), (None, "content_filter"), ("a<|endoftext|>", "stop"), (" ", "length")] * 9)
+    server.answer = lambda request: next(script) if groups[0].prompt in said(request) else ("Fine.", "stop")
+    assert MAX_ROUNDS == 8
+    assert ask(groups[:2], count=1, concurrency=1) == {
+        groups[0].id: "0 of 1 distinct answers after 8 rounds; of the others 4 empty, 2 ended by 'content_filter', "
+        "2 special token in response"
+    }
 
 
 def test_the_first_of_more_are_those_of_fewer(ask: Callable, tokenizer: Any) -> None:

@@ -187,7 +187,7 @@ def test_locked_versions_satisfy_pyproject_and_are_those_of_the_images_and_the_c
 
 
 # What is handed through from outside and stands in no file.
-KEYS = ("OPENAI_API_KEY", "HF_TOKEN")
+KEYS = ("OPENAI_API_KEY", "HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 USER = ("runAsUser", "runAsGroup", "fsGroup")
 
 
@@ -246,7 +246,7 @@ def test_every_node_has_the_token_the_root_and_the_volume():
         assert environment["NEGATIVES_GEN_ROOT"] == "/workspace"
     for name, service in services.items():  # null: passed through
         assert [key for key in KEYS if service["environment"].get(key, "") is None] == (
-            ["HF_TOKEN"] if name == "trainer" else list(KEYS)
+            list(KEYS[1:]) if name == "trainer" else list(KEYS)
         )
     assert {tuple(service["volumes"]) for service in services.values()} == {("workspace:/workspace",)}
     assert services["trainer"]["working_dir"] == services["evaluation"]["working_dir"] == "/workspace"

@@ -13,7 +13,7 @@ ELSEWHERE = re.compile(
     r"(It|Its|They|Their|Them|Of|That of|Those of|All are|All do|Both are|And|Or|But)\b", re.IGNORECASE
 )
 # The same of a first line alone; a cause may well be "as `check` says": "Whose reward it is.", "0 if there are none."
-SUBJECTLESS = re.compile(r"(Also|Does|See|As|From|Whose|Who|\d+ if)\b")
+SUBJECTLESS = re.compile(r"(Also|Does|Sees?|As|From|With|Within|Whose|Who|The others?|\d+ if)\b")
 FEWEST_WORDS = 4  # of what others call: "The page." says less than the name does
 
 

@@ -15,6 +15,8 @@ from trainer.run import main
 from trainer.scoring.prepared_model import prepare_model
 from trainer.scoring.support import attention_implementation
 
+MLE = ["--objective", "mle", "--model", "m", "--dataset", "facts", "--output_dir", "o", "--use_cpu", "true"]
+
 
 @pytest.mark.parametrize(
     ("given", "kept"), [(["q_proj"], ["q_proj"]), (["q_proj", "v_proj"],) * 2, (["all-linear"], "all-linear")]
@@ -157,6 +159,20 @@ def test_lists_are_written_in_every_way_ours_and_inherited_ones(words: tuple[str
     script, _, model = parse(["--model", "m", "--output_dir", "o", *words])
     assert (script.shards, script.negatives) == (["a", "b"], "an=1,bn=2")
     assert model.lora_target_modules == ["q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize(
+    ("words", "trackers"),
+    [
+        (("tensorboard,wandb",), ["tensorboard", "wandb"]),
+        (("tensorboard", "wandb"), ["tensorboard", "wandb"]),
+        (("tensorboard",), ["tensorboard"]),
+        (("none",), []),
+    ],
+)
+def test_one_tracker_or_several(words: tuple[str, ...], trackers: list[str]) -> None:
+    training = parse([*MLE, "--report_to", *words])[1]
+    assert training.report_to == trackers
 
 
 def test_a_flag_alone_means_true() -> None:

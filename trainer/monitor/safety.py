@@ -4,15 +4,21 @@ Clusters send SIGTERM before they take a machine away: it saves a checkpoint.
 """
 
 import math
+import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from data.command.errors import UserError
+from data.command.errors import UserError, refused_by_system
+
+WEIGHT_FILES = "model*.safetensors*", "adapter_model.safetensors"
 
 
 def check_finite(
@@ -47,7 +53,7 @@ def check_finite(
 
 
 class SoundSaves:
-    """Lets a transformers Trainer save finite weights only; to be inherited from beside it.
+    """Lets a transformers Trainer save finite weights only, and whole; to be inherited from beside it.
 
     The check before an optimiser step finds what the steps before it have done; nothing else looks at what the last one
     has, or the last one before a checkpoint, from which no run could go on.
@@ -57,11 +63,39 @@ class SoundSaves:
         """Save the model, as transformers does.
 
         Raises:
-            UserError: a weight that was trained is not finite; nothing was written. All processes stop together.
+            UserError: a weight that was trained is not finite; nothing was written. All processes stop together. Or
+                the place cannot be written; no half of a file of weights stays.
         """
         trainer: Any = self
         check_weights(trainer.accelerator, trainer.model, trainer.state.global_step)
-        super().save_model(output_dir, _internal_call)  # type: ignore[misc]  # the Trainer's
+        place = Path(output_dir or trainer.args.output_dir)
+        with _written_whole(place, lambda: [file for pattern in WEIGHT_FILES for file in place.glob(pattern)]):
+            super().save_model(output_dir, _internal_call)  # type: ignore[misc]  # the Trainer's
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        trainer: Any = self
+        place = Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+        with _written_whole(place, lambda: [place]):
+            super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]  # the Trainer's
+
+
+@contextmanager
+def _written_whole(place: Path, written: Callable[[], list[Path]]) -> Iterator[None]:
+    """Where the system refuses to write, raise UserError, and remove what was written of it."""
+    try:
+        yield
+    except Exception as error:
+        refused = refused_by_system(error)
+        if not refused:
+            raise
+        for path in written():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if isinstance(error, UserError):  # of the model within a checkpoint
+            raise
+        raise UserError(
+            f"cannot save '{place}': {refused}. Check permissions and free space; the same command with "
+            "--resume_from_checkpoint true goes on from the last whole checkpoint."
+        ) from error
 
 
 @torch.no_grad()

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from data.architectures import attention_heads
 from trainer.scoring.flex import autocast_dtype, works_on
 from trainer.scoring.head import chunks, drawn, reduction_dtype, token_logps
 from trainer.scoring.packing import TokenBatch
-from trainer.scoring.support import attention_heads, chosen_layout, model_inputs, set_attention, takes_block_masks
+from trainer.scoring.support import chosen_layout, model_inputs, set_attention, takes_block_masks
 
 # On the forward that `prepare_model` puts in place: what is known of the model, so that it is found out once.
 KNOWN = "known_of_model"
@@ -52,7 +53,7 @@ class PreparedModel:
         if blocks:
             # FlexAttention is tried before the first forward, outside of its mixed precision.
             dtype = self.compute_dtype or self.model.dtype
-            blocks = works_on(self.model.device, dtype, *attention_heads(self.model))
+            blocks = works_on(self.model.device, dtype, *attention_heads(self.model.config.get_text_config()))
         inputs = model_inputs(self.model, batch, blocks=blocks)
         return {**inputs, "target_index": batch.target_index, "layout": self.layout}
 

@@ -1,8 +1,4 @@
-"""All that layouts and masks know of architectures: which take packed rows and block masks, how parts are called.
-
-What no table can say is found out by trying on a few small groups. An odd architecture is a matter of this file alone,
-but for how its config.json names context length and sizes, which `data.models` reads without torch.
-"""
+"""Which layouts and masks a model takes: what `data.architectures` knows, then what a trial on small groups shows."""
 
 import logging
 from collections.abc import Iterator
@@ -13,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 
+from data.architectures import obstacle_to_packing
 from data.command.errors import first_line
 from trainer.scoring.attention import NAME as PACKED_ROWS
 from trainer.scoring.attention import mark
@@ -48,14 +45,6 @@ def disable_dropout(model: Any) -> None:
             module.p = 0.0
         elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
-
-
-def attention_heads(model: Any) -> tuple[int, int, int]:
-    """Heads of queries, heads of keys and values, size of each."""
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    return heads, key_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 def chosen_layout(model: Any) -> str:
@@ -118,28 +107,13 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 def _known_obstacle(model: Any) -> str | None:
-    """What is known beforehand, such as what only sequences longer than the probe's would show."""
+    """What is known beforehand: of its config, its head and its attention."""
     config = model.config.get_text_config()
-    kind = config.model_type
-    window = getattr(config, "sliding_window", None)
-    layers = getattr(config, "layer_types", None) or []
-    if window and ("sliding_attention" in layers if layers else getattr(config, "use_sliding_window", True)):
-        return f"{kind} attends through a sliding window of {window} tokens"
-    if "local" in (getattr(config, "attention_layers", None) or []):  # GPT-Neo's name for it
-        return f"{kind} attends through a sliding window of {config.window_size} tokens"
-    if "chunked_attention" in layers:
-        return f"{kind} attends within chunks of {config.attention_chunk_size} tokens"
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    for settings in (rope, *(value for value in rope.values() if isinstance(value, dict))):  # may be per layer type
-        scaling = settings.get("rope_type", settings.get("type"))
-        if scaling in ("longrope", "dynamic"):
-            return (
-                f"the '{scaling}' RoPE of {kind} takes its frequencies from the longest position in a forward pass (in "
-                f"either layout, a sequence beyond the original context changes the others in its pass)"
-            )
+    if obstacle := obstacle_to_packing(config):
+        return obstacle
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or head.bias is not None:
-        return f"the head of {kind} is not a plain linear map"
+        return f"the head of {config.model_type} is not a plain linear map"
     attention = attention_implementation(model)
     if attention not in ("sdpa", PACKED_ROWS, "eager"):
         return f"attention implementation '{attention}' takes no 4-D mask"
