@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 JOB_FILE = f"{JOB_FOLDER}/job.json"
 INPUTS = f"{JOB_FOLDER}/inputs"
+ANSWERS = f"{JOB_FOLDER}/answers"  # of an API: they cost money, so that a job which has some is not given up
 
 
 class SetDirectory:
@@ -119,14 +120,14 @@ class SetDirectory:
             self.claim.end()
 
     def release(self) -> None:
-        """Give the directory up if no shard is finished, so that a job that failed early may be corrected.
+        """Give the directory up if nothing was made or paid for, so that a job that failed early may be corrected.
 
         Removes nothing if the set is finished, or if another run owns the directory by now.
         """
         if self.claim is None or not self.claim.holds():
             return
         with contextlib.suppress(TakenOver):
-            if MANIFEST not in self.folder.names() and not self.finished():
+            if MANIFEST not in self.folder.names() and not self.finished() and not self.folder.names(ANSWERS):
                 self._remove_unrecorded()
                 self._remove_job()
         self.end()
@@ -197,7 +198,7 @@ class SetDirectory:
     def _settle(self) -> None:
         """Clear away what killed runs left, and say in job.json whose directory it is."""
         self.discard(MANIFEST)  # one that cannot be read, beside the job's folder
-        for folder in ("", JOB_FOLDER, INPUTS):
+        for folder in ("", JOB_FOLDER, INPUTS, ANSWERS):
             self.folder.remove_temporary(folder)
         if not self._is_json(JOB_FILE):
             # Whose records these are is what they say themselves.

@@ -1,5 +1,6 @@
 """The stages that Ray Data runs as actors: sample, ask, score. A row is the number of a shard, then the whole shard."""
 
+import dataclasses
 import pickle
 import time
 import traceback
@@ -12,6 +13,7 @@ from data.finite import LOOK, require_finite
 from data.models import load_tokenizer
 from data.set_writer import NegativeSetWriter
 from data.shards import shard_name
+from negatives_gen.job.answers import kept_answers
 from negatives_gen.job.attempts import SetAside, attempt, loading_stage
 from negatives_gen.job.inputs import Shard, ShardSource
 from negatives_gen.models.engine import Engine
@@ -119,7 +121,7 @@ class Stage:
                 raise self.failure
             with attempt(self.work.writer, index, self.name):
                 shard = pickle.loads(row["payload"]) if row["payload"] else self.work.source.load(index)
-                self._make_negatives(shard)
+                self._make_negatives(index, shard)
                 return {**new_row(index), **self.finish(index, shard)}
         except UserError as error:
             return {**new_row(index), "error": str(error)}
@@ -129,7 +131,7 @@ class Stage:
             said = f"{shard_name(index)}, stage '{self.name}': {type(error).__name__}: {first_line(error)}"
             return {**new_row(index), "error": said, "trace": traceback.format_exc()}
 
-    def _make_negatives(self, shard: Shard) -> None:
+    def _make_negatives(self, index: int, shard: Shard) -> None:
         for name, settings in self.work.strategies.items():
             strategy = STRATEGIES.load(name)
             if strategy.stage == self.name:
@@ -151,9 +153,9 @@ class SampleStage(Stage):
         self.engine = CheckedEngine(work.components.engine(work.model, seed=work.seed, options=options))
         return {"sampler": self.engine}
 
-    def _make_negatives(self, shard: Shard) -> None:
+    def _make_negatives(self, index: int, shard: Shard) -> None:
         self.engine.asked = self.engine.answered = 0
-        super()._make_negatives(shard)
+        super()._make_negatives(index, shard)
         if self.engine.asked and not self.engine.answered:
             raise UserError(
                 f"the engine gave not one token for the {self.engine.asked} prompts that it was asked. Check the "
@@ -185,6 +187,13 @@ class AskStage(Stage):
     """The stage of strategies that wait for an API; it holds no model of ours."""
 
     name = ASK
+
+    def _make_negatives(self, index: int, shard: Shard) -> None:
+        lent = self.tools
+        with kept_answers(self.work.writer, index) as answers:
+            self.tools = dataclasses.replace(lent, answers=answers)
+            super()._make_negatives(index, shard)
+        self.tools = lent
 
 
 class ScoreStage(Stage):

@@ -39,6 +39,14 @@ class Predictor(Protocol):
     def draw(self, groups: Sequence[Any], uniforms: Sequence[Any], *, never: Sequence[int]) -> list[Any]: ...
 
 
+class Answers(Protocol):
+    """What UN needs of what keeps an API's answers: `negatives_gen.job.answers.KeptAnswers`."""
+
+    def find(self, key: str) -> Any: ...
+
+    def keep(self, key: str, answer: Any) -> None: ...
+
+
 @dataclass(frozen=True)
 class Tools:
     """What a stage lends to the strategies that run in it.
@@ -49,6 +57,7 @@ class Tools:
         tokenizer: the reference model's.
         sampler: in the sample stage only.
         predictor: in the score stage only.
+        answers: in the ask stage of a job, those of the shard that it works on.
     """
 
     seed: int
@@ -56,6 +65,7 @@ class Tools:
     tokenizer: Any
     sampler: Sampler | None = None
     predictor: Predictor | None = None
+    answers: Answers | None = None
 
 
 class Strategy(ABC):

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from data.command.errors import UserError
 from data.command.options import option
 from data.schema import Candidate, Group
 from data.sources.encode import Encoded, Problem, encode_pairs
+from data.storage import sha256
 from data.tokens import marks_of, text_behind
 from negatives_gen.strategies.base import ASK, MAX_ROUNDS, Novelty, Strategy, Tools, derive_seed
 
@@ -101,10 +103,7 @@ class Unhelpful(Strategy):
                 ]
                 if not requests:
                     break
-                answers = await api.ask(
-                    [TEMPLATE.format(group.query, group.response) for group, _ in requests],
-                    [seed for _, seed in requests],
-                )
+                answers = await self._ask(api, requests, tools)
                 for (group, seed), answer in zip(requests, answers, strict=True):
                     answered = answered or not answer.refusal
                     if answer.refusal:
@@ -128,6 +127,25 @@ class Unhelpful(Strategy):
                 f"{url} answered every request of a shard without a word. Check its model and --api options."
             )
         return self._short(groups, refused, unusable, settings)
+
+    async def _ask(self, api: ChatAPI, requests: Sequence[tuple[Group, int]], tools: Tools) -> list[Answer]:
+        """An answer to each request; those that the job has kept are not asked for again."""
+        texts = [TEMPLATE.format(group.query, group.response) for group, _ in requests]
+        if tools.answers is None:
+            return await api.ask(texts, [seed for _, seed in requests])
+        kept = tools.answers
+        decides = [[api.model, api.sampling, text, seed] for text, (_, seed) in zip(texts, requests, strict=True)]
+        keys = [sha256(json.dumps(deciding, sort_keys=True).encode()) for deciding in decides]
+        answers = {index: answer for index, key in enumerate(keys) if (answer := kept.find(key)) is not None}
+        asked = [index for index in range(len(keys)) if index not in answers]
+
+        async def keep(number: int, answer: Answer) -> None:
+            if not answer.refusal:  # which another version of the server may not repeat
+                kept.keep(keys[asked[number]], answer)
+
+        new = await api.ask([texts[i] for i in asked], [requests[i][1] for i in asked], keep)
+        answers.update(zip(asked, new, strict=True))
+        return [answers[index] for index in range(len(keys))]
 
     def _candidate(self, answer: Answer, seed: int, group: Group, tools: Tools) -> Candidate | str:
         """The answer as tokens of the reference model, or why it cannot be used."""

@@ -442,6 +442,41 @@ def test_a_job_that_the_api_stopped_goes_on_and_its_manifest_holds_no_secret(
         assert all(c.reference_logp is not None and "embedding" in c.similarity for c in group.negatives)
 
 
+def test_answers_of_a_shard_that_was_not_finished_are_paid_for_once(
+    server: ChatAPIStub, reference: Path, tmp_path: Path
+) -> None:
+    def run(out: Path) -> dict[str, bytes]:
+        config = make_config(
+            GenerateConfig,
+            model=str(reference), dataset="facts", limit=8, out=str(out), strategies="un=2", groups_per_shard=8,
+            embedder="reference", api={"model": "m", "base_url": server.url, "concurrency": 1, "retries": 0},
+        )  # fmt: skip
+        with without_ray():
+            generate(config)
+        return {file.name: file.read_bytes() for file in out.glob("*.parquet")}
+
+    whole = run(tmp_path / "whole")
+    asked = sorted(map(repr, server.requests))
+    assert len(asked) == 16
+    for damage in (False, True):
+        server.requests.clear()
+        out = tmp_path / f"stopped-{damage}"
+        for answered in (5, 9):
+            server.lock_after = answered
+            with pytest.raises(UserError, match="refuses the key"):
+                run(out)
+            server.requests.pop()  # which was refused
+        parts = sorted((out / "_job/answers").iterdir())
+        assert [part.name for part in parts] == ["00000-1.json", "00000-2.json"]
+        if damage:
+            parts[0].write_text("[" * 100_000)
+        server.lock_after = None
+        assert run(out) == whole
+        assert not (out / "_job").exists()
+        assert len(server.requests) == 16 + 5 * damage
+        assert sorted({repr(request) for request in server.requests}) == asked
+
+
 def test_a_set_whose_server_has_moved_can_grow(server: ChatAPIStub, reference: Path, tmp_path: Path) -> None:
     config = make_config(
             GenerateConfig,
