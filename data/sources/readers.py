@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import parquet
 from data.command.errors import UserError, first_line
 from data.shape import parse_json
 from data.sources import facts
@@ -147,6 +146,8 @@ def _check_file(path: Path, dataset: str) -> None:
     if path.stat().st_size == 0:
         raise UserError(f"data set '{dataset}' has no rows.")
     if path.suffix == ".parquet":
+        from data import parquet  # takes what a command that only prints its help has no time for
+
         try:
             parquet.require_readable(path.open("rb"))
         except parquet.Unreadable as error:
