@@ -26,6 +26,7 @@ OTHER_MEANINGS = {
     "data/soundness.py": {"similarity"},
     "data/sources/readers.py": {"text"},
     "data/sources/tasks.py": {"text"},
+    "negatives_gen/job/answers.py": {"text"},
     "negatives_gen/verbs/export_file.py": {"ranking"},
     "negatives_gen/verbs/group_page.py": {"truth", "text", "similarity"},
     "negatives_gen/verbs/stats.py": {"similarity", "truth"},
