@@ -1,8 +1,10 @@
-"""All that is known of architectures: how a config names what it says, and what it says against a layout.
+"""All that is known of architectures: how configs name what they say and models their tensors, and what a config says
+against a layout. What transformers names alike for all of them (`num_hidden_layers`) is no matter of this file.
 
 Read without torch, so before work. What no config says is found out by trying, see `trainer.scoring.support`.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +14,12 @@ WIDTH = ("hidden_size", "n_embd")
 LAYERS = ("num_hidden_layers", "n_layer")
 # How transformers ends the names of classes that continue texts.
 CONTINUES_TEXTS = ("ForCausalLM", "LMHeadModel")
+# Tensors that transformers once saved, makes itself today and never reads: the frequencies of RoPE, and causal masks,
+# which unlike a bias have four dimensions.
+FREQUENCIES = re.compile(r"(?:^|\.)rotary_emb\.inv_freq$")
+MASKS = re.compile(r"(?:^|\.)(?:attn|attention)\.(?:masked_)?bias$")
+# The head of a language model, which may be its embedding a second time.
+HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.weight$")
 # Frequencies of these come from the longest position in a forward pass.
 POSITION_BOUND_ROPES = ("longrope", "dynamic")
 
@@ -29,7 +37,8 @@ def is_encoder_decoder(config: Mapping[str, Any]) -> bool:
 
 def classes(config: Mapping[str, Any]) -> list[str]:
     """The names of a model's classes in transformers, as its config.json says."""
-    return [str(name) for name in config.get("architectures") or []]
+    names = config.get("architectures")
+    return [str(name) for name in (names if isinstance(names, list) else [names] if names else [])]
 
 
 def continues_texts(config: Mapping[str, Any]) -> bool:
@@ -40,7 +49,7 @@ def continues_texts(config: Mapping[str, Any]) -> bool:
 def longest_sequence(config: Mapping[str, Any]) -> int | None:
     """In tokens; None where a config.json does not say, as of state space models and relative positions."""
     values = (config.get(name) for name in CONTEXT)
-    return next((int(v) for v in values if isinstance(v, int | float) and 1 <= v < float("inf")), None)
+    return next((int(v) for v in values if type(v) in (int, float) and 1 <= v < float("inf")), None)
 
 
 def embedding_rows(config: Mapping[str, Any]) -> int | None:

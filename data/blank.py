@@ -12,7 +12,7 @@ from data.command.terminal import say
 from data.command.usage import answered
 from data.command.values import require_positive
 from data.sources.examples import open_source
-from data.storage import new_directory
+from data.storage import TEMPORARY_PREFIX, Folder
 
 COMMAND = "python -m data.blank"
 ABOUT = """
@@ -52,7 +52,7 @@ def write_blank_model(config: BlankConfig) -> None:
         )
     require_local(config.out, "--out")
     out = Path(resolve_path(config.out))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(not p.name.startswith(TEMPORARY_PREFIX) for p in out.iterdir())):
         raise UserError(f"output directory '{config.out}' already holds files. Choose an empty or new --out.")
     source = open_source(config.dataset, config.task, "train")
     texts = (f"{_text(e.prompt)}{_text(e.response)}" for e in source if e.problem is None)
@@ -88,10 +88,20 @@ def write_blank_model(config: BlankConfig) -> None:
         "pad_token": EOS,
         "model_max_length": config.max_length,
     }
-    with new_directory(out) as folder:
-        folder.write("tokenizer.json", tokenizer.to_str(pretty=True).encode())
-        folder.write("tokenizer_config.json", _json(tokenizer_config))
-        folder.write("config.json", _json(config_file))
+    is_new, folder = not out.exists(), Folder(str(out))
+    folder.remove_temporary()
+    try:
+        folder.write_together(
+            {
+                "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
+                "tokenizer_config.json": _json(tokenizer_config),
+                "config.json": _json(config_file),
+            }
+        )
+    except UserError:
+        if is_new:
+            folder.remove_if_empty()
+        raise
 
 
 def _text(part: Any) -> str:

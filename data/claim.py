@@ -36,8 +36,6 @@ BEAT = 10.0
 DEAD_AFTER = 60.0
 WATCH_EVERY = 1.0
 MOST_PID = (1 << 31) - 1
-
-
 OWNER_SHAPE = {
     **dict.fromkeys(("token", "host", "place", "started", "since"), str),
     "pid": Count(MOST_PID),

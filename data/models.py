@@ -249,8 +249,9 @@ def _in_order(offsets: list[int]) -> bool:
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
-    """What is said of a file that the system does not let us read."""
-    return UserError(f"'{path}' cannot be read ({error.strerror or first_line(error)}). Check its permissions.")
+    """What is said of a file that is not there, or that the system does not let us read."""
+    what = "Check its permissions." if isinstance(error, PermissionError) else "Copy the file again."
+    return UserError(f"'{path}' cannot be read ({error.strerror or first_line(error)}). {what}")
 
 
 def weight_files(directory: Path) -> list[Path]:

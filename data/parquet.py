@@ -110,7 +110,7 @@ def _columns(metadata: Any, groups: Sequence[int]) -> dict[str, tuple[str, int, 
 
 def _bytes_of_texts(source: BinaryIO, path: str, groups: Sequence[int]) -> int:
     """What the texts of a column take, by the lengths of the distinct ones."""
-    file = pq.ParquetFile(source, read_dictionary=[path])
+    file = pq.ParquetFile(source, read_dictionary=[path], pre_buffer=False)
     column = file.read_row_groups(list(groups), columns=[path], use_threads=False).column(0)
     return sum(map(_length, column.chunks))
 

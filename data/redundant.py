@@ -3,18 +3,13 @@
 Reads bytes itself, so that nothing here needs torch.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-# Buffers of older versions of transformers, which it makes itself today and never reads: the frequencies of RoPE, and
-# causal masks, which unlike a bias have four dimensions.
-FREQUENCIES = re.compile(r"(?:^|\.)rotary_emb\.inv_freq$")
-MASKS = re.compile(r"(?:^|\.)(?:attn|attention)\.(?:masked_)?bias$")
-# The head of a language model, which may be its embedding a second time.
-HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.weight$")
+from data.architectures import FREQUENCIES, HEAD, MASKS
+
 CHUNK = 1 << 24
 
 # Of a tensor: its file, its entry in the header (dtype, shape, data_offsets), and where in the file the data starts.

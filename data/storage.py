@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,23 @@ class Folder:
         with self._written(path, content) as temporary:
             os.replace(temporary, path)
 
+    def write_together(self, contents: Mapping[str, bytes]) -> None:
+        """Write whole files of which none is good without the others, in their order.
+
+        On a local disk none is put in its place unless there was room for all.
+
+        Raises:
+            UserError: the place cannot be written.
+        """
+        with contextlib.ExitStack() as written:
+            if self.is_local:
+                files = {name: written.enter_context(self._written(self / name, c)) for name, c in contents.items()}
+                for name, temporary in files.items():
+                    os.replace(temporary, self / name)
+            else:
+                for name, content in contents.items():
+                    self.write(name, content)
+
     def create(self, name: str, content: bytes) -> bool:
         """Write a whole file if there is none of that name, creating folders. False if another one is there.
 
@@ -261,29 +278,6 @@ def new_file(folder: str) -> tuple[int, str]:
     """A new file under a temporary name, with the permissions that the umask leaves: its descriptor and its path."""
     path = f"{folder}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), path
-
-
-@contextmanager
-def new_directory(path: Path) -> Iterator[Folder]:
-    """A directory under a temporary name, which takes the place of a local one that is empty or not there yet.
-
-    Nothing stays where the block fails. Raises UserError if the place cannot be written.
-    """
-    place = Path(os.path.realpath(path))
-    temporary = place.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-    folder = Folder(str(temporary))
-    try:
-        temporary.mkdir(parents=True)
-        yield folder
-        os.replace(temporary, place)
-    except OSError as error:
-        raise UserError(
-            f"cannot write '{path}': {error.strerror or error}. Check the path, its permissions and free space."
-        ) from error
-    finally:
-        for name in folder.names():
-            folder.remove(name)
-        folder.remove_if_empty()
 
 
 def sha256(content: bytes) -> str:

@@ -38,6 +38,7 @@ def whole_weights(what: str) -> Iterator[None]:
     """Where a library loads an encoder by transformers: refuse, as `load_whole` does, what would be drawn at random.
 
     But for a pooler, which encoders are often saved without, and of which no user of their last states takes anything.
+    While the block lasts it holds for what other threads load too; it is to be entered by one thread at a time.
 
     Args:
         what: the model, for the error.

@@ -21,13 +21,14 @@ from data.command.terminal import one_line, say
 INTERRUPTED = "interrupted; the same command goes on, starts anew or says what to do"
 
 
-# What the system refuses whatever a program does: permissions, space, limits, a broken disk.
+# What the system refuses whatever a program does: permissions, space, a broken disk.
 REFUSALS = {
     *(errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EIO),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
 }
-OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in the text of what is written in Rust, such as safetensors
-TORCH_WRITER = re.compile("PytorchStreamWriter|inline_container|iostream error")  # which does not say why
+# Of libraries written in Rust: safetensors has a class of its own, tokenizers raises a bare Exception.
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+TORCH_WRITER = re.compile("PytorchStreamWriter|inline_container|iostream error")  # a RuntimeError that does not say why
 
 
 class UserError(ValueError):
@@ -61,9 +62,9 @@ def refused_by_system(error: BaseException | None) -> str:
         name, number = "", None
         if isinstance(cause, OSError):
             name, number = str(cause.filename or ""), cause.errno
-        elif found := OS_ERROR.search(str(cause)):
+        elif type(cause).__name__ in ("SafetensorError", "Exception") and (found := OS_ERROR.search(str(cause))):
             number = int(found.group(1))
-        elif TORCH_WRITER.search(str(cause)):
+        elif isinstance(cause, RuntimeError) and TORCH_WRITER.search(str(cause)):
             return "a file could not be written whole"
         if number in REFUSALS:
             return ": ".join(filter(None, [name, os.strerror(number)]))

@@ -148,7 +148,7 @@ def _expanded(value: Any, sizes: dict[int, float]) -> float:
     Args:
         sizes: those of lists and mappings that were met before, by `id`.
     """
-    if not isinstance(value, dict | list):
+    if not isinstance(value, dict | list | tuple):  # a tuple of !!pairs or !!omap
         return 1
     if id(value) not in sizes:
         sizes[id(value)] = math.inf  # until its end is reached

@@ -15,8 +15,10 @@ NO_SECRETS = re.compile(r"(bos|eos|pad|unk|sep|cls|mask)_token")
 SECRET_VARIABLE = re.compile(r".*(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)", re.IGNORECASE)
 SHORTEST_SECRET = 8  # characters; a shorter value would be found in innocent text
 TILDE = re.compile(r"(?<![\w.~-])~(?![\w.~-])")
-HEADER = re.compile(r"(authorization['\"]?\s*[:=]\s*['\"]?)(?:\w+\s+)?[^\s'\",]+", re.IGNORECASE)
-HEADER_VALUE = re.compile(r"(Bearer|Basic|Token)\s+\S+", re.IGNORECASE)
+# What an Authorization header holds, in any text; credentials have a digit, which keeps prose out.
+HEADER = re.compile(
+    r"""(\bauthorization['"]?\s*[:=]\s*['"]?(?:\w+\s+)?|\b(?:Bearer|Basic)\s+)(?=\S*\d)[\w.~+/=-]{8,}""", re.IGNORECASE
+)
 USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 
 
@@ -66,7 +68,7 @@ def _is_secret(key: Any, value: Any) -> bool:
 
 
 def _without_headers(text: str) -> str:
-    return HIDDEN if HEADER_VALUE.fullmatch(text) else HEADER.sub(rf"\1{HIDDEN}", text)
+    return HEADER.sub(rf"\1{HIDDEN}", text)
 
 
 def _without_home(text: str) -> str:

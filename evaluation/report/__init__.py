@@ -1,6 +1,5 @@
 """The report of an evaluation: report.json for programs, report.md and plots, report.html to look through."""
 
-from data.command.errors import UserError
 from data.storage import Folder
 from evaluation.report.files import REPORT, read_report
 from evaluation.report.results import AnswerRow, Results, SampleRow
@@ -16,7 +15,8 @@ def write_report(folder: Folder, results: Results) -> str:
     """Write the report; returns its tables and notes as a terminal shows them.
 
     Raises:
-        UserError: the folder cannot be written (no part of the report stays), or `job["paper"]` names no table.
+        UserError: the folder cannot be written (on a local disk an earlier report stays as it was), or `job["paper"]`
+            names no table.
     """
     from evaluation.report.files import to_json
     from evaluation.report.markdown import in_terminal, markdown
@@ -36,13 +36,8 @@ def write_report(folder: Folder, results: Results) -> str:
         **{name: svg(panels, paper="white") for name, panels in plots.items()},
         REPORT: to_json(results),
     }
+    folder.write_together(content)
     for name in FILES:
-        folder.remove(name)  # of an earlier report of the same run
-    try:
-        for name, text in content.items():
-            folder.write(name, text)
-    except UserError:
-        for name in content:
-            folder.remove(name)
-        raise
+        if name not in content:
+            folder.remove(name)  # of an earlier report of the same run
     return "\n\n".join(filter(None, [in_terminal(made), proposal(results.job), *notes]))

@@ -117,11 +117,14 @@ def test_a_reader_that_goes_away_ends_a_command_without_a_word():
     [
         (PermissionError(errno.EACCES, "x", "/a/b"), "/a/b: Permission denied"),
         (OSError(errno.ENOSPC, "x"), "No space left on device"),
-        (ValueError("Error while serializing: I/O error: No space left (os error 28)"), "No space left on device"),
+        (Exception("Error while serializing: I/O error: No space left (os error 28)"), "No space left on device"),
         (RuntimeError("PytorchStreamWriter failed writing"), "a file could not be written whole"),
         (FileNotFoundError(errno.ENOENT, "x", "/a/b"), ""),
         (ConnectionRefusedError(errno.ECONNREFUSED, "x"), ""),
-        (ValueError("no (os error 2)"), ""),
+        (OSError(errno.EMFILE, "x"), ""),
+        (Exception("no (os error 2)"), ""),
+        (ValueError("it says (os error 28)"), ""),
+        (ValueError("PytorchStreamWriter"), ""),
     ],
 )  # fmt: skip
 def test_what_the_system_refuses_is_one_line(error: Exception, said: str, capsys: pytest.CaptureFixture[str]):

@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data import blank
+from data import architectures, blank
 from data import models as identity
 from data.blank import BlankConfig, write_blank_model
 from data.command.errors import UserError
@@ -22,7 +22,10 @@ from data.models import (
     check_model,
     context_length,
     load_tokenizer,
+    read_header,
+    read_object,
     tokenizer_hash,
+    unreadable,
     weights_hash,
 )
 from tests.support.tiny import save_tiny_model
@@ -152,6 +155,39 @@ def test_a_config_without_a_context_length_is_refused(tmp_path: Path):
     for content in ("{}", '{"text_config": null}', '{"max_position_embeddings": "long"}'):
         (tmp_path / "config.json").write_text(content)
         assert "does not say its context length" in refusal(lambda: context_length(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("names", "found", "continues"),
+    [
+        (["GPT2LMHeadModel"], ["GPT2LMHeadModel"], True),
+        ("GPT2LMHeadModel", ["GPT2LMHeadModel"], True),
+        (["BertModel", 5], ["BertModel", "5"], False),
+        (5, ["5"], False),
+        (None, [], False),
+        ({}, [], False),
+    ],
+)
+def test_classes_of_a_config_that_says_anything(names: Any, found: list[str], continues: bool) -> None:
+    assert architectures.classes({"architectures": names}) == found
+    assert architectures.continues_texts({"architectures": names}) == continues
+
+
+@pytest.mark.parametrize("length", [True, "8", None, 0, float("inf"), [8]])
+def test_a_context_that_is_no_number_is_none(length: Any) -> None:
+    assert architectures.longest_sequence({"max_position_embeddings": length, "n_positions": 8}) == 8
+    assert architectures.longest_sequence({"max_position_embeddings": length}) is None
+
+
+def test_a_file_that_is_not_there_is_no_matter_of_permissions(tmp_path: Path) -> None:
+    for read in (read_object, read_header):
+        assert refusal(lambda read=read: read(tmp_path / "a")).endswith(
+            "(No such file or directory). Copy the file again."
+        )
+    (tmp_path / "config.json").mkdir()
+    assert refusal(lambda: read_object(tmp_path / "config.json")).endswith("(Is a directory). Copy the file again.")
+    said = str(unreadable(tmp_path / "a", PermissionError(13, "Permission denied")))
+    assert said == f"'{tmp_path}/a' cannot be read (Permission denied). Check its permissions."
 
 
 def test_the_context_length_may_stand_in_the_text_config(tmp_path: Path):

@@ -494,6 +494,8 @@ def inside_a_ray_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "a0: &a0 [1, 1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)),
         "engine: &e {again: *e}\n",
         "judge: &j [*j]\n",
+        "a0: &a0 !!pairs [x: 1, x: 1]\n"
+        + "".join(f"a{n}: &a{n} !!pairs [x: *a{n - 1}, x: *a{n - 1}]\n" for n in range(1, 40)),
     ],
 )
 def test_aliases_that_expand_without_end_are_refused(text: str, tmp_path: Path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from data.command.errors import UserError
 from data.storage import Folder
 from tests.support.written import all_files, put_no_file, refusal
 
@@ -88,3 +89,16 @@ def test_an_empty_folder_goes_with_what_it_was_made_in(tmp_path: Path):
     folder.remove("x")
     folder.remove_if_empty()
     assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
+def test_files_that_are_written_together_are_all_there_or_none(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "new"))
+    folder.write_together({"a": b"1", "b/c": b"2"})
+    assert all_files(tmp_path) == {"new/a": b"1", "new/b/c": b"2"}
+    (tmp_path / "new" / "d").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        folder.write_together({"a": b"other", "d/e": b"3"})
+    assert all_files(tmp_path) == {"new/a": b"1", "new/b/c": b"2", "new/d": b""}
+    store = Folder(f"memory://{tmp_path}/out")
+    store.write_together({"a": b"1", "b/c": b"2"})
+    assert (store.read("a"), store.read("b/c")) == (b"1", b"2")

@@ -43,3 +43,18 @@ def test_blank_refuses_a_directory_that_holds_a_model(
     before = {p.name: p.read_bytes() for p in model.iterdir()}
     assert "already holds files" in refused(data.blank.main, ["--out", str(model)], capsys)
     assert {p.name: p.read_bytes() for p in model.iterdir()} == before
+
+
+def test_an_empty_directory_is_written_into_and_stays_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o2770)
+    (tmp_path / ".tmp-of-a-kill").touch()
+    monkeypatch.chdir(tmp_path)
+    assert data.blank.main(["--out", ".", "--vocab_size", "300"]) == 0
+    assert sorted(path.name for path in Path.cwd().iterdir()) == [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert tmp_path.stat().st_mode & 0o7777 == 0o2770

@@ -6,6 +6,7 @@ import pytest
 
 from data.models import check_model
 from tests.support.commands import fork_command
+from tests.support.ensembles import arguments
 from tests.support.training import cli, metrics
 
 pytestmark = pytest.mark.seconds
@@ -34,7 +35,7 @@ def test_a_checkpoint_that_cannot_be_written_is_removed_and_the_run_goes_on_late
     most = {"weights": size // 2, "optimizer": size + size // 2}[what]  # Adam's moments take twice the weights
     (line,) = small(most, "trainer.run", *words)
     assert line.startswith(f"error: cannot save '{out}/checkpoint-1': ")
-    assert line.endswith("--resume_from_checkpoint true goes on from the last whole checkpoint.")
+    assert line.endswith("the last whole checkpoint, if there is one, with --resume_from_checkpoint true.")
     assert not (out / "checkpoint-1").exists()
     assert fork_command("trainer.run", *words, "--resume_from_checkpoint", "true").returncode == 0
     assert [line["step"] for line in metrics(out) if "loss" in line] == [1, 2]
@@ -57,3 +58,18 @@ def test_a_blank_model_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert fork_command("data.blank", "--out", str(tmp_path / "new" / "blank")).returncode == 0
     check_model(str(tmp_path / "new" / "blank"), needs_weights=False)
+
+
+def test_an_export_and_an_ensemble_leave_nothing_half_written(
+    reference: Path, negative_set: Path, mle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "exported"
+    (line,) = small(
+        WEIGHTS, "negatives_gen", "export", str(negative_set), "--format", "trl-sft", "--out", f"{out}/a.jsonl"
+    )
+    assert line.startswith(f"error: cannot write '{out}/a.jsonl': File too large.")
+    assert not list(out.iterdir())
+    words = arguments(mle, reference, tmp_path / "ensemble", 0.5)
+    (line,) = small(WEIGHTS, "trainer.ensemble", *words)
+    assert "File too large" in line
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -187,7 +187,10 @@ def test_locked_versions_satisfy_pyproject_and_are_those_of_the_images_and_the_c
 
 
 # What is handed through from outside and stands in no file.
-KEYS = ("OPENAI_API_KEY", "HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+KEYS = (
+    *("OPENAI_API_KEY", "HF_TOKEN"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"),
+)
 USER = ("runAsUser", "runAsGroup", "fsGroup")
 
 

@@ -6,7 +6,7 @@ Clusters send SIGTERM before they take a machine away: it saves a checkpoint.
 import math
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,33 +69,44 @@ class SoundSaves:
         trainer: Any = self
         check_weights(trainer.accelerator, trainer.model, trainer.state.global_step)
         place = Path(output_dir or trainer.args.output_dir)
-        with _written_whole(place, lambda: [file for pattern in WEIGHT_FILES for file in place.glob(pattern)]):
+        with _written_whole(place):
             super().save_model(output_dir, _internal_call)  # type: ignore[misc]  # the Trainer's
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         trainer: Any = self
         place = Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
-        with _written_whole(place, lambda: [place]):
+        with _written_whole(place):
             super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]  # the Trainer's
 
 
 @contextmanager
-def _written_whole(place: Path, written: Callable[[], list[Path]]) -> Iterator[None]:
-    """Where the system refuses to write, raise UserError, and remove what was written of it."""
+def _written_whole(place: Path) -> Iterator[None]:
+    """Where the system refuses to write, raise UserError, and remove the directory if it is new, else what changed of
+    its weights: a half of them must not look like a model."""
+    is_new, before = not place.exists(), _weights(place)
     try:
         yield
     except Exception as error:
         refused = refused_by_system(error)
         if not refused:
             raise
-        for path in written():
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if is_new:
+            shutil.rmtree(place, ignore_errors=True)
+        for path, state in _weights(place).items():
+            if before.get(path) != state:
+                path.unlink(missing_ok=True)
         if isinstance(error, UserError):  # of the model within a checkpoint
             raise
         raise UserError(
-            f"cannot save '{place}': {refused}. Check permissions and free space; the same command with "
-            "--resume_from_checkpoint true goes on from the last whole checkpoint."
+            f"cannot save '{place}': {refused}. Check permissions and free space; then the same command goes on from "
+            "the last whole checkpoint, if there is one, with --resume_from_checkpoint true."
         ) from error
+
+
+def _weights(place: Path) -> dict[Path, tuple[int, int, int]]:
+    """The files of weights in a directory, with what tells whether one was written since."""
+    states = {path: path.stat() for pattern in WEIGHT_FILES for path in place.glob(pattern)}
+    return {path: (state.st_ino, state.st_size, state.st_mtime_ns) for path, state in states.items()}
 
 
 @torch.no_grad()
