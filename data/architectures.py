@@ -48,8 +48,10 @@ def continues_texts(config: Mapping[str, Any]) -> bool:
 
 def longest_sequence(config: Mapping[str, Any]) -> int | None:
     """In tokens; None where a config.json does not say, as of state space models and relative positions."""
-    values = (config.get(name) for name in CONTEXT)
-    return next((int(v) for v in values if type(v) in (int, float) and 1 <= v < float("inf")), None)
+    for value in (config.get(name) for name in CONTEXT):
+        if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < float("inf"):
+            return int(value)
+    return None
 
 
 def embedding_rows(config: Mapping[str, Any]) -> int | None:

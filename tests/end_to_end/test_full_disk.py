@@ -65,11 +65,11 @@ def test_an_export_and_an_ensemble_leave_nothing_half_written(
 ) -> None:
     out = tmp_path / "exported"
     (line,) = small(
-        WEIGHTS, "negatives_gen", "export", str(negative_set), "--format", "trl-sft", "--out", f"{out}/a.jsonl"
+        WEIGHTS, "negatives_gen.verbs.export", str(negative_set), "--format", "trl-sft", "--out", f"{out}/a.jsonl"
     )
     assert line.startswith(f"error: cannot write '{out}/a.jsonl': File too large.")
     assert not list(out.iterdir())
     words = arguments(mle, reference, tmp_path / "ensemble", 0.5)
-    (line,) = small(WEIGHTS, "trainer.ensemble", *words)
+    (line,) = small(WEIGHTS, "trainer.ensemble.__main__", *words)
     assert "File too large" in line
     assert not list(tmp_path.rglob("*.safetensors"))
