@@ -10,6 +10,8 @@ from types import FrameType
 
 log = logging.getLogger(__name__)
 
+ENDING = "SIGTERM: ending; the same command goes on"
+
 
 @contextmanager
 def ending_on_sigterm() -> Iterator[None]:
@@ -20,11 +22,16 @@ def ending_on_sigterm() -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the clearing up
-        log.warning("SIGTERM: ending; the same command goes on")
+        log.warning(ENDING)
         sys.exit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        log.warning(ENDING)  # Ray puts a handler of its own in the place of ours, which says nothing
+        raise SystemExit(128 + signal.SIGTERM) from None
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -192,7 +192,7 @@ def _leave_ray(rows: Rows) -> None:
     auto_init_hook.enable_auto_connect = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     ray.shutdown()
-    rows.stop(seconds=10.0)
+    rows.stop(seconds=3.0)
 
 
 def _failed(error: BaseException) -> UserError:
