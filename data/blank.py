@@ -1,7 +1,10 @@
 """`python -m data.blank`: a blank model directory, for training from scratch where no hub is at hand."""
 
 import json
+import logging
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ from data.command.usage import answered
 from data.command.values import require_positive
 from data.sources.examples import open_source
 from data.storage import TEMPORARY_PREFIX, Folder
+
+log = logging.getLogger(__name__)
 
 COMMAND = "python -m data.blank"
 ABOUT = """
@@ -54,18 +59,20 @@ def write_blank_model(config: BlankConfig) -> None:
     out = Path(resolve_path(config.out))
     if out.exists() and (not out.is_dir() or any(not p.name.startswith(TEMPORARY_PREFIX) for p in out.iterdir())):
         raise UserError(f"output directory '{config.out}' already holds files. Choose an empty or new --out.")
-    source = open_source(config.dataset, config.task, "train")
-    texts = (f"{_text(e.prompt)}{_text(e.response)}" for e in source if e.problem is None)
+    problems: Counter[str] = Counter()
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        texts,
+        _texts(config, problems),
         trainers.BpeTrainer(
             vocab_size=config.vocab_size, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False
         ),
     )
+    if problems:
+        why = ", ".join(f"{number} {reason}" for reason, number in problems.most_common())
+        log.warning("rows of '%s' that are not used: %d (%s)", config.dataset, problems.total(), why)
     config_file = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -102,6 +109,15 @@ def write_blank_model(config: BlankConfig) -> None:
         if is_new:
             folder.remove_if_empty()
         raise
+
+
+def _texts(config: BlankConfig, problems: Counter[str]) -> Iterator[str]:
+    """What the tokenizer is trained on; counts the rows that are not usable by their reason."""
+    for example in open_source(config.dataset, config.task, "train"):
+        if example.problem is None:
+            yield f"{_text(example.prompt)}{_text(example.response)}"
+        else:
+            problems[example.problem[0]] += 1
 
 
 def _text(part: Any) -> str:

@@ -22,9 +22,14 @@ def test_sigterm_ends_with_one_line_and_143(caplog: pytest.LogCaptureFixture) ->
 def test_a_handler_that_ray_put_in_the_place_of_ours_ends_alike(caplog: pytest.LogCaptureFixture) -> None:
     """Ray's, of `ray.init`: `sys.exit(15)`."""
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit, match="143"), ending_on_sigterm():
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
-        os.kill(os.getpid(), signal.SIGTERM)
+
+    def init_of_ray() -> None:
+        with ending_on_sigterm():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit, match="143"):
+        init_of_ray()
     assert [record.message for record in caplog.records] == [ENDING]
     assert signal.getsignal(signal.SIGTERM) is before
 

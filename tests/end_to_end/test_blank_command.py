@@ -58,3 +58,15 @@ def test_an_empty_directory_is_written_into_and_stays_what_it_was(
         "tokenizer_config.json",
     ]
     assert tmp_path.stat().st_mode & 0o7777 == 0o2770
+
+
+def test_rows_that_are_not_usable_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [f'{{"prompt": "question {n}", "completion": "answer {n}"}}' for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, rows[0], "no JSON", "[" * 100_000]))
+    words = ["--dataset", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "b"), "--vocab_size", "300"]
+    assert data.blank.main(words) == 0
+    said = [record.message for record in caplog.records if "not used" in record.message]
+    assert len(said) == 1
+    assert said[0].startswith(f"rows of '{tmp_path}/rows.jsonl' that are not used: 3 (")
+    assert "2 not JSON" in said[0]
+    assert "1 duplicate" in said[0]
