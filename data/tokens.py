@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data.command.deadline import within
 from data.command.errors import UserError
 
 # The attributes of a tokenizer in which `load_tokenizer` leaves what its model's files say: the ends of
@@ -18,6 +19,7 @@ EMBEDDING_ROWS = "embedding_rows"
 PROBE = "7391846205"
 # Tokens in front of a continuation that are decoded with it, so that it reads as it does there.
 CONTEXT = 16
+LONGEST_RENDERING = 30.0  # seconds, of a chat template, which is a program that may never end
 INCOMPLETE = "\ufffd"
 
 
@@ -162,7 +164,8 @@ def _turn_end(tokenizer: Any, added: dict[int, Any]) -> set[int]:
     """
     if not getattr(tokenizer, "chat_template", None):
         return set()
-    _, found, rest = _probed(tokenizer).rpartition(PROBE)
+    with within(LONGEST_RENDERING, f"the chat template of '{getattr(tokenizer, 'name_or_path', '')}'"):
+        _, found, rest = _probed(tokenizer).rpartition(PROBE)
     rest = rest.lstrip()
     places = [
         (rest.find(token.content), -len(token.content), number)
