@@ -16,6 +16,7 @@ from data.storage import Folder
 MANIFEST = "manifest.json"
 # What a reference is scored in, and a policy trained in.
 DTYPES = ("float32", "bfloat16", "float16")
+MOST_VERSION = 1000
 MOST_ROWS = 100_000_000  # of a shard: readers hold a number for each
 # What readers of a set rely on; what a job may hold beside that is for who goes on with it, see `JOB_SHAPE`.
 ENTRIES_SHAPE = {"origin": IfThere({"entry": str, "source_sha256": str})}
@@ -141,6 +142,8 @@ def read_manifest(folder: Folder, *, current: bool = False) -> Manifest:
     except ValueError as error:  # bad JSON and bad UTF-8 are ValueErrors
         raise _damaged(folder, first_line(error)) from error
     version = content.get("schema_version") if isinstance(content, dict) else None
+    if type(version) is not int or not 1 <= version <= MOST_VERSION:
+        raise _damaged(folder, "schema_version is missing, or no version")
     if current and version in READABLE_VERSIONS and version != SCHEMA_VERSION:
         raise UserError(
             f"negative set '{folder.path}' has schema version {version}: it lacks what a person asked, so it can be "

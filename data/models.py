@@ -10,13 +10,15 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from data.architectures import embedding_rows, is_encoder_decoder, longest_sequence, of_text, sizes
+from data.architectures import LAYERS, embedding_rows, is_encoder_decoder, longest_sequence, of_text, sizes
 from data.command.errors import UserError, first_line
 from data.redundant import Place, read_chunks, redundant_tensors
 from data.shape import Count, Each, ListOf, misfit, parse_json, parse_shaped
 from data.tokens import DECLARED_ENDS, EMBEDDING_ROWS, require_rows
 
 TENSOR_SHAPE = {"dtype": str, "shape": ListOf(Count()), "data_offsets": ListOf(Count(), least=2)}
+MOST_LAYERS = 1 << 30
+LONGEST_SAID = 40  # characters of a value, in an error
 MAX_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -80,7 +82,22 @@ def check_causal(model: str, *, needs_weights: bool = True) -> Path:
             f"model '{model}' is an encoder-decoder ({kind}): its answers are no continuations of its prompts. Give a "
             "decoder-only language model."
         )
+    _check_sizes(model, directory, needs_weights)
     return directory
+
+
+def _check_sizes(model: str, directory: Path, has_weights: bool) -> None:
+    """Raise UserError for sizes of which no model is made, or only after all memory was taken for it."""
+    config = of_text(read_object(directory / "config.json"))
+    most = len(tensor_places(directory)) if has_weights else MOST_LAYERS
+    for name, largest in (*((name, most) for name in LAYERS), ("vocab_size", MOST_LAYERS)):
+        size = config.get(name)
+        if size is not None and not (type(size) is int and 1 <= size <= largest):
+            said = repr(size) if len(repr(size)) <= LONGEST_SAID else f"{repr(size)[:LONGEST_SAID]} ..."
+            raise UserError(
+                f"the config.json of '{model}' says {name} {said}; it must be a whole number from 1 to {largest}"
+                f"{', the number of its tensors' if has_weights and name in LAYERS else ''}. Correct the file."
+            )
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:

@@ -69,12 +69,13 @@ def read_columns(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> 
     return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
-def require_readable(source: BinaryIO) -> None:
-    """Raise Unreadable if a row group of a Parquet file would take more than MOST_BYTES, or it is none."""
+def require_readable(source: BinaryIO) -> int:
+    """The rows of a Parquet file. Raises Unreadable if a row group would take more than MOST_BYTES, or it is none."""
     try:
         with source, pq.ParquetFile(source, pre_buffer=False) as file:
             for group in range(file.metadata.num_row_groups):
                 _refuse_too_large(file.metadata, source, [group])
+            return file.metadata.num_rows
     except Unreadable:
         raise
     except Exception as error:  # as in `parquet_file`

@@ -42,11 +42,13 @@ def refuse_foreign(folder: Folder, name: str, option: str, is_ours: Callable[[by
         is_ours: whether a file with this content is one that may be replaced; None: none is.
     """
     names = folder.names()
+    where = f"{option} '{folder / name}'"
+    if MANIFEST in names and name in names:
+        raise UserError(f"{where} is there already, in a directory with a negative set. Choose another file.")
+    if MANIFEST in names and name.endswith(".parquet"):  # what a link names that is not there
+        raise UserError(f"{where} would be taken for a shard of the negative set there. Choose another file.")
     if name not in names:
         return
-    where = f"{option} '{folder / name}'"
-    if MANIFEST in names:
-        raise UserError(f"{where} is there already, in a directory with a negative set. Choose another file.")
     try:
         ours = is_ours is not None and is_ours(folder.read(name))
     except OSError:  # no file, or not ours to read

@@ -112,6 +112,7 @@ def misfit(value: Any, shape: Any, path: str = "") -> str:
         return "" if isinstance(value, str) and storable(value) == value else _not(value, path, WORDS[str])
     kinds = (int, float) if shape is float else shape
     fits = isinstance(value, kinds) and (shape is bool or not isinstance(value, bool))
+    fits = fits and (shape is not float or abs(value) <= MOST)  # nan and what is infinite are no numbers either
     return "" if fits else _not(value, path, WORDS[shape])
 
 

@@ -87,6 +87,16 @@ class NegativeSet:
                 "from the reference model, or generate a set with this one."
             )
 
+    def check_config(self, config_sha256: str, model: str) -> None:
+        """Refuse another config.json, by which the same weights compute something else; old sets do not say theirs."""
+        expected = self.manifest.job["model"].get("config_sha256", config_sha256)
+        if expected != config_sha256:
+            raise UserError(
+                f"negative set '{self.folder.path}' was made with a reference model whose config.json has the hash "
+                f"{str(expected)[:16]}, but that of --model '{model}' has {config_sha256[:16]}. Use the reference as "
+                "it was, or generate a set with this model."
+            )
+
     def check_tokenizer(self, tokenizer_sha256: str, model: str) -> None:
         """Refuse another tokenizer: the stored ids would mean other text."""
         expected = self.manifest.job["tokenizer"]["sha256"]

@@ -21,9 +21,18 @@ def load_whole(cls: Any, directory: Any, model: str, **options: Any) -> Any:
         options: of `from_pretrained`.
 
     Raises:
-        UserError: tensors that the model has are not in the checkpoint.
+        UserError: tensors that the model has are not in the checkpoint, or of another shape there.
     """
-    loaded, found = cls.from_pretrained(directory, use_safetensors=True, output_loading_info=True, **options)
+    with _without_report():
+        loaded, found = cls.from_pretrained(
+            directory, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    if other := sorted(found["mismatched_keys"]):
+        name, there, here = other[0]
+        raise UserError(
+            f"the weights of '{model}' do not fit its config.json: {name} is of shape {list(there)}, and should be of "
+            f"{list(here)}. Correct config.json, or save the model again."
+        )
     _require_all(found["missing_keys"], f"the weights of '{model}'")
     if unused := sorted(found["unexpected_keys"]):
         log.warning(
@@ -60,6 +69,19 @@ def whole_weights(what: str) -> Iterator[None]:
         yield
     finally:
         PreTrainedModel.from_pretrained = inherited
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers' table of a dozen lines off the terminal, which says in its way what we say in one."""
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _require_all(missing: Collection[str], what: str) -> None:

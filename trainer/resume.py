@@ -123,6 +123,9 @@ def problem(checkpoint: Path, needs: Needs) -> str | None:
         return f"is damaged: {STATE_FILE} {_damage(checkpoint / STATE_FILE) or 'is no JSON object'}"
     if wrong := misfit(state, STATE):
         return f"is damaged: in {STATE_FILE} {wrong}"
+    step = checkpoint.name.rpartition("-")[2]
+    if checkpoint.name == f"checkpoint-{step}" and step.isdecimal() and int(step) != state["global_step"]:
+        return f"is damaged: its {STATE_FILE} is of step {state['global_step']}"
     saved_by = len(list(checkpoint.glob("rng_state*.pth")))
     optimizer = [OPTIMIZER] if not needs.fsdp else [_first_there(checkpoint, FSDP_OPTIMIZER)]
     lacking = [name for name in (*optimizer, SCHEDULER) if not (checkpoint / name).exists()]

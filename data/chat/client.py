@@ -35,6 +35,7 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 LONGEST_ASKED = 3600.0  # however long a server asks to wait: a date may be years away
 MOST_TOKENS = 1 << 31  # what reports more is no count
+SHORTEST_IN_ERRORS = 4  # characters of a secret that is looked for in what becomes an error, not a negative
 LONGEST_REASON = 200  # characters of what a server says
 MOST_DOUBLINGS = 16  # of a pause: far above LONGEST_PAUSE, far below what a float holds
 LONGEST_TOKEN = 256  # characters: what is longer than that times the tokens asked for is no answer of a model
@@ -80,13 +81,13 @@ def read_key(base_url: str, group: str = "api") -> str:
 
 
 def secrets_of(base_url: str) -> set[str]:
-    """The password in an address, and the header that it is sent in; a short one is found in innocent text."""
+    """The password in an address, alone and with the user's name, and the header that it is sent in."""
     parts = urlsplit(base_url)
     if not parts.password:
         return set()
     user, password = unquote(parts.username or ""), unquote(parts.password)
     header = base64.b64encode(f"{user}:{password}".encode()).decode()
-    return {header, *(text for text in (password, parts.password) if len(text) >= SHORTEST_SECRET)}
+    return {header, password, parts.password, f"{user}:{password}"}
 
 
 class ChatAPI:
@@ -324,6 +325,8 @@ class ChatAPI:
                 f"{url} gave an answer that cannot be read: {self._reason(error)}. Check {option}.base_url."
             )
         status, reason = error.status_code, self._reason(error)
+        if 300 <= status < 400:
+            return UserError(f"{url} redirects to another address ({status}). Give that one as {option}.base_url.")
         if status in (401, 403):  # what servers say to that may repeat the key
             return UserError(f"{url} refuses the key ({status}). Set $OPENAI_API_KEY to a key for '{self.model}'.")
         if status == 404:
@@ -343,14 +346,19 @@ class ChatAPI:
     def _reason(self, error: Exception) -> str:
         body = getattr(error, "body", None)
         message = body.get("message") if isinstance(body, dict) else None
-        reason = one_line(self._clean(str(message or first_line(error))))
+        reason = one_line(self._clean(str(message or first_line(error)), SHORTEST_IN_ERRORS))
         return reason[:LONGEST_REASON].rstrip(".")
 
-    def _clean(self, text: str) -> str:
-        """What a server says, as it may be kept: valid text, without our key and password, which it may echo."""
+    def _clean(self, text: str, shortest: int = SHORTEST_SECRET) -> str:
+        """What a server says, as it may be kept: valid text, without our key and password, which it may echo.
+
+        Args:
+            shortest: of a secret in characters; a shorter one, such as the key `none`, stands in innocent text.
+        """
         text = storable(text)
-        for secret in self._secrets:
-            text = text.replace(secret, HIDDEN)
+        for secret in sorted(self._secrets, key=len, reverse=True):  # one may hold another
+            if len(secret) >= shortest:
+                text = text.replace(secret, HIDDEN)
         return text
 
 

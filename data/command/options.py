@@ -123,7 +123,7 @@ def make_config(cls: type[T], **keys: Any) -> T:
 def read_yaml(path: str) -> dict[str, Any]:
     """Read a YAML mapping. Raises UserError if the file is missing, unreadable or not a mapping."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except OSError as error:
         raise UserError(f"cannot read config file '{path}': {error.strerror}. Give an existing YAML file.") from error
     except yaml.MarkedYAMLError as error:
@@ -140,6 +140,17 @@ def read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"config file '{path}' must hold a mapping of key: value, not a {type(content).__name__}.")
     return content
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A loader that refuses a mapping with a key twice, of which YAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        words = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for number, (key, _) in enumerate(node.value):
+            if isinstance(key, yaml.ScalarNode) and words.index((key.tag, key.value)) != number:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' twice", key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _expanded(value: Any, sizes: dict[int, float]) -> float:

@@ -17,6 +17,9 @@ Problem = tuple[str, str]
 
 # Share of a text's tokens that is the prefix, in percent (task continuation; the paper's).
 PREFIX_PERCENT = 15
+# Characters: a text of more than so many for each token of the context is too long without being tokenised, which takes
+# minutes for one of a gigabyte.
+LONGEST_TOKEN = 1000
 USUAL_ROLES = ("system", "user", "assistant")
 
 
@@ -53,8 +56,13 @@ def encode_pairs(pairs: Sequence[tuple[Any, Any]], tokenizer: Any, max_length: i
     Raises:
         UserError: all prompts are messages and the tokenizer has no chat template.
     """
-    chats = [i for i, (prompt, _) in enumerate(pairs) if isinstance(prompt, list)]
-    texts = [i for i, (prompt, _) in enumerate(pairs) if not isinstance(prompt, list)]
+    long: dict[int, Encoded | Problem] = {
+        row: ("prompt and response too long", f"{characters} characters, context {max_length} tokens")
+        for row, characters in enumerate(map(_characters, pairs))
+        if characters > max_length * LONGEST_TOKEN
+    }
+    chats = [i for i, (prompt, _) in enumerate(pairs) if isinstance(prompt, list) and i not in long]
+    texts = [i for i, (prompt, _) in enumerate(pairs) if not isinstance(prompt, list) and i not in long]
     if chats and not getattr(tokenizer, "chat_template", None):
         if not texts:
             raise UserError(
@@ -65,7 +73,7 @@ def encode_pairs(pairs: Sequence[tuple[Any, Any]], tokenizer: Any, max_length: i
     else:
         encoded_chats = _encode_chats([pairs[i] for i in chats], tokenizer, max_length)
     encoded_texts = _encode_texts([pairs[i] for i in texts], tokenizer, max_length)
-    by_row = dict(zip([*chats, *texts], [*encoded_chats, *encoded_texts], strict=True))
+    by_row = long | dict(zip([*chats, *texts], [*encoded_chats, *encoded_texts], strict=True))
     return [by_row[i] for i in range(len(pairs))]
 
 
@@ -77,7 +85,7 @@ def encode_continuations(pairs: Sequence[tuple[Any, Any]], tokenizer: Any, max_l
     """
     marks, outcomes = marks_of(tokenizer), []
     room = max(0, max_length - len(marks.leading) - 1)
-    for ids in tokenise(tokenizer, [text for text, _ in pairs]):
+    for ids in tokenise(tokenizer, [text[: max_length * LONGEST_TOKEN] for text, _ in pairs]):
         if isinstance(ids, tuple):
             outcomes.append(ids)
             continue
@@ -189,6 +197,11 @@ def _as_written(content: str, written: str, end: str) -> str | None:
         if written.startswith(text) and (not rest or rest.startswith(end)):
             return text
     return None
+
+
+def _characters(pair: tuple[Any, Any]) -> int:
+    parts = (part if isinstance(part, str) else _said(part) for part in pair)
+    return sum(map(len, parts))
 
 
 def _said(messages: list[dict[str, str]]) -> str:

@@ -6,6 +6,7 @@ line, not the file. The lines travel as Latin-1, which holds any bytes, and are 
 
 import csv
 import functools
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -115,6 +116,9 @@ def read_rows(dataset: str, columns: Sequence[str], optional: Sequence[str] = ()
         are_lines, explain = False, functools.partial(_unreachable, dataset)
     from datasets import load_dataset
 
+    its_log = logging.getLogger("datasets")
+    before = its_log.level
+    its_log.setLevel(logging.CRITICAL)  # it says why a file cannot be read two times before it raises that
     try:
         if are_lines:
             rows = load_dataset(
@@ -128,6 +132,8 @@ def read_rows(dataset: str, columns: Sequence[str], optional: Sequence[str] = ()
             rows = load_dataset(dataset, split="train", streaming=streaming)
     except Exception as error:
         raise explain(error) from error
+    finally:
+        its_log.setLevel(before)
     names: Any = rows.column_names or ()  # not every stream knows them
     if not are_lines and all(column in names for column in columns):
         rows = rows.select_columns([column for column in (*columns, *optional) if column in names])
@@ -149,9 +155,11 @@ def _check_file(path: Path, dataset: str) -> None:
         from data import parquet  # takes what a command that only prints its help has no time for
 
         try:
-            parquet.require_readable(path.open("rb"))
+            rows = parquet.require_readable(path.open("rb"))
         except parquet.Unreadable as error:
             raise _unreadable_file(dataset, path, error) from error
+        if not rows:
+            raise UserError(f"data set '{dataset}' has no rows.")
 
 
 def _starts_with_an_object(path: Path) -> bool:

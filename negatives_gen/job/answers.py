@@ -14,7 +14,7 @@ from data.chat.client import Answer
 from data.set_directory import ANSWERS, SetDirectory
 from data.shape import Each, parse_shaped
 
-WRITE_EVERY = 30.0  # seconds: what a kill may cost
+WRITE_EVERY = 5.0  # seconds: what a kill may cost
 ANSWERS_SHAPE = Each({"text": str, "finish_reason": str})
 
 

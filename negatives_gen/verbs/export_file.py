@@ -38,29 +38,31 @@ def export_place(out: str, split: str) -> tuple[Folder, str]:
 
 
 def is_export_of(negatives: NegativeSet, form: Form, columns: pa.Schema, name: str, content: bytes) -> bool:
-    """Whether a file is one that an export of this set in this form wrote, by what its first row has of a group."""
+    """Whether a file is one that an export of this set in this form wrote, by what each of its rows has of a group."""
     try:
-        first = _first_row(name, content)
+        rows = list(_rows(name, content))
     except ValueError:  # of another format, or damaged
         return False
-    if not isinstance(first, dict) or list(first) != columns.names:
+    if not rows or not all(isinstance(row, dict) and list(row) == columns.names for row in rows):
         return False
     groups = (group for index in range(len(negatives.manifest.shards)) for group in negatives.shard(index))
-    return any(_of_group(form(*said(group, None))) == _of_group(first) for group in groups)
+    written = {_of_group(form(*said(group, None))) for group in groups}
+    return all(_of_group(row) in written for row in rows)
 
 
-def _of_group(row: Row) -> Row:
-    return {column: value for column, value in row.items() if column != REJECTED}
+def _of_group(row: Row) -> str:
+    """What a row has of its group, whichever of the group's negatives it is about, as one text."""
+    return json.dumps({column: value for column, value in row.items() if column != REJECTED}, sort_keys=True)
 
 
-def _first_row(name: str, content: bytes) -> Any:
-    """The first row of a file, None if it has none. Raises ValueError."""
+def _rows(name: str, content: bytes) -> Iterator[Any]:
+    """The rows of a file. Raises ValueError."""
     if not name.endswith(".parquet"):
-        return parse_json(content.partition(b"\n")[0] or b"null")
+        yield from map(parse_json, content.splitlines())
+        return
     with parquet_file(BytesIO(content)) as file:
-        return next(
-            (row for batch in file.iter_batches(batch_size=1, use_threads=False) for row in batch.to_pylist()), None
-        )
+        for batch in file.iter_batches(batch_size=1000, use_threads=False):
+            yield from batch.to_pylist()
 
 
 def dataset_info(folder: Folder, name: str, kind: dict[str, Any]) -> bytes:

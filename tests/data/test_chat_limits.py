@@ -207,3 +207,27 @@ def test_a_server_that_closes_is_not_called_out_of_reach() -> None:
         url = stub.url
     with pytest.raises(UserError, match="cannot be reached after 0 retries"):
         asked(stub, url)
+
+
+@pytest.mark.parametrize("key", ["none", "A", "dummy"])
+def test_a_short_key_is_not_looked_for_in_answers(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with chat_api_stub() as stub:
+        stub.faults = [(200, {}, body(f"A dummy says none, {key}."))]
+        assert asked(stub).text == f"A dummy says none, {key}."
+
+
+def test_a_short_password_that_a_server_repeats_is_in_no_error() -> None:
+    with chat_api_stub() as stub:
+        stub.faults = [(400, {}, {"error": {"message": "bad login joe:hunter2, hunter2 of joe:x"}})]
+        url = stub.url.replace("//", "//joe:hunter2@")
+        assert asked(stub, url).refusal == "bad login ***, *** of joe:x"
+        stub.faults = [(400, {}, {"error": {"message": "bad login joe:ab"}})]
+        assert asked(stub, stub.url.replace("//", "//joe:ab@")).refusal == "bad login ***"
+
+
+def test_a_redirect_is_called_one() -> None:
+    with chat_api_stub() as stub:
+        assert "redirects to another address (307). Give that one as --api.base_url." in refusal(
+            stub, (307, {"Location": "http://127.0.0.1:1/v1"}, "")
+        )

@@ -116,3 +116,24 @@ def test_the_trainer_names_an_encoder_decoder(
 
     assert main(cli(encoder_decoder, negative_set, tmp_path / "out")) == 2
     assert "is an encoder-decoder (t5)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layers", [0, -1, "2", 2.0, True, 10**6, 10**30, None])
+def test_a_number_of_layers_that_no_model_has_is_one_line_before_any_memory(
+    layers: Any, reference: Path, tmp_path: Path
+) -> None:
+    model = with_config(reference, tmp_path / "m", lambda config: config.update(num_hidden_layers=layers))
+    if layers is None:
+        check_causal(str(model))
+        return
+    with pytest.raises(
+        UserError, match=r"says num_hidden_layers .*; it must be a whole number from 1 to \d+, the number"
+    ):
+        check_causal(str(model))
+
+
+@pytest.mark.parametrize("size", [0, -1, "641"])
+def test_a_vocabulary_that_no_model_has_is_one_line(size: Any, reference: Path, tmp_path: Path) -> None:
+    model = with_config(reference, tmp_path / "m", lambda config: config.update(vocab_size=size))
+    with pytest.raises(UserError, match=r"says vocab_size .*; it must be a whole number from 1 to \d+\. Correct"):
+        check_causal(str(model), needs_weights=False)

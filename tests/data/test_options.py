@@ -508,3 +508,12 @@ def test_aliases_that_expand_without_end_are_refused(text: str, tmp_path: Path):
         "b": [1, 2],
         "c": [[1, 2], [1, 2]],
     }
+
+
+@pytest.mark.parametrize(
+    "text", ["beta: 1\nout: x\nbeta: 7\n", "judge: {model: a, model: b}\n", "engine:\n  a: 1\n  a: 2\n"]
+)
+def test_a_key_that_stands_twice_is_refused(text: str, tmp_path: Path):
+    with pytest.raises(UserError, match=r"is not valid YAML: the key '\w+' twice in line \d\.$"):
+        read_yaml(yaml_file(tmp_path, text))
+    assert read_yaml(yaml_file(tmp_path, "a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: {<<: *a, x: 3}\n"))["c"] == {"x": 3}

@@ -61,3 +61,13 @@ def test_links_are_followed_to_the_set_that_they_lead_to(tmp_path: Path) -> None
 def test_a_directory_is_no_file(tmp_path: Path) -> None:
     for path in (f"{tmp_path}", f"{tmp_path}/", f"{tmp_path}/new/"):
         assert "is a directory. Give a file, e.g. " in refusal(lambda: place_of(path, "--html", "page.html"))  # noqa: B023  # called at once
+
+
+def test_nothing_is_written_that_a_reader_of_the_set_would_take_for_a_shard(tmp_path: Path) -> None:
+    write_set(str(tmp_path / "set"))
+    (tmp_path / "page.html").symlink_to(tmp_path / "set" / "shard-00009.parquet")
+    folder, name = place_of(str(tmp_path / "page.html"), "--html", "page.html")
+    said = refusal(lambda: refuse_foreign(folder, name, "--html", lambda content: True))
+    assert said.endswith(
+        "shard-00009.parquet' would be taken for a shard of the negative set there. Choose another file."
+    )

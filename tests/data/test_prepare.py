@@ -58,6 +58,30 @@ def chat(*contents: str) -> Example:
     return example(messages[:-1], messages[-1:], "conversational")
 
 
+def test_what_is_far_too_long_is_not_tokenised(tokenizer: Any, chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
+    """A text of a gigabyte would take minutes."""
+    long, longest = "a" * 8_001, 0
+    of_texts = type(tokenizer).__call__
+
+    def measured(self: Any, texts: Any, **options: Any) -> Any:
+        nonlocal longest
+        longest = max(longest, *map(len, [texts] if isinstance(texts, str) else texts))
+        return of_texts(self, texts, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", measured)
+    for one, task, used in (
+        (example(long, "b"), TASK, tokenizer),
+        (example("b", long), TASK, tokenizer),
+        (chat(long, "b"), "conversational", chat_tokenizer),
+    ):
+        groups, [reject], _ = prepare_groups([one, example("b", "c")], task, used, 8)
+        assert (reject.reason, len(groups)) == ("prompt and response too long", 1)
+        assert reject.detail.endswith("characters, context 8 tokens")
+    [group], rejects, truncated = prepare_groups([example(long, "", "continuation")], "continuation", tokenizer, 8)
+    assert (len(group.prompt_ids) + len(group.response_ids), rejects, truncated) == (8, [], 1)
+    assert longest <= 8_000
+
+
 # Pairs of texts
 
 

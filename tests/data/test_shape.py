@@ -37,6 +37,9 @@ GOOD: dict[str, Any] = {"name": "x", "rows": 3, "parts": ["a"], "by": {"k": 1}, 
         ({"parts": ["a", 2]}, "parts[1] is 2, not a text"),
         ({"by": {"k": "1"}}, 'by.k is "1", not a number'),
         ({"of": None}, "of is null, not an object"),
+        ({"by": {"k": 10**400}}, f"by.k is {'1' + '0' * 59} ..., not a number"),
+        ({"by": {"k": float("inf")}}, "by.k is Infinity, not a number"),
+        ({"by": {"k": float("nan")}}, "by.k is NaN, not a number"),
     ],
 )
 def test_the_first_misfit_is_named(change: dict[str, Any], said: str) -> None:

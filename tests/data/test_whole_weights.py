@@ -48,6 +48,22 @@ def test_what_a_checkpoint_lacks_is_named_and_not_drawn_at_random(
         policy.load() if room == "policy" else Scorer.load(str(model))
 
 
+def test_weights_of_another_shape_are_one_line_and_no_table(
+    reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    size = json.loads((reference / "config.json").read_text())["vocab_size"]
+    model = with_config(reference, tmp_path / "m", vocab_size=size + 128)
+    with pytest.raises(
+        UserError, match=rf"embed_tokens\.weight is of shape \[{size}, \d+\], and should be of \[{size + 128},"
+    ):
+        Scorer.load(str(model))
+    model = with_config(reference, tmp_path / "n", num_hidden_layers=9)
+    with pytest.raises(UserError, match="lack"):
+        Scorer.load(str(model))
+    printed = capfd.readouterr()
+    assert "REPORT" not in printed.out + printed.err
+
+
 def test_a_language_model_is_no_reward_model(reference: Path, tmp_path: Path) -> None:
     model = with_config(reference, tmp_path / "m", num_labels=1)
     with pytest.raises(UserError, match=r"lack 1 of the tensors .* such as score\.weight"):

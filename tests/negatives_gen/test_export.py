@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -156,6 +157,22 @@ def test_an_earlier_export_of_the_set_is_replaced(negative_set: Path, tmp_path: 
         done = export(str(negative_set), make_config(ExportConfig, format=PREFERENCE, out=file, use=use))
     assert done.rows == 48
     assert len(groups_of(negative_set)) == 48
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.parquet"])
+def test_an_export_with_a_row_of_ones_own_stays(negative_set: Path, tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    export(str(negative_set), ExportConfig(format=PREFERENCE, out=str(file)))
+    rows = pq.read_table(file).to_pylist() if name.endswith(".parquet") else list(map(json.loads, file.open()))
+    for changed in ([*rows, {**rows[0], "prompt": "mine"}], [rows[0], {**rows[1], "chosen": "mine"}, *rows[2:]]):
+        if name.endswith(".parquet"):
+            pq.write_table(pa.Table.from_pylist(changed), file)
+        else:
+            file.write_text("".join(json.dumps(row) + "\n" for row in changed))
+        before = file.read_bytes()
+        with pytest.raises(UserError, match="is there already, and not of this command"):
+            export(str(negative_set), ExportConfig(format=PREFERENCE, out=str(file)))
+        assert file.read_bytes() == before
 
 
 def test_a_link_into_the_set_is_followed(negative_set: Path, tmp_path: Path) -> None:

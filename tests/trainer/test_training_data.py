@@ -1,11 +1,13 @@
 """What a run trains on and watches, through the command: sets that belong together, halves that do not touch."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from data.model_settings import config_hash
 from data.schema import Candidate, Group
 from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
@@ -114,6 +116,26 @@ def test_a_set_of_another_reference_among_several_is_refused(
 
 
 @pytest.mark.seconds
+def test_a_reference_with_another_config_is_refused(
+    reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same weights, of which another config makes another model."""
+    changed = tmp_path / "changed"
+    shutil.copytree(reference, changed)
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+    theirs, ours = (config_hash(path)[:16] for path in (reference, changed))
+    manifest = json.loads((negative_set / "manifest.json").read_text())
+    manifest["job"]["model"]["config_sha256"] = config_hash(reference)
+    shutil.copytree(negative_set, tmp_path / "set")
+    (tmp_path / "set" / "manifest.json").write_text(json.dumps(manifest))
+    line = refused(words(changed, tmp_path / "out", tmp_path / "set"), tmp_path / "out", capsys)
+    assert f"config.json has the hash {theirs}, but that of --model '{changed}' has {ours}" in line
+    for model, objective in ((reference, "cpo"), (changed, "mle")):  # MLE compares nothing with the reference
+        out = tmp_path / f"{objective}-{model.name}"
+        assert main(words(model, out, tmp_path / "set", objective=objective)) == 0
+
+
 def test_the_held_out_half_is_watched(reference: Path, halves: Path, tmp_path: Path) -> None:
     more = ["--eval_strategy", "steps", "--eval_steps", "1", "--max_eval_samples", "5"]
     assert main([*words(reference, tmp_path / "out", halves), *more]) == 0

@@ -296,3 +296,12 @@ def test_a_checkpoint_from_before_it_said_its_job_is_known_by_the_record_beside_
     (stopped / JOB_FILE).unlink()
     with pytest.raises(UserError, match="does not say which job it is of"):
         check_job(str(stopped / "checkpoint-2"), job)
+
+
+def test_a_checkpoint_whose_state_is_of_another_step_is_damaged(stopped: Path, tmp_path: Path) -> None:
+    state = json.loads((stopped / "checkpoint-4" / STATE_FILE).read_text())
+    (stopped / "checkpoint-4" / STATE_FILE).write_text(json.dumps({**state, "global_step": 3}))
+    found = problem(stopped / "checkpoint-4", Needs())
+    assert found == f"is damaged: its {STATE_FILE} is of step 3"
+    (stopped / "checkpoint-4").rename(stopped / "mine")
+    assert problem(stopped / "mine", Needs()) is None

@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 from torch.utils.data import Subset
 
 from data.command.errors import UserError
-from data.models import hash_of_all_weights, vocabulary_size
+from data.model_settings import config_hash
+from data.models import hash_of_all_weights, model_directory, vocabulary_size
 from data.shards import NegativeSet
 from trainer.config import ScriptArguments
 from trainer.groups.choice import Choice, short_names
@@ -90,6 +91,7 @@ def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any])
             negatives.check_reference(
                 identity["weights_sha256"], script.model, lambda: hash_of_all_weights(script.model)
             )
+            negatives.check_config(config_hash(model_directory(script.model)), script.model)
     return sets
 
 
