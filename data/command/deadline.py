@@ -22,7 +22,7 @@ def within(seconds: float, what: str) -> Iterator[None]:
         what: begins the sentence "... does not end within 30 s".
 
     Raises:
-        UserError: it took longer.
+        UserError: the block took longer.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -56,10 +56,14 @@ def encode_pairs(pairs: Sequence[tuple[Any, Any]], tokenizer: Any, max_length: i
     Raises:
         UserError: all prompts are messages and the tokenizer has no chat template.
     """
+    sizes = ((row, *map(_characters, pair)) for row, pair in enumerate(pairs))
     long: dict[int, Encoded | Problem] = {
-        row: ("prompt and response too long", f"{characters} characters, context {max_length} tokens")
-        for row, characters in enumerate(map(_characters, pairs))
-        if characters > max_length * LONGEST_TOKEN
+        row: (
+            "prompt too long" if prompt > max_length * LONGEST_TOKEN else "prompt and response too long",
+            f"{prompt} + {response} characters, context {max_length} tokens",
+        )
+        for row, prompt, response in sizes
+        if prompt + response > max_length * LONGEST_TOKEN
     }
     chats = [i for i, (prompt, _) in enumerate(pairs) if isinstance(prompt, list) and i not in long]
     texts = [i for i, (prompt, _) in enumerate(pairs) if not isinstance(prompt, list) and i not in long]
@@ -199,9 +203,9 @@ def _as_written(content: str, written: str, end: str) -> str | None:
     return None
 
 
-def _characters(pair: tuple[Any, Any]) -> int:
-    parts = (part if isinstance(part, str) else _said(part) for part in pair)
-    return sum(map(len, parts))
+def _characters(part: Any) -> int:
+    """The length of a text, or of what messages say."""
+    return len(part if isinstance(part, str) else _said(part))
 
 
 def _said(messages: list[dict[str, str]]) -> str:

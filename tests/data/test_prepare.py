@@ -69,13 +69,13 @@ def test_what_is_far_too_long_is_not_tokenised(tokenizer: Any, chat_tokenizer: A
         return of_texts(self, texts, **options)
 
     monkeypatch.setattr(type(tokenizer), "__call__", measured)
-    for one, task, used in (
-        (example(long, "b"), TASK, tokenizer),
-        (example("b", long), TASK, tokenizer),
-        (chat(long, "b"), "conversational", chat_tokenizer),
+    for one, task, used, reason in (
+        (example(long, "b"), TASK, tokenizer, "prompt too long"),
+        (example("b", long), TASK, tokenizer, "prompt and response too long"),
+        (chat(long, "b"), "conversational", chat_tokenizer, "prompt too long"),
     ):
         groups, [reject], _ = prepare_groups([one, example("b", "c")], task, used, 8)
-        assert (reject.reason, len(groups)) == ("prompt and response too long", 1)
+        assert (reject.reason, len(groups)) == (reason, 1)
         assert reject.detail.endswith("characters, context 8 tokens")
     [group], rejects, truncated = prepare_groups([example(long, "", "continuation")], "continuation", tokenizer, 8)
     assert (len(group.prompt_ids) + len(group.response_ids), rejects, truncated) == (8, [], 1)

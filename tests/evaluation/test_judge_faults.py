@@ -274,7 +274,7 @@ def test_an_error_for_good_stops_the_rest_and_keeps_what_is_under_way(server: Ch
 
 def test_a_redirect_is_no_request_that_nobody_counts(server: ChatAPIStub, tmp_path: Path) -> None:
     server.faults = [(307, {"Location": server.url + "/chat/completions"}, "")]
-    with pytest.raises(UserError, match=r"refuses the request \(307"):
+    with pytest.raises(UserError, match=r"redirects to another address \(307"):
         judge_by(server, tmp_path, concurrency=1).judge(unequal(3))
     assert len(server.requests) == 1
 
