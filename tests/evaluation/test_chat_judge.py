@@ -66,6 +66,7 @@ def first_wins_if(better: Any) -> Any:
 # --- outcomes ---
 
 
+@pytest.mark.seconds
 def test_each_pair_is_asked_in_both_orders(server: ChatAPIStub, tmp_path: Path) -> None:
     server.answer = first_wins_if(lambda a, b: a.startswith("good"))
     (outcome,) = judge_by(server, tmp_path).judge(pairs(1))

@@ -99,6 +99,7 @@ def test_an_answer_keeps_within_the_context(
         assert min(len(s.ids) for s in cut.samples) <= 2
 
 
+@pytest.mark.seconds
 def test_a_prompt_without_room_for_an_answer_is_refused_before_an_engine_starts(
     tmp_path: Path, groups: list[Group], identity: dict[str, str]
 ) -> None:

@@ -393,6 +393,7 @@ def test_names_of_models_are_no_markdown() -> None:
 # All of it.
 
 
+@pytest.mark.seconds
 def test_a_report_is_written_as_its_files_and_shown_as_text(tmp_path: Path) -> None:
     shown = write_report(Folder(str(tmp_path)), make_results(sweep=make_sweep()))
     assert "Proposed: alpha = " in shown

@@ -108,6 +108,7 @@ def test_an_answer_judged_against_several_opponents_is_one_answer(tmp_path: Path
     ]
 
 
+@pytest.mark.seconds
 def test_the_page_needs_no_network_and_lets_no_other_script_run(tmp_path: Path) -> None:
     html = page_of(tmp_path, results_of(make_samples(), sweep=make_sweep()))
     addresses = re.findall(r"""(?:src|srcset|href)=["']([^"']{0,40})""", html)

@@ -31,6 +31,7 @@ class FullDiskStub(Folder):
 
 
 @pytest.mark.parametrize("full", ["report.html", REPORT])
+@pytest.mark.seconds
 def test_no_part_of_a_report_is_there_without_the_others(full: str, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("kept")
     results = make_results()
@@ -46,6 +47,7 @@ def test_no_part_of_a_report_is_there_without_the_others(full: str, tmp_path: Pa
     assert all_files(tmp_path) == before
 
 
+@pytest.mark.seconds
 def test_a_plot_of_an_earlier_report_goes(tmp_path: Path) -> None:
     (tmp_path / "alpha.svg").touch()
     write_report(Folder(str(tmp_path)), make_results())

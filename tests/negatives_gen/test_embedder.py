@@ -21,6 +21,7 @@ def minilm() -> Embedder:
     return Embedder(MINILM, "")
 
 
+@pytest.mark.seconds
 def test_minilm_gives_unit_vectors_whose_cosine_follows_meaning(minilm: Embedder) -> None:
     vectors = minilm.embed(["A cat sits on the mat.", "There is a cat on the rug.", "Interest rates rose in May."])
     assert vectors.shape == (3, 384)

@@ -29,6 +29,7 @@ def minilm(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("signal", OPTIONS)
+@pytest.mark.seconds
 def test_every_signal_with_a_model_names_weights_and_settings(minilm: Path, signal: str) -> None:
     expected = text_model_identity(str(minilm))
     assert {name: identity(signal, minilm)[name] for name in expected} == expected

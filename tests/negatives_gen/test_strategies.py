@@ -278,6 +278,7 @@ def test_the_scorer_draws_from_the_teacher_forced_distribution(reference: Path, 
             assert share == pytest.approx(expected[position], abs=2 / 4000)
 
 
+@pytest.mark.seconds
 def test_a_seed_changes_every_strategy(pool: list[Group], tools: Tools) -> None:
     for name, settings in (("tn", {}), ("mn", {"mn_share": 0.3}), ("bn", {"bn_batch_size": 64})):
         one = made(name, pool, tools, count=2, **settings)

@@ -53,6 +53,7 @@ def test_attention_by_block_equals_dense_attention(key_heads: int) -> None:
     assert (many - expected).norm() > 0.5 * expected.norm()
 
 
+@pytest.mark.seconds
 def test_attention_by_block_computes_in_autocasts_type() -> None:
     batch = pack(GROUPS)
     q, k, v = (random(2, batch.input_ids.shape[1], seed) for seed in range(3))

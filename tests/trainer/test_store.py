@@ -163,6 +163,7 @@ def test_opening_a_set_of_one_half_reads_no_shard(tmp_path: Path) -> None:
         GroupStore([negatives], "test")
 
 
+@pytest.mark.seconds
 def test_opening_a_set_of_both_halves_reads_the_split_and_the_first_decode_verifies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

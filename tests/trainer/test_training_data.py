@@ -136,6 +136,7 @@ def test_a_reference_with_another_config_is_refused(
         assert main(words(model, out, tmp_path / "set", objective=objective)) == 0
 
 
+@pytest.mark.seconds
 def test_the_held_out_half_is_watched(reference: Path, halves: Path, tmp_path: Path) -> None:
     more = ["--eval_strategy", "steps", "--eval_steps", "1", "--max_eval_samples", "5"]
     assert main([*words(reference, tmp_path / "out", halves), *more]) == 0
