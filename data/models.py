@@ -17,7 +17,8 @@ from data.shape import Count, Each, ListOf, misfit, parse_json, parse_shaped
 from data.tokens import DECLARED_ENDS, EMBEDDING_ROWS, require_rows
 
 TENSOR_SHAPE = {"dtype": str, "shape": ListOf(Count()), "data_offsets": ListOf(Count(), least=2)}
-MOST_LAYERS = 1 << 30
+MOST_LAYERS = 10_000  # the deepest models have some hundred
+MOST_ROWS = 1 << 30  # of an embedding
 LONGEST_SAID = 40  # characters of a value, in an error
 MAX_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 WEIGHTS = "model.safetensors"
@@ -82,21 +83,19 @@ def check_causal(model: str, *, needs_weights: bool = True) -> Path:
             f"model '{model}' is an encoder-decoder ({kind}): its answers are no continuations of its prompts. Give a "
             "decoder-only language model."
         )
-    _check_sizes(model, directory, needs_weights)
+    _check_sizes(model, config)
     return directory
 
 
-def _check_sizes(model: str, directory: Path, has_weights: bool) -> None:
+def _check_sizes(model: str, config: dict[str, Any]) -> None:
     """Raise UserError for sizes of which no model is made, or only after all memory was taken for it."""
-    config = of_text(read_object(directory / "config.json"))
-    most = len(tensor_places(directory)) if has_weights else MOST_LAYERS
-    for name, largest in (*((name, most) for name in LAYERS), ("vocab_size", MOST_LAYERS)):
+    for name, most in {**dict.fromkeys(LAYERS, MOST_LAYERS), "vocab_size": MOST_ROWS}.items():
         size = config.get(name)
-        if size is not None and not (type(size) is int and 1 <= size <= largest):
+        if size is not None and not (type(size) is int and 1 <= size <= most):
             said = repr(size) if len(repr(size)) <= LONGEST_SAID else f"{repr(size)[:LONGEST_SAID]} ..."
             raise UserError(
-                f"the config.json of '{model}' says {name} {said}; it must be a whole number from 1 to {largest}"
-                f"{', the number of its tensors' if has_weights and name in LAYERS else ''}. Correct the file."
+                f"the config.json of '{model}' says {name} {said}; it must be a whole number from 1 to {most}. Correct "
+                "the file."
             )
 
 

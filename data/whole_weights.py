@@ -64,7 +64,7 @@ def whole_weights(what: str) -> Iterator[None]:
         _require_all([key for key in found["missing_keys"] if "pooler" not in key.split(".")], f"the weights of {what}")
         return (loaded, found) if output_loading_info else loaded
 
-    PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment]
+    PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment]  # wrapped, while the block lasts
     try:
         yield
     finally:

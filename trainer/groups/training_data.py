@@ -84,6 +84,7 @@ def load_training_data(
 def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any]) -> list[NegativeSet]:
     """The sets, of which each must be of this tokenizer, and for a contrast of this reference."""
     sets = [NegativeSet(path) for path in paths]
+    config_sha256 = config_hash(model_directory(script.model))
     for negatives in sets:
         negatives.compute_with(vocabulary_size(script.model))
         negatives.check_tokenizer(identity["tokenizer_sha256"], script.model)
@@ -91,7 +92,7 @@ def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any])
             negatives.check_reference(
                 identity["weights_sha256"], script.model, lambda: hash_of_all_weights(script.model)
             )
-            negatives.check_config(config_hash(model_directory(script.model)), script.model)
+            negatives.check_config(config_sha256, script.model)
     return sets
 
 
