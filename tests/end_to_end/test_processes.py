@@ -32,11 +32,19 @@ def train(processes: int, words: list[str]) -> None:
         TwoProcesses.start(main, words).finish()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+RANDOM, PSS, DPO = ("--objective", "cpo-rank", "--use", "an=2:random"), ("--objective", "pss"), ("--objective", "dpo")
+
+
 @pytest.mark.parametrize(
-    "options",
-    [("--objective", "cpo-rank", "--use", "an=2:random"), ("--objective", "pss"), ("--objective", "dpo")],
-    ids=["random", "pss", "dpo"],
+    ("options", "processes"),
+    [
+        pytest.param(RANDOM, 1, id="random-1"),
+        pytest.param(RANDOM, 2, id="random-2"),
+        pytest.param(PSS, 1, id="pss-1"),
+        pytest.param(PSS, 2, id="pss-2", marks=pytest.mark.slow),
+        pytest.param(DPO, 1, id="dpo-1", marks=pytest.mark.slow),
+        pytest.param(DPO, 2, id="dpo-2"),
+    ],
 )
 def test_resuming_in_a_later_epoch_gives_the_same_parameters_as_never_stopping(
     options: tuple[str, ...], processes: int, reference: Path, negative_set: Path, tmp_path: Path
@@ -93,7 +101,8 @@ def odd_set(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("objective", "drop_last", "steps"), [("cpo", "false", 4), ("mle", "false", 4), ("cpo", "true", 2)]
+    ("objective", "drop_last", "steps"),
+    [("cpo", "false", 4), pytest.param("mle", "false", 4, marks=pytest.mark.slow), ("cpo", "true", 2)],
 )
 def test_whole_epochs_are_the_same_with_accumulation_and_in_two_processes(
     objective: str, drop_last: str, steps: int, reference: Path, odd_set: Path, tmp_path: Path

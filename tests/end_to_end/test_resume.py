@@ -87,7 +87,7 @@ def test_an_interrupted_checkpoint_is_passed_over(tmp_path: Path) -> None:
 def test_sigterm_saves_a_checkpoint_and_resuming_gives_what_never_stopping_gives(
     more: list[str], reference: Path, negative_set: Path, tmp_path: Path
 ) -> None:
-    options = ["--max_steps", "60", "--save_strategy", "no", "--logging_steps", "1", *more]
+    options = ["--max_steps", "30", "--save_strategy", "no", "--logging_steps", "1", *more]
     assert main(cli(reference, negative_set, tmp_path / "whole", *options)) == 0
     words = cli(reference, negative_set, tmp_path / "cut", *options)
     process = ForkedCommand.start("trainer.run", *words)

@@ -57,9 +57,17 @@ def results_of(samples: list[SampleRow], **changes: Any) -> Results:
     return replace(make_results(**changes), samples=samples)
 
 
+PAGES: dict[str, str] = {}
+
+
 def page_of(folder: Path, results: Results) -> str:
-    write_report(Folder(str(folder)), results)
-    return (folder / "report.html").read_text(encoding="utf-8")
+    """The page of the results, which is made once: most of that is to draw its figures."""
+    page = folder / "report.html"
+    if repr(results) not in PAGES:
+        write_report(Folder(str(folder)), results)
+        PAGES[repr(results)] = page.read_text(encoding="utf-8")
+    page.write_text(PAGES[repr(results)], encoding="utf-8")
+    return PAGES[repr(results)]
 
 
 def data_of(html: str) -> Any:

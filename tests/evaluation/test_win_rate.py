@@ -292,13 +292,17 @@ def test_intervals_of_a_paired_difference_cover() -> None:
     assert COVERAGE[0] < share < COVERAGE[1]
 
 
+# Of 100 intervals the covering share has a standard error of 2.2%.
+@pytest.mark.parametrize(
+    ("experiments", "least", "most"), [(100, 0.89, 1.0), pytest.param(EXPERIMENTS, *COVERAGE, marks=pytest.mark.slow)]
+)
 @pytest.mark.seconds
-def test_intervals_of_a_length_controlled_rate_cover() -> None:
+def test_intervals_of_a_length_controlled_rate_cover(experiments: int, least: float, most: float) -> None:
     draw = np.random.default_rng(10)
-    longer_by = draw.normal(80, 100, (EXPERIMENTS, PROMPTS))
+    longer_by = draw.normal(80, 100, (experiments, PROMPTS))
     chance = 1 / (1 + np.exp(-(math.log(0.6 / 0.4) + 1.5 * np.tanh(longer_by / 100))))
     scores = (draw.random(chance.shape) < chance).astype(float)
     found = [length_controlled(s.tolist(), d.tolist()) for s, d in zip(scores, longer_by, strict=True)]
     share = np.mean([covers(e.interval, 0.6) for e in found if e])
-    assert COVERAGE[0] < share < COVERAGE[1]
+    assert least < share < most
     assert np.mean(scores) > 0.7  # far from the 60% at equal length

@@ -57,9 +57,12 @@ class Engines(BaseManager):
 KEPT: list[Engine] = []
 
 
-def _kept(*arguments: Any, **options: Any) -> Engine:
+BLOCKS = 64  # of 128 tokens: where the cache takes what it may, each engine takes a GiB
+
+
+def _kept(*arguments: Any, options: dict[str, Any] | None = None, **more: Any) -> Engine:
     """An engine that lives as long as its process: one that ends takes the process groups of the others with it."""
-    KEPT.append(Engine(*arguments, **options))
+    KEPT.append(Engine(*arguments, options={"num_gpu_blocks_override": BLOCKS, **(options or {})}, **more))
     return KEPT[-1]
 
 
