@@ -45,6 +45,7 @@ def test_first_difference_tells_null_from_missing_and_ignores_whole_paths_only()
         ("rejects", "", 'rejects.file is "", not rejects.parquet'),
         ("rejects", "shard-00001.parquet", 'rejects.file is "shard-00001.parquet", not rejects.parquet'),
     ],
+    ids=["NUL", "too long", "another shard", "path", "NUL as rejects", "no rejects", "shard as rejects"],
 )
 def test_a_manifest_that_names_another_file_is_damaged_for_who_reads_and_who_writes(
     part: int | str, file: str, said: str, tmp_path: Path
