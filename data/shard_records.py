@@ -12,9 +12,9 @@ from itertools import accumulate
 
 from data.manifest import REJECTS, SHARD_SHAPE, Manifest, ShardRecord, shard_name
 from data.parquet import Unreadable, parquet_file, read_parquet
-from data.schema import NULLABLE_IN_REJECTS, REJECT_SHAPE, Reject, reject_schema, schema_differences
-from data.shape import IfThere, ListOf, Maybe, parse_shaped
-from data.soundness import null_problems, unreadable
+from data.schema import REJECT_SHAPE, Reject, reject_schema, schema_differences
+from data.shape import IfThere, ListOf, Maybe, misfit, parse_shaped
+from data.soundness import unreadable
 from data.storage import Folder, sha256
 
 JOB_FOLDER = "_job"
@@ -139,9 +139,10 @@ def _rejects(folder: Folder, manifest: Manifest) -> list[Reject] | None:
         return None
     if schema_differences(table.schema, reject_schema()) or unreadable(table):
         return None
-    if null_problems(table, NULLABLE_IN_REJECTS) or table.num_rows != sum(r.rows_rejected for r in manifest.shards):
-        return None
-    return [Reject(**row) for row in table.to_pylist()]
+    rows = table.to_pylist()
+    # By the rule of records: one that is written of these is read back.
+    fit = len(rows) == sum(r.rows_rejected for r in manifest.shards) and not misfit(rows, ListOf(REJECT_SHAPE))
+    return [Reject(**row) for row in rows] if fit else None
 
 
 def _rows(content: bytes) -> int | None:

@@ -1,5 +1,6 @@
 """What is damaged in a set, while it is made and when it is finished, is found, said and made again."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from io import BytesIO
@@ -17,7 +18,7 @@ from data.set_writer import NegativeSetWriter
 from data.shard_records import ShardEntry
 from data.shards import NegativeSet
 from data.storage import Folder, sha256
-from tests.support.written import JOB, SHARDS, SIGNALS, all_files, put_no_file, refusal, write_part, write_set
+from tests.support.written import JOB, REJECTS, SHARDS, SIGNALS, all_files, put_no_file, refusal, write_part, write_set
 
 
 def truncate(path: Path) -> None:
@@ -320,11 +321,17 @@ def parquet(table: pa.Table) -> bytes:
     return written.getvalue()
 
 
+def two_rejects(**values: Any) -> bytes:
+    return parquet(rejects_to_table([Reject("r1", "few", "", "p"), dataclasses.replace(REJECTS[2][0], **values)]))
+
+
 OTHER_REJECTS = {
     "no Parquet": b"junk",
     "other columns": parquet(pa.table({"id": ["a", "b"], "q": [1, 2]})),
     "a row less": parquet(rejects_to_table([Reject("r1", "empty response", "", "p")])),
-    "nulls": parquet(rejects_to_table([Reject("r1", None, "", "p"), Reject("r2", None, "", "q")])),  # type: ignore[arg-type]  # what may not be there
+    "a null": two_rejects(reason=None),
+    "an id below 0": two_rejects(prompt_ids=[-1]),
+    "a message without a role": two_rejects(messages=[{"role": None, "content": "p"}]),
 }
 
 
