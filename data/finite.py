@@ -12,6 +12,7 @@ from data.command.errors import UserError
 if TYPE_CHECKING:
     from data.schema import Group
 
+LARGEST = (2 - 2**-23) * 2.0**127  # of float32, in which a set keeps numbers: what is larger would be kept as infinite
 LOOK = "Look at the model's weights: they may hold such values, or be too large for the type that they are computed in."
 
 
@@ -31,7 +32,7 @@ def numbers_of(group: "Group") -> Iterator[tuple[str, float]]:
 
 
 def require_finite(groups: Iterable["Group"], maker: str, advice: str) -> None:
-    """Refuse groups with a number that is none.
+    """Refuse groups with a number that is none, or that would be none as float32.
 
     Args:
         maker: what has just made numbers, e.g. "ranking signal 'reward'".
@@ -42,9 +43,10 @@ def require_finite(groups: Iterable["Group"], maker: str, advice: str) -> None:
     """
     for group in groups:
         for name, value in numbers_of(group):
-            if not math.isfinite(value):
+            if not abs(value) <= LARGEST:  # nan too
+                beyond = ", beyond float32" if math.isfinite(value) else ""
                 raise UserError(
-                    f"{maker} gives group {group.id} a number that is not finite: {name} is {value}. {advice}"
+                    f"{maker} gives group {group.id} a number that is not finite: {name} is {value}{beyond}. {advice}"
                 )
 
 

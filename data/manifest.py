@@ -13,7 +13,7 @@ from data.schema import READABLE_VERSIONS, SCHEMA_VERSION
 from data.shape import Count, Each, IfThere, ListOf, Maybe, misfit, parse_json
 from data.storage import Folder
 
-MANIFEST = "manifest.json"
+MANIFEST, REJECTS = "manifest.json", "rejects.parquet"
 # What a reference is scored in, and a policy trained in.
 DTYPES = ("float32", "bfloat16", "float16")
 MOST_VERSION = 1000
@@ -124,6 +124,11 @@ class Manifest:
         return (json.dumps(dataclasses.asdict(self), indent=2, sort_keys=False) + "\n").encode()
 
 
+def shard_name(index: int) -> str:
+    """File name of a shard, e.g. shard-00042.parquet."""
+    return f"shard-{index:05d}.parquet"
+
+
 def read_manifest(folder: Folder, *, current: bool = False) -> Manifest:
     """Read and check a set's manifest.
 
@@ -134,9 +139,18 @@ def read_manifest(folder: Folder, *, current: bool = False) -> Manifest:
         UserError: there is none, the set is unfinished, its schema version is none that is taken, or what it says is
             not of the form that readers rely on.
     """
-    found = folder.read_if_there(MANIFEST)  # outside of the block below: a store that is down is no damage
+    found = folder.read_if_there(MANIFEST)
     if found is None:
         raise _no_manifest(folder)
+    return parse_manifest(found, folder, current=current)
+
+
+def parse_manifest(found: bytes, folder: Folder, *, current: bool = False) -> Manifest:
+    """A manifest from its bytes; else as `read_manifest`. A store that is down raises nothing here.
+
+    Args:
+        folder: of the set, for messages.
+    """
     try:
         content = parse_json(found)
     except ValueError as error:  # bad JSON and bad UTF-8 are ValueErrors
@@ -157,7 +171,7 @@ def read_manifest(folder: Folder, *, current: bool = False) -> Manifest:
         )
     if isinstance(content.get("shards"), list):
         content["shards"] = [_renamed(shard) for shard in content["shards"]]
-    if wrong := misfit(content, MANIFEST_SHAPE) or _other_keys(content):
+    if wrong := misfit(content, MANIFEST_SHAPE) or _other_keys(content) or _other_files(content):
         raise _damaged(folder, wrong)
     content["shards"] = [ShardRecord(**shard) for shard in content["shards"]]
     return Manifest(**content)
@@ -189,6 +203,14 @@ def _other_keys(content: dict[str, Any]) -> str:
     parts += [(f" of shards[{index}]", SHARD_SHAPE, shard) for index, shard in enumerate(content["shards"])]
     strange = ((key, where) for where, shape, part in parts for key in part if key not in shape)
     return next((f"a key {json.dumps(key)}{where} that no manifest has" for key, where in strange), "")
+
+
+def _other_files(content: dict[str, Any]) -> str:
+    """Where a manifest names another file than lies in that place of every set, in words; else ""."""
+    places = [(f"shards[{index}].file", shard, shard_name(index)) for index, shard in enumerate(content["shards"])]
+    places += [("rejects.file", content["rejects"], REJECTS)]
+    strange = ((where, part["file"], name) for where, part, name in places if part["file"] != name)
+    return next((f"{where} is {json.dumps(file[:60])}, not {name}" for where, file, name in strange), "")
 
 
 def _renamed(shard: Any) -> Any:

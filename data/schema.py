@@ -12,9 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from data.shape import Count, ListOf, Maybe
+
 SCHEMA_VERSION = 3
 # Version 2 has no `query`, and its `sampler_logp` is that before temperature and top-k; what trains has not changed.
 READABLE_VERSIONS = (2, SCHEMA_VERSION)
+MOST_ID = (1 << 31) - 1  # of a token: columns of ids are int32
 
 
 @dataclass
@@ -98,6 +101,14 @@ class Reject:
     messages: list[dict[str, str]] | None = None
     query: str | None = None
 
+
+# A reject as JSON, see `data.shape`.
+REJECT_SHAPE = {
+    **dict.fromkeys(("id", "reason", "detail", "prompt"), str),
+    **dict.fromkeys(("strategy", "response", "split", "query"), Maybe(str)),
+    **dict.fromkeys(("prompt_ids", "response_ids"), Maybe(ListOf(Count(MOST_ID)))),
+    "messages": Maybe(ListOf({"role": str, "content": Maybe(str)})),
+}
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 

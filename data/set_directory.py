@@ -5,11 +5,13 @@
 | nothing | new | makes the set |
 | `_job` | unfinished | checks what is finished, drops what is damaged, makes what is missing |
 | `manifest.json`, and all that it says | finished | says so |
-| `manifest.json`, and less or other than it says | damaged | becomes unfinished, with all that is sound |
+| `manifest.json`, and less or other than it says | damaged | becomes unfinished, and loses nothing that is sound |
 | other files, or another job | foreign | refuses |
 
 `_job/job.json` says what decides the content, `_job/inputs` holds the examples of each shard
 (`negatives_gen.job.inputs`), and `_job/shard-00000.json` says that a shard is finished; it is written after the shard.
+`_job/manifest.json` is what a damaged set's manifest said: a shard that is what it says stays until it is made again,
+also where its rejects are lost, and counts as finished once `rejects.parquet` is restored.
 `.claim` says who owns the directory (`data.claim`).
 """
 
@@ -22,7 +24,7 @@ from typing import Any
 
 from data.claim import CLAIMS, Claim, TakenOver
 from data.command.errors import UserError
-from data.manifest import MANIFEST, Manifest, first_difference, read_manifest
+from data.manifest import MANIFEST, REJECTS, Manifest, first_difference, parse_manifest, read_manifest, shard_name
 from data.schema import SCHEMA_VERSION
 from data.shape import as_read, parse_json
 from data.shard_records import (
@@ -35,13 +37,13 @@ from data.shard_records import (
     recorded,
     unsound,
 )
-from data.shards import shard_name
 from data.storage import Folder, sha256
 
 log = logging.getLogger(__name__)
 
 JOB_FILE = f"{JOB_FOLDER}/job.json"
 INPUTS = f"{JOB_FOLDER}/inputs"
+REOPENED = f"{JOB_FOLDER}/{MANIFEST}"
 ANSWERS = f"{JOB_FOLDER}/answers"  # of an API: they cost money, so that a job which has some is not given up
 
 
@@ -122,14 +124,18 @@ class SetDirectory:
     def release(self) -> None:
         """Give the directory up if nothing was made or paid for, so that a job that failed early may be corrected.
 
-        Removes nothing if the set is finished, or if another run owns the directory by now.
+        Removes nothing if the set is finished, or if another run owns the directory by now. Where anything but the
+        job's folder is left, such as the card of a set that was finished once, the directory stays this job's.
         """
         if self.claim is None or not self.claim.holds():
             return
         with contextlib.suppress(TakenOver):
             if MANIFEST not in self.folder.names() and not self.finished() and not self.folder.names(ANSWERS):
                 self._remove_unrecorded()
-                self._remove_job()
+                self.check()
+                self.folder.remove_temporary()
+                if self.folder.names() <= {JOB_FOLDER, CLAIMS}:
+                    self._remove_job()
         self.end()
 
     def _remove_job(self) -> None:
@@ -188,11 +194,10 @@ class SetDirectory:
         return files
 
     def _reopen(self, manifest: Manifest) -> None:
-        """Make a damaged set an unfinished one: records of all that is sound, then no manifest."""
+        """Make a damaged set an unfinished one, in which what its manifest said is kept (see `_record_again`)."""
         log.warning("'%s': damaged or missing, and made again: %s", self.folder.path, _listed(self._damage(manifest)))
         self.folder.write(JOB_FILE, self._job_json())
-        for index, entry in entries_of(self.folder, manifest, self.content_sha256).items():
-            self.folder.write(record_name(index), entry.to_json())
+        self.folder.write(REOPENED, manifest.to_json())
         self.discard(MANIFEST)
 
     def _settle(self) -> None:
@@ -207,17 +212,55 @@ class SetDirectory:
                     self.discard(record_name(index))
             self.folder.write(JOB_FILE, self._job_json())
         self.mend()
+        self._record_again()
         self._remove_unrecorded()
 
+    def _record_again(self) -> None:
+        """Write the records of all that is sound of a set that was finished once, and name what cannot have one."""
+        found = self._sound_before()
+        for index, entry in found.items():
+            if entry is not None:
+                self.folder.write(record_name(index), entry.to_json())
+        lacking = [shard_name(index) for index, entry in found.items() if entry is None]
+        if lacking:
+            log.warning(
+                "'%s': sound, but made again because %s held their rejects: %s. Each stays until then; to keep them, "
+                "stop, restore that file and run the same command again",
+                self.folder.path, REJECTS, _listed(lacking),
+            )  # fmt: skip
+
+    def _sound_before(self) -> dict[int, ShardEntry | None]:
+        """Shards without a record that are what the manifest of the finished set said, see `entries_of`."""
+        manifest = self._reopened()
+        return entries_of(self.folder, manifest, self.content_sha256, self.finished()) if manifest else {}
+
+    def _reopened(self) -> Manifest | None:
+        """What the set's manifest said when the set was found damaged; None if that was not, or of another job."""
+        content = self.folder.read_if_there(REOPENED)
+        if content is None:
+            return None
+        try:
+            manifest = parse_manifest(content, self.folder, current=True)
+        except UserError:  # damaged in its turn
+            return None
+        theirs = _content(manifest.job, manifest.signals, manifest.parent)
+        return None if first_difference(theirs, self._ours(), ignore=self.undecided) else manifest
+
     def _remove_unrecorded(self) -> None:
-        """Remove shards without a record: of a worker that was killed in between, or whose record was damaged."""
-        kept = {shard_name(index) for index in self.finished()}
+        """Remove shards without a record: of a worker that was killed in between, or whose record was damaged.
+
+        Those of a set that was finished once stay while they are sound.
+        """
+        kept = {shard_name(index) for index in [*self.finished(), *self._sound_before()]}
         for name in self.folder.names():
             if re.fullmatch(r"shard-\d+\.parquet", name) and name not in kept:
                 self.discard(name)
 
     def _job_json(self) -> bytes:
-        return json.dumps(_content(self.job, self.signals, self.parent), indent=2).encode()
+        return json.dumps(self._ours(), indent=2).encode()
+
+    def _ours(self) -> dict[str, Any]:
+        return _content(self.job, self.signals, self.parent)
 
     def _is_json(self, name: str) -> bool:
         """Whether a file holds a JSON object; an empty one, as after a power loss, does not."""
@@ -228,7 +271,7 @@ class SetDirectory:
             return False
 
     def _refuse_other_job(self, other: dict[str, Any]) -> None:
-        difference = first_difference(other, _content(self.job, self.signals, self.parent), ignore=self.undecided)
+        difference = first_difference(other, self._ours(), ignore=self.undecided)
         if difference:
             key, theirs, ours = difference
             raise UserError(

@@ -14,11 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.command.errors import UserError
-from data.manifest import MANIFEST, Manifest, ShardRecord, environment
+from data.manifest import MANIFEST, REJECTS, Manifest, ShardRecord, environment, shard_name
 from data.schema import SCHEMA_VERSION, Group, Reject, group_schema, groups_to_table, reject_schema, rejects_to_table
 from data.set_directory import SetDirectory
 from data.shard_records import JOB_FOLDER, ShardEntry, record_name
-from data.shards import REJECTS, shard_name
 from data.storage import sha256
 
 RECORDS_AT_A_TIME = 1000

@@ -4,21 +4,24 @@ its record says."""
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
+from itertools import accumulate
 
-from data.manifest import SHARD_SHAPE, Manifest, ShardRecord
-from data.parquet import read_parquet
-from data.schema import Reject
-from data.shape import IfThere, ListOf, Maybe, parse_shaped
+from data.manifest import REJECTS, SHARD_SHAPE, Manifest, ShardRecord, shard_name
+from data.parquet import Unreadable, parquet_file, read_parquet
+from data.schema import REJECT_SHAPE, Reject, reject_schema, schema_differences
+from data.shape import IfThere, ListOf, Maybe, misfit, parse_shaped
+from data.soundness import unreadable
 from data.storage import Folder, sha256
 
 JOB_FOLDER = "_job"
 READ_AT_A_TIME = 8
 ENTRY_SHAPE = {
     "record": SHARD_SHAPE,
-    "rejects": ListOf(dict.fromkeys(("id", "reason", "detail", "prompt"), str)),
+    "rejects": ListOf(REJECT_SHAPE),
     "content": IfThere(Maybe(str)),
 }
 
@@ -36,6 +39,12 @@ class ShardEntry:
     record: ShardRecord
     rejects: list[Reject]
     content: str | None = None
+
+    def is_of(self, index: int) -> bool:
+        """Whether it is that shard's, and counts as many rows as it has."""
+        record, rejected = self.record, len(self.rejects)
+        counts = record.rows_rejected == rejected and record.rows_read == record.rows + rejected
+        return counts and record.file == shard_name(index)
 
     def to_json(self) -> bytes:
         return json.dumps(dataclasses.asdict(self)).encode()
@@ -60,7 +69,7 @@ def recorded(folder: Folder) -> set[int]:
 
 
 def read_entry(folder: Folder, index: int, contents: Sequence[str | None]) -> ShardEntry | None:
-    """The entry of a shard; None if there is none, it is damaged, or its content is none of these."""
+    """The entry of a shard; None if there is none, it is damaged or another shard's, or its content none of these."""
     content = folder.read_if_there(record_name(index))
     if content is None:
         return None
@@ -68,7 +77,7 @@ def read_entry(folder: Folder, index: int, contents: Sequence[str | None]) -> Sh
         entry = ShardEntry.from_json(content)
     except (ValueError, TypeError):
         return None
-    return entry if entry.content in contents else None
+    return entry if entry.content in contents and entry.is_of(index) else None
 
 
 def read_entries(
@@ -81,42 +90,65 @@ def read_entries(
 
 
 def unsound(folder: Folder, records: Iterable[ShardRecord]) -> list[str]:
-    """Files of these shards that are missing, or whose size or checksum is not what their record says."""
+    """Files of these shards that are missing, or whose size, checksum or rows are not what their record says."""
 
     def is_sound(record: ShardRecord) -> bool:
         try:
             content = folder.read(record.file)
         except FileNotFoundError:
             return False
-        return len(content) == record.bytes and sha256(content) == record.sha256
+        return len(content) == record.bytes and sha256(content) == record.sha256 and _rows(content) == record.rows
 
     records = list(records)
     with ThreadPoolExecutor(READ_AT_A_TIME) as pool:
         return [record.file for record, sound in zip(records, pool.map(is_sound, records), strict=True) if not sound]
 
 
-def entries_of(folder: Folder, manifest: Manifest, content: str) -> dict[int, ShardEntry]:
+def entries_of(
+    folder: Folder, manifest: Manifest, content: str, done: Collection[int] = ()
+) -> dict[int, ShardEntry | None]:
     """The entries of those shards of a finished set that are sound, as the job had them.
 
-    A shard whose rejects cannot be read is not among them: they are made again with it.
+    Args:
+        done: indices of those that are not looked at.
+
+    Returns:
+        None in the place of an entry whose rejects cannot be read: they are made again with their shard.
     """
-    damaged = set(unsound(folder, manifest.shards))
+    records = {index: record for index, record in enumerate(manifest.shards) if index not in done}
+    damaged = set(unsound(folder, records.values()))
     rejects = _rejects(folder, manifest)
-    entries, start = {}, 0
-    for index, record in enumerate(manifest.shards):
-        mine = rejects[start : start + record.rows_rejected] if rejects is not None else []
-        start += record.rows_rejected
-        if record.file not in damaged and len(mine) == record.rows_rejected:
-            entries[index] = ShardEntry(record, mine, content)
+    starts = list(accumulate((record.rows_rejected for record in manifest.shards), initial=0))
+    entries: dict[int, ShardEntry | None] = {}
+    for index, record in records.items():
+        if record.file not in damaged:
+            mine = (rejects or [])[starts[index] : starts[index + 1]]
+            entry = ShardEntry(record, mine, content)
+            entries[index] = entry if entry.is_of(index) else None
     return entries
 
 
 def _rejects(folder: Folder, manifest: Manifest) -> list[Reject] | None:
-    """Every reject, in the order of the shards; None if their file is missing or damaged."""
+    """Every reject, in the order of the shards; None if their file is missing or damaged, or counts other rows."""
+    content = folder.read_if_there(REJECTS)
+    if content is None or sha256(content) != manifest.rejects["sha256"]:
+        return None
     try:
-        content = folder.read(manifest.rejects["file"])
-    except FileNotFoundError:
+        table = read_parquet(content)
+    except Unreadable:
         return None
-    if sha256(content) != manifest.rejects["sha256"]:
+    if schema_differences(table.schema, reject_schema()) or unreadable(table):
         return None
-    return [Reject(**row) for row in read_parquet(content).to_pylist()]
+    rows = table.to_pylist()
+    # By the rule of records: one that is written of these is read back.
+    fit = len(rows) == sum(r.rows_rejected for r in manifest.shards) and not misfit(rows, ListOf(REJECT_SHAPE))
+    return [Reject(**row) for row in rows] if fit else None
+
+
+def _rows(content: bytes) -> int | None:
+    """Rows of a shard by its footer; None if that cannot be read."""
+    try:
+        with parquet_file(BytesIO(content), known=True) as file:  # its values are not read here
+            return file.metadata.num_rows
+    except Unreadable:
+        return None

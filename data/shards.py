@@ -1,4 +1,4 @@
-"""The shards of a finished negative set: their names, and reading them (`data.set_writer` writes them)."""
+"""Reading the shards of a finished negative set (`data.set_writer` writes them)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from data.command.errors import UserError, first_line
-from data.manifest import read_manifest
+from data.manifest import REJECTS, read_manifest
 from data.parquet import Unreadable, parquet_file, read_columns
 from data.schema import (
     NULLABLE,
@@ -23,13 +23,6 @@ from data.schema import (
 )
 from data.soundness import id_problems, null_problems, score_problems, unreadable
 from data.storage import Folder, sha256
-
-REJECTS = "rejects.parquet"
-
-
-def shard_name(index: int) -> str:
-    """File name of a shard, e.g. shard-00042.parquet."""
-    return f"shard-{index:05d}.parquet"
 
 
 class NegativeSet:

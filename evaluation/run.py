@@ -77,6 +77,7 @@ def _evaluate(config: EvaluateConfig, claim: Claim) -> str:
     store = Store(resolve_path(config.store) if config.store else f"{folder.path}/store")
     chosen = config.chosen_metrics()
     _refuse_other_files(folder, store)
+    folder.remove_temporary()  # of a run that was killed while it wrote
     evaluation = prepare(config, store)
     metrics = [metric(config.metric_options[metric.name], evaluation) for metric in chosen]
     setup = describe_evaluation(config, evaluation, metrics)
@@ -107,9 +108,10 @@ def _evaluate(config: EvaluateConfig, claim: Claim) -> str:
 
 
 def _refuse_other_files(folder: "Folder", store: "Store") -> None:
+    from data.storage import TEMPORARY_PREFIX
     from evaluation.report import FILES
 
-    names, folders = folder.names(), set(FOLDERS)
+    names, folders = {name for name in folder.names() if not name.startswith(TEMPORARY_PREFIX)}, set(FOLDERS)
     if store.path.startswith(f"{folder.path}/"):
         folders.add(store.path.removeprefix(f"{folder.path}/").partition("/")[0])
     if not names <= folders and (JOB_FILE not in names or not names <= {JOB_FILE, *folders, *FILES}):

@@ -10,9 +10,9 @@ from typing import Any
 
 from data.command.errors import UserError, first_line
 from data.finite import LOOK, require_finite
+from data.manifest import shard_name
 from data.models import load_tokenizer
 from data.set_writer import NegativeSetWriter
-from data.shards import shard_name
 from negatives_gen.job.answers import kept_answers
 from negatives_gen.job.attempts import SetAside, attempt, loading_stage
 from negatives_gen.job.inputs import Shard, ShardSource

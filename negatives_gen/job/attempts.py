@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from data.command.errors import UserError
+from data.manifest import shard_name
 from data.set_directory import INPUTS, SetDirectory
 from data.shape import parse_shaped
 from data.shard_records import JOB_FOLDER
-from data.shards import shard_name
 from data.storage import Folder
 
 TRIES = f"{JOB_FOLDER}/tries"

@@ -4,8 +4,7 @@ from typing import Any
 
 from data.command.entries import flat, undecided
 from data.command.errors import UserError, first_line
-from data.manifest import Manifest
-from data.shards import REJECTS
+from data.manifest import REJECTS, Manifest
 from negatives_gen.strategies import STRATEGIES
 
 CARD = "README.md"

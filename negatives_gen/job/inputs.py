@@ -16,13 +16,14 @@ from itertools import islice
 from typing import Any, Protocol
 
 from data.command.errors import UserError
+from data.manifest import shard_name
 from data.models import load_tokenizer
 from data.parquet import read_parquet
 from data.schema import Group, Reject
 from data.set_directory import INPUTS, SetDirectory
 from data.shape import Count, ListOf, parse_json, parse_shaped
 from data.shard_records import JOB_FOLDER, ShardEntry, record_name, recorded
-from data.shards import NegativeSet, shard_name
+from data.shards import NegativeSet
 from data.sources.examples import Example
 from data.sources.prepare import prepare_groups
 from data.storage import Folder, sha256

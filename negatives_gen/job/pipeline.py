@@ -11,7 +11,7 @@ from typing import Any
 
 from data.command.errors import UserError, first_line, user_error_in
 from data.command.terminated import ending_on_sigterm
-from data.shards import shard_name
+from data.manifest import shard_name
 from data.storage import Folder
 from negatives_gen.job.actors import AskStage, SampleStage, ScoreStage, Work, new_row
 from negatives_gen.job.attempts import Stall, refuse_set_aside

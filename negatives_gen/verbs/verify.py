@@ -15,10 +15,9 @@ from data.command.privacy import scrub
 from data.command.terminal import say
 from data.command.usage import answered
 from data.command.values import require_positive
-from data.manifest import MANIFEST, Manifest, read_manifest
+from data.manifest import MANIFEST, REJECTS, Manifest, read_manifest
 from data.parquet import Unreadable, read_parquet
 from data.schema import NULLABLE_IN_REJECTS, Group, group_from_row
-from data.shards import REJECTS
 from data.soundness import id_problems, null_problems, unreadable
 from data.sources.tokenise import tokenise_continuations
 from data.storage import Folder, sha256

@@ -1,11 +1,17 @@
-"""data/manifest.py: what tells two jobs apart, and where a set was made."""
+"""data/manifest.py: what tells two jobs apart, where a set was made, and which files it names."""
 
+import json
 import tomllib
+from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
 from data.manifest import MISSING, environment, first_difference
+from data.set_writer import NegativeSetWriter
+from data.shards import NegativeSet
 from tests.support.commands import ROOT
+from tests.support.written import JOB, SIGNALS, all_files, refusal, write_set
 
 
 def test_the_environment_names_package_versions_and_the_commit_of_this_checkout():
@@ -26,3 +32,31 @@ def test_first_difference_tells_null_from_missing_and_ignores_whole_paths_only()
     assert first_difference({"a": {"b": None}}, {"a": {}}) == ("a.b", None, MISSING)
     assert f"{MISSING!r}" == "(missing)"
     assert first_difference({"x": {"name": 1}}, {"x": {"name": 2}}, ignore=("name", "a.name")) == ("x.name", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "said"),
+    [
+        (0, "a\0b", r'shards[0].file is "a\u0000b", not shard-00000.parquet'),
+        (0, "a" * 5000, f'shards[0].file is "{"a" * 60}", not shard-00000.parquet'),
+        (0, "shard-00001.parquet", 'shards[0].file is "shard-00001.parquet", not shard-00000.parquet'),
+        (1, "../set/shard-00001.parquet", 'shards[1].file is "../set/shard-00001.parquet", not shard-00001.parquet'),
+        ("rejects", "a\0b", r'rejects.file is "a\u0000b", not rejects.parquet'),
+        ("rejects", "", 'rejects.file is "", not rejects.parquet'),
+        ("rejects", "shard-00001.parquet", 'rejects.file is "shard-00001.parquet", not rejects.parquet'),
+    ],
+    ids=["NUL", "too long", "another shard", "path", "NUL as rejects", "no rejects", "shard as rejects"],
+)
+def test_a_manifest_that_names_another_file_is_damaged_for_who_reads_and_who_writes(
+    part: int | str, file: str, said: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "set"
+    write_set(str(out))
+    manifest = json.loads((out / "manifest.json").read_text())
+    (manifest["rejects"] if part == "rejects" else manifest["shards"][part])["file"] = file
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    before = all_files(out)
+    expected = f"the manifest of '{out}' is damaged ({said}). Restore it or generate again."
+    assert refusal(lambda: NegativeSet(str(out))) == expected
+    assert refusal(NegativeSetWriter(str(out), JOB, SIGNALS).begin) == expected
+    assert all_files(out) == before

@@ -1,17 +1,24 @@
 """What is damaged in a set, while it is made and when it is finished, is found, said and made again."""
 
+import dataclasses
 import json
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data.command.errors import UserError
+from data.manifest import shard_name
+from data.schema import Reject, rejects_to_table
 from data.set_writer import NegativeSetWriter
 from data.shard_records import ShardEntry
 from data.shards import NegativeSet
-from data.storage import Folder
-from tests.support.written import JOB, SHARDS, SIGNALS, all_files, put_no_file, refusal, write_part, write_set
+from data.storage import Folder, sha256
+from tests.support.written import JOB, REJECTS, SHARDS, SIGNALS, all_files, put_no_file, refusal, write_part, write_set
 
 
 def truncate(path: Path) -> None:
@@ -195,6 +202,154 @@ def test_a_repair_that_is_interrupted_goes_on(tmp_path: Path, expected: dict[str
     assert all_files(out) == expected
 
 
+ALL = [shard_name(index) for index in range(3)]
+
+
+@pytest.mark.parametrize("lost", [ALL[:1], ALL, ["rejects.parquet"], [*ALL, "rejects.parquet"]])
+@pytest.mark.parametrize("card", [False, True])
+def test_a_repair_that_fails_before_its_first_shard_goes_on_with_the_same_command(
+    card: bool, lost: list[str], tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    out = tmp_path / "set"
+    write_set(str(out))
+    if card:
+        (out / "README.md").write_bytes(b"card")
+        expected["README.md"] = b"card"
+    for name in lost:
+        (out / name).unlink()
+    for _ in range(2):
+        driver = writer(out)
+        assert driver.begin()
+        driver.release()
+    assert {name: content for name, content in all_files(out).items() if not name.startswith("_job/")} == {
+        name: content for name, content in expected.items() if name not in [*lost, "manifest.json"]
+    }
+    assert go_on(out) == [
+        index for index in range(3) if ALL[index] in lost or ("rejects.parquet" in lost and index != 1)
+    ]
+    assert all_files(out) == expected
+
+
+def test_a_job_whose_shards_are_lost_behind_its_card_goes_on_with_the_same_command(
+    tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    """It was killed between card and manifest."""
+    out = tmp_path / "set"
+    driver = unfinished(out, [0, 1, 2])
+    driver.collect(3)
+    driver.end()
+    for name in ALL:
+        (out / name).unlink()
+    driver = writer(out)
+    assert driver.begin()
+    driver.release()
+    assert go_on(out) == [0, 1, 2]
+    assert all_files(out) == expected
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_shards_whose_rejects_are_lost_stay_until_they_are_made_again(
+    damage: Callable[[Path], None], tmp_path: Path, expected: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "set"
+    write_set(str(out))
+    damage(out / "rejects.parquet")
+    driver = writer(out)
+    assert driver.begin()
+    assert driver.finished() == {1}
+    assert (
+        "sound, but made again because rejects.parquet held their rejects: shard-00000.parquet, shard-00002.parquet. "
+        "Each stays until then" in caplog.text
+    )
+    assert {name: (out / name).read_bytes() for name in ALL} == {name: expected[name] for name in ALL}
+    driver.write_shard(0, SHARDS[1], [], seconds={}, layout="packed")  # another draw
+    driver.release()
+    assert writer(out).begin()
+    assert (out / ALL[0]).read_bytes() == expected[ALL[1]]
+    assert (out / ALL[2]).read_bytes() == expected[ALL[2]]
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_shards_are_kept_where_lost_rejects_are_restored(
+    failed: bool, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    out = tmp_path / "set"
+    write_set(str(out))
+    (out / "rejects.parquet").unlink()
+    driver = writer(out)
+    assert driver.begin()
+    driver.release() if failed else driver.end()
+    (out / "rejects.parquet").write_bytes(expected["rejects.parquet"])
+    assert go_on(out) == []
+    assert all_files(out) == expected
+
+
+def test_what_another_job_had_finished_is_not_kept(tmp_path: Path, expected: dict[str, bytes]) -> None:
+    """Its job.json was lost with the power, while it was repaired."""
+    out = tmp_path / "set"
+    other = NegativeSetWriter(str(out), {**JOB, "seed": 2}, SIGNALS)
+    assert other.begin()
+    for index in range(3):
+        write_part(other, index)
+    other.finish(3)
+    (out / "rejects.parquet").unlink()
+    assert other.begin()
+    other.end()
+    (out / "_job/job.json").write_bytes(b"")
+    assert go_on(out) == [0, 1, 2]
+    assert all_files(out) == expected
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"schema_version": 3}'])
+def test_a_repair_whose_old_manifest_is_lost_with_the_power_goes_on(
+    content: bytes, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    out = tmp_path / "set"
+    write_set(str(out))
+    (out / "rejects.parquet").unlink()
+    driver = writer(out)
+    assert driver.begin()
+    driver.end()
+    (out / "_job/manifest.json").write_bytes(content)
+    assert go_on(out) == [0, 2]
+    assert all_files(out) == expected
+
+
+def parquet(table: pa.Table) -> bytes:
+    written = BytesIO()
+    pq.write_table(table, written)
+    return written.getvalue()
+
+
+def two_rejects(**values: Any) -> bytes:
+    return parquet(rejects_to_table([Reject("r1", "few", "", "p"), dataclasses.replace(REJECTS[2][0], **values)]))
+
+
+OTHER_REJECTS = {
+    "no Parquet": b"junk",
+    "other columns": parquet(pa.table({"id": ["a", "b"], "q": [1, 2]})),
+    "a row less": parquet(rejects_to_table([Reject("r1", "empty response", "", "p")])),
+    "a null": two_rejects(reason=None),
+    "an id below 0": two_rejects(prompt_ids=[-1]),
+    "a message without a role": two_rejects(messages=[{"role": None, "content": "p"}]),
+}
+
+
+@pytest.mark.parametrize("content", OTHER_REJECTS.values(), ids=OTHER_REJECTS.keys())
+def test_rejects_that_their_manifest_names_and_that_are_none_are_lost_ones(
+    content: bytes, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    out = tmp_path / "set"
+    write_set(str(out))
+    (out / "rejects.parquet").write_bytes(content)
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["rejects"]["sha256"] = sha256(content)
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    (out / ALL[1]).unlink()
+    assert go_on(out) == [0, 1, 2]
+    assert all_files(out) == expected
+
+
 def test_a_sound_finished_set_is_complete_without_a_write(tmp_path: Path, expected: dict[str, bytes]) -> None:
     out = tmp_path / "set"
     write_set(str(out))
@@ -302,3 +457,75 @@ def test_a_record_that_holds_anything_is_a_damaged_one(
     for name, value in (("file", 5), ("bytes", "9"), ("sha256", None), ("rows", -1), ("tokens", [])):
         with pytest.raises(ValueError, match=rf"^record\.{name} is "):
             ShardEntry.from_json(json.dumps({**record, "record": {**record["record"], name: value}}).encode())
+
+
+def renamed(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda entry: entry["record"].update(file=name)
+
+
+def more_rows(*names: str) -> Callable[[dict[str, Any]], object]:
+    return lambda entry: entry["record"].update({name: entry["record"][name] + 1 for name in names})
+
+
+def reject_with(**values: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda entry: entry["rejects"][0].update(values)
+
+
+ODD = {
+    "a name with NUL": renamed("a\0b"),
+    "a name too long": renamed("a" * 5000),
+    "no name": renamed(""),
+    "a path": renamed("../set/shard-00000.parquet"),
+    "another shard": renamed("shard-00001.parquet"),
+    "rows": more_rows("rows"),
+    "rows read": more_rows("rows_read"),
+    "rows that the shard has not": more_rows("rows", "rows_read"),
+    "rejects that are not there": more_rows("rows_rejected", "rows_read"),
+    "no rejects": lambda entry: entry["rejects"].clear(),
+    "strategy": reject_with(strategy=5),
+    "response": reject_with(response=["x"]),
+    "split": reject_with(split=1.5),
+    "query": reject_with(query={}),
+    "a text as id": reject_with(prompt_ids=["x"]),
+    "an id below 0": reject_with(response_ids=[-1]),
+    "an id of 64 bits": reject_with(response_ids=[1 << 31]),
+    "no messages": reject_with(messages=["hello"]),
+    "a message without a role": reject_with(messages=[{"content": "hello"}]),
+    "another key": reject_with(surprise=1),
+}
+
+
+@pytest.mark.parametrize("edit", ODD.values(), ids=ODD.keys())
+def test_a_record_that_is_not_of_its_shard_is_a_damaged_one(
+    edit: Callable[[dict[str, Any]], object],
+    tmp_path: Path,
+    expected: dict[str, bytes],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = tmp_path / "set"
+    unfinished(out, [0, 1]).end()
+    entry = json.loads((out / "_job/shard-00000.json").read_text())
+    edit(entry)
+    (out / "_job/shard-00000.json").write_text(json.dumps(entry))
+    assert go_on(out) == [0, 2]
+    assert "damaged, and made again: shard-00000.parquet" in caplog.text
+    assert all_files(out) == expected
+
+
+def test_a_record_in_the_place_of_another_is_a_damaged_one(tmp_path: Path, expected: dict[str, bytes]) -> None:
+    """It is sound by size and checksum of the shard that it names, which the set would hold twice."""
+    out = tmp_path / "set"
+    unfinished(out, [0, 1]).end()
+    (out / "_job/shard-00001.json").write_bytes((out / "_job/shard-00000.json").read_bytes())
+    assert go_on(out) == [1, 2]
+    assert all_files(out) == expected
+
+
+def test_the_record_of_a_reject_that_holds_a_whole_row_is_read_back(tmp_path: Path) -> None:
+    messages: list[Any] = [{"role": "user", "content": "p"}, {"role": "assistant", "content": None}]
+    whole = Reject("r", "too few", "", "p", "an", "r", "test", [0, (1 << 31) - 1], [2], messages, "asked")
+    driver = unfinished(tmp_path, [])
+    driver.write_shard(0, SHARDS[1], [whole], seconds={}, layout="packed")
+    entry = driver.entry(0)
+    assert entry is not None
+    assert entry.rejects == [whole]

@@ -230,6 +230,11 @@ def test_a_job_in_a_new_directory_that_fails_early_leaves_nothing(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
     driver = writer(tmp_path / "new")
     driver.begin()
+    (tmp_path / "new/.tmp-x").write_bytes(b"of a worker that was killed")
+    driver.release()
+    assert list(tmp_path.iterdir()) == []
+    driver = writer(tmp_path / "new")
+    driver.begin()
     write_part(driver, 0)
     driver.release()
     assert set(all_files(tmp_path / "new")) == {"_job/job.json", "_job/shard-00000.json", "shard-00000.parquet"}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from data.command.errors import UserError
+from data.manifest import shard_name
 from data.set_writer import NegativeSetWriter
-from data.shards import shard_name
 from data.storage import TEMPORARY_PREFIX
 from tests.support.owners import die
 from tests.support.written import (

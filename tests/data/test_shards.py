@@ -11,9 +11,10 @@ import pytest
 from datasets import load_dataset
 
 from data.command.errors import UserError
+from data.manifest import shard_name
 from data.schema import SCHEMA_VERSION, Reject, group_schema
 from data.set_writer import NegativeSetWriter
-from data.shards import NegativeSet, shard_name
+from data.shards import NegativeSet
 from data.storage import sha256
 from tests.support.schema_2 import write_as_schema_2
 from tests.support.written import JOB, REJECTS, SIGNALS, all_files, group, refusal, write_set

@@ -13,8 +13,9 @@ import pytest
 
 from data.command.errors import UserError
 from data.command.options import make_config
+from data.manifest import shard_name
 from data.set_writer import NegativeSetWriter
-from data.shards import NegativeSet, shard_name
+from data.shards import NegativeSet
 from data.storage import Folder
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
 from data.command.errors import UserError
 from data.command.options import make_config
+from data.finite import require_finite
 from data.schema import Group, groups_to_table
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
@@ -24,6 +26,9 @@ from tests.support.without_ray import without_ray
 from tests.support.written import SIGNALS, group
 
 VALUES = [math.nan, math.inf, -math.inf]
+# A set keeps float32: the largest one, what is rounded to infinity, and what does not reach it.
+LARGEST = float(np.finfo(np.float32).max)
+TOO_LARGE = [1e39, -1e39, math.nextafter(LARGEST, math.inf)]
 
 
 class EngineFaultStub(EngineStub):
@@ -124,6 +129,36 @@ def test_the_job_stops_where_a_number_arises_that_is_not_finite(
 ) -> None:
     monkeypatch.setattr(stub, "value", value)
     assert re.match(f"{said} is {value}. ", refusal(reference, tmp_path / "set", strategies, components))
+
+
+@pytest.mark.parametrize("value", TOO_LARGE)
+def test_a_number_that_would_be_kept_as_infinite_stops_the_job(
+    value: float, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the difference of two rewards that are finite."""
+    monkeypatch.setattr(SignalFaultStub, "value", value)
+    components = Components(scorer=ScorerStub, signals=faulty_signals_stub)
+    said = refusal(reference, tmp_path / "set", "tn=1,bn=1", components)
+    assert f"similarity 'embedding' of negative 0 (bn) is {value}, beyond float32. " in said
+
+
+@pytest.mark.parametrize("name", ["reference_logp", "sampler_logp", "similarity", "response_embedding"])
+def test_each_number_of_a_group_is_held_to_the_bound_of_float32(name: str) -> None:
+    def with_value(value: float) -> list[Group]:
+        changed = group(1)
+        if name == "similarity":
+            changed.negatives[1].similarity["rouge"] = value
+        elif name == "response_embedding":
+            changed.response_embedding = [value, 0.0]
+        else:
+            setattr(changed.negatives[0], name, value)
+        return [changed]
+
+    for value in (LARGEST, -LARGEST, 0.0):
+        require_finite(with_value(value), "a test", "Look.")
+    for value in TOO_LARGE:
+        with pytest.raises(UserError, match=f"{name}.* is {re.escape(str(value))}, beyond float32"):
+            require_finite(with_value(value), "a test", "Look.")
 
 
 def test_an_embedding_that_is_not_finite_stops_the_job(reference: Path, tmp_path: Path) -> None:

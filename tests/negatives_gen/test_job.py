@@ -194,6 +194,30 @@ def test_an_embedder_that_goes_away_ends_in_one_line_and_the_set_resumes(referen
     assert len(NegativeSet(str(tmp_path / "set"))) == 20
 
 
+@pytest.mark.parametrize("lost", ["shard-*.parquet", "rejects.parquet"])
+def test_a_repair_that_fails_early_ends_in_one_line_and_goes_on(reference: Path, tmp_path: Path, lost: str) -> None:
+    def signals_stub(options: Any, reference: Any) -> Any:
+        raise UserError("embedder 'x' cannot be reached")
+
+    def row(number: int) -> dict[str, str]:
+        return {"prompt": f"Number {number} is", "completion": " a number" if number % 4 else ""}
+
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row(number)) + "\n" for number in range(20)))
+    options = {"dataset": str(tmp_path / "rows.jsonl"), "split": "all", "limit": None, "strategies": "tn=1"}
+    out = tmp_path / "set"
+    made = make(reference, out, **options)
+    assert (made.counts["rows_written"], made.counts["rows_rejected"]) == (15, 5)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for path in out.glob(lost):
+        path.unlink()
+    kept = {path.name: path.read_bytes() for path in out.iterdir() if path.name != "manifest.json"}
+    with without_ray(), pytest.raises(UserError, match=r"embedder 'x' cannot be reached"):
+        generate(config(reference, out, **options), Components(engine=EngineStub, signals=signals_stub))
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == kept
+    make(reference, out, **options)
+    assert {name for name in before if before[name] != (out / name).read_bytes()} <= {"manifest.json", "README.md"}
+
+
 def test_manifests_hold_neither_key_nor_home(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HF_TOKEN", "hf_0123456789")

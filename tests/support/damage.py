@@ -7,8 +7,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from data.manifest import shard_name
 from data.schema import Group, groups_to_table
-from data.shards import NegativeSet, shard_name
+from data.shards import NegativeSet
 from data.storage import sha256
 
 
