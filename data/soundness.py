@@ -127,7 +127,7 @@ def _sequences(table: pa.Table) -> Iterator[tuple[str, Any]]:
 
 
 def _lengths(lists: Any) -> np.ndarray:
-    """Of each list of an Arrow array; 0 of one that is not there."""
+    """Length of each list of an Arrow array; 0 of one that is not there."""
     return lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
 
 

@@ -34,7 +34,7 @@ class StopIfTakenOver(TrainerCallback):
         self.claim.check()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Also what an evaluation logs, which may have taken hours, and the end of training."""
+        """An evaluation, which may take hours, and the end of training log without a step or an epoch that ends."""
         self.claim.check()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
