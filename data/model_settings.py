@@ -10,7 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data.command.errors import UserError, first_line
-from data.models import SMALL_FILES, WEIGHTS_INDEX, model_directory, read_object, vocabulary_size, weights_hash
+from data.models import (
+    SMALL_FILES,
+    WEIGHTS_INDEX,
+    model_directory,
+    read_object,
+    refuse_adapter,
+    vocabulary_size,
+    weights_hash,
+)
 from data.shape import parse_json
 from data.tokens import require_rows
 
@@ -51,9 +59,11 @@ def text_model_identity(model: str, hash_weights: Callable[[str], str] = weights
         hash_weights: `data.models.weights_hash`, or what remembers it.
 
     Raises:
-        UserError: the model cannot be reached or read, or has no safetensors weights.
+        UserError: the model cannot be reached or read, has no safetensors weights, or an adapter lies beside them.
     """
-    return {"weights_sha256": hash_weights(model), "settings_sha256": settings_hash(model_directory(model))}
+    directory = model_directory(model)
+    refuse_adapter(f"'{model}'", directory)
+    return {"weights_sha256": hash_weights(model), "settings_sha256": settings_hash(directory)}
 
 
 def settings_hash(directory: Path) -> str:

@@ -60,17 +60,26 @@ def check_model(model: str, *, needs_weights: bool = True) -> Path:
         raise UserError(f"model '{model}' has no config.json. Give the directory of a transformers model.")
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"model '{model}' has no tokenizer. Save one beside it: tokenizer.save_pretrained('{model}').")
-    if (directory / ADAPTER).is_file():
-        raise UserError(
-            f"'{model}' holds a model and an adapter ({ADAPTER}), which transformers loads and vLLM does not. Merge "
-            "them (merge_and_unload) or move the adapter away."
-        )
+    refuse_adapter(f"'{model}'", directory)
     if needs_weights and not list(directory.glob("*.safetensors")):
         raise UserError(
             f"model '{model}' has no *.safetensors weights. Save it with save_pretrained(), or, to train a new model "
             "from its config.json, pass --from_scratch true to `python -m trainer.run --objective mle`."
         )
     return directory
+
+
+def refuse_adapter(what: str, directory: Path) -> None:
+    """Raise UserError for an adapter in a model's directory: some libraries load it, and no hash of weights is of it.
+
+    Args:
+        what: the model, for the error.
+    """
+    if (directory / ADAPTER).is_file():
+        raise UserError(
+            f"{what} holds a model and an adapter ({ADAPTER}), which transformers loads and vLLM does not. Merge "
+            "them (merge_and_unload) or move the adapter away."
+        )
 
 
 def check_causal(model: str, *, needs_weights: bool = True) -> Path:

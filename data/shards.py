@@ -21,8 +21,11 @@ from data.schema import (
     reject_schema,
     schema_differences,
 )
-from data.soundness import id_problems, null_problems, score_problems, unreadable
+from data.soundness import id_problems, length_problems, null_problems, score_problems, unreadable
 from data.storage import Folder, sha256
+
+# What the lengths of a group's sequences are read from.
+SEQUENCES = "id", "prompt_ids", "response_ids", "negatives.list.element.ids"
 
 
 class NegativeSet:
@@ -38,6 +41,8 @@ class NegativeSet:
     Attributes:
         computes: whether shards are refused that cannot be computed with, see `compute_with`.
         vocabulary: number of token ids of the model that reads the set, where that is known.
+        context: tokens of its longest sequence, likewise.
+        truths_only: whether it is given no negatives.
 
     Raises:
         UserError: no finished negative set that can be read is there, or a shard is missing.
@@ -45,6 +50,8 @@ class NegativeSet:
 
     computes = False
     vocabulary: int | None = None
+    context: int | None = None
+    truths_only = False
 
     def __init__(self, path: str, *, current: bool = False):
         self.folder = Folder(path)
@@ -59,10 +66,30 @@ class NegativeSet:
     def __len__(self) -> int:
         return self.manifest.counts["rows_written"]
 
-    def compute_with(self, vocabulary: int | None) -> None:
+    def compute_with(self, vocabulary: int | None, context: int | None = None, *, truths_only: bool = False) -> None:
         """Refuse, whenever a shard is read, one that lacks scores, or holds numbers that are not finite, sequences
-        without tokens, or ids from `vocabulary` on (None: not known)."""
-        self.computes, self.vocabulary = True, vocabulary
+        without tokens, or what `give_to` says."""
+        self.computes = True
+        self.give_to(vocabulary, context, truths_only=truths_only)
+
+    def give_to(self, vocabulary: int | None, context: int | None, *, truths_only: bool = False) -> None:
+        """Refuse, whenever a shard is read, ids and sequences that a model does not take.
+
+        Where the set was made for a longer context than the model's, all its shards are read now.
+
+        Args:
+            vocabulary: ids from this number on are refused; None: not known.
+            context: so many tokens a prompt may have together with a continuation; None: not known.
+            truths_only: whether the model is given no negatives.
+
+        Raises:
+            UserError: a sequence is too long, where that is looked at now.
+        """
+        self.vocabulary, self.context, self.truths_only = vocabulary, context, truths_only
+        made_for = self.manifest.job.get("data", {}).get("context")
+        if context is not None and isinstance(made_for, int) and made_for > context:
+            for _ in self.tables(SEQUENCES):
+                pass
 
     def check_reference(self, weights_sha256: str, model: str, earlier: Callable[[], str] | None = None) -> None:
         """Refuse a model that is not the reference: its stored log-probabilities would be wrong.
@@ -170,6 +197,7 @@ class NegativeSet:
         if self.computes and file != REJECTS:
             problems = problems or score_problems(table)
         problems = problems or id_problems(table, self.vocabulary)
+        problems = problems or length_problems(table, self.context, truths_only=self.truths_only)
         if not problems and table.num_rows != rows:
             problems = [f"{table.num_rows} rows, the manifest says {rows}"]
         if problems:

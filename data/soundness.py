@@ -1,6 +1,7 @@
 """What a table of a negative set may not hold, whatever its checksum: what readers would stumble over.
 
-That is, beside other columns (`data.schema.schema_differences`), bytes that are no text, nulls, and unknown ids.
+That is, beside other columns (`data.schema.schema_differences`), bytes that are no text, nulls, unknown ids, and
+sequences that are too long.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import pyarrow.compute as pc
 
 from data.command.errors import first_line
 from data.schema import NULLABLE
+
+NEGATIVES = "negatives[].ids"  # the field, in words
 
 
 def unreadable(table: pa.Table) -> str:
@@ -67,8 +70,7 @@ def score_columns(table: pa.Table) -> Iterator[tuple[str, np.ndarray, np.ndarray
         yield "reference_logp of the ground truth", values, np.arange(table.num_rows)
     if "negatives" not in table.column_names:
         return
-    lengths = array_of(table.column("negatives")).value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    owners = np.repeat(np.arange(table.num_rows), lengths)
+    owners = _owners(table)
     for name, values in _of_negatives(table):
         if name == "reference_logp":
             yield f"{name} of a negative", floats_of(values), owners
@@ -93,6 +95,27 @@ def id_problems(table: pa.Table, vocabulary: int | None = None) -> list[str]:
     return problems
 
 
+def length_problems(table: pa.Table, context: int | None, *, truths_only: bool = False) -> list[str]:
+    """The groups of which a model does not take prompt and continuation together, in words.
+
+    Args:
+        context: of the model in tokens; None: not known.
+        truths_only: whether it is given no negatives.
+    """
+    if context is None or "prompt_ids" not in table.column_names:
+        return []
+    sequences = {name: _lengths(lists) for name, lists in _sequences(table)}
+    longest = sequences.get("response_ids", np.zeros(table.num_rows, np.int64)).copy()
+    if NEGATIVES in sequences and not truths_only:
+        np.maximum.at(longest, _owners(table), sequences[NEGATIVES])
+    tokens = sequences["prompt_ids"] + longest
+    names = table["id"].to_pylist() if "id" in table.column_names else [f"in row {i}" for i in range(table.num_rows)]
+    return [
+        f"a sequence of group {names[row]} has {tokens[row]} tokens, the model's context {context}"
+        for row in np.flatnonzero(tokens > context)
+    ]
+
+
 def _sequences(table: pa.Table) -> Iterator[tuple[str, Any]]:
     """Each column or field of token ids that the table has, as lists."""
     for name in ("prompt_ids", "response_ids"):
@@ -100,7 +123,17 @@ def _sequences(table: pa.Table) -> Iterator[tuple[str, Any]]:
             yield name, array_of(table.column(name))
     for name, values in _of_negatives(table):
         if name == "ids":
-            yield f"negatives[].{name}", values
+            yield NEGATIVES, values
+
+
+def _lengths(lists: Any) -> np.ndarray:
+    """Length of each list of an Arrow array; 0 of one that is not there."""
+    return lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+
+
+def _owners(table: pa.Table) -> np.ndarray:
+    """The row of the table that each negative is of."""
+    return np.repeat(np.arange(table.num_rows), _lengths(array_of(table.column("negatives"))))
 
 
 def floats_of(values: Any) -> np.ndarray:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from data.architectures import HEAD
 from data.command.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -23,22 +24,9 @@ def load_whole(cls: Any, directory: Any, model: str, **options: Any) -> Any:
     Raises:
         UserError: tensors that the model has are not in the checkpoint, or of another shape there.
     """
-    with _without_report():
-        loaded, found = cls.from_pretrained(
-            directory, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
-    if other := sorted(found["mismatched_keys"]):
-        name, there, here = other[0]
-        raise UserError(
-            f"the weights of '{model}' do not fit its config.json: {name} is of shape {list(there)}, and should be of "
-            f"{list(here)}. Correct config.json, or save the model again."
-        )
-    _require_all(found["missing_keys"], f"the weights of '{model}'")
-    if unused := sorted(found["unexpected_keys"]):
-        log.warning(
-            "'%s': %d of its tensors are not used, such as %s: its config.json asks for none of that name",
-            model, len(unused), unused[0],
-        )  # fmt: skip
+    loaded, found = _loaded(f"'{model}'", cls.from_pretrained, directory, use_safetensors=True, **options)
+    _require_all(found["missing_keys"], f"'{model}'")
+    _say_unused(found["unexpected_keys"], f"'{model}'")
     return loaded
 
 
@@ -53,15 +41,16 @@ def whole_weights(what: str) -> Iterator[None]:
         what: the model, for the error.
 
     Raises:
-        UserError: tensors that the model has are not in the checkpoint.
+        UserError: tensors that the model has are not in the checkpoint, or of another shape there.
     """
     from transformers import PreTrainedModel
 
     inherited = vars(PreTrainedModel)["from_pretrained"]
 
     def from_pretrained(cls: Any, *args: Any, output_loading_info: bool = False, **options: Any) -> Any:
-        loaded, found = inherited.__func__(cls, *args, output_loading_info=True, **options)
-        _require_all([key for key in found["missing_keys"] if "pooler" not in key.split(".")], f"the weights of {what}")
+        loaded, found = _loaded(what, inherited.__get__(None, cls), *args, **options)
+        _require_all([key for key in found["missing_keys"] if "pooler" not in key.split(".")], what)
+        _say_unused([key for key in found["unexpected_keys"] if not HEAD.search(key)], what)
         return (loaded, found) if output_loading_info else loaded
 
     PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment]  # wrapped, while the block lasts
@@ -69,6 +58,24 @@ def whole_weights(what: str) -> Iterator[None]:
         yield
     finally:
         PreTrainedModel.from_pretrained = inherited
+
+
+def _loaded(what: str, from_pretrained: Any, *args: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """A model and what transformers says of its checkpoint, which is kept off the terminal: it quotes any name raw.
+
+    Raises UserError for tensors of another shape than the model's.
+    """
+    with _without_report():
+        loaded, found = from_pretrained(
+            *args, **{**options, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        )
+    if other := sorted(found["mismatched_keys"]):
+        name, there, here = other[0]
+        raise UserError(
+            f"the weights of {what} do not fit its config.json: {name} is of shape {list(there)}, and should be of "
+            f"{list(here)}. Correct config.json, or save the model again."
+        )
+    return loaded, found
 
 
 @contextmanager
@@ -87,7 +94,15 @@ def _without_report() -> Iterator[None]:
 def _require_all(missing: Collection[str], what: str) -> None:
     if lacking := sorted(missing):
         raise UserError(
-            f"{what} lack {len(lacking)} of the tensors that its config.json asks for, such as {lacking[0]}; they "
-            "would be drawn at random. Correct config.json (number of layers, tie_word_embeddings), or save the model "
-            "whole."
+            f"the weights of {what} lack {len(lacking)} of the tensors that its config.json asks for, such as "
+            f"{lacking[0]}; they would be drawn at random. Correct config.json (number of layers, "
+            "tie_word_embeddings), or save the model whole."
         )
+
+
+def _say_unused(unexpected: Collection[str], what: str) -> None:
+    if unused := sorted(unexpected):
+        log.warning(
+            "%s: %d of its tensors are not used, such as %s: its config.json asks for none of that name",
+            what, len(unused), unused[0],
+        )  # fmt: skip

@@ -82,6 +82,7 @@ def _evaluate(config: EvaluateConfig, claim: Claim) -> str:
     metrics = [metric(config.metric_options[metric.name], evaluation) for metric in chosen]
     setup = describe_evaluation(config, evaluation, metrics)
     _refuse_other_evaluation(folder, setup)
+    claim.check()
     folder.write(JOB_FILE, json.dumps(without_secrets(setup), indent=2).encode())
 
     ensembles = make_ensembles(config, evaluation)

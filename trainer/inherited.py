@@ -24,7 +24,7 @@ HONOURED = frozenset(
         *("optim", "optim_args", "optim_target_modules", "weight_decay"),
         *("adam_beta1", "adam_beta2", "adam_epsilon"),
         *("bf16", "fp16", "tf32", "gradient_checkpointing", "gradient_checkpointing_kwargs", "use_cache"),
-        *("torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel", "liger_kernel_config"),
+        *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
         *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "log_level"),
         *("log_level_replica", "disable_tqdm", "include_num_input_tokens_seen"),
         *("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
@@ -54,6 +54,7 @@ class Refusal:
     pairs_too: bool = True
 
 
+LIGER = "its kernels would replace the forward pass that log-probabilities of packed groups are taken from"
 OURS = "steps of groups are dealt to processes and micro-batches by this trainer's own sampler"
 REFUSED = {
     "label_smoothing_factor": Refusal("no objective smooths labels"),
@@ -73,6 +74,8 @@ REFUSED = {
     "length_column_name": Refusal("the tokens of a pair are its column 'length'"),
     "ddp_static_graph": Refusal("steps differ in their numbers of forward passes", pairs_too=False),
     "train_sampling_strategy": Refusal("steps of groups are stratified by length", pairs_too=False),
+    "use_liger_kernel": Refusal(LIGER, pairs_too=False),
+    "liger_kernel_config": Refusal(LIGER, pairs_too=False),
     "accelerator_config": Refusal(OURS, pairs_too=False),
     "average_tokens_across_devices": Refusal("a step's loss is a mean over all processes always", pairs_too=False),
     "neftune_noise_alpha": Refusal(

@@ -110,17 +110,17 @@ def _train(
         _say_where(output, model_config, is_main)
         return
     policy = Policy(directory, model_config, script.from_scratch, script.chosen.dropout)
-    with Attempt(output, script.model) as attempt:
+    with Attempt(output, script.model, claim) as attempt:
         trainer = make_trainer(script, Setup(policy, data, training, tokenizer, row_tokens))
         sigterm = CheckpointOnSigterm(trainer.accelerator)
         watches = MetricsFile(), GroundTruthWatch(script.chosen.remedies), Curves()
-        for callback in (EpochOfSampler(), JobStamp(job), *watches, sigterm, attempt):
+        guards = [] if claim is None else [StopIfTakenOver(claim)]
+        for callback in (EpochOfSampler(), JobStamp(job), sigterm, *guards, *watches, attempt):
             trainer.add_callback(callback)
         if claim is not None:
-            trainer.add_callback(StopIfTakenOver(claim))
-        if is_main:
+            claim.check()
+            attempt.writes = True
             claim_output(output, job)
-            attempt.claimed = True
         if checkpoint:
             log.info("going on from %s", checkpoint)
         elif resume:
@@ -132,10 +132,10 @@ def _train(
             trainer.state.global_step,
         )
         sys.exit(128 + signal.SIGTERM)
-    if claim is not None:
-        claim.check()
-    trainer.save_model()
-    trainer.save_state()
+    for save in (trainer.save_model, trainer.save_state):
+        if claim is not None:
+            claim.check()
+        save()
     _say_where(output, model_config, is_main)
 
 

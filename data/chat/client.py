@@ -163,7 +163,7 @@ class ChatAPI:
         Raises:
             UserError: the API cannot be used, or not now, or a cap leaves no room. No more requests are sent then;
                 those under way are waited for, and what they bring is kept.
-            BaseException: what `stop` raised, in the same way.
+            BaseException: what `stop` was given, or whatever else goes wrong, in the same way.
         """
         waiting = enumerate(zip(prompts, seeds, strict=True))
         answers: dict[int, Answer] = {}
@@ -174,10 +174,10 @@ class ChatAPI:
                     answers[index] = await self._answer(prompt, seed)
                     if keep:
                         await keep(index, answers[index])
-            except UserError as error:
-                self.stop(error)
             except Stopped:
                 pass
+            except Exception as error:  # whatever it is, what others have under way is paid for
+                self.stop(error)
 
         workers = [asyncio.create_task(work()) for _ in range(self.concurrency)]
         try:

@@ -2,12 +2,14 @@
 
 import importlib
 import zlib
+from contextlib import suppress
 from typing import Any
 
 LARGEST_ANSWER = 16 << 20  # bytes, of a body as it comes and as it is unpacked; a chat answer is a few kilobytes
 # What we ask for, and unpack ourselves: zlib stops where it is told to.
 ENCODINGS = "gzip, deflate"
 AUTODETECT = 32 + zlib.MAX_WBITS  # gzip or zlib, by its first bytes
+RAW = -zlib.MAX_WBITS  # what some servers mean by deflate
 
 
 class TooLarge(ValueError):
@@ -39,13 +41,12 @@ def unpacked(content: bytes, encoding: str) -> bytes:
         return content
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise TooLarge(f"it is packed as '{encoding[:20]}', though only {ENCODINGS} were asked for")
-    unpacker = zlib.decompressobj(AUTODETECT)
-    try:
-        found = unpacker.decompress(content, LARGEST_ANSWER + 1)
-    except zlib.error:
-        if encoding != "deflate":
-            raise ValueError(f"it is no {encoding}") from None
-        found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, LARGEST_ANSWER + 1)
+    for form in (AUTODETECT, RAW) if encoding == "deflate" else (AUTODETECT,):
+        with suppress(zlib.error):
+            found = zlib.decompressobj(form).decompress(content, LARGEST_ANSWER + 1)
+            break
+    else:
+        raise ValueError(f"it is no {encoding}")
     if len(found) > LARGEST_ANSWER:
         raise TooLarge(f"it is larger than {LARGEST_ANSWER >> 20} MiB when unpacked")
     return found

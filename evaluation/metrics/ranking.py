@@ -1,6 +1,7 @@
 """How a checkpoint ranks the candidates of held-out groups of a negative set."""
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -108,16 +109,17 @@ def read_held_out(shards: str, split: str, checkpoints: Sequence["Checkpoint"]) 
 
     Raises:
         UserError: the path holds no negative set, or one of another tokenizer than a checkpoint's, or without such
-            groups, or with numbers that are not finite.
+            groups, or with numbers that are not finite or sequences that a checkpoint does not take.
     """
-    from data.models import vocabulary_size
+    from data.models import context_length, vocabulary_size
     from data.shards import NegativeSet
 
     negatives = NegativeSet(resolve_path(shards))
     sizes = [size for checkpoint in checkpoints if (size := vocabulary_size(checkpoint.path)) is not None]
-    negatives.compute_with(min(sizes, default=None))
+    contexts = [context_length(checkpoint.path, sys.maxsize) for checkpoint in checkpoints]
     for checkpoint in checkpoints:
         negatives.check_tokenizer(checkpoint.identity["tokenizer_sha256"], checkpoint.path)
+    negatives.compute_with(min(sizes, default=None), min(contexts, default=None))
     groups = [g for g in negatives.groups() if split in ("all", g.split)]
     if not groups:
         raise UserError(

@@ -28,14 +28,17 @@ def start_ray() -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
+    named = f"'{address}'"
     try:
         if address:  # the cluster and `ray job submit` decide the workers' environment
-            require_answer(address)
+            found = _found(address)
+            named += f" ({found})" if found != address else ""
+            require_answer(found)
             ray.init(address=address, logging_level=logging.WARNING)
         else:
             _start_local_ray()
     except Exception as error:  # Ray raises bare Exceptions here, for one where a start takes over 30 s
-        where = f"Ray cluster '{address}' cannot be joined" if address else "Ray did not start on this machine"
+        where = f"Ray cluster {named} cannot be joined" if address else "Ray did not start on this machine"
         raise UserError(
             f"{where}: {first_line(error).rstrip('.')}. "
             + ("Check $RAY_ADDRESS." if address else "It may be too busy: run the same command again.")
@@ -46,7 +49,7 @@ def require_answer(address: str) -> None:
     """Raise OSError if nothing at the address of a cluster speaks gRPC; Ray itself would try for a quarter of an hour.
 
     Args:
-        address: host:port, or ray://host:port; others, such as "auto", are Ray's to understand.
+        address: host:port, or ray://host:port; others are Ray's to understand.
     """
     match = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)/?", address)
     if not match:
@@ -59,6 +62,18 @@ def require_answer(address: str) -> None:
         answer = connection.recv(9, socket.MSG_WAITALL)
         if len(answer) < 9 or answer[3] != SETTINGS:
             raise OSError("what listens there is no Ray")
+
+
+def _found(address: str) -> str:
+    """The address that Ray makes of "auto", where a cluster ran last that was started on this machine; others as given.
+
+    Raises ConnectionError if there was none.
+    """
+    if address != "auto":
+        return address
+    from ray._private.services import canonicalize_bootstrap_address
+
+    return canonicalize_bootstrap_address(address) or address
 
 
 def worker_variables(environ: Mapping[str, str], import_path: Sequence[str]) -> dict[str, str]:

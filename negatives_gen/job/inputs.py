@@ -233,9 +233,16 @@ class StagedShards:
 
 @dataclass
 class ParentShards:
-    """Shards of a finished set, to be extended: what they have is kept, rows that a strategy gave up stay rejected."""
+    """Shards of a finished set, to be extended: what they have is kept, rows that a strategy gave up stay rejected.
+
+    Attributes:
+        path: of the set.
+        vocabulary, context: of the reference model, see `data.shards.NegativeSet.give_to`.
+    """
 
     path: str
+    vocabulary: int | None = None
+    context: int | None = None
     _opened: tuple[NegativeSet, list[Reject]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -244,6 +251,7 @@ class ParentShards:
     def load(self, index: int) -> Shard:
         if self._opened is None:
             parent = NegativeSet(self.path, current=True)
+            parent.give_to(self.vocabulary, self.context)
             self._opened = parent, parent.rejects()
         parent, rejects = self._opened
         records = parent.manifest.shards

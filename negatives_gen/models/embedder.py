@@ -25,8 +25,8 @@ def embedder_identity(embedder: str, model: str) -> dict[str, str]:
         identity = text_model_identity(source)
     except UserError as error:
         raise UserError(
-            f"embedder '{embedder}' cannot be reached or has no safetensors weights: give a local directory of a "
-            "sentence-transformers model, or --embedder reference for mean-pooled states of the reference model."
+            f"embedder '{embedder}' cannot be reached or used: {error} An embedder is a sentence-transformers model, "
+            "or --embedder reference for mean-pooled states of the reference model."
         ) from error
     check_tokenizer_fits(source)
     return identity

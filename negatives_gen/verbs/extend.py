@@ -99,10 +99,12 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     from data.model_settings import config_hash
     from data.models import (
         check_model,
+        context_length,
         hash_of_all_weights,
         load_tokenizer,
         model_directory,
         tokenizer_hash,
+        vocabulary_size,
         weights_hash,
     )
     from negatives_gen.job.actors import Components, Work
@@ -153,7 +155,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     )
     work = Work(
         model=model,
-        source=ParentShards(parent.folder.path),
+        source=ParentShards(parent.folder.path, vocabulary_size(model), context_length(model, sys.maxsize)),
         strategies=growing,
         signals={name: with_local_paths(options) for name, options in signals.items()},
         writer=writer,

@@ -18,7 +18,7 @@ from data.command.values import require_positive
 from data.manifest import MANIFEST, REJECTS, Manifest, read_manifest
 from data.parquet import Unreadable, read_parquet
 from data.schema import NULLABLE_IN_REJECTS, Group, group_from_row
-from data.soundness import id_problems, null_problems, unreadable
+from data.soundness import id_problems, length_problems, null_problems, unreadable
 from data.sources.tokenise import tokenise_continuations
 from data.storage import Folder, sha256
 from data.tokens import described_ends, marks_of
@@ -117,7 +117,7 @@ def _check_shards(
     damaged, schema, counts, tokens, numbers, ids = [], [], [], [], [], []
     unique, sample, rows_before, total = checks.UniqueIds(), [], 0, manifest.counts["rows_written"]
     drawn = set(random.Random(SEED).sample(range(total), min(config.sample, total)))
-    vocabulary = vocabulary_size(model) if model else None
+    vocabulary, context = vocabulary_size(model) if model else None, _context(manifest, model)
     job = manifest.job
     for record in manifest.shards:
         table = _intact(folder, record.file, record.sha256, damaged, schema, size=record.bytes)
@@ -130,6 +130,7 @@ def _check_shards(
                 schema += checks.split_problems(table, record.file, job["data"].get("split") or "all")
                 counts += checks.count_problems(table, record, job["strategies"])
                 tokens += [f"{record.file}: {problem}" for problem in strange]
+                tokens += [f"{record.file}: {problem}" for problem in length_problems(table, context)]
                 tokens += checks.token_problems(table, record.file, described_ends(job["tokenizer"]))
                 numbers += checks.number_problems(table, record.file, manifest.signals)
                 ids += unique.add(table["id"].to_pylist(), record.file)
@@ -143,7 +144,8 @@ def _check_shards(
             counts += [f"{REJECTS}: {problem}" for problem in wrong]
         else:
             schema += [f"{REJECTS}: {problem}" for problem in null_problems(rejects, NULLABLE_IN_REJECTS)]
-            tokens += [f"{REJECTS}: {problem}" for problem in id_problems(rejects, vocabulary)]
+            strange = [*id_problems(rejects, vocabulary), *length_problems(rejects, context)]
+            tokens += [f"{REJECTS}: {problem}" for problem in strange]
     read = f"{len(unique)} groups"
     report.say("checksums", damaged, f"{len(manifest.shards)} shards and {REJECTS}")
     report.say("schema", schema, f"signals {', '.join(manifest.signals)}")
@@ -152,6 +154,15 @@ def _check_shards(
     report.say("tokens", tokens, f"{read}, none empty, ground truths end with EOS and nothing goes on after it")
     report.say("numbers", numbers, f"{read}, all finite")
     return sample
+
+
+def _context(manifest: Manifest, model: str | None) -> int:
+    """Tokens of the longest sequence that the set was made for, and that the reference model, if it is there, takes."""
+    from data.models import context_length
+
+    stated = manifest.job["data"].get("context")
+    bound = stated if type(stated) is int and stated > 0 else sys.maxsize
+    return context_length(model, bound) if model else bound
 
 
 def _intact(

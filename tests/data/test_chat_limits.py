@@ -92,6 +92,17 @@ def test_packed_answers_are_read(pack: Any) -> None:
         assert asked(stub).text == "yes"
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+@pytest.mark.parametrize("packed", [b"not packed at all \xff\xff", b"\x07", b"\x1f\x8b\x08\x00\xff"])
+def test_a_damaged_packed_answer_is_one_line(packed: bytes, encoding: str) -> None:
+    with chat_api_stub() as stub:
+        said = refusal(stub, (200, {"Content-Encoding": encoding}, packed))
+    assert "gave an answer that cannot be read: " in said
+    if packed == b"not packed at all \xff\xff":
+        with pytest.raises(ValueError, match=f"it is no {encoding}"):
+            unpacked(packed, encoding)
+
+
 @pytest.mark.parametrize("reason", ["\ud800", {"deep": ["\ud800"]}, "x" * 10_000, None])
 def test_every_string_of_a_server_can_be_kept(reason: Any) -> None:
     with chat_api_stub() as stub:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from data.command.errors import UserError
 from data.model_settings import check_tokenizer_fits, config_hash, settings_hash, text_model_identity
 from data.models import check_model, hash_of_all_weights, weights_hash
 from data.shards import NegativeSet
+from evaluation.answers.cache import Store
+from evaluation.judging.reward_judge import RewardJudge
+from evaluation.metrics.features import Featuriser
+from evaluation.metrics.likelihood import SecondModel
+from evaluation.metrics.similarity import _identify
 from tests.support.tiny import copy_minilm, make_negative_set, tiny_model
 
 WEIGHTS = "model.safetensors"
@@ -142,6 +148,24 @@ def test_a_model_with_an_adapter_beside_it_is_refused(reference: Path, tmp_path:
     (model / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"holds a model and an adapter \(adapter_config.json\)"):
         check_model(str(model))
+
+
+def test_models_of_an_evaluation_with_an_adapter_beside_them_are_refused(
+    minilm: Path, reference: Path, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path / "store"))
+    model = shutil.copytree(reference, tmp_path / "model")
+    for directory in (minilm, model):
+        (directory / "adapter_config.json").write_text("{}")
+    uses: list[Callable[[], Any]] = [
+        lambda: RewardJudge(str(minilm), store),
+        lambda: _identify(str(minilm), store),
+        lambda: Featuriser(str(minilm), store),
+        lambda: SecondModel(str(model), store=store),
+    ]
+    for use in uses:
+        with pytest.raises(UserError, match=r"holds a model and an adapter \(adapter_config.json\)"):
+            use()
 
 
 def test_modules_that_are_no_list_are_refused(minilm: Path) -> None:

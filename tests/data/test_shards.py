@@ -12,12 +12,13 @@ from datasets import load_dataset
 
 from data.command.errors import UserError
 from data.manifest import shard_name
-from data.schema import SCHEMA_VERSION, Reject, group_schema
+from data.schema import SCHEMA_VERSION, Reject, group_schema, groups_to_table
 from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
+from data.soundness import length_problems
 from data.storage import sha256
 from tests.support.schema_2 import write_as_schema_2
-from tests.support.written import JOB, REJECTS, SIGNALS, all_files, group, refusal, write_set
+from tests.support.written import JOB, REJECTS, SIGNALS, all_files, group, refusal, write_part, write_set
 
 
 @pytest.fixture
@@ -60,6 +61,45 @@ def test_parts_of_a_shard_are_read_by_their_paths_and_its_checksum_verified_once
         NegativeSet(str(finished)).shard_table(0, paths)
     (finished / shard_name(0)).write_bytes(content)
     assert negative_set.shard_table(0, ["id"]).equals(table.select(["id"]))
+
+
+def test_sequences_that_a_model_does_not_take_are_refused_when_they_are_read(finished: Path):
+    """Group 1: 3 + 2 tokens with its truth, as many with its longest negative."""
+    negative_set = NegativeSet(str(finished))
+    negative_set.give_to(None, 5)
+    assert len(list(negative_set.groups())) == 3
+    negative_set = NegativeSet(str(finished))
+    negative_set.give_to(None, 4)
+    with pytest.raises(UserError) as caught:
+        negative_set.shard(0)
+    assert str(caught.value) == (
+        f"shard-00000.parquet of negative set '{finished}' cannot be used: a sequence of group {group(1).id} has 5 "
+        "tokens, the model's context 4. Restore it, or generate the set again."
+    )
+
+
+def test_negatives_count_unless_the_model_is_given_none():
+    longer = group(1)
+    longer.negatives[1].ids = [3] * 7
+    table = groups_to_table([group(2), longer], SIGNALS)
+    assert length_problems(table, 9) == [f"a sequence of group {longer.id} has 10 tokens, the model's context 9"]
+    for context, truths_only in ((10, False), (5, True), (None, False)):
+        assert length_problems(table, context, truths_only=truths_only) == []
+    assert len(length_problems(table, 4, truths_only=True)) == 2
+
+
+def test_a_set_that_was_made_for_a_longer_context_is_looked_through_at_once(tmp_path: Path):
+    for context in (4, 5, 6):
+        path = tmp_path / str(context)
+        writer = NegativeSetWriter(str(path), {**JOB, "data": {"context": context}}, SIGNALS)
+        writer.begin()
+        for index in range(3):
+            write_part(writer, index)
+        writer.finish(3)
+    NegativeSet(str(tmp_path / "4")).give_to(None, 4)  # it promises to fit; read it when it is needed
+    NegativeSet(str(tmp_path / "6")).give_to(None, 5)
+    with pytest.raises(UserError, match="has 5 tokens, the model's context 4"):
+        NegativeSet(str(tmp_path / "5")).give_to(None, 4)
 
 
 def test_the_manifest_counts_rows_tokens_bytes_and_seconds(finished: Path):

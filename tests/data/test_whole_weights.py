@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from trl import ModelConfig
 
 from data.command.errors import UserError
+from data.command.log import ScrubbingFormatter
 from data.whole_weights import load_whole
 from evaluation.metrics.features import Featuriser
 from negatives_gen.models.embedder import Embedder
@@ -116,6 +117,55 @@ def test_an_encoder_may_lack_its_pooler_alone(use: Callable[[Path], Any], tmp_pa
         use(without(minilm, tmp_path / "b", "layer.5.output.dense"))
     assert "from_pretrained" in vars(PreTrainedModel)  # put back as it was
     assert vars(PreTrainedModel)["from_pretrained"].__func__.__module__ == "transformers.modeling_utils"
+
+
+@pytest.mark.parametrize("use", [vectors, similarity])
+def test_what_an_encoder_does_not_use_is_one_line_that_steers_no_terminal(
+    use: Callable[[Path], Any],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """transformers writes a table to the terminal by itself, with each name as it is."""
+    model = copy_minilm(tmp_path / "minilm")
+    tensors = {**load_file(model / "model.safetensors"), "\x1b]0;owned\x07": torch.zeros(1)}
+    (model / "model.safetensors").unlink()
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    capfd.readouterr()
+    use(model)
+    printed = capfd.readouterr()
+    assert "\x1b" not in printed.out + printed.err
+    assert "REPORT" not in printed.out + printed.err
+    (said,) = [record for record in caplog.records if record.name == "data.whole_weights"]
+    line = ScrubbingFormatter().format(said)
+    assert "1 of its tensors are not used, such as" in line
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize("use", [vectors, similarity])
+def test_an_encoder_of_another_shape_is_one_line_and_no_table(
+    use: Callable[[Path], Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = copy_minilm(tmp_path / "minilm")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "intermediate_size": 100}))
+    with pytest.raises(
+        UserError, match=r"encoder\.layer\.0\.intermediate\.dense\.bias is of shape \[1536\], and should"
+    ):
+        use(model)
+    printed = capfd.readouterr()
+    assert "REPORT" not in printed.out + printed.err
+
+
+def test_the_reference_as_embedder_has_no_head_to_be_told_of(
+    reference: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    AutoModelForCausalLM.from_pretrained(reference, tie_word_embeddings=False).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(reference).save_pretrained(tmp_path)
+    assert "lm_head.weight" in load_file(tmp_path / "model.safetensors")
+    caplog.clear()
+    Embedder("reference", str(tmp_path))
+    assert "not used" not in caplog.text
 
 
 def test_a_featuriser_is_whole(reference: Path, tmp_path: Path) -> None:

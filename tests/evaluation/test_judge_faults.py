@@ -47,6 +47,7 @@ FAULTS: list[Fault] = [
     (200, {}, '"A"'),
     (200, {}, ""),
     (200, {"Content-Encoding": "gzip"}, "no gzip"),
+    (200, {"Content-Encoding": "deflate"}, "no deflate \u00ff"),
     (200, {}, "[" * 200_000),
 ]
 
@@ -271,6 +272,24 @@ def test_an_error_for_good_stops_the_rest_and_keeps_what_is_under_way(server: Ch
         judge_by(server, tmp_path, concurrency=4).judge(unequal(60))
     assert len(server.requests) <= 11
     assert len(rows(tmp_path)) == len(server.answered) == 7
+
+
+def test_what_nobody_expects_stops_the_rest_and_keeps_what_is_under_way(
+    server: ChatAPIStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.seconds, read, answers = 0.2, ChatAPI._read, []
+
+    def broken_once(self: Any, completion: Any) -> Any:
+        answers.append(completion)
+        if len(answers) == 2:
+            raise AttributeError("a fault of a library")
+        return read(self, completion)
+
+    monkeypatch.setattr(ChatAPI, "_read", broken_once)
+    with pytest.raises(AttributeError, match="a fault of a library"):
+        judge_by(server, tmp_path, concurrency=4).judge(unequal(60))
+    assert len(rows(tmp_path)) == len(server.answered) - 1 == len(answers) - 1
+    assert 4 <= len(server.requests) <= 8
 
 
 def test_a_redirect_is_no_request_that_nobody_counts(server: ChatAPIStub, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Measures that need no answers, worked out by hand: ground truths, ranking of held-out groups."""
 
 import functools
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from data.models import load_tokenizer
+from data.command.errors import UserError
+from data.models import load_tokenizer, tokenizer_hash
 from data.schema import Candidate, Group
 from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
@@ -75,6 +78,20 @@ def test_ranking_of_the_reference_itself_has_no_preference(reference: Path, tmp_
     assert found["kendall_tau"].mean == 0.0
     likelier = [sum(g.reference_logp > c.reference_logp for c in g.negatives) / 3 for g in groups]  # type: ignore[operator]
     assert found["ranking_accuracy"].mean == pytest.approx(sum(likelier) / len(likelier), abs=1e-6)
+
+
+def test_groups_that_a_checkpoint_does_not_take_are_refused_before_anything_is_generated(
+    reference: Path, tmp_path: Path
+) -> None:
+    make_negative_set(tmp_path / "set", reference, num_groups=4, num_negatives=1)
+    short = shutil.copytree(reference, tmp_path / "short")
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8}))
+    identity = {"tokenizer_sha256": tokenizer_hash(load_tokenizer(str(reference)))}
+    fits, does_not = (Checkpoint(path.name, str(path), identity, 8, []) for path in (reference, short))
+    assert len(read_held_out(str(tmp_path / "set"), "all", [fits]).groups) == 4
+    with pytest.raises(UserError, match=r"a sequence of group [0-9a-f]{32} has \d+ tokens, the model's context 8\."):
+        read_held_out(str(tmp_path / "set"), "all", [fits, does_not])
 
 
 def test_ranking_metrics_follow_the_change_from_the_reference(reference: Path, tmp_path: Path) -> None:

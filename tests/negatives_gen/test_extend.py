@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from data.command.errors import UserError
 from data.command.options import make_config
 from data.manifest import Manifest
-from data.schema import Group
+from data.schema import Group, group_from_row, groups_to_table
 from data.shards import NegativeSet
+from data.storage import sha256
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
@@ -278,6 +280,27 @@ def test_a_reference_with_another_configuration_is_refused(make: Maker, referenc
     assert not (tmp_path / "second").exists()
     with pytest.raises(UserError, match=r"--model is not the set's reference model: '.*' has config\.json"):
         verify(str(path), VerifyConfig(model=str(other)))
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ([7] * 200, r"a sequence of group \w+ has 2\d\d tokens, the model's context 128"),
+        ([10**6], "holds the id 1000000"),
+    ],
+    ids=["too long", "unknown"],
+)
+def test_what_the_reference_does_not_take_is_one_line(make: Maker, ids: list[int], said: str) -> None:
+    first = make("first", "tn=1", signals="rouge")
+    shard = first / "shard-00000.parquet"
+    groups = [group_from_row(row) for row in pq.read_table(shard).to_pylist()]
+    groups[0].prompt_ids = ids
+    pq.write_table(groups_to_table(groups, ["rouge"]), shard)
+    manifest = json.loads((first / "manifest.json").read_text())
+    manifest["shards"][0].update(bytes=shard.stat().st_size, sha256=sha256(shard.read_bytes()))
+    (first / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=rf"shard-00000.parquet of negative set .* cannot be used: .*{said}"):
+        extended(first, "then", strategies="tn=2")
 
 
 def test_another_model_than_the_reference_is_refused(make: Maker, tmp_path: Path) -> None:

@@ -69,6 +69,14 @@ def test_a_model_with_fewer_rows_than_ids_is_refused_before_any_work(minilm: Pat
         identity(signal, minilm)
 
 
+@pytest.mark.parametrize("signal", OPTIONS)
+def test_a_model_with_an_adapter_beside_it_is_refused_before_any_work(minilm: Path, signal: str) -> None:
+    """Its weights would be in no hash."""
+    (minilm / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"'{minilm}' holds a model and an adapter \(adapter_config.json\)"):
+        identity(signal, minilm)
+
+
 def test_a_job_with_such_a_reference_is_refused_before_its_directory_is_claimed(
     reference: Path, tmp_path: Path
 ) -> None:

@@ -167,6 +167,10 @@ def unknown_id(groups: list[Group]) -> None:
     groups[1].response_ids[0] = 1_000_000
 
 
+def too_long(groups: list[Group]) -> None:
+    groups[1].prompt_ids = [7] * 200
+
+
 def no_prompt(groups: list[Group]) -> None:
     groups[1].prompt = None  # type: ignore[assignment]  # what a shard may not hold
 
@@ -212,6 +216,10 @@ def other_text(groups: list[Group]) -> None:
         (hollow, r"tokens: shard-00000.parquet: an empty negative in group [0-9a-f]{32}"),
         (endless, r"tokens: .*the ground truth of group [0-9a-f]{32} ends with 7, not with EOS \(\d+\)"),
         (unknown_id, r"tokens: shard-00000.parquet: response_ids holds the id 1000000, the vocabulary has \d+"),
+        (
+            too_long,
+            r"tokens: shard-00000.parquet: a sequence of group [0-9a-f]{32} has 2\d\d tokens, the model's context 128",
+        ),
         (no_prompt, r"schema: shard-00000.parquet: 1 of prompt are null"),
         (not_a_number, r"numbers: .*similarity 'rouge' of a negative in group [0-9a-f]{32} is nan"),
         (unscored, r"numbers: .*reference_logp of the ground truth in group [0-9a-f]{32} is nan"),
@@ -230,6 +238,22 @@ def test_each_fault_of_a_shard_is_named(
     code, lines = said(copy, capsys)
     assert code == 1
     assert any(re.match(f"FAILED   {line}", found) for found in lines), lines
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["with the model", "without it"])
+def test_a_sequence_that_the_model_does_not_take_is_a_finding_and_no_trace(
+    found: bool, copy: Path, capsys: Capture
+) -> None:
+    """Consistent in all else, its counts of tokens too. Without the model the manifest says its context."""
+    change(copy, too_long)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    tokens = pq.read_table(copy / "shard-00000.parquet", columns=["prompt_ids"])["prompt_ids"]
+    manifest["shards"][0]["tokens"]["prompt"] = sum(map(len, tokens.to_pylist()))
+    manifest["job"]["model"]["name"] = manifest["job"]["model"]["name"] if found else "/nowhere"
+    (copy / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    code, lines = said(copy, capsys)
+    assert code == 1
+    assert [line.split(":")[0] for line in lines if line.startswith("FAILED")] == ["FAILED   tokens"]
 
 
 def test_verify_names_another_schema_version(copy: Path, capsys: Capture) -> None:

@@ -122,6 +122,18 @@ def test_adapters_that_cannot_be_added_exactly_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_adapters_beside_a_model_are_refused(
+    adapters: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model beside them is not the base that they name: an ensemble would leave it out."""
+    for name, directory in zip(("mle", "cpo"), adapters, strict=True):
+        shutil.copytree(directory, tmp_path / name)
+    (tmp_path / "cpo" / "model.safetensors").touch()
+    line = refused(arguments(tmp_path / "mle", tmp_path / "cpo", tmp_path / "out", 0.5), capsys)
+    assert f"--cpo '{tmp_path / 'cpo'}' holds a model and an adapter (adapter_config.json)" in line
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def adapters(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("adapters")

@@ -35,14 +35,15 @@ ASKED = {
     "length_column_name": "tokens",
     "ddp_static_graph": "true",
     "train_sampling_strategy": "group_by_length",
+    "use_liger_kernel": "true",
     "accelerator_config": '{"split_batches": true}',
     "average_tokens_across_devices": "false",
     "neftune_noise_alpha": "5",
     "torch_empty_cache_steps": "1",
     "skip_memory_metrics": "false",
 }
-# transformers refuses DeepSpeed first, where it is not installed; the other is no option of a command line.
-NOT_TRIED = {"deepspeed", "parallelism_config"}
+# transformers refuses DeepSpeed first, where it is not installed; the others are no options of a command line.
+NOT_TRIED = {"deepspeed", "parallelism_config", "liger_kernel_config"}
 
 
 def words(*more: str, objective: str = "cpo") -> list[str]:

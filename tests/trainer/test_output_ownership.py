@@ -3,7 +3,10 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -12,9 +15,13 @@ from data.command.errors import UserError
 from data.storage import Folder
 from tests.support.commands import ForkedCommand
 from tests.support.owners import die
+from tests.support.tiny import make_negative_set
 from tests.support.training import cli
 from tests.support.written import all_files
+from trainer import run
+from trainer.attempt import Attempt
 from trainer.monitor.ownership import StopIfTakenOver
+from trainer.monitor.safety import CheckpointOnSigterm
 from trainer.run import main
 
 pytestmark = pytest.mark.seconds
@@ -58,7 +65,107 @@ def test_a_run_that_was_taken_over_from_stops_before_it_writes(tmp_path: Path) -
     die(claim)
     successor = Claim.take(claim.folder)
     callback.on_step_end(arguments, state, TrainerControl())
-    for due in ("should_log", "should_save"):
+    for due in ("should_log", "should_save", "should_evaluate"):
+        for event in (callback.on_step_end, callback.on_epoch_end):
+            with pytest.raises(UserError, match="another run has taken over"):
+                event(arguments, state, TrainerControl(**{due: True}))
+    for event in (callback.on_train_begin, callback.on_log, callback.on_save, callback.on_train_end):
         with pytest.raises(UserError, match="another run has taken over"):
-            callback.on_step_end(arguments, state, TrainerControl(**{due: True}))
+            event(arguments, state, TrainerControl())
     successor.end()
+
+
+@pytest.fixture
+def take_over(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Claim]:
+    """Takes the directory of the trainer that runs in this process over, as a run on another machine would."""
+    claims: list[Any] = []
+    train = run._train
+
+    def remembered(*parts: Any) -> None:
+        claims.append(parts[-1])
+        train(*parts)
+
+    monkeypatch.setattr(run, "_train", remembered)
+
+    def take() -> Claim:
+        die(claims[-1])
+        return Claim.take(claims[-1].folder)
+
+    return take
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--save_strategy", "epoch", "--logging_strategy", "no"],
+        ["--logging_strategy", "epoch", "--save_strategy", "no"],
+        ["--eval_strategy", "epoch", "--logging_strategy", "no", "--save_strategy", "no"],
+        ["--eval_strategy", "steps", "--eval_steps", "2", "--logging_steps", "9", "--save_strategy", "no"],
+        ["--eval_strategy", "epoch", "--save_strategy", "best", "--metric_for_best_model", "loss"],
+    ],
+    ids=["save at epoch", "log at epoch", "evaluate at epoch", "evaluate at step", "best"],
+)
+def test_a_straggler_writes_nothing_at_epoch_ends_and_evaluations(
+    more: list[str],
+    reference: Path,
+    tmp_path: Path,
+    take_over: Callable[[], Claim],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_negative_set(tmp_path / "halves", reference, num_groups=32, num_negatives=2, split="all")
+    out, before, successors = tmp_path / "out", dict[str, bytes](), list[Claim]()
+    steps = CheckpointOnSigterm.on_step_end
+
+    def lose_the_directory(self: Any, args: Any, state: Any, *rest: Any, **more: Any) -> None:
+        if state.global_step == 1:
+            successors.append(take_over())
+            before.update(all_files(out))
+        steps(self, args, state, *rest, **more)
+
+    monkeypatch.setattr(CheckpointOnSigterm, "on_step_end", lose_the_directory)
+    words = cli(reference, tmp_path / "halves", out, "--num_train_epochs", "2", *more)
+    assert main(words) == 2
+    assert f"another run has taken over '{out}'" in capsys.readouterr().err
+    assert all_files(out) == before
+    successors[0].end()
+
+
+def test_a_straggler_that_fails_before_its_first_step_leaves_its_successors_files(
+    reference: Path,
+    negative_set: Path,
+    tmp_path: Path,
+    take_over: Callable[[], Claim],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from trainer.trainer import ContrastiveTrainer
+
+    out, before, successors = tmp_path / "out", dict[str, bytes](), list[Claim]()
+
+    def out_of_memory(*_: Any, **__: Any) -> None:
+        successors.append(take_over())
+        (out / "checkpoint-7").mkdir()
+        (out / "checkpoint-7" / "model.safetensors").write_bytes(b"the successor's")
+        before.update(all_files(out))
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(ContrastiveTrainer, "training_step", out_of_memory)
+    assert main(cli(reference, negative_set, out)) == 2
+    assert "CUDA out of memory" in capsys.readouterr().err
+    assert {"trainer_job.json", "metrics.jsonl", "checkpoint-7/model.safetensors"} <= before.keys()
+    assert all_files(out) == before
+    successors[0].end()
+
+
+@pytest.mark.parametrize("lost", [UserError("cannot list"), False])
+def test_a_run_gives_up_its_files_one_by_one_while_it_owns_them(lost: Any, tmp_path: Path) -> None:
+    claim = Mock()
+    claim.holds.side_effect = [True, lost]
+    attempt = Attempt(tmp_path, "m", claim)
+    attempt.writes = True
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=r"cannot set up the training of model 'm' .* full"):
+        attempt.__exit__(OSError, OSError("full"), None)
+    assert len(list(tmp_path.iterdir())) == 2

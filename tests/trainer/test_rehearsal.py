@@ -40,6 +40,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--learning_rate", "-1"], "learning rate"),
         (["--dataloader_persistent_workers", "true"], "persistent_workers"),
         (["--use_liger_kernel", "true"], "iger"),
+        (["--objective", "dpo", "--use", "an=1", "--use_liger_kernel", "true"], "iger"),
         (["--report_to", "swanlab"], "requires swanlab to be installed"),
         (["--report_to", "nosuch"], "nosuch is not supported"),
         (["--objective", "dpo", "--use", "an=1", "--lr_scheduler_type", "warmup_stable_decay"], "num_decay_steps"),

@@ -105,6 +105,30 @@ def test_a_set_of_schema_2_trains_as_before(
     assert losses[0] == losses[1] != []
 
 
+@pytest.mark.parametrize("objective", ["cpo", "dpo", "mle"])
+def test_a_sequence_that_the_model_does_not_take_is_refused_before_any_work(
+    objective: str, reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups, out = list(NegativeSet(str(negative_set)).groups()), tmp_path / "out"
+    groups[0].prompt_ids = [5] * 127
+    path = rewritten(negative_set, tmp_path / "set", groups, "train")
+    use = ["--use", "an=1"] if objective == "dpo" else []
+    line = refused([*words(reference, out, path, objective=objective), *use], out, capsys)
+    tokens = 127 + max(len(ids) for ids in [groups[0].response_ids, *(c.ids for c in groups[0].negatives)])
+    assert f"a sequence of group {groups[0].id} has {tokens} tokens, the model's context 128." in line
+
+
+@pytest.mark.seconds
+def test_negatives_that_mle_is_not_given_may_be_of_any_length(
+    reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups, out = list(NegativeSet(str(negative_set)).groups()), tmp_path / "out"
+    groups[0].negatives[0].ids = [5] * 127
+    path = rewritten(negative_set, tmp_path / "set", groups, "train")
+    assert "the model's context 128" in refused(words(reference, out, path), out, capsys)
+    assert main(words(reference, out, path, objective="mle")) == 0
+
+
 def test_a_set_of_another_reference_among_several_is_refused(
     reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

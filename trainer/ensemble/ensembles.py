@@ -24,6 +24,7 @@ from data.models import (
     WEIGHTS_INDEX,
     model_directory,
     read_object,
+    refuse_adapter,
     tokenizer_hash,
     weight_files,
     weights_hash,
@@ -190,6 +191,9 @@ def _open_pair(mle: str, cpo: str, directories: tuple[Path, Path]) -> WriteWeigh
 
 
 def _open_adapters(names: tuple[str, str], directories: tuple[Path, Path]) -> WriteWeights:
+    for name, directory in zip(names, directories, strict=True):
+        if (directory / WEIGHTS).is_file() or (directory / WEIGHTS_INDEX).is_file():
+            refuse_adapter(name, directory)
     mle, cpo = (read_adapter(directory, name) for directory, name in zip(directories, names, strict=True))
     check_same_adapters(mle, cpo)
 

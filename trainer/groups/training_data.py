@@ -1,6 +1,7 @@
 """What a run trains on and what it is watched on, opened and checked."""
 
 import logging
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.utils.data import Subset
 
 from data.command.errors import UserError
 from data.model_settings import config_hash
-from data.models import hash_of_all_weights, model_directory, vocabulary_size
+from data.models import context_length, hash_of_all_weights, model_directory, vocabulary_size
 from data.shards import NegativeSet
 from trainer.config import ScriptArguments
 from trainer.groups.choice import Choice, short_names
@@ -85,14 +86,16 @@ def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any])
     """The sets, of which each must be of this tokenizer, and for a contrast of this reference."""
     sets = [NegativeSet(path) for path in paths]
     config_sha256 = config_hash(model_directory(script.model))
+    rows, context = vocabulary_size(script.model), context_length(script.model, sys.maxsize)
+    truths_only = script.chosen.needs == "truths"
     for negatives in sets:
-        negatives.compute_with(vocabulary_size(script.model))
         negatives.check_tokenizer(identity["tokenizer_sha256"], script.model)
-        if script.chosen.needs != "truths":
+        if not truths_only:
             negatives.check_reference(
                 identity["weights_sha256"], script.model, lambda: hash_of_all_weights(script.model)
             )
             negatives.check_config(config_sha256, script.model)
+        negatives.compute_with(rows, context, truths_only=truths_only)
     return sets
 
 
@@ -106,7 +109,6 @@ def _groups(sets: list[NegativeSet], script: ScriptArguments, split: str, seed: 
 
 
 def _ground_truths(script: ScriptArguments, split: str, tokenizer: Any) -> tuple[GroundTruths, dict[str, Any]]:
-    from data.models import context_length
     from data.sources.examples import fingerprint, load_examples
     from data.sources.prepare import describe_rejects, prepare_groups, require_groups
     from data.sources.tasks import describe_task
