@@ -1,11 +1,11 @@
 """Options of `python -m evaluation.run`. Imports nothing heavy, so that `--help` answers at once."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from data.command.entries import check, flat
+from data.command.entries import check, idle
 from data.command.errors import UserError
 from data.command.options import entry_options, option, require_local, resolve_path
 from data.command.values import require_positive, require_seed
@@ -157,17 +157,10 @@ class EvaluateConfig:
 
     def _refuse_idle(self) -> None:
         """Options of metrics that are not measured: who gives one expects it to count."""
-        chosen = [metric.name for metric in self.chosen_metrics()]
-        used = {key for name in chosen for key in flat(asdict(self.metric_options[name]))}
-        for name in sorted(self.metric_options.keys() - set(chosen)):
-            options = self.metric_options[name]
-            default = flat(asdict(type(options)()))
-            for key, value in flat(asdict(options)).items():
-                if key in used or value == default.get(key):
-                    continue
-                needed = self._lacks(METRICS.load(name))
-                why = f" without {needed}. Give that too" if needed else f": --metrics lacks '{name}'. Add it"
-                raise UserError(f"--{key} does nothing{why}, or leave it out.")
+        for key, (name, *_) in idle(self.metric_options, [metric.name for metric in self.chosen_metrics()]).items():
+            needed = self._lacks(METRICS.load(name))
+            why = f" without {needed}. Give that too" if needed else f": --metrics lacks '{name}'. Add it"
+            raise UserError(f"--{key} does nothing{why}, or leave it out.")
 
     def _lacks(self, metric: type[Metric]) -> str:
         """What must be given for a metric; "" if nothing is missing."""
