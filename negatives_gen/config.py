@@ -7,11 +7,12 @@ from typing import Any
 from data.command.entries import check, idle
 from data.command.errors import UserError
 from data.command.options import chosen_names, entry_options, option
+from data.command.registry import OR_OWN
 from data.command.values import require_positive, require_seed
 from data.counts import parse_counts
 from data.manifest import DTYPES
 from data.sources.examples import SPLITS
-from data.sources.tasks import TASKS, task_of
+from data.sources.tasks import TASK_HELP, task_of
 from negatives_gen.signals import SIGNALS
 from negatives_gen.strategies import STRATEGIES, job_settings
 from negatives_gen.strategies.base import SAMPLE
@@ -78,7 +79,7 @@ class GenerateConfig(RunOptions):
     out: str = option(None, "directory or URL (s3://, gs://) of the negative set", metavar="DIR", required=True)
     task: str = option(
         "prompt-completion",
-        "how a row becomes prompt and response: " + ", ".join(TASKS) + "; or your own, package.module:NAME",
+        TASK_HELP,
         metavar="NAME",
     )
     split: str = option("train", "train, test or all; halves that depend on the rows' content alone", metavar="HALF")
@@ -100,7 +101,7 @@ class GenerateConfig(RunOptions):
         ["an=11"],
         "negatives per group: "
         + "; ".join(f"{name} {STRATEGIES.load(name).summary}" for name in STRATEGIES.names())
-        + "; package.module:NAME one of your own",
+        + f"; {OR_OWN}",
         metavar="NAME=N",
     )
     strategy_options: dict[str, Any] = entry_options(
@@ -110,7 +111,7 @@ class GenerateConfig(RunOptions):
         ["embedding"],
         "ranking signals, the first is the default: "
         + "; ".join(f"{name} {SIGNALS.load(name).summary}" for name in SIGNALS.names())
-        + "; or package.module:NAME",
+        + f"; {OR_OWN}",
         metavar="NAME",
     )
     signal_options: dict[str, Any] = entry_options(

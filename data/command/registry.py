@@ -19,6 +19,8 @@ from typing import Any, Generic, TypeVar
 from data.command.errors import UserError, did_you_mean, first_line
 
 E = TypeVar("E")
+# How an entry of one's own is named, for help texts.
+OR_OWN = "or your own, package.module:NAME"
 ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
 
 
@@ -83,6 +85,10 @@ class Registry(Generic[E]):
             f"unknown {self.kind} '{name}'.{did_you_mean(name, self.names())} Known: {', '.join(self.names())}; one of "
             "your own is written package.module:NAME."
         )
+
+    def loaded(self) -> list[str]:
+        """The names of the entries from outside that were loaded."""
+        return list(self._outside)
 
     def name(self, name: str) -> str:
         """What an entry calls itself: of `package.module:NAME` its `name`. Raises UserError, see `load`."""
