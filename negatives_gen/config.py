@@ -155,7 +155,7 @@ class GenerateConfig(RunOptions):
 
 
 def sampling(strategies: Collection[str]) -> list[str]:
-    """Those of some strategies that need an engine."""
+    """Which of some strategies need an engine."""
     return [name for name in strategies if STRATEGIES.load(name).stage == SAMPLE]
 
 

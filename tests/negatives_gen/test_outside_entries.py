@@ -217,10 +217,9 @@ def test_a_strategy_that_leaves_groups_without_what_was_asked_is_refused_by_its_
     silent = STRATEGY.replace('short[group.id] = "too short"', "pass")
     assert silent != STRATEGY
     (outside / "rotated_outside.py").write_text(silent)
-    said = refused(
-        capsys, "--model", reference, "--dataset", "facts", "--limit", 4, "--out", tmp_path / "set",
-        "--strategies", "rotated_outside:ROTATED=99", "--embedder", "reference",
-    )  # fmt: skip
+    words = ["--model", reference, "--dataset", "facts", "--limit", 4, "--out", tmp_path / "set"]
+    assert run(*words, "--strategies", "rotated_outside:ROTATED=99", "--embedder", "reference") == 2
+    said = capsys.readouterr().err.splitlines()[-1]  # below what is said of progress
     assert "strategy 'rotated' left group '" in said
     assert "of 99 negatives, and did not say why. Correct its `add`" in said
     assert not (tmp_path / "set" / "manifest.json").exists()
