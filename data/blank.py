@@ -15,6 +15,7 @@ from data.command.terminal import say
 from data.command.usage import answered
 from data.command.values import require_positive
 from data.sources.examples import open_source
+from data.sources.tasks import TASK_HELP
 from data.storage import TEMPORARY_PREFIX, Folder
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class BlankConfig:
     """Options of `python -m data.blank`; the defaults are the quickstart's model, about 0.6 million parameters."""
 
     dataset: str = option("facts", "data source whose training half trains the tokenizer", metavar="PATH")
-    task: str = option("prompt-completion", "how a row becomes prompt and response", metavar="NAME")
+    task: str = option("prompt-completion", TASK_HELP, metavar="NAME")
     out: str = option("runs/quickstart/blank", "directory to write", metavar="DIR")
     vocab_size: int = option(768, "entries of the byte-level BPE tokenizer, at most")
     hidden_size: int = option(128, "width of the Llama")

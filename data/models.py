@@ -14,7 +14,7 @@ from data.architectures import LAYERS, embedding_rows, is_encoder_decoder, longe
 from data.command.errors import UserError, first_line
 from data.redundant import Place, read_chunks, redundant_tensors
 from data.shape import Count, Each, ListOf, misfit, parse_json, parse_shaped
-from data.tokens import DECLARED_ENDS, EMBEDDING_ROWS, require_rows
+from data.tokens import Declared, declare, require_rows
 
 TENSOR_SHAPE = {"dtype": str, "shape": ListOf(Count()), "data_offsets": ListOf(Count(), least=2)}
 MOST_LAYERS = 10_000  # the deepest models have some hundred
@@ -124,8 +124,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of '{model}' has no EOS token; every continuation must be able to end.")
     rows = vocabulary_size(model)
-    setattr(tokenizer, DECLARED_ENDS, declared_ends(directory, rows))
-    setattr(tokenizer, EMBEDDING_ROWS, rows)
+    declare(tokenizer, Declared(declared_ends(directory, rows), rows))
     require_rows(tokenizer, rows, model)
     return tokenizer
 

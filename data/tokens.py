@@ -11,16 +11,37 @@ from typing import Any
 from data.command.deadline import within
 from data.command.errors import UserError
 
-# The attributes of a tokenizer in which `load_tokenizer` leaves what its model's files say: the ends of
-# generation_config.json, and the rows of the embedding (None where they are not known).
-DECLARED_ENDS = "declared_ends"
-EMBEDDING_ROWS = "embedding_rows"
+# The attribute of a tokenizer that holds what its model's files say: for `declare` and `declared` alone.
+DECLARED = "declared_by_its_model"
 # What a probe of a chat template has the assistant say: no template writes it, trims it or changes its case.
 PROBE = "7391846205"
 # Tokens in front of a continuation that are decoded with it, so that it reads as it does there.
 CONTEXT = 16
 LONGEST_RENDERING = 30.0  # seconds, of a chat template, which is a program that may never end
 INCOMPLETE = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a model's files say of its tokenizer's ids. Of a tokenizer without a model they say nothing.
+
+    Attributes:
+        ends: ids of generation_config.json that end a continuation beside EOS.
+        rows: of the embedding; None where they are not known.
+    """
+
+    ends: tuple[int, ...] = ()
+    rows: int | None = None
+
+
+def declare(tokenizer: Any, said: Declared) -> None:
+    """Leave with a tokenizer what its model's files say. `data.models.load_tokenizer` does."""
+    setattr(tokenizer, DECLARED, said)
+
+
+def declared(tokenizer: Any) -> Declared:
+    """What a tokenizer's model says of its ids."""
+    return getattr(tokenizer, DECLARED, Declared())
 
 
 @dataclass(frozen=True)
@@ -49,7 +70,7 @@ def marks_of(tokenizer: Any) -> Marks:
     """The marks of a tokenizer as it is now. Takes milliseconds: ask once for many rows."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     eos, unk = tokenizer.eos_token_id, tokenizer.unk_token_id
-    ends = frozenset({eos, *getattr(tokenizer, DECLARED_ENDS, ()), *_turn_end(tokenizer, added)}) - {None}
+    ends = frozenset({eos, *declared(tokenizer).ends, *_turn_end(tokenizer, added)}) - {None}
     special = ends | set(tokenizer.all_special_ids) | {number for number, token in added.items() if token.special}
     only_unknown = unk not in (tokenizer.bos_token_id, eos, tokenizer.pad_token_id) and unk not in ends
     written = special - {unk} if only_unknown else special
@@ -61,7 +82,7 @@ def never_drawn(tokenizer: Any, marks: Marks) -> list[int]:
 
     An embedding is often padded to a round number of rows.
     """
-    rows = getattr(tokenizer, EMBEDDING_ROWS, None) or 0
+    rows = declared(tokenizer).rows or 0
     nameless = set(range(rows)).difference(tokenizer.get_vocab().values()) if rows > len(tokenizer) else set()
     return sorted(marks.special | nameless)
 
@@ -140,7 +161,7 @@ def reading_of(tokenizer: Any) -> str:
     said = []
     if of_template := _turn_end(tokenizer, tokenizer.added_tokens_decoder) - {
         tokenizer.eos_token_id,
-        *getattr(tokenizer, DECLARED_ENDS, ()),
+        *declared(tokenizer).ends,
     }:
         said.append(f"ends with {min(of_template)} too")
     word = tokenizer("the", add_special_tokens=False)["input_ids"]

@@ -2,7 +2,7 @@
 
 import sys
 
-from data.command.console import run_verb, verbs_text
+from data.command.console import run_verb, wrapped_verbs
 from data.command.errors import exit_on_user_error
 from data.command.terminal import say
 from evaluation import run
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int | None:
         return run_verb(argv, VERBS, command="python -m evaluation", alone="it evaluates")
     code = run.main(argv)
     if {"-h", "--help"} & set(argv):
-        say(f"\nverbs of python -m evaluation (each has a --help):\n{verbs_text(VERBS)}")
+        say(f"\n{wrapped_verbs('verbs of python -m evaluation', VERBS)}")
     return code
 
 

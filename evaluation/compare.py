@@ -10,6 +10,7 @@ from data.command.errors import UserError, exit_on_user_error
 from data.command.options import load_config, option, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
+from evaluation.metrics.base import SPENT
 
 if TYPE_CHECKING:
     from evaluation.report.results import Results
@@ -24,7 +25,6 @@ or second model differ, the numbers do not compare.
 """
 # Of a job: what says nothing about whether numbers compare.
 NO_SETTING = {"models", "sweep", "paper", "metrics", "decodings"}
-SPENT = "_spent"
 VERSIONS = "environment."
 
 

@@ -1,16 +1,17 @@
 """Options of `python -m evaluation.run`. Imports nothing heavy, so that `--help` answers at once."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from data.command.entries import check, flat
+from data.command.entries import check, idle
 from data.command.errors import UserError
 from data.command.options import entry_options, option, require_local, resolve_path
+from data.command.registry import OR_OWN
 from data.command.values import require_positive, require_seed
 from data.sources.examples import SPLITS
-from data.sources.tasks import TASKS, task_of
+from data.sources.tasks import TASK_HELP, task_of
 from evaluation.metrics import METRICS, in_order
 from evaluation.metrics.base import TRUTH, Metric, Request
 from evaluation.paper import paper_table
@@ -36,9 +37,7 @@ class EvaluateConfig:
         metavar="PATH",
     )
     out: str = option(None, "directory for report.md, report.json and report.html", required=True, metavar="DIR")
-    task: str = option(
-        "prompt-completion", "how a row becomes prompt and response: " + ", ".join(TASKS), metavar="NAME"
-    )
+    task: str = option("prompt-completion", TASK_HELP, metavar="NAME")
     split: str = option("test", "which half of the data to evaluate on: train, test or all", metavar="HALF")
     limit: int | None = option(None, "evaluate on the first so many examples of the split")
     decode: list[str] = option(
@@ -46,8 +45,9 @@ class EvaluateConfig:
     )
     metrics: list[str] | None = option(
         None,
-        "which measures, or package.module:CLASS of your own (default: all of ours that the other options make "
-        "possible); " + "; ".join(f"{metric.name}: {metric.summary}" for metric in in_order(METRICS.names())),
+        "which measures (default: all of ours that the other options make possible): "
+        + "; ".join(f"{metric.name}: {metric.summary}" for metric in in_order(METRICS.names()))
+        + f"; {OR_OWN}",
         metavar="NAME",
     )
     max_length: int | None = option(
@@ -157,17 +157,10 @@ class EvaluateConfig:
 
     def _refuse_idle(self) -> None:
         """Options of metrics that are not measured: who gives one expects it to count."""
-        chosen = [metric.name for metric in self.chosen_metrics()]
-        used = {key for name in chosen for key in flat(asdict(self.metric_options[name]))}
-        for name in sorted(self.metric_options.keys() - set(chosen)):
-            options = self.metric_options[name]
-            default = flat(asdict(type(options)()))
-            for key, value in flat(asdict(options)).items():
-                if key in used or value == default.get(key):
-                    continue
-                needed = self._lacks(METRICS.load(name))
-                why = f" without {needed}. Give that too" if needed else f": --metrics lacks '{name}'. Add it"
-                raise UserError(f"--{key} does nothing{why}, or leave it out.")
+        for key, (name, *_) in idle(self.metric_options, [metric.name for metric in self.chosen_metrics()]).items():
+            needed = self._lacks(METRICS.load(name))
+            why = f" without {needed}. Give that too" if needed else f": --metrics lacks '{name}'. Add it"
+            raise UserError(f"--{key} does nothing{why}, or leave it out.")
 
     def _lacks(self, metric: type[Metric]) -> str:
         """What must be given for a metric; "" if nothing is missing."""
@@ -176,12 +169,19 @@ class EvaluateConfig:
 
 
 def _named(item: str) -> tuple[str, str]:
-    """Name and path of NAME=PATH; of a bare PATH, also one with a = in it, its last part is the name."""
+    """Name and path of NAME=PATH; of a bare PATH its last part is the name.
+
+    A = within a bare path is told by a / before it, or by the path, which is there while that behind the = is not.
+    """
     name, equals, path = item.partition("=")
-    if not equals or "/" in name:
+    if not equals or "/" in name or (_is_there(item) and not _is_there(path)):
         name, path = PurePath(os.path.normpath(resolve_path(item))).name, item
     if not name or not path:
         raise UserError(
             f"--model '{item}' must read NAME=PATH, e.g. --model cpo=runs/cpo, or be a path that has a name."
         )
     return name, path
+
+
+def _is_there(path: str) -> bool:
+    return os.path.exists(resolve_path(path))

@@ -6,7 +6,16 @@ from typing import Any
 
 from evaluation.answers.answer_sets import AnswerSet
 from evaluation.answers.checkpoints import Checkpoint
-from evaluation.metrics.base import AnswerMetric, CheckpointMetric, Evidence, Metric, PromptEvidence, Values
+from evaluation.metrics.base import (
+    SPENT,
+    AnswerMetric,
+    CheckpointMetric,
+    Evidence,
+    Metric,
+    PromptEvidence,
+    Values,
+    require_own,
+)
 from evaluation.metrics.statistics import Measurement
 from evaluation.on_demand import OnDemand
 from evaluation.prepared import Part
@@ -41,7 +50,7 @@ class Gathered:
 
     def spent(self) -> dict[str, Any]:
         """What the evidence took, for the record."""
-        return {key: value for evidence in self.of_answers for key, value in evidence.spent().items()}
+        return {key + SPENT: value for evidence in self.of_answers for key, value in evidence.spent().items()}
 
 
 def gather(metrics: Sequence[Metric], checkpoints: Sequence[Checkpoint], answer_sets: Sequence[AnswerSet]) -> Gathered:
@@ -57,6 +66,7 @@ def gather(metrics: Sequence[Metric], checkpoints: Sequence[Checkpoint], answer_
         if isinstance(metric, AnswerMetric):
             of_answers.insert(0, metric.gather(answer_sets))
             metric.drop()
+            require_own(type(metric), [key + SPENT for key in of_answers[0].spent()])
     return Gathered(tuple(answer_sets), tuple(of_checkpoints), tuple(of_answers))
 
 

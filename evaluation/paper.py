@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.command.errors import UserError, did_you_mean
+from evaluation.metrics import known
 from evaluation.metrics.base import TRUTH
 
 # What the tables measure, in the paper's words.
 WIN_RATE, MAUVE = "win rate", "MAUVE"
 PROMPTS = 1000
-JUDGE = "gpt-3.5"
 DATA = {"dolly": "databricks-dolly-15k", "continuation": "Wikidump"}
-TEMPLATES = {"dolly": "dolly", "continuation": "wiki"}
 # As `data.models.architecture` tells them: sizes and shape, not the weights, which training changes.
 BASE_MODELS = {
     "GPT2-XL": {"model_type": "gpt2", "hidden_size": 1600, "layers": 48},
@@ -185,17 +184,7 @@ def differences(table: PaperTable, job: Mapping[str, Any]) -> list[str]:
     measured = (job.get("data") or {}).get("measured")
     if measured != PROMPTS:
         found.append(f"{PROMPTS:,} test prompts there, {_number(measured)} here")
-    judge = job.get("judge")
-    if judge:
-        model = judge.get("model") or judge.get("reward_model") or "not recorded"
-        if JUDGE not in str(model).lower():
-            found.append(f"judge GPT-3.5 there, {model} here")
-        template = judge.get("template", TEMPLATES[table.task])  # a reward model has neither template nor orders
-        if template != TEMPLATES[table.task]:
-            found.append(f"the judge's template {TEMPLATES[table.task]} there, {template} here")
-        if judge.get("orders", "paper") != "paper":
-            found.append("one order of the two answers there, both here")
-    return found
+    return [*found, *(said for metric in known() for said in metric.unlike_paper(job, table.task))]
 
 
 def _spoken(architecture: Mapping[str, Any]) -> str:

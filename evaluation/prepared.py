@@ -14,7 +14,7 @@ from evaluation.answers.checkpoints import Checkpoint, describe, load_checkpoint
 from evaluation.answers.decoding import Decoding, parse_decoding
 from evaluation.config import MLE, EvaluateConfig
 from evaluation.metrics import METRICS
-from evaluation.metrics.base import AnswerMetric, Metric
+from evaluation.metrics.base import AnswerMetric, Metric, require_own
 
 # What a sweep's CPO model is called in the record; it is measured as alpha-0 where that is asked for.
 SWEEP_CPO = "cpo of --sweep"
@@ -133,8 +133,15 @@ def describe_models(evaluation: Evaluation, ensembles: Sequence[Checkpoint] = ()
 
 
 def describe_evaluation(config: EvaluateConfig, evaluation: Evaluation, metrics: Sequence[Metric]) -> dict[str, Any]:
-    """A report's record of what is evaluated, and of all that decides the numbers."""
+    """A report's record of what is evaluated, and of all that decides the numbers.
+
+    Raises:
+        UserError: a metric adds a key that is not its own.
+    """
     groups, measured = evaluation.groups, evaluation.test.prompts
+    identities = [metric.identity() for metric in metrics]
+    for metric, identity in zip(metrics, identities, strict=True):
+        require_own(type(metric), identity)
     return {
         "models": describe_models(evaluation),
         "data": {
@@ -153,7 +160,7 @@ def describe_evaluation(config: EvaluateConfig, evaluation: Evaluation, metrics:
         "metrics": [metric.name for metric in metrics],
         "entries": {m.name: origin for m in metrics if (origin := METRICS.origin(m.name))},
         "engine": config.engine,
-        **{key: value for metric in metrics for key, value in metric.identity().items()},
+        **{key: value for identity in identities for key, value in identity.items()},
         "paper": config.paper,
         "decodings": [decoding.name for decoding in evaluation.decodings],
         "baseline": evaluation.baseline,

@@ -8,8 +8,8 @@ from data.command.options import resolve_path
 from evaluation.answers.checkpoints import Checkpoint, ensemble_of
 from evaluation.answers.weights import identify_weights
 from evaluation.config import EvaluateConfig
-from evaluation.metrics.base import TRUTH, AnswerMetric, Metric
-from evaluation.metrics.columns import HIGHER, NEITHER
+from evaluation.metrics.base import TRUTH, Metric
+from evaluation.metrics.columns import HIGHER
 from evaluation.metrics.statistics import Measurement
 from evaluation.prepared import Evaluation
 
@@ -45,12 +45,12 @@ def propose(
         measurements: of the validation half.
         names: of the ensembles; of equally good ones the first.
         decoding: whose answers count, but for metrics that are of one decoding alone.
-        metrics: in their order; the first that was measured decides, by its first column.
+        metrics: in their order; the first that was measured decides, by its criterion.
     """
     found = list(measurements)
     for metric in metrics:
-        column = metric.columns[0]
-        if not issubclass(metric, AnswerMetric) or column.better == NEITHER:
+        column = metric.criterion()
+        if column is None:
             continue
         values = {
             m.model: m.estimate.mean

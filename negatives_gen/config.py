@@ -1,19 +1,21 @@
 """Options of `python -m negatives_gen`. Imports nothing heavy, so that `--help` answers at once."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.command.entries import check
+from data.command.entries import check, idle
 from data.command.errors import UserError
 from data.command.options import chosen_names, entry_options, option
+from data.command.registry import OR_OWN
 from data.command.values import require_positive, require_seed
 from data.counts import parse_counts
 from data.manifest import DTYPES
 from data.sources.examples import SPLITS
-from data.sources.tasks import TASKS, task_of
+from data.sources.tasks import TASK_HELP, task_of
 from negatives_gen.signals import SIGNALS
 from negatives_gen.strategies import STRATEGIES, job_settings
+from negatives_gen.strategies.base import SAMPLE
 
 LOG_FORMATS = ("text", "json")
 
@@ -50,6 +52,16 @@ class RunOptions:
         if self.log_format not in LOG_FORMATS:
             raise UserError(f"--log_format must be text or json, got '{self.log_format}'.")
 
+    def refuse_idle_engine(self, strategies: Collection[str], done: str) -> None:
+        """Raise UserError for options of an engine that is not started, as none of these strategies samples.
+
+        Args:
+            done: see `idle_option`.
+        """
+        given = "engine.*" if self.engine else "" if self.num_engines is None else "num_engines"
+        if given and not sampling(strategies):
+            raise idle_option(given, sampling(STRATEGIES.names()), done)
+
 
 @dataclass
 class GenerateConfig(RunOptions):
@@ -67,7 +79,7 @@ class GenerateConfig(RunOptions):
     out: str = option(None, "directory or URL (s3://, gs://) of the negative set", metavar="DIR", required=True)
     task: str = option(
         "prompt-completion",
-        "how a row becomes prompt and response: " + ", ".join(TASKS) + "; or your own, package.module:NAME",
+        TASK_HELP,
         metavar="NAME",
     )
     split: str = option("train", "train, test or all; halves that depend on the rows' content alone", metavar="HALF")
@@ -89,7 +101,7 @@ class GenerateConfig(RunOptions):
         ["an=11"],
         "negatives per group: "
         + "; ".join(f"{name} {STRATEGIES.load(name).summary}" for name in STRATEGIES.names())
-        + "; package.module:NAME one of your own",
+        + f"; {OR_OWN}",
         metavar="NAME=N",
     )
     strategy_options: dict[str, Any] = entry_options(
@@ -99,7 +111,7 @@ class GenerateConfig(RunOptions):
         ["embedding"],
         "ranking signals, the first is the default: "
         + "; ".join(f"{name} {SIGNALS.load(name).summary}" for name in SIGNALS.names())
-        + "; or package.module:NAME",
+        + f"; {OR_OWN}",
         metavar="NAME",
     )
     signal_options: dict[str, Any] = entry_options(
@@ -123,6 +135,7 @@ class GenerateConfig(RunOptions):
         both = self.strategy_settings().keys() & self.used_signal_options().keys()
         if both:
             raise UserError(f"'{min(both)}' is the name of a strategy and of a ranking signal. Change one of them.")
+        self._refuse_idle()
         task_of(self.task)
         if self.split not in SPLITS:
             raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
@@ -130,6 +143,33 @@ class GenerateConfig(RunOptions):
             raise UserError(f"unknown --scorer_dtype '{self.scorer_dtype}'. Use one of {', '.join(DTYPES)}.")
         require_positive(self, "limit", "max_length", "groups_per_shard")
         require_seed(self.seed)
+
+    def _refuse_idle(self) -> None:
+        """Options of strategies and signals that are not chosen: who gives one expects it to count."""
+        strategies = strategy_counts(self.strategies)
+        for key, names in idle(self.strategy_options, strategies).items():
+            raise idle_option(key, names, "chosen")
+        for key, names in idle(self.signal_options, signal_names(self.signals)).items():
+            raise idle_option(key, names, "chosen", by="signals")
+        self.refuse_idle_engine(strategies, "chosen")
+
+
+def sampling(strategies: Collection[str]) -> list[str]:
+    """Which of some strategies need an engine."""
+    return [name for name in strategies if STRATEGIES.load(name).stage == SAMPLE]
+
+
+def idle_option(key: str, entries: Sequence[str], done: str, by: str = "strategies") -> UserError:
+    """The error of an option that nothing has which is made.
+
+    Args:
+        entries: that have it.
+        done: what none of them is, "chosen" or "added".
+        by: the option that would do it.
+    """
+    spoken = f"{key.partition('.')[0]}.*" if "." in key else key
+    names = " or ".join(f"'{name}'" for name in entries)
+    return UserError(f"--{spoken} would change nothing: no {names} is {done}. Leave it out, or add some by --{by}.")
 
 
 def strategy_counts(chosen: Sequence[str]) -> dict[str, int]:

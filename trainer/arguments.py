@@ -10,12 +10,11 @@ from typing import Any, NoReturn, get_type_hints
 
 import torch
 from transformers import TrainingArguments
-from transformers.hf_argparser import string_to_bool
 from trl import ModelConfig, TrlParser
 
 from data.command.errors import UserError
 from data.command.options import fields_of_entries, list_flags, load_config, read_yaml
-from data.command.values import convert, plain_type, require_finite, require_positive
+from data.command.values import convert, plain_type, require_finite, require_positive, split_items
 from trainer.config import COMMAND, PAPER_BATCH_SIZE, PAPER_LEARNING_RATE, PAPER_WEIGHT_DECAY, ScriptArguments
 from trainer.inherited import idle_among, idle_of_model, refuse_unhonoured
 from trainer.objectives import OBJECTIVES, names_with
@@ -63,6 +62,8 @@ ALIAS = "model_name_or_path"
 NO_DEEPSPEED = "DeepSpeed is not supported. Use FSDP: accelerate launch --config_file recipes/accelerate/fsdp.yaml."
 # Takes a path, or true; alone it means true.
 RESUME = "resume_from_checkpoint"
+# Take one or several, which transformers' types hide from its parser.
+LISTS = ("report_to", "optim_target_modules")
 
 
 class Parser(TrlParser):
@@ -76,12 +77,22 @@ def make_parser() -> Parser:
     """The parser of transformers' TrainingArguments and TRL's ModelConfig."""
     parser = Parser(INHERITED, prog=COMMAND, allow_abbrev=False, add_help=False)  # type: ignore[arg-type, list-item]  # TRL types it loosely
     actions = {action.dest: action for action in parser._actions}
-    for cls in INHERITED:
-        for name, hint in get_type_hints(cls).items():
-            if name in actions and plain_type(hint) in (int, float):
-                actions[name].type = finite(hint)
-    actions["report_to"].nargs = "+"  # one or several, which transformers' type hides from its parser
+    for name, hint in _hints().items():
+        if name in actions and plain_type(hint) in (int, float):
+            actions[name].type = finite(hint)
+    for name in LISTS:
+        actions[name].nargs = "+"
     return parser
+
+
+def _hints() -> dict[str, Any]:
+    """The types of the inherited arguments."""
+    return {name: hint for cls in INHERITED for name, hint in get_type_hints(cls).items()}
+
+
+def _lists(parser: Parser) -> list[str]:
+    """The inherited arguments that are lists."""
+    return [action.dest for action in parser._actions if action.nargs == "+"]
 
 
 def finite(hint: Any) -> Callable[[str], float | int | None]:
@@ -119,6 +130,9 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
     _set_environment(values.pop("env", None))
     for name in inherited & values.keys():
         require_finite(values[name], name, "in the --config file")
+    for name in values.keys() & set(_lists(parser)):
+        if isinstance(values[name], str):
+            values[name] = split_items(values[name])
     parser.set_defaults_with_config(**{name: value for name, value in values.items() if name in inherited})
     if values.get("deepspeed") or any(word.partition("=")[0] == "--deepspeed" for word in theirs):
         raise UserError(NO_DEEPSPEED)  # transformers would ask for its package first
@@ -137,6 +151,8 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
     if isinstance(model.lora_target_modules, str) and re.fullmatch(r"\w+", model.lora_target_modules):
         # TRL unwraps a list of one, which PEFT then takes for a pattern of whole module paths.
         model.lora_target_modules = [model.lora_target_modules]
+    if isinstance(training.optim_target_modules, list) and len(training.optim_target_modules) == 1:
+        training.optim_target_modules = training.optim_target_modules[0]  # "all-linear" or a pattern
     script.check()
     _refuse_unsupported(training, model)
     _refuse_ignored(script, training)
@@ -150,6 +166,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
 def _divided(argv: list[str], parser: Parser) -> tuple[list[str], list[str], dict[str, Any]]:
     """The words for our loader, which refuses what nobody knows; those for TRL's parser; the keys of YAML files."""
     actions = {name: action for action in parser._actions for name in action.option_strings}
+    truths = {name for name, hint in _hints().items() if plain_type(hint) is bool} | {RESUME}  # alone they mean true
     ours: list[str] = []
     theirs: list[str] = []
     values: dict[str, Any] = {}
@@ -163,10 +180,8 @@ def _divided(argv: list[str], parser: Parser) -> tuple[list[str], list[str], dic
         elif action is None or name == "output_dir":
             ours += [flag, *words] if flag else words
         else:
-            alone = not words and (action.type is string_to_bool or name == RESUME)
-            theirs += [f"--{name}", *(["true"] if alone else words)]
-    lists = [action.dest for action in parser._actions if action.nargs == "+"]
-    return ours, list_flags(theirs, lists), values
+            theirs += [f"--{name}", *(words or (["true"] if name in truths else []))]
+    return ours, list_flags(theirs, _lists(parser)), values
 
 
 def _uses(argv: list[str]) -> list[tuple[str, list[str]]]:

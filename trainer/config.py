@@ -9,8 +9,10 @@ from typing import Any
 from data.command.entries import check
 from data.command.errors import UserError
 from data.command.options import entry_options, fields_of_entries, option, require_local
+from data.command.registry import OR_OWN
 from data.command.values import require_positive
 from data.sources.examples import SPLITS
+from data.sources.tasks import TASK_HELP
 from trainer.objectives import DEFAULT, OBJECTIVES, names_with
 from trainer.objectives.base import Objective
 
@@ -49,8 +51,7 @@ class ScriptArguments:
     output_dir: str = option(None, "where the model and its checkpoints go", metavar="DIR", required=True)
     objective: str = option(
         DEFAULT,
-        "; ".join(f"{name}: {OBJECTIVES.load(name).summary}" for name in OBJECTIVES.names())
-        + "; one of your own is written package.module:NAME",
+        "; ".join(f"{name}: {OBJECTIVES.load(name).summary}" for name in OBJECTIVES.names()) + f"; {OR_OWN}",
         metavar="NAME",
     )
     shards: list[str] | None = option(
@@ -79,9 +80,7 @@ class ScriptArguments:
         f"{TRUTHS_ALONE} without --shards: 'facts', a local .jsonl/.json/.parquet/.csv, or a hub id",
         metavar="PATH",
     )
-    task: str = option(
-        "prompt-completion", f"{TRUTHS_ALONE} without --shards: how a row becomes prompt and response", metavar="NAME"
-    )
+    task: str = option("prompt-completion", f"{TRUTHS_ALONE} without --shards: {TASK_HELP}", metavar="NAME")
     max_length: int | None = option(
         None,
         f"{TRUTHS_ALONE} without --shards: prompt and response in tokens, at most (default: the model's context)",

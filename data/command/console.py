@@ -8,6 +8,7 @@ from data.command.errors import UserError, did_you_mean, exit_on_user_error
 from data.command.options import current_directory
 from data.command.registry import ROOMS
 from data.command.terminal import say
+from data.command.usage import wrapped
 from data.command.version import version_line
 
 # Verb -> the module that has its `main(argv)`, and half a line for --help.
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int | None:
     argv = sys.argv[1:] if argv is None else argv
     _find_modules_in_current_directory()
     if {"-h", "--help"} & set(argv[:1]):
-        say(f"usage: cpo COMMAND ...\n\ncommands (each has a --help):\n{verbs_text(commands())}")
+        say(f"usage: cpo COMMAND ...\n\n{wrapped_verbs('commands', commands())}")
         return None
     if argv[:1] == ["--version"]:
         say(version_line())
@@ -68,6 +69,11 @@ def run_verb(argv: list[str], verbs: Verbs, *, command: str, alone: str | None =
             f"unknown {kind} '{verb}' of {command}.{did_you_mean(verb, verbs)} Known: {', '.join(verbs)}{otherwise}."
         )
     return importlib.import_module(verbs[verb][0]).main(rest)
+
+
+def wrapped_verbs(what: str, verbs: Verbs) -> str:
+    """A list of verbs below what they are, at the terminal's width."""
+    return wrapped(f"{what} (each has a --help):\n{verbs_text(verbs)}")
 
 
 def verbs_text(verbs: Verbs) -> str:

@@ -7,7 +7,7 @@ another name for it is the same content.
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
@@ -62,3 +62,20 @@ def nested(dotted: str, value: Any) -> dict[str, Any]:
     for part in reversed(dotted.split(".")):
         value = {part: value}
     return value
+
+
+def idle(options: Mapping[str, Any], used: Collection[str]) -> dict[str, list[str]]:
+    """What was given to entries that are not used, and to no other: dotted option -> the entries that have it.
+
+    Args:
+        options: of each entry, instances of its `Options`.
+        used: names of the entries that are.
+    """
+    counting = {key for name in used for key in flat(dataclasses.asdict(options[name]))}
+    found: dict[str, list[str]] = {}
+    for name in sorted(options.keys() - set(used)):
+        default = flat(dataclasses.asdict(type(options[name])()))
+        for key, value in flat(dataclasses.asdict(options[name])).items():
+            if key not in counting and value != default.get(key):
+                found.setdefault(key, []).append(name)
+    return found

@@ -163,6 +163,8 @@ class Key:
             share an option.
         entries: names of the entries that have it; none of a field of the configuration itself.
         section: of --help that it stands in; "" for the first.
+        above: groups of dotted keys within the section that it is the first of, and what they are: ("api.*", "of a
+            server").
     """
 
     name: str
@@ -172,6 +174,7 @@ class Key:
     targets: tuple[tuple[str, ...], ...]
     entries: tuple[str, ...] = ()
     section: str = ""
+    above: tuple[tuple[str, str], ...] = ()
 
 
 def keys_of(cls: type, chosen: Callable[[str], Any]) -> dict[str, Key]:
@@ -225,18 +228,22 @@ def _expand(key: Key) -> dict[str, Key]:
         return {key.name: key}
     keys: dict[str, Key] = {}
     hints = typing.get_type_hints(key.type)
-    section = key.section or f"--{key.name}.*: {key.field.metadata.get('help', '')}".removesuffix(": ")
+    group, about, above = f"{key.name}.*", key.field.metadata.get("help", ""), key.above
+    if key.section and about:
+        above = (*above, (group, about))
+    section = key.section or f"--{group}: {about}".removesuffix(": ")
     for field in dataclasses.fields(key.type):
         targets = tuple((*target, field.name) for target in key.targets)
         name, default = f"{key.name}.{field.name}", getattr(key.default, field.name)
-        keys.update(_expand(Key(name, field, hints[field.name], default, targets, key.entries, section)))
+        keys.update(_expand(Key(name, field, hints[field.name], default, targets, key.entries, section, above)))
+        above = ()
     return keys
 
 
 def _is_supported(hint: Any) -> bool:
-    hint = plain_type(hint)
-    if is_list(hint):
-        return inner_type(hint) in LISTS
-    if dataclasses.is_dataclass(hint):
-        return all(map(_is_supported, typing.get_type_hints(hint).values()))
-    return hint in SCALARS or is_dict(hint)
+    plain = plain_type(hint)
+    if is_list(plain):
+        return inner_type(plain) in LISTS
+    if dataclasses.is_dataclass(plain):
+        return plain is hint and all(map(_is_supported, typing.get_type_hints(hint).values()))  # not: or None
+    return plain in SCALARS or is_dict(plain)

@@ -12,13 +12,15 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from data.command.errors import UserError, did_you_mean, first_line
 
 E = TypeVar("E")
+# How an entry of one's own is named, for help texts.
+OR_OWN = "or your own, package.module:NAME"
 ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
 
 
@@ -31,6 +33,7 @@ class Registry(Generic[E]):
         kind: what an entry is, for messages, e.g. "strategy".
         base: the class that entries are instances of.
         classes: entries are subclasses of `base` instead.
+        fault: what such an entry says that means nothing, or lacks beside what is abstract; "" if nothing.
         reserved: names that no entry from outside may have.
         helpers: modules of the home that are no entries.
     """
@@ -43,11 +46,12 @@ class Registry(Generic[E]):
         base: type,
         *,
         classes: bool = False,
+        fault: Callable[[E], str] = lambda entry: "",
         reserved: Iterable[str] = (),
         helpers: Iterable[str] = (),
     ):
         self.package, self.attribute, self.kind = package, attribute, kind
-        self._base, self._classes = base, classes
+        self._base, self._classes, self._own_fault = base, classes, fault
         self._reserved, self._helpers = {*reserved}, {"base", *helpers}
         self._built_in: dict[str, E] = {}
         # Entries from outside: the import path of each name.
@@ -60,6 +64,8 @@ class Registry(Generic[E]):
             home = importlib.import_module(self.package)
             modules = sorted(m.name for m in pkgutil.iter_modules(home.__path__) if m.name not in self._helpers)
             found = [getattr(importlib.import_module(f"{self.package}.{name}"), self.attribute) for name in modules]
+            for name, entry in zip(modules, found, strict=True):
+                self._refuse_faulty(f"{self.package}.{name}", entry)
             self._built_in = {entry.name: entry for entry in sorted(found, key=lambda entry: entry.name)}
         return list(self._built_in)
 
@@ -80,6 +86,10 @@ class Registry(Generic[E]):
             "your own is written package.module:NAME."
         )
 
+    def loaded(self) -> list[str]:
+        """The names of the entries from outside that were loaded."""
+        return list(self._outside)
+
     def name(self, name: str) -> str:
         """What an entry calls itself: of `package.module:NAME` its `name`. Raises UserError, see `load`."""
         return self.load(name).name  # type: ignore[attr-defined]  # every entry has one
@@ -91,8 +101,7 @@ class Registry(Generic[E]):
 
     def _from_outside(self, path: str) -> E:
         entry = import_outside(path, self.kind)
-        if fault := self._fault(entry):
-            raise UserError(f"{self.kind} '{path}' {fault}: see {self.package}.base.{self._base.__name__}.")
+        self._refuse_faulty(path, entry)
         if entry.name in self._reserved:
             raise UserError(f"{self.kind} '{path}' calls itself '{entry.name}', a key of the records. Change its name.")
         if entry.name in self.names() or self._paths.get(entry.name, path) != path:
@@ -101,8 +110,12 @@ class Registry(Generic[E]):
         self._paths[entry.name], self._outside[entry.name] = path, entry
         return entry
 
+    def _refuse_faulty(self, path: str, entry: Any) -> None:
+        if fault := self._fault(entry):
+            raise UserError(f"{self.kind} '{path}' {fault}: see {self.package}.base.{self._base.__name__}.")
+
     def _fault(self, entry: Any) -> str:
-        """What an entry from outside lacks, found before anything is made with it; "" if nothing."""
+        """What an entry lacks or says that means nothing, found before anything is made with it; "" if nothing."""
         cls = entry if isinstance(entry, type) else type(entry)
         if not issubclass(cls, self._base) or isinstance(entry, type) != self._classes:
             return f"is no {self.kind}, which is {'a subclass' if self._classes else 'an instance'} of it"
@@ -116,7 +129,12 @@ class Registry(Generic[E]):
         options = getattr(entry, "Options", None)
         if options is not None and not (isinstance(options, type) and dataclasses.is_dataclass(options)):
             return "has Options that are no dataclass"
-        return ""
+        return self._own_fault(entry)
+
+
+def meaningless(attribute: str, value: object, known: Sequence[str]) -> str:
+    """What is said of an entry whose attribute is none of the words that mean something; "" if it is one."""
+    return "" if value in known else f"has {attribute} {value!r}, which is none of {', '.join(known)}"
 
 
 def import_outside(path: str, kind: str) -> Any:

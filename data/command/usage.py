@@ -51,7 +51,7 @@ def help_text(cls: type, *, usage: str, about: str, argv: list[str] | None = Non
     for key in keys:
         heading = "required" if key.field.metadata.get("required") or key.default is dataclasses.MISSING else "options"
         sections.setdefault(key.section or heading, []).append(key)
-    blocks = [_usage(usage), _wrapped(about)]
+    blocks = [_usage(usage), wrapped(about)]
     for heading, section in sections.items():
         lines = [line for key in section for line in _described(key)]
         if heading == "options":
@@ -72,8 +72,8 @@ def _usage(usage: str) -> str:
     )
 
 
-def _wrapped(about: str) -> str:
-    """Paragraphs and tables at the terminal's width."""
+def wrapped(about: str) -> str:
+    """Paragraphs and tables at the terminal's width; see `help_text` for both."""
     return "\n\n".join("\n".join(_block(block)) for block in about.strip("\n").split("\n\n"))
 
 
@@ -96,7 +96,8 @@ def _described(key: Key) -> list[str]:
     metavar = key.field.metadata.get("metavar", usual)
     name = f"--{key.name}.KEY VALUE" if is_dict(kind) else f"--{key.name} {metavar}"
     owners = f"{', '.join(key.entries)}: " if key.entries else ""
-    return _entry(
+    groups = [line for group, about in key.above for line in _entry(f"--{group}", f"{owners}{about}")]
+    return groups + _entry(
         f"{name} ..." if is_list(kind) else name, f"{owners}{key.field.metadata.get('help', '')}{_spoken_default(key)}"
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.command.errors import UserError, did_you_mean
-from data.command.registry import import_outside, origin_of
+from data.command.registry import OR_OWN, import_outside, meaningless, origin_of
 from data.sources.encode import Encode, Problem, encode_continuations, encode_pairs
 
 DOLLY_TEMPLATE = (
@@ -27,6 +27,7 @@ MESSAGE_FIELDS = (
 # Of the turn of a tool also its name, which templates write; who else has one is not told by most.
 TOOL_ROLES, TOOL_FIELDS = ("tool", "function", "ipython"), ("name",)
 NOTHING = ("", "None", "null", "[]", "{}")  # as a table or a text writes it
+OVER_LONG = ("reject", "truncate")
 ROW_FIELDS = ("tools", "documents", "images", "videos", "audio", "chat_template_kwargs")
 
 
@@ -203,18 +204,22 @@ TASKS: dict[str, Task] = {
         over_long="truncate",
     ),
 }
+# Of the option of every command that reads a data set.
+TASK_HELP = f"how a row becomes prompt and response: {', '.join(TASKS)}; {OR_OWN}"
 
 
 def task_of(name: str) -> Task:
     """The task of a name in `TASKS`, or one from outside of this repository, `package.module:NAME`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or one says something that means nothing.
     """
     if ":" in name:
         task = import_outside(name, "task")
         if not isinstance(task, Task):
             raise UserError(f"task '{name}' is no data.sources.tasks.Task.")
+        if fault := meaningless("over_long", task.over_long, OVER_LONG):
+            raise UserError(f"task '{name}' {fault}: see data.sources.tasks.Task.")
         return task
     if name not in TASKS:
         raise UserError(

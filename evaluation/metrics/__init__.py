@@ -1,10 +1,10 @@
 """What is measured: one module per metric, see `evaluation.metrics.base`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from data.command.errors import UserError
 from data.command.registry import Registry
-from evaluation.metrics.base import RECORD, AnswerMetric, CheckpointMetric, Metric, columns_of
+from evaluation.metrics.base import RECORD, Metric, columns_of, fault_of, keys_of_record
 
 METRICS: Registry[type[Metric]] = Registry(
     "evaluation.metrics",
@@ -12,6 +12,7 @@ METRICS: Registry[type[Metric]] = Registry(
     "metric",
     Metric,
     classes=True,
+    fault=fault_of,
     reserved=RECORD,
     helpers=("columns", "features", "likelihood", "logps", "rates", "second_model", "statistics"),
 )
@@ -21,35 +22,37 @@ def in_order(names: Sequence[str]) -> list[type[Metric]]:
     """The metrics of these names, each once, in their order.
 
     Raises:
-        UserError: one is unknown; or one from outside measures nothing, has no columns, or has a column or a name that
-            stands for another metric in the report.
+        UserError: one is unknown; or one from outside has a column or a key of the record that stands for something
+            else in the report.
     """
     metrics = {metric.name: metric for metric in map(METRICS.load, names)}
     outside = [metric for metric in metrics.values() if METRICS.origin(metric.name)]
     if outside:
-        _refuse_unusable(outside)
-    return sorted(metrics.values(), key=lambda metric: (metric.order, metric.name))
+        _refuse_colliding(outside)
+    return _sorted(metrics.values())
 
 
-def _refuse_unusable(outside: Sequence[type[Metric]]) -> None:
-    known = [METRICS.load(name) for name in METRICS.names()]
-    columns = {column.key: metric.name for metric in known for column in columns_of([metric])}
-    record = {key: metric.name for metric in known for key in (metric.name, *metric.record_schema)}
+def known() -> list[type[Metric]]:
+    """The built-in metrics and those from outside that were loaded, in their order."""
+    return _sorted(map(METRICS.load, [*METRICS.names(), *METRICS.loaded()]))
+
+
+def _sorted(metrics: Iterable[type[Metric]]) -> list[type[Metric]]:
+    return sorted(metrics, key=lambda metric: (metric.order, metric.name))
+
+
+def _refuse_colliding(outside: Sequence[type[Metric]]) -> None:
+    ours = [METRICS.load(name) for name in METRICS.names()]
+    columns = {column.key: metric.name for metric in ours for column in columns_of([metric])}
+    record = {key: f"metric '{metric.name}'" for metric in ours for key in keys_of_record(metric)}
+    record |= dict.fromkeys(RECORD, "every evaluation")
     for metric in outside:
-        if not issubclass(metric, AnswerMetric | CheckpointMetric):
-            raise UserError(
-                f"metric '{metric.name}' is of neither answers nor checkpoints, so nothing would be measured. Derive "
-                "it from PromptMetric, SetMetric or CheckpointMetric of evaluation.metrics.base."
-            )
-        if not getattr(metric, "columns", ()):
-            raise UserError(f"metric '{metric.name}' has no columns: see evaluation.metrics.base.Metric.")
         for key in [column.key for column in columns_of([metric])]:
             if columns.setdefault(key, metric.name) != metric.name:
                 raise UserError(
                     f"metric '{metric.name}' has a column '{key}', as metric '{columns[key]}' has. Rename it."
                 )
-        for key in (metric.name, *metric.record_schema):
-            if record.setdefault(key, metric.name) != metric.name:
-                raise UserError(
-                    f"metric '{metric.name}' has '{key}' in the record, as metric '{record[key]}' has. Rename it."
-                )
+        own = f"metric '{metric.name}'"
+        for key in keys_of_record(metric):
+            if record.setdefault(key, own) != own:
+                raise UserError(f"{own} has '{key}' in the record, as {record[key]} has. Rename it.")

@@ -1,21 +1,23 @@
 """What a metric is: everything that an evaluation and its report must know of it. Imports nothing heavy.
 
 A metric is a class below `PromptMetric`, `SetMetric`, `CheckpointMetric` or `AnswerMetric`. It lives in a module
-`evaluation/metrics/NAME.py`, as METRIC, or in one of your own, named `package.module:CLASS`. An evaluation makes one
+`evaluation/metrics/NAME.py`, as METRIC, or in one of your own, named `package.module:NAME`. An evaluation makes one
 instance of each metric, lets it gather its evidence of all prompts, which may cost time or money, and measures any part
 of the prompts from that.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from data.command.errors import UserError
 from data.command.options import NoOptions
+from data.command.registry import meaningless
 from data.finite import LOOK, first_not_finite
 from evaluation.metrics.columns import (
     ANSWERS,
+    DIRECTIONS,
     HIGHER,
     LENGTH,
     LOWER,
@@ -122,12 +124,20 @@ class Evidence(ABC):
         return [row]
 
     def spent(self) -> dict[str, Any]:
-        """What the evidence took, for the record: no setting, so two evaluations compare whatever they took."""
+        """What the evidence took, for the record: no setting, so two evaluations compare whatever they took.
+
+        There each key has SPENT behind it: "judge" -> "judge_spent".
+        """
         return {}
 
 
-# What a record says of every evaluation, see `evaluation.prepared`: no metric may have such a name.
-RECORD = ("models", "data", "max_new_tokens", "seed", "metrics", "entries", "engine", "paper", "decodings", "baseline")
+# Behind the keys of a record that say what evidence took.
+SPENT = "_spent"
+# What a record says of every evaluation, see `evaluation.prepared` and `evaluation.run`: no metric may have such a key.
+RECORD = (
+    *("models", "data", "max_length", "max_new_tokens", "seed", "metrics", "entries", "engine"),
+    *("paper", "decodings", "baseline", "sweep"),
+)
 
 
 class Metric:
@@ -139,8 +149,9 @@ class Metric:
         columns: the numbers that it gives, the one that it is known by first.
         Options: dataclass of its options, see `data.command.options.option`; it may have a method `check` that raises
             UserError. Two metrics may share an option.
-        order: metrics come in this order, and alpha is chosen by the first that was measured.
-        record_schema: JSON schema of each key that `identity` and `Evidence.spent` add to the record.
+        order: metrics come in this order, and alpha is chosen by the first with a criterion that was measured.
+        record_schema: JSON schema of each key that the metric adds to the record: those of `identity`, and those of
+            `Evidence.spent` with "_spent" behind each.
 
     Args:
         options: an instance of Options.
@@ -165,6 +176,32 @@ class Metric:
     def needs(cls, options: Any, request: Request) -> str:
         """What must be given so that it can be measured, e.g. "--embedder"; "" if nothing is missing."""
         return ""
+
+    @classmethod
+    def criterion(cls) -> Column | None:
+        """The column that alpha may be chosen by; None where it is never chosen by this metric."""
+        return None
+
+    @classmethod
+    def summary_of(cls, record: Mapping[str, Any]) -> str:
+        """What a report's first line says beside the prompts, e.g. "500 groups of runs/negatives"; "" for nothing.
+
+        Args:
+            record: of a report, which may be without what this metric adds.
+        """
+        return ""
+
+    @classmethod
+    def unlike_paper(cls, record: Mapping[str, Any], task: str) -> list[str]:
+        """In what the measurement differs from the paper's, whose numbers stand beside it: a note below says so.
+
+        E.g. "judge GPT-3.5 there, gpt-4o here".
+
+        Args:
+            record: see `summary_of`.
+            task: of the paper's table.
+        """
+        return []
 
     @classmethod
     def check(cls, options: Any, request: Request) -> None:
@@ -200,6 +237,11 @@ class AnswerMetric(Metric, ABC):
     def is_of(cls, answers: "AnswerSet") -> bool:
         """Whether the metric measures these answers."""
         return answers.decoding == cls.decoding if cls.decoding else answers.asked
+
+    @classmethod
+    def criterion(cls) -> Column | None:
+        """The first column, if a direction of it is better."""
+        return cls.columns[0] if cls.columns[0].better != NEITHER else None
 
     @abstractmethod
     def gather(self, answer_sets: Sequence["AnswerSet"]) -> Evidence:
@@ -332,4 +374,28 @@ def _not_finite(what: str, model: str, decoding: str, value: Any) -> UserError:
 
 def columns_of(metrics: Sequence[type[Metric]]) -> list[Column]:
     """All columns of metrics, differences too."""
-    return [column for metric in metrics for column in with_differences(metric.columns)]
+    return [column for metric in metrics for column in with_differences(metric.columns, metric.criterion())]
+
+
+def fault_of(metric: type[Metric]) -> str:
+    """What makes a metric one whose numbers could be neither measured nor shown; "" if nothing."""
+    if not issubclass(metric, AnswerMetric | CheckpointMetric):
+        return (
+            "is of neither answers nor checkpoints, so nothing would be measured. Derive it from PromptMetric, "
+            "SetMetric or CheckpointMetric"
+        )
+    if not getattr(metric, "columns", ()):
+        return "has no columns"
+    return next(filter(None, (meaningless("better", column.better, DIRECTIONS) for column in metric.columns)), "")
+
+
+def keys_of_record(metric: type[Metric]) -> list[str]:
+    """The keys of a record that are a metric's."""
+    return list(dict.fromkeys((metric.name, *metric.record_schema)))
+
+
+def require_own(metric: type[Metric], keys: Iterable[str]) -> None:
+    """Raise UserError for keys that a metric adds to the record without having named them: they may be another's."""
+    for key in keys:
+        if key not in keys_of_record(metric):
+            raise UserError(f"metric '{metric.name}' adds '{key}' to the record. Name it in its record_schema.")

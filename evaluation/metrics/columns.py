@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-HIGHER, LOWER, NEITHER = "higher", "lower", "neither"
+DIRECTIONS = HIGHER, LOWER, NEITHER = "higher", "lower", "neither"
 DIFFERENCE = "_difference"
 
 
@@ -51,9 +51,10 @@ class Column:
         interval: the interval is a column as well.
         counted: heading of a column of the number of examples, and what these are; no column without.
         figure: it has a panel in Figure 1.
-        curve: it is drawn over alpha wherever it was measured; else only where alpha was chosen by it.
+        curve: it is drawn over alpha wherever it was measured on a sweep's validation prompts; else only where alpha
+            was chosen by it.
         chance: drawn as a line over alpha.
-        criterion: alpha may be chosen by it. Of a metric's columns this is the first, if a direction is better.
+        criterion: alpha may be chosen by it, see `Metric.criterion`, which decides it.
         paper: what the paper's tables call it.
     """
 
@@ -102,11 +103,15 @@ class Column:
         )
 
 
-def with_differences(columns: tuple[Column, ...]) -> list[Column]:
-    """A metric's columns, each difference behind its own; the first one is marked as a criterion if it is one."""
+def with_differences(columns: tuple[Column, ...], criterion: Column | None = None) -> list[Column]:
+    """A metric's columns, each difference behind its own.
+
+    Args:
+        criterion: the one of them that alpha may be chosen by, which is marked; None for none.
+    """
     found: list[Column] = []
-    for number, column in enumerate(columns):
-        found.append(replace(column, criterion=number == 0 and column.better != NEITHER))
+    for column in columns:
+        found.append(replace(column, criterion=column is criterion))
         if column.paired:
             found.append(column.difference_column())
     return found

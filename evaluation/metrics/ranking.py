@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -68,6 +68,11 @@ class Ranking(CheckpointMetric):
     @classmethod
     def needs(cls, options: RankingOptions, request: Request) -> str:
         return "" if options.shards else "--shards"
+
+    @classmethod
+    def summary_of(cls, record: Mapping[str, Any]) -> str:
+        shards = record.get("shards") or {}
+        return f"{shards['groups']:,} groups of {shards.get('name')}" if shards.get("groups") is not None else ""
 
     def __init__(self, options: RankingOptions, evaluation: "Evaluation"):
         super().__init__(options, evaluation)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from evaluation.report.results import AnswerRow
 
 RATE, LENGTH_CONTROLLED = "win_rate", "win_rate_length_controlled"
+# The paper's judge, and which template it was asked with for each task.
+PAPER_JUDGE = "gpt-3.5"
+PAPER_TEMPLATES = {"dolly": "dolly", "continuation": "wiki"}
 
 _COUNT = {"type": "integer", "minimum": 0}
 _COST = {"type": ["number", "null"]}
@@ -58,7 +61,7 @@ SPENT_SCHEMA = {
 class WinRateOptions:
     """Options of metric `win_rate`."""
 
-    judge: JudgeOptions = option(JudgeOptions(), "of win_rate; the key comes from $OPENAI_API_KEY")
+    judge: JudgeOptions = option(JudgeOptions(), "who compares two answers; the key comes from $OPENAI_API_KEY")
     against: list[str] = option(
         [], "win rates against 'truth' or models by their names (default: truth)", metavar="NAME"
     )
@@ -143,6 +146,22 @@ class WinRate(AnswerMetric):
     @classmethod
     def needs(cls, options: WinRateOptions, request: Request) -> str:
         return "" if options.has_judge else "--judge.model or .reward_model"
+
+    @classmethod
+    def unlike_paper(cls, record: Mapping[str, Any], task: str) -> list[str]:
+        judge, theirs = record.get("judge"), PAPER_TEMPLATES[task]
+        if not judge:
+            return []
+        found = []
+        model = judge.get("model") or judge.get("reward_model") or "not recorded"
+        if PAPER_JUDGE not in str(model).lower():
+            found.append(f"judge GPT-3.5 there, {model} here")
+        template = judge.get("template", theirs)  # a reward model has neither template nor orders
+        if template != theirs:
+            found.append(f"the judge's template {theirs} there, {template} here")
+        if judge.get("orders", "paper") != "paper":
+            found.append("one order of the two answers there, both here")
+        return found
 
     @classmethod
     def check(cls, options: WinRateOptions, request: Request) -> None:
@@ -279,7 +298,7 @@ def compare_answers(judge: Judge, answer_sets: Sequence["AnswerSet"], opponents:
                 which, others = (answers.model, answers.decoding), _other_texts(answer_sets, answers, opponent)
                 outcomes[which][opponent] = judge.judge(_comparisons(answers, others))
                 differences[which][opponent] = length_differences(answers.texts, others)
-    return Outcomes(outcomes, differences, {"judge_spent": dict(judge.spent()) or None})
+    return Outcomes(outcomes, differences, {"judge": dict(judge.spent()) or None})
 
 
 def _comparisons(answers: "AnswerSet", others: Sequence[str]) -> list[Comparison]:

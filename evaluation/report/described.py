@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from evaluation.metrics import known
+
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SHORT = 16  # digits of a hash; report.json has them all
 LONGEST_LIST = 12
@@ -13,7 +15,7 @@ ELSEWHERE = ("models", "sweep")
 
 
 def summary(job: Mapping[str, Any]) -> str:
-    """A job in one line: how many prompts of what."""
+    """A job in one line: how many prompts of what, and what else metrics are of."""
     data = job.get("data") or {}
     used, examples = data.get("used"), data.get("examples")
     prompts = f"{used:,}" + (f" of {examples:,}" if examples not in (None, used) else "") if used is not None else "The"
@@ -23,10 +25,7 @@ def summary(job: Mapping[str, Any]) -> str:
     sweep, measured = job.get("sweep") or {}, data.get("measured")
     if sweep.get("validation_prompts") is not None and measured is not None:
         line += f": {measured:,} that the tables are of, {sweep['validation_prompts']:,} to choose alpha on"
-    shards = job.get("shards") or {}
-    if shards.get("groups") is not None:
-        line += f"; {shards['groups']:,} groups of {shards.get('name')}"
-    return line + "."
+    return "; ".join([line, *filter(None, (metric.summary_of(job) for metric in known()))]) + "."
 
 
 def models(job: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

@@ -65,7 +65,7 @@ def alpha_curve(results: Results) -> list[Panel]:
     panels = []
     for key, column in results.columns.items():
         found = [point for point in points if point.measurement.metric == key]
-        if found and column.criterion and (column.curve or key == sweep.get("metric")):
+        if found and (column.curve or key == sweep.get("metric")):
             proposed = alpha_of(sweep.get("proposed"))
             draw = functools.partial(_draw_curve, column=column, points=found, proposed=proposed)
             alt = f"{column.heading} of the ensembles over alpha, on the validation prompts."

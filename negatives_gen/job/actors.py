@@ -20,7 +20,7 @@ from negatives_gen.models.engine import Engine
 from negatives_gen.models.loading import loading
 from negatives_gen.signals import SIGNALS, Reference, Signal, load_signals
 from negatives_gen.strategies import STRATEGIES
-from negatives_gen.strategies.base import ASK, SAMPLE, SCORE, Tools
+from negatives_gen.strategies.base import ASK, SAMPLE, SCORE, Strategy, Tools
 
 
 def load_scorer(model: str, *, dtype: str, trust_remote_code: bool) -> Any:
@@ -138,8 +138,20 @@ class Stage:
                 started = time.perf_counter()
                 short = strategy.add(shard.tried_by(strategy), shard.pool, settings, self.tools)
                 shard.set_aside(name, short)
+                _require_served(strategy, settings, shard)
                 require_finite(shard.pool, f"strategy '{name}'", LOOK)
                 shard.seconds[name] = time.perf_counter() - started
+
+
+def _require_served(strategy: Strategy, settings: dict[str, Any], shard: Shard) -> None:
+    """Raise UserError if a group has not as many negatives of a strategy as it was asked for, and was not given up."""
+    for group in shard.groups:
+        if missing := strategy.missing(group, settings):
+            count = settings["count"]
+            raise UserError(
+                f"strategy '{strategy.name}' left group '{group.id}' with {count - missing} of {count} negatives, and "
+                "did not say why. Correct its `add`: what cannot be served is returned."
+            )
 
 
 class SampleStage(Stage):

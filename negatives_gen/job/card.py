@@ -1,10 +1,14 @@
 """The dataset card that is written with each set, and the upload to the hub."""
 
+from collections.abc import Iterable
 from typing import Any
+
+import pyarrow as pa
 
 from data.command.entries import flat, undecided
 from data.command.errors import UserError, first_line
 from data.manifest import REJECTS, Manifest
+from data.schema import group_schema
 from negatives_gen.strategies import STRATEGIES
 
 CARD = "README.md"
@@ -57,11 +61,27 @@ groups = datasets.load_dataset("parquet", data_files="shard-*.parquet", split="t
 python -m trainer.run --shards DIR --model {model} --objective cpo --output_dir OUT
 ```
 
-Columns: `id`, `prompt`, `response`, `query` (what a person asked), `split` (half of the data source: train on `train`
-only), `prompt_ids`, `response_ids`, `reference_logp`, `response_embedding`, `negatives` (list of `strategy`, `ids`,
-`text`, `reference_logp`, `sampler_logp` (under what was sampled from), `similarity`, `finish_reason`, `source_id`,
-`seed`). `manifest.json` holds checksums, settings, package versions and counts.
+Columns: {columns}. `manifest.json` holds checksums, settings, package versions and counts.
 """
+# What is said of a column beside its name.
+MEANINGS = {
+    "query": "what a person asked",
+    "split": "half of the data source: train on `train` only",
+    "messages": "of a chat",
+    "sampler_logp": "under what was sampled from",
+}
+
+
+def _columns(fields: Iterable[pa.Field]) -> str:
+    """Columns by name, with what there is to say of them, and those of which the items of a list are made."""
+    return ", ".join(f"`{field.name}`" + _parts(field) for field in fields)
+
+
+def _parts(field: pa.Field) -> str:
+    inner = getattr(field.type, "value_type", None)
+    parts = f"list of {_columns(inner)}" if inner is not None and pa.types.is_struct(inner) else ""
+    said = ": ".join(filter(None, (MEANINGS.get(field.name), parts)))
+    return f" ({said})" if said else ""
 
 
 def card(manifest: Manifest) -> str:
@@ -84,6 +104,7 @@ def card(manifest: Manifest) -> str:
         signals=", ".join(f"`{signal}`" for signal in manifest.signals),
         seed=job["seed"],
         strategies="\n".join(lines),
+        columns=_columns(group_schema(manifest.signals)),
         **{key: counts[key] for key in ("rows_read", "rows_written", "rows_rejected")},
     )
 

@@ -4,13 +4,13 @@ from typing import Any
 
 from data.command.errors import UserError
 from data.command.registry import Registry
-from negatives_gen.strategies.base import Strategy
+from negatives_gen.strategies.base import Strategy, fault_of
 
 # A record of a shard counts the tokens of prompts, ground truths and all negatives beside those of each strategy, and
 # times the scoring beside each strategy and signal.
 RESERVED = ("prompt", "response", "negatives", "score")
 STRATEGIES: Registry[Strategy] = Registry(
-    "negatives_gen.strategies", "STRATEGY", "strategy", Strategy, reserved=RESERVED
+    "negatives_gen.strategies", "STRATEGY", "strategy", Strategy, fault=fault_of, reserved=RESERVED
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from data.command.entries import check
 from data.command.options import NoOptions
+from data.command.registry import meaningless
 from data.schema import Candidate, Group
 
 # Draws per missing candidate before a group is given up; a draw may be empty, the ground truth, or a repetition.
@@ -132,6 +133,11 @@ class Strategy(ABC):
     def missing(self, group: Group, settings: dict[str, Any]) -> int:
         """How many candidates of this strategy a group still lacks."""
         return settings["count"] - sum(c.strategy == self.name for c in group.negatives)
+
+
+def fault_of(strategy: Strategy) -> str:
+    """What makes a strategy one that no stage would run; "" if nothing."""
+    return meaningless("stage", strategy.stage, STAGE_ORDER)
 
 
 class Novelty:

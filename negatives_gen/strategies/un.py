@@ -45,7 +45,7 @@ class Options:
     """Options of strategy `un`: the API that writes, and how long a continuation may be."""
 
     max_new_tokens: int = option(256, "length of a continuation in tokens, at most")
-    api: APIOptions = option(APIOptions(), "the API that writes")
+    api: APIOptions = option(APIOptions(), "the server that writes; the key comes from $OPENAI_API_KEY")
 
     def check(self) -> None:
         """Raise UserError for a value out of range, or where the server needs a key that is not set."""

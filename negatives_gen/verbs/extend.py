@@ -7,7 +7,7 @@ rows that the set rejects already are not sampled or asked for.
 
 import logging
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,9 @@ from data.shape import misfit
 from data.shards import NegativeSet
 from data.storage import sha256
 from data.tokens import described_ends, marks_of
-from negatives_gen.config import RunOptions, signal_names, strategy_counts
+from negatives_gen.config import RunOptions, idle_option, sampling, signal_names, strategy_counts
 from negatives_gen.signals import SIGNALS, Reference
 from negatives_gen.strategies import STRATEGIES, job_settings
-from negatives_gen.strategies.base import SAMPLE
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +137,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     strategies = _grown(job["strategies"], config)
     growing = {name: settings for name, settings in strategies.items() if _grows(name, settings, job["strategies"])}
     _refuse_idle_options(config, job["strategies"], growing)
-    samples = any(STRATEGIES.load(name).stage == SAMPLE for name in growing)
+    samples = bool(sampling(growing))
     engine = {**job["engine"], **config.engine} if samples else job["engine"]
     signals = _signal_options(job["signals"], config)
     identities = signal_identities(signals, Reference(model, config.trust_remote_code))
@@ -240,9 +239,8 @@ def _refuse_idle_options(
         for name in decides:
             _refuse_other_value(name, key, flat(config.strategy_options[name])[key], known[name])
         if not decides and not any(name in growing for name in names):
-            raise _idle(key, names)
-    if config.engine and not any(STRATEGIES.load(name).stage == SAMPLE for name in growing):
-        raise _idle("engine.", [name for name in STRATEGIES.names() if STRATEGIES.load(name).stage == SAMPLE])
+            raise idle_option(key, names, "added")
+    config.refuse_idle_engine(growing, "added")
 
 
 def _refuse_other_value(name: str, key: str, value: Any, settings: dict[str, Any]) -> None:
@@ -256,14 +254,6 @@ def _refuse_other_value(name: str, key: str, value: Any, settings: dict[str, Any
             f"--{key} {value} would change nothing: the set's own settings hold, its '{name}' has {of} {has}. Leave "
             f"--{key} out."
         )
-
-
-def _idle(key: str, strategies: Sequence[str]) -> UserError:
-    spoken = f"{key.partition('.')[0]}.*" if "." in key else key
-    names = " or ".join(f"'{name}'" for name in strategies)
-    return UserError(
-        f"--{spoken} would change nothing: no {names} is added. Leave it out, or add some by --strategies."
-    )
 
 
 def _engine_options(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

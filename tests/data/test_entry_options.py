@@ -166,6 +166,7 @@ def test_an_option_shared_with_an_entry_from_outside_reaches_both(outside: Path)
         ("options: str = option('x', 'x')", "has an option 'options', which is another option of this command"),
         ("bare: int", "its option 'bare' has no default."),
         ("pair: tuple = option((), 'x')", "its option 'pair' is of a type that no command line has"),
+        ("sub: 'Options | None' = option(None, 'x')", "its option 'sub' is of a type that no command line has"),
     ],
 )
 def test_an_entry_from_outside_with_unusable_options_is_refused(outside: Path, fields: str, said: str) -> None:
@@ -196,6 +197,8 @@ options of entries:
         an: the most likely tokens (default: 50)
   --max_tokens N
         an, un: of a continuation (default: 256)
+  --api.*
+        un: of a server
   --api.model MODEL
         un: who writes
   --api.timeout X

@@ -420,6 +420,8 @@ options:
         what is shown first (default: AB BA)
   --judge.stream [true|false]
         take the answer in pieces (default: false)
+  --judge.cap.*
+        of one run
   --judge.cap.requests N
         at most so many"""
     )

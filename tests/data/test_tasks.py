@@ -197,6 +197,8 @@ def test_prompt_and_completion_must_be_of_one_kind(prompt: Any, completion: Any,
 
 
 OWN_TASK = """
+import dataclasses
+
 from data.sources.encode import encode_pairs
 from data.sources.tasks import Task, text_problem
 
@@ -208,6 +210,7 @@ QUESTIONS = Task(
     encode=encode_pairs,
 )
 NOT_ONE = 3
+CUT = dataclasses.replace(QUESTIONS, over_long="cut")
 """
 
 
@@ -229,6 +232,7 @@ def test_a_task_from_outside_reads_rows_and_is_described_by_its_source(
     ("task", "message"),
     [
         ("own_tasks:NOT_ONE", "task 'own_tasks:NOT_ONE' is no data.sources.tasks.Task."),
+        ("own_tasks:CUT", "task 'own_tasks:CUT' has over_long 'cut', which is none of reject, truncate: see data.so"),
         ("own_tasks:MISSING", "task 'own_tasks:MISSING': module 'own_tasks' defines no 'MISSING'."),
         ("no_such:X", "task 'no_such:X': there is no module 'no_such'."),
         ("doly", "unknown task 'doly'. Did you mean 'dolly'?"),

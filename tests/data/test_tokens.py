@@ -9,7 +9,7 @@ import pytest
 
 from data.command.errors import UserError
 from data.models import load_tokenizer
-from data.tokens import marks_of, reading_of, text_behind, through_first_end
+from data.tokens import Declared, declare, declared, marks_of, reading_of, text_behind, through_first_end
 from tests.support import odd_tokenizers as odd
 
 
@@ -170,3 +170,13 @@ def test_a_saved_copy_of_a_tokenizer_is_the_same_one(reference: Path, tmp_path: 
         shutil.copy(tmp_path / name / "config.json", (tmp_path / f"{name}2").mkdir() or tmp_path / f"{name}2")
         first.save_pretrained(tmp_path / f"{name}2")
         assert tokenizer_hash(load_tokenizer(str(tmp_path / f"{name}2"))) == tokenizer_hash(first)
+
+
+def test_what_a_models_files_say_is_one_thing_that_comes_with_its_tokenizer(reference: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer, alone = load_tokenizer(str(reference)), AutoTokenizer.from_pretrained(reference)
+    assert declared(tokenizer).rows == json.loads((reference / "config.json").read_text())["vocab_size"]
+    assert declared(alone) == Declared()
+    declare(alone, Declared((7,)))
+    assert marks_of(alone).ends == {7, alone.eos_token_id}

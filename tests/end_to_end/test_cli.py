@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+import data.blank
 import evaluation.__main__
 import evaluation.run
 import negatives_gen.__main__
 import trainer.__main__
 import trainer.run
 from data.command import console
+from data.sources.tasks import TASK_HELP, TASKS
 from tests.support.command_lines import Main, evaluate, generate, refused, rows, train, train_mle
 from tests.support.commands import ROOT, fork_command, run_command
 
@@ -26,7 +28,7 @@ COMMANDS = (
     *("negatives_gen", *VERBS, "trainer", "trainer.run", "trainer.ensemble"),
     *("evaluation", "evaluation.run", "evaluation.compare", "data.blank"),
 )
-COLUMNS = 90
+COLUMNS = 60
 
 
 @pytest.mark.seconds
@@ -47,6 +49,7 @@ def test_help_answers_in_under_a_second(command: str) -> None:
 def test_the_console_script_answers_in_under_a_second(command: str) -> None:
     text, seconds = timed([sys.executable, "-m", "data.command.console", *command.split(), "--help"])
     assert text.startswith("usage: python -m " if command else "usage: cpo COMMAND ...")
+    assert max(map(len, text.splitlines())) <= COLUMNS
     assert seconds < 1.0
 
 
@@ -60,9 +63,35 @@ def timed(words: list[str]) -> tuple[str, float]:
     return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def test_the_console_scripts_help_and_every_rooms_names_the_commands_there_are(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("columns", [40, 60, 80])
+@pytest.mark.parametrize("main", [console.main, trainer.__main__.main, evaluation.__main__.main])
+def test_a_list_of_verbs_is_wrapped_at_the_terminals_width(
+    main: Main, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    verbs = text[text.rindex("(each") :].splitlines()
+    assert columns - 15 < max(map(len, verbs)) <= columns
+
+
+@pytest.mark.parametrize("main", [evaluation.run.main, negatives_gen.__main__.main])
+def test_help_says_where_the_key_of_an_api_comes_from(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "the key comes from $OPENAI_API_KEY" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("main", [data.blank.main, trainer.run.main, evaluation.run.main, negatives_gen.__main__.main])
+def test_help_says_of_a_task_what_its_error_says(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert TASK_HELP in " ".join(capsys.readouterr().out.split())
+    assert TASK_HELP.endswith("response: " + ", ".join(TASKS) + "; or your own, package.module:NAME")
+
+
+def test_the_console_scripts_help_and_every_rooms_names_the_commands_there_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert console.main(["--help"]) == 0
     text = capsys.readouterr().out
     for verb, (module, summary) in console.commands().items():

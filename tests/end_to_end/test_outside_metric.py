@@ -16,6 +16,7 @@ from data.command.errors import UserError
 from data.command.options import load_config
 from evaluation.config import EvaluateConfig
 from evaluation.metrics import METRICS
+from evaluation.metrics.base import RECORD
 from evaluation.report.files import report_schema
 from evaluation.run import evaluate
 from negatives_gen.models.engine import Sample
@@ -116,6 +117,7 @@ def test_a_metric_of_ones_own_is_measured_reported_chosen_by_and_compared(
     assert made["job"]["entries"] == {"words": {"entry": "counting:Words", "source_sha256": source}}
     assert made["job"]["metrics"] == ["text", "words"]
     assert made["job"]["words"] == {"word": "the"}
+    assert made["job"].keys() == {*RECORD, "words"} - {"max_length"}
     numbers = {(m["metric"], m["model"]): m["mean"] for m in made["measurements"]}
     assert {model: numbers["said", model] for model in TIMES} == TIMES
     assert numbers["said_difference", "alpha-0.5"] == -3  # from that of mle
@@ -174,13 +176,21 @@ def test_options_of_an_outside_metric_are_known_only_with_it_and_checked(
             "metric 'second_model' has 'second_model' in the record, as metric 'reverse_kl' has",
         ),
         ('name = "words"', 'name = "seed"', "calls itself 'seed', a key of the records"),
+        ('name = "words"', 'name = "sweep"', "calls itself 'sweep', a key of the records"),
+        ('name = "words"', 'name = "max_length"', "calls itself 'max_length', a key of the records"),
+        (
+            'record_schema = {"words"',
+            'record_schema = {"models": {}, "words"',
+            "metric 'words' has 'models' in the record, as every evaluation has. Rename it.",
+        ),
+        ("better=LOWER", 'better="less"', "metric '.*:Words' has better 'less', which is none of higher, lower, nei"),
         (
             '    columns = (\n        Column("said"',
             '    others = (\n        Column("said"',
-            "metric 'words' has no columns",
+            "metric '.*:Words' has no columns",
         ),
         ("def values", "def valeus", "metric 'colliding_.*' lacks values: see evaluation.metrics.base.Metric"),
-        ("class Words(PromptMetric)", "class Words(Metric)", "metric 'words' is of neither answers nor checkpoints"),
+        ("class Words(PromptMetric)", "class Words(Metric)", "metric '.*:Words' is of neither answers nor checkpoint"),
     ],
 )
 def test_a_metric_that_cannot_be_measured_or_takes_anothers_place_in_the_report_is_refused(

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -169,3 +170,12 @@ def test_mistakes_in_the_options_are_named(words: list[str], said: str) -> None:
         config(*words)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_path_with_an_equals_sign_that_is_there_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1e-5" / "checkpoint-10").mkdir(parents=True)
+    assert config("--model", "lr=1e-5/checkpoint-10").models() == {"checkpoint-10": "lr=1e-5/checkpoint-10"}
+    (tmp_path / "1e-5" / "checkpoint-10").mkdir(parents=True)  # both are there: as it is written
+    assert config("--model", "lr=1e-5/checkpoint-10").models() == {"lr": "1e-5/checkpoint-10"}
+    assert config("--model", "mle=hub/model").models() == {"mle": "hub/model"}

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 
+from data.command.errors import UserError
 from data.schema import Group
 from data.sources import facts
 from data.sources.tasks import dolly
@@ -15,7 +17,7 @@ from evaluation.answers.generations import GenerationSet
 from evaluation.judging.base import FILTERED, REFUSAL, SAME, UNPARSED, Comparison, Outcome
 from evaluation.measure import Gathered, gather
 from evaluation.metrics import METRICS
-from evaluation.metrics.base import Mark, Metric, PromptEvidence, SetMetric
+from evaluation.metrics.base import SPENT, Mark, Metric, PromptEvidence, SetEvidence, SetMetric
 from evaluation.metrics.likelihood import Likelihoods
 from evaluation.metrics.nll import NLL
 from evaluation.metrics.reverse_kl import ReverseKL
@@ -268,6 +270,33 @@ def test_a_metric_of_a_set_is_of_each_part_of_the_prompts() -> None:
     metric = LettersMetric(None, evaluation(parts=parts))
     gathered = gather([metric], [], [answers("a", ["one", "three", "seven", "x"])])
     assert [found(gathered.measurements(p, ""), "a")["letters"].mean for p in parts] == [8.0, 5.0]
+
+
+@dataclass(frozen=True)
+class Paid(SetEvidence):
+    """Evidence that took something."""
+
+    def spent(self) -> dict[str, Any]:
+        return {"letters": 3}
+
+
+class PaidMetric(LettersMetric):
+    """A metric that says what it took."""
+
+    record_schema: ClassVar = {"letters_spent": {"type": "integer"}}
+
+    def gather(self, answer_sets: Sequence[AnswerSet]) -> Paid:
+        return Paid({})
+
+
+def test_what_evidence_took_is_recorded_under_a_key_that_says_so_and_is_the_metrics_own() -> None:
+    assert gather([PaidMetric(None, evaluation())], [], []).spent() == {f"letters{SPENT}": 3} == {"letters_spent": 3}
+
+    class Unnamed(PaidMetric):
+        record_schema: ClassVar = {}
+
+    with pytest.raises(UserError, match=r"metric 'letters' adds 'letters_spent' to the record\. Name it"):
+        gather([Unnamed(None, evaluation())], [], [])
 
 
 def test_marks_and_outcome_stand_beside_an_answer_once_for_each_opponent() -> None:

@@ -2,15 +2,20 @@
 
 import ast
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data.command.errors import UserError
+from evaluation.answers.answer_sets import AnswerSet
 from evaluation.metrics import METRICS, in_order
-from evaluation.metrics.base import AnswerMetric, columns_of
-from evaluation.metrics.columns import HIGHER, LOWER, NEITHER, from_json, to_json
+from evaluation.metrics.base import AnswerMetric, PromptMetric, Values, columns_of, fault_of, require_own
+from evaluation.metrics.columns import HIGHER, LOWER, NEITHER, Column, from_json, to_json
+from evaluation.paper import TABLES, differences
+from evaluation.report.described import summary
 
 EVALUATION = Path(__file__).parents[2] / "evaluation"
 ALL = in_order(METRICS.names())
@@ -65,7 +70,9 @@ def test_no_two_columns_have_one_name_and_each_has_all_that_a_report_needs() -> 
         assert column.form.format(0.5)
         assert from_json(column.key, to_json(column)) == column
         assert column.criterion == any(
-            column.key == m.columns[0].key for m in ALL if m.columns[0].better in (HIGHER, LOWER)
+            column.key == m.columns[0].key
+            for m in ALL
+            if m.columns[0].better in (HIGHER, LOWER) and issubclass(m, AnswerMetric)
         )
 
 
@@ -86,6 +93,55 @@ def test_alpha_is_chosen_by_the_first_column_of_a_metric_of_answers() -> None:
     assert [(column.key, column.better) for column in criteria if column.key in known] == list(known.items())
     others = {m.columns[0].key: m.columns[0].better for m in ALL if m.name in KNOWN and m.columns[0] not in criteria}
     assert others == {"truth_logp": NEITHER, "ranking_accuracy": HIGHER, "answer_tokens": NEITHER}
+    marked = {column.key for column in columns_of(ALL) if column.criterion}
+    assert marked == {column.key for column in criteria}  # not ranking_accuracy, which a sweep never asks
+
+
+class Odd(PromptMetric):
+    """A metric whose one column is better in a way that means nothing."""
+
+    name = "odd"
+    summary = "no direction"
+    columns = (Column("odd", "odd", "{:.1f}", "a number", better="high"),)
+
+    def values(self, answers: AnswerSet) -> Values:
+        return {}
+
+
+def test_a_direction_that_means_nothing_is_a_fault_and_no_lower() -> None:
+    assert fault_of(Odd) == "has better 'high', which is none of higher, lower, neither"
+    assert [fault_of(metric) for metric in ALL] == [""] * len(ALL)
+
+
+def test_a_metric_adds_only_keys_to_the_record_that_it_has_named() -> None:
+    require_own(Odd, ["odd"])
+    with pytest.raises(UserError, match=r"metric 'odd' adds 'models' to the record\. Name it in its record_schema\."):
+        require_own(Odd, ["odd", "models"])
+
+
+class HeldOut(Odd):
+    """A metric of something that a report should name."""
+
+    name = "held_out"
+
+    @classmethod
+    def summary_of(cls, record: Mapping[str, Any]) -> str:
+        return f"{record['others']} others" if "others" in record else ""
+
+    @classmethod
+    def unlike_paper(cls, record: Mapping[str, Any], task: str) -> list[str]:
+        return [f"no others of {task} there"] if "others" in record else []
+
+
+def test_a_metric_from_outside_has_its_word_in_the_summary_and_beside_the_papers_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = {"data": {"name": "facts", "used": 4, "measured": 4}, "others": 7, "shards": {"name": "set", "groups": 5}}
+    assert summary(job) == "4 prompts of facts; 5 groups of set."
+    monkeypatch.setattr(METRICS, "_outside", {"held_out": HeldOut})
+    assert summary(job) == "4 prompts of facts; 5 groups of set; 7 others."
+    assert differences(TABLES["table4"], job)[-1] == "no others of dolly there"
+    assert differences(TABLES["table4"], {"data": {"measured": 1000}}) == []
 
 
 def test_every_option_has_a_help() -> None:

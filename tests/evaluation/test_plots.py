@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,6 +76,15 @@ def test_the_sweep_is_drawn_over_alpha() -> None:
     assert "95% interval" in wins.get_xlabel()
     assert [list(map(float, axis)) for axis in kl.get_lines()[0].get_data()] == [[0, 0.5, 0.9], [2.0, 1.5, 1.0]]
     assert "one standard error" in kl.get_xlabel()
+
+
+def test_a_column_that_says_so_is_drawn_over_alpha_though_alpha_is_never_chosen_by_it() -> None:
+    found = [measured("alpha-0", "answer_tokens", 12.0), measured("alpha-0.5", "answer_tokens", 9.0)]
+    results = make_results(sweep=make_sweep(metric=None, proposed=None, validation=found))
+    assert alpha_curve(results) == []
+    column = replace(results.columns["answer_tokens"], curve=True)
+    (axes,) = map(drawn, alpha_curve(replace(results, columns={**results.columns, column.key: column})))
+    assert [list(map(float, axis)) for axis in axes.get_lines()[0].get_data()] == [[0, 0.5], [12.0, 9.0]]
 
 
 def test_the_band_is_the_interval_where_all_answers_are_wrong() -> None:

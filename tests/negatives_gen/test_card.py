@@ -64,6 +64,13 @@ def test_the_card_says_what_is_in_the_set(manifest: Manifest) -> None:
         "| seed | 7 |",
     ):
         assert line in text.splitlines()
+    assert (
+        "Columns: `id`, `prompt`, `response`, `query` (what a person asked), `split` (half of the data source: train "
+        "on `train` only), `prompt_ids`, `response_ids`, `reference_logp`, `response_embedding`, "
+        "`messages` (of a chat: list of `role`, `content`), `negatives` (list of `strategy`, `ids`, `text`, "
+        "`reference_logp`, `sampler_logp` (under what was sampled from), `similarity`, `finish_reason`, `source_id`, "
+        "`seed`). `manifest.json` holds checksums"
+    ) in text
     assert "arXiv 2502.16433" in text
     assert "Not TRL's CPO of arXiv 2401.08417" in text
     assert str(Path.home()) + "/" not in text

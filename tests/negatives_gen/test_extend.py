@@ -49,10 +49,14 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make(reference: Path, rows: Path, tmp_path: Path) -> Maker:
     def made(name: str, strategies: str, batch_size: int = 6, **options: Any) -> Path:
+        if "bn=" in strategies:
+            options["bn_batch_size"] = batch_size
+        if "embedding" in options.get("signals", "embedding"):
+            options["embedder"] = "reference"
         config = make_config(
             GenerateConfig,
             model=str(reference), dataset=str(rows), split="all", out=str(tmp_path / name), strategies=strategies,
-            groups_per_shard=12, bn_batch_size=batch_size, embedder="reference", seed=3, **options,
+            groups_per_shard=12, seed=3, **options,
         )  # fmt: skip
         with without_ray():
             generate(config, Components(engine=EngineStub))
@@ -236,6 +240,7 @@ def test_the_old_set_stays_and_the_new_one_names_it(make: Maker) -> None:
         ),
         ({"strategies": "tn=3", "engine": {"seed": 1}}, r"--engine\.\* would change nothing: no 'an' is added"),
         ({"signals": "rouge", "reward_model": "x"}, "--reward_model would change nothing: the new set has no signal"),
+        ({"signals": "rouge", "num_engines": 2}, "--num_engines would change nothing: no 'an' is added"),
         ({"strategies": "an=1", "top_k": -1}, "--top_k must be 0"),
     ],
 )

@@ -29,9 +29,9 @@ pytestmark = pytest.mark.seconds
 
 def config(reference: Path, out: Path | str, **options: Any) -> GenerateConfig:
     defaults = {"dataset": "facts", "limit": 20, "strategies": "an=2,bn=1,mn=1,tn=1", "groups_per_shard": 8}
-    return make_config(
-        GenerateConfig, **{"model": str(reference), "out": str(out), "embedder": "reference", **defaults, **options}
-    )
+    if "embedding" in options.get("signals", "embedding"):
+        defaults["embedder"] = "reference"
+    return make_config(GenerateConfig, **{"model": str(reference), "out": str(out), **defaults, **options})
 
 
 def make(reference: Path, out: Path | str, **options: Any) -> Manifest:
@@ -119,6 +119,19 @@ def test_continuation_cuts_any_text_and_counts_what_it_truncates(reference: Path
         ({"log_format": "xml"}, "--log_format must be text or json"),
         ({"max_length": 2}, "no usable row in data set 'facts': 20 rejected"),
         ({"embedder": "/no/such/embedder"}, "embedder '/no/such/embedder' cannot be reached"),
+        # What nothing chosen uses.
+        ({"strategies": "an=3", "bn_batch_size": 7}, "--bn_batch_size would change nothing: no 'bn' is chosen"),
+        (
+            {"strategies": "tn=1", "max_new_tokens": 9},
+            "--max_new_tokens would change nothing: no 'an' or 'un' is",
+        ),
+        ({"api": {"model": "gpt"}}, r"--api\.\* would change nothing: no 'un' is chosen. .* add some by --strategies"),
+        ({"reward_model": "x"}, "--reward_model would change nothing: no 'reward' is chosen. .* add some by --signals"),
+        (
+            {"strategies": "bn=3", "engine": {"dtype": "float32"}},
+            r"--engine\.\* would change nothing: no 'an' is chosen",
+        ),
+        ({"strategies": "bn=3", "num_engines": 2}, "--num_engines would change nothing: no 'an' is"),
     ],
 )
 def test_options_that_cannot_work_are_refused_before_an_engine_starts(

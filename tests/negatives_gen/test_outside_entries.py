@@ -195,3 +195,31 @@ def test_a_strategy_without_a_summary_is_refused_before_any_work(
     )  # fmt: skip
     assert "strategy 'rotated_outside:ROTATED' has no summary, a text" in said
     assert not (tmp_path / "set").exists()
+
+
+def test_a_strategy_of_no_stage_is_refused_before_any_work(
+    reference: Path, outside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (outside / "rotated_outside.py").write_text(
+        STRATEGY.replace("    Options = ", '    stage = "sampling"\n    Options = ')
+    )
+    said = refused(
+        capsys, "--model", reference, "--dataset", "facts", "--limit", 4, "--out", tmp_path / "set",
+        "--strategies", "rotated_outside:ROTATED=1",
+    )  # fmt: skip
+    assert "strategy 'rotated_outside:ROTATED' has stage 'sampling', which is none of sample, ask, score: see" in said
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_strategy_that_leaves_groups_without_what_was_asked_is_refused_by_its_name(
+    reference: Path, outside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silent = STRATEGY.replace('short[group.id] = "too short"', "pass")
+    assert silent != STRATEGY
+    (outside / "rotated_outside.py").write_text(silent)
+    words = ["--model", reference, "--dataset", "facts", "--limit", 4, "--out", tmp_path / "set"]
+    assert run(*words, "--strategies", "rotated_outside:ROTATED=99", "--embedder", "reference") == 2
+    said = capsys.readouterr().err.splitlines()[-1]  # below what is said of progress
+    assert "strategy 'rotated' left group '" in said
+    assert "of 99 negatives, and did not say why. Correct its `add`" in said
+    assert not (tmp_path / "set" / "manifest.json").exists()

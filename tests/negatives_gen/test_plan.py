@@ -22,6 +22,7 @@ OPTIONS: dict[str, Any] = {
     "dataset": "facts", "split": "all", "strategies": "an=3,bn=2,mn=2,tn=1", "groups_per_shard": 100,
     "embedder": "reference", "max_new_tokens": 32,
 }  # fmt: skip
+BORROWED = {key: value for key, value in OPTIONS.items() if key != "max_new_tokens"}  # what has no sampled negatives
 ROWS = 450
 
 
@@ -82,7 +83,7 @@ def test_any_number_of_rows_scales_with_them(reference: Path) -> None:
 
 def test_bn_finds_in_the_sample_as_many_rows_as_in_a_shard(reference: Path, tmp_path: Path) -> None:
     """bn=50 of batches of 64: the sample's 96 rows, cut like a shard, would make two of 48, and its part has 32."""
-    options = {**OPTIONS, "strategies": "bn=50", "groups_per_shard": 256}
+    options = {**BORROWED, "strategies": "bn=50", "groups_per_shard": 256}
     with without_ray():
         real = generate(
             make_config(GenerateConfig, model=str(reference), out=str(tmp_path / "set"), limit=256, **options)
@@ -104,7 +105,7 @@ def test_bn_finds_in_the_sample_as_many_rows_as_in_a_shard(reference: Path, tmp_
 def test_too_few_rows_for_bn_are_one_line(reference: Path, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         predict(
-            make_config(PlanConfig, model=str(reference), tokens_per_second=1.0, **{**OPTIONS, "rows": 512, **options})
+            make_config(PlanConfig, model=str(reference), tokens_per_second=1.0, **{**BORROWED, "rows": 512, **options})
         )  # type: ignore[arg-type]
 
 

@@ -180,3 +180,38 @@ def test_a_flag_alone_means_true() -> None:
     script, training, model = parse([*words, "--use_cpu", "--resume_from_checkpoint", "--use_peft"])
     assert (script.from_scratch, training.use_cpu, model.use_peft) == (True, True, True)
     assert training.resume_from_checkpoint == "true"
+
+
+def test_an_inherited_flag_that_may_be_none_means_true_alone_too() -> None:
+    flags = ("disable_tqdm", "greater_is_better", "hub_private_repo", "ddp_find_unused_parameters")
+    for flag in flags:
+        training = parse([*MLE, f"--{flag}"])[1]
+        assert getattr(training, flag) is True, flag
+        assert getattr(parse([*MLE, f"--{flag.replace('_', '-')}", "false"])[1], flag) is False, flag
+
+
+def test_lists_of_a_yaml_file_are_written_with_commas_or_as_lists(tmp_path: Path) -> None:
+    """Of inherited arguments as of ours."""
+    for written in ("{name}: a,b", "{name}: [a, b]", "{name}: 'a, b'"):
+        names = ("lora_target_modules", "optim_target_modules", "report_to")
+        content = "\n".join(written.format(name=name) for name in names)
+        (tmp_path / "run.yaml").write_text(content.replace("report_to: a", "report_to: tensorboard"))
+        _, training, model = parse([*MLE, "--config", str(tmp_path / "run.yaml")])
+        assert model.lora_target_modules == ["a", "b"]
+        assert training.optim_target_modules == ["a", "b"]
+    (tmp_path / "run.yaml").write_text("report_to: tensorboard,wandb\nlora_target_modules: a\n")
+    _, training, model = parse([*MLE, "--config", str(tmp_path / "run.yaml")])
+    assert (training.report_to, model.lora_target_modules) == (["tensorboard", "wandb"], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("words", "modules"),
+    [
+        (("attn", "mlp"), ["attn", "mlp"]),
+        (("attn,mlp",), ["attn", "mlp"]),
+        (("all-linear",), "all-linear"),  # which transformers takes as a text alone, as it does a pattern
+        ((".*attn.*",), ".*attn.*"),
+    ],
+)
+def test_modules_of_an_optimiser_are_a_list_or_one_pattern(words: tuple[str, ...], modules: Any) -> None:
+    assert parse([*MLE, "--optim_target_modules", *words])[1].optim_target_modules == modules

@@ -6,13 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import trainer.run
 from data.command.errors import UserError
 from tests.support.commands import ROOT
 from trainer.objectives import DEFAULT, OBJECTIVES, names_with
-from trainer.objectives.base import Objective
+from trainer.objectives.base import Objective, fault_of
 
 NAMES = OBJECTIVES.names()
 HOME = ROOT / "trainer" / "objectives"
@@ -94,6 +96,37 @@ def test_an_objective_that_defines_no_terms_trains_as_no_other() -> None:
 
     with pytest.raises(NotImplementedError):
         Empty().terms(None, None, None)  # type: ignore[arg-type]
+
+
+class Written(Objective):
+    """One that is whole."""
+
+    name = "written"
+    summary = "something"
+
+    def terms(self, policy_logps: Any, groups: Any, options: Any) -> dict[str, Any]:
+        return {}
+
+
+def test_an_objective_that_nothing_can_be_trained_with_is_refused_when_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fault_of(Written()) == ""
+    assert [fault_of(OBJECTIVES.load(name)) for name in NAMES] == [""] * len(NAMES)
+    for needs in ("grups", "truth", "pair", None):
+        monkeypatch.setattr(Written, "needs", needs)
+        assert fault_of(Written()) == f"has needs {needs!r}, which is none of truths, groups, pairs"
+    source = "from trainer.objectives.base import Objective\n\nclass Misspelt(Objective):\n"
+    source += "    name, summary = 'misspelt', 's'\n\n    def term(self, *args): ...\n\nMISSPELT = Misspelt()\n"
+    (tmp_path / "misspelt_outside.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "out"
+    words = ["--objective", "misspelt_outside:MISSPELT", "--model", "m", "--shards", "s", "--output_dir", str(out)]
+    assert trainer.run.main(words) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: objective 'misspelt_outside:MISSPELT' lacks terms: see trainer.objectives.base.Objective."
+    )
+    assert not out.exists()
 
 
 def test_finding_the_entries_loads_nothing_heavy() -> None:

@@ -1,13 +1,14 @@
 """The home of objectives: one module each, found by its OBJECTIVE."""
 
 from data.command.registry import Registry
-from trainer.objectives.base import Objective
+from trainer.objectives.base import Objective, fault_of
 
 OBJECTIVES: Registry[Objective] = Registry(
     "trainer.objectives",
     "OBJECTIVE",
     "objective",
     Objective,
+    fault=fault_of,
     helpers=("contrast", "losses", "pairs", "rewards", "scheduled"),
 )
 # Of a command line that names none.

@@ -6,9 +6,10 @@ by --help, so torch is imported inside of functions only.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from data.command.options import NoOptions
+from data.command.registry import meaningless
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +57,7 @@ class Expected:
 
 
 class Objective:
-    """An objective. `name` and `summary` are given; `terms` is written, and of the rest what differs.
+    """An objective. `name`, `summary` and `terms` (or `own_trainer`) are given, and of the rest what differs.
 
     Attributes:
         name: on the command line, in records and logs.
@@ -136,3 +137,12 @@ class Objective:
             UserError: the data does not suit; before the policy is loaded.
         """
         return None
+
+
+def fault_of(objective: Objective) -> str:
+    """What makes an objective none that can be trained on; "" if nothing."""
+    if fault := meaningless("needs", objective.needs, get_args(Needs)):
+        return fault
+    kind, own_trainer = type(objective), objective.needs == "pairs"  # that pairs have one is checked when it is made
+    own_trainer |= kind.own_trainer is not Objective.own_trainer
+    return "" if own_trainer or kind.terms is not Objective.terms else "lacks terms"
