@@ -3,11 +3,13 @@
 One rule for whatever embeds, scores or compares texts: embedders, reward models, BERTScore's encoder, featurisers.
 """
 
+import copy
 import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from data.command.errors import UserError, first_line
 from data.models import SMALL_FILES, WEIGHTS_INDEX, model_directory, read_object, vocabulary_size, weights_hash
@@ -20,19 +22,44 @@ IDLE = (
     *(WEIGHTS_INDEX, "generation_config.json", "trainer_job.json", "trainer_state.json", "ensemble.json"),
     *("all_results.json", "train_results.json", "eval_results.json"),
 )
-# In JSON, what whoever saved a model last wrote of it.
-IDLE_NAMES = ("transformers_version", "_name_or_path")
+# In config.json, what whoever saved a model last wrote of it, the dtype (that of the weights is in their hash), how it
+# generates, and its ends and labels, which are compared by themselves or are of other models.
+IDLE_NAMES = (
+    *("transformers_version", "architectures", "dtype", "torch_dtype", "tokenizer_class", "return_dict", "use_cache"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "task_specific_params", "problem_type", "id2label", "label2id"),
+    *("output_attentions", "output_hidden_states", "use_return_dict", "torchscript", "use_bfloat16", "pruned_heads"),
+)
+EARLIER_IDLE_NAMES = ("transformers_version", "_name_or_path")
 
 
 def config_hash(directory: Path) -> str:
     """SHA-256 over what decides, beside weights and tokenizer, what a language model computes.
 
-    That is config.json, however it is spelled, and the code that comes with the model.
+    That is config.json as transformers understands it, less what it takes without being told, and the code that comes
+    with the model: a copy that another version saved, with other names and all values written out, has the same.
 
     Raises:
         UserError: a file cannot be read.
     """
-    config = {key: value for key, value in read_object(directory / "config.json").items() if key not in IDLE_NAMES}
+    return _hash_with_code(directory, _decisive(read_object(directory / "config.json")))
+
+
+def has_config(directory: Path, config_sha256: str | None) -> bool:
+    """Whether a model's config.json and code are those of a `config_hash`; None, of records without one, is of any.
+
+    Hashes from before config.json was read as transformers understands it count too: they are of its very words.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    if config_sha256 in (None, config_hash(directory)):
+        return True
+    config = read_object(directory / "config.json")
+    literal = {key: value for key, value in config.items() if key not in EARLIER_IDLE_NAMES}
+    return _hash_with_code(directory, literal) == config_sha256
+
+
+def _hash_with_code(directory: Path, config: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     try:
         for file in sorted(directory.glob("*.py")):
@@ -41,6 +68,35 @@ def config_hash(directory: Path) -> str:
     except OSError as error:
         raise UserError(f"model '{directory}' cannot be read ({first_line(error)}). Copy it again.") from error
     return digest.hexdigest()
+
+
+def _decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """What a config.json says, in today's names, beyond the defaults of its class.
+
+    Defaults are left out, since a file may name them or not, and a later transformers may know more of them.
+    """
+    from transformers import AutoConfig
+
+    kind = config.get("model_type")
+    try:
+        usual = AutoConfig.for_model(kind).to_dict()
+        said = AutoConfig.for_model(**copy.deepcopy(config)).to_dict()
+    except Exception:  # a class that comes with the model, or values that transformers does not take: by its words
+        said, usual = config, {}
+    return {**_beyond(said, usual), "model_type": kind}
+
+
+def _beyond(said: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    """What is not as usual in a dictionary and those that lie in it; null is what is not said, unless usual is more."""
+    beyond: dict[str, Any] = {}
+    for key, value in said.items():
+        if key in IDLE_NAMES or str(key).startswith("_") or value == usual.get(key):
+            continue
+        if isinstance(value, dict):
+            value = _beyond(value, usual[key] if isinstance(usual.get(key), dict) else {})
+        # 1e4 and 10000 are one number, however it was written.
+        beyond[str(key)] = int(value) if isinstance(value, float) and value.is_integer() else value
+    return beyond
 
 
 def text_model_identity(model: str, hash_weights: Callable[[str], str] = weights_hash) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What is one model: hashes over what it computes with, and over all that decides what it makes of a text."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.command.errors import UserError
-from data.model_settings import check_tokenizer_fits, config_hash, settings_hash, text_model_identity
+from data.model_settings import check_tokenizer_fits, config_hash, has_config, settings_hash, text_model_identity
 from data.models import check_model, hash_of_all_weights, weights_hash
 from data.shards import NegativeSet
 from tests.support.tiny import copy_minilm, make_negative_set, tiny_model
@@ -134,6 +135,63 @@ def test_a_reference_is_its_config_too_save_for_who_saved_it(
     config = {**json.loads((reference / "config.json").read_text()), **changed}
     (tmp_path / "config.json").write_text(json.dumps(config))  # on one line, unlike the other
     assert (config_hash(tmp_path) == config_hash(reference)) is same
+
+
+OF_THE_HUB = {
+    "llama": {"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+              "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}, "torch_dtype": "bfloat16"},
+    "qwen2": {"rope_theta": 1000000, "sliding_window": 32768, "use_sliding_window": False, "use_cache": False},
+    "gpt2": {"n_ctx": 1024, "n_layer": 2, "task_specific_params": {"text-generation": {"max_length": 50}}},
+    "gpt_neox": {"num_hidden_layers": 2, "rotary_pct": 0.25, "rotary_emb_base": 20000, "torch_dtype": "float16"},
+    "of_its_own": {"width": 3, "dropout": None, "architectures": ["Own"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*OF_THE_HUB][:-1])
+def test_a_copy_that_transformers_saved_is_the_same_reference(kind: str, tmp_path: Path) -> None:
+    """It writes other names (dtype, rope_parameters) and all that the hub's file leaves out."""
+    from transformers import AutoConfig
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "architectures": None, **OF_THE_HUB[kind]}))
+    AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "copy")
+    copied = json.loads((tmp_path / "copy" / "config.json").read_text())
+    assert copied != json.loads((tmp_path / "config.json").read_text())
+    assert config_hash(tmp_path / "copy") == config_hash(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "same"),
+    [
+        ("llama", {"rope_theta": 10000.0}, False),
+        ("llama", {"rope_scaling": None}, False),
+        ("llama", {"dtype": "float32", "use_cache": False, "eos_token_id": 7, "attention_bias": False}, True),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, False),
+        ("gpt2", {"layer_norm_epsilon": 0.00001, "n_inner": None}, True),
+        ("mistral", {"sliding_window": None}, False),  # null, where its class has 4096
+        ("of_its_own", {"dropout": 0.1}, False),
+        ("of_its_own", {"width": 3.0, "more": None, "architectures": ["Other"]}, True),
+    ],
+)
+def test_what_config_json_says_beyond_the_defaults_decides(
+    kind: str, changed: dict[str, Any], same: bool, tmp_path: Path
+) -> None:
+    config, hashes = {"model_type": kind, **OF_THE_HUB.get(kind, {})}, []
+    for said in (config, config | changed):
+        (tmp_path / "config.json").write_text(json.dumps(said))
+        hashes.append(config_hash(tmp_path))
+    assert (hashes[0] == hashes[1]) is same
+
+
+def test_a_hash_of_the_words_of_config_json_is_taken_too(reference: Path, tmp_path: Path) -> None:
+    """As manifests have it from before config.json was read as transformers understands it."""
+    config = json.loads((reference / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    words = {key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")}
+    earlier = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+    assert earlier != config_hash(tmp_path)
+    assert [has_config(tmp_path, known) for known in (earlier, config_hash(tmp_path), None)] == [True] * 3
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    assert [has_config(tmp_path, known) for known in (earlier, config_hash(reference), None)] == [False, False, True]
 
 
 def test_a_model_with_an_adapter_beside_it_is_refused(reference: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import pyarrow.compute as pc
 from torch.utils.data import Subset
 
 from data.command.errors import UserError
-from data.model_settings import config_hash
 from data.models import hash_of_all_weights, model_directory, vocabulary_size
 from data.shards import NegativeSet
 from trainer.config import ScriptArguments
@@ -84,7 +83,6 @@ def load_training_data(
 def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any]) -> list[NegativeSet]:
     """The sets, of which each must be of this tokenizer, and for a contrast of this reference."""
     sets = [NegativeSet(path) for path in paths]
-    config_sha256 = config_hash(model_directory(script.model))
     for negatives in sets:
         negatives.compute_with(vocabulary_size(script.model))
         negatives.check_tokenizer(identity["tokenizer_sha256"], script.model)
@@ -92,7 +90,7 @@ def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any])
             negatives.check_reference(
                 identity["weights_sha256"], script.model, lambda: hash_of_all_weights(script.model)
             )
-            negatives.check_config(config_sha256, script.model)
+            negatives.check_config(model_directory(script.model), script.model)
     return sets
 
 
