@@ -32,31 +32,24 @@ IDLE_NAMES = (
 EARLIER_IDLE_NAMES = ("transformers_version", "_name_or_path")
 
 
-def config_hash(directory: Path) -> str:
+def config_hash(directory: Path, known: str | None = None) -> str:
     """SHA-256 over what decides, beside weights and tokenizer, what a language model computes.
 
     That is config.json as transformers understands it, less what it takes without being told, and the code that comes
     with the model: a copy that another version saved, with other names and all values written out, has the same.
 
-    Raises:
-        UserError: a file cannot be read.
-    """
-    return _hash_with_code(directory, _decisive(read_object(directory / "config.json")))
-
-
-def has_config(directory: Path, config_sha256: str | None) -> bool:
-    """Whether a model's config.json and code are those of a `config_hash`; None, of records without one, is of any.
-
-    Hashes from before config.json was read as transformers understands it count too: they are of its very words.
+    Args:
+        known: what a manifest says, to compare with. It is the answer if it is the hash of the very words of
+            config.json, as it once was.
 
     Raises:
         UserError: a file cannot be read.
     """
-    if config_sha256 in (None, config_hash(directory)):
-        return True
     config = read_object(directory / "config.json")
-    literal = {key: value for key, value in config.items() if key not in EARLIER_IDLE_NAMES}
-    return _hash_with_code(directory, literal) == config_sha256
+    words = {key: value for key, value in config.items() if key not in EARLIER_IDLE_NAMES}
+    if known is not None and known == _hash_with_code(directory, words):
+        return known
+    return _hash_with_code(directory, _decisive(config))
 
 
 def _hash_with_code(directory: Path, config: dict[str, Any]) -> str:

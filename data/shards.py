@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from data.command.errors import UserError, first_line
 from data.manifest import read_manifest
-from data.model_settings import config_hash, has_config
+from data.model_settings import config_hash
 from data.parquet import Unreadable, parquet_file, read_columns
 from data.schema import (
     NULLABLE,
@@ -96,11 +96,12 @@ class NegativeSet:
             directory: of the model, which is named for the error.
         """
         expected = self.manifest.job["model"].get("config_sha256")
-        if not has_config(directory, expected):
+        found = config_hash(directory, expected)
+        if expected not in (None, found):
             raise UserError(
                 f"negative set '{self.folder.path}' was made with a reference model whose config.json has the hash "
-                f"{str(expected)[:16]}, but that of --model '{model}' has {config_hash(directory)[:16]}. Use the "
-                "reference as it was, or generate a set with this model."
+                f"{str(expected)[:16]}, but that of --model '{model}' has {found[:16]}. Use the reference as "
+                "it was, or generate a set with this model."
             )
 
     def check_tokenizer(self, tokenizer_sha256: str, model: str) -> None:

@@ -9,7 +9,6 @@ import logging
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from data.command.entries import flat, from_settings, nested, over, undecided
@@ -97,6 +96,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     Raises:
         UserError: nothing to add, another reference model or embedder than the set's, or as `generate` says.
     """
+    from data.model_settings import config_hash
     from data.models import (
         check_model,
         hash_of_all_weights,
@@ -127,7 +127,8 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     model = local_path(name)
     check_model(model)
     parent.check_reference(weights_hash(model), name, lambda: hash_of_all_weights(model))
-    _refuse_other_config(job["model"].get("config_sha256"), model_directory(model), name)
+    config_sha256 = job["model"].get("config_sha256")
+    _refuse_other_config(config_sha256, config_hash(model_directory(model), config_sha256), name)
     tokenizer = load_tokenizer(model, config.trust_remote_code)
     parent.check_tokenizer(tokenizer_hash(tokenizer), name)
     _refuse_other_ends(described_ends(job["tokenizer"]), marks_of(tokenizer).ends, name)
@@ -291,17 +292,14 @@ def _signal_options(known: dict[str, dict[str, Any]], config: ExtendConfig) -> d
     }
 
 
-def _refuse_other_config(known: str | None, directory: Path, name: str) -> None:
+def _refuse_other_config(known: str | None, found: str, name: str) -> None:
     """Raise UserError if the set's reference model has another configuration than it had."""
-    from data.model_settings import config_hash, has_config
-
     if known is None:
         log.warning("the set does not say what config.json its reference model had: taken as that of '%s'.", name)
-    elif not has_config(directory, known):
+    elif known != found:
         raise UserError(
-            f"the set's reference model had a config.json with hash {known[:16]}, that of '{name}' has "
-            f"{config_hash(directory)[:16]}: other numbers would come of the same weights. Restore the file, or "
-            "generate the set again."
+            f"the set's reference model had a config.json with hash {known[:16]}, that of '{name}' has {found[:16]}: "
+            "other numbers would come of the same weights. Restore the file, or generate the set again."
         )
 
 
