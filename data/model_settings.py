@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from data.command.errors import UserError, first_line
@@ -17,6 +17,7 @@ from data.shape import parse_json
 from data.tokens import require_rows
 
 MODULES = "modules.json"
+PART = 1 << 20  # bytes
 # What says how a model came about, or how it generates, and what its weights' files are called.
 IDLE = (
     *(WEIGHTS_INDEX, "generation_config.json", "trainer_job.json", "trainer_state.json", "ensemble.json"),
@@ -112,7 +113,7 @@ def settings_hash(directory: Path) -> str:
     dense layer with weights of its own.
 
     Raises:
-        UserError: a file cannot be read, or modules.json is no list of modules.
+        UserError: a file cannot be read, or modules.json is no list of modules that lie in the directory.
     """
     files = {file for pattern in SMALL_FILES for file in directory.glob(pattern) if file.name not in IDLE}
     digest = hashlib.sha256()
@@ -120,8 +121,10 @@ def settings_hash(directory: Path) -> str:
         for folder in _module_folders(directory):
             files |= {file for file in folder.rglob("*") if file.is_file()}
         for name, file in sorted((os.path.relpath(file, directory), file) for file in files):
-            content = file.read_bytes()
-            digest.update(f"{name}\0{len(content)}\0".encode() + content)
+            digest.update(f"{name}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as content:  # part by part: a module may have weights
+                while part := content.read(PART):
+                    digest.update(part)
     except OSError as error:
         raise UserError(f"model '{directory}' cannot be read ({first_line(error)}). Copy it again.") from error
     return digest.hexdigest()
@@ -151,7 +154,10 @@ def _module_folders(directory: Path) -> list[Path]:
     if not path.is_file():
         return []
     try:
-        folders = [module["path"] for module in parse_json(path.read_bytes())]
-        return [directory / folder for folder in folders if folder]  # "" is the directory itself
+        folders = [PurePath(module["path"]) for module in parse_json(path.read_bytes())]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"'{path}' is no list of modules ({first_line(error)}). Copy the file again.") from error
+    for folder in folders:
+        if folder.is_absolute() or ".." in folder.parts or "\0" in str(folder):
+            raise UserError(f"'{path}' names a module outside of the model's directory, {str(folder)!r}. Correct it.")
+    return [directory / folder for folder in folders if folder.parts]  # "" is the directory itself

@@ -26,9 +26,10 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
-# Configurations, tokenizer and vocabulary; chat templates, for which transformers has files of their own (jinja); code,
-# which runs only with trust_remote_code.
-SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.py")
+# Configurations; tokenizer and vocabulary, as tokenizers call them; chat templates, for which transformers has files
+# of their own (jinja); code, which runs only with trust_remote_code.
+VOCABULARIES = ("*.model", "*.txt", "*.codes", "*.bpe", "*.spm", "*.tiktoken", "*.tokenizer", "*.vocab")
+SMALL_FILES = ("*.json", *VOCABULARIES, "*.jinja", "*.py")
 HUB_FILES = ("*.safetensors", *SMALL_FILES)
 
 

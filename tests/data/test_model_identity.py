@@ -210,6 +210,25 @@ def test_modules_that_are_no_list_are_refused(minilm: Path) -> None:
         settings_hash(minilm)
 
 
+@pytest.mark.parametrize("folder", ["..", "/", "1_Pooling/../../other", "a\0b"])
+def test_modules_outside_of_the_model_are_refused_and_not_read(minilm: Path, folder: str) -> None:
+    (minilm / "modules.json").write_text(json.dumps([{"idx": 0, "path": "."}, {"idx": 1, "path": folder}]))
+    with pytest.raises(
+        UserError, match=r"modules.json' names a module outside of the model's directory, '[^\n]+'. Cor"
+    ):
+        settings_hash(minilm)
+
+
+@pytest.mark.parametrize("name", ["bpe.codes", "source.spm", "qwen.tiktoken", "prophetnet.tokenizer", "vocab.bpe"])
+def test_a_vocabulary_of_any_ending_decides(minilm: Path, name: str) -> None:
+    before = settings_hash(minilm)
+    hashes = []
+    for content in ("a b", "a c"):
+        (minilm / name).write_text(content)
+        hashes.append(settings_hash(minilm))
+    assert len({before, *hashes}) == 3
+
+
 def test_a_tokenizer_with_more_ids_than_rows_is_refused_before_the_model_is_loaded(minilm: Path) -> None:
     check_tokenizer_fits(str(minilm))
     config = json.loads((minilm / "config.json").read_text())
