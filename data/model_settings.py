@@ -131,20 +131,26 @@ def settings_hash(directory: Path) -> str:
 
 
 def check_tokenizer_fits(model: str) -> None:
-    """Refuse a model whose tokenizer gives ids beyond its embedding: call it before any work.
+    """Refuse a model without a tokenizer, or whose tokenizer gives ids beyond its embedding: call it before any work.
 
-    Whether there is a tokenizer at all shows when the model is loaded.
+    Whether one that is code can be loaded, or that of a sentence-transformers model of its own kind, shows when the
+    model is.
 
     Raises:
-        UserError: the tokenizer gives ids that the embedding has no rows for.
+        UserError: the tokenizer cannot be loaded, or gives ids that the embedding has no rows for.
     """
     from transformers import AutoTokenizer
 
     directory = model_directory(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
-    except Exception:  # none, a damaged one, or one that is code
-        return
+    except Exception as error:  # whatever tokenizers, sentencepiece or json raise on damaged files
+        if _reads_otherwise(directory):
+            return
+        raise UserError(
+            f"its tokenizer cannot be loaded ({first_line(error).rstrip('.')}). Save one beside it: "
+            f"tokenizer.save_pretrained('{model}')."
+        ) from error
     if (directory / "config.json").is_file():
         require_rows(tokenizer, vocabulary_size(str(directory)), model)
 
@@ -161,3 +167,16 @@ def _module_folders(directory: Path) -> list[Path]:
         if folder.is_absolute() or ".." in folder.parts or "\0" in str(folder):
             raise UserError(f"'{path}' names a module outside of the model's directory, {str(folder)!r}. Correct it.")
     return [directory / folder for folder in folders if folder.parts]  # "" is the directory itself
+
+
+def _reads_otherwise(directory: Path) -> bool:
+    """Whether a model's texts are read by code that comes with it, or not by a tokenizer that lies beside it."""
+    modules = directory / MODULES
+    if modules.is_file():
+        try:
+            first = parse_json(modules.read_bytes())[0]
+            return bool(first["path"]) or not str(first["type"]).endswith(".Transformer")
+        except (ValueError, TypeError, LookupError):  # no list of modules: `settings_hash` says so
+            return True
+    files = [directory / name for name in ("config.json", "tokenizer_config.json")]
+    return any("auto_map" in read_object(file) for file in files if file.is_file())

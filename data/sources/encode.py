@@ -192,7 +192,7 @@ def _encode_chats(pairs: Sequence[tuple[list, list]], tokenizer: Any, max_length
 def _apply_template(tokenizer: Any, prompt: list, response: list) -> tuple[str, str, Problem | None]:
     """The text before the response and the text of it."""
     opening, rest, failure = _rendered(tokenizer, prompt, response)
-    return opening, rest, failure or _left_out(tokenizer, [*prompt, *response], opening + rest)
+    return opening, rest, failure or left_out(tokenizer, [*prompt, *response], opening + rest)
 
 
 def _rendered(tokenizer: Any, prompt: list, response: list) -> tuple[str, str, Problem | None]:
@@ -206,7 +206,7 @@ def _rendered(tokenizer: Any, prompt: list, response: list) -> tuple[str, str, P
     return opening, whole[len(opening) :], None
 
 
-def _left_out(tokenizer: Any, messages: list[dict[str, str]], whole: str) -> Problem | None:
+def left_out(tokenizer: Any, messages: list[dict[str, str]], whole: str) -> Problem | None:
     """The first message that the template writes nothing of, such as a tool's turn where it knows of none.
 
     It is one that could say something else without a difference: a text that is seen may be another message's. Nearly
