@@ -71,7 +71,7 @@ def _decisive(config: dict[str, Any]) -> dict[str, Any]:
     """
     from transformers import AutoConfig
 
-    kind = config.get("model_type")
+    kind: Any = config.get("model_type")
     try:
         usual = AutoConfig.for_model(kind).to_dict()
         said = AutoConfig.for_model(**copy.deepcopy(config)).to_dict()

@@ -80,7 +80,7 @@ def _templated(tokenizer: Any, messages: list[dict[str, str]], what: str) -> str
         ) from error
 
 
-def _labels_error(model: str, option: str, labels: int) -> UserError:
+def _labels_error(model: str, option: str, labels: int | None) -> UserError:
     return UserError(f"{option} '{model}' has {labels} labels; a reward model has one.")
 
 
