@@ -30,7 +30,8 @@ IDLE_NAMES = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "task_specific_params", "problem_type", "id2label", "label2id"),
     *("output_attentions", "output_hidden_states", "use_return_dict", "torchscript", "use_bfloat16", "pruned_heads"),
 )
-EARLIER_IDLE_NAMES = ("transformers_version", "_name_or_path")
+# Of it, what decides not even how vLLM serves the model, which goes by dtype and ends too.
+SAVER_NAMES = ("transformers_version", "_name_or_path")
 
 
 def config_hash(directory: Path, known: str | None = None) -> str:
@@ -47,7 +48,7 @@ def config_hash(directory: Path, known: str | None = None) -> str:
         UserError: a file cannot be read.
     """
     config = read_object(directory / "config.json")
-    words = {key: value for key, value in config.items() if key not in EARLIER_IDLE_NAMES}
+    words = {key: value for key, value in config.items() if key not in SAVER_NAMES}
     if known is not None and known == _hash_with_code(directory, words):
         return known
     return _hash_with_code(directory, _decisive(config))
