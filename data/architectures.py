@@ -12,6 +12,10 @@ from typing import Any
 CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 WIDTH = ("hidden_size", "n_embd")
 LAYERS = ("num_hidden_layers", "n_layer")
+# The embedding of a language model's tokens.
+EMBEDDING = re.compile(
+    r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|backbone\.embeddings)\.weight$"
+)
 # How transformers ends the names of classes that continue texts.
 CONTINUES_TEXTS = ("ForCausalLM", "LMHeadModel")
 # Tensors that transformers once saved, makes itself today and never reads: the frequencies of RoPE, and causal masks,

@@ -119,8 +119,15 @@ class Claim:
             number, owner = _highest(folder)
             if number and not _is_dead(folder, number, owner):
                 continue
+            if number and not _lies_there(folder, number, owner):
+                continue
             claim = cls(folder, Owner.here(made=is_new or (owner is not None and owner.made)), number + 1)
             if claim._create():
+                if number and not _lies_there(folder, number, owner):
+                    # Others took over from the dead owner and ended meanwhile; who claimed the directory anew has a
+                    # lower number than ours, and may live.
+                    folder.remove(_name(claim.number))
+                    continue
                 if number:
                     log.warning("'%s': taking over from %s, which is dead", folder.path, owner or "a damaged claim")
                 claim._start_heart()
@@ -204,10 +211,21 @@ def _highest(folder: Folder) -> tuple[int, Owner | None]:
     if content is None:
         # Its owner has just ended, or it is no file but a link to nowhere, or a folder.
         return _highest(folder) if folder.names(CLAIMS) != names else (number, None)
+    return number, _parsed(content)
+
+
+def _lies_there(folder: Folder, number: int, owner: Owner | None) -> bool:
+    """Whether a claim is still the one that was looked at: numbers begin again once `.claim` is gone."""
+    content = folder.read_if_there(_name(number))
+    return _parsed(content) == owner if content is not None else _name(number).partition("/")[2] in folder.names(CLAIMS)
+
+
+def _parsed(content: bytes) -> Owner | None:
+    """The owner that a claim's file names; None if it is damaged."""
     try:
-        return number, Owner(**parse_shaped(content, OWNER_SHAPE))
+        return Owner(**parse_shaped(content, OWNER_SHAPE))
     except (ValueError, TypeError):
-        return number, None
+        return None
 
 
 def _is_dead(folder: Folder, number: int, owner: Owner | None) -> bool:

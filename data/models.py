@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from data.architectures import LAYERS, embedding_rows, is_encoder_decoder, longest_sequence, of_text, sizes
+from data.architectures import EMBEDDING, LAYERS, embedding_rows, is_encoder_decoder, longest_sequence, of_text, sizes
 from data.command.errors import UserError, first_line
 from data.redundant import Place, read_chunks, redundant_tensors
 from data.shape import Count, Each, ListOf, misfit, parse_json, parse_shaped
@@ -26,9 +26,10 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
-# Configurations, tokenizer and vocabulary; chat templates, for which transformers has files of their own (jinja); code,
-# which runs only with trust_remote_code.
-SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.py")
+# Configurations; tokenizer and vocabulary, as tokenizers call them; chat templates, for which transformers has files
+# of their own (jinja); code, which runs only with trust_remote_code.
+VOCABULARIES = ("*.model", "*.txt", "*.codes", "*.bpe", "*.spm", "*.tiktoken", "*.tokenizer", "*.vocab")
+SMALL_FILES = ("*.json", *VOCABULARIES, "*.jinja", "*.py")
 HUB_FILES = ("*.safetensors", *SMALL_FILES)
 
 
@@ -153,9 +154,17 @@ def declared_ends(directory: Path, rows: int | None = None) -> tuple[int, ...]:
 def vocabulary_size(model: str) -> int | None:
     """Rows of a model's embedding, as its config.json says: more than the tokenizer has where they are padded.
 
-    None where it does not say.
+    Where that does not say, as of a model of texts and images, the embedding's own shape does; None where nothing does.
+
+    Raises:
+        UserError: config.json or the weights cannot be read.
     """
-    return embedding_rows(_text_config(model))
+    rows = embedding_rows(_text_config(model))
+    if rows is not None:
+        return rows
+    places = tensor_places(model_directory(model))
+    shapes = {tuple(place[1]["shape"]) for name, place in places.items() if EMBEDDING.search(name)}
+    return min(shapes)[0] if len(shapes) == 1 and len(min(shapes)) == 2 else None
 
 
 def architecture(model: str) -> dict[str, Any]:
@@ -180,6 +189,11 @@ def context_length(model: str, longest: int | None = None) -> int:
         f"the config.json of '{model}' does not say its context length (max_position_embeddings). Say it with "
         "--max_length."
     )
+
+
+def context_option(model: str, context: int) -> dict[str, int]:
+    """What vLLM must be told of a context in tokens: it takes 2,048 where config.json does not say."""
+    return {} if longest_sequence(_text_config(model)) else {"max_model_len": context}
 
 
 def _text_config(model: str) -> dict[str, Any]:

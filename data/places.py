@@ -35,11 +35,14 @@ def is_inside(path: str, folder: str) -> bool:
     return real_path(path).startswith(f"{real_path(folder).rstrip('/')}/")
 
 
-def refuse_foreign(folder: Folder, name: str, option: str, is_ours: Callable[[bytes], bool] | None = None) -> None:
+def refuse_foreign(
+    folder: Folder, name: str, option: str, is_ours: Callable[[bytes], bool] | None = None, enough: int = -1
+) -> None:
     """Raise UserError if a file is there that this command has not written, or any file of a negative set.
 
     Args:
         is_ours: whether a file with this content is one that may be replaced; None: none is.
+        enough: bytes of its beginning that `is_ours` needs and is given; -1: all.
     """
     names = folder.names()
     where = f"{option} '{folder / name}'"
@@ -50,8 +53,15 @@ def refuse_foreign(folder: Folder, name: str, option: str, is_ours: Callable[[by
     if name not in names:
         return
     try:
-        ours = is_ours is not None and is_ours(folder.read(name))
+        ours = is_ours is not None and is_ours(_beginning(folder, name, enough))
     except OSError:  # no file, or not ours to read
         ours = False
     if not ours:
         raise UserError(f"{where} is there already, and not of this command. Move it away, or choose another file.")
+
+
+def _beginning(folder: Folder, name: str, enough: int) -> bytes:
+    if enough < 0:
+        return folder.read(name)
+    with folder.open(name) as file:
+        return file.read(enough)

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from data.command.errors import UserError, first_line
 from data.manifest import REJECTS, read_manifest
+from data.model_settings import config_hash
 from data.parquet import Unreadable, parquet_file, read_columns
 from data.schema import (
     NULLABLE,
@@ -107,13 +109,18 @@ class NegativeSet:
                 "from the reference model, or generate a set with this one."
             )
 
-    def check_config(self, config_sha256: str, model: str) -> None:
-        """Refuse another config.json, by which the same weights compute something else; old sets do not say theirs."""
-        expected = self.manifest.job["model"].get("config_sha256", config_sha256)
-        if expected != config_sha256:
+    def check_config(self, directory: Path, model: str) -> None:
+        """Refuse another config.json, by which the same weights compute something else; old sets do not say theirs.
+
+        Args:
+            directory: of the model, which is named for the error.
+        """
+        expected = self.manifest.job["model"].get("config_sha256")
+        found = config_hash(directory, expected)
+        if expected not in (None, found):
             raise UserError(
                 f"negative set '{self.folder.path}' was made with a reference model whose config.json has the hash "
-                f"{str(expected)[:16]}, but that of --model '{model}' has {config_sha256[:16]}. Use the reference as "
+                f"{str(expected)[:16]}, but that of --model '{model}' has {found[:16]}. Use the reference as "
                 "it was, or generate a set with this model."
             )
 

@@ -4,6 +4,7 @@ Works on any transformers tokenizer and imports nothing heavy. What lies beside 
 (generation_config.json) comes with the tokenizer: `data.models.load_tokenizer` reads it.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ PROBE = "7391846205"
 CONTEXT = 16
 LONGEST_RENDERING = 30.0  # seconds, of a chat template, which is a program that may never end
 INCOMPLETE = "\ufffd"
+# How control tokens are written; a word that was added to a vocabulary is none, though a template may hold it.
+BRACKETED = re.compile(r"[<\[{|\uff5c]\S+[>\]}|\uff5c]")
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,9 @@ class Marks:
         eos: the tokenizer's own end, put behind a text that nothing else ends.
         ends: ids that end a continuation: eos, those of generation_config.json, and what the chat template ends an
             assistant's turn with. Engine, encoding, strategies, verify and evaluation go by these alone.
-        special: special tokens, also those of `added_tokens_decoder` alone, and the ends: nothing else may put them
-            into the middle of a continuation.
+        special: special tokens, also those of `added_tokens_decoder` alone, the ends, and added tokens in brackets
+            that the chat template writes around what is said: nothing else may put them into the middle of a
+            continuation.
         written: of the special ones, those that a text may not hold, which is all but one that only stands for unknown
             characters: ordinary text gives that.
         leading: what the tokenizer puts before each text, such as its BOS.
@@ -70,8 +74,10 @@ def marks_of(tokenizer: Any) -> Marks:
     """The marks of a tokenizer as it is now. Takes milliseconds: ask once for many rows."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     eos, unk = tokenizer.eos_token_id, tokenizer.unk_token_id
-    ends = frozenset({eos, *declared(tokenizer).ends, *_turn_end(tokenizer, added)}) - {None}
+    turns = _written_turns(tokenizer)
+    ends = frozenset({eos, *declared(tokenizer).ends, *_turn_end(turns, added)}) - {None}
     special = ends | set(tokenizer.all_special_ids) | {number for number, token in added.items() if token.special}
+    special |= _turn_marks(turns, added)
     only_unknown = unk not in (tokenizer.bos_token_id, eos, tokenizer.pad_token_id) and unk not in ends
     written = special - {unk} if only_unknown else special
     return Marks(eos, ends, special, written, leading_ids(tokenizer))
@@ -159,7 +165,7 @@ def reading_of(tokenizer: Any) -> str:
     continuation to the same text wherever it stands.
     """
     said = []
-    if of_template := _turn_end(tokenizer, tokenizer.added_tokens_decoder) - {
+    if of_template := _turn_end(_written_turns(tokenizer), tokenizer.added_tokens_decoder) - {
         tokenizer.eos_token_id,
         *declared(tokenizer).ends,
     }:
@@ -177,16 +183,36 @@ def leading_ids(tokenizer: Any) -> tuple[int, ...]:
     return tuple(whole[: next((i for i in starts if whole[i : i + len(bare)] == bare), 0)])
 
 
-def _turn_end(tokenizer: Any, added: dict[int, Any]) -> set[int]:
+def _written_turns(tokenizer: Any) -> str:
+    """`_probed`, or "" if there is no chat template. Raises UserError for one that never ends."""
+    if not getattr(tokenizer, "chat_template", None):
+        return ""
+    with within(LONGEST_RENDERING, f"the chat template of '{getattr(tokenizer, 'name_or_path', '')}'"):
+        return _probed(tokenizer)
+
+
+def _turn_marks(turns: str, added: dict[int, Any]) -> set[int]:
+    """Added tokens in brackets that stand around turns, which many a tokenizer does not mark as special.
+
+    Not those of a pair such as <think> and </think>: a template may write them, and so may a model as part of a text.
+    """
+    texts = {token.content for token in added.values()}
+    pairs = {text for text in texts if text.startswith("<") and f"</{text[1:]}" in texts}
+    pairs |= {f"</{text[1:]}" for text in pairs}
+    return {
+        number
+        for number, token in added.items()
+        if BRACKETED.fullmatch(token.content) and token.content in turns and token.content not in pairs
+    }
+
+
+def _turn_end(turns: str, added: dict[int, Any]) -> set[int]:
     """The token that the chat template ends what the assistant says with: at most one.
 
     It is the added token that stands right behind the words, or, where the template writes something between, the
     first special one behind them.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        return set()
-    with within(LONGEST_RENDERING, f"the chat template of '{getattr(tokenizer, 'name_or_path', '')}'"):
-        _, found, rest = _probed(tokenizer).rpartition(PROBE)
+    _, found, rest = turns.rpartition(PROBE)
     rest = rest.lstrip()
     places = [
         (rest.find(token.content), -len(token.content), number)

@@ -1,5 +1,6 @@
 """`python -m evaluation.compare RUN RUN ...`: finished evaluations in one table."""
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ or second model differ, the numbers do not compare.
 """
 # Of a job: what says nothing about whether numbers compare.
 NO_SETTING = {"models", "sweep", "paper", "metrics", "decodings"}
+DIFFERENCES = "## What differs between the runs"
+# What only a comparison of ours begins with, and bytes that it lies within: its title, its runs, the next heading.
+OURS = re.compile(b"# Comparison\n\n(?:- [^\n]*\n)+\n" + re.escape(DIFFERENCES.encode()) + b"\n")
+MOST_BEGINNING = 1 << 20
 VERSIONS = "environment."
 
 
@@ -47,8 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         from data.places import place_of, refuse_foreign
 
         folder, name = place_of(config.out, "--out", "comparison.md")
-        title = text.partition("\n")[0].encode()
-        refuse_foreign(folder, name, "--out", lambda content: content.startswith(title + b"\n"))
+        refuse_foreign(folder, name, "--out", lambda content: bool(OURS.match(content)), MOST_BEGINNING)
         folder.write(name, text.encode())
     say(text.rstrip("\n"))
 
@@ -78,7 +82,7 @@ def compare(paths: Sequence[str]) -> str:
     explained = [f"- {escaped(name)}: {escaped(meaning)}." for name, meaning in meanings([shown]).items()]
     return (
         "\n".join([blocks[0], "", *blocks[1:]])
-        + "\n\n## What differs between the runs\n\n"
+        + f"\n\n{DIFFERENCES}\n\n"
         + ("\n".join(differing) if differing else "Nothing of the set-up that is recorded.")
         + f"\n\n## Measurements\n\n{in_markdown(shown)}\n\n"
         + "\n".join([*explained, f"- {ERROR_MEANING}"])

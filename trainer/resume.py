@@ -255,7 +255,7 @@ def _damage(path: Path) -> str | None:
     Known by a file's end, and of torch's archives by the checksums that they hold.
     """
     if path.is_dir():  # of FSDP's shards, whose names have no ending
-        return "is a directory" if path.suffix else None if any(path.iterdir()) else "is empty"
+        return "is a directory" if path.suffix else _damage_of_shards(path)
     if not path.is_file():
         return "is missing"
     size = path.stat().st_size
@@ -281,3 +281,21 @@ def _damage(path: Path) -> str | None:
             return "is not what was saved" if archive.testzip() else None
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError):
         return "is not what was saved"
+
+
+def _damage_of_shards(folder: Path) -> str | None:
+    """What is wrong with a folder of torch.distributed.checkpoint, whose `.metadata` says which bytes of which file."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    try:
+        places = FileSystemReader(folder).read_metadata().storage_data or {}
+        ends: dict[str, int] = {}
+        for place in places.values():
+            ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+    except Exception:  # a pickle that is missing, cut short or of something else
+        return "has no .metadata that can be read" if any(folder.iterdir()) else "is empty"
+    for name, end in sorted(ends.items()):
+        size = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if size is None or size < end:
+            return f"lacks {name}" if size is None else f"holds {name} with {size} bytes instead of {end}"
+    return None

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What transformers, TRL, PEFT and torch raise for options, files and models that they do not take.
-SETUP_ERRORS = (ImportError, ValueError, OSError, KeyError, RuntimeError, TypeError)
+# What transformers, TRL, PEFT, torch and trackers raise for options, files, models and logins that they do not take: of
+# trackers also classes of their own.
+SETUP_ERRORS = (Exception,)
+USUAL_ERRORS = (ImportError, ValueError, OSError, KeyError, RuntimeError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,10 @@ def make_trainer(script: "ScriptArguments", setup: Setup) -> Any:
 
 
 def cannot_set_up(model: str, error: BaseException) -> UserError:
-    """One of `SETUP_ERRORS` in a line."""
-    return UserError(f"cannot set up the training of model '{model}' with these options: {first_line(error)}")
+    """One of `SETUP_ERRORS` in a line; one that no library uses for such things with its kind, as it may be a fault."""
+    log.debug("cannot set up the training", exc_info=error)
+    kind = "" if isinstance(error, USUAL_ERRORS) else f"{type(error).__name__}: "
+    return UserError(f"cannot set up the training of model '{model}' with these options: {kind}{first_line(error)}")
 
 
 def make_group_trainer(objective: "Objective", setup: Setup, options: Any) -> "ContrastiveTrainer":

@@ -50,6 +50,17 @@ def start_logging(log_format: str = "text") -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
 
 
+def start_worker_logging() -> None:
+    """Log warnings as a command does, in a process that a library started for it: Ray shows and keeps what it writes.
+
+    Where something logs already, as in the command's own process, nothing changes.
+    """
+    root = logging.getLogger()
+    if not root.handlers:
+        start_logging()
+        root.setLevel(logging.WARNING)
+
+
 def logs_json() -> bool:
     """Whether this process logs JSON lines."""
     return any(isinstance(handler.formatter, JSONFormatter) for handler in logging.getLogger().handlers)

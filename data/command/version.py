@@ -5,6 +5,7 @@ import subprocess
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 PACKAGE = "contrastive-preference-optimization"
 ROOT = Path(__file__).parents[2]
@@ -20,7 +21,8 @@ def git_commit() -> str | None:
 
     A repository that this code merely lies in, as an environment does, or that $GIT_DIR names, is not its own.
     """
-    if not (ROOT / ".git").exists():
+    project = _project_here()
+    if not (ROOT / ".git").exists() or (project is not None and project.get("name") != PACKAGE):
         return None
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "rev-parse", "--show-toplevel", "HEAD"]
@@ -35,7 +37,13 @@ def git_commit() -> str | None:
 def version() -> str:
     """This project's version: that of the sources, where they are at hand, as what is installed may be a link to them
     from an earlier version."""
-    sources = ROOT / "pyproject.toml"
-    if sources.is_file():
-        return tomllib.loads(sources.read_text(encoding="utf-8"))["project"]["version"]
-    return metadata.version(PACKAGE)
+    project = _project_here() or {}
+    return project["version"] if project.get("name") == PACKAGE else metadata.version(PACKAGE)
+
+
+def _project_here() -> dict[str, Any] | None:
+    """The project of the pyproject.toml beside this code: another one, where code was installed into its folder."""
+    try:
+        return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
+    except (OSError, ValueError):
+        return None

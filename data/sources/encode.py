@@ -20,7 +20,6 @@ PREFIX_PERCENT = 15
 # Characters: a text of more than so many for each token of the context is too long without being tokenised, which takes
 # minutes for one of a gigabyte.
 LONGEST_TOKEN = 1000
-USUAL_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,37 @@ def encode_continuations(pairs: Sequence[tuple[Any, Any]], tokenizer: Any, max_l
     return outcomes
 
 
+def lost_field(prompt: Any, response: Any, besides: Sequence[dict[str, Any]], tokenizer: Any) -> Problem | None:
+    """What a set cannot keep of a row that says more than prompt and response, or None if nothing gets lost.
+
+    Of texts that is any field of the row, which no template is given; of messages a field that the tokenizer's chat
+    template writes, or fails by, since judges and reward models are shown role and text alone.
+
+    Args:
+        besides: see `data.sources.tasks.Task.besides`.
+    """
+    if not isinstance(prompt, list):
+        return f"{next(iter(besides[0]))} cannot be kept", "beside a text, of which prompt and response are kept"
+    messages, opens = [*prompt, *response], len(prompt)
+
+    def rendered(more: Sequence[dict[str, Any]]) -> tuple[str, str] | Problem:
+        whole = [{**fields, **message} for fields, message in zip(more, messages, strict=True)]
+        opening, rest, failure = _rendered(tokenizer, whole[:opens], whole[opens:])
+        return failure or (opening, rest)
+
+    nothing: list[dict[str, Any]] = [{} for _ in messages]
+    plain = rendered(nothing)
+    if rendered(besides) == plain:
+        return None
+    for number, fields in enumerate(besides):
+        for name, value in fields.items():
+            alone = [*nothing[:number], {name: value}, *nothing[number + 1 :]]
+            if rendered(alone) != plain:
+                part, place = ("prompt", number + 1) if number < opens else ("response", number - opens + 1)
+                return f"{name} cannot be kept", f"message {place} of the {part}: the chat template writes it"
+    return "fields cannot be kept", "the chat template writes more than role and text of the messages"
+
+
 def _encode_texts(pairs: Sequence[tuple[str, str]], tokenizer: Any, max_length: int) -> list[Encoded | Problem]:
     """The response is tokenised as a continuation, whatever the prompt is: as what BN lends to other prompts is."""
     marks = marks_of(tokenizer)
@@ -161,6 +191,11 @@ def _encode_chats(pairs: Sequence[tuple[list, list]], tokenizer: Any, max_length
 
 def _apply_template(tokenizer: Any, prompt: list, response: list) -> tuple[str, str, Problem | None]:
     """The text before the response and the text of it."""
+    opening, rest, failure = _rendered(tokenizer, prompt, response)
+    return opening, rest, failure or left_out(tokenizer, [*prompt, *response], opening + rest)
+
+
+def _rendered(tokenizer: Any, prompt: list, response: list) -> tuple[str, str, Problem | None]:
     try:
         opening = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
         whole = tokenizer.apply_chat_template([*prompt, *response], tokenize=False)
@@ -168,18 +203,24 @@ def _apply_template(tokenizer: Any, prompt: list, response: list) -> tuple[str, 
         return "", "", ("chat template failed", first_line(error))
     if not whole.startswith(opening):
         return "", "", ("chat template rewrites the prompt", "with the response, it does not begin as without")
-    left_out = _left_out(tokenizer, [*prompt, *response], whole)
-    return opening, whole[len(opening) :], left_out
+    return opening, whole[len(opening) :], None
 
 
-def _left_out(tokenizer: Any, messages: list[dict[str, str]], whole: str) -> Problem | None:
+def left_out(tokenizer: Any, messages: list[dict[str, str]], whole: str) -> Problem | None:
     """The first message that the template writes nothing of, such as a tool's turn where it knows of none.
 
-    It is one that could say something else without a difference: that is tried where its text is not seen.
+    It is one that could say something else without a difference: a text that is seen may be another message's. Nearly
+    always one rendering shows it of all of them: each says a number behind its text, which only its own turn can hold.
     """
+    numbers = [f"{PROBE}{number:08d}" for number in range(len(messages))]
+    pairs = zip(messages, numbers, strict=True)
+    told = [{**message, "content": message["content"] + number} for message, number in pairs]
+    try:
+        seen = tokenizer.apply_chat_template(told, tokenize=False) if PROBE not in whole else ""
+    except Exception:  # it minds what is said; which message it reads is tried one by one
+        seen = ""
     for number, message in enumerate(messages):
-        said = message["content"].strip()
-        if not said or (said in whole and message["role"] in USUAL_ROLES):
+        if not message["content"].strip() or numbers[number] in seen:
             continue
         changed = [*messages[:number], {**message, "content": message["content"] + PROBE}, *messages[number + 1 :]]
         try:

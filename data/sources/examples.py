@@ -45,6 +45,7 @@ class Example:
         problem: why it is unusable, as reason and detail, as far as that is seen without a tokenizer, or None.
             With one, `prompt` and `response` are the beginning of what stood there, to be shown.
         query: what a person asked, see `Task.query`.
+        besides: what else the row says, see `Task.besides`.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Example:
     split: str = "train"
     problem: Problem | None = None
     query: str | None = None
+    besides: list[dict[str, Any]] | None = None
 
 
 class Source(Protocol):
@@ -241,11 +243,14 @@ def _fetched(rows: Rows, numbers: Any) -> Iterator[_Place]:
 def _example(row: Any, task: str) -> Example:
     if isinstance(row, Unreadable):
         return Example(example_id(row.text, row.reason), shown(row.text), "", problem=(row.reason, row.detail))
+    how = task_of(task)
     try:
-        example = as_example(*task_of(task).read(row), task)
+        example = as_example(*how.read(row), task)
+        if example.problem:
+            return example
+        return dataclasses.replace(example, query=how.query(row), besides=how.besides(row))
     except RecursionError:
         return Example(example_id("", "nested"), "", "", problem=("not text", "nested too deeply"))
-    return example if example.problem else dataclasses.replace(example, query=task_of(task).query(row))
 
 
 def _placed(example: Example, split: str, is_duplicate: bool) -> Example:

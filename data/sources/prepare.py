@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from data.command.errors import UserError
 from data.schema import Group, Reject
-from data.sources.encode import Encoded
+from data.sources.encode import Encoded, lost_field
 from data.sources.examples import Example, shown
 from data.sources.tasks import task_of
 
@@ -37,6 +37,8 @@ def prepare_groups(examples: Sequence[Example], task: str, tokenizer: Any, max_l
     truncated = 0
     for example in examples:
         outcome = example.problem or next(encoded)
+        if isinstance(outcome, Encoded) and example.besides:
+            outcome = lost_field(example.prompt, example.response, example.besides, tokenizer) or outcome
         if isinstance(outcome, Encoded):
             ids = outcome.prompt_ids, outcome.response_ids
             texts = outcome.prompt, outcome.response

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from data.command.cleaning import storable
 from data.command.errors import UserError, did_you_mean
 from data.command.registry import OR_OWN, import_outside, meaningless, origin_of
 from data.sources.encode import Encode, Problem, encode_continuations, encode_pairs
@@ -18,13 +19,15 @@ DOLLY_TEMPLATE = (
 )
 DOLLY_CONTEXT = "Input:\n{context}\n\n"
 
+KEPT = ("role", "content")
 # What a chat template writes besides role and content, in a message and beside the messages. A set keeps role and
 # content alone: judges and reward models would see something else than the reference did. Such a row is rejected.
 MESSAGE_FIELDS = (
     *("tool_calls", "tool_call_id", "function_call", "tools", "documents", "images", "videos", "audio"),
     *("reasoning_content", "reasoning", "reasoning_details", "thinking", "tool_plan", "tool_responses"),
 )
-# Of the turn of a tool also its name, which templates write; who else has one is not told by most.
+# Of the turn of a tool also its name, which templates write; who else has one, and fields of other names, most leave
+# out: such a row is rejected where the reference's template writes them (`Task.besides`).
 TOOL_ROLES, TOOL_FIELDS = ("tool", "function", "ipython"), ("name",)
 NOTHING = ("", "None", "null", "[]", "{}")  # as a table or a text writes it
 OVER_LONG = ("reject", "truncate")
@@ -42,6 +45,9 @@ class Task:
             is tokenised.
         problem: prompt, response -> why they are unusable, seen without a tokenizer, or None.
         encode: many usable ones -> tokens.
+        besides: usable row -> of each message of a chat, prompt and response, the fields that a template may write
+            besides role and text; of texts those of the row, in one dictionary; None where there are none. Whether they
+            get lost is found out where the row is tokenised.
         optional: columns that are used if they are there.
         over_long: what happens to a row that does not fit into the longest length: "reject" or "truncate".
     """
@@ -51,6 +57,7 @@ class Task:
     query: Callable[[Mapping[str, Any]], str | None]
     problem: Callable[[Any, Any], Problem | None]
     encode: Encode
+    besides: Callable[[Mapping[str, Any]], list[dict[str, Any]] | None] = lambda _: None
     optional: tuple[str, ...] = ()
     over_long: str = "reject"
 
@@ -85,6 +92,14 @@ def conversational(row: Mapping[str, Any]) -> tuple[Any, Any]:
     """TRL's conversational language modeling: the last message is the response."""
     messages = _messages(row.get("messages"), row)
     return (messages[:-1], messages[-1:]) if isinstance(messages, list) else (messages, None)
+
+
+def besides_pair(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """What a usable row of prompt and completion says besides; see `Task.besides`."""
+    if isinstance(row["prompt"], list):
+        return _besides([*row["prompt"], *row["completion"]])
+    fields = _of_row(row)
+    return [{name: _plain(value) for name, value in fields.items()}] if fields else None
 
 
 def asked(prompt: Any) -> str:
@@ -126,7 +141,7 @@ def _messages_problem(name: str, messages: Any) -> Problem | None:
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict) or not isinstance(message["role"], str) or not message["role"].strip():
             return "malformed message", f"message {number} of the {name} has no role"
-        if field := next((field for field in message if field not in ("role", "content")), None):
+        if field := next((field for field in message if field not in KEPT), None):
             return f"{field} cannot be kept", f"message {number} of the {name}: of a chat role and text are kept"
         for part in ("role", "content"):
             problem = _text_problem(name, message[part])
@@ -156,7 +171,7 @@ def _messages(value: Any, row: Mapping[str, Any] | None = None) -> Any:
     """
     if not isinstance(value, list):
         return value
-    of_row = {field: row[field] for field in ROW_FIELDS if field in row and _says_something(row[field])} if row else {}
+    of_row = _of_row(row or {})
     messages = []
     for number, message in enumerate(value):
         if isinstance(message, dict):
@@ -166,6 +181,28 @@ def _messages(value: Any, row: Mapping[str, Any] | None = None) -> Any:
             message = {"role": message.get("role"), "content": message.get("content"), **fields}
         messages.append(message)
     return messages
+
+
+def _of_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: row[field] for field in ROW_FIELDS if field in row and _says_something(row[field])}
+
+
+def _besides(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """The fields of messages that are neither role nor text, as JSON can hold them; None if there are none."""
+    found = [
+        {str(name): _plain(value) for name, value in message.items() if name not in KEPT and _says_something(value)}
+        for message in messages
+    ]
+    return found if any(found) else None
+
+
+def _plain(value: Any) -> Any:
+    """A value as it can be staged in JSON: a template writes nearly the same of a date and of its text."""
+    if isinstance(value, dict):
+        return {storable(str(key)): _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value if value is None or isinstance(value, bool | int) else storable(str(value))
 
 
 def _says_something(value: Any) -> bool:
@@ -185,6 +222,7 @@ TASKS: dict[str, Task] = {
         lambda row: asked(prompt_completion(row)[0]),
         pair_problem,
         encode_pairs,
+        besides_pair,
         optional=ROW_FIELDS,
     ),
     "conversational": Task(
@@ -193,6 +231,7 @@ TASKS: dict[str, Task] = {
         lambda row: asked(conversational(row)[0]),
         chat_problem,
         encode_pairs,
+        lambda row: _besides(row["messages"]),
         optional=ROW_FIELDS,
     ),
     "continuation": Task(

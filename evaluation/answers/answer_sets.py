@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data.command.terminal import say
+from data.models import context_option
 from data.schema import Group
 from evaluation.answers.decoding import Decoding
 from evaluation.answers.generations import GenerationSet, generate
@@ -74,7 +75,7 @@ def make_answers(
     """
     made = []
     for number, checkpoint in enumerate(checkpoints, start=1):
-        with OnDemand(functools.partial(_start_engine, checkpoint.path, seed, engine)) as started:
+        with OnDemand(functools.partial(_start_engine, checkpoint, seed, engine)) as started:
             for decoding in (*decodings, *more):
                 say(
                     f"  answers of {checkpoint.name} ({number}/{len(checkpoints)}), {decoding.name}: "
@@ -93,7 +94,8 @@ def make_answers(
     return made
 
 
-def _start_engine(path: str, seed: int, options: dict[str, Any]) -> Any:
+def _start_engine(checkpoint: "Checkpoint", seed: int, options: dict[str, Any]) -> Any:
     from negatives_gen.models.engine import Engine
 
-    return Engine(path, seed=seed, options=options)
+    told = context_option(checkpoint.path, checkpoint.context)
+    return Engine(checkpoint.path, seed=seed, options={**told, **options})

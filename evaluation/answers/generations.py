@@ -13,7 +13,7 @@ import pyarrow as pa
 from data.command.errors import UserError
 from data.command.privacy import without_secrets
 from data.finite import LOOK, first_not_finite
-from data.model_settings import IDLE_NAMES
+from data.model_settings import SAVER_NAMES
 from data.models import model_directory, read_object
 from data.schema import Group
 from evaluation.answers.cache import Store, hash_of
@@ -71,11 +71,12 @@ def identify_model(path: str, tokenizer_sha256: str, store: Store | None = None,
         reading: of its tokenizer, see `data.tokens.reading_of`.
     """
     directory = model_directory(path)
-    # generation_config.json: vLLM ends an answer at any of its EOS tokens.
+    # generation_config.json: vLLM ends an answer at any of its EOS tokens. The words themselves, as dtype and ends
+    # count: of a copy in other words answers are made anew, and those of earlier versions are found.
     files = [directory / name for name in ("config.json", "generation_config.json")]
     settings = {file.name: read_object(file) for file in files if file.is_file()}
     for content in settings.values():
-        for name in IDLE_NAMES:
+        for name in SAVER_NAMES:
             content.pop(name, None)
     return {
         **identify_weights(path, store),

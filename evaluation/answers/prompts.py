@@ -15,7 +15,7 @@ from evaluation.answers.cache import Store, hash_of
 from evaluation.answers.weights import tokenizer_settings
 
 # Of how data.sources.tasks and data.sources.encode make tokens of an example: to be raised when that changes.
-VERSION = 2
+VERSION = 3
 # Of the table's metadata.
 TOKENIZER, READING, REJECTED = b"tokenizer_sha256", b"reading", b"rejected"
 

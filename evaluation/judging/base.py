@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from data.chat.settings import OPENAI_URL, check_chat_options, require_number
 from data.command.errors import UserError
 from data.command.options import option
+from data.schema import Group
 
 # "AB": the answer comes first. The paper asks once and does not say which of the two is A: we take the model's answer.
 ORDERS = {"both": ("AB", "BA"), "paper": ("AB",)}
@@ -110,6 +111,10 @@ class Judge(Protocol):
 
     def identity(self) -> dict[str, Any]:
         """What decides the outcomes, for a report; no key in it."""
+        ...
+
+    def look_at(self, prompts: Sequence[Group]) -> None:
+        """Raise UserError for prompts that it could not judge answers to; called before any is answered."""
         ...
 
     def judge(self, comparisons: Sequence[Comparison]) -> list[Outcome]:

@@ -16,6 +16,7 @@ from data.chat.settings import checked_url, public_url
 from data.command.cleaning import storable
 from data.command.errors import UserError
 from data.command.terminal import one_line
+from data.schema import Group
 from data.storage import sha256
 from evaluation.judging.base import (
     FILTERED,
@@ -81,6 +82,9 @@ class ChatJudge:
 
     def drop(self) -> None:
         """Do nothing: a chat judge holds no model."""
+
+    def look_at(self, prompts: Sequence[Group]) -> None:
+        """Do nothing: any text can be asked about, and what the API refuses is counted."""
 
     def identity(self) -> dict[str, Any]:
         """base_url is that of this run; what the store held may come from another, see `spent`."""

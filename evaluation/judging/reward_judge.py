@@ -8,11 +8,12 @@ import pyarrow as pa
 
 from data.command.errors import UserError
 from data.finite import LOOK, first_not_finite
+from data.schema import Group
 from evaluation.answers.cache import Store, hash_of
 from evaluation.answers.weights import identify_text_model
 from evaluation.judging.base import SAME, Comparison, Outcome
 from evaluation.on_demand import OnDemand
-from negatives_gen.models.reward_model import RewardModel
+from negatives_gen.models.reward_model import RewardModel, check_template, require_one_label
 
 OPTION = "--judge.reward_model"
 NO_CODE = " A judge runs no code of a model."
@@ -44,6 +45,11 @@ class RewardJudge:
         except UserError as error:
             raise UserError(f"{OPTION} '{model}' cannot be used: {error}") from error
         self.model = OnDemand(lambda: RewardModel(model, OPTION, custom_code=NO_CODE))
+
+    def look_at(self, prompts: Sequence[Group]) -> None:
+        """Raise UserError for a model with other than one label, or prompts that its chat template refuses."""
+        require_one_label(self.name, OPTION)
+        check_template(self.name, OPTION, [g.messages or [{"role": "user", "content": g.query}] for g in prompts])
 
     def identity(self) -> dict[str, Any]:
         return {"reward_model": self.name, **identify_text_model(self.name, self.store)}

@@ -49,6 +49,11 @@ class Verdict:
 
 
 COLUMNS = [field.name for field in fields(Verdict)]
+# SQLite stores anything in any column; of these the others are text.
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("input_tokens", "output_tokens"), (int, type(None))),
+    "time": (float, int),
+}
 CREATE = f"""CREATE TABLE IF NOT EXISTS verdicts (
     key TEXT PRIMARY KEY, {", ".join(name for name in COLUMNS if name != "key")}
 )"""
@@ -92,7 +97,7 @@ class Verdicts:
             for start in range(0, len(keys), AT_ONCE):
                 some = keys[start : start + AT_ONCE]
                 query = f"SELECT {', '.join(COLUMNS)} FROM verdicts WHERE key IN ({', '.join('?' * len(some))})"
-                found |= {row[0]: Verdict(*row) for row in connection.execute(query, some)}
+                found |= {row[0]: _verdict(row) for row in connection.execute(query, some)}
         return found
 
     def add(self, verdicts: Iterable[Verdict]) -> None:
@@ -115,10 +120,13 @@ class Verdicts:
     def _opened(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=PATIENCE, check_same_thread=False)
+        connection.text_factory = bytes.decode  # sqlite3's own says of bad UTF-8 what it says of a locked file
         try:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if version not in (0, VERSION) or tables not in (set(), {"verdicts"}):
+            columns = {column[1] for column in connection.execute("PRAGMA table_info(verdicts)")}
+            is_other = tables not in (set(), {"verdicts"}) or columns not in (set(), set(COLUMNS))
+            if version not in (0, VERSION) or is_other:
                 raise UserError(
                     f"'{self.path}' holds no verdicts of this version (it has {version}, this program writes "
                     f"{VERSION}). Choose another --store, or move the file away: its verdicts are asked for, and paid "
@@ -144,10 +152,18 @@ class Verdicts:
                 f"cannot use '{self.path}' ({first_line(error)}). Check its permissions and free space, and that no "
                 "other program holds it; then run the same command again, it goes on where it stopped."
             ) from error
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise UserError(
                 f"'{self.path}' is damaged ({first_line(error)}). Restore it from a copy, or move it away: its "
                 "verdicts are asked for, and paid for, again."
             ) from error
         except OSError as error:
             raise UserError(f"cannot write '{self.path}': {error.strerror}. Check the path.") from error
+
+
+def _verdict(row: tuple) -> Verdict:
+    """A row as a verdict. Raises sqlite3.DatabaseError if a column holds what was never written into it."""
+    for name, value in zip(COLUMNS, row, strict=True):
+        if not isinstance(value, KINDS.get(name, (str,))):
+            raise sqlite3.DatabaseError(f"{name} of a verdict is {type(value).__name__}")
+    return Verdict(*row)

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from data.command.errors import UserError, first_line
 from data.finite import LOOK
-from data.models import check_causal, context_length, load_tokenizer
+from data.models import check_causal, context_length, load_tokenizer, vocabulary_size
 from data.schema import Group
 from data.sources.encode import Encoded, encode_pairs
 from data.tokens import marks_of
@@ -74,6 +74,7 @@ class SecondModel:
         self.directory = str(check_causal(path))
         self.path, self.dtype = path, dtype
         self.context = context_length(path, sys.maxsize)  # one that does not say has no limit
+        self.rows = vocabulary_size(path)
         self.identity = identify_model(path, kept_tokenizer_hash(path, store), store)
         self.tokenizer = OnDemand(lambda: load_tokenizer(path))
         self.scorer = OnDemand(self._load_scorer)
@@ -105,8 +106,9 @@ def second_model_logps(
     """Score the answers of a generation set with a second model, or take the scores from the store.
 
     An answer is left out, and counted, if with its prompt it does not fit into the second model's context, if it has
-    no tokens, if none of the prompt's tokens is left before it, if prompt or answer spells one of the second model's
-    special tokens, or if it is impossible to the second model (a logit of minus infinity).
+    no tokens or one that the second model has not, if none of the prompt's tokens is left before it, if prompt or
+    answer spells one of the second model's special tokens, or if it is impossible to the second model (a logit of minus
+    infinity).
 
     Args:
         groups: those that the answers are to.
@@ -212,7 +214,7 @@ def _split(prompt: list[int], whole: list[int]) -> Pair:
 def _score(ids: Sequence[str], sequences: Sequence[Pair | str], second: SecondModel) -> pa.Table:
     from trainer.scoring.packing import Continuations
 
-    problems = [_problem(sequence, second.context) for sequence in sequences]
+    problems = [_problem(sequence, second) for sequence in sequences]
     fitting = {i: pair for i, pair in enumerate(sequences) if not isinstance(pair, str) and not problems[i]}
     logps: list[float | None] = [None] * len(sequences)
     if fitting:
@@ -231,10 +233,14 @@ def _score(ids: Sequence[str], sequences: Sequence[Pair | str], second: SecondMo
     return pa.table([ids, logps, tokens, problems], schema=SCHEMA)
 
 
-def _problem(sequence: Pair | str, context: int) -> str:
+def _problem(sequence: Pair | str, second: SecondModel) -> str:
     if isinstance(sequence, str):
         return sequence
     prompt, answer = sequence
     if not answer:
         return "no tokens"
-    return "longer than the second model's context" if len(prompt) + len(answer) > context else ""
+    if (
+        second.rows is not None and max(*prompt, *answer) >= second.rows
+    ):  # models of one tokenizer are padded as they like
+        return "a token that the second model has not"
+    return "longer than the second model's context" if len(prompt) + len(answer) > second.context else ""

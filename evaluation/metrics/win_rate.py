@@ -187,6 +187,7 @@ class WinRate(AnswerMetric):
 
         super().__init__(options, evaluation)
         self.judge = make_judge(options.judge, evaluation.store.path)
+        self.judge.look_at(evaluation.groups)
 
     def identity(self) -> dict[str, Any]:
         return {"judge": self.judge.identity(), "against": self.options.opponents}

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.command.errors import UserError, first_line
+from data.command.log import start_worker_logging
 from data.finite import LOOK, require_finite
 from data.manifest import shard_name
-from data.models import load_tokenizer
+from data.models import context_option, load_tokenizer
 from data.set_writer import NegativeSetWriter
 from negatives_gen.job.answers import kept_answers
 from negatives_gen.job.attempts import SetAside, attempt, loading_stage
@@ -94,6 +95,7 @@ class Stage:
 
     def __init__(self, work: Work):
         self.work = work
+        start_worker_logging()
         try:
             for registry, paths in zip((STRATEGIES, SIGNALS), work.outside, strict=True):
                 for path in paths:
@@ -161,7 +163,8 @@ class SampleStage(Stage):
 
     def lend(self) -> dict[str, Any]:
         work = self.work
-        options = {"trust_remote_code": True, **work.engine_options} if work.trust_remote_code else work.engine_options
+        code = {"trust_remote_code": True} if work.trust_remote_code else {}
+        options = {**code, **context_option(work.model, work.context), **work.engine_options}
         self.engine = CheckedEngine(work.components.engine(work.model, seed=work.seed, options=options))
         return {"sampler": self.engine}
 

@@ -115,6 +115,25 @@ def require_disk(path: str) -> None:
         raise UserError(f"only a set on a disk can be pushed to the hub; copy '{path}' to one and push that.")
 
 
+def require_hub(repo_id: str) -> None:
+    """Raise UserError if the hub knows no login here that may write to a data set of this name."""
+    from huggingface_hub import HfApi
+
+    try:
+        login = HfApi().whoami()
+    except Exception as error:  # the hub client raises a dozen unrelated classes
+        raise UserError(
+            f"nothing can be pushed to '{repo_id}': {first_line(error).rstrip('.')}. Log in with `hf auth login`, or "
+            "leave --push_to_hub out."
+        ) from error
+    owner, _, _ = repo_id.rpartition("/")
+    owners = [login.get("name"), *(one.get("name") for one in login.get("orgs") or [])]
+    role = ((login.get("auth") or {}).get("accessToken") or {}).get("role")
+    if (owner and owner not in owners) or role == "read":
+        why = "the token may only read" if role == "read" else f"'{login.get('name')}' does not belong to '{owner}'"
+        raise UserError(f"nothing can be pushed to '{repo_id}': {why}. Log in with another token, or choose a name.")
+
+
 def push_to_hub(path: str, repo_id: str) -> None:
     """Upload a finished set as a data set of the hub. Raises UserError if it is not on a disk or the hub refuses."""
     require_disk(path)

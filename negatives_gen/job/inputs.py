@@ -136,7 +136,7 @@ def stage_inputs(directory: SetDirectory, examples: Iterable[Example], size: int
     digest, count, hashes, ids = hashlib.sha256(), 0, list[str](), dict[int, list[str]]()
     finished = recorded(folder)
     for index, part in enumerate(_cut(iter(examples), size)):
-        content = "\n".join(json.dumps(dataclasses.asdict(example)) for example in part).encode()
+        content = "\n".join(json.dumps(_row(example)) for example in part).encode()
         directory.check()
         folder.write(_inputs_name(index), content)
         hashes.append(sha256(content))
@@ -288,6 +288,13 @@ def _usable(reject: Reject) -> Group:
     # All set, see `_reject`.
     fields = ("id", "prompt", "response", "prompt_ids", "response_ids", "split", "messages", "query")
     return Group(**{name: getattr(reject, name) for name in fields})
+
+
+def _row(example: Example) -> dict[str, Any]:
+    row = dataclasses.asdict(example)
+    if example.besides is None:  # of nearly all: what is staged is what it was before there was such a field
+        del row["besides"]
+    return row
 
 
 def _example(row: dict[str, Any]) -> Example:

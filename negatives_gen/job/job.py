@@ -30,7 +30,7 @@ from data.tokens import describe_ends, marks_of, text_behind
 from negatives_gen.config import GenerateConfig, RunOptions
 from negatives_gen.job.actors import Components, Work
 from negatives_gen.job.attempts import ShardsSetAside, forget
-from negatives_gen.job.card import CARD, card, push_to_hub, require_disk
+from negatives_gen.job.card import CARD, card, push_to_hub, require_disk, require_hub
 from negatives_gen.job.inputs import Shard, StagedShards, stage_inputs
 from negatives_gen.job.pipeline import run_pipeline
 from negatives_gen.job.progress import Progress
@@ -131,7 +131,8 @@ def run_job(config: RunOptions, out: str, work: Work, prepare: Callable[[], tupl
         prepare: called once the directory is ours: number of shards, and `Manifest.inputs`.
     """
     if config.push_to_hub:
-        require_disk(work.writer.folder.path)  # not after days of work
+        require_disk(work.writer.folder.path)
+        require_hub(config.push_to_hub)  # not after days of work
     manifest = _finished(work.writer, out) or _made(config, work, prepare)
     if config.push_to_hub:
         push_to_hub(work.writer.folder.path, config.push_to_hub)
@@ -232,6 +233,8 @@ def require_usable(work: Work, num_shards: int, where: str) -> None:
         shard: Shard = work.source.load(index)
         if shard.groups:
             _warn_of_lost_text(work, shard.groups)
+            for name, options in work.signals.items():
+                SIGNALS.load(name).look_at(options, shard.groups)
             return
         rejects += shard.rejects
     raise UserError(f"no usable row in {where}: {describe_rejects(rejects)}. Fix the data or choose other rows.")

@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from data.command.errors import UserError
+from data.command.errors import UserError, first_line
 from data.model_settings import check_tokenizer_fits, text_model_identity
 from data.models import context_length, model_directory
+from data.sources.encode import left_out
 from data.whole_weights import load_whole
 from negatives_gen.models.batches import batches, minds_padding, pad_right
 from negatives_gen.models.loading import TRUST, loading
@@ -21,9 +22,66 @@ def reward_model_identity(model: str, option: str = "--reward_model") -> dict[st
     """What decides its rewards. Raises UserError, which names the option, if the model cannot be used."""
     try:
         check_tokenizer_fits(model)
-        return text_model_identity(model)
+        identity = text_model_identity(model)
     except UserError as error:
         raise UserError(f"{option} '{model}' cannot be used: {error}") from error
+    require_one_label(model, option)
+    return identity
+
+
+def require_one_label(model: str, option: str) -> None:
+    """Raise UserError if a model's config.json has other than one label; what is code says so when it is loaded."""
+    from transformers import AutoConfig
+
+    try:
+        labels = AutoConfig.from_pretrained(model_directory(model)).num_labels
+    except Exception:  # no class of transformers': it is refused, or its code run, when it is loaded
+        return
+    if labels != 1:
+        raise _labels_error(model, option, labels)
+
+
+def check_template(model: str, option: str, chats: Sequence[Sequence[dict[str, str]]]) -> None:
+    """Have a reward model's chat template write some prompts before any work; nothing is checked of one without.
+
+    What it leaves out, such as a system turn, is said in a warning.
+
+    Args:
+        chats: prompts, each as messages.
+
+    Raises:
+        UserError: the template refuses one of them.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(model_directory(model))
+    except Exception:  # one that is code
+        return
+    if not tokenizer.chat_template:
+        return
+    for chat in chats:
+        messages = [*chat, {"role": "assistant", "content": "a"}]
+        found = left_out(tokenizer, messages, _templated(tokenizer, messages, f"{option} '{model}'"))
+        if found:
+            log.warning("%s '%s': its %s, so that rewards do not depend on it", option, model, " (".join(found) + ")")
+            return
+
+
+def _templated(tokenizer: Any, messages: list[dict[str, str]], what: str) -> str:
+    """What a chat template writes. Raises UserError if it refuses the messages; templates are programs."""
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(
+            f"the chat template of {what} refuses messages of {roles} ({first_line(error).rstrip('.')}). Use another "
+            "reward model, or leave these rows out."
+        ) from error
+
+
+def _labels_error(model: str, option: str, labels: int | None) -> UserError:
+    return UserError(f"{option} '{model}' has {labels} labels; a reward model has one.")
 
 
 class RewardModel:
@@ -47,13 +105,14 @@ class RewardModel:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        self.what = f"{option} '{model}'"
         directory = str(model_directory(model))
         code = {"trust_remote_code": trust_remote_code}
         with loading(f"{option} '{model}'", custom_code):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, truncation_side="left", **code)
             loaded: Any = load_whole(AutoModelForSequenceClassification, directory, model, dtype=torch.float32, **code)
         if loaded.config.num_labels != 1:
-            raise UserError(f"{option} '{model}' has {loaded.config.num_labels} labels; a reward model has one.")
+            raise _labels_error(model, option, loaded.config.num_labels)
         declared = (self.tokenizer.pad_token_id, loaded.config.get_text_config().pad_token_id)
         self.pad: int | None = next((pad for pad in declared if pad is not None), None)
         self.model = loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -72,10 +131,13 @@ class RewardModel:
         Args:
             prompt: what a model without a chat template sees before the answer.
             messages: what one with a chat template sees instead: a prompt may hold another model's template.
+
+        Raises:
+            UserError: the template refuses the messages.
         """
         if not self.tokenizer.chat_template:
             return prompt + answer
-        return self.tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
+        return _templated(self.tokenizer, [*messages, {"role": "assistant", "content": answer}], self.what)
 
     def rewards(self, texts: Sequence[str]) -> list[float]:
         """The model's score of each text."""

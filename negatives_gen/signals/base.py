@@ -51,6 +51,11 @@ class Signal(ABC):
         Called before any work. Raises UserError if a model cannot be reached.
         """
 
+    @classmethod
+    def look_at(cls, options: Any, groups: Sequence[Group]) -> None:
+        """Raise UserError for groups that it could not take; called before any work with those of the first shard."""
+        return
+
     @abstractmethod
     def add(self, groups: Sequence[Group]) -> None:
         """Set `similarity[name]` of every candidate that lacks it, in place."""

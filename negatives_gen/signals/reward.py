@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from data.command.errors import UserError
 from data.command.options import option
 from data.schema import Group
-from negatives_gen.models.reward_model import RewardModel, reward_model_identity
+from negatives_gen.models.reward_model import RewardModel, check_template, reward_model_identity
 from negatives_gen.signals.base import Reference, Signal
 
 
@@ -45,6 +45,10 @@ class Reward(Signal):
         assert options.reward_model is not None  # see `Options.check`
         return reward_model_identity(options.reward_model)
 
+    @classmethod
+    def look_at(cls, options: Any, groups: Sequence[Group]) -> None:
+        check_template(options.reward_model, "--reward_model", [_messages(group) for group in groups])
+
     def add(self, groups: Sequence[Group]) -> None:
         lacking = [(g, [c for c in g.negatives if self.name not in c.similarity]) for g in groups]
         asked = [(g, [g.response, *(c.text for c in some)]) for g, some in lacking if some]
@@ -56,7 +60,11 @@ class Reward(Signal):
                 candidate.similarity[self.name] = rewards[self._written(group, candidate.text)] - truth
 
     def _written(self, group: Group, answer: str) -> str:
-        return self.model.written(group.prompt, answer, group.messages or [{"role": "user", "content": group.query}])
+        return self.model.written(group.prompt, answer, _messages(group))
+
+
+def _messages(group: Group) -> list[dict[str, str]]:
+    return group.messages or [{"role": "user", "content": group.query}]
 
 
 SIGNAL = Reward

@@ -12,6 +12,7 @@ from data.command.options import load_config, option, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
 from data.command.values import require_positive
+from data.page.rendering import MARKED_WITHIN
 from data.places import place_of, refuse_foreign
 from data.ranks import ranks_of
 from data.schema import Group
@@ -146,5 +147,5 @@ def _signal(negatives: NegativeSet, asked: str | None) -> str:
 def _place(html: str) -> tuple[Folder, str]:
     """Where the page may be written. Raises UserError, see `data.places`."""
     folder, name = place_of(html, "--html", "page.html")
-    refuse_foreign(folder, name, "--html", is_page)
+    refuse_foreign(folder, name, "--html", is_page, MARKED_WITHIN)
     return folder, name

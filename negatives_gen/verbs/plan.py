@@ -155,7 +155,7 @@ def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measure
         from negatives_gen.verbs.standin import stand_in_components
 
         rows = [shard.source.load(0) for shard in shards]
-        components = stand_in_components(rows, len(load_tokenizer(work.model)))
+        components = stand_in_components(rows, len(load_tokenizer(work.model, work.trust_remote_code)))
         shards = [dataclasses.replace(shard, components=components) for shard in shards]
     stages = [STAGES[name](shards[0]) for name in work.stages]
     manifests = []

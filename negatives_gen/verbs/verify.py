@@ -220,11 +220,12 @@ def _reference(manifest: Manifest, config: VerifyConfig, report: Report) -> str 
         weights = weights_hash(model)
         if weights != identity["weights_sha256"] == hash_of_all_weights(model):
             weights = identity["weights_sha256"]  # as sets from before 0.6 have it
+        config_sha256 = identity.get("config_sha256")
         found = {
             "weights": (weights, identity["weights_sha256"]),
             "tokenizer": (tokenizer_hash(tokenizer), stored["sha256"]),
             "ends": tuple(_listed(ends) for ends in (marks_of(tokenizer).ends, described_ends(stored))),
-            "config.json": (config_hash(model_directory(model)), identity.get("config_sha256")),
+            "config.json": (config_hash(model_directory(model), config_sha256), config_sha256),
             "chat template": (str(chat_template_hash(tokenizer)), str(stored.get("chat_template_sha256"))),
         }
     except UserError as error:

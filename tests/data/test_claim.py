@@ -7,6 +7,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -227,3 +228,42 @@ def test_a_claim_that_holds_anything_is_a_damaged_one(content: bytes, tmp_path: 
     changed = json.dumps({**whole, **json.loads(content)}).encode() if b"pid" in content else content
     folder.write(".claim/00001.json", changed)
     assert claims._highest(folder) == (1, None)
+
+
+@pytest.mark.parametrize("anew", [True, False])
+@pytest.mark.parametrize("late", ["judged", "created"])
+def test_a_verdict_of_death_is_of_that_claim_alone(
+    folder: Folder, anew: bool, late: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While we found the owner dead others took over and ended, so that numbers began again."""
+    others: list[Claim] = []
+
+    def meanwhile() -> None:
+        monkeypatch.undo()
+        Claim.take(folder).end()
+        others.extend([Claim.take(folder)] if anew else [])
+
+    def judged(*args: Any) -> bool:
+        found = is_dead(*args)
+        meanwhile()
+        return found
+
+    def created(claim: Claim) -> bool:
+        meanwhile()
+        return create(claim)
+
+    folder.write("there", b"")
+    die(Claim.take(folder))
+    is_dead, create = claims._is_dead, Claim._create
+    if late == "judged":
+        monkeypatch.setattr(claims, "_is_dead", judged)
+    else:
+        monkeypatch.setattr(Claim, "_create", created)
+    if anew:
+        assert "is in use by another run" in refusal(lambda: Claim.take(folder))
+        others[0].check()
+        others[0].end()
+    else:
+        with claimed(folder.path) as claim:
+            assert claim.number == 1
+    assert [*folder.names(), *folder.names(".claim")] == ["there"]

@@ -172,3 +172,18 @@ def test_a_turn_that_the_template_writes_nothing_of_is_refused(reference: Path, 
     tokenizer.chat_template = DROPS_TOOLS.replace(" if m.role != 'tool'", "")
     [found] = encoded(tokenizer, pair)
     assert f"[tool]{content}<|endoftext|>" in found.prompt
+
+
+@pytest.mark.parametrize("user", ["go", "go be brief", "system be brief"])
+@pytest.mark.parametrize(
+    "strict", ["", "{% if messages[-1].content[-1:] == '5' %}{{ raise_exception('no') }}{% endif %}"]
+)
+def test_a_turn_that_is_left_out_is_refused_whatever_others_say(reference: Path, user: str, strict: str) -> None:
+    """Its text may stand in another turn."""
+    tokenizer = load_tokenizer(str(reference))
+    tokenizer.chat_template = DROPS_TOOLS.replace("tool", "system") + strict
+    pair = turns("be brief", user, "be brief", roles=("system", "user", "assistant"))
+    expected = ("chat template leaves out a message", "message 1, of role 'system'")
+    assert encode_pairs([pair], tokenizer, 512) == [expected]
+    tokenizer.chat_template = DROPS_TOOLS
+    assert encoded(tokenizer, pair)[0].prompt.startswith("[system]be brief<|endoftext|>[user]")

@@ -1,5 +1,6 @@
 """What is one model: hashes over what it computes with, and over all that decides what it makes of a text."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -142,6 +143,64 @@ def test_a_reference_is_its_config_too_save_for_who_saved_it(
     assert (config_hash(tmp_path) == config_hash(reference)) is same
 
 
+OF_THE_HUB = {
+    "llama": {"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+              "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}, "torch_dtype": "bfloat16"},
+    "qwen2": {"rope_theta": 1000000, "sliding_window": 32768, "use_sliding_window": False, "use_cache": False},
+    "gpt2": {"n_ctx": 1024, "n_layer": 2, "task_specific_params": {"text-generation": {"max_length": 50}}},
+    "gpt_neox": {"num_hidden_layers": 2, "rotary_pct": 0.25, "rotary_emb_base": 20000, "torch_dtype": "float16"},
+    "of_its_own": {"width": 3, "dropout": None, "architectures": ["Own"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*OF_THE_HUB][:-1])
+def test_a_copy_that_transformers_saved_is_the_same_reference(kind: str, tmp_path: Path) -> None:
+    """It writes other names (dtype, rope_parameters) and all that the hub's file leaves out."""
+    from transformers import AutoConfig
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "architectures": None, **OF_THE_HUB[kind]}))
+    AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "copy")
+    copied = json.loads((tmp_path / "copy" / "config.json").read_text())
+    assert copied != json.loads((tmp_path / "config.json").read_text())
+    assert config_hash(tmp_path / "copy") == config_hash(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "same"),
+    [
+        ("llama", {"rope_theta": 10000.0}, False),
+        ("llama", {"rope_scaling": None}, False),
+        ("llama", {"dtype": "float32", "use_cache": False, "eos_token_id": 7, "attention_bias": False}, True),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, False),
+        ("gpt2", {"layer_norm_epsilon": 0.00001, "n_inner": None}, True),
+        ("mistral", {"sliding_window": None}, False),  # null, where its class has 4096
+        ("of_its_own", {"dropout": 0.1}, False),
+        ("of_its_own", {"width": 3.0, "more": None, "architectures": ["Other"]}, True),
+    ],
+)
+def test_what_config_json_says_beyond_the_defaults_decides(
+    kind: str, changed: dict[str, Any], same: bool, tmp_path: Path
+) -> None:
+    config, hashes = {"model_type": kind, **OF_THE_HUB.get(kind, {})}, []
+    for said in (config, config | changed):
+        (tmp_path / "config.json").write_text(json.dumps(said))
+        hashes.append(config_hash(tmp_path))
+    assert (hashes[0] == hashes[1]) is same
+
+
+def test_a_hash_of_the_words_of_config_json_is_taken_too(reference: Path, tmp_path: Path) -> None:
+    """As manifests have it from before config.json was read as transformers understands it."""
+    config = json.loads((reference / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    words = {key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")}
+    earlier = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+    assert earlier != config_hash(tmp_path)
+    assert config_hash(tmp_path, earlier) == earlier
+    assert config_hash(tmp_path, config_hash(reference)) == config_hash(tmp_path, "a") == config_hash(reference)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    assert config_hash(tmp_path, earlier) == config_hash(tmp_path) not in (earlier, config_hash(reference))
+
+
 def test_a_model_with_an_adapter_beside_it_is_refused(reference: Path, tmp_path: Path) -> None:
     model = shutil.copytree(reference, tmp_path / "model")
     check_model(str(model))
@@ -173,6 +232,25 @@ def test_modules_that_are_no_list_are_refused(minilm: Path) -> None:
     (minilm / "modules.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match="is no list of modules"):
         settings_hash(minilm)
+
+
+@pytest.mark.parametrize("folder", ["..", "/", "1_Pooling/../../other", "a\0b"])
+def test_modules_outside_of_the_model_are_refused_and_not_read(minilm: Path, folder: str) -> None:
+    (minilm / "modules.json").write_text(json.dumps([{"idx": 0, "path": "."}, {"idx": 1, "path": folder}]))
+    with pytest.raises(
+        UserError, match=r"modules.json' names a module outside of the model's directory, '[^\n]+'. Cor"
+    ):
+        settings_hash(minilm)
+
+
+@pytest.mark.parametrize("name", ["bpe.codes", "source.spm", "qwen.tiktoken", "prophetnet.tokenizer", "vocab.bpe"])
+def test_a_vocabulary_of_any_ending_decides(minilm: Path, name: str) -> None:
+    before = settings_hash(minilm)
+    hashes = []
+    for content in ("a b", "a c"):
+        (minilm / name).write_text(content)
+        hashes.append(settings_hash(minilm))
+    assert len({before, *hashes}) == 3
 
 
 def test_a_tokenizer_with_more_ids_than_rows_is_refused_before_the_model_is_loaded(minilm: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data import architectures, blank
@@ -21,11 +23,13 @@ from data.models import (
     chat_template_hash,
     check_model,
     context_length,
+    context_option,
     load_tokenizer,
     read_header,
     read_object,
     tokenizer_hash,
     unreadable,
+    vocabulary_size,
     weights_hash,
 )
 from tests.support.tiny import save_tiny_model
@@ -195,6 +199,24 @@ def test_the_context_length_may_stand_in_the_text_config(tmp_path: Path):
     assert context_length(str(tmp_path)) == 5
     (tmp_path / "config.json").write_text('{"text_config": null, "n_positions": 6}')
     assert context_length(str(tmp_path)) == 6
+
+
+def test_vllm_is_told_a_context_that_config_json_does_not_say(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    assert context_option(str(tmp_path), 8192) == {"max_model_len": 8192}
+    (tmp_path / "config.json").write_text('{"text_config": {"max_position_embeddings": 5}}')
+    assert context_option(str(tmp_path), 5) == {}
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens", "language_model.model.embed_tokens", "transformer.wte"])
+def test_rows_that_config_json_does_not_say_are_those_of_the_embedding(tmp_path: Path, name: str):
+    (tmp_path / "config.json").write_text('{"text_config": {"hidden_size": 4}}')
+    assert vocabulary_size(str(tmp_path)) is None  # no weights either
+    tensors = {f"{name}.weight": torch.zeros(7, 4), "vision.position_embedding.weight": torch.zeros(9, 4)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert vocabulary_size(str(tmp_path)) == 7
+    (tmp_path / "config.json").write_text('{"text_config": {"vocab_size": 8}}')
+    assert vocabulary_size(str(tmp_path)) == 8
 
 
 @pytest.mark.parametrize(

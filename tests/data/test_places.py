@@ -38,6 +38,14 @@ def test_a_foreign_file_is_refused_and_one_of_ours_is_not(tmp_path: Path) -> Non
     refuse_foreign(folder, "new.html", "--html")
 
 
+def test_a_file_is_known_by_its_beginning_without_reading_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "page.html").write_bytes(b"ours, and more")
+    monkeypatch.setattr(Folder, "read", None)
+    refuse_foreign(Folder(str(tmp_path)), "page.html", "--html", lambda content: content == b"ours", 4)
+
+
 def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.html")
     (tmp_path / "device.html").symlink_to("/dev/zero")

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from data.command.errors import UserError
+from data.models import load_tokenizer
 from data.sources.examples import load_examples
+from data.sources.prepare import prepare_groups
 from data.sources.tasks import (
+    ROW_FIELDS,
     TASKS,
     chat_problem,
     continuation,
@@ -138,6 +141,49 @@ def test_fields_that_say_nothing_are_as_if_not_there(value: Any):
     plain = conversational({"messages": [user("a"), assistant("b")]})
     row = {"messages": [user("a"), {**assistant("b"), "tool_calls": value, "reasoning_content": value}], "tools": value}
     assert conversational(row) == plain
+
+
+NAMED = (
+    "{% for m in messages %}[{{ m.name or m.role }}{{ m.get('mood', '') }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "fields", "reason"),
+    [
+        (0, {"name": "ann"}, ("name cannot be kept", "message 1 of the prompt: the chat template writes it")),
+        (1, {"name": "bot"}, ("name cannot be kept", "message 1 of the response: the chat template writes it")),
+        (0, {"a": 1, "mood": [1]}, ("mood cannot be kept", "message 1 of the prompt: the chat template writes it")),
+        (0, {"name": "user"}, None),  # as without
+        (0, {"weight": 0.5, "lang": "en", "name": None, "mood": " "}, None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("task", ["conversational", "prompt-completion"])
+def test_a_field_of_any_name_that_the_template_writes_is_a_reject(
+    task: str, message: int, fields: dict[str, Any], reason: tuple[str, str] | None, reference: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(str(reference))
+    tokenizer.chat_template = NAMED
+    messages = [user("Who?"), assistant("Ada.")]
+    messages[message] |= fields
+    row = {"messages": messages} if task == "conversational" else {"prompt": messages[:1], "completion": messages[1:]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    [example] = load_examples(str(tmp_path / "rows.jsonl"), task)
+    assert example.prompt == [user("Who?")]
+    groups, rejects, _ = prepare_groups([example], task, tokenizer, 128)
+    assert [(reject.reason, reject.detail) for reject in rejects] == ([reason] if reason else [])
+    assert [group.prompt for group in groups] == ([] if reason else ["[user]Who?<|endoftext|>"])
+
+
+@pytest.mark.parametrize("field", ROW_FIELDS)
+def test_what_a_row_says_beside_its_texts_is_a_reject(field: str, reference: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": text, "completion": " there", field: value} for text, value in (("go", ["a.png"]), ("so", []))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    examples = load_examples(str(tmp_path / "rows.jsonl"), "prompt-completion")
+    groups, rejects, _ = prepare_groups(examples, "prompt-completion", load_tokenizer(str(reference)), 128)
+    expected = (f"{field} cannot be kept", "beside a text, of which prompt and response are kept")
+    assert [(reject.reason, reject.detail) for reject in rejects] == [expected]
+    assert [group.prompt for group in groups] == ["so"]
 
 
 def test_the_last_message_of_a_conversation_is_the_response():

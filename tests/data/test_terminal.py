@@ -11,6 +11,7 @@ from data.command.cleaning import printable, storable
 from data.command.errors import UserError, exit_on_user_error
 from data.command.log import JSONFormatter, ScrubbingFormatter
 from data.command.terminal import say
+from negatives_gen.job.actors import Stage
 
 HOSTILE = "a\x1b[2J\x07\x9b31m\u202eb\u2066\u200f\ud800\r\x00"
 SPELLED = "a\\x1b[2J\\x07\\x9b31m\\u202eb\\u2066\\u200f\\ud800\\r\\x00"
@@ -56,3 +57,17 @@ def test_the_log_is_clean() -> None:
     line = JSONFormatter().format(record)
     assert line.isascii()
     assert json.loads(line)["message"] == f"said {HOSTILE}"
+
+
+def test_what_a_worker_logs_is_clean_and_no_more_than_warnings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a worker of Ray, where no command has started logging."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    monkeypatch.setenv("SOME_API_KEY", "secret-of-mine")
+    Stage(None)  # type: ignore[arg-type]  # it keeps what fails for the driver
+    logging.getLogger("data.worker").info("never said")
+    logging.getLogger("data.worker").warning("tensor %s of %s", HOSTILE, "secret-of-mine")
+    assert capsys.readouterr().err == f"WARNING data.worker: tensor {SPELLED} of ***\n"

@@ -9,7 +9,17 @@ import pytest
 
 from data.command.errors import UserError
 from data.models import load_tokenizer
-from data.tokens import Declared, declare, declared, marks_of, reading_of, text_behind, through_first_end
+from data.sources.encode import Encoded, encode_pairs
+from data.tokens import (
+    Declared,
+    declare,
+    declared,
+    marks_of,
+    never_drawn,
+    reading_of,
+    text_behind,
+    through_first_end,
+)
 from tests.support import odd_tokenizers as odd
 
 
@@ -52,6 +62,20 @@ def test_an_end_that_no_model_can_produce_or_that_is_no_id(reference: Path, tmp_
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
     with pytest.raises(UserError, match=r"generation_config.json' has the eos_token_id \['</s>'\]; it must be an id"):
         load_tokenizer(str(tmp_path))
+
+
+def test_what_the_template_writes_around_turns_is_special_however_it_was_added(reference: Path) -> None:
+    """By add_tokens alone: neither an opening that MN may draw nor a word, nor a tag of reasoning, is taken for one."""
+    tokens = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "user", "  ", "<|unused|>"]
+    template = odd.CHATML.replace("{{ m.role }}\n", "{{ m.role }}\n  <think></think>")
+    tokenizer = odd.with_tokens(reference, tokens, template, special=False)
+    start, end = ids_of(tokenizer, "<|im_start|>", "<|im_end|>")
+    assert marks_of(tokenizer).written == marks_of(tokenizer).special == {0, start, end}
+    assert start in never_drawn(tokenizer, marks_of(tokenizer))
+    pairs = [("a <|im_start|>user", "b"), ("a <think>b</think>", " c"), ("user", " d")]
+    found = encode_pairs(pairs, tokenizer, 64)
+    assert found[0] == ("special token in prompt", "<|im_start|>")
+    assert [isinstance(one, Encoded) for one in found] == [False, True, True]
 
 
 def test_tokens_of_added_tokens_decoder_alone_are_special(reference: Path) -> None:

@@ -177,6 +177,20 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     assert len(table_of(printed)) == 1 + 2 * 4  # mle and anr, by greedy and by the samples of reverse KL
 
 
+def test_only_a_comparison_of_ours_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_run(tmp_path / name, make_results().measurements) for name in ("one", "two")]
+    out = tmp_path / "comparison.md"
+    for theirs in ("# Comparison\n", "# Comparison\n\n- of tea\n- and coffee\n\n## Taste\n"):
+        out.write_text(theirs)
+        assert main([*runs, "--out", str(out)]) == 2
+        assert f"--out '{out}' is there already, and not of this command" in capsys.readouterr().err
+        assert out.read_text() == theirs
+    out.unlink()
+    for order in (runs, runs[::-1]):
+        assert main([*order, "--out", str(out)]) == 0
+        assert out.read_text() == capsys.readouterr().out
+
+
 def test_help_answers_in_under_a_second() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = run_command("evaluation.compare", "--help")

@@ -168,6 +168,9 @@ def test_the_key_of_a_generation_set_leaves_out_names_ground_truths_and_a_greedy
     assert make(store, same, other, no_engine, decoding=greedy, seed=9).reused
     (moved / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
     assert identify_model(str(moved), tokenizer_hash(load_tokenizer(str(moved)))) != same
+    for changed in ({"dtype": "float16"}, {"eos_token_id": [0, 5]}):  # vLLM goes by them, a reference's values do not
+        (moved / "config.json").write_text(json.dumps({**config, **changed}))
+        assert identify_model(str(moved), tokenizer_hash(load_tokenizer(str(moved)))) != same
 
 
 def test_weights_are_read_once_as_long_as_their_files_are_untouched(

@@ -242,6 +242,18 @@ def test_answers_that_the_second_model_cannot_score_are_counted(
         second_model_logps(store, set_of(same[:2], samples[:2], tokenizer_hash(tokenizer)), same[:2], second)
 
 
+def test_an_id_that_only_the_policys_padded_embedding_has_is_counted(
+    tmp_path: Path, groups: list[Group], answers: list[Sample], tokenizer: Any, reference: Path
+) -> None:
+    """Models of one tokenizer are padded to other numbers of rows, and a nameless row can be drawn."""
+    second = SecondModel(str(reference))
+    assert second.rows is not None
+    samples = [Sample([answers[0].ids[0], second.rows], "", "length", -1.0, None), *answers[1:]]
+    found = second_model_logps(Store(str(tmp_path)), set_of(groups, samples, tokenizer_hash(tokenizer)), groups, second)
+    assert found.problems == ["a token that the second model has not", *[""] * 5]
+    assert [logp is None for logp in found.logps] == [True, *[False] * 5]
+
+
 def test_scores_are_kept_under_all_that_decides_them(
     tmp_path: Path, groups: list[Group], answers: list[Sample], tokenizer: Any, reference: Path, answering_model: Path
 ) -> None:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from data.command.errors import UserError
 from data.model_settings import text_model_identity
+from data.schema import Group
 from evaluation.judging import make_judge
 from evaluation.judging.base import Comparison, JudgeOptions
 from negatives_gen.models.reward_model import RewardModel
@@ -156,3 +157,56 @@ def test_a_model_that_cannot_judge_is_refused_in_one_line(reward_model: Path, tm
     judge = make_judge(JudgeOptions(reward_model=str(tmp_path)), str(tmp_path))
     with pytest.raises(UserError, match=r"^transformers cannot load --judge.reward_model [^\n]*$"):
         judge.judge([Comparison("1", "p", "a", "b")])
+
+
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+
+
+def test_what_a_judge_cannot_take_is_said_before_anything_is_answered(
+    reward_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = shutil.copytree(reward_model, tmp_path / "model")
+    plain, chat = (
+        Group(str(i), "Who?", "Ada", [1], [2], query="Who?", messages=messages)
+        for i, messages in enumerate([None, CHAT])
+    )
+    judge = make_judge(JudgeOptions(reward_model=str(model)), str(tmp_path / "store"))
+    judge.look_at([plain, chat])
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    template, tokenizer.chat_template = tokenizer.chat_template, NO_SYSTEM + tokenizer.chat_template
+    tokenizer.save_pretrained(model)
+    judge.look_at([plain])
+    refused = (
+        f"the chat template of --judge.reward_model '{model}' refuses messages of system, user, assistant (System role "
+        "not supported). Use another reward model, or leave these rows out."
+    )
+    with pytest.raises(UserError) as error:
+        judge.look_at([plain, chat])
+    assert str(error.value) == refused
+    with pytest.raises(UserError, match=r"^the chat template of .* refuses messages of system, user, assistant"):
+        judge.judge(ASKED)
+    assert "rewards do not depend on it" not in caplog.text
+    tokenizer.chat_template = template.replace(
+        "{{ m['role'] }}", "{% if m.role == 'system' %}{% continue %}{% endif %}"
+    )
+    tokenizer.save_pretrained(model)
+    judge.look_at([plain, chat])
+    assert "(message 1, of role 'system'), so that rewards do not depend on it" in caplog.text
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "id2label": {"0": "a", "1": "b"}}))
+    with pytest.raises(UserError, match="has 2 labels; a reward model has one"):
+        judge.look_at([plain])
+
+
+@pytest.mark.parametrize("damage", ["{", None])
+def test_a_model_without_a_tokenizer_is_refused_when_it_is_named(
+    reward_model: Path, tmp_path: Path, damage: str | None
+) -> None:
+    model = shutil.copytree(reward_model, tmp_path / "model")
+    for file in model.glob("*token*"):
+        if damage is None:
+            file.unlink()
+    if damage is not None:
+        (model / "tokenizer.json").write_text(damage)
+    with pytest.raises(UserError, match=r"cannot be used: its tokenizer cannot be loaded \([^\n]+save_pretrained\("):
+        make_judge(JudgeOptions(reward_model=str(model)), str(tmp_path / "store"))

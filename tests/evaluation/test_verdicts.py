@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,6 +119,40 @@ def test_another_programs_database_is_left_alone(tmp_path: Path, statement: str)
     with pytest.raises(UserError, match=r"holds no verdicts of this version \(it has \d+, this program writes 2\)"):
         Verdicts(str(tmp_path))
     assert (tmp_path / "verdicts.sqlite").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "kind"),
+    [
+        ("raw", None, "NoneType"),
+        ("raw", b"\xff", "bytes"),
+        ("raw", 5, "int"),
+        ("input_tokens", "x", "str"),
+        ("output_tokens", 1.5, "float"),
+        ("base_url", None, "NoneType"),
+        ("finish_reason", None, "NoneType"),
+        ("time", "now", "str"),
+    ],
+)
+def test_a_row_of_other_types_is_damage(tmp_path: Path, column: str, value: Any, kind: str) -> None:
+    """SQLite's own check passes."""
+    Verdicts(str(tmp_path)).add([ONE])
+    with sqlite3.connect(tmp_path / "verdicts.sqlite") as connection:
+        connection.execute(f"UPDATE verdicts SET {column} = ?", (value,))
+    with pytest.raises(UserError, match=rf"sqlite' is damaged \({column} of a verdict is {kind}\). Restore it from a"):
+        Verdicts(str(tmp_path)).find(["key"])
+
+
+def test_text_that_is_none_is_damage_and_other_columns_are_another_version(tmp_path: Path) -> None:
+    Verdicts(str(tmp_path)).add([ONE])
+    with sqlite3.connect(tmp_path / "verdicts.sqlite") as connection:
+        connection.execute("UPDATE verdicts SET raw = CAST(x'fffe41' AS TEXT)")
+    with pytest.raises(UserError, match=r"sqlite' is damaged \(.*codec can't decode byte 0xff"):
+        Verdicts(str(tmp_path)).find(["key"])
+    with sqlite3.connect(tmp_path / "verdicts.sqlite") as connection:
+        connection.execute("ALTER TABLE verdicts DROP COLUMN raw")
+    with pytest.raises(UserError, match="holds no verdicts of this version"):
+        Verdicts(str(tmp_path)).find(["key"])
 
 
 def test_a_store_of_verdicts_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Generator, Iterator
 from multiprocessing import get_context
@@ -74,6 +75,29 @@ def test_a_worker_that_dies_each_time_while_it_loads_ends_the_job(reference: Pat
     row = SampleStage(work)(new_row(0))
     assert re.match(r"a worker that loads its models died 3 times in stage 'sample' \(the last was", row["error"])
     work.writer.end()
+
+
+@pytest.mark.parametrize(("said", "told"), [(True, {}), (False, {"max_model_len": 90})])
+def test_the_engine_is_told_a_context_that_config_json_does_not_say(
+    reference: Path, tmp_path: Path, said: bool, told: dict[str, int]
+) -> None:
+    model, given = shutil.copytree(reference, tmp_path / "model"), list[dict[str, Any]]()
+    if not said:
+        config_json = json.loads((model / "config.json").read_text())
+        del config_json["max_position_embeddings"]
+        (model / "config.json").write_text(json.dumps(config_json))
+    job = dataclasses.replace(config(model, tmp_path / "set"), max_length=90)
+    work = make_work(job, open_source("facts", "prompt-completion", "train", 20))
+    engine_options = {"enforce_eager": True}
+
+    def engine_stub(*_: Any, options: dict[str, Any], **__: Any) -> None:
+        given.append(options)
+
+    work = dataclasses.replace(work, engine_options=engine_options, components=components(engine=engine_stub))
+    assert work.writer.begin()
+    assert SampleStage(work).failure is None
+    work.writer.end()
+    assert given == [{**told, **engine_options}]
 
 
 def _die_loading(*_: Any, **__: Any) -> Any:

@@ -11,7 +11,7 @@ from huggingface_hub import DatasetCard
 from data.command.errors import UserError
 from data.manifest import Manifest
 from data.shards import NegativeSet
-from negatives_gen.job.card import card, push_to_hub
+from negatives_gen.job.card import card, push_to_hub, require_hub
 
 
 @pytest.fixture
@@ -105,3 +105,37 @@ def test_a_refusal_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(UserError, match="only a set on a disk can be pushed"):
         push_to_hub("s3://bucket/set", "me/negatives")
+
+
+@pytest.mark.parametrize(
+    ("repo", "role", "why"),
+    [
+        ("me/set", "write", None),
+        ("ours/set", "fineGrained", None),
+        ("set", "write", None),
+        ("theirs/set", "write", "'me' does not belong to 'theirs'"),
+        ("me/set", "read", "the token may only read"),
+    ],
+)
+def test_a_name_that_may_not_be_written_to_is_refused_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, repo: str, role: str, why: str | None
+) -> None:
+    class LoginStub(HubStub):
+        def whoami(self) -> dict[str, Any]:
+            return {"name": "me", "orgs": [{"name": "ours"}], "auth": {"accessToken": {"role": role}}}
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", LoginStub)
+    if why is None:
+        require_hub(repo)
+        return
+    with pytest.raises(UserError, match=f"^nothing can be pushed to '{repo}': {why}. Log in with another token"):
+        require_hub(repo)
+
+
+def test_without_a_login_nothing_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed_stub(self: Any) -> None:
+        raise huggingface_hub.errors.LocalTokenNotFoundError("Token is required.\nA second line.")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "whoami", closed_stub)
+    with pytest.raises(UserError, match=r"^nothing can be pushed to 'me/set': Token is required. Log in with `hf auth"):
+        require_hub("me/set")

@@ -308,6 +308,18 @@ def test_what_the_reference_does_not_take_is_one_line(make: Maker, ids: list[int
         extended(first, "then", strategies="tn=2")
 
 
+def test_a_reference_that_was_saved_again_is_taken(make: Maker, reference: Path, tmp_path: Path) -> None:
+    """In the words of an older transformers, which say the same."""
+    path, other = make("first", "tn=1", signals="rouge"), shutil.copytree(reference, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    theta, dtype = config.pop("rope_parameters")["rope_theta"], config.pop("dtype")
+    again = {**config, "rope_theta": theta, "rope_scaling": None, "torch_dtype": dtype, "use_cache": False}
+    (other / "config.json").write_text(json.dumps(again))
+    extended(path, "second", model=str(other), strategies="bn=1")
+    assert verify(str(path), VerifyConfig(model=str(other))) == []
+    NegativeSet(str(path)).check_config(other, "other")
+
+
 def test_another_model_than_the_reference_is_refused(make: Maker, tmp_path: Path) -> None:
     from tests.support.tiny import save_tiny_model
 

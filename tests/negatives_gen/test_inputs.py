@@ -46,6 +46,13 @@ def staged(folder: Folder, index: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in folder.read(f"_job/inputs/{index:05d}.jsonl").decode().split("\n")]
 
 
+def test_what_a_row_says_besides_is_staged_too(tmp_path: Path) -> None:
+    job, besides = job_in(tmp_path), [{"name": "ann", "tags": [1, None]}, {}]
+    chat = [{"role": "user", "content": "Who?"}], [{"role": "assistant", "content": "Ada."}]
+    stage_inputs(job, [Example("a", *chat, besides=besides)], 2)
+    assert staged(job.folder, 0)[0]["besides"] == besides
+
+
 def test_a_shard_holds_consecutive_examples_whether_usable_or_not(tmp_path: Path) -> None:
     job = job_in(tmp_path)
     folder = job.folder

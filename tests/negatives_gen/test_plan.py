@@ -72,6 +72,21 @@ def test_a_given_speed_needs_no_model(reference: Path, real: Manifest, monkeypat
     assert plan.device_hours == {"sampling": pytest.approx(plan.tokens["sampled"] / 1000 / 3600, rel=1e-3)}
 
 
+def test_a_tokenizer_that_is_code_is_loaded_as_allowed(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from data import models
+
+    load, allowed = models.load_tokenizer, list[bool]()
+
+    def load_stub(model: str, trust_remote_code: bool = False) -> Any:
+        allowed.append(trust_remote_code)
+        return load(model)
+
+    monkeypatch.setattr(models, "load_tokenizer", load_stub)
+    options = {**OPTIONS, "strategies": "tn=1", "signals": "rouge", "trust_remote_code": True}
+    predict(make_config(PlanConfig, model=str(reference), rows=ROWS, tokens_per_second=1000, **options))
+    assert allowed == [True]
+
+
 def test_any_number_of_rows_scales_with_them(reference: Path) -> None:
     config = make_config(PlanConfig, model=str(reference), rows=1000, tokens_per_second=1000, **OPTIONS)
     small, large = predict(config), predict(dataclasses.replace(config, rows=1_000_000))

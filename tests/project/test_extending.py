@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from data.models import load_tokenizer
+from data.schema import Group
 from data.shards import NegativeSet
 from data.sources.examples import load_examples
 from evaluation.metrics import METRICS
@@ -19,6 +20,7 @@ from negatives_gen.signals import SIGNALS
 from negatives_gen.signals.base import Reference
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import Tools
+from tests.support import odd_tokenizers as odd
 from tests.support.commands import ROOT, fork_command
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -71,6 +73,17 @@ def test_the_strategy_makes_the_first_of_more(folder: Path, reference: Path, neg
             assert all(sorted(ids) == sorted(group.response_ids) for ids in candidates)
             assert all(ids != group.response_ids for ids in candidates)
     assert [candidates[:2] for candidates in made[1]] == made[0]
+
+
+def test_the_strategys_texts_read_as_they_do_behind_their_prompt(folder: Path) -> None:
+    """With SentencePiece a text by itself lacks the space that the truth has."""
+    strategy, tokenizer = STRATEGIES.load("my_work.negatives:SHUFFLED"), odd.sentencepiece()
+    ids = tokenizer(["the", "the cat there", "to go"], add_special_tokens=False)["input_ids"]
+    group = Group("1", "the", " the cat there", ids[0], [*ids[1], tokenizer.eos_token_id])
+    strategy.add([group], [group], {"count": 2}, Tools(seed=0, context=64, tokenizer=tokenizer))
+    assert {c.text for c in group.negatives} <= {" the there cat", " cat the there", " cat there the", " there the cat",
+                                                 " there cat the"}  # fmt: skip
+    assert len(group.negatives) == 2
 
 
 def test_the_signal_compares_words(folder: Path, negative_set: Path) -> None:

@@ -116,6 +116,22 @@ def test_the_commit_of_a_repository_that_holds_the_environment_is_not_ours(
     assert version.git_commit() is None
 
 
+@pytest.mark.parametrize("content", ['[project]\nname = "theirs"\nversion = "9.9"\n', "[tool.x]\ny = 1\n", "[project"])
+def test_a_project_that_this_code_was_installed_into_is_not_ours(
+    outer: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    """By pip install --target . in its root."""
+    monkeypatch.setattr(version, "ROOT", outer)
+    monkeypatch.setattr(version.metadata, "version", lambda name: f"installed {name}")
+    (outer / "pyproject.toml").write_text(content)
+    assert version.version() == f"installed {version.PACKAGE}"
+    if content != "[project":
+        assert version.git_commit() is None
+    (outer / "pyproject.toml").write_text(f'[project]\nname = "{version.PACKAGE}"\nversion = "9.9"\n')
+    assert version.version() == "9.9"
+    assert version.git_commit() == git(outer, "rev-parse", "HEAD")
+
+
 def test_the_commit_is_that_of_the_checkout_whatever_git_is_told(outer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = outer / "site-packages"
     git(ours, "init", "-q")

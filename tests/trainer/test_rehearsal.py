@@ -211,6 +211,25 @@ def test_a_failure_before_the_first_step_gives_the_directory_up_for_the_correcte
     assert main(cli(reference, negative_set, out, *more)) == 0
 
 
+def test_an_error_of_a_trackers_own_class_before_the_first_step_is_one_line(
+    reference: Path,
+    negative_set: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class UsageErrorStub(Exception):
+        """As wandb's: derived from nothing else."""
+
+    def fault_stub(*_: Any, **__: Any) -> None:
+        raise UsageErrorStub("api_key not configured\nand a long explanation")
+
+    monkeypatch.setattr(Curves, "on_train_begin", fault_stub)
+    line = refused(cli(reference, negative_set, tmp_path / "out", "--max_steps", "1"), capsys)
+    assert line.endswith("with these options: UsageErrorStub: api_key not configured")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_failure_of_the_first_step_of_a_resumed_run_leaves_what_was_there(
     reference: Path,
     negative_set: Path,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import checkpoint as distributed
 
 from data.command.errors import UserError
 from tests.support.training import cli, metrics
@@ -153,6 +154,27 @@ def test_each_file_that_is_lacking_cut_short_or_empty_is_named(
 )
 def test_a_checkpoint_of_another_kind_of_run_is_refused(needs: Needs, said: str, stopped: Path) -> None:
     assert problem(stopped / "checkpoint-4", needs) == said
+
+
+def test_shards_of_fsdp_are_compared_with_what_their_metadata_says(stopped: Path) -> None:
+    checkpoint, needs = stopped / "checkpoint-4", Needs(fsdp=True)
+    folders = [checkpoint / name for name in ("pytorch_model_fsdp_0", "optimizer_0")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "__0_0.distcp").touch()
+        assert problem(checkpoint, needs) == "is damaged: pytorch_model_fsdp_0 has no .metadata that can be read"
+    for folder in folders:
+        distributed.save({"weight": torch.ones(9)}, checkpoint_id=folder, no_dist=True)
+    assert problem(checkpoint, needs) is None
+    shard = folders[1] / "__0_0.distcp"
+    size = shard.stat().st_size
+    halve(shard)
+    expected = f"is damaged: optimizer_0 holds __0_0.distcp with {size // 2} bytes instead of {size}"
+    assert problem(checkpoint, needs) == expected
+    shard.unlink()
+    assert problem(checkpoint, needs) == "is damaged: optimizer_0 lacks __0_0.distcp"
+    halve(folders[0] / ".metadata")
+    assert problem(checkpoint, needs) == "is damaged: pytorch_model_fsdp_0 has no .metadata that can be read"
 
 
 def test_a_checkpoint_of_more_processes_names_both_numbers(stopped: Path) -> None:

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 from torch.utils.data import Subset
 
 from data.command.errors import UserError
-from data.model_settings import config_hash
 from data.models import context_length, hash_of_all_weights, model_directory, vocabulary_size
 from data.shards import NegativeSet
 from trainer.config import ScriptArguments
@@ -85,7 +84,6 @@ def load_training_data(
 def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any]) -> list[NegativeSet]:
     """The sets, of which each must be of this tokenizer, and for a contrast of this reference."""
     sets = [NegativeSet(path) for path in paths]
-    config_sha256 = config_hash(model_directory(script.model))
     rows, context = vocabulary_size(script.model), context_length(script.model, sys.maxsize)
     truths_only = script.chosen.needs == "truths"
     for negatives in sets:
@@ -94,7 +92,7 @@ def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any])
             negatives.check_reference(
                 identity["weights_sha256"], script.model, lambda: hash_of_all_weights(script.model)
             )
-            negatives.check_config(config_sha256, script.model)
+            negatives.check_config(model_directory(script.model), script.model)
         negatives.compute_with(rows, context, truths_only=truths_only)
     return sets
 
