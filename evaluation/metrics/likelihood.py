@@ -212,7 +212,7 @@ def _split(prompt: list[int], whole: list[int]) -> Pair:
 
 
 def _score(ids: Sequence[str], sequences: Sequence[Pair | str], second: SecondModel) -> pa.Table:
-    from trainer.scoring.packing import Continuations
+    from trainer.scoring.continuations import Continuations
 
     problems = [_problem(sequence, second) for sequence in sequences]
     fitting = {i: pair for i, pair in enumerate(sequences) if not isinstance(pair, str) and not problems[i]}

@@ -47,7 +47,7 @@ def _scores(
     load: Callable[[], Any],
 ) -> list[list[float]]:
     def make() -> pa.Table:
-        from trainer.scoring.packing import Continuations
+        from trainer.scoring.continuations import Continuations
 
         logps = load().score([Continuations(*group) for group in tokens])
         for group, values in zip(groups, logps, strict=True):

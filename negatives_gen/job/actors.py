@@ -246,7 +246,7 @@ class ScoreStage(Stage):
 
     def _score(self, shard: Shard) -> None:
         """Reference log-probabilities of every continuation that lacks one."""
-        from trainer.scoring.packing import Continuations
+        from trainer.scoring.continuations import Continuations
 
         wanting = []
         for group in shard.groups:

@@ -44,7 +44,7 @@ class Meanfield(Strategy):
     def add(
         self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
     ) -> dict[str, str]:
-        from trainer.scoring.packing import Continuations
+        from trainer.scoring.continuations import Continuations
 
         assert tools.predictor is not None
         marks = marks_of(tools.tokenizer)

@@ -249,7 +249,7 @@ def _check_model_agrees(
 ) -> None:
     """Log-probabilities and texts of the sampled groups."""
     from data.models import load_tokenizer
-    from trainer.scoring.packing import Continuations
+    from trainer.scoring.continuations import Continuations
     from trainer.scoring.scorer import Scorer
 
     dtype = manifest.job["model"]["scorer_dtype"]

@@ -8,7 +8,7 @@ from data.models import context_length, load_tokenizer
 from data.schema import Group
 from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
-from trainer.scoring.packing import Continuations
+from trainer.scoring.continuations import Continuations
 
 SHARED = Path(__file__).parents[3] / "shared"
 MODEL = str(SHARED / "models/base-6m")

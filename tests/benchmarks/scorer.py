@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.benchmarks.dolly import MODEL, dolly_continuations
-from trainer.scoring.packing import Continuations
+from trainer.scoring.continuations import Continuations
 from trainer.scoring.scorer import Scorer
 
 GROUPS, ROUNDS = 48, 3

@@ -22,7 +22,8 @@ import torch
 
 from tests.benchmarks.dolly import DOLLY, SHARED
 from trainer.groups.dataset import Collator, PackedGroups, TrainingGroup
-from trainer.scoring.packing import Continuations, pad
+from trainer.scoring.continuations import Continuations
+from trainer.scoring.packing import pad
 
 K, STEP, STEPS, LONGEST, BETA = 12, 8, 3, 256, 5.0
 ROW_TOKENS = 1024

@@ -16,9 +16,10 @@ from data.models import load_tokenizer, weights_hash
 from data.shards import NegativeSet
 from tests.support.answering import drawn_logp
 from tests.support.commands import ROOT, fork_command
+from tests.support.kill_points import arm
 from tests.support.outside_entries import SIGNAL, STRATEGY
 from tests.support.ray_cluster import RAY, RayCluster
-from trainer.scoring.packing import Continuations
+from trainer.scoring.continuations import Continuations
 from trainer.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.ray
@@ -177,7 +178,8 @@ def test_an_engine_that_cannot_start_ends_the_job_in_one_line(
     """Ray would restart the actor for ever; here the job ends. What vLLM itself says: test_generate_without_ray."""
     recipe = {**options, "out": str(tmp_path / "set"), "engine": {"refuses": "an engine that cannot start"}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    done = fork_command("tests.support.stubs", "--config", str(tmp_path / "r.yaml"), env=cluster.env)
+    nothing = str(arm(tmp_path / "armed"))
+    done = fork_command("tests.support.kill_points", nothing, "--config", str(tmp_path / "r.yaml"), env=cluster.env)
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert errors == ["error: an engine that cannot start"]

@@ -14,7 +14,7 @@ from tests.support.tiny import make_negative_set
 from tests.support.training import make_trainer, metrics
 from trainer.groups.dataset import ContrastiveGroups
 from trainer.run import main
-from trainer.scoring.packing import Continuations
+from trainer.scoring.continuations import Continuations
 from trainer.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.seconds

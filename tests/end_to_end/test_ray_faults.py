@@ -9,6 +9,7 @@ import pytest
 
 from data.shards import NegativeSet
 from tests.support.commands import ForkedCommand, run_command
+from tests.support.kill_points import arm
 from tests.support.ray_cluster import RayCluster
 
 pytestmark = pytest.mark.ray
@@ -42,8 +43,9 @@ def test_sigterm_to_the_driver_ends_the_job_and_gives_the_directory_back(
     cluster: RayCluster, reference: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "set"
-    hangs = words(reference, out, "--engine.seconds_per_prompt", "1000")
-    terminated(ForkedCommand.start("tests.support.stubs", *hangs, env=cluster.env), out)
+    _, *hangs = words(reference, out, "--engine.seconds_per_prompt", "1000")
+    nothing = str(arm(tmp_path / "armed"))
+    terminated(ForkedCommand.start("tests.support.kill_points", nothing, *hangs, env=cluster.env), out)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from evaluation.answers.decoding import Decoding, parse_decoding
 from negatives_gen.models.beam_search import BeamSearch
 from negatives_gen.models.engine import Engine
 from tests.support.answering import answer_logp, answer_logps, drawn_logp, facts_groups
-from trainer.scoring.packing import Continuations
+from trainer.scoring.continuations import Continuations
 from trainer.scoring.scorer import Scorer
 
 LIMIT = 16

@@ -103,7 +103,7 @@ def test_ranking_metrics_follow_the_change_from_the_reference(reference: Path, t
         made.negatives = [
             Candidate("an", [8 + i, 0], f"t{i}", similarity={"embedding": s}) for i, s in enumerate(similarity)
         ]
-        from trainer.scoring.packing import Continuations
+        from trainer.scoring.continuations import Continuations
 
         own = scorer.score([Continuations(made.prompt_ids, [made.response_ids, *(c.ids for c in made.negatives)])])[0]
         made.reference_logp = own[0] - gains[0]

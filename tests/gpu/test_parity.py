@@ -14,7 +14,8 @@ from torch.nn.attention.flex_attention import BlockMask
 from data.shards import NegativeSet
 from tests.support.plain import plain_logps
 from tests.support.tiny import tiny_model
-from trainer.scoring.packing import Continuations, TokenBatch, pack
+from trainer.scoring.continuations import Continuations
+from trainer.scoring.packing import TokenBatch, pack
 from trainer.scoring.prepared_model import PreparedModel, candidate_logps, prepare_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from trainer.objectives.losses import cpo_loss
-from trainer.scoring.packing import Continuations, TokenBatch, lay_out, pad
+from trainer.scoring.continuations import Continuations
+from trainer.scoring.packing import TokenBatch, lay_out, pad
 from trainer.scoring.prepared_model import candidate_logps, prepare_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

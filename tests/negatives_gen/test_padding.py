@@ -124,7 +124,7 @@ def test_features_of_a_language_model_do_not_depend_on_the_batch(reference: Path
 def test_a_second_models_scores_do_not_depend_on_the_batch(
     reference: Path, tmp_path: Path, kind: str, side: str
 ) -> None:
-    from trainer.scoring.packing import Continuations
+    from trainer.scoring.continuations import Continuations
     from trainer.scoring.scorer import Scorer
 
     save_tiny_model(tmp_path, kind)

@@ -260,7 +260,7 @@ def test_mn_is_the_same_whatever_the_count_and_however_many_groups_want_it(pool:
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_the_scorer_draws_from_the_teacher_forced_distribution(reference: Path, pool: list[Group], layout: str) -> None:
     """Uniforms on a fine grid give each token as often as the model, given the original history, finds it likely."""
-    from trainer.scoring.packing import Continuations
+    from trainer.scoring.continuations import Continuations
 
     scorer = Scorer.load(str(reference))
     scorer.prepared = dataclasses.replace(scorer.prepared, layout=layout)

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from trainer.scoring.packing import Continuations, pack
+from trainer.scoring.continuations import Continuations
+from trainer.scoring.packing import pack
 from trainer.scoring.prepared_model import candidate_logps, prepare_model
 
 GENERATOR = torch.Generator().manual_seed(3)

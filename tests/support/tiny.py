@@ -116,7 +116,7 @@ def make_negative_set(
     from data.sources.examples import load_examples
     from data.sources.prepare import prepare_groups
     from data.tokens import describe_ends, marks_of
-    from trainer.scoring.packing import Continuations
+    from trainer.scoring.continuations import Continuations
     from trainer.scoring.scorer import Scorer
 
     tokenizer = load_tokenizer(str(reference))

@@ -8,7 +8,8 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from trainer.scoring.attention import attention_over_packed_rows, mark
-from trainer.scoring.packing import Continuations, pack, packed_attention
+from trainer.scoring.continuations import Continuations
+from trainer.scoring.packing import pack, packed_attention
 
 GROUPS = [Continuations([1] * prefix, [[2] * n for n in lengths]) for prefix, lengths in ((5, (3, 1, 7)), (1, (2, 4)))]
 

@@ -20,7 +20,8 @@ from trainer.monitor.watch import GroundTruthWatch
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.losses import cpo_loss
 from trainer.objectives.pairs import PairTrainer, dpo_config, make_dpo_trainer, preference_pairs
-from trainer.scoring.packing import Continuations, lay_out
+from trainer.scoring.continuations import Continuations
+from trainer.scoring.packing import lay_out
 from trainer.scoring.prepared_model import candidate_logps, prepare_model
 
 pytestmark = pytest.mark.seconds

@@ -9,8 +9,9 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.support.tiny import tiny_model
+from trainer.scoring.continuations import Continuations
 from trainer.scoring.flex import attention_by_block, packed_block_mask, works_on
-from trainer.scoring.packing import Continuations, TokenBatch, pack, packed_attention
+from trainer.scoring.packing import TokenBatch, pack, packed_attention
 from trainer.scoring.prepared_model import prepare_model
 from trainer.scoring.support import block_obstacle
 

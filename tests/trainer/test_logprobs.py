@@ -11,8 +11,9 @@ from tests.support.plain import GROUPS, draw, packed_logps, plain_logps
 from tests.support.tiny import tiny_model
 from trainer.scoring import prepared_model
 from trainer.scoring.attention import NAME as PACKED_ROWS
+from trainer.scoring.continuations import Continuations
 from trainer.scoring.head import token_logps
-from trainer.scoring.packing import Continuations, lay_out, pack
+from trainer.scoring.packing import lay_out, pack
 from trainer.scoring.prepared_model import candidate_logps, prepare_model
 from trainer.scoring.scorer import Scorer
 

@@ -9,7 +9,8 @@ from tests.support.tiny import tiny_model
 from trainer.groups.dataset import Collator, TrainingGroup
 from trainer.objectives.losses import mle_loss, pss_loss
 from trainer.objectives.scheduled import ScheduledSampling, with_inputs
-from trainer.scoring.packing import Continuations, pack, pad
+from trainer.scoring.continuations import Continuations
+from trainer.scoring.packing import pack, pad
 from trainer.scoring.prepared_model import PreparedModel, candidate_logps, draw_tokens, prepare_model
 
 GROUPS = [Continuations([1, 2, 3], [[11, 12, 13], [21, 22]]), Continuations([4], [[31, 32, 33, 34]])]

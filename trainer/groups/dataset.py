@@ -15,7 +15,8 @@ from data.schema import Group
 from data.shards import NegativeSet
 from trainer.groups.choice import Choice
 from trainer.groups.store import GroupStore, Shard
-from trainer.scoring.packing import Continuations, TokenBatch, lay_out
+from trainer.scoring.continuations import Continuations
+from trainer.scoring.packing import TokenBatch, lay_out
 
 log = logging.getLogger(__name__)
 

@@ -21,26 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.scoring.continuations import Continuations
+
 PREFIX_SEGMENT = 0
-Tokens = Sequence[int] | np.ndarray
-
-
-@dataclass(frozen=True)
-class Continuations:
-    """A prefix and the continuations to score after it, as token ids (lists or arrays); none of them is empty."""
-
-    prefix: Tokens
-    continuations: Sequence[Tokens]
-
-    @property
-    def packed_length(self) -> int:
-        """Tokens that the group takes in a packed row."""
-        return len(self.prefix) - 1 + sum(len(c) for c in self.continuations)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the prefix with the longest continuation: the width of the padded layout."""
-        return len(self.prefix) + max(len(c) for c in self.continuations)
 
 
 @dataclass

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from data.whole_weights import load_whole
-from trainer.scoring.packing import Continuations, lay_out
+from trainer.scoring.continuations import Continuations
+from trainer.scoring.packing import lay_out
 from trainer.scoring.prepared_model import PreparedModel, candidate_logps, draw_tokens, prepare_model
 
 

@@ -13,9 +13,10 @@ from data.architectures import obstacle_to_packing
 from data.command.errors import first_line
 from trainer.scoring.attention import NAME as PACKED_ROWS
 from trainer.scoring.attention import mark
+from trainer.scoring.continuations import Continuations
 from trainer.scoring.flex import packed_block_mask
 from trainer.scoring.head import reduction_dtype
-from trainer.scoring.packing import Continuations, TokenBatch, pack, packed_attention, pad
+from trainer.scoring.packing import TokenBatch, pack, packed_attention, pad
 
 log = logging.getLogger(__name__)
 
