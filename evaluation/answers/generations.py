@@ -71,8 +71,8 @@ def identify_model(path: str, tokenizer_sha256: str, store: Store | None = None,
         reading: of its tokenizer, see `data.tokens.reading_of`.
     """
     directory = model_directory(path)
-    # generation_config.json: vLLM ends an answer at any of its EOS tokens. The words themselves, as dtype and ends count:
-    # of a copy that was saved in other words answers are made anew, and those of earlier versions are found.
+    # generation_config.json: vLLM ends an answer at any of its EOS tokens. By their words, as dtype and ends count: answers
+    # of a copy that was saved in other words are made anew, and those that earlier versions made are found.
     files = [directory / name for name in ("config.json", "generation_config.json")]
     settings = {file.name: read_object(file) for file in files if file.is_file()}
     for content in settings.values():
