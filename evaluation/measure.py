@@ -9,7 +9,7 @@ from evaluation.answers.checkpoints import Checkpoint
 from evaluation.metrics.base import AnswerMetric, CheckpointMetric, Evidence, Metric, PromptEvidence, Values
 from evaluation.metrics.statistics import Measurement
 from evaluation.on_demand import OnDemand
-from evaluation.prepared import Part
+from evaluation.subject import Part
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ of the prompts from that.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.command.errors import UserError
 from data.command.options import NoOptions
@@ -24,6 +24,7 @@ from evaluation.metrics.columns import (
     SECOND,
     WIN,
     Column,
+    Mark,
     Section,
     with_differences,
 )
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from evaluation.answers.answer_sets import AnswerSet
     from evaluation.answers.checkpoints import Checkpoint
     from evaluation.metrics.statistics import Estimate, Measurement
-    from evaluation.prepared import Evaluation, Part
     from evaluation.report.results import AnswerRow
+    from evaluation.subject import Evaluation, Part
 
 __all__ = [
     "ANSWERS",
@@ -81,21 +82,6 @@ class Request:
     dataset: str
     models: Sequence[str] = ()
     metrics: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What a metric says of one answer, in a word or two: shown at the answer, and something to filter samples by.
-
-    Attributes:
-        label: the words, e.g. "correct"; what is marked alike has one label.
-        kind: whether it speaks for or against the answer; decides the colour, and good ones are listed first.
-        tip: a sentence that explains it where the pointer rests on it; "" for none.
-    """
-
-    label: str
-    kind: Literal["good", "bad", "neutral"] = "neutral"
-    tip: str = ""
 
 
 class Evidence(ABC):

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 HIGHER, LOWER, NEITHER = "higher", "lower", "neither"
 DIFFERENCE = "_difference"
@@ -100,6 +100,21 @@ class Column:
             named=self.named_difference,
             interval=self.interval,
         )
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a metric says of one answer, in a word or two: shown at the answer, and something to filter samples by.
+
+    Attributes:
+        label: the words, e.g. "correct"; what is marked alike has one label.
+        kind: whether it speaks for or against the answer; decides the colour, and good ones are listed first.
+        tip: a sentence that explains it where the pointer rests on it; "" for none.
+    """
+
+    label: str
+    kind: Literal["good", "bad", "neutral"] = "neutral"
+    tip: str = ""
 
 
 def with_differences(columns: tuple[Column, ...]) -> list[Column]:

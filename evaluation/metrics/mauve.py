@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from evaluation.answers.answer_sets import AnswerSet
     from evaluation.answers.cache import Store
     from evaluation.metrics.features import Featuriser
-    from evaluation.prepared import Evaluation
+    from evaluation.subject import Evaluation
 
 log = logging.getLogger(__name__)
 

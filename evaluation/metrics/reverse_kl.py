@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from evaluation.answers.answer_sets import AnswerSet
     from evaluation.metrics.likelihood import Likelihoods
-    from evaluation.prepared import Part
+    from evaluation.subject import Part
 
 KEY = "reverse_kl"
 

@@ -24,7 +24,7 @@ from evaluation.config import EvaluateConfig
 from evaluation.metrics.features import Featuriser, stored_features
 from evaluation.metrics.mauve import Mauve, check_possible, mauve, measure_mauve
 from evaluation.metrics.statistics import Estimate
-from evaluation.prepared import Evaluation, Part
+from evaluation.subject import Evaluation, Part
 from negatives_gen.models.engine import Sample
 from tests.support.commands import ROOT
 from tests.support.tiny import copy_minilm

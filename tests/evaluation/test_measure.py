@@ -22,8 +22,8 @@ from evaluation.metrics.reverse_kl import ReverseKL
 from evaluation.metrics.second_model import SecondModelMetric
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.metrics.win_rate import Outcomes, WinRate, compare_answers
-from evaluation.prepared import Evaluation, Part
 from evaluation.samples import sample_rows
+from evaluation.subject import Evaluation, Part
 from negatives_gen.models.engine import Sample
 
 EXAMPLES = facts.examples()[:4]

@@ -20,7 +20,7 @@ from evaluation.metrics.logps import candidate_logps, truth_logps
 from evaluation.metrics.ranking import Ranking, ranking_values, read_held_out
 from evaluation.metrics.statistics import Estimate
 from evaluation.metrics.truth import Truth
-from evaluation.prepared import Evaluation, Part
+from evaluation.subject import Evaluation, Part
 from tests.support.tiny import make_negative_set
 from trainer.scoring.scorer import Scorer
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from trainer.groups.dataset import PackedGroups
+    from trainer.ingredients import Setup
     from trainer.scoring.prepared_model import PreparedModel
-    from trainer.setup import Setup
 
 # What an objective is trained on: ground truths alone; groups, a ground truth with its negatives and the reference's
 # log-probabilities; pairs of a ground truth and one negative, made from groups once.
