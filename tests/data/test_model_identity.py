@@ -14,7 +14,7 @@ from data.command.errors import UserError
 from data.model_settings import check_tokenizer_fits, config_hash, settings_hash, text_model_identity
 from data.models import check_model, hash_of_all_weights, weights_hash
 from data.shards import NegativeSet
-from tests.support.tiny import copy_minilm, make_negative_set, tiny_model
+from tests.support.tiny import make_negative_set, tiny_model
 
 WEIGHTS = "model.safetensors"
 
@@ -82,11 +82,6 @@ def test_sets_from_before_0_6_have_the_hash_of_all_tensors_of_their_reference(re
 
 
 # All that decides what a model makes of a text
-
-
-@pytest.fixture
-def minilm(tmp_path: Path) -> Path:
-    return copy_minilm(tmp_path / "minilm")
 
 
 @pytest.mark.parametrize(

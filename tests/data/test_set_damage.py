@@ -11,7 +11,7 @@ from data.set_writer import NegativeSetWriter
 from data.shard_records import ShardEntry
 from data.shards import NegativeSet
 from data.storage import Folder
-from tests.support.written import JOB, SHARDS, SIGNALS, all_files, put_no_file, refusal, write_part, write_set
+from tests.support.written import JOB, SHARDS, SIGNALS, all_files, put_no_file, refusal, write_part, write_set, writer
 
 
 def truncate(path: Path) -> None:
@@ -32,10 +32,6 @@ def empty(path: Path) -> None:
 DAMAGE = [truncate, change, empty, Path.unlink]
 
 
-def writer(path: Path) -> NegativeSetWriter:
-    return NegativeSetWriter(str(path), JOB, SIGNALS)
-
-
 def unfinished(path: Path, shards: list[int]) -> NegativeSetWriter:
     driver = writer(path)
     driver.begin()
@@ -54,12 +50,6 @@ def go_on(path: Path) -> list[int]:
         write_part(driver, index)
     driver.finish(len(SHARDS))
     return todo
-
-
-@pytest.fixture
-def expected(tmp_path: Path) -> dict[str, bytes]:
-    write_set(str(tmp_path / "expected"))
-    return all_files(tmp_path / "expected")
 
 
 @pytest.mark.parametrize(

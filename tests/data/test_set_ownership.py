@@ -12,7 +12,7 @@ from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
 from data.storage import Folder
 from tests.support.owners import die
-from tests.support.written import JOB, SHARDS, SIGNALS, all_files, refusal, write_part, write_set
+from tests.support.written import JOB, SHARDS, SIGNALS, all_files, refusal, write_part, writer
 
 # What a job of three shards puts in place, in order.
 PLACES = [
@@ -22,22 +22,11 @@ PLACES = [
 ]
 
 
-def writer(path: Path) -> NegativeSetWriter:
-    return NegativeSetWriter(str(path), JOB, SIGNALS)
-
-
 def make(driver: NegativeSetWriter) -> None:
     assert driver.begin()
     for index in range(len(SHARDS)):
         write_part(driver, index)
     driver.finish(len(SHARDS))
-
-
-@pytest.fixture
-def expected(tmp_path: Path) -> dict[str, bytes]:
-    """The files of the set."""
-    write_set(str(tmp_path / "expected"))
-    return all_files(tmp_path / "expected")
 
 
 def at(monkeypatch: pytest.MonkeyPatch, out: Path, place: str, moment: str, happens: Callable[[], None]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from data.models import read_header, read_object
 from data.shape import Count, Each, IfThere, ListOf, Maybe, as_read, misfit, parse_json, parse_shaped
-from tests.project.test_imports import ROOT
+from tests.support.commands import ROOT
 from tests.support.written import refusal
 
 SHAPE = {

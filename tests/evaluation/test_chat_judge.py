@@ -3,7 +3,6 @@
 import logging
 import re
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("data.chat.client.FIRST_PAUSE", 0.01)
-
-
-@pytest.fixture
-def server() -> Iterator[ChatAPIStub]:
-    with chat_api_stub() as stub:
-        yield stub
 
 
 def judge_by(server: ChatAPIStub, store: Path, **options: Any) -> Judge:

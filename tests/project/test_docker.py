@@ -26,8 +26,8 @@ from packaging.version import Version
 
 from data.command.options import load_config
 from negatives_gen.config import GenerateConfig
+from tests.support.commands import ROOT
 
-ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOCKERFILES = sorted(path.name for path in DOCKER.glob("*Dockerfile"))

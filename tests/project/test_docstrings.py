@@ -2,11 +2,11 @@
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.commands import ROOT
+
 ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
 # What begins a sentence whose subject stands elsewhere: "Of its JSON.", "All are.", "UserError: it is not."
 ELSEWHERE = re.compile(

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.commands import ROOT
+
 ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
 HEAVY = ("torch", "transformers", "datasets", "ray", "vllm", "trl")
 # Names that say what kind of module it is, or that Python gives; any other names one thing.
