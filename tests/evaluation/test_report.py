@@ -13,21 +13,20 @@ from data.storage import Folder
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report import FILES, AnswerRow, Results, SampleRow, read_report, write_report
 from evaluation.report.files import report_schema, to_json
-from evaluation.report.markdown import markdown
-from evaluation.report.tables import Table, meanings, paper_notes, tables
-from tests.support.reports import COLUMNS, make_job, make_results, make_sweep, measured, rate
-
-HOSTILE = "<script>alert(1)</script>|`[x](y)*\n\u2028$\\frac"
-NAN = math.nan
-
-
-def named(made: list[Table], title: str) -> Table:
-    return next(table for table in made if table.title == title)
-
-
-def cells(table: Table) -> list[list[str]]:
-    return [[cell.text for cell in row] for row in table.rows]
-
+from evaluation.report.tables import meanings, paper_notes, tables
+from tests.support.reports import (
+    COLUMNS,
+    HOSTILE,
+    NAN,
+    cells,
+    in_markdown,
+    make_job,
+    make_results,
+    make_sweep,
+    measured,
+    named,
+    rate,
+)
 
 # Tables.
 
@@ -261,10 +260,6 @@ def test_files_that_are_no_report_are_refused(tmp_path: Path, content: bytes | N
 
 
 # report.md.
-
-
-def in_markdown(results: Results) -> str:
-    return markdown(results, tables(results), results.notes, [])
 
 
 def test_markdown_says_what_was_evaluated() -> None:

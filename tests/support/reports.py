@@ -7,9 +7,13 @@ from evaluation.metrics import METRICS, columns, in_order
 from evaluation.metrics.base import columns_of
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report import Results
+from evaluation.report.markdown import markdown
+from evaluation.report.tables import Table, tables
 
 # Of all metrics of ours.
 COLUMNS = columns.in_order(columns_of(in_order(METRICS.names())))
+HOSTILE = "<script>alert(1)</script>|`[x](y)*\n\u2028$\\frac"
+NAN = math.nan
 
 
 def rate(mean: float, model: str, decoding: str = "greedy", against: str = "truth") -> Measurement:
@@ -22,7 +26,7 @@ def measured(model: str, metric: str, mean: float, decoding: str = "greedy", aga
 
 
 def counted(model: str, metric: str, count: float) -> Measurement:
-    return Measurement(model, "greedy", metric, Estimate(float(count), math.nan, 1000), "truth")
+    return Measurement(model, "greedy", metric, Estimate(float(count), NAN, 1000), "truth")
 
 
 def make_job(**changes: Any) -> dict[str, Any]:
@@ -93,3 +97,15 @@ def make_sweep(**changes: Any) -> dict[str, Any]:
     ]
     found += [rate(0.9, "alpha-0.5", against="mle")]
     return {"alphas": [0.5, 0, 0.9], "metric": "win_rate", "proposed": 0.5, "validation": found, **changes}
+
+
+def named(made: list[Table], title: str) -> Table:
+    return next(table for table in made if table.title == title)
+
+
+def cells(table: Table) -> list[list[str]]:
+    return [[cell.text for cell in row] for row in table.rows]
+
+
+def in_markdown(results: Results) -> str:
+    return markdown(results, tables(results), results.notes, [])
