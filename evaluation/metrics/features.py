@@ -83,9 +83,9 @@ class Featuriser:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from negatives_gen.models.loading import loading
+        from negatives_gen.models.loading import NO_CODE, loading
 
-        with loading(f"featuriser '{self.name}'"):
+        with loading(f"featuriser '{self.name}'", NO_CODE):
             model = load_whole(AutoModelForCausalLM, self.directory, self.name, dtype=torch.float32)
         return model.base_model.to("cuda" if torch.cuda.is_available() else "cpu")
 
