@@ -80,7 +80,8 @@ class ChatJudge:
         self.reused = 0
 
     def drop(self) -> None:
-        """Do nothing: a chat judge holds no model."""
+        """Close the file of verdicts, which opens again where it is needed; a chat judge holds no model."""
+        self.verdicts.close()
 
     def identity(self) -> dict[str, Any]:
         """base_url is that of this run; what the store held may come from another, see `spent`."""

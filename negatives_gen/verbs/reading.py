@@ -62,6 +62,11 @@ def find_group(negatives: NegativeSet, prefix: str) -> Group:
     return negatives.shard(shard)[row]
 
 
+def number(value: float | None, digits: int) -> str:
+    """A number as tables show it; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def console() -> "Console":
     """Where tables are printed: as wide as the terminal, or 100 columns where there is none."""
     from rich.console import Console

@@ -114,7 +114,7 @@ class ScorerFaultStub:
 def answers_for(found: list[Group], second: SecondModel) -> GenerationSet:
     key = {"model": {"tokenizer_sha256": second.identity["tokenizer_sha256"]}}
     samples = [Sample([7], "a", "length", -1.0, None) for _ in found]
-    return GenerationSet(key, "k", [group.id for group in found], samples, 0.0, False)
+    return GenerationSet(key, "k", [group.id for group in found], samples)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -40,7 +40,7 @@ def mean_of(values: Sequence[float | None]) -> Estimate:
 
 def set_of(groups: Sequence[Group], samples: Sequence[Sample], tokenizer_sha256: str) -> GenerationSet:
     return GenerationSet(
-        {"model": {"tokenizer_sha256": tokenizer_sha256}}, "hash", [g.id for g in groups], list(samples), 0.0, False
+        {"model": {"tokenizer_sha256": tokenizer_sha256}}, "hash", [g.id for g in groups], list(samples)
     )
 
 

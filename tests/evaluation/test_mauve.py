@@ -226,7 +226,7 @@ def test_mauve_of_a_part_of_the_prompts_is_of_the_texts_of_exactly_these(
     groups = [Group(f"g{i}", f"Prompt {i}. ", f"truth {i}", [1], [2, 0]) for i in range(110)]
     samples = [Sample([1, 2], f"answer {i}", "stop", -2.0, None) for i in range(110)]
     ids = [group.id for group in groups]
-    answers = AnswerSet("a", "greedy", "runs/a", groups, GenerationSet({}, "a", ids, samples, 0.0, True))
+    answers = AnswerSet("a", "greedy", groups, GenerationSet({}, "a", ids, samples))
     test, validation = Part("test", range(0, 110, 11)), Part("validation", [1, 5])
     store = Store(str(tmp_path))
     config = make_config(EvaluateConfig, dataset="d", out="o", featuriser=str(reference))

@@ -35,8 +35,8 @@ DECODINGS = ("greedy", "sample")
 
 def answers(model: str, texts: list[str], decoding: str = "greedy", asked: bool = True) -> AnswerSet:
     samples = [Sample([1, 2], text, "stop", -2.0, None) for text in texts]
-    generations = GenerationSet({}, model, [g.id for g in GROUPS], samples, 0.0, True)
-    return AnswerSet(model, decoding, f"runs/{model}", GROUPS, generations, asked)
+    generations = GenerationSet({}, model, [g.id for g in GROUPS], samples)
+    return AnswerSet(model, decoding, GROUPS, generations, asked)
 
 
 def evaluation(parts: Sequence[Part] = ()) -> Evaluation:
@@ -254,7 +254,7 @@ def test_a_judge_gets_the_question_the_prompt_and_the_messages() -> None:
         Group("c", "<|user|>Who?", "Ada.", [1], [2, 0], messages=chat, query="Who?"),
     ]
     samples = [Sample([1, 2], "Bob.", "stop", -2.0, None)] * 2
-    asked = AnswerSet("m", "greedy", "runs/m", groups, GenerationSet({}, "m", ["d", "c"], samples, 0.0, True))
+    asked = AnswerSet("m", "greedy", groups, GenerationSet({}, "m", ["d", "c"], samples))
     judge = ShortestJudgeStub()
     compare_answers(judge, [asked], ["truth"])
     assert judge.asked == [

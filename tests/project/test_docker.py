@@ -95,9 +95,10 @@ def test_dockerignore_keeps_private_and_built_files_out_of_images(path: str):
 
 
 @pytest.mark.parametrize(
-    "path", ["data/config.py", "Makefile", "docker/requirements-cpu.txt", "recipes/quickstart.yaml"]
+    "path", ["data/command/options.py", "Makefile", "docker/requirements-cpu.txt", "recipes/quickstart.yaml"]
 )
 def test_dockerignore_lets_sources_and_recipes_into_images(path: str):
+    assert (ROOT / path).exists()
     assert not ignored(path)
 
 
