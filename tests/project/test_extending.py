@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from data.models import load_tokenizer
+from data.schema import Group
 from data.shards import NegativeSet
 from data.sources.examples import load_examples
 from evaluation.metrics import METRICS
@@ -20,6 +21,7 @@ from negatives_gen.signals.base import Reference
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import Tools
 from tests.support.commands import ROOT, fork_command
+from tests.support.odd_tokenizers import sentencepiece
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
@@ -71,6 +73,17 @@ def test_the_strategy_makes_the_first_of_more(folder: Path, reference: Path, neg
             assert all(sorted(ids) == sorted(group.response_ids) for ids in candidates)
             assert all(ids != group.response_ids for ids in candidates)
     assert [candidates[:2] for candidates in made[1]] == made[0]
+
+
+def test_the_strategys_texts_read_as_behind_their_prompt(folder: Path) -> None:
+    """Alone they would lack the space that SentencePiece takes off the beginning."""
+    tokenizer = sentencepiece()
+    ids = tokenizer.convert_tokens_to_ids(["▁the", "▁cat", "▁to", "▁go"])
+    group = Group("g", "a", " the cat to go", tokenizer("a")["input_ids"], [*ids, tokenizer.eos_token_id])
+    tools = Tools(seed=0, context=128, tokenizer=tokenizer)
+    assert STRATEGIES.load("my_work.negatives:SHUFFLED").add([group], [group], {"count": 3}, tools) == {}
+    for candidate in group.negatives:
+        assert candidate.text == "".join(tokenizer.convert_ids_to_tokens(candidate.ids[:-1])).replace("▁", " ")
 
 
 def test_the_signal_compares_words(folder: Path, negative_set: Path) -> None:
