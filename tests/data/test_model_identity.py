@@ -105,7 +105,7 @@ def test_whatever_decides_a_vector_decides_the_identity(minilm: Path, file: str,
     assert after["settings_sha256"] != before["settings_sha256"]
 
 
-def test_where_it_lies_and_how_it_came_about_decide_nothing(minilm: Path, tmp_path: Path) -> None:
+def test_the_place_of_a_text_model_and_records_of_its_training_decide_nothing(minilm: Path, tmp_path: Path) -> None:
     before = text_model_identity(str(minilm))
     for name in ("README.md", "trainer_state.json", "generation_config.json", "all_results.json"):
         (minilm / name).write_text("{}")

@@ -40,7 +40,9 @@ def chat(*contents: str) -> Example:
     return example(messages[:-1], messages[-1:], "conversational")
 
 
-def test_what_is_far_too_long_is_not_tokenised(tokenizer: Any, chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_text_that_is_far_too_long_is_not_tokenised(
+    tokenizer: Any, chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+):
     """A text of a gigabyte would take minutes."""
     long, longest = "a" * 8_001, 0
     of_texts = type(tokenizer).__call__

@@ -52,13 +52,13 @@ def test_a_missing_key_is_named() -> None:
 
 
 @pytest.mark.parametrize("depth", [65, 5000])
-def test_what_is_nested_too_deeply_is_a_value_error(depth: int) -> None:
+def test_json_that_is_nested_too_deeply_is_a_value_error(depth: int) -> None:
     assert parse_json(b"[" * 64 + b"1" + b"]" * 64) == json.loads(b"[" * 64 + b"1" + b"]" * 64)
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json(b"[" * depth + b"1" + b"]" * depth)
 
 
-def test_what_is_no_text_is_a_value_error_in_words() -> None:
+def test_json_that_is_no_text_is_a_value_error_in_words() -> None:
     with pytest.raises(ValueError, match=r"^no text in UTF-8$"):
         parse_json(b'{"a": "\xff\xfe"}')
 

@@ -259,7 +259,7 @@ def test_two_strategies_at_once_are_refused_before_anything_is_written(
     assert not (tmp_path / "out" / "trainer_job.json").exists()
 
 
-def test_one_strategy_of_two_is_taken(reference: Path, two_strategies: Path) -> None:
+def test_pairs_are_made_of_the_strategy_that_is_used(reference: Path, two_strategies: Path) -> None:
     negatives = NegativeSet(str(two_strategies))
     pairs: Dataset = preference_pairs(ContrastiveGroups.of([negatives], "train", "bn=1"), "dpo")
     assert pairs["rejected_ids"][:] == [group.negatives[2].ids for group in negatives.groups()]

@@ -100,7 +100,7 @@ def test_a_judge_that_always_names_one_place_gives_ties_that_flip(
     assert len(server.requests) == 80
 
 
-def test_the_papers_single_order_believes_such_a_judge(server: ChatAPIStub, tmp_path: Path) -> None:
+def test_the_papers_single_order_believes_a_judge_that_prefers_a_position(server: ChatAPIStub, tmp_path: Path) -> None:
     server.answer = lambda request: ("A", "stop")
     assert judge_by(server, tmp_path, orders="paper").judge(pairs(5)) == [Outcome(1.0, verdicts=("A",))] * 5
     template = read_template("dolly")

@@ -318,7 +318,7 @@ def test_nobody_asks_before_the_server_wants_to_be_asked(server: ChatAPIStub, tm
 
 
 @pytest.mark.parametrize("told", [16, 1])
-def test_those_who_were_told_to_wait_do_not_come_back_together(
+def test_requests_that_were_told_to_wait_do_not_come_back_together(
     server: ChatAPIStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: int
 ) -> None:
     """Nor do those who wait because another was told to."""

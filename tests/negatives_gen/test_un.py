@@ -302,7 +302,7 @@ def test_a_group_without_an_answer_says_what_its_answers_were(
     }
 
 
-def test_the_first_of_more_are_those_of_fewer(ask: Callable, tokenizer: Any) -> None:
+def test_the_first_of_more_answers_are_those_of_fewer(ask: Callable, tokenizer: Any) -> None:
     """The stub's answers depend on the seed alone, as an API's should."""
     two, five, grown, other = (questions(tokenizer, 3) for _ in range(4))
     ask(two, count=2)

@@ -45,7 +45,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--objective", "dpo", "--use", "an=1", "--lr_scheduler_type", "warmup_stable_decay"], "num_decay_steps"),
     ],
 )
-def test_what_cannot_start_is_refused_in_one_line_and_leaves_nothing(
+def test_a_run_that_cannot_start_is_refused_in_one_line_and_leaves_nothing(
     options: list[str],
     said: str,
     reference: Path,
