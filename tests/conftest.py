@@ -94,7 +94,7 @@ def negative_set(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def mle(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The one model of an ensemble."""
+    """The model of weight alpha of an ensemble."""
     from tests.support.ensembles import make_model
 
     return make_model(tmp_path_factory.mktemp("mle") / "mle", reference, seed=1)
@@ -102,7 +102,7 @@ def mle(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cpo(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The other model of an ensemble."""
+    """The model of weight 1 - alpha of an ensemble."""
     from tests.support.ensembles import make_model
 
     return make_model(tmp_path_factory.mktemp("cpo") / "cpo", reference, seed=2)

@@ -190,7 +190,7 @@ def output_root() -> Path:
     of the working directory, where anything written is lost: there relative paths are refused without the variable.
 
     Raises:
-        UserError: see there; or the variable holds a relative path.
+        UserError: the variable holds a relative path, or the current directory was deleted.
     """
     root = os.environ.get(ROOT_VARIABLE)
     if root and not os.path.isabs(root):

@@ -209,7 +209,7 @@ def task_of(name: str) -> Task:
     """The task of a name in `TASKS`, or one from outside of this repository, `package.module:NAME`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no task of that name.
     """
     if ":" in name:
         task = import_outside(name, "task")

@@ -84,7 +84,7 @@ class ChatJudge:
         self.verdicts.close()
 
     def identity(self) -> dict[str, Any]:
-        """base_url is that of this run; what the store held may come from another, see `spent`."""
+        """What decides the verdicts; base_url is that of this run, kept verdicts may come from another, see `spent`."""
         template = {"template": self.template.name, "template_sha256": self.template.sha256}
         return {**self._sampling(), **template, "orders": self.options.orders, "base_url": self.base_url}
 

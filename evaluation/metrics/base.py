@@ -149,7 +149,7 @@ class Metric:
 
     @classmethod
     def needs(cls, options: Any, request: Request) -> str:
-        """What must be given so that it can be measured, e.g. "--embedder"; "" if nothing is missing."""
+        """What must be given so that the metric can be measured, e.g. "--embedder"; "" if nothing is missing."""
         return ""
 
     @classmethod
@@ -259,7 +259,7 @@ class PromptEvidence(Evidence):
     of_prompts: bool = True
 
     def __post_init__(self) -> None:
-        """Raises UserError for a value that is not finite: of the mean, nobody could say which prompt made it so."""
+        """Raise UserError for a value that is not finite: of the mean, nobody could say which prompt made it so."""
         for (model, decoding), by_column in self.values.items():
             for key, values in by_column.items():
                 if (index := first_not_finite(values)) is not None:
@@ -294,7 +294,7 @@ class SetEvidence(Evidence):
     estimates: Mapping[tuple[str, str, str], Mapping[str, "Estimate"]]
 
     def __post_init__(self) -> None:
-        """Raises UserError for an estimate that is not finite."""
+        """Raise UserError for an estimate that is not finite."""
         for (_, model, decoding), by_column in self.estimates.items():
             for key, estimate in by_column.items():
                 if first_not_finite([estimate.mean]) is not None:

@@ -56,7 +56,7 @@ class Featuriser:
         self._language_model.drop()
 
     def identity(self) -> dict[str, str]:
-        """What decides its features: kind, weights, and the settings beside them (pooling, lengths, tokenizer)."""
+        """What decides the features: kind, weights, and the settings beside them (pooling, lengths, tokenizer)."""
         return {"kind": self.kind, **self._hashes}
 
     def features(self, texts: Sequence[str]) -> np.ndarray:

@@ -130,8 +130,10 @@ def measure_mauve(
 
 
 def check_possible(n: int) -> None:
-    """To be called once, before anything is generated: raise UserError for too few texts, or without `mauve-text`;
-    warn where the score hangs on the number of texts."""
+    """Raise UserError for too few texts, or without `mauve-text`; warn where the score hangs on the number of texts.
+
+    To be called once, before anything is generated.
+    """
     _version()
     _require_enough(n)
     if n < FEW_TEXTS:

@@ -17,7 +17,7 @@ KEY = "reverse_kl"
 
 
 class ReverseKL(SecondModelMetric):
-    """One draw per prompt, of the model's whole distribution."""
+    """Reverse KL from one draw per prompt, of the model's whole distribution."""
 
     name = "reverse_kl"
     summary = "log Q(y|x) - log P^(y|x) over the model's own samples, P^ the second model"

@@ -39,7 +39,7 @@ def find_group(negatives: NegativeSet, prefix: str) -> Group:
     """The group whose id begins with `prefix`.
 
     Raises:
-        UserError: no group's id does, or several do.
+        UserError: no group's id begins so, or those of several do.
     """
     found: list[tuple[str, int, int]] = []
     for shard, table in enumerate(negatives.tables(["id"])):

@@ -179,7 +179,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def examples(corpus: str) -> list[Example]:
-    """In the order of KINDS, since a stream keeps the order of its source."""
+    """The examples in the order of KINDS, since a stream keeps the order of its source."""
     return list(open_source(corpus, TASK, streaming=True))
 
 

@@ -60,7 +60,7 @@ def test_a_small_file_of_many_values_is_refused(column: pa.Array) -> None:
 
 
 def test_a_parquet_file_that_fits_is_read_even_if_its_size_is_only_known_by_looking() -> None:
-    """Of 60 texts of 20 kB at most, by the footer, 59 are short."""
+    """By the footer 60 texts have 20 kB at most; 59 are short."""
     table = pa.table({"a": [*("a" * n for n in range(59)), "x" * 20_000], "b": [[{"text": TEXT}]] * 60})
     assert read_parquet(written(table)).equals(table)
 

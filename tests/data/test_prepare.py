@@ -354,7 +354,7 @@ def test_a_group_says_what_a_person_asked(tokenizer: Any, tmp_path: Path, task: 
 
 
 def test_the_query_changes_neither_ids_nor_halves(tmp_path: Path):
-    """They are of prompt and response alone: sets made before there was a query hold the same groups."""
+    """Ids and halves are of prompt and response alone: sets made before there was a query hold the same groups."""
     rows = [{"instruction": f"Question {n}?", "context": "", "response": f"Answer {n}."} for n in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     examples = load_examples(str(tmp_path / "rows.jsonl"), "dolly", "all")

@@ -19,7 +19,7 @@ def truncate(path: Path) -> None:
 
 
 def change(path: Path) -> None:
-    """Of the same size."""
+    """Change one bit in the middle of a file, whose size stays."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
@@ -41,7 +41,7 @@ def unfinished(path: Path, shards: list[int]) -> NegativeSetWriter:
 
 
 def go_on(path: Path) -> list[int]:
-    """The same command; returns the shards that it made."""
+    """Run the command again; returns the shards that it made."""
     driver = writer(path)
     if not driver.begin():
         return []

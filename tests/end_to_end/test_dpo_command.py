@@ -79,7 +79,7 @@ def both_halves(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_held_out_pairs_are_watched_under_our_names(reference: Path, both_halves: Path, tmp_path: Path) -> None:
-    """In batches of equal size, of whose means TRL logs the mean."""
+    """TRL logs the mean of the means of batches, which are of equal size."""
     watch = ["--eval_strategy", "steps", "--eval_steps", "3", "--max_eval_samples", "8", "--max_steps", "6"]
     assert main(cli(reference, both_halves, tmp_path, *watch, "--save_strategy", "no")) == 0
     lines = metrics(tmp_path)

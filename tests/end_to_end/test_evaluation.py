@@ -261,7 +261,7 @@ def test_judge_and_page_see_what_a_person_asked_and_not_what_the_model_was_given
 def test_an_embedder_with_another_pooling_embeds_anew(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same weights: what they gave before is stale."""
+    """What an embedder of the same weights gave before is stale."""
     loads = []
 
     class EmbedderStub:

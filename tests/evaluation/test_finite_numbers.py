@@ -53,7 +53,7 @@ def test_an_estimate_of_a_set_that_is_not_finite_is_named_a_missing_error_is_not
 
 
 def test_a_checkpoint_whose_weights_are_not_finite_is_refused_and_nothing_kept(reference: Path, tmp_path: Path) -> None:
-    """Its ranking accuracy would be 0: nan is less likely than nothing."""
+    """The ranking accuracy would be 0: nan is less likely than nothing."""
     model = Path(shutil.copytree(reference, tmp_path / "model"))
     weights = load_file(model / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"][0] = math.nan

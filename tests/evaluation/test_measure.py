@@ -1,4 +1,4 @@
-"""From answers to measurements, on answers made by hand: what is counted, of which prompts, against whom."""
+"""Measurements from answers, on answers made by hand: what is counted, of which prompts, against whom."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -158,7 +158,7 @@ def test_reverse_kl_is_of_samples_and_nll_of_what_was_asked_for() -> None:
 
 
 def test_reverse_kl_and_nll_are_paired_with_the_baseline() -> None:
-    """The other model's are 2 nats more on each prompt that both have; what differs between prompts cancels."""
+    """One model's values are 2 nats more on each prompt that both have; what differs between prompts cancels."""
     answer_sets = [answers(model, RIGHT, d, asked=d != "sample") for model in "ab" for d in DECODINGS]
     logps: list[list[float | None]] = [[-3.0, -9.0, -5.0, None]] * 2 + [[-5.0, -11.0, None, -7.0]] * 2
     measured = by_second_model(answer_sets, logps, baseline="a")

@@ -154,7 +154,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
 
 
 def texts(tab: Any, selector: str) -> list[str]:
-    """Of the visible elements that fit, with the typographer's minus as a plain one."""
+    """Texts of the visible elements that fit, with the typographer's minus as a plain one."""
     return [text.replace("\u2212", "-") for text in tab.locator(f"{selector}:visible").all_text_contents()]
 
 

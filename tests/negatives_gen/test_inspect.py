@@ -277,7 +277,7 @@ def open_page(browser: Any, shown: Path) -> Iterator[Any]:
 
 
 def texts(tab: Any, selector: str = "li .text") -> list[str]:
-    """Of the elements that fit, with the typographer's minus and dash as plain ones."""
+    """Texts of the elements that fit, with the typographer's minus and dash as plain ones."""
     return [text.replace("\u2212", "-").replace("\u2013", "-") for text in tab.locator(selector).all_text_contents()]
 
 

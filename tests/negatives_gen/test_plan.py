@@ -38,7 +38,7 @@ def total(manifest: Manifest, kind: str) -> int:
 
 
 def check(plan: Plan, real: Manifest, kinds: tuple[str, ...]) -> None:
-    """Within 15%, as promised."""
+    """A prediction is within 15%, as promised."""
     assert plan.rows == plan.groups + plan.rejected == ROWS
     assert plan.shards == len(real.shards)
     assert plan.bytes == pytest.approx(sum(shard.bytes for shard in real.shards), rel=0.15)

@@ -133,6 +133,16 @@ def test_no_two_modules_of_different_rooms_have_one_name() -> None:
     assert {name: found for name, found in rooms.items() if len(found) > 1 and name not in SHARED_NAMES} == {}
 
 
+def test_no_test_imports_from_another_test() -> None:
+    """What tests share lies in tests/support."""
+    found = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and ".test_" in (node.module or ""):
+                found.append(f"{path.name} imports from {node.module}")
+    assert found == []
+
+
 def test_nothing_refers_to_a_design_document_that_is_not_here() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:

@@ -152,7 +152,7 @@ def test_what_an_optimiser_does_not_heed_is_said(
 def test_a_run_that_was_killed_in_its_first_step_leaves_the_directory_to_the_corrected_command(
     reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As by the kernel for its memory: nobody could clean up."""
+    """A run may be killed by the kernel for its memory: nobody could clean up."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "trainer_job.json").write_text(json.dumps({"objective": "cpo", "batch_size": 4096}))

@@ -8,7 +8,7 @@ from data.claim import Claim
 
 
 class StopIfTakenOver(TrainerCallback):
-    """Raises UserError before a step is logged or saved by a run that does not own its output directory any more.
+    """A guard: raise UserError before a step is logged or saved by a run that lost its output directory to another.
 
     Args:
         claim: of the output directory.

@@ -107,7 +107,7 @@ class Objective:
         return None
 
     def beta(self, options: Any) -> float:
-        """What its loss multiplies differences of log-probabilities with; rounding errors grow as much."""
+        """What the loss multiplies differences of log-probabilities with; rounding errors grow as much."""
         return getattr(options, "beta", 1.0)
 
     def copies(self, options: Any) -> int:
