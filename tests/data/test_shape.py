@@ -109,8 +109,8 @@ def test_a_header_of_another_shape_is_one_line(header: Any, said: str, tmp_path:
     assert "\n" not in line
 
 
-# Their JSON is of this process's making, or a part of this package.
-OWN_JSON = {"data/shape.py", "data/models.py", "evaluation/report/files.py"}
+# Their JSON is of this process's making.
+OWN_JSON = {"data/shape.py", "data/models.py"}
 
 
 def test_json_of_others_is_read_with_a_bound_of_its_depth() -> None:
