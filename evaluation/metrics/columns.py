@@ -32,6 +32,21 @@ MODEL = Section("Ground truths and held-out groups", 50)
 
 
 @dataclass(frozen=True)
+class Mark:
+    """What a metric says of one answer, in a word or two: shown at the answer, and something to filter samples by.
+
+    Attributes:
+        label: the words, e.g. "correct"; what is marked alike has one label.
+        kind: whether it speaks for or against the answer; decides the colour, and good ones are listed first.
+        tip: a sentence that explains it where the pointer rests on it; "" for none.
+    """
+
+    label: str
+    kind: Literal["good", "bad", "neutral"] = "neutral"
+    tip: str = ""
+
+
+@dataclass(frozen=True)
 class Column:
     """What a report must know of one number that a metric gives.
 
@@ -100,21 +115,6 @@ class Column:
             named=self.named_difference,
             interval=self.interval,
         )
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What a metric says of one answer, in a word or two: shown at the answer, and something to filter samples by.
-
-    Attributes:
-        label: the words, e.g. "correct"; what is marked alike has one label.
-        kind: whether it speaks for or against the answer; decides the colour, and good ones are listed first.
-        tip: a sentence that explains it where the pointer rests on it; "" for none.
-    """
-
-    label: str
-    kind: Literal["good", "bad", "neutral"] = "neutral"
-    tip: str = ""
 
 
 def with_differences(columns: tuple[Column, ...]) -> list[Column]:
