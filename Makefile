@@ -14,7 +14,7 @@ help:
 	@echo "make quickstart        install into $(VENV) and run both stages and the evaluation on the embedded example"
 	@echo "make test              install into $(VENV) and run the tests (all but the slow ones)"
 	@echo "make test-fast         those without vLLM, Ray and what takes seconds"
-	@echo "make test-all          all of them: also random kills, clean installs, benchmarks in small"
+	@echo "make test-all          all of them: also random kills, clean installs, five benchmarks in small"
 	@echo "make lint              ruff and pyright"
 	@echo "make bench             the benchmarks of docs/benchmarks.md (needs ../shared; two hours)"
 	@echo "make reproduce-small   every row of the paper's tables in small, recipes/small (needs ../shared)"

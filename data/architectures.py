@@ -51,7 +51,7 @@ def continues_texts(config: Mapping[str, Any]) -> bool:
 
 
 def longest_sequence(config: Mapping[str, Any]) -> int | None:
-    """In tokens; None where a config.json does not say, as of state space models and relative positions."""
+    """Tokens that a model takes at most; None where its config.json does not say (state space, relative positions)."""
     for value in (config.get(name) for name in CONTEXT):
         if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < float("inf"):
             return int(value)
@@ -59,7 +59,7 @@ def longest_sequence(config: Mapping[str, Any]) -> int | None:
 
 
 def embedding_rows(config: Mapping[str, Any]) -> int | None:
-    """More than the tokenizer has where they are padded; None where a config.json does not say."""
+    """Rows of the embedding, padded beyond the tokenizer or not; None where a config.json does not say."""
     size = config.get("vocab_size")
     return size if type(size) is int and size > 0 else None
 

@@ -134,7 +134,7 @@ class Claim:
                 return claim
 
     def _create(self) -> bool:
-        """False if another run was faster."""
+        """Put our claim in its place; False if another run was faster."""
         try:
             return self.folder.create(_name(self.number), json.dumps(asdict(self.owner)).encode())
         except UserError as error:

@@ -136,8 +136,8 @@ def read_manifest(folder: Folder, *, current: bool = False) -> Manifest:
         current: take no older schema version, though it can be read.
 
     Raises:
-        UserError: there is none, the set is unfinished, its schema version is none that is taken, or what it says is
-            not of the form that readers rely on.
+        UserError: there is no manifest, the set is unfinished, its schema version is none that is taken, or what it
+            says is not of the form that readers rely on.
     """
     found = folder.read_if_there(MANIFEST)
     if found is None:

@@ -113,7 +113,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model (a transformers tokenizer), which knows the ends that generation_config.json names.
 
     Raises:
-        UserError: there is none, it lacks an EOS, or it gives ids that the model has no embedding for.
+        UserError: the model has no tokenizer, it lacks an EOS, or it gives ids that the model has no embedding for.
     """
     from transformers import AutoTokenizer
 
@@ -180,7 +180,7 @@ def context_length(model: str, longest: int | None = None) -> int:
             models and relative positions, it is all that is known.
 
     Raises:
-        UserError: neither says.
+        UserError: neither config nor user says a length.
     """
     found = [length for length in (longest_sequence(_text_config(model)), longest) if length]
     if found:
@@ -210,7 +210,7 @@ def weights_hash(model: str) -> str:
     model.safetensors.index.json names, else all model*.safetensors, else all *.safetensors.
 
     Raises:
-        UserError: there are none, or they are cut short.
+        UserError: the directory has no weights, or they are cut short.
     """
     directory = model_directory(model)
     places = _required_places(model, directory)

@@ -44,8 +44,8 @@ def parquet_file(source: BinaryIO, *, known: bool = False) -> Iterator[pq.Parque
         known: whether it has been opened here before, so that its size is not looked at again.
 
     Raises:
-        Unreadable: it is no Parquet file, damaged, or declares values of more than MOST_BYTES; also where the block
-            reads what cannot be read.
+        Unreadable: the source is no Parquet file, damaged, or declares values of more than MOST_BYTES; also where
+            the block reads what cannot be read.
     """
     try:
         with source, pq.ParquetFile(source, pre_buffer=False) as file:

@@ -51,7 +51,7 @@ class ShardEntry:
 
     @classmethod
     def from_json(cls, text: bytes) -> "ShardEntry":
-        """Raises ValueError or TypeError for what is damaged."""
+        """The entry that JSON of a record says. Raises ValueError or TypeError for what is damaged."""
         entry = parse_shaped(text, ENTRY_SHAPE)
         rejects = [Reject(**reject) for reject in entry["rejects"]]
         return cls(ShardRecord(**entry["record"]), rejects, entry.get("content"))

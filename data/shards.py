@@ -197,7 +197,7 @@ class NegativeSet:
         return [Reject(**row) for row in table.to_pylist()]
 
     def _check_values(self, file: str, table: pa.Table, rows: int) -> None:
-        """What no reader could work with is not there, and the rows are as many as the manifest says."""
+        """Raise UserError for values that no reader can work with, or other numbers of rows than the manifest's."""
         nullable = NULLABLE if self.computes else NULLABLE | SCORES
         problems = [text] if (text := unreadable(table)) else []
         problems = problems or null_problems(table, NULLABLE_IN_REJECTS if file == REJECTS else nullable)

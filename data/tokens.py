@@ -141,7 +141,7 @@ def require_rows(tokenizer: Any, rows: int | None, model: str) -> None:
         model: its name, for the error.
 
     Raises:
-        UserError: there is such an id.
+        UserError: an id is beyond the embedding.
     """
     beyond = {number: token for token, number in tokenizer.get_vocab().items() if rows is not None and number >= rows}
     if not beyond:

@@ -1,5 +1,6 @@
 """Measurements of answers: what costs is found out for all prompts once, the rest for any part of them."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,8 @@ from evaluation.metrics.base import (
 )
 from evaluation.metrics.statistics import Measurement
 from evaluation.on_demand import OnDemand
-from evaluation.prepared import Part
+from evaluation.subject import Part
+from negatives_gen.models.loading import NO_CODE, load_scorer
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def gather(metrics: Sequence[Metric], checkpoints: Sequence[Checkpoint], answer_
 def _gather_of_checkpoints(metrics: Sequence[CheckpointMetric], checkpoints: Sequence[Checkpoint]) -> list[Evidence]:
     values: list[dict[tuple[str, str], Values]] = [{} for _ in metrics]
     for checkpoint in checkpoints:
-        with OnDemand(lambda dtype, path=checkpoint.path: load_scorer(path, dtype)) as scorer:
+        with OnDemand(functools.partial(_load_scorer, checkpoint)) as scorer:
             for metric, found in zip(metrics, values, strict=True):
                 found[checkpoint.name, ""] = metric.values(checkpoint, scorer)
     return [
@@ -82,11 +84,8 @@ def _gather_of_checkpoints(metrics: Sequence[CheckpointMetric], checkpoints: Seq
     ]
 
 
-def load_scorer(path: str, dtype: str) -> Any:
-    """A checkpoint's `trainer.scoring` scorer."""
-    from trainer.scoring.scorer import Scorer
-
-    return Scorer.load(path, dtype=dtype)
+def _load_scorer(checkpoint: Checkpoint, dtype: str) -> Any:
+    return load_scorer(checkpoint.path, dtype=dtype, named=f"model '{checkpoint.name}'", custom_code=NO_CODE)
 
 
 def _measure(

@@ -33,7 +33,7 @@ class OnDemand(Generic[T]):
 
     def drop(self) -> None:
         """Free the memory that the thing takes."""
-        if self._held is not None:
+        if self.loaded:
             self._held = None
             gc.collect()  # the next model needs the room
 

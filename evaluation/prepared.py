@@ -1,12 +1,10 @@
-"""What is evaluated: prompts, checkpoints, decodings, all found out before anything is generated."""
+"""What is evaluated, from the options to its record: all found out before anything is generated."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from data.command.errors import UserError
-from data.schema import Group
 from data.sources.examples import fingerprint, load_examples
 from data.sources.tasks import describe_task
 from evaluation.answers.cache import Store, hash_of
@@ -15,68 +13,10 @@ from evaluation.answers.decoding import Decoding, parse_decoding
 from evaluation.config import MLE, EvaluateConfig
 from evaluation.metrics import METRICS
 from evaluation.metrics.base import AnswerMetric, Metric, require_own
+from evaluation.subject import Evaluation, Part
 
 # What a sweep's CPO model is called in the record; it is measured as alpha-0 where that is asked for.
 SWEEP_CPO = "cpo of --sweep"
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some of an evaluation's prompts.
-
-    Attributes:
-        name: unlike that of another part.
-        prompts: indices, rising.
-    """
-
-    name: str
-    prompts: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Prompts, checkpoints and decodings of an evaluation.
-
-    Attributes:
-        dataset, task, split: of the examples.
-        examples: how many were read.
-        examples_sha256: of their ids in order, see `data.sources.examples.fingerprint`.
-        checkpoints: that are compared, without a sweep's ensembles; the first one's prompts are those of all.
-        mixed: the CPO model of a sweep, whose ensembles have its settings, tokenizer and prompts; None without one.
-        decodings: that were asked for.
-        test: prompts that the numbers are of.
-        validation: prompts that a sweep's alpha is chosen on; None without one.
-        seed: of whatever is drawn.
-        store: keeps what was found out.
-    """
-
-    dataset: str
-    task: str
-    split: str
-    examples: int
-    examples_sha256: str
-    checkpoints: tuple[Checkpoint, ...]
-    mixed: Checkpoint | None
-    decodings: tuple[Decoding, ...]
-    test: Part
-    validation: Part | None
-    seed: int
-    store: Store
-
-    @property
-    def groups(self) -> list[Group]:
-        """The prompts, in their order, as the first checkpoint tokenises them."""
-        return self.checkpoints[0].groups
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The parts of the prompts: the test half, and a sweep's validation half."""
-        return (self.test,) if self.validation is None else (self.test, self.validation)
-
-    @property
-    def baseline(self) -> str:
-        """The model whose values the others' are also given as a difference from."""
-        return self.checkpoints[0].name
 
 
 def prepare(config: EvaluateConfig, store: Store) -> Evaluation:

@@ -2,8 +2,8 @@
 
 from evaluation.answers.answer_sets import AnswerSet
 from evaluation.measure import Gathered
-from evaluation.prepared import Part
 from evaluation.report.results import AnswerRow, SampleRow
+from evaluation.subject import Part
 
 
 def sample_rows(gathered: Gathered, part: Part) -> list[SampleRow]:

@@ -11,7 +11,7 @@ from evaluation.config import EvaluateConfig
 from evaluation.metrics.base import TRUTH, Metric
 from evaluation.metrics.columns import HIGHER
 from evaluation.metrics.statistics import Measurement
-from evaluation.prepared import Evaluation
+from evaluation.subject import Evaluation
 
 
 def make_ensembles(config: EvaluateConfig, evaluation: Evaluation) -> list[Checkpoint]:

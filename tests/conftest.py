@@ -21,6 +21,7 @@ from tests.support.commands import CONTEXT, preload_vllm
 if TYPE_CHECKING:
     from negatives_gen.models.engine import Engine
     from tests.support.answering import Engines
+    from tests.support.chat_server import ChatAPIStub
     from tests.support.ray_cluster import RayCluster
 
 # Until the tests are collected: what is imported stays, so there is nothing to find.
@@ -93,7 +94,7 @@ def negative_set(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def mle(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The one model of an ensemble."""
+    """The model of weight alpha of an ensemble."""
     from tests.support.ensembles import make_model
 
     return make_model(tmp_path_factory.mktemp("mle") / "mle", reference, seed=1)
@@ -101,7 +102,7 @@ def mle(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cpo(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The other model of an ensemble."""
+    """The model of weight 1 - alpha of an ensemble."""
     from tests.support.ensembles import make_model
 
     return make_model(tmp_path_factory.mktemp("cpo") / "cpo", reference, seed=2)
@@ -146,6 +147,31 @@ def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     with vllm_serve(tmp_path_factory.mktemp("chat")) as url:
         yield url
+
+
+@pytest.fixture
+def server() -> Iterator["ChatAPIStub"]:
+    """A local server of a chat API, whose answers and faults a test chooses."""
+    from tests.support.chat_server import chat_api_stub
+
+    with chat_api_stub() as stub:
+        yield stub
+
+
+@pytest.fixture(scope="module")
+def tokenizer(reference: Path) -> Any:
+    """The tokenizer of `reference`."""
+    from data.models import load_tokenizer
+
+    return load_tokenizer(str(reference))
+
+
+@pytest.fixture
+def minilm(tmp_path: Path) -> Path:
+    """A copy of MiniLM that a test may change."""
+    from tests.support.tiny import copy_minilm
+
+    return copy_minilm(tmp_path / "minilm")
 
 
 # A module long: while it is open an event loop is running, and tests with a loop of their own could not start it.

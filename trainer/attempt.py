@@ -43,7 +43,7 @@ class Attempt(TrainerCallback):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Raises UserError for errors of frameworks that options or files cause."""
+        """Give the attempt up on an error. Raises UserError for those of frameworks that options or files cause."""
         if error is None or self._stepped:
             return
         self._give_up()

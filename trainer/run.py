@@ -64,6 +64,7 @@ def _train(
     from trainer.attempt import Attempt
     from trainer.groups.sampler import EpochOfSampler
     from trainer.groups.training_data import load_training_data
+    from trainer.ingredients import Setup
     from trainer.monitor.metrics_file import MetricsFile
     from trainer.monitor.ownership import StopIfTakenOver
     from trainer.monitor.safety import CheckpointOnSigterm
@@ -71,7 +72,7 @@ def _train(
     from trainer.policy import Policy
     from trainer.record import job_record
     from trainer.resume import JobStamp, Needs, check_job, find_checkpoint, is_finished, resume_from
-    from trainer.setup import Setup, make_trainer
+    from trainer.setup import make_trainer
 
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > training.world_size:

@@ -1,17 +1,14 @@
-"""What a trainer is made from, and how the one for packed groups is made from it."""
+"""How a trainer is made, the objective's own or the one for packed groups."""
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError, first_line
 
 if TYPE_CHECKING:
-    from trainer.arguments import PaperTrainingArguments
     from trainer.config import ScriptArguments
-    from trainer.groups.training_data import TrainingData
+    from trainer.ingredients import Setup
     from trainer.objectives.base import Objective
-    from trainer.policy import Policy
     from trainer.trainer import ContrastiveTrainer
 
 log = logging.getLogger(__name__)
@@ -22,26 +19,7 @@ SETUP_ERRORS = (Exception,)
 USUAL_ERRORS = (ImportError, ValueError, OSError, KeyError, RuntimeError, TypeError)
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What a trainer is made from.
-
-    Attributes:
-        policy: not loaded yet.
-        data: what it is trained and watched on.
-        training: transformers' arguments.
-        tokenizer: saved beside the model.
-        row_tokens: token budget of a forward pass.
-    """
-
-    policy: "Policy"
-    data: "TrainingData"
-    training: "PaperTrainingArguments"
-    tokenizer: Any
-    row_tokens: int
-
-
-def make_trainer(script: "ScriptArguments", setup: Setup) -> Any:
+def make_trainer(script: "ScriptArguments", setup: "Setup") -> Any:
     """The objective's own trainer, or the one for packed groups; it could start and save, see `trainer.rehearsal`.
 
     Writes nothing; of the output directory transformers makes at most the empty folder.
@@ -74,7 +52,7 @@ def cannot_set_up(model: str, error: BaseException) -> UserError:
     return UserError(f"cannot set up the training of model '{model}' with these options: {kind}{first_line(error)}")
 
 
-def make_group_trainer(objective: "Objective", setup: Setup, options: Any) -> "ContrastiveTrainer":
+def make_group_trainer(objective: "Objective", setup: "Setup", options: Any) -> "ContrastiveTrainer":
     """The trainer of objectives whose terms are computed from packed groups.
 
     Raises:

@@ -20,7 +20,7 @@ async def bound_answer(response: Any) -> None:
     """Read a response's body into memory, unpacked; a hook of the HTTP client, which finds the body there.
 
     Raises:
-        TooLarge: see there; nothing more is read then.
+        TooLarge: the answer is larger than LARGEST_ANSWER, or packed; nothing more is read then.
     """
     body = bytearray()
     async for chunk in response.stream:

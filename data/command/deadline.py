@@ -11,7 +11,7 @@ from data.command.errors import UserError
 
 
 class _TooLong(BaseException):
-    """No `Exception`, which the code that is bounded may catch."""
+    """The end of a block's time: no `Exception`, which the code that is bounded may catch."""
 
 
 @contextmanager

@@ -105,6 +105,8 @@ def load_config(cls: type[T], argv: list[str], *, command: str, others: Collecti
 def make_config(cls: type[T], **keys: Any) -> T:
     """Build the configuration dataclass `cls` from Python values, with the conversion and the checks of a command line.
 
+    For programs and tests that call what a command calls; commands themselves go through `load_config`.
+
     Args:
         keys: under the names of the command line; of nested dataclasses dotted (`**{"judge.model": "X"}`) or as
             mappings (`judge={"model": "X"}`).
@@ -188,7 +190,7 @@ def output_root() -> Path:
     of the working directory, where anything written is lost: there relative paths are refused without the variable.
 
     Raises:
-        UserError: see there; or the variable holds a relative path.
+        UserError: the variable holds a relative path, or the current directory was deleted.
     """
     root = os.environ.get(ROOT_VARIABLE)
     if root and not os.path.isabs(root):

@@ -73,7 +73,7 @@ class Registry(Generic[E]):
         """The entry of a built-in name, of a `package.module:NAME`, or of the name of one that was loaded before.
 
         Raises:
-            UserError: there is none; the module fails; what it defines is no entry, or has the name of another one.
+            UserError: no entry has the name; the module fails; what it defines is no entry, or has another one's name.
         """
         if ":" in name:
             return self._from_outside(name)

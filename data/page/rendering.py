@@ -45,18 +45,18 @@ def render(package: str, name: str, data: Any, /, **values: Any) -> str:
         style_hash=_source_hash(style),
         script_hash=_source_hash(script),
         data=data,
-        mark=Markup(_mark(name)),
+        mark=_mark(name),
         **values,
     )
 
 
 def is_rendered(content: bytes, name: str) -> bool:
     """Whether a file is a page of ours of this name."""
-    return _mark(name).encode() in content[:MARKED_WITHIN]
+    return f'"{_mark(name)}"'.encode() in content[:MARKED_WITHIN]
 
 
 def _mark(name: str) -> str:
-    return f'<meta name="generator" content="{GENERATOR} {name}">'
+    return f"{GENERATOR} {name}"
 
 
 def _asset(package: str, name: str) -> str:

@@ -192,7 +192,7 @@ def _unreadable_file(dataset: str, path: Path, error: Exception) -> UserError:
 
 
 def _unreachable(dataset: str, error: Exception) -> UserError:
-    """Offline, private, misspelt, or lost on the way: the hub client has a class for each."""
+    """The error of a data set that is offline, private, misspelt or lost: the hub client has a class for each."""
     return UserError(
         f"data set '{dataset}' is neither 'facts', nor a local file, nor a hub data set that can be reached "
         f"({first_line(error)})."

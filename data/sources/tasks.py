@@ -251,7 +251,7 @@ def task_of(name: str) -> Task:
     """The task of a name in `TASKS`, or one from outside of this repository, `package.module:NAME`.
 
     Raises:
-        UserError: there is none, or one says something that means nothing.
+        UserError: there is no task of that name, or its words mean nothing.
     """
     if ":" in name:
         task = import_outside(name, "task")

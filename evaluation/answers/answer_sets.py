@@ -24,14 +24,12 @@ class AnswerSet:
 
     Attributes:
         model, decoding: their names.
-        path: of the checkpoint.
         groups: the prompts with their ground truths.
         asked: whether the user asked for this decoding; else it serves the metrics that are of it alone.
     """
 
     model: str
     decoding: str
-    path: str
     groups: Sequence[Group]
     generations: GenerationSet
     asked: bool = True
@@ -86,11 +84,7 @@ def make_answers(
                     checkpoint.context, seed, started,
                 )  # fmt: skip
                 asked = decoding in decodings
-                made.append(
-                    AnswerSet(
-                        checkpoint.name, decoding.name, checkpoint.path, checkpoint.groups, generations, asked=asked
-                    )
-                )
+                made.append(AnswerSet(checkpoint.name, decoding.name, checkpoint.groups, generations, asked=asked))
     return made
 
 

@@ -53,10 +53,6 @@ class Store:
             folder.write(name, content)
         return self._read(folder, name, key)
 
-    def has(self, kind: str, key: dict[str, Any]) -> bool:
-        """Whether the table of a key is kept."""
-        return _name(Folder(f"{self.path}/{kind}"), key) is not None
-
     def _read(self, folder: Folder, name: str, key: dict[str, Any]) -> pa.Table:
         where, content = f"{folder.path}/{name}", folder.read_if_there(name)
         if content is None or _checksum(content) != name.split(".")[1]:

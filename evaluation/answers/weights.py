@@ -34,7 +34,7 @@ def identify_text_model(model: str, store: Store) -> dict[str, str]:
     """`data.model_settings.text_model_identity`, with weights and a sound tokenizer remembered by the store.
 
     Raises:
-        UserError: see there; or the tokenizer gives ids beyond the embedding.
+        UserError: the model cannot be read, or has no weights; or the tokenizer gives ids beyond the embedding.
     """
     identity = text_model_identity(model, lambda path: identify_weights(path, store)["weights_sha256"])
 

@@ -81,13 +81,14 @@ class ChatJudge:
         self.reused = 0
 
     def drop(self) -> None:
-        """Do nothing: a chat judge holds no model."""
+        """Close the file of verdicts, which opens again where it is needed; a chat judge holds no model."""
+        self.verdicts.close()
 
     def look_at(self, prompts: Sequence[Group]) -> None:
         """Do nothing: any text can be asked about, and what the API refuses is counted."""
 
     def identity(self) -> dict[str, Any]:
-        """base_url is that of this run; what the store held may come from another, see `spent`."""
+        """What decides the verdicts; base_url is that of this run, kept verdicts may come from another, see `spent`."""
         template = {"template": self.template.name, "template_sha256": self.template.sha256}
         return {**self._sampling(), **template, "orders": self.options.orders, "base_url": self.base_url}
 

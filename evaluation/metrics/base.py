@@ -9,7 +9,7 @@ of the prompts from that.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.command.errors import UserError
 from data.command.options import NoOptions
@@ -26,6 +26,7 @@ from evaluation.metrics.columns import (
     SECOND,
     WIN,
     Column,
+    Mark,
     Section,
     with_differences,
 )
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from evaluation.answers.answer_sets import AnswerSet
     from evaluation.answers.checkpoints import Checkpoint
     from evaluation.metrics.statistics import Estimate, Measurement
-    from evaluation.prepared import Evaluation, Part
     from evaluation.report.results import AnswerRow
+    from evaluation.subject import Evaluation, Part
 
 __all__ = [
     "ANSWERS",
@@ -83,21 +84,6 @@ class Request:
     dataset: str
     models: Sequence[str] = ()
     metrics: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What a metric says of one answer, in a word or two: shown at the answer, and something to filter samples by.
-
-    Attributes:
-        label: the words, e.g. "correct"; what is marked alike has one label.
-        kind: whether it speaks for or against the answer; decides the colour, and good ones are listed first.
-        tip: a sentence that explains it where the pointer rests on it; "" for none.
-    """
-
-    label: str
-    kind: Literal["good", "bad", "neutral"] = "neutral"
-    tip: str = ""
 
 
 class Evidence(ABC):
@@ -174,7 +160,7 @@ class Metric:
 
     @classmethod
     def needs(cls, options: Any, request: Request) -> str:
-        """What must be given so that it can be measured, e.g. "--embedder"; "" if nothing is missing."""
+        """What must be given so that the metric can be measured, e.g. "--embedder"; "" if nothing is missing."""
         return ""
 
     @classmethod
@@ -315,7 +301,7 @@ class PromptEvidence(Evidence):
     of_prompts: bool = True
 
     def __post_init__(self) -> None:
-        """Raises UserError for a value that is not finite: of the mean, nobody could say which prompt made it so."""
+        """Raise UserError for a value that is not finite: of the mean, nobody could say which prompt made it so."""
         for (model, decoding), by_column in self.values.items():
             for key, values in by_column.items():
                 if (index := first_not_finite(values)) is not None:
@@ -350,7 +336,7 @@ class SetEvidence(Evidence):
     estimates: Mapping[tuple[str, str, str], Mapping[str, "Estimate"]]
 
     def __post_init__(self) -> None:
-        """Raises UserError for an estimate that is not finite."""
+        """Raise UserError for an estimate that is not finite."""
         for (_, model, decoding), by_column in self.estimates.items():
             for key, estimate in by_column.items():
                 if first_not_finite([estimate.mean]) is not None:

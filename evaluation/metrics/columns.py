@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 DIRECTIONS = HIGHER, LOWER, NEITHER = "higher", "lower", "neither"
 DIFFERENCE = "_difference"
@@ -29,6 +29,21 @@ SECOND = Section("Under the second model", 20, across=True)
 ANSWERS = Section("Answers", 30)
 LENGTH = Section("Length and repetition", 40)
 MODEL = Section("Ground truths and held-out groups", 50)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a metric says of one answer, in a word or two: shown at the answer, and something to filter samples by.
+
+    Attributes:
+        label: the words, e.g. "correct"; what is marked alike has one label.
+        kind: whether it speaks for or against the answer; decides the colour, and good ones are listed first.
+        tip: a sentence that explains it where the pointer rests on it; "" for none.
+    """
+
+    label: str
+    kind: Literal["good", "bad", "neutral"] = "neutral"
+    tip: str = ""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Featuriser:
         self._language_model.drop()
 
     def identity(self) -> dict[str, str]:
-        """What decides its features: kind, weights, and the settings beside them (pooling, lengths, tokenizer)."""
+        """What decides the features: kind, weights, and the settings beside them (pooling, lengths, tokenizer)."""
         return {"kind": self.kind, **self._hashes}
 
     def features(self, texts: Sequence[str]) -> np.ndarray:
@@ -83,9 +83,9 @@ class Featuriser:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from negatives_gen.models.loading import loading
+        from negatives_gen.models.loading import NO_CODE, loading
 
-        with loading(f"featuriser '{self.name}'"):
+        with loading(f"featuriser '{self.name}'", NO_CODE):
             model = load_whole(AutoModelForCausalLM, self.directory, self.name, dtype=torch.float32)
         return model.base_model.to("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from data.command.errors import UserError, first_line
+from data.command.errors import UserError
 from data.finite import LOOK
 from data.models import check_causal, context_length, load_tokenizer, vocabulary_size
 from data.schema import Group
@@ -25,6 +25,7 @@ from evaluation.answers.generations import GenerationSet, identify_model
 from evaluation.answers.weights import kept_tokenizer_hash, tokenizer_settings
 from evaluation.on_demand import OnDemand
 from negatives_gen.models.engine import Sample
+from negatives_gen.models.loading import NO_CODE, load_scorer
 
 KIND = "likelihoods"
 SCHEMA = pa.schema([("id", pa.string()), ("logp", pa.float64()), ("tokens", pa.int32()), ("problem", pa.string())])
@@ -77,7 +78,8 @@ class SecondModel:
         self.rows = vocabulary_size(path)
         self.identity = identify_model(path, kept_tokenizer_hash(path, store), store)
         self.tokenizer = OnDemand(lambda: load_tokenizer(path))
-        self.scorer = OnDemand(self._load_scorer)
+        named = f"the second model '{path}'"
+        self.scorer = OnDemand(lambda: load_scorer(self.directory, dtype=dtype, named=named, custom_code=NO_CODE))
 
     def describe(self) -> dict[str, str]:
         """The second model's identity, for the record of an evaluation."""
@@ -87,14 +89,6 @@ class SecondModel:
         """Free what the second model takes."""
         self.scorer.drop()
         self.tokenizer.drop()
-
-    def _load_scorer(self) -> Any:
-        from trainer.scoring.scorer import Scorer
-
-        try:
-            return Scorer.load(self.directory, dtype=self.dtype)
-        except Exception as error:  # transformers and a model's own code raise a dozen unrelated classes
-            raise UserError(f"transformers cannot load the second model '{self.path}': {first_line(error)}") from error
 
 
 def second_model_logps(

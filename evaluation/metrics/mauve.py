@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from evaluation.answers.answer_sets import AnswerSet
     from evaluation.answers.cache import Store
     from evaluation.metrics.features import Featuriser
-    from evaluation.prepared import Evaluation
+    from evaluation.subject import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +130,10 @@ def measure_mauve(
 
 
 def check_possible(n: int) -> None:
-    """To be called once, before anything is generated: raise UserError for too few texts, or without `mauve-text`;
-    warn where the score hangs on the number of texts."""
+    """Raise UserError for too few texts, or without `mauve-text`; warn where the score hangs on the number of texts.
+
+    To be called once, before anything is generated.
+    """
     _version()
     _require_enough(n)
     if n < FEW_TEXTS:

@@ -13,7 +13,7 @@ from evaluation.metrics.base import HIGHER, MODEL, CheckpointMetric, Column, Req
 if TYPE_CHECKING:
     from data.schema import Group
     from evaluation.answers.checkpoints import Checkpoint
-    from evaluation.prepared import Evaluation
+    from evaluation.subject import Evaluation
 
 ACCURACY, TOP_1, TAU = "ranking_accuracy", "reward_top1", "kendall_tau"
 # Nats; about ten times what packing a group differently moves a sum of a thousand nats in float32.

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
     from evaluation.answers.answer_sets import AnswerSet
     from evaluation.metrics.likelihood import Likelihoods
-    from evaluation.prepared import Part
+    from evaluation.subject import Part
 
 KEY = "reverse_kl"
 
 
 class ReverseKL(SecondModelMetric):
-    """One draw per prompt, of the model's whole distribution."""
+    """Reverse KL from one draw per prompt, of the model's whole distribution."""
 
     name = "reverse_kl"
     summary = "log Q(y|x) - log P^(y|x) over the model's own samples, P^ the second model"

@@ -13,7 +13,7 @@ from evaluation.metrics.base import AnswerMetric, PromptEvidence, Request, Value
 if TYPE_CHECKING:
     from evaluation.answers.answer_sets import AnswerSet
     from evaluation.metrics.likelihood import Likelihoods
-    from evaluation.prepared import Evaluation, Part
+    from evaluation.subject import Evaluation, Part
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from evaluation.answers.answer_sets import AnswerSet
     from evaluation.answers.cache import Store
-    from evaluation.prepared import Evaluation
+    from evaluation.subject import Evaluation
 
 KEY = "similarity"
 

@@ -13,8 +13,8 @@ from evaluation.metrics.base import HIGHER, LOWER, TRUTH, WIN, AnswerMetric, Col
 if TYPE_CHECKING:
     from evaluation.answers.answer_sets import AnswerSet
     from evaluation.metrics.statistics import Estimate, Measurement
-    from evaluation.prepared import Evaluation, Part
     from evaluation.report.results import AnswerRow
+    from evaluation.subject import Evaluation, Part
 
 RATE, LENGTH_CONTROLLED = "win_rate", "win_rate_length_controlled"
 # The paper's judge, and which template it was asked with for each task.

@@ -1,15 +1,14 @@
-"""report.json: what programs read. Its form is in schema.json, see `report_schema`."""
+"""report.json: what programs read. Its form is in schema.json, what a metric adds to it in its `record_schema`."""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from importlib import resources
+from collections.abc import Mapping
 from typing import Any
 
 from data.command.errors import UserError, first_line
 from data.shape import Each, Maybe, misfit, parse_json
 from data.storage import Folder
-from evaluation.metrics import METRICS, columns, in_order
+from evaluation.metrics import columns
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report.results import Results
 
@@ -110,18 +109,6 @@ def read_report(path: str) -> Results:
         raise _damaged(path, f"in a column, {type(error).__name__} {first_line(error)}") from error
     notes = [str(note) for note in content["notes"]]
     return Results(content["job"], content["environment"], measurements, notes=notes, columns=shown)
-
-
-def report_schema(others: Sequence[str] = ()) -> dict[str, Any]:
-    """JSON schema of report.json: schema.json, and what each of our metrics adds to the record.
-
-    Args:
-        others: metrics from outside that were measured, `package.module:NAME`.
-    """
-    schema = json.loads(resources.files("evaluation.report").joinpath("schema.json").read_text(encoding="utf-8"))
-    for metric in in_order([*METRICS.names(), *others]):
-        schema["properties"]["job"]["properties"] |= metric.record_schema
-    return schema
 
 
 def _measured(results: Results) -> set[str]:

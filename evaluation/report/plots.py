@@ -113,7 +113,7 @@ def svg(panels: Sequence[Panel], *, paper: str = "none") -> bytes:
 
 
 def for_dark_page(image: bytes) -> bytes:
-    """The same file in colours for a dark page: drawing it again takes longer."""
+    """A drawn SVG file in colours for a dark page: drawing it again takes longer."""
     for light, dark in zip(LIGHT, DARK, strict=True):
         image = image.replace(light.encode(), dark.encode())
     return image

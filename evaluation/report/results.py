@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evaluation.judging.base import Outcome
-from evaluation.metrics.base import Mark
-from evaluation.metrics.columns import ANSWERS, MODEL, WIN, Column
+from evaluation.metrics.columns import ANSWERS, MODEL, WIN, Column, Mark
 from evaluation.metrics.statistics import Measurement
 
 

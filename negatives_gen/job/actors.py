@@ -18,18 +18,10 @@ from negatives_gen.job.answers import kept_answers
 from negatives_gen.job.attempts import SetAside, attempt, loading_stage
 from negatives_gen.job.inputs import Shard, ShardSource
 from negatives_gen.models.engine import Engine
-from negatives_gen.models.loading import loading
+from negatives_gen.models.loading import load_scorer
 from negatives_gen.signals import SIGNALS, Reference, Signal, load_signals
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE, Strategy, Tools
-
-
-def load_scorer(model: str, *, dtype: str, trust_remote_code: bool) -> Any:
-    """The reference model as a `trainer.scoring.scorer.Scorer`. Raises UserError if transformers cannot load it."""
-    from trainer.scoring.scorer import Scorer
-
-    with loading(f"'{model}'"):
-        return Scorer.load(model, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class SetAside(Exception):
 
 
 class ShardsSetAside(UserError):
-    """All other shards are finished."""
+    """The end of a job of which some shards were set aside and all others are finished."""
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def attempt(directory: SetDirectory, index: int, stage: str) -> Iterator[None]:
     """Work on a shard in a stage. A directory that nobody has claimed, as of a plan, keeps no marks.
 
     Raises:
-        SetAside: its workers have died too often.
+        SetAside: the shard's workers have died too often.
         UserError: another run owns the directory by now.
     """
     with _marked(directory, f"{index:05d}", stage) as died:
@@ -92,7 +92,11 @@ def forget(folder: Folder) -> None:
 
 
 def refuse_set_aside(folder: Folder, aside: dict[int, str]) -> None:
-    """Raise ShardsSetAside if some were: shard -> why."""
+    """Raise ShardsSetAside if shards were set aside.
+
+    Args:
+        aside: shard -> why.
+    """
     if not aside:
         return
     index = min(aside)
@@ -117,7 +121,7 @@ class Stall:
         self.moved = self.looked = time.monotonic()
 
     def move(self) -> None:
-        """A shard is done."""
+        """Count the limit from now on: a shard is done."""
         self.moved = time.monotonic()
 
     def check(self) -> None:

@@ -220,7 +220,7 @@ class StagedShards:
         return Shard(list(prepared.groups), pool, list(prepared.rejects), prepared.truncated)
 
     def _examples(self, index: int) -> list[Example]:
-        """Raises UserError if what was staged is gone or was changed since the driver staged or checked it."""
+        """A shard's staged examples. Raises UserError if they are gone, or not as the driver staged or checked them."""
         name = _inputs_name(index)
         self._staged = self._staged or _staged(self.folder)
         content = self.folder.read_if_there(name)

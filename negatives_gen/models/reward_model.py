@@ -19,7 +19,7 @@ BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 
 def reward_model_identity(model: str, option: str = "--reward_model") -> dict[str, str]:
-    """What decides its rewards. Raises UserError, which names the option, if the model cannot be used."""
+    """What decides a reward model's rewards. Raises UserError, which names the option, if the model cannot be used."""
     try:
         check_tokenizer_fits(model)
         identity = text_model_identity(model)

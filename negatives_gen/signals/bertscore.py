@@ -26,7 +26,7 @@ class Options:
     bertscore_model: str | None = option(None, "an encoder, directory or hub id", is_name=True, metavar="PATH")
 
     def check(self) -> None:
-        """Raise UserError if there is none."""
+        """Raise UserError without --bertscore_model."""
         if not self.bertscore_model:
             raise UserError("ranking signal 'bertscore' needs --bertscore_model: a directory or a hub id.")
 

@@ -6,7 +6,7 @@ from negatives_gen.signals.base import Reference, TextSignal
 
 
 class Bleu(TextSignal):
-    """In [0, 1] rather than sacrebleu's per cent; 0 where a text has no token."""
+    """Sentence BLEU in [0, 1] rather than sacrebleu's per cent; 0 where a text has no token."""
 
     name = "bleu"
     summary = "sentence BLEU of sacrebleu"

@@ -20,7 +20,7 @@ class Options:
     )
 
     def check(self) -> None:
-        """Raise UserError if there is none."""
+        """Raise UserError without --reward_model."""
         if not self.reward_model:
             raise UserError("ranking signal 'reward' needs --reward_model: a directory or a hub id.")
 

@@ -14,7 +14,7 @@ class UnicodeWords:
 
 
 class Rouge(TextSignal):
-    """0 where one of the texts has no word, such as one of emoji alone."""
+    """ROUGE-L F1 of two texts; 0 where one of them has no word, such as one of emoji alone."""
 
     name = "rouge"
     summary = "ROUGE-L F1"

@@ -90,7 +90,7 @@ class Strategy(ABC):
 
     @property
     def turn(self) -> tuple[int, str]:
-        """When it runs among the strategies of a job: the least first."""
+        """When the strategy runs among those of a job: the least first."""
         return STAGE_ORDER.index(self.stage), self.name
 
     def settings(self, options: Any) -> dict[str, Any]:

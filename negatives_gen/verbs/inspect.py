@@ -19,7 +19,7 @@ from data.schema import Group
 from data.shards import NegativeSet
 from data.storage import Folder
 from negatives_gen.verbs.group_page import is_page, page
-from negatives_gen.verbs.reading import check_split, console, count_groups, find_group, groups_of
+from negatives_gen.verbs.reading import check_split, console, count_groups, find_group, groups_of, number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -113,7 +113,7 @@ def group_view(group: Group, signals: Sequence[str], rank_by: str) -> "Sequence[
         if candidate.source_id is not None:
             text.append(f"\nfrom group {candidate.source_id[:ID_DIGITS]}", style="dim")
         values = ((name, candidate.similarity.get(name)) for name in signals)
-        similarity = "\n".join(f"{name} {_number(value, 3):>6}" for name, value in values)
+        similarity = "\n".join(f"{name} {number(value, 3):>6}" for name, value in values)
         facts = _facts(candidate.reference_logp, len(candidate.ids), candidate.finish_reason)
         table.add_row(str(rank), candidate.strategy, text, similarity, facts)
     title = Text(f"group {group.id} ({group.split})", style="bold")
@@ -122,14 +122,10 @@ def group_view(group: Group, signals: Sequence[str], rank_by: str) -> "Sequence[
 
 def _facts(logp: float | None, tokens: int, finish_reason: str | None) -> str:
     per_token = None if logp is None or not tokens else logp / tokens
-    facts = {"log p": _number(logp, 2), "per token": _number(per_token, 2), "tokens": str(tokens)}
+    facts = {"log p": number(logp, 2), "per token": number(per_token, 2), "tokens": str(tokens)}
     if finish_reason is not None:
         facts["ends by"] = finish_reason
     return "\n".join(f"{name} {value:>7}" for name, value in facts.items())
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _signal(negatives: NegativeSet, asked: str | None) -> str:

@@ -39,7 +39,7 @@ def find_group(negatives: NegativeSet, prefix: str) -> Group:
     """The group whose id begins with `prefix`.
 
     Raises:
-        UserError: no group's id does, or several do.
+        UserError: no group's id begins so, or those of several do.
     """
     found: list[tuple[str, int, int]] = []
     for shard, table in enumerate(negatives.tables(["id"])):
@@ -60,6 +60,11 @@ def find_group(negatives: NegativeSet, prefix: str) -> Group:
         )
     _, shard, row = (exact or found)[0]
     return negatives.shard(shard)[row]
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number as tables show it; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def console() -> "Console":

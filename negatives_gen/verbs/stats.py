@@ -15,7 +15,7 @@ from data.command.terminal import say
 from data.command.usage import answered
 from data.shards import NegativeSet
 from data.soundness import floats_of
-from negatives_gen.verbs.reading import console
+from negatives_gen.verbs.reading import console, number
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -259,10 +259,10 @@ def _by_strategy(found: dict[str, Any]) -> "Table":
         table.add_row(
             name,
             str(row["count"]),
-            _number(tokens["mean"], 1),
-            *(_number(tokens[key], 0) for key in ("p50", "p95", "max")),
+            number(tokens["mean"], 1),
+            *(number(tokens[key], 0) for key in ("p50", "p95", "max")),
             *map(_percent, shares),
-            _number(row["logp_per_token"], 2),
+            number(row["logp_per_token"], 2),
             _percent(row.get("likelier_than_truth")),
         )
     return table
@@ -276,7 +276,7 @@ def _histogram(signal: str, histogram: dict[str, Any]) -> "Table":
     strategies = histogram["counts"]
     width = max(4, min(BAR, 72 // max(1, len(strategies)) - 9))
     for name in strategies:
-        table.add_column(f"{name}, mean {_number(histogram['mean'][name], 2)}", no_wrap=True, min_width=width + 5)
+        table.add_column(f"{name}, mean {number(histogram['mean'][name], 2)}", no_wrap=True, min_width=width + 5)
     for index in range(BINS):
         cells = []
         for counts in strategies.values():
@@ -297,10 +297,6 @@ def _table(title: str | None) -> "Table":
     from rich.table import Table
 
     return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _percent(share: float | None) -> str:

@@ -249,11 +249,11 @@ def _check_model_agrees(
 ) -> None:
     """Log-probabilities and texts of the sampled groups."""
     from data.models import load_tokenizer
+    from negatives_gen.models.loading import load_scorer
     from trainer.scoring.continuations import Continuations
-    from trainer.scoring.scorer import Scorer
 
     dtype = manifest.job["model"]["scorer_dtype"]
-    scorer = Scorer.load(model, dtype=dtype, trust_remote_code=config.trust_remote_code)
+    scorer = load_scorer(model, dtype=dtype, trust_remote_code=config.trust_remote_code)
     scores = scorer.score([Continuations(g.prompt_ids, [ids for ids, _ in _scored(g)]) for g in sample])
     tokenizer, problems, texts, worst = load_tokenizer(model, config.trust_remote_code), [], [], 0.0
     ends = marks_of(tokenizer).ends

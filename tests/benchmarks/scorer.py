@@ -20,7 +20,7 @@ GROUPS, ROUNDS = 48, 3
 
 @torch.no_grad()
 def padded_scores(model, groups: list[Continuations], batch: int, by_length: bool = True) -> list[list[float]]:
-    """As an ordinary script does it: right-padded rows, logits of the whole row, log-softmax, gather."""
+    """The scores of an ordinary script: right-padded rows, logits of the whole row, log-softmax, gather."""
     rows = [(g, k, [*group.prefix, *c]) for g, group in enumerate(groups) for k, c in enumerate(group.continuations)]
     if by_length:
         rows.sort(key=lambda row: len(row[2]))

@@ -1,4 +1,4 @@
-"""Every benchmark of `make bench` is there, and runs in small."""
+"""Every benchmark of `make bench` can be imported, and those of SMALL run in small."""
 
 import importlib
 import json

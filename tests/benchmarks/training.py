@@ -172,7 +172,7 @@ def trl(kind: str, folder: str, sampler: str, batch: int) -> dict[str, Any]:
 
 
 def padded(kind: str, _: str, per_pass: int) -> dict[str, Any]:
-    """As an ordinary K-way trainer does it: padded rows, TRL's log-probabilities, the reference in the loop."""
+    """A step as an ordinary K-way trainer makes it: padded rows, TRL's log-probabilities, the reference in the loop."""
     from trl.trainer.utils import selective_log_softmax
 
     from trainer.objectives.losses import cpo_loss

@@ -179,7 +179,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def examples(corpus: str) -> list[Example]:
-    """In the order of KINDS, since a stream keeps the order of its source."""
+    """The examples in the order of KINDS, since a stream keeps the order of its source."""
     return list(open_source(corpus, TASK, streaming=True))
 
 
@@ -213,7 +213,7 @@ def test_a_bad_row_is_a_group_or_a_reject_with_its_reason(
         assert outcome.reason == KINDS[name].reason
 
 
-def test_there_are_many_kinds_and_both_outcomes():
+def test_the_kinds_of_bad_rows_are_many_and_of_both_outcomes():
     reasons = [kind.reason for kind in KINDS.values()]
     assert len(KINDS) >= 30
     assert reasons.count(GROUP) >= 15
@@ -249,7 +249,7 @@ def test_a_table_gives_the_same_examples_as_a_stream(corpus: str, examples: list
 
 
 @pytest.mark.parametrize("task", ["dolly", "conversational", "continuation"])
-def test_the_other_tasks_survive_the_same_values(task: str, tokenizer: Any, tmp_path: Path):
+def test_each_task_survives_the_values_of_bad_rows(task: str, tokenizer: Any, tmp_path: Path):
     values = [json.loads(kind.line) for kind in KINDS.values() if kind.reason not in ("not JSON", "not UTF-8")]
     fields = [value["prompt"] for value in values if isinstance(value, dict) and "prompt" in value]
     fields = [field[:1000] if isinstance(field, str) else field for field in fields]

@@ -140,7 +140,7 @@ def test_numbers_that_no_clock_or_server_takes_are_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), "1", True, None, 0])
-def test_what_is_no_number_is_refused(value: Any) -> None:
+def test_an_api_option_that_is_no_number_is_refused(value: Any) -> None:
     with pytest.raises(UserError, match=r"--judge.timeout must be a number, 1 or more, got"):
         require_number("judge", {"timeout": value}, "timeout", 1)
 

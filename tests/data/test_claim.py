@@ -74,7 +74,7 @@ def test_a_process_that_has_the_number_of_a_dead_owner_is_not_taken_for_it(folde
 
 
 def test_of_two_runs_that_find_a_dead_owner_one_takes_over(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other one is faster, at the moment when the first has seen that the owner is dead."""
+    """One run is faster than the other, at the moment when the first has seen that the owner is dead."""
     die(Claim.take(folder))
     create, faster = Folder.create, []
 

@@ -51,7 +51,7 @@ def test_an_alarm_that_was_set_before_goes_off_when_it_would_have(monkeypatch: p
     assert rang[0] - started >= 0.4
 
 
-def test_another_thread_has_no_bound() -> None:
+def test_a_bound_of_time_does_not_hold_in_another_thread() -> None:
     done: list[bool] = []
 
     def work() -> None:

@@ -127,7 +127,7 @@ def test_a_reader_that_goes_away_ends_a_command_without_a_word():
         (ValueError("PytorchStreamWriter"), ""),
     ],
 )  # fmt: skip
-def test_what_the_system_refuses_is_one_line(error: Exception, said: str, capsys: pytest.CaptureFixture[str]):
+def test_an_error_of_the_system_is_one_line(error: Exception, said: str, capsys: pytest.CaptureFixture[str]):
     assert refused_by_system(error) == said
 
     @exit_on_user_error

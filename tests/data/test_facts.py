@@ -4,12 +4,12 @@ import subprocess
 import sys
 from collections import Counter
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 
 from data.sources import facts
 from data.sources.facts import VALUES, examples, is_correct, world
+from tests.support.commands import ROOT
 
 ROWS = examples()
 
@@ -55,7 +55,7 @@ def test_the_world_is_the_same_in_another_process_with_another_hash_seed():
     runs = [
         subprocess.run(
             [sys.executable, "-c", code],
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
             env={"PYTHONHASHSEED": seed},
             capture_output=True,
             text=True,

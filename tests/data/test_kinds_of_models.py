@@ -67,7 +67,7 @@ def test_stage_1_takes_a_model_that_does_not_say_its_context_with_max_length(end
 
 
 @pytest.mark.seconds
-def test_the_trainer_takes_ground_truths_for_such_a_model_with_max_length(
+def test_the_trainer_takes_ground_truths_for_a_model_without_a_context_with_max_length(
     endless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from trainer.run import main
@@ -83,7 +83,9 @@ def test_the_trainer_takes_ground_truths_for_such_a_model_with_max_length(
     assert "its max_length is 90, this job's is 80" in capsys.readouterr().err
 
 
-def test_the_evaluation_takes_such_a_model_with_max_length(endless: Path, reference: Path, tmp_path: Path) -> None:
+def test_the_evaluation_takes_a_model_without_a_context_with_max_length(
+    endless: Path, reference: Path, tmp_path: Path
+) -> None:
     models = {"endless": str(endless), "reference": str(reference)}
     given = models, load_examples("facts", "prompt-completion", "test", 4), "prompt-completion", "facts"
     store = Store(str(tmp_path / "store"))

@@ -21,7 +21,7 @@ from evaluation.judging.reward_judge import RewardJudge
 from evaluation.metrics.features import Featuriser
 from evaluation.metrics.likelihood import SecondModel
 from evaluation.metrics.similarity import _identify
-from tests.support.tiny import copy_minilm, make_negative_set, tiny_model
+from tests.support.tiny import make_negative_set, tiny_model
 
 WEIGHTS = "model.safetensors"
 
@@ -91,11 +91,6 @@ def test_sets_from_before_0_6_have_the_hash_of_all_tensors_of_their_reference(re
 # All that decides what a model makes of a text
 
 
-@pytest.fixture
-def minilm(tmp_path: Path) -> Path:
-    return copy_minilm(tmp_path / "minilm")
-
-
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
@@ -117,7 +112,7 @@ def test_whatever_decides_a_vector_decides_the_identity(minilm: Path, file: str,
     assert after["settings_sha256"] != before["settings_sha256"]
 
 
-def test_where_it_lies_and_how_it_came_about_decide_nothing(minilm: Path, tmp_path: Path) -> None:
+def test_the_place_of_a_text_model_and_records_of_its_training_decide_nothing(minilm: Path, tmp_path: Path) -> None:
     before = text_model_identity(str(minilm))
     for name in ("README.md", "trainer_state.json", "generation_config.json", "all_results.json"):
         (minilm / name).write_text("{}")

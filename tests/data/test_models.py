@@ -4,7 +4,6 @@ import fnmatch
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data import architectures, blank
 from data import models as identity
 from data.blank import BlankConfig, write_blank_model
-from data.command.errors import UserError
 from data.models import (
     architecture,
     chat_template_hash,
@@ -32,27 +30,16 @@ from data.models import (
     vocabulary_size,
     weights_hash,
 )
-from tests.support.tiny import save_tiny_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-def refusal(call: Callable[[], Any]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    return str(caught.value)
+from tests.support.written import refusal
 
 
 def test_a_hub_model_comes_with_its_chat_template_and_its_code_but_no_pickles(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub, here = tmp_path / "hub", tmp_path / "here"
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(reference)
     tokenizer.chat_template = "{{ messages[0].content }}"
-    shutil.copytree(model, hub)
+    shutil.copytree(reference, hub)
     tokenizer.save_pretrained(hub)
     for name in ("modeling.py", "pytorch_model.bin"):
         (hub / name).write_text("")
@@ -65,31 +52,31 @@ def test_a_hub_model_comes_with_its_chat_template_and_its_code_but_no_pickles(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download_stub)
     directory = identity.model_directory("someone/model")
     assert sorted(p.name for p in hub.iterdir() if not (directory / p.name).exists()) == ["pytorch_model.bin"]
-    found, plain = load_tokenizer(str(directory)), AutoTokenizer.from_pretrained(model)
+    found, plain = load_tokenizer(str(directory)), AutoTokenizer.from_pretrained(reference)
     assert found.chat_template == tokenizer.chat_template
     assert tokenizer_hash(found) == tokenizer_hash(plain)
     assert (chat_template_hash(plain), len(chat_template_hash(found) or "")) == (None, 64)
 
 
-def test_the_weights_hash_ignores_sharding_and_sees_one_changed_weight(model: Path, tmp_path: Path):
-    loaded = AutoModelForCausalLM.from_pretrained(model)
+def test_the_weights_hash_ignores_sharding_and_sees_one_changed_weight(reference: Path, tmp_path: Path):
+    loaded = AutoModelForCausalLM.from_pretrained(reference)
     loaded.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
     shards = sorted((tmp_path / "sharded").glob("*.safetensors"))
     assert len(shards) > 1
-    assert weights_hash(str(tmp_path / "sharded")) == weights_hash(str(model))
+    assert weights_hash(str(tmp_path / "sharded")) == weights_hash(str(reference))
     loaded.model.norm.weight.data[0] += 1e-6
     loaded.save_pretrained(tmp_path / "changed")
-    assert weights_hash(str(tmp_path / "changed")) != weights_hash(str(model))
+    assert weights_hash(str(tmp_path / "changed")) != weights_hash(str(reference))
 
 
-def test_only_the_weights_that_transformers_loads_are_hashed(model: Path, tmp_path: Path):
-    loaded, expected = AutoModelForCausalLM.from_pretrained(model), weights_hash(str(model))
+def test_only_the_weights_that_transformers_loads_are_hashed(reference: Path, tmp_path: Path):
+    loaded, expected = AutoModelForCausalLM.from_pretrained(reference), weights_hash(str(reference))
     loaded.save_pretrained(tmp_path, max_shard_size="100KB")
     for name in ("model-stale.safetensors", "adapter_model.safetensors"):
         (tmp_path / name).write_bytes(b"not ours")
     assert weights_hash(str(tmp_path)) == expected  # the index names the files
 
-    whole, index = (model / "model.safetensors").read_bytes(), tmp_path / "model.safetensors.index.json"
+    whole, index = (reference / "model.safetensors").read_bytes(), tmp_path / "model.safetensors.index.json"
     (tmp_path / "model.safetensors").write_bytes(whole)
     for shard in tmp_path.glob("model-*.safetensors"):
         shard.unlink()
@@ -117,14 +104,14 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path, content: bytes
     assert "model.safetensors' is no safetensors file" in refusal(lambda: weights_hash(str(tmp_path)))
 
 
-def test_a_weights_file_that_is_cut_short_is_refused(model: Path, tmp_path: Path):
-    content = (model / "model.safetensors").read_bytes()
+def test_a_weights_file_that_is_cut_short_is_refused(reference: Path, tmp_path: Path):
+    content = (reference / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[:-4])
     assert "is cut short: tensor '" in refusal(lambda: weights_hash(str(tmp_path)))
 
 
-def test_the_tokenizer_hash_survives_calls_and_saving_and_sees_a_new_token(model: Path, tmp_path: Path):
-    tokenizer = load_tokenizer(str(model))
+def test_the_tokenizer_hash_survives_calls_and_saving_and_sees_a_new_token(reference: Path, tmp_path: Path):
+    tokenizer = load_tokenizer(str(reference))
     fresh = tokenizer_hash(tokenizer)
     tokenizer(["a", "a long text"], padding=True, truncation=True, max_length=2)
     assert tokenizer_hash(tokenizer) == fresh
@@ -148,9 +135,9 @@ def test_check_model_says_which_part_is_missing(tmp_path: Path):
     assert context_length(path) == 7
 
 
-def test_a_tokenizer_without_eos_is_refused(model: Path, tmp_path: Path):
+def test_a_tokenizer_without_eos_is_refused(reference: Path, tmp_path: Path):
     for name in ("config.json", "tokenizer.json"):
-        (tmp_path / name).write_bytes((model / name).read_bytes())
+        (tmp_path / name).write_bytes((reference / name).read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     assert "has no EOS token" in refusal(lambda: load_tokenizer(str(tmp_path)))
 

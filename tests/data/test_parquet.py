@@ -59,14 +59,14 @@ def test_a_small_file_of_many_values_is_refused(column: pa.Array) -> None:
         read_parquet(content)
 
 
-def test_what_fits_is_read_even_if_its_size_is_only_known_by_looking() -> None:
-    """Of 60 texts of 20 kB at most, by the footer, 59 are short."""
+def test_a_parquet_file_that_fits_is_read_even_if_its_size_is_only_known_by_looking() -> None:
+    """By the footer 60 texts have 20 kB at most; 59 are short."""
     table = pa.table({"a": [*("a" * n for n in range(59)), "x" * 20_000], "b": [[{"text": TEXT}]] * 60})
     assert read_parquet(written(table)).equals(table)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\0" * 100 + b"PAR1", b"text"])
-def test_what_is_no_parquet_file_is_named(content: bytes) -> None:
+def test_a_file_that_is_no_parquet_file_is_named(content: bytes) -> None:
     with pytest.raises(Unreadable, match=r"\w"):
         read_parquet(content)
 

@@ -1,19 +1,17 @@
 """data/sources/encode.py and data/sources/prepare.py: from examples to token ids, or to rejects with their reasons."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data import blank
-from data.command.errors import UserError
 from data.models import load_tokenizer
 from data.schema import example_id
 from data.sources.examples import Example, as_example, load_examples
 from data.sources.prepare import describe_rejects, prepare_groups, require_groups
-from tests.support.tiny import save_tiny_model
+from tests.support.written import refusal
 
 TASK = "prompt-completion"
 
@@ -25,26 +23,10 @@ TEMPLATE = """{% for m in messages %}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model: Path) -> Any:
-    return load_tokenizer(str(model))
-
-
-@pytest.fixture(scope="module")
-def chat_tokenizer(model: Path) -> Any:
-    tokenizer = load_tokenizer(str(model))
+def chat_tokenizer(reference: Path) -> Any:
+    tokenizer = load_tokenizer(str(reference))
     tokenizer.chat_template = TEMPLATE
     return tokenizer
-
-
-def refusal(call: Callable[[], Any]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    return str(caught.value)
 
 
 def example(prompt: Any, response: Any, task: str = TASK) -> Example:
@@ -58,7 +40,9 @@ def chat(*contents: str) -> Example:
     return example(messages[:-1], messages[-1:], "conversational")
 
 
-def test_what_is_far_too_long_is_not_tokenised(tokenizer: Any, chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_text_that_is_far_too_long_is_not_tokenised(
+    tokenizer: Any, chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+):
     """A text of a gigabyte would take minutes."""
     long, longest = "a" * 8_001, 0
     of_texts = type(tokenizer).__call__
@@ -234,16 +218,16 @@ def test_the_template_up_to_the_assistants_turn_is_the_prompt_and_its_eos_ends_t
     assert rejects == []
 
 
-def test_a_template_without_eos_gets_one(model: Path):
-    tokenizer = load_tokenizer(str(model))
+def test_a_template_without_eos_gets_one(reference: Path):
+    tokenizer = load_tokenizer(str(reference))
     tokenizer.chat_template = TEMPLATE.replace("{{ eos_token }}", "")
     [group], _, _ = prepare_groups([chat("Hi", "Ho")], "conversational", tokenizer, 128)
     assert group.prompt == "<user>Hi\n<assistant>"
     assert group.response_ids == [*tokenizer("Ho\n")["input_ids"], tokenizer.eos_token_id]
 
 
-def test_a_template_that_rewrites_the_answer_or_the_prompt(model: Path):
-    tokenizer = load_tokenizer(str(model))
+def test_a_template_that_rewrites_the_answer_or_the_prompt(reference: Path):
+    tokenizer = load_tokenizer(str(reference))
     tokenizer.chat_template = TEMPLATE.replace("| trim", "| upper")
     [group], _, _ = prepare_groups([chat("Hi", "Ho")], "conversational", tokenizer, 128)
     assert group.response == "HO"  # what the tokens say
@@ -370,7 +354,7 @@ def test_a_group_says_what_a_person_asked(tokenizer: Any, tmp_path: Path, task: 
 
 
 def test_the_query_changes_neither_ids_nor_halves(tmp_path: Path):
-    """They are of prompt and response alone: sets made before there was a query hold the same groups."""
+    """Ids and halves are of prompt and response alone: sets made before there was a query hold the same groups."""
     rows = [{"instruction": f"Question {n}?", "context": "", "response": f"Answer {n}."} for n in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     examples = load_examples(str(tmp_path / "rows.jsonl"), "dolly", "all")

@@ -47,7 +47,7 @@ def test_options_from_a_manifest_can_be_used_again_but_for_hidden_values() -> No
     assert [key for key, value in recorded.items() if holds_hidden(value)] == ["hf_token", "speculative_config"]
 
 
-def test_other_homes_and_names_that_begin_alike_stay() -> None:
+def test_homes_of_others_and_names_that_begin_alike_stay() -> None:
     assert without_secrets("/home/adam/x /home/ada-b /data/home/ada/x") == "/home/adam/x /home/ada-b /data/home/ada/x"
 
 

@@ -18,7 +18,18 @@ from data.set_writer import NegativeSetWriter
 from data.shard_records import ShardEntry
 from data.shards import NegativeSet
 from data.storage import Folder, sha256
-from tests.support.written import JOB, REJECTS, SHARDS, SIGNALS, all_files, put_no_file, refusal, write_part, write_set
+from tests.support.written import (
+    JOB,
+    REJECTS,
+    SHARDS,
+    SIGNALS,
+    all_files,
+    put_no_file,
+    refusal,
+    write_part,
+    write_set,
+    writer,
+)
 
 
 def truncate(path: Path) -> None:
@@ -26,7 +37,7 @@ def truncate(path: Path) -> None:
 
 
 def change(path: Path) -> None:
-    """Of the same size."""
+    """Change one bit in the middle of a file, whose size stays."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
@@ -39,10 +50,6 @@ def empty(path: Path) -> None:
 DAMAGE = [truncate, change, empty, Path.unlink]
 
 
-def writer(path: Path) -> NegativeSetWriter:
-    return NegativeSetWriter(str(path), JOB, SIGNALS)
-
-
 def unfinished(path: Path, shards: list[int]) -> NegativeSetWriter:
     driver = writer(path)
     driver.begin()
@@ -52,7 +59,7 @@ def unfinished(path: Path, shards: list[int]) -> NegativeSetWriter:
 
 
 def go_on(path: Path) -> list[int]:
-    """The same command; returns the shards that it made."""
+    """Run the command again; returns the shards that it made."""
     driver = writer(path)
     if not driver.begin():
         return []
@@ -61,12 +68,6 @@ def go_on(path: Path) -> list[int]:
         write_part(driver, index)
     driver.finish(len(SHARDS))
     return todo
-
-
-@pytest.fixture
-def expected(tmp_path: Path) -> dict[str, bytes]:
-    write_set(str(tmp_path / "expected"))
-    return all_files(tmp_path / "expected")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
 from data.storage import Folder
 from tests.support.owners import die
-from tests.support.written import JOB, SHARDS, SIGNALS, all_files, refusal, write_part, write_set
+from tests.support.written import JOB, SHARDS, SIGNALS, all_files, refusal, write_part, writer
 
 # What a job of three shards puts in place, in order.
 PLACES = [
@@ -22,22 +22,11 @@ PLACES = [
 ]
 
 
-def writer(path: Path) -> NegativeSetWriter:
-    return NegativeSetWriter(str(path), JOB, SIGNALS)
-
-
 def make(driver: NegativeSetWriter) -> None:
     assert driver.begin()
     for index in range(len(SHARDS)):
         write_part(driver, index)
     driver.finish(len(SHARDS))
-
-
-@pytest.fixture
-def expected(tmp_path: Path) -> dict[str, bytes]:
-    """The files of the set."""
-    write_set(str(tmp_path / "expected"))
-    return all_files(tmp_path / "expected")
 
 
 def at(monkeypatch: pytest.MonkeyPatch, out: Path, place: str, moment: str, happens: Callable[[], None]) -> None:
@@ -98,7 +87,7 @@ def test_of_two_drivers_one_makes_the_set_and_the_other_is_refused(
 def test_a_straggler_in_the_middle_of_a_write_leaves_the_set_of_its_successor_as_it_is(
     place: str, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has seen that it is the owner, and stands still until its successor has finished the set."""
+    """A straggler has seen that it is the owner, and stands still until its successor has finished the set."""
     out, straggler = tmp_path / "set", writer(tmp_path / "set")
 
     def succeed() -> None:
@@ -121,7 +110,7 @@ REMOVED = ["shard-00000.parquet", "_job/shard-00000.json", "manifest.json"]
 def test_a_straggler_in_the_middle_of_a_removal_puts_back_what_its_successor_has_made(
     name: str, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has seen that it is the owner, and then removes a file that was of nobody."""
+    """A straggler has seen that it is the owner, and then removes a file that was of nobody."""
     out, straggler, remove = tmp_path / "set", writer(tmp_path / "set"), Folder.remove
     straggler.begin()
     straggler.folder.write(name, b"of a worker that was killed")
@@ -200,7 +189,7 @@ def test_a_shard_without_a_record_that_an_orphan_wrote_late_is_made_anew(
 
 
 def test_a_record_of_another_job_is_no_record(tmp_path: Path) -> None:
-    """It arrived when its directory had been given up and claimed by another job."""
+    """The record arrived when its directory had been given up and claimed by another job."""
     other = NegativeSetWriter(str(tmp_path / "other"), {**JOB, "seed": 2}, SIGNALS)
     other.begin()
     write_part(other, 0)

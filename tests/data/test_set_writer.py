@@ -25,12 +25,6 @@ from tests.support.written import (
 )
 
 
-@pytest.fixture
-def finished(tmp_path: Path) -> Path:
-    write_set(str(tmp_path / "set"))
-    return tmp_path / "set"
-
-
 def test_files_half_written_by_a_killed_worker_are_gone_at_the_end(tmp_path: Path):
     writer = NegativeSetWriter(str(tmp_path / "set"), JOB, SIGNALS)
     writer.begin()

@@ -10,7 +10,7 @@ import pytest
 
 from data.models import read_header, read_object
 from data.shape import Count, Each, IfThere, ListOf, Maybe, as_read, misfit, parse_json, parse_shaped
-from tests.project.test_imports import ROOT
+from tests.support.commands import ROOT
 from tests.support.written import refusal
 
 SHAPE = {
@@ -52,13 +52,13 @@ def test_a_missing_key_is_named() -> None:
 
 
 @pytest.mark.parametrize("depth", [65, 5000])
-def test_what_is_nested_too_deeply_is_a_value_error(depth: int) -> None:
+def test_json_that_is_nested_too_deeply_is_a_value_error(depth: int) -> None:
     assert parse_json(b"[" * 64 + b"1" + b"]" * 64) == json.loads(b"[" * 64 + b"1" + b"]" * 64)
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json(b"[" * depth + b"1" + b"]" * depth)
 
 
-def test_what_is_no_text_is_a_value_error_in_words() -> None:
+def test_json_that_is_no_text_is_a_value_error_in_words() -> None:
     with pytest.raises(ValueError, match=r"^no text in UTF-8$"):
         parse_json(b'{"a": "\xff\xfe"}')
 
@@ -109,8 +109,8 @@ def test_a_header_of_another_shape_is_one_line(header: Any, said: str, tmp_path:
     assert "\n" not in line
 
 
-# Their JSON is of this process's making, or a part of this package.
-OWN_JSON = {"data/shape.py", "data/models.py", "evaluation/report/files.py"}
+# Their JSON is of this process's making.
+OWN_JSON = {"data/shape.py", "data/models.py"}
 
 
 def test_json_of_others_is_read_with_a_bound_of_its_depth() -> None:

@@ -21,12 +21,6 @@ from tests.support.schema_2 import write_as_schema_2
 from tests.support.written import JOB, REJECTS, SIGNALS, all_files, group, refusal, write_part, write_set
 
 
-@pytest.fixture
-def finished(tmp_path: Path) -> Path:
-    write_set(str(tmp_path / "set"))
-    return tmp_path / "set"
-
-
 def test_groups_and_rejects_come_back_as_they_were_written(finished: Path):
     negative_set = NegativeSet(str(finished))
     assert list(negative_set.groups()) == [group(1), group(2), group(3)]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from data.command.errors import UserError
 from data.schema import example_id
 from data.sources import examples as sources
 from data.sources import readers
 from data.sources.examples import Example, as_example, fingerprint, load_examples, open_source
 from data.sources.tasks import dolly
+from tests.support.written import refusal
 
 ROWS = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(5)]
 TASK = "prompt-completion"
@@ -28,12 +28,6 @@ TASK = "prompt-completion"
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def refusal(call: Callable[[], Any]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    return str(caught.value)
 
 
 def write(path: Path, content: str | list[dict]) -> str:

@@ -44,8 +44,8 @@ def test_a_folder_writes_reads_lists_and_removes(tmp_path: Path):
 
 
 @pytest.mark.parametrize("verb", ["list", "read", "remove"])
-def test_what_is_another_users_is_one_line(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Such as the claim of a run of somebody whose umask is 077."""
+def test_a_file_of_another_user_is_one_line(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An example is the claim of a run of somebody whose umask is 077."""
     folder = Folder(str(tmp_path))
     folder.write("a/b", b"1")
 

@@ -137,7 +137,7 @@ def test_what_a_row_gives_the_template_beside_its_messages_is_a_reject(field: st
 
 
 @pytest.mark.parametrize("value", [None, "", [], {}, "[]", [None], {"a": None}])
-def test_fields_that_say_nothing_are_as_if_not_there(value: Any):
+def test_fields_of_a_chat_that_say_nothing_are_as_if_not_there(value: Any):
     plain = conversational({"messages": [user("a"), assistant("b")]})
     row = {"messages": [user("a"), {**assistant("b"), "tool_calls": value, "reasoning_content": value}], "tools": value}
     assert conversational(row) == plain

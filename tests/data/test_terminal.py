@@ -29,7 +29,7 @@ def test_half_a_surrogate_pair_is_no_text_that_can_be_kept() -> None:
     assert storable("👩") == "👩"
 
 
-def test_what_a_command_prints_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_output_of_a_command_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     say(HOSTILE)
     say(HOSTILE, error=True)
     assert capsys.readouterr() == (f"{SPELLED}\n", f"{SPELLED}\n")
@@ -42,7 +42,7 @@ def test_a_terminal_without_utf_8_gets_escapes(monkeypatch: pytest.MonkeyPatch) 
     assert raw.getvalue() == b"\\xe9\n"
 
 
-def test_an_error_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_a_command_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     @exit_on_user_error
     def main(argv: list[str] | None = None) -> None:
         raise UserError(f"no {HOSTILE}")
@@ -51,7 +51,7 @@ def test_an_error_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == f"error: no {SPELLED}\n".replace("\\r", " ")
 
 
-def test_the_log_is_clean() -> None:
+def test_a_line_of_the_log_cannot_steer_a_terminal() -> None:
     record = logging.LogRecord("x", logging.INFO, "", 0, "said %s", (HOSTILE,), None)
     assert ScrubbingFormatter("%(message)s").format(record) == f"said {SPELLED}"
     line = JSONFormatter().format(record)

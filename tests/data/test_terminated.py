@@ -35,7 +35,7 @@ def test_a_handler_that_ray_put_in_the_place_of_ours_ends_alike(caplog: pytest.L
 
 
 @pytest.mark.parametrize("code", [0, 2, 143, "text"])
-def test_other_ends_stay_what_they_are(code: object, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_exit_without_sigterm_keeps_its_code(code: object, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(SystemExit) as ended, ending_on_sigterm():
         sys.exit(code)  # type: ignore[arg-type]
     assert ended.value.code == code

@@ -139,7 +139,7 @@ def test_verbs_are_passed_on_and_unknown_ones_refused(
 def test_the_console_script_finds_modules_in_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As python -m does, for entries written package.module:NAME; the user's folder `evaluation` hides none of ours."""
+    """Entries written package.module:NAME are found as by python -m; a folder `evaluation` hides none of ours."""
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "an_entry_in_the_current_directory.py").write_text("ENTRY = 1\n")
     monkeypatch.chdir(tmp_path)

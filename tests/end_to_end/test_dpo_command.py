@@ -79,7 +79,7 @@ def both_halves(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_held_out_pairs_are_watched_under_our_names(reference: Path, both_halves: Path, tmp_path: Path) -> None:
-    """In batches of equal size, of whose means TRL logs the mean."""
+    """TRL logs the mean of the means of batches, which are of equal size."""
     watch = ["--eval_strategy", "steps", "--eval_steps", "3", "--max_eval_samples", "8", "--max_steps", "6"]
     assert main(cli(reference, both_halves, tmp_path, *watch, "--save_strategy", "no")) == 0
     lines = metrics(tmp_path)
@@ -259,7 +259,7 @@ def test_two_strategies_at_once_are_refused_before_anything_is_written(
     assert not (tmp_path / "out" / "trainer_job.json").exists()
 
 
-def test_one_strategy_of_two_is_taken(reference: Path, two_strategies: Path) -> None:
+def test_pairs_are_made_of_the_strategy_that_is_used(reference: Path, two_strategies: Path) -> None:
     negatives = NegativeSet(str(two_strategies))
     pairs: Dataset = preference_pairs(ContrastiveGroups.of([negatives], "train", "bn=1"), "dpo")
     assert pairs["rejected_ids"][:] == [group.negatives[2].ids for group in negatives.groups()]

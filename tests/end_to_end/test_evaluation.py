@@ -27,12 +27,12 @@ from data.sources.prepare import prepare_groups
 from evaluation.config import EvaluateConfig
 from evaluation.metrics.statistics import Estimate
 from evaluation.report import read_report
-from evaluation.report.files import report_schema
 from evaluation.run import evaluate
 from negatives_gen.models.engine import Sample
 from tests.support.answering import Engines
 from tests.support.chat_server import ChatAPIStub, chat_api_stub
 from tests.support.commands import ROOT, ForkedCommand, fork_command
+from tests.support.reports import report_schema
 from tests.support.tiny import copy_minilm, with_context
 from trainer.scoring.scorer import Scorer
 
@@ -261,7 +261,7 @@ def test_judge_and_page_see_what_a_person_asked_and_not_what_the_model_was_given
 def test_an_embedder_with_another_pooling_embeds_anew(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same weights: what they gave before is stale."""
+    """What an embedder of the same weights gave before is stale."""
     loads = []
 
     class EmbedderStub:

@@ -98,7 +98,7 @@ def test_sampler_scorer_and_a_fresh_scorer_agree_on_the_same_ids(generated: Path
 def test_the_trainer_computes_the_log_probabilities_that_the_scorer_stored(
     generated: Path, trained: Path, tmp_path: Path
 ) -> None:
-    """Of the same ids, in rows of its own making, in training mode."""
+    """The trainer computes them of the same ids, in rows of its own making, in training mode."""
     import torch
 
     from trainer.arguments import parse
@@ -190,7 +190,7 @@ def test_an_engine_that_cannot_start_ends_the_job_in_one_line(
 def test_a_strategy_and_a_signal_from_outside_of_the_repository_reach_the_workers(
     reference: Path, tmp_path: Path
 ) -> None:
-    """Their modules lie where the command runs, on no other path: the actors must find them by import path.
+    """The modules of both lie where the command runs, on no other path: the actors must find them by import path.
 
     The command starts Ray in its process, as it does where there is no cluster.
     """

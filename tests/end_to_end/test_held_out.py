@@ -65,7 +65,7 @@ def watched_run(reference: Path, negative_set: Path, output: Path, *more: str) -
 
 
 def mean_reference_logp(line: dict[str, Any]) -> float:
-    """Of the groups that a held-out log is about."""
+    """Mean log-probability under the reference of the groups that a held-out log is about."""
     return line["eval_logps/ground_truth"] - line["eval_logps/ground_truth_change"]
 
 

@@ -67,7 +67,7 @@ def run(armed: Path, *words: str, env: dict[str, str] | None = None) -> int:
 
 
 def finish(reference: Path, out: Path, options: dict[str, Any] = OPTIONS) -> None:
-    """The same job in this process, to its end."""
+    """Run the job in this process, to its end."""
     with without_ray():
         config = make_config(GenerateConfig, model=str(reference), out=str(out), **options)
         generate(config, Components(engine=EngineStub, signals=signals_stub))

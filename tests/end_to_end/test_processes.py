@@ -22,7 +22,7 @@ pytestmark = pytest.mark.seconds
 
 
 def train(processes: int, words: list[str]) -> None:
-    """The same command in one process or two, with as many groups in each step."""
+    """Train by one command in one process or two, with as many groups in each step."""
     if processes == 1:
         assert main(words) == 0
     else:

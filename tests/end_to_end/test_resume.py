@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(
 
 
 def test_an_interrupted_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    """It lacks its last file. Where there is no other the run starts from step 0."""
+    """An interrupted checkpoint lacks its last file. Where there is no other the run starts from step 0."""
     out = tmp_path / "out"
     for name in ("checkpoint-10", "checkpoint-12"):
         (out / name).mkdir(parents=True)

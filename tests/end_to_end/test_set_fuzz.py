@@ -170,7 +170,7 @@ def test_every_edit_of_a_shard_is_a_finding_or_one_line(
 
 
 @pytest.mark.seconds
-def test_other_columns_are_findings(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unexpected_columns_of_a_shard_are_findings(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pq.read_table(copied / "shard-00000.parquet")
     nothing = pa.nulls(table.num_rows)
     for name in table.column_names:

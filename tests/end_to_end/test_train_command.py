@@ -179,7 +179,7 @@ def test_trainer_refuses_yaml_values_of_the_wrong_kind_in_one_line(
 def test_trainer_does_not_retrain_a_finished_run(
     reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also not where `--resume_from_checkpoint false` is spelled out; dashes in flags are as good as underscores."""
+    """A spelled out `--resume_from_checkpoint false` changes nothing; dashes in flags are as good as underscores."""
     options = ["--max_steps", "1", "--save_strategy", "no", "--per-device-train-batch-size", "4"]
     options += ["--no_dataloader_pin_memory", "--resume_from_checkpoint"]
     arguments = train(reference, negative_set, tmp_path / "out", *options)

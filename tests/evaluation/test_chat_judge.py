@@ -3,7 +3,6 @@
 import logging
 import re
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("data.chat.client.FIRST_PAUSE", 0.01)
-
-
-@pytest.fixture
-def server() -> Iterator[ChatAPIStub]:
-    with chat_api_stub() as stub:
-        yield stub
 
 
 def judge_by(server: ChatAPIStub, store: Path, **options: Any) -> Judge:
@@ -107,7 +100,7 @@ def test_a_judge_that_always_names_one_place_gives_ties_that_flip(
     assert len(server.requests) == 80
 
 
-def test_the_papers_single_order_believes_such_a_judge(server: ChatAPIStub, tmp_path: Path) -> None:
+def test_the_papers_single_order_believes_a_judge_that_prefers_a_position(server: ChatAPIStub, tmp_path: Path) -> None:
     server.answer = lambda request: ("A", "stop")
     assert judge_by(server, tmp_path, orders="paper").judge(pairs(5)) == [Outcome(1.0, verdicts=("A",))] * 5
     template = read_template("dolly")

@@ -13,8 +13,8 @@ from evaluation.compare import compare, main, run_names
 from evaluation.metrics.statistics import Measurement
 from evaluation.report import Results
 from evaluation.report.files import to_json
-from tests.evaluation.test_report import COLUMNS, make_job, make_results, measured, rate
 from tests.support.commands import run_command
+from tests.support.reports import COLUMNS, make_job, make_results, measured, rate
 from tests.support.strange import edited
 
 ENVIRONMENT = {"packages": {"torch": "2.11.0"}, "git_commit": "1" * 40}

@@ -53,7 +53,7 @@ def test_an_estimate_of_a_set_that_is_not_finite_is_named_a_missing_error_is_not
 
 
 def test_a_checkpoint_whose_weights_are_not_finite_is_refused_and_nothing_kept(reference: Path, tmp_path: Path) -> None:
-    """Its ranking accuracy would be 0: nan is less likely than nothing."""
+    """The ranking accuracy would be 0: nan is less likely than nothing."""
     model = Path(shutil.copytree(reference, tmp_path / "model"))
     weights = load_file(model / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"][0] = math.nan
@@ -114,7 +114,7 @@ class ScorerFaultStub:
 def answers_for(found: list[Group], second: SecondModel) -> GenerationSet:
     key = {"model": {"tokenizer_sha256": second.identity["tokenizer_sha256"]}}
     samples = [Sample([7], "a", "length", -1.0, None) for _ in found]
-    return GenerationSet(key, "k", [group.id for group in found], samples, 0.0, False)
+    return GenerationSet(key, "k", [group.id for group in found], samples)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -211,7 +211,7 @@ ONE_EACH = {"input_price": 1.0, "output_price": 1.0}
 def test_a_server_with_a_long_system_prompt_stays_under_the_cap(
     server: ChatAPIStub, tmp_path: Path, cap: float, least: int, share: float
 ) -> None:
-    """It bills 3,000 input tokens for each request, those that it does not answer included."""
+    """The server bills 3,000 input tokens for each request, those that it does not answer included."""
     # So long that on a busy machine too sixteen requests are under way together.
     server.tokens, server.seconds, server.fault_of = (
         lambda r: (3000, 1),
@@ -338,10 +338,10 @@ def test_nobody_asks_before_the_server_wants_to_be_asked(server: ChatAPIStub, tm
 
 
 @pytest.mark.parametrize("told", [16, 1])
-def test_those_who_were_told_to_wait_do_not_come_back_together(
+def test_requests_that_were_told_to_wait_do_not_come_back_together(
     server: ChatAPIStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: int
 ) -> None:
-    """Nor do those who wait because another was told to."""
+    """Requests that wait because another was told to do not come back together either."""
     monkeypatch.setattr("data.chat.client.FIRST_PAUSE", 0.5)
     monkeypatch.setattr("data.chat.client.LONGEST_PAUSE", 0.5)
     server.seconds = 0.2
@@ -364,7 +364,7 @@ def test_pauses_are_drawn_from_a_doubling_range(
 
 
 def test_prompts_are_taken_when_there_is_a_free_place(server: ChatAPIStub) -> None:
-    """Of a hundred thousand prompts as many are alive as requests are under way."""
+    """No more of a hundred thousand prompts are alive than requests are under way."""
     drawn = 0
 
     def prompts() -> Iterator[str]:

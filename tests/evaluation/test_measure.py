@@ -1,4 +1,4 @@
-"""From answers to measurements, on answers made by hand: what is counted, of which prompts, against whom."""
+"""Measurements from answers, on answers made by hand: what is counted, of which prompts, against whom."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,8 +24,8 @@ from evaluation.metrics.reverse_kl import ReverseKL
 from evaluation.metrics.second_model import SecondModelMetric
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.metrics.win_rate import Outcomes, WinRate, compare_answers
-from evaluation.prepared import Evaluation, Part
 from evaluation.samples import sample_rows
+from evaluation.subject import Evaluation, Part
 from negatives_gen.models.engine import Sample
 
 EXAMPLES = facts.examples()[:4]
@@ -37,8 +37,8 @@ DECODINGS = ("greedy", "sample")
 
 def answers(model: str, texts: list[str], decoding: str = "greedy", asked: bool = True) -> AnswerSet:
     samples = [Sample([1, 2], text, "stop", -2.0, None) for text in texts]
-    generations = GenerationSet({}, model, [g.id for g in GROUPS], samples, 0.0, True)
-    return AnswerSet(model, decoding, f"runs/{model}", GROUPS, generations, asked)
+    generations = GenerationSet({}, model, [g.id for g in GROUPS], samples)
+    return AnswerSet(model, decoding, GROUPS, generations, asked)
 
 
 def evaluation(parts: Sequence[Part] = ()) -> Evaluation:
@@ -160,7 +160,7 @@ def test_reverse_kl_is_of_samples_and_nll_of_what_was_asked_for() -> None:
 
 
 def test_reverse_kl_and_nll_are_paired_with_the_baseline() -> None:
-    """The other model's are 2 nats more on each prompt that both have; what differs between prompts cancels."""
+    """One model's values are 2 nats more on each prompt that both have; what differs between prompts cancels."""
     answer_sets = [answers(model, RIGHT, d, asked=d != "sample") for model in "ab" for d in DECODINGS]
     logps: list[list[float | None]] = [[-3.0, -9.0, -5.0, None]] * 2 + [[-5.0, -11.0, None, -7.0]] * 2
     measured = by_second_model(answer_sets, logps, baseline="a")
@@ -256,7 +256,7 @@ def test_a_judge_gets_the_question_the_prompt_and_the_messages() -> None:
         Group("c", "<|user|>Who?", "Ada.", [1], [2, 0], messages=chat, query="Who?"),
     ]
     samples = [Sample([1, 2], "Bob.", "stop", -2.0, None)] * 2
-    asked = AnswerSet("m", "greedy", "runs/m", groups, GenerationSet({}, "m", ["d", "c"], samples, 0.0, True))
+    asked = AnswerSet("m", "greedy", groups, GenerationSet({}, "m", ["d", "c"], samples))
     judge = ShortestJudgeStub()
     compare_answers(judge, [asked], ["truth"])
     assert judge.asked == [

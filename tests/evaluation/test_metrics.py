@@ -16,8 +16,9 @@ from evaluation.metrics.base import AnswerMetric, PromptMetric, Values, columns_
 from evaluation.metrics.columns import HIGHER, LOWER, NEITHER, Column, from_json, to_json
 from evaluation.paper import TABLES, differences
 from evaluation.report.described import summary
+from tests.support.commands import ROOT
 
-EVALUATION = Path(__file__).parents[2] / "evaluation"
+EVALUATION = ROOT / "evaluation"
 ALL = in_order(METRICS.names())
 # In their order. There may be others, before, between and behind these.
 KNOWN = ["win_rate", "correct", "reverse_kl", "nll", "similarity", "mauve", "truth", "ranking", "text"]

@@ -41,7 +41,7 @@ def value(table: str, model: str, decoding: str = "greedy", metric: str = "win r
 
 
 def gain(table: str, better: str, worse: str, decoding: str = "greedy") -> float:
-    """In points."""
+    """How much the better row of a table has more than the worse one, in points."""
     return round(100 * (value(table, better, decoding) - value(table, worse, decoding)), 1)
 
 
@@ -111,7 +111,7 @@ def test_an_unknown_table_of_the_paper_is_refused() -> None:
 
 
 def job(**changes: Any) -> dict[str, Any]:
-    """Of an evaluation in Table 4's set-up."""
+    """The job of an evaluation in Table 4's set-up."""
     data = {"name": "data/databricks-dolly-15k.jsonl", "task": "dolly", "split": "test", "measured": 1000}
     judge = {"model": "gpt-3.5-turbo", "template": "dolly", "orders": "paper"}
     return {"models": models(BASE_MODELS["OpenLLaMA-3B"]), "data": data, "judge": judge, **changes}

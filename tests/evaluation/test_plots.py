@@ -13,7 +13,7 @@ from evaluation.report.files import to_json
 from evaluation.report.plots import alpha_curve, figure1, for_dark_page, svg
 from evaluation.report.proposal import proposal, validation
 from evaluation.report.tables import tables
-from tests.evaluation.test_report import (
+from tests.support.reports import (
     HOSTILE,
     NAN,
     cells,

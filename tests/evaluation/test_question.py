@@ -131,7 +131,7 @@ def test_an_answer_is_a_verdict_only_if_it_names_one_letter(letter: str, answers
 
 
 def swapped(answer: str) -> str:
-    """With A and B exchanged where they stand alone."""
+    """A text with A and B exchanged where they stand alone."""
     return re.sub(r"(?<![^\W_])[ABab](?![^\W_])", lambda found: found[0].translate(EXCHANGED), answer)
 
 

@@ -17,13 +17,14 @@ from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
 from evaluation.answers.cache import Store
 from evaluation.answers.checkpoints import Checkpoint
-from evaluation.measure import load_scorer
+from evaluation.measure import gather
 from evaluation.metrics.base import PromptEvidence
 from evaluation.metrics.logps import candidate_logps, truth_logps
 from evaluation.metrics.ranking import Ranking, ranking_values, read_held_out
 from evaluation.metrics.statistics import Estimate
 from evaluation.metrics.truth import Truth
-from evaluation.prepared import Evaluation, Part
+from evaluation.subject import Evaluation, Part
+from negatives_gen.models.loading import load_scorer
 from tests.support.tiny import make_negative_set
 from trainer.scoring.scorer import Scorer
 
@@ -71,7 +72,7 @@ def test_ranking_of_the_reference_itself_has_no_preference(reference: Path, tmp_
     groups = held_out.groups
     assert held_out.record["scorer_dtype"] == held_out.dtype == dtype
     assert held_out.signal == "embedding"
-    load = functools.partial(load_scorer, str(reference), held_out.dtype)
+    load = functools.partial(load_scorer, str(reference), dtype=held_out.dtype)
     found = ranking(candidate_logps(Store(str(tmp_path)), {}, groups, held_out.dtype, load), groups)
     assert found["reward_top1"].mean == 0.0
     assert found["reward_top1"].interval == (0, pytest.approx(1 - 0.025 ** (1 / 48)))
@@ -129,3 +130,21 @@ def test_equal_gains_are_no_preference_however_long_the_candidates() -> None:
     ]
     found = ranking([[-700.1 + 0.52, -351.8 + 0.52, -20.5 + 0.52]], [made])
     assert (found["reward_top1"].mean, found["kendall_tau"].mean) == (0.0, 0.0)
+
+
+def test_a_checkpoint_that_transformers_cannot_load_is_one_line(reference: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(reference, model)
+    config = json.loads((model / "config.json").read_text())
+    with_code = {"model_type": "custom", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (model / "config.json").write_text(json.dumps({**config, **with_code}))
+    (model / "code.py").touch()
+    group = Group("g", "p", "r", [5, 6], [7, 0])
+    checkpoint, store = Checkpoint("m", str(model), {"weights_sha256": "w"}, 128, [group]), Store(str(tmp_path))
+    parts = Part("test", [0]), None
+    evaluation = Evaluation("facts", "t", "test", 1, "", (checkpoint,), None, (), *parts, 0, store)
+    with pytest.raises(
+        UserError, match=r"^transformers cannot load model 'm': [^\n]+ An evaluation runs no code of [^\n]+$"
+    ):
+        gather([Truth(None, evaluation)], [checkpoint], [])
+    assert not (tmp_path / "logps").exists()

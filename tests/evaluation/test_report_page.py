@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +15,8 @@ from evaluation.judging.base import Outcome
 from evaluation.metrics.base import Mark
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report import AnswerRow, Results, SampleRow, write_report
-from tests.evaluation.test_report import COLUMNS, make_job, make_results, make_sweep, measured, rate
+from tests.support.pages import data_of
+from tests.support.reports import COLUMNS, make_job, make_results, make_sweep, measured, rate
 
 HOSTILE = (
     "<script>window.ran = 1</script></script><!--<img src=x onerror='window.ran = 2'><b>bold</b>&amp; \u2028 {{ 7*7 }}"
@@ -68,11 +68,6 @@ def page_of(folder: Path, results: Results) -> str:
         PAGES[repr(results)] = page.read_text(encoding="utf-8")
     page.write_text(PAGES[repr(results)], encoding="utf-8")
     return PAGES[repr(results)]
-
-
-def data_of(html: str) -> Any:
-    """The JSON block, found as a browser does: up to the first end of a script."""
-    return json.loads(html.partition('<script type="application/json" id="data">')[2].partition("</script")[0])
 
 
 def hostile_results() -> Results:
@@ -167,7 +162,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
 
 
 def texts(tab: Any, selector: str) -> list[str]:
-    """Of the visible elements that fit, with the typographer's minus as a plain one."""
+    """Texts of the visible elements that fit, with the typographer's minus as a plain one."""
     return [text.replace("\u2212", "-") for text in tab.locator(f"{selector}:visible").all_text_contents()]
 
 

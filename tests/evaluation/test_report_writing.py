@@ -11,7 +11,7 @@ import pytest
 from data.command.errors import UserError
 from data.storage import Folder
 from evaluation.report import FILES, REPORT, write_report
-from tests.evaluation.test_report import make_results
+from tests.support.reports import make_results
 from tests.support.written import all_files
 
 

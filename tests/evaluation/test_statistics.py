@@ -71,7 +71,7 @@ def test_a_share_of_all_or_of_none_is_not_sure() -> None:
 
 
 def test_only_ties_leave_as_much_unsure_as_only_wins() -> None:
-    """Of 20 alike at most 16.8% are unlike: these may all be wins, or all losses."""
+    """Where 20 are alike, at most 16.8% are unlike: these may all be wins, or all losses."""
     found = bootstrapped_share([0.5] * 20)
     unlike = 1 - 0.025 ** (1 / 20)
     assert unlike == pytest.approx(0.168, abs=1e-3)

@@ -7,7 +7,7 @@ import pytest
 from evaluation.metrics.base import PromptEvidence
 from evaluation.metrics.statistics import Estimate
 from evaluation.metrics.text import Text, distinct, ends_in_loop, text_values
-from evaluation.prepared import Part
+from evaluation.subject import Part
 from negatives_gen.models.engine import Sample
 
 

@@ -107,7 +107,7 @@ def padded(size: str, groups: list[Continuations]) -> Measured:
 
 
 def plain(size: str, tokens: int) -> Measured:
-    """As many tokens in rows of 1,024, eight rows at a time: GPT-2's longest context."""
+    """Time for as many tokens in rows of 1,024, eight rows at a time: GPT-2's longest context."""
     model = make_model(size)
     batches = torch.randint(VOCABULARY, (max(1, tokens // ROW_TOKENS), 8, 1024), device="cuda")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)

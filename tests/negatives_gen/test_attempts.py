@@ -232,7 +232,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> ClockStub:
     return ClockStub(monkeypatch)
 
 
-def test_what_stands_still_is_named(writer: NegativeSetWriter, clock: ClockStub) -> None:
+def test_a_shard_that_stands_still_is_named_with_stage_and_process(writer: NegativeSetWriter, clock: ClockStub) -> None:
     stall = Stall(writer.folder, 60)
     for index in range(4):  # something moves each time, so it may take longer than the limit
         with attempt(writer, index, "sample"):
@@ -256,7 +256,7 @@ def test_a_job_whose_workers_do_not_come_up_says_so(writer: NegativeSetWriter, c
         clock.pass_by(stall, 60)
 
 
-def test_no_limit_is_no_stall(tmp_path: Path, clock: ClockStub) -> None:
+def test_a_job_without_a_stall_timeout_never_stalls(tmp_path: Path, clock: ClockStub) -> None:
     clock.pass_by(Stall(Folder(str(tmp_path)), 0), 1e9)
 
 
@@ -268,7 +268,9 @@ def test_no_limit_is_no_stall(tmp_path: Path, clock: ClockStub) -> None:
         (float("inf"), "'stall_timeout' of GenerateConfig must be a number, got inf"),
     ],
 )
-def test_a_limit_that_is_none_is_refused(seconds: float, said: str, reference: Path, tmp_path: Path) -> None:
+def test_a_stall_timeout_that_is_no_limit_is_refused(
+    seconds: float, said: str, reference: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=said):
         config(reference, tmp_path, stall_timeout=seconds).check()
 

@@ -106,13 +106,13 @@ def test_a_cluster_that_hangs_is_refused(listening: Callable[[bytes], str], monk
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2p1\r\n"])
-def test_another_server_is_refused(listening: Callable[[bytes], str], answer: bytes) -> None:
+def test_a_server_that_is_no_ray_is_refused(listening: Callable[[bytes], str], answer: bytes) -> None:
     with pytest.raises(OSError, match="what listens there is no Ray"):
         require_answer(listening(answer))
 
 
 @pytest.mark.parametrize("form", ["{}", "ray://{}"])
-def test_what_speaks_grpc_is_taken(listening: Callable[[bytes], str], form: str) -> None:
+def test_a_server_that_speaks_grpc_is_taken(listening: Callable[[bytes], str], form: str) -> None:
     require_answer(form.format(listening(SETTINGS)))
 
 

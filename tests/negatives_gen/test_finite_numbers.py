@@ -32,7 +32,7 @@ TOO_LARGE = [1e39, -1e39, math.nextafter(LARGEST, math.inf)]
 
 
 class EngineFaultStub(EngineStub):
-    """Its log-probabilities are no numbers."""
+    """An engine whose log-probabilities are no numbers."""
 
     value = math.nan
 
@@ -170,7 +170,7 @@ def test_an_embedding_that_is_not_finite_stops_the_job(reference: Path, tmp_path
 def test_a_model_whose_weights_are_not_finite_is_refused_with_the_group(
     strategies: str, reference: Path, tmp_path: Path
 ) -> None:
-    """Also where a strategy draws from it before it scores."""
+    """The group is named where a strategy draws from the model before it scores, too."""
     model = Path(shutil.copytree(reference, tmp_path / "model"))
     weights = load_file(model / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"][0] = math.nan

@@ -148,7 +148,7 @@ def test_a_worker_that_finds_no_examples_says_so(reference: Path, tmp_path: Path
 
 
 def test_what_another_job_has_staged_is_not_taken(tmp_path: Path) -> None:
-    """Its job.json was lost with the power, or it was killed while it gave the directory up."""
+    """That job's job.json was lost with the power, or a kill came while the job gave the directory up."""
     stage_inputs(job_in(tmp_path, seed=1), EXAMPLES[:2], 2)
     done = stage_inputs(job_in(tmp_path, seed=2), ReadOnce(EXAMPLES[3:]), 2)
     assert done.examples_sha256 == fingerprint(EXAMPLES[3:])

@@ -3,7 +3,6 @@
 Where there is none, or no `playwright`, the tests of what the page holds still run, and those that click are skipped.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
 from negatives_gen.__main__ import main
 from negatives_gen.verbs.group_page import page
+from tests.support.pages import data_of
 from tests.support.written import job_of
 
 HOSTILE = "<script>window.ran = 1</script></script><!--<b>bold</b>[/] [red]red[/red] :smile: &amp; \u2028\x1b[2J"
@@ -207,11 +207,6 @@ def test_a_page_is_replaced_and_what_is_none_stays(shown: Path, capsys: pytest.C
     assert (shown / "manifest.json").read_bytes() == before
 
 
-def data_of(html: str) -> Any:
-    """The JSON block, found as a browser does: up to the first end of a script."""
-    return json.loads(html.partition('<script type="application/json" id="data">')[2].partition("</script")[0])
-
-
 def test_the_page_holds_the_groups_and_nothing_that_a_text_says(
     shown: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,7 +277,7 @@ def open_page(browser: Any, shown: Path) -> Iterator[Any]:
 
 
 def texts(tab: Any, selector: str = "li .text") -> list[str]:
-    """Of the elements that fit, with the typographer's minus and dash as plain ones."""
+    """Texts of the elements that fit, with the typographer's minus and dash as plain ones."""
     return [text.replace("\u2212", "-").replace("\u2013", "-") for text in tab.locator(selector).all_text_contents()]
 
 

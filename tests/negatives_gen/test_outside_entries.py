@@ -32,7 +32,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget() -> None:
-    """As a new process, which has imported nothing."""
+    """Make this process as new, which has imported nothing."""
     for name in ("rotated_outside", "brevity_outside"):
         sys.modules.pop(name, None)
     for registry in (STRATEGIES, SIGNALS):

@@ -140,7 +140,7 @@ def test_a_second_models_scores_do_not_depend_on_the_batch(
 
 
 def counting(texts: list[str]) -> np.ndarray:
-    """As a model that takes the padding for text."""
+    """A model's forward that takes the padding for text."""
     return np.array([float(max(map(len, texts))) for _ in texts])
 
 
@@ -168,7 +168,7 @@ def test_a_reward_model_that_reads_its_score_at_the_rows_end_gets_no_padding(
     plain = LlamaForSequenceClassification.forward
 
     def forward(self: Any, input_ids: Any, attention_mask: torch.Tensor) -> Any:
-        """As custom code does that counts on padding on the left."""
+        """The forward of custom code that counts on padding on the left."""
         states = self.model(input_ids, attention_mask=attention_mask).last_hidden_state
         found = plain(self, input_ids=input_ids, attention_mask=attention_mask)
         found.logits = self.score(states[:, -1])

@@ -1,4 +1,4 @@
-"""Who gets what of a cluster, and which stages there are, without Ray."""
+"""The pipeline: who gets what of a cluster, and which stages there are, without Ray."""
 
 from typing import Any
 

@@ -39,7 +39,7 @@ def total(manifest: Manifest, kind: str) -> int:
 
 
 def check(plan: Plan, real: Manifest, kinds: tuple[str, ...]) -> None:
-    """Within 15%, as promised."""
+    """A prediction is within 15%, as promised."""
     assert plan.rows == plan.groups + plan.rejected == ROWS
     assert plan.shards == len(real.shards)
     assert plan.bytes == pytest.approx(sum(shard.bytes for shard in real.shards), rel=0.15)
@@ -124,7 +124,7 @@ def test_too_few_rows_for_bn_are_one_line(reference: Path, options: dict, messag
         )  # type: ignore[arg-type]
 
 
-def test_the_command_says_it_line_by_line(reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_the_plan_line_by_line(reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", str(reference), "--dataset", "facts", "--strategies", "tn=1", "--embedder", "reference"]
     assert main([*words, "--rows", "2000", "--tokens_per_second", "500", "--devices", "4"]) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())

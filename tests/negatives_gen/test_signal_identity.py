@@ -13,7 +13,6 @@ from data.models import load_tokenizer
 from negatives_gen.signals import SIGNALS, Reference
 from negatives_gen.verbs.extend import _refuse_other_signal
 from tests.support import odd_tokenizers as odd
-from tests.support.tiny import copy_minilm
 
 OPTIONS = {"embedding": "embedder", "reward": "reward_model", "bertscore": "bertscore_model"}
 
@@ -21,11 +20,6 @@ OPTIONS = {"embedding": "embedder", "reward": "reward_model", "bertscore": "bert
 def identity(signal: str, model: Path | str, reference: str = "") -> dict[str, Any]:
     entry: Any = SIGNALS.load(signal)
     return entry.identity(entry.Options(**{OPTIONS[signal]: str(model)}), Reference(reference))
-
-
-@pytest.fixture
-def minilm(tmp_path: Path) -> Path:
-    return copy_minilm(tmp_path / "minilm")
 
 
 @pytest.mark.parametrize("signal", OPTIONS)

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from data.command.options import make_config
-from data.models import load_tokenizer
 from data.schema import Candidate, Group
 from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
@@ -114,11 +113,6 @@ def test_samples_that_a_group_has_are_kept_and_only_what_it_lacks_is_drawn() -> 
 
 
 # --- BN, MN, TN ---
-
-
-@pytest.fixture(scope="module")
-def tokenizer(reference: Path) -> Any:
-    return load_tokenizer(str(reference))
 
 
 @pytest.fixture(scope="module")

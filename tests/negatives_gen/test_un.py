@@ -1,7 +1,7 @@
 """UN: against a real `vllm serve`, and against a local server that has every fault an API can have."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from data.command.entries import undecided
 from data.command.errors import UserError
 from data.command.options import make_config
 from data.command.privacy import without_secrets
-from data.models import load_tokenizer
 from data.schema import Group
 from data.shards import NegativeSet
 from data.sources.examples import load_examples
@@ -44,11 +43,6 @@ def settings(count: int = 2, **api: Any) -> dict[str, Any]:
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(reference: Path) -> Any:
-    return load_tokenizer(str(reference))
 
 
 @pytest.fixture
@@ -135,12 +129,6 @@ def test_concurrency_timeout_and_retries_make_no_other_job(tmp_path: Path) -> No
 
 
 # --- faults, by a local server ---
-
-
-@pytest.fixture
-def server() -> Iterator[ChatAPIStub]:
-    with chat_api_stub() as stub:
-        yield stub
 
 
 @pytest.fixture
@@ -314,7 +302,7 @@ def test_a_group_without_an_answer_says_what_its_answers_were(
     }
 
 
-def test_the_first_of_more_are_those_of_fewer(ask: Callable, tokenizer: Any) -> None:
+def test_the_first_of_more_answers_are_those_of_fewer(ask: Callable, tokenizer: Any) -> None:
     """The stub's answers depend on the seed alone, as an API's should."""
     two, five, grown, other = (questions(tokenizer, 3) for _ in range(4))
     ask(two, count=2)

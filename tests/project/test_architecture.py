@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.commands import ROOT
+
 ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
 
 

@@ -26,8 +26,8 @@ from packaging.version import Version
 
 from data.command.options import load_config
 from negatives_gen.config import GenerateConfig
+from tests.support.commands import ROOT
 
-ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOCKERFILES = sorted(path.name for path in DOCKER.glob("*Dockerfile"))
@@ -95,9 +95,10 @@ def test_dockerignore_keeps_private_and_built_files_out_of_images(path: str):
 
 
 @pytest.mark.parametrize(
-    "path", ["data/config.py", "Makefile", "docker/requirements-cpu.txt", "recipes/quickstart.yaml"]
+    "path", ["data/command/options.py", "Makefile", "docker/requirements-cpu.txt", "recipes/quickstart.yaml"]
 )
 def test_dockerignore_lets_sources_and_recipes_into_images(path: str):
+    assert (ROOT / path).exists()
     assert not ignored(path)
 
 

@@ -9,9 +9,9 @@ from data.command.registry import Registry
 from evaluation.metrics import METRICS
 from negatives_gen.signals import SIGNALS
 from negatives_gen.strategies import STRATEGIES
+from tests.support.commands import ROOT
 from trainer.objectives import OBJECTIVES
 
-ROOT = Path(__file__).parents[2]
 ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
 HOMES: dict[str, Registry] = {
     "negatives_gen/strategies": STRATEGIES,

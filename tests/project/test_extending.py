@@ -20,8 +20,8 @@ from negatives_gen.signals import SIGNALS
 from negatives_gen.signals.base import Reference
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import Tools
-from tests.support import odd_tokenizers as odd
 from tests.support.commands import ROOT, fork_command
+from tests.support.odd_tokenizers import sentencepiece
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
@@ -75,15 +75,15 @@ def test_the_strategy_makes_the_first_of_more(folder: Path, reference: Path, neg
     assert [candidates[:2] for candidates in made[1]] == made[0]
 
 
-def test_the_strategys_texts_read_as_they_do_behind_their_prompt(folder: Path) -> None:
-    """With SentencePiece a text by itself lacks the space that the truth has."""
-    strategy, tokenizer = STRATEGIES.load("my_work.negatives:SHUFFLED"), odd.sentencepiece()
-    ids = tokenizer(["the", "the cat there", "to go"], add_special_tokens=False)["input_ids"]
-    group = Group("1", "the", " the cat there", ids[0], [*ids[1], tokenizer.eos_token_id])
-    strategy.add([group], [group], {"count": 2}, Tools(seed=0, context=64, tokenizer=tokenizer))
-    assert {c.text for c in group.negatives} <= {" the there cat", " cat the there", " cat there the", " there the cat",
-                                                 " there cat the"}  # fmt: skip
-    assert len(group.negatives) == 2
+def test_the_strategys_texts_read_as_behind_their_prompt(folder: Path) -> None:
+    """Alone they would lack the space that SentencePiece takes off the beginning."""
+    tokenizer = sentencepiece()
+    ids = tokenizer.convert_tokens_to_ids(["▁the", "▁cat", "▁to", "▁go"])
+    group = Group("g", "a", " the cat to go", tokenizer("a")["input_ids"], [*ids, tokenizer.eos_token_id])
+    tools = Tools(seed=0, context=128, tokenizer=tokenizer)
+    assert STRATEGIES.load("my_work.negatives:SHUFFLED").add([group], [group], {"count": 3}, tools) == {}
+    for candidate in group.negatives:
+        assert candidate.text == "".join(tokenizer.convert_ids_to_tokens(candidate.ids[:-1])).replace("▁", " ")
 
 
 def test_the_signal_compares_words(folder: Path, negative_set: Path) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.commands import ROOT
+
 ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
 HEAVY = ("torch", "transformers", "datasets", "ray", "vllm", "trl")
 # Names that say what kind of module it is, or that Python gives; any other names one thing.
@@ -74,12 +75,17 @@ def rule_of(module: str) -> Rule:
 
 
 @functools.cache
+def tree_of(module: str) -> ast.Module:
+    """The syntax tree of a module's source."""
+    path = ROOT / Path(*module.split("."))
+    return ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
+
+
+@functools.cache
 def imported_names(module: str) -> set[str]:
     """Every module that a source file imports, wherever in it; `from a import b` counts as a and a.b."""
-    path = ROOT / Path(*module.split("."))
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -125,6 +131,16 @@ def test_no_two_modules_of_different_rooms_have_one_name() -> None:
         for path in (ROOT / room).rglob("*.py"):
             rooms[path.stem].add(room)
     assert {name: found for name, found in rooms.items() if len(found) > 1 and name not in SHARED_NAMES} == {}
+
+
+def test_no_test_imports_from_another_test() -> None:
+    """What tests share lies in tests/support."""
+    found = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and ".test_" in (node.module or ""):
+                found.append(f"{path.name} imports from {node.module}")
+    assert found == []
 
 
 def test_nothing_refers_to_a_design_document_that_is_not_here() -> None:
@@ -195,8 +211,9 @@ def test_config_modules_load_no_heavy_library(loaded: dict[str, set[str]]) -> No
 
 
 def test_no_modules_import_one_another_in_a_circle() -> None:
-    """Function-level imports included; imports for type checkers alone are none."""
-    imports = {module: imported_at_run_time(module) - {module} for module in ALL}
+    """Imports inside of functions and those for type checkers included: types of several modules are in a leaf."""
+    imports = {module: imported_modules(module) - {module} for module in ALL}
+    assert "evaluation.subject" in imports["evaluation.metrics.base"]  # for type checkers alone
     assert circles(imports) == []
 
 
@@ -204,17 +221,13 @@ def test_a_circle_is_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": {"f"}, "f": set()}) == [["a", "b", "c"]]
 
 
-def imported_at_run_time(module: str) -> set[str]:
+def imported_modules(module: str) -> set[str]:
     """Our modules that a source file imports, wherever in it; of `from a import b` a.b if that is a module, else a."""
-    path = ROOT / Path(*module.split("."))
-    tree = ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
-    checked = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
-    not_run = {id(inner) for node in checked for inner in ast.walk(node)}
     names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import) and id(node) not in not_run:
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and id(node) not in not_run:
+        elif isinstance(node, ast.ImportFrom) and node.module:
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
             names |= {name if name in ALL else node.module for name in inner}
     return names & set(ALL)

@@ -76,7 +76,7 @@ def test_torchs_own_index_is_tried_second_and_the_package_is_installed_then_too(
     assert exact(second, "--extra-index-url https://download.pytorch.org/whl/cpu ") == sorted(LOCKED)
 
 
-def test_what_fails_is_not_taken_for_installed(folder: Path) -> None:
+def test_an_installation_that_fails_is_not_taken_for_done(folder: Path) -> None:
     assert installed(folder, fails="-e .")[0] != 0
     assert not (folder / "venv" / ".installed").exists()
 

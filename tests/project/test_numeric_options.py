@@ -52,7 +52,7 @@ def refusal(command: str, *words: str) -> str:
     return said
 
 
-def test_there_are_such_options() -> None:
+def test_the_numeric_options_of_each_command_are_found() -> None:
     assert {"learning_rate", "beta"} & set(numbers("train")) == {"beta"}
     assert {"api.timeout", "temperature", "seed", "limit"} <= set(numbers("generate"))
     assert {"judge.temperature", "max_new_tokens", "seed"} <= set(numbers("evaluate"))

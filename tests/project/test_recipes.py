@@ -214,7 +214,7 @@ def test_every_directory_that_a_recipe_reads_is_given_or_written_by_another(reci
 
 
 def tables_numbers(directory: str) -> list[str]:
-    """Of a model, as the paper prints them: what evaluation.paper puts beside its rows in any of the evaluations."""
+    """The paper's numbers of a model: what evaluation.paper puts beside its rows in any of the evaluations."""
     found = []
     for name in EVALUATIONS:
         config = parsed(paper(name))

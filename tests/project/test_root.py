@@ -14,7 +14,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("module", "computes", "words"), COMMANDS, ids=[name for name, _, _ in COMMANDS])
-def test_what_takes_paths_as_they_are_works_at_the_root(
+def test_a_command_that_takes_paths_as_they_are_works_at_the_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, computes: str, words: list[str]
 ) -> None:
     command, seen = importlib.import_module(module), []

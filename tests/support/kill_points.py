@@ -57,7 +57,7 @@ class ArmedStub:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def install(self) -> None:
-        """From here on this process dies where it would put in place or remove a file whose point is armed."""
+        """Let this process die from here on where it would put in place or remove a file whose point is armed."""
         remove = Folder.remove
 
         def killed_stub(put: Callable[[str, str], None]) -> Callable[[str, str], None]:

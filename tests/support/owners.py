@@ -17,6 +17,6 @@ def replace_owner(claim: Claim, **changes: object) -> Owner:
 
 
 def die(claim: Claim | None) -> None:
-    """From here on others see the owner as dead, while its object is a straggler that knows nothing of it."""
+    """Let others see the owner as dead from here on, while its object is a straggler that knows nothing of it."""
     assert claim is not None
     replace_owner(claim, pid=NO_PROCESS)

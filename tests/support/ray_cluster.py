@@ -12,7 +12,8 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
+from tests.support.commands import ROOT
+
 RAY = str(Path(sys.executable).parent / "ray")
 
 

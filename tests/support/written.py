@@ -56,6 +56,10 @@ def write_part(writer: NegativeSetWriter, index: int) -> None:
     writer.write_shard(index, SHARDS[index], REJECTS[index], seconds={"sample": 1.23456}, layout="packed")
 
 
+def writer(path: Path) -> NegativeSetWriter:
+    return NegativeSetWriter(str(path), JOB, SIGNALS)
+
+
 def write_set(path: str) -> NegativeSetWriter:
     writer = NegativeSetWriter(path, JOB, SIGNALS)
     assert writer.begin()

@@ -83,7 +83,7 @@ def test_a_single_strategy_needs_no_line_of_its_own() -> None:
 
 
 def test_panels_without_data_say_so() -> None:
-    """As for mle, and before the first log."""
+    """A panel has no data with mle, and before the first log."""
     loss, *others = figure([{"step": 5, "loss": 3.0, "logps/ground_truth": -40.0}]).axes
     assert lines(loss) == {"train": ("-", [[5, 3.0]])}
     assert [axes.texts[0].get_text() for axes in others] == [

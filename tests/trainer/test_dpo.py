@@ -131,7 +131,7 @@ def test_the_start_is_reported_with_its_bound(
 def test_a_policy_that_is_not_the_reference_is_named_before_the_first_step(
     reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its h are those of TRL's own first log."""
+    """The h of the policy are those of TRL's own first log."""
     trainer = make_trainer(reference, negative_set, tmp_path, max_steps=1, per_device_train_batch_size=1)
     trainer.model.load_state_dict(moved_policy(reference).state_dict())  # type: ignore[union-attr]  # None in TRL's types
     trainer.train()

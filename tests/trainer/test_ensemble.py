@@ -356,7 +356,7 @@ def test_models_that_cannot_be_read_this_way_are_refused(
 # --- the output directory
 
 
-def test_another_run_makes_what_is_missing_and_leaves_what_is_there(
+def test_another_run_makes_the_ensembles_that_are_missing_and_leaves_the_others(
     mle: Path, cpo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"

@@ -25,7 +25,9 @@ def with_more(model: Path, directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("side", ["mle", "cpo", "both"])
-def test_it_is_mixed_as_if_they_were_not_there(mle: Path, cpo: Path, tmp_path: Path, side: str) -> None:
+def test_an_ensemble_is_mixed_as_if_buffers_and_a_tied_head_were_not_there(
+    mle: Path, cpo: Path, tmp_path: Path, side: str
+) -> None:
     one, other = (with_more(m, tmp_path / m.name) if side in (m.name, "both") else m for m in (mle, cpo))
     [plain] = write_ensembles(str(mle), str(cpo), [0.3], tmp_path / "plain")
     [mixed] = write_ensembles(str(one), str(other), [0.3], tmp_path / "mixed")

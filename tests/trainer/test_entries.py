@@ -81,7 +81,7 @@ def test_no_other_room_compares_the_name_of_an_objective(room: str) -> None:
 
 
 def test_within_the_home_a_module_names_no_other_entry_in_its_code() -> None:
-    """But for what dpo advises; `DEFAULT` is the home's own."""
+    """An exception is what dpo advises; `DEFAULT` is the home's own."""
     for path in sorted(HOME.glob("*.py")):
         own = {OBJECTIVES.load(n).name for n in NAMES if f"{n.replace('-', '_')}.py" == path.name}
         tree = ast.parse(path.read_text())

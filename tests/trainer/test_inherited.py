@@ -66,7 +66,7 @@ def test_each_field_of_transformers_is_in_one_of_the_three_lists() -> None:
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_what_this_trainer_would_get_wrong_is_refused_with_the_reason(name: str) -> None:
+def test_an_option_that_this_trainer_would_get_wrong_is_refused_with_the_reason(name: str) -> None:
     said = refusal(f"--{name}", ASKED[name])
     assert said.startswith(f"--{name} is not supported: ") or f"--{name} goes with --objective dpo only; " in said
     assert REFUSED[name].why in said
@@ -84,7 +84,7 @@ def test_a_refused_option_may_be_given_its_default() -> None:
     parse(words("--label_smoothing_factor", "0", "--dataloader_in_order", "true", "--bf16_full_eval", "false"))
 
 
-def test_what_is_without_meaning_is_taken_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_option_without_meaning_is_taken_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "more.yaml").write_text("eval_accumulation_steps: 4\n")
     with caplog.at_level(logging.WARNING):
         parse(words("--do_train", "--logging_nan_inf_filter", "false", "--config", str(tmp_path / "more.yaml")))

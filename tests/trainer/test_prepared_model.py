@@ -70,7 +70,7 @@ PROBED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 def model_of(kind: str, scale: float = 3.0, **settings: Any) -> Any:
-    """As `tiny_model`, of any architecture; scale 1 is the architecture's own initialisation."""
+    """A model like `tiny_model`, of any architecture; scale 1 is the architecture's own initialisation."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     common = {"vocab_size": 97, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}

@@ -46,7 +46,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--objective", "dpo", "--use", "an=1", "--lr_scheduler_type", "warmup_stable_decay"], "num_decay_steps"),
     ],
 )
-def test_what_cannot_start_is_refused_in_one_line_and_leaves_nothing(
+def test_a_run_that_cannot_start_is_refused_in_one_line_and_leaves_nothing(
     options: list[str],
     said: str,
     reference: Path,
@@ -153,7 +153,7 @@ def test_what_an_optimiser_does_not_heed_is_said(
 def test_a_run_that_was_killed_in_its_first_step_leaves_the_directory_to_the_corrected_command(
     reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As by the kernel for its memory: nobody could clean up."""
+    """A run may be killed by the kernel for its memory: nobody could clean up."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "trainer_job.json").write_text(json.dumps({"objective": "cpo", "batch_size": 4096}))

@@ -126,7 +126,7 @@ def test_the_start_is_reported_with_its_bound(
 def test_a_small_difference_that_a_long_response_adds_up_is_noticed(
     reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In the second pass only, and smaller than any single token would show."""
+    """The difference is in the second pass only, and smaller than any single token would show."""
     trainer = make_trainer(reference, negative_set, tmp_path, max_steps=1, row_tokens=1, per_device_train_batch_size=4)
     passes: Any = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])  # type: ignore[index]
     passes[1].reference_logps[0, 2] += 0.05

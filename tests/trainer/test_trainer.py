@@ -151,7 +151,7 @@ def test_lora_trains_the_adapter_from_the_same_shards(
 def test_gradient_checkpointing_changes_no_loss(
     peft: bool, reference: Path, negative_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And it does happen: each layer's forward pass is repeated for the backward one."""
+    """Checkpointing does happen: each layer's forward pass is repeated for the backward one."""
     passes: list[bool] = []
     forward = LlamaDecoderLayer.forward
 

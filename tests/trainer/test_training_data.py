@@ -90,7 +90,7 @@ def test_sets_without_a_common_group_in_the_half_are_trained_on_together(
 def test_a_set_of_schema_2_trains_as_before(
     reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What it lacks, no training needs."""
+    """What a set of schema 2 lacks, no training needs."""
     groups = list(NegativeSet(str(negative_set)).groups())
     old = rewritten(negative_set, tmp_path / "old", groups, "train")
     caplog.set_level("INFO")
@@ -143,7 +143,7 @@ def test_a_set_of_another_reference_among_several_is_refused(
 def test_a_reference_with_another_config_is_refused(
     reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same weights, of which another config makes another model."""
+    """The weights are the same, of which another config makes another model."""
     changed = tmp_path / "changed"
     shutil.copytree(reference, changed)
     config = json.loads((changed / "config.json").read_text())

@@ -58,7 +58,7 @@ class StepSampler(Sampler[int]):
         drop_last: leave out the last step if it would have fewer groups.
 
     Raises:
-        UserError: that leaves out everything.
+        UserError: `drop_last` leaves out everything.
     """
 
     def __init__(

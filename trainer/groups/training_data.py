@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -16,30 +15,11 @@ from trainer.config import ScriptArguments
 from trainer.groups.choice import Choice, short_names
 from trainer.groups.dataset import ContrastiveGroups, GroundTruths
 from trainer.groups.store import ANOTHER_SPLIT, GroupStore
+from trainer.ingredients import TrainingData
 
 log = logging.getLogger(__name__)
 
 OTHER_HELD_OUT = "Watch another half with --eval_split, or other sets with --eval_shards."
-
-
-@dataclass
-class TrainingData:
-    """Data sets and what identifies them.
-
-    Attributes:
-        train: groups to train on.
-        held_out: groups to watch, or None.
-        source: checksums: a checkpoint may be resumed on the same data only.
-        scored: in which (dtype, layout) the reference scored the groups; empty for ground truths alone.
-        use, rank_by: as on the command line, with the sets' own names for entries from outside.
-    """
-
-    train: Any
-    held_out: Any
-    source: dict[str, Any]
-    scored: list[tuple[str, str]]
-    use: str | None = None
-    rank_by: str | None = None
 
 
 def load_training_data(

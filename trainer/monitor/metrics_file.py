@@ -29,7 +29,7 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Raises UserError if the file cannot be written."""
+        """Begin the file with the log that the run goes on from. Raises UserError if it cannot be written."""
         if state.is_world_process_zero:
             self._rewrite(args, state)
 

@@ -8,7 +8,7 @@ from data.claim import Claim
 
 
 class StopIfTakenOver(TrainerCallback):
-    """Raises UserError where a run would log, evaluate, save or draw that does not own its output directory any more.
+    """A guard: raise UserError where a run would log, evaluate, save or draw that lost its output directory to another.
 
     Its place is behind the callbacks that decide what is due, and before those that write.
 

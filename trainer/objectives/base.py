@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from trainer.groups.dataset import PackedGroups
+    from trainer.ingredients import Setup
     from trainer.scoring.prepared_model import PreparedModel
-    from trainer.setup import Setup
 
 # What an objective is trained on: ground truths alone; groups, a ground truth with its negatives and the reference's
 # log-probabilities; pairs of a ground truth and one negative, made from groups once.
@@ -108,7 +108,7 @@ class Objective:
         return None
 
     def beta(self, options: Any) -> float:
-        """What its loss multiplies differences of log-probabilities with; rounding errors grow as much."""
+        """What the loss multiplies differences of log-probabilities with; rounding errors grow as much."""
         return getattr(options, "beta", 1.0)
 
     def copies(self, options: Any) -> int:

@@ -9,7 +9,7 @@ from trainer.objectives.contrast import Temperature
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from trainer.setup import Setup
+    from trainer.ingredients import Setup
 
 log = logging.getLogger(__name__)
 

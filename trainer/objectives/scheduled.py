@@ -30,7 +30,7 @@ class ScheduledSampling:
     passes: int
 
     def mix(self, policy: PreparedModel, packed: PackedGroups, seed: tuple[int, ...]) -> PackedGroups:
-        """The same groups with mixed inputs; every continuation gets a mixture of its own.
+        """The groups with mixed inputs; every continuation gets a mixture of its own.
 
         Args:
             packed: ground truths, each as many times as mixtures are wanted.

@@ -44,7 +44,7 @@ class PreparedModel:
     compute_dtype: torch.dtype | None = None
 
     def of(self, wrapped: Any) -> "PreparedModel":
-        """The same model, called through what wraps it."""
+        """This model, called through what wraps it."""
         return dataclasses.replace(self, called=wrapped)
 
     def inputs(self, batch: TokenBatch) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 def _known_obstacle(model: Any) -> str | None:
-    """What is known beforehand: of its config, its head and its attention."""
+    """Why a model cannot take the packed layout, as far as config, head and attention say; None if they do not."""
     config = model.config.get_text_config()
     if obstacle := obstacle_to_packing(config):
         return obstacle
