@@ -41,7 +41,7 @@ class ShardEntry:
     content: str | None = None
 
     def is_of(self, index: int) -> bool:
-        """Whether it is that shard's, and counts as many rows as it has."""
+        """Whether the entry is that shard's, and counts as many rows as its shard has."""
         record, rejected = self.record, len(self.rejects)
         counts = record.rows_rejected == rejected and record.rows_read == record.rows + rejected
         return counts and record.file == shard_name(index)

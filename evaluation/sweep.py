@@ -8,7 +8,7 @@ from data.command.options import resolve_path
 from evaluation.answers.checkpoints import Checkpoint, ensemble_of
 from evaluation.answers.weights import identify_weights
 from evaluation.config import EvaluateConfig
-from evaluation.metrics.base import TRUTH, Metric
+from evaluation.metrics.base import TRUTH, AnswerMetric, Metric
 from evaluation.metrics.columns import HIGHER
 from evaluation.metrics.statistics import Measurement
 from evaluation.subject import Evaluation
@@ -50,7 +50,7 @@ def propose(
     found = list(measurements)
     for metric in metrics:
         column = metric.criterion()
-        if column is None:
+        if column is None or not issubclass(metric, AnswerMetric):  # a criterion is of answers
             continue
         values = {
             m.model: m.estimate.mean

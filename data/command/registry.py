@@ -46,7 +46,7 @@ class Registry(Generic[E]):
         base: type,
         *,
         classes: bool = False,
-        fault: Callable[[E], str] = lambda entry: "",
+        fault: Callable[[Any], str] = lambda entry: "",
         reserved: Iterable[str] = (),
         helpers: Iterable[str] = (),
     ):

@@ -179,7 +179,7 @@ def test_a_turn_that_the_template_writes_nothing_of_is_refused(reference: Path, 
     "strict", ["", "{% if messages[-1].content[-1:] == '5' %}{{ raise_exception('no') }}{% endif %}"]
 )
 def test_a_turn_that_is_left_out_is_refused_whatever_others_say(reference: Path, user: str, strict: str) -> None:
-    """Its text may stand in another turn."""
+    """The text of the turn may stand in another one."""
     tokenizer = load_tokenizer(str(reference))
     tokenizer.chat_template = DROPS_TOOLS.replace("tool", "system") + strict
     pair = turns("be brief", user, "be brief", roles=("system", "user", "assistant"))

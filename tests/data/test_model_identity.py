@@ -150,7 +150,7 @@ OF_THE_HUB = {
 
 @pytest.mark.parametrize("kind", [*OF_THE_HUB][:-1])
 def test_a_copy_that_transformers_saved_is_the_same_reference(kind: str, tmp_path: Path) -> None:
-    """It writes other names (dtype, rope_parameters) and all that the hub's file leaves out."""
+    """transformers writes other names (dtype, rope_parameters) and all that the hub's file leaves out."""
     from transformers import AutoConfig
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "architectures": None, **OF_THE_HUB[kind]}))
@@ -184,7 +184,7 @@ def test_what_config_json_says_beyond_the_defaults_decides(
 
 
 def test_a_hash_of_the_words_of_config_json_is_taken_too(reference: Path, tmp_path: Path) -> None:
-    """As manifests have it from before config.json was read as transformers understands it."""
+    """Manifests have it from before config.json was read as transformers understands it."""
     config = json.loads((reference / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
     words = {key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")}

@@ -234,7 +234,7 @@ def test_a_repair_that_fails_before_its_first_shard_goes_on_with_the_same_comman
 def test_a_job_whose_shards_are_lost_behind_its_card_goes_on_with_the_same_command(
     tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
-    """It was killed between card and manifest."""
+    """The job was killed between card and manifest."""
     out = tmp_path / "set"
     driver = unfinished(out, [0, 1, 2])
     driver.collect(3)
@@ -286,7 +286,7 @@ def test_shards_are_kept_where_lost_rejects_are_restored(
 
 
 def test_what_another_job_had_finished_is_not_kept(tmp_path: Path, expected: dict[str, bytes]) -> None:
-    """Its job.json was lost with the power, while it was repaired."""
+    """The power was lost while the set was repaired, and job.json with it."""
     out = tmp_path / "set"
     other = NegativeSetWriter(str(out), {**JOB, "seed": 2}, SIGNALS)
     assert other.begin()
@@ -514,7 +514,7 @@ def test_a_record_that_is_not_of_its_shard_is_a_damaged_one(
 
 
 def test_a_record_in_the_place_of_another_is_a_damaged_one(tmp_path: Path, expected: dict[str, bytes]) -> None:
-    """It is sound by size and checksum of the shard that it names, which the set would hold twice."""
+    """The record is sound by size and checksum of the shard that it names, which the set would hold twice."""
     out = tmp_path / "set"
     unfinished(out, [0, 1]).end()
     (out / "_job/shard-00001.json").write_bytes((out / "_job/shard-00000.json").read_bytes())

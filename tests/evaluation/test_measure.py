@@ -100,6 +100,9 @@ class ShortestJudgeStub:
     def drop(self) -> None:
         pass
 
+    def look_at(self, prompts: Sequence[Group]) -> None:
+        pass
+
     def identity(self) -> dict[str, Any]:
         return {}
 

@@ -135,7 +135,7 @@ def test_the_job_stops_where_a_number_arises_that_is_not_finite(
 def test_a_number_that_would_be_kept_as_infinite_stops_the_job(
     value: float, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as the difference of two rewards that are finite."""
+    """The difference of two finite rewards may be one."""
     monkeypatch.setattr(SignalFaultStub, "value", value)
     components = Components(scorer=ScorerStub, signals=faulty_signals_stub)
     said = refusal(reference, tmp_path / "set", "tn=1,bn=1", components)

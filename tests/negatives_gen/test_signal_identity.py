@@ -65,7 +65,7 @@ def test_a_model_with_fewer_rows_than_ids_is_refused_before_any_work(minilm: Pat
 
 @pytest.mark.parametrize("signal", OPTIONS)
 def test_a_model_with_an_adapter_beside_it_is_refused_before_any_work(minilm: Path, signal: str) -> None:
-    """Its weights would be in no hash."""
+    """No hash would be of the weights of such an adapter."""
     (minilm / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=rf"'{minilm}' holds a model and an adapter \(adapter_config.json\)"):
         identity(signal, minilm)

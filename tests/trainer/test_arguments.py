@@ -191,7 +191,7 @@ def test_an_inherited_flag_that_may_be_none_means_true_alone_too() -> None:
 
 
 def test_lists_of_a_yaml_file_are_written_with_commas_or_as_lists(tmp_path: Path) -> None:
-    """Of inherited arguments as of ours."""
+    """The rule for inherited arguments is that for ours."""
     for written in ("{name}: a,b", "{name}: [a, b]", "{name}: 'a, b'"):
         names = ("lora_target_modules", "optim_target_modules", "report_to")
         content = "\n".join(written.format(name=name) for name in names)

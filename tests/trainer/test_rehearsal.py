@@ -219,7 +219,7 @@ def test_an_error_of_a_trackers_own_class_before_the_first_step_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class UsageErrorStub(Exception):
-        """As wandb's: derived from nothing else."""
+        """Derived from nothing else, as wandb's are."""
 
     def fault_stub(*_: Any, **__: Any) -> None:
         raise UsageErrorStub("api_key not configured\nand a long explanation")
