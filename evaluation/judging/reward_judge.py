@@ -47,9 +47,19 @@ class RewardJudge:
         self.model = OnDemand(lambda: RewardModel(model, OPTION, custom_code=NO_CODE))
 
     def look_at(self, prompts: Sequence[Group]) -> None:
-        """Raise UserError for a model with other than one label, or prompts that its chat template refuses."""
-        require_one_label(self.name, OPTION)
-        check_template(self.name, OPTION, [g.messages or [{"role": "user", "content": g.query}] for g in prompts])
+        """Raise UserError for a model with other than one label, or prompts that its chat template refuses.
+
+        What was found sound is remembered by the store, so that a finished evaluation needs no tokenizer.
+        """
+        chats = [g.messages or [{"role": "user", "content": g.query}] for g in prompts]
+
+        def look() -> pa.Table:
+            require_one_label(self.name, OPTION)
+            check_template(self.name, OPTION, chats)
+            return pa.table({"taken": [True]})
+
+        key = {**identify_text_model(self.name, self.store), "chats_sha256": hash_of({"chats": chats})}
+        self.store.get_or_make("taken", key, look)
 
     def identity(self) -> dict[str, Any]:
         return {"reward_model": self.name, **identify_text_model(self.name, self.store)}
