@@ -82,7 +82,8 @@ def test_a_tokenizer_that_is_code_is_loaded_as_allowed(reference: Path, monkeypa
         return load(model)
 
     monkeypatch.setattr(models, "load_tokenizer", load_stub)
-    options = {**OPTIONS, "strategies": "tn=1", "signals": "rouge", "trust_remote_code": True}
+    options: dict[str, Any] = {"strategies": "tn=1", "signals": "rouge", "trust_remote_code": True}
+    options |= {key: OPTIONS[key] for key in ("dataset", "split", "groups_per_shard")}
     predict(make_config(PlanConfig, model=str(reference), rows=ROWS, tokens_per_second=1000, **options))
     assert allowed == [True]
 
