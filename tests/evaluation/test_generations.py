@@ -23,6 +23,8 @@ from negatives_gen.models.engine import Engine, Sample
 from tests.support.answering import facts_groups
 from tests.support.commands import ROOT
 
+pytestmark = pytest.mark.seconds  # what most of its tests share takes seconds
+
 CONTEXT = 128
 
 
@@ -96,7 +98,6 @@ def test_an_answer_keeps_within_the_context(
         assert min(len(s.ids) for s in cut.samples) <= 2
 
 
-@pytest.mark.seconds
 def test_a_prompt_without_room_for_an_answer_is_refused_before_an_engine_starts(
     tmp_path: Path, groups: list[Group], identity: dict[str, str]
 ) -> None:

@@ -27,6 +27,8 @@ from negatives_gen.models.engine import Engine, Sample
 from tests.support.answering import answer_logp, facts_groups, save_toy_model
 from tests.support.tiny import tiny_model
 
+pytestmark = pytest.mark.seconds  # what most of its tests share takes seconds
+
 EOS = 0
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
@@ -100,7 +102,6 @@ def answers(groups: list[Group], tokenizer: Any) -> list[Sample]:
     ]
 
 
-@pytest.mark.seconds
 def test_the_very_ids_are_scored_where_the_tokenizer_is_the_same(
     tmp_path: Path, groups: list[Group], answers: list[Sample], tokenizer: Any, reference: Path, model: Any
 ) -> None:
@@ -337,7 +338,6 @@ def test_reverse_kl_and_nll_by_hand() -> None:
         reverse_kl([-1.0], [-1.0, -2.0])
 
 
-@pytest.mark.seconds
 def test_reverse_kl_matches_an_exact_enumeration(tmp_path: Path) -> None:
     """Over five tokens and at most three of them every answer can be listed."""
     q, p = (save_toy_model(tmp_path / name, seed) for name, seed in (("q", 1), ("p", 2)))

