@@ -15,7 +15,6 @@ from data.command.errors import UserError
 from data.manifest import shard_name
 from data.schema import Reject, rejects_to_table
 from data.set_writer import NegativeSetWriter
-from data.shard_records import ShardEntry
 from data.shards import NegativeSet
 from data.storage import Folder, sha256
 from tests.support.written import (
@@ -24,8 +23,10 @@ from tests.support.written import (
     SHARDS,
     SIGNALS,
     all_files,
+    go_on,
     put_no_file,
     refusal,
+    unfinished,
     write_part,
     write_set,
     writer,
@@ -48,26 +49,6 @@ def empty(path: Path) -> None:
 
 
 DAMAGE = [truncate, change, empty, Path.unlink]
-
-
-def unfinished(path: Path, shards: list[int]) -> NegativeSetWriter:
-    driver = writer(path)
-    driver.begin()
-    for index in shards:
-        write_part(driver, index)
-    return driver
-
-
-def go_on(path: Path) -> list[int]:
-    """Run the command again; returns the shards that it made."""
-    driver = writer(path)
-    if not driver.begin():
-        return []
-    todo = [index for index in range(len(SHARDS)) if index not in driver.finished()]
-    for index in todo:
-        write_part(driver, index)
-    driver.finish(len(SHARDS))
-    return todo
 
 
 @pytest.mark.parametrize(
@@ -270,15 +251,21 @@ def test_shards_whose_rejects_are_lost_stay_until_they_are_made_again(
     assert (out / ALL[2]).read_bytes() == expected[ALL[2]]
 
 
+def reopened_without_rejects(out: Path) -> NegativeSetWriter:
+    """A finished set whose rejects were lost, begun again."""
+    write_set(str(out))
+    (out / "rejects.parquet").unlink()
+    driver = writer(out)
+    assert driver.begin()
+    return driver
+
+
 @pytest.mark.parametrize("failed", [False, True])
 def test_shards_are_kept_where_lost_rejects_are_restored(
     failed: bool, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
     out = tmp_path / "set"
-    write_set(str(out))
-    (out / "rejects.parquet").unlink()
-    driver = writer(out)
-    assert driver.begin()
+    driver = reopened_without_rejects(out)
     driver.release() if failed else driver.end()
     (out / "rejects.parquet").write_bytes(expected["rejects.parquet"])
     assert go_on(out) == []
@@ -306,11 +293,7 @@ def test_a_repair_whose_old_manifest_is_lost_with_the_power_goes_on(
     content: bytes, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
     out = tmp_path / "set"
-    write_set(str(out))
-    (out / "rejects.parquet").unlink()
-    driver = writer(out)
-    assert driver.begin()
-    driver.end()
+    reopened_without_rejects(out).end()
     (out / "_job/manifest.json").write_bytes(content)
     assert go_on(out) == [0, 2]
     assert all_files(out) == expected
@@ -436,97 +419,3 @@ def test_a_repaired_set_says_what_it_said_before(tmp_path: Path) -> None:
     (out / "shard-00001.parquet").unlink()
     go_on(out)
     assert json.loads((out / "manifest.json").read_text()) == before
-
-
-STRANGE = [b"[" * 100_000, b"[]", b"5", b'{"record": 1, "rejects": 2}', b'{"record": {}, "rejects": [{"id": 5}]}']
-
-
-@pytest.mark.parametrize("content", STRANGE)
-@pytest.mark.parametrize("file", ["_job/shard-00001.json", "_job/job.json"])
-def test_a_record_that_holds_anything_is_a_damaged_one(
-    file: str, content: bytes, tmp_path: Path, expected: dict[str, bytes]
-) -> None:
-    out = tmp_path / "set"
-    unfinished(out, [0, 1]).end()
-    record = json.loads((out / "_job/shard-00001.json").read_bytes())
-    if file == "_job/job.json" and content.startswith(b"{"):
-        content = b""  # any object says whose directory it is
-    (out / file).write_bytes(content)
-    assert go_on(out) == ([1, 2] if "shard" in file else [2])
-    assert all_files(out) == expected
-    # A record's own values, one of which is of another kind.
-    for name, value in (("file", 5), ("bytes", "9"), ("sha256", None), ("rows", -1), ("tokens", [])):
-        with pytest.raises(ValueError, match=rf"^record\.{name} is "):
-            ShardEntry.from_json(json.dumps({**record, "record": {**record["record"], name: value}}).encode())
-
-
-def renamed(name: str) -> Callable[[dict[str, Any]], object]:
-    return lambda entry: entry["record"].update(file=name)
-
-
-def more_rows(*names: str) -> Callable[[dict[str, Any]], object]:
-    return lambda entry: entry["record"].update({name: entry["record"][name] + 1 for name in names})
-
-
-def reject_with(**values: Any) -> Callable[[dict[str, Any]], object]:
-    return lambda entry: entry["rejects"][0].update(values)
-
-
-ODD = {
-    "a name with NUL": renamed("a\0b"),
-    "a name too long": renamed("a" * 5000),
-    "no name": renamed(""),
-    "a path": renamed("../set/shard-00000.parquet"),
-    "another shard": renamed("shard-00001.parquet"),
-    "rows": more_rows("rows"),
-    "rows read": more_rows("rows_read"),
-    "rows that the shard has not": more_rows("rows", "rows_read"),
-    "rejects that are not there": more_rows("rows_rejected", "rows_read"),
-    "no rejects": lambda entry: entry["rejects"].clear(),
-    "strategy": reject_with(strategy=5),
-    "response": reject_with(response=["x"]),
-    "split": reject_with(split=1.5),
-    "query": reject_with(query={}),
-    "a text as id": reject_with(prompt_ids=["x"]),
-    "an id below 0": reject_with(response_ids=[-1]),
-    "an id of 64 bits": reject_with(response_ids=[1 << 31]),
-    "no messages": reject_with(messages=["hello"]),
-    "a message without a role": reject_with(messages=[{"content": "hello"}]),
-    "another key": reject_with(surprise=1),
-}
-
-
-@pytest.mark.parametrize("edit", ODD.values(), ids=ODD.keys())
-def test_a_record_that_is_not_of_its_shard_is_a_damaged_one(
-    edit: Callable[[dict[str, Any]], object],
-    tmp_path: Path,
-    expected: dict[str, bytes],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    out = tmp_path / "set"
-    unfinished(out, [0, 1]).end()
-    entry = json.loads((out / "_job/shard-00000.json").read_text())
-    edit(entry)
-    (out / "_job/shard-00000.json").write_text(json.dumps(entry))
-    assert go_on(out) == [0, 2]
-    assert "damaged, and made again: shard-00000.parquet" in caplog.text
-    assert all_files(out) == expected
-
-
-def test_a_record_in_the_place_of_another_is_a_damaged_one(tmp_path: Path, expected: dict[str, bytes]) -> None:
-    """The record is sound by size and checksum of the shard that it names, which the set would hold twice."""
-    out = tmp_path / "set"
-    unfinished(out, [0, 1]).end()
-    (out / "_job/shard-00001.json").write_bytes((out / "_job/shard-00000.json").read_bytes())
-    assert go_on(out) == [1, 2]
-    assert all_files(out) == expected
-
-
-def test_the_record_of_a_reject_that_holds_a_whole_row_is_read_back(tmp_path: Path) -> None:
-    messages: list[Any] = [{"role": "user", "content": "p"}, {"role": "assistant", "content": None}]
-    whole = Reject("r", "too few", "", "p", "an", "r", "test", [0, (1 << 31) - 1], [2], messages, "asked")
-    driver = unfinished(tmp_path, [])
-    driver.write_shard(0, SHARDS[1], [whole], seconds={}, layout="packed")
-    entry = driver.entry(0)
-    assert entry is not None
-    assert entry.rejects == [whole]

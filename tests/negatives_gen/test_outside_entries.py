@@ -183,31 +183,28 @@ def test_names_that_mean_something_in_the_record_of_a_shard_are_refused(
     assert not (tmp_path / "set").exists()
 
 
-def test_a_strategy_without_a_summary_is_refused_before_any_work(
-    reference: Path, outside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('    summary = "the ground truth turned round"\n', "", "has no summary, a text"),
+        (
+            "    Options = ",
+            '    stage = "sampling"\n    Options = ',
+            "has stage 'sampling', which is none of sample, ask, score: see",
+        ),
+    ],
+    ids=["no summary", "no stage of that name"],
+)
+def test_a_strategy_that_lacks_a_word_or_says_one_that_means_nothing_is_refused_before_any_work(
+    old: str, new: str, said: str, reference: Path, outside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = STRATEGY.replace('    summary = "the ground truth turned round"\n', "")
-    assert source != STRATEGY
-    (outside / "rotated_outside.py").write_text(source)
-    said = refused(
+    assert old in STRATEGY
+    (outside / "rotated_outside.py").write_text(STRATEGY.replace(old, new))
+    line = refused(
         capsys, "--model", reference, "--dataset", "facts", "--limit", 4, "--out", tmp_path / "set",
         "--strategies", "rotated_outside:ROTATED=1",
     )  # fmt: skip
-    assert "strategy 'rotated_outside:ROTATED' has no summary, a text" in said
-    assert not (tmp_path / "set").exists()
-
-
-def test_a_strategy_of_no_stage_is_refused_before_any_work(
-    reference: Path, outside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (outside / "rotated_outside.py").write_text(
-        STRATEGY.replace("    Options = ", '    stage = "sampling"\n    Options = ')
-    )
-    said = refused(
-        capsys, "--model", reference, "--dataset", "facts", "--limit", 4, "--out", tmp_path / "set",
-        "--strategies", "rotated_outside:ROTATED=1",
-    )  # fmt: skip
-    assert "strategy 'rotated_outside:ROTATED' has stage 'sampling', which is none of sample, ask, score: see" in said
+    assert f"strategy 'rotated_outside:ROTATED' {said}" in line
     assert not (tmp_path / "set").exists()
 
 

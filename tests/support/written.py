@@ -93,3 +93,24 @@ def put_no_file(kind: str, path: Path) -> None:
         os.mkfifo(path)
     else:
         path.symlink_to(path.name if kind == "link to itself" else "nowhere")
+
+
+def unfinished(path: Path, shards: list[int]) -> NegativeSetWriter:
+    """A job that has made these shards and goes on."""
+    driver = writer(path)
+    driver.begin()
+    for index in shards:
+        write_part(driver, index)
+    return driver
+
+
+def go_on(path: Path) -> list[int]:
+    """Run the command again; returns the shards that it made."""
+    driver = writer(path)
+    if not driver.begin():
+        return []
+    todo = [index for index in range(len(SHARDS)) if index not in driver.finished()]
+    for index in todo:
+        write_part(driver, index)
+    driver.finish(len(SHARDS))
+    return todo
