@@ -44,7 +44,7 @@ class ArmedStub:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """In a worker of Ray: for its tokenizers transformers would import torch and scikit-learn at every start, which
-        takes 8 s of processor time; stubs need neither."""
+        takes seven seconds of processor time; stubs need neither."""
         for name in ("sklearn", "torch"):
             sys.modules.setdefault(name, None)  # type: ignore[arg-type]
         self.__dict__.update(state)
