@@ -14,9 +14,9 @@ help:
 	@echo "make quickstart        install into $(VENV) and run both stages and the evaluation on the embedded example"
 	@echo "make test              install into $(VENV) and run the tests (all but the slow ones)"
 	@echo "make test-fast         those without vLLM, Ray and what takes seconds"
-	@echo "make test-all          all of them: also random kills, clean installs, five benchmarks in small"
+	@echo "make test-all          all of them: also random kills, clean installs, benchmarks in small"
 	@echo "make lint              ruff and pyright"
-	@echo "make bench             the benchmarks of docs/benchmarks.md (needs ../shared; two hours)"
+	@echo "make bench             the benchmarks of docs/benchmarks.md (needs ../shared; two hours); BENCH_SMALL=1: that they run"
 	@echo "make reproduce-small   every row of the paper's tables in small, recipes/small (needs ../shared)"
 	@echo "make clean             remove $(RUNS)/quickstart"
 

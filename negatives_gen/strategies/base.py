@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -133,6 +133,36 @@ class Strategy(ABC):
     def missing(self, group: Group, settings: dict[str, Any]) -> int:
         """How many candidates of this strategy a group still lacks."""
         return settings["count"] - sum(c.strategy == self.name for c in group.negatives)
+
+    def fill(self, group: Group, candidates: Iterable[Candidate], settings: dict[str, Any]) -> int:
+        """Take candidates, in their order, until the group lacks none; those whose text is not new are passed over.
+
+        Returns:
+            How many the group still lacks.
+        """
+        novelty, source = Novelty(group, self.name), iter(candidates)
+        while self.missing(group, settings) > 0 and (candidate := next(source, None)) is not None:
+            if novelty.take(candidate):
+                group.negatives.append(candidate)
+        return max(0, self.missing(group, settings))
+
+
+class GroupStrategy(Strategy):
+    """A strategy that makes the candidates of a group out of that group alone: it says which there are."""
+
+    @abstractmethod
+    def candidates(self, group: Group, settings: dict[str, Any], tools: Tools) -> Iterator[Candidate]:
+        """Candidates in the order in which they are to be taken; made one by one, and no more than are wanted."""
+
+    def add(
+        self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
+    ) -> dict[str, str]:
+        short: dict[str, str] = {}
+        for group in groups:
+            if missing := self.fill(group, self.candidates(group, settings, tools), settings):
+                count, tokens = settings["count"], len(group.response_ids) - 1
+                short[group.id] = f"{count - missing} of {count}: the response has {tokens} tokens"
+        return short
 
 
 def fault_of(strategy: Strategy) -> str:

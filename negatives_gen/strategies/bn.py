@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from data.command.errors import UserError
 from data.command.options import option
 from data.schema import Candidate, Group
-from negatives_gen.strategies.base import Novelty, Strategy, Tools, derive_seed
+from negatives_gen.strategies.base import Strategy, Tools, derive_seed
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,14 @@ class Batch(Strategy):
         batch_of = {group.id: batch for batch in self._batches(pool, settings, tools.seed) for group in batch}
         short: dict[str, str] = {}
         for group in groups:
-            novelty = Novelty(group, self.name)
             others = [other for other in batch_of[group.id] if other.id != group.id]
             others.sort(key=lambda other: derive_seed(tools.seed, self.name, group.id, other.id))
-            for other in others:
-                if self.missing(group, settings) <= 0:
-                    break
-                candidate = Candidate(self.name, list(other.response_ids), other.response, source_id=other.id)
-                fits = len(group.prompt_ids) + len(other.response_ids) <= tools.context
-                if fits and novelty.take(candidate):
-                    group.negatives.append(candidate)
-            if missing := self.missing(group, settings):
+            borrowed = (
+                Candidate(self.name, list(other.response_ids), other.response, source_id=other.id)
+                for other in others
+                if len(group.prompt_ids) + len(other.response_ids) <= tools.context
+            )
+            if missing := self.fill(group, borrowed, settings):
                 count = settings["count"]
                 short[group.id] = f"{count - missing} of {count}: the batch has {len(others)} other rows"
         return short

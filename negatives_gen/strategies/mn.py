@@ -1,7 +1,7 @@
 """MN: meanfield negatives, a share of the ground truth's positions redrawn independently (paper section 4.2)."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from data.command.errors import UserError
 from data.command.options import option
 from data.schema import Candidate, Group
 from data.tokens import Marks, marks_of, never_drawn, text_behind
-from negatives_gen.strategies.base import Novelty, Strategy, Tools, derive_seed
+from negatives_gen.strategies.base import Strategy, Tools, derive_seed
 
 # Draws per group, however many candidates are asked for: a group that has too little variety for n has for n + m too.
 MAX_DRAWS = 256
@@ -57,26 +57,24 @@ class Meanfield(Strategy):
         tokens_of = {group.id: tokens for group, tokens in zip(pool, drawn, strict=True)}
         short: dict[str, str] = {}
         for group in groups:
-            self._add_to(group, tokens_of[group.id], settings, tools, marks)
-            if missing := self.missing(group, settings):
+            redrawn = self._redrawn(group, tokens_of[group.id], settings, tools, marks)
+            if missing := self.fill(group, redrawn, settings):
                 count = settings["count"]
                 short[group.id] = f"{count - missing} of {count} distinct candidates after {MAX_DRAWS} draws"
         return short
 
-    def _add_to(self, group: Group, tokens: np.ndarray, settings: dict[str, Any], tools: Tools, marks: Marks) -> None:
-        novelty = Novelty(group, self.name)
+    def _redrawn(
+        self, group: Group, tokens: np.ndarray, settings: dict[str, Any], tools: Tools, marks: Marks
+    ) -> Iterator[Candidate]:
+        """A candidate of each draw."""
         length = len(group.response_ids) - 1
         redrawn = max(1, round(settings["mn_share"] * length))
         for draw in range(tokens.shape[1]):
-            if self.missing(group, settings) <= 0:
-                break
             chosen = random.Random(derive_seed(tools.seed, self.name, group.id, draw)).sample(range(length), redrawn)
             ids = list(group.response_ids)
             for position in chosen:
                 ids[position] = int(tokens[position, draw])
-            candidate = Candidate(self.name, ids, text_behind(tools.tokenizer, group.prompt_ids, ids, marks.ends))
-            if novelty.take(candidate):
-                group.negatives.append(candidate)
+            yield Candidate(self.name, ids, text_behind(tools.tokenizer, group.prompt_ids, ids, marks.ends))
 
     def _uniforms(self, group: Group, seed: int) -> np.ndarray:
         """[positions before the end, MAX_DRAWS] in [0, 1)."""

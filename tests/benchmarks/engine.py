@@ -14,8 +14,10 @@ from negatives_gen.models.engine import Engine
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import Tools
 from tests.benchmarks.dolly import MODEL, dolly_groups
+from tests.benchmarks.extent import extent
 
-GROUPS, N, MAX_TOKENS, TOP_K, ROUNDS = 96, 11, 64, 50, 5
+GROUPS, MAX_TOKENS, ROUNDS = extent((96, 64, 5), (8, 4, 1))
+N, TOP_K = 11, 50
 SETTINGS = {"count": N, "top_k": TOP_K, "temperature": 1.0, "max_new_tokens": MAX_TOKENS}
 
 

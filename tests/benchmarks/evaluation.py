@@ -17,8 +17,9 @@ from evaluation.config import EvaluateConfig
 from evaluation.run import evaluate
 from negatives_gen.models.engine import Engine
 from tests.benchmarks.dolly import DOLLY, MODEL
+from tests.benchmarks.extent import extent
 
-PROMPTS, MAX_TOKENS = 1000, 16
+PROMPTS, MAX_TOKENS = extent((1000, 16), (16, 4))
 DECODINGS = ["greedy", "topk50", "topk50-p0.7", "beam2", "beam4"]
 
 
@@ -60,13 +61,13 @@ def main() -> None:
         print(evaluate(config))
         whole = time.perf_counter() - started - start.seconds
         print(
-            f"{PROMPTS} prompts x {len(DECODINGS)} decodings: {whole:.1f} s, {inside.seconds / whole:.1%} of it inside "
-            f"vLLM ({sum(clock.seconds for clock in runner) / whole:.1%} in its model runner); start of the engine, "
-            f"apart: {start.seconds:.1f} s"
+            f"| {PROMPTS} prompts x {len(DECODINGS)} decodings | {whole:.1f} s, {inside.seconds / whole:.1%} of it "
+            f"inside vLLM ({sum(clock.seconds for clock in runner) / whole:.1%} in its model runner); start of the "
+            f"engine, apart: {start.seconds:.1f} s |"
         )
         started = time.perf_counter()
         subprocess.run([sys.executable, "-m", "evaluation.run", *words], check=True, capture_output=True)
-        print(f"the same command again: {time.perf_counter() - started:.1f} s")
+        print(f"| the same command again | {time.perf_counter() - started:.1f} s |")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Ten times the groups: time and driver memory; and deciding what is left in 10,000 finished shards.
 
-`python -m tests.benchmarks.growth [ROWS]` (default 20,000, then ten times as many). Synthetic rows, stub engine, stub
+`python -m tests.benchmarks.growth` (20,000 rows, then ten times as many). Synthetic rows, stub engine, stub
 scorer, stub signal (tests/support/stubs.py): what is measured is reading, staging, passing on, writing and finishing.
 """
 
@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 from data.set_writer import NegativeSetWriter
+from tests.benchmarks.extent import extent
 
-SHARD = 512
+SHARD, ROWS, FINISHED = extent((512, 20_000, 10_000), (16, 64, 100))
 
 
 def run(rows: int, model: Path, folder: Path) -> tuple[float, float]:
@@ -63,14 +64,13 @@ def decide(shards: int, folder: Path) -> float:
 def main() -> None:
     from tests.support.tiny import save_tiny_model
 
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = save_tiny_model(folder / "model")
-        print(f"| 10,000 finished shards: deciding what is left | {decide(10_000, folder):.2f} s |")
-        small, large = run(rows, model, folder), run(10 * rows, model, folder)
-        print(f"| {rows} groups | {small[0]:.0f} s | driver {small[1]:.0f} MiB |")
-        print(f"| {10 * rows} groups | {large[0]:.0f} s | driver {large[1]:.0f} MiB |")
+        print(f"| {FINISHED:,} finished shards: deciding what is left | {decide(FINISHED, folder):.2f} s |")
+        small, large = run(ROWS, model, folder), run(10 * ROWS, model, folder)
+        print(f"| {ROWS} groups | {small[0]:.0f} s | driver {small[1]:.0f} MiB |")
+        print(f"| {10 * ROWS} groups | {large[0]:.0f} s | driver {large[1]:.0f} MiB |")
         print(f"| ratio | {large[0] / small[0]:.2f} x | {large[1] / small[1]:.2f} x |")
 
 

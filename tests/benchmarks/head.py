@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import torch
 
+from tests.benchmarks.extent import extent
 from trainer.scoring import head
 
-POSITIONS, HIDDEN, VOCABULARY = 1000, 256, 50257
-REPEATS = 5
+POSITIONS, REPEATS = extent((1000, 5), (64, 1))
+HIDDEN, VOCABULARY = 256, 50257
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -17,8 +17,9 @@ from pathlib import Path
 from data.command.options import make_config
 from negatives_gen.config import GenerateConfig
 from tests.benchmarks.dolly import DOLLY, MODEL
+from tests.benchmarks.extent import extent
 
-ROWS = 512
+ROWS = extent(512, 96)
 OPTIONS = {
     "model": MODEL, "dataset": DOLLY, "task": "dolly", "limit": ROWS, "groups_per_shard": 64,
     "strategies": "an=4,bn=2,mn=3,tn=2", "max_new_tokens": 64, "embedder": "reference",

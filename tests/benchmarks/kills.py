@@ -5,10 +5,11 @@ import time
 from pathlib import Path
 
 from tests.benchmarks.dolly import DOLLY, MODEL
+from tests.benchmarks.extent import extent
 from tests.support.kills import KilledJob, kill_actors, kill_drivers, log_of
 from tests.support.ray_cluster import RayCluster
 
-KILLS = 3
+KILLS = extent(3, 1)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What `plan` predicts against what the job makes: `python -m tests.benchmarks.plan [ROWS]`.
+"""What `plan` predicts against what the job makes: `python -m tests.benchmarks.plan`.
 
 base-6m on Dolly with four strategies and the reference as embedder. The plan measures its default sample with the real
 engine and scorer, then `python -m negatives_gen` makes the set. Seconds are those inside the actors, as `plan` counts
@@ -17,8 +17,9 @@ from pathlib import Path
 from data.command.options import make_config
 from negatives_gen.verbs.plan import Plan, PlanConfig, predict
 from tests.benchmarks.dolly import DOLLY, MODEL
+from tests.benchmarks.extent import extent
 
-ROWS = 200
+ROWS = extent(200, 64)
 
 
 def real_job(options: dict[str, object], out: Path) -> dict:
@@ -55,7 +56,7 @@ def compare(plan: Plan, manifest: dict) -> None:
 
 def main() -> None:
     options: dict[str, object] = {
-        "model": MODEL, "dataset": DOLLY, "task": "dolly", "limit": int(sys.argv[1]) if len(sys.argv) > 1 else ROWS,
+        "model": MODEL, "dataset": DOLLY, "task": "dolly", "limit": ROWS,
         "groups_per_shard": 64, "strategies": "an=4,bn=2,mn=3,tn=2", "max_new_tokens": 64, "embedder": "reference",
     }  # fmt: skip
     started = time.perf_counter()

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 from tests.benchmarks.dolly import DOLLY, MODEL
+from tests.benchmarks.extent import extent
 
-ROWS = 512
+ROWS = extent(512, 64)
 
 
 def timed(module: str, options: dict[str, object]) -> float:

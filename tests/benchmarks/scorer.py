@@ -12,10 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.benchmarks.dolly import MODEL, dolly_continuations
+from tests.benchmarks.extent import extent
 from trainer.scoring.continuations import Continuations
 from trainer.scoring.scorer import Scorer
 
-GROUPS, ROUNDS = 48, 3
+GROUPS, ROUNDS = extent((48, 3), (8, 1))
 
 
 @torch.no_grad()

@@ -12,12 +12,14 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
+from tests.benchmarks.extent import extent
 from tests.benchmarks.training import BETA, ROW_TOKENS, make_groups, make_model
 from trainer.groups.dataset import Collator, TrainingGroup
 from trainer.objectives.losses import cpo_loss
 from trainer.scoring.prepared_model import candidate_logps, prepare_model
 
-SIZES = (512, 1024, 2048, 4096, 8192)
+SIZES = extent((512, 1024, 2048, 4096, 8192), (512, 1024))
+GROUPS = extent(32, 4)
 
 
 def step(prepared: Any, groups: list[TrainingGroup], row_tokens: int) -> None:
@@ -33,13 +35,13 @@ def main() -> None:
     if not size:
         for row_tokens in SIZES:
             subprocess.run([sys.executable, "-m", "tests.benchmarks.step", kind, str(row_tokens)], check=True)
-        groups = make_groups(16)
+        groups = make_groups(GROUPS // 2)
         step(prepared, groups, ROW_TOKENS)
         with profile(activities=[ProfilerActivity.CPU]) as found:
             step(prepared, groups, ROW_TOKENS)
         print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=60))
         return
-    groups = make_groups(32)
+    groups = make_groups(GROUPS)
     step(prepared, groups[:2], int(size[0]))
     started = time.perf_counter()
     step(prepared, groups, int(size[0]))

@@ -23,9 +23,11 @@ import numpy as np
 
 from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
+from tests.benchmarks.extent import extent
 from tests.benchmarks.training import LONGEST, ROW_TOKENS, K, _gpt2_tokenizer, arguments, make_model
 
-SHARDS, BATCH = 402, 64
+SHARDS, STEPS, EVERY = extent((402, 30, 100), (16, 3, 20))  # memory is looked at EVERY steps
+BATCH = 64
 # As rejects leave them: no two alike, so that windows of steps do not end where shards do.
 ROWS = (512, 501, 480, 507, 493, 510, 488, 498)
 DISTINCT = len(ROWS)
@@ -99,7 +101,7 @@ def stream(path: str) -> dict[str, Any]:
         tokens.append(sum(packed.tokens.input_ids.numel() for packed in passes))
         padding += sum(packed.tokens.padding for packed in passes)
         groups.append(sum(packed.num_groups for packed in passes))
-        if number % 100 == 99:
+        if number % EVERY == EVERY - 1:
             held.append(memory())
     seconds = time.perf_counter() - started
     return {
@@ -131,7 +133,7 @@ def train(path: str) -> dict[str, Any]:
     model = make_model("gpt2")
     prepared = prepare_model(model)
     with tempfile.TemporaryDirectory() as folder:
-        settings = {**arguments(folder), "max_steps": 30, "per_device_train_batch_size": 16}
+        settings = {**arguments(folder), "max_steps": STEPS, "per_device_train_batch_size": 16}
         trainer = Timed(
             model=model, args=PaperTrainingArguments(**settings), train_dataset=open_set(path),
             data_collator=Collator(prepared.layout, ROW_TOKENS, ["an"]), objective=CPO, options=CPO.Options(beta=BETA),
@@ -167,8 +169,8 @@ def main() -> None:
         held = found["held"]
         print(f"| {found['groups']} groups, {size:.0f} MiB | opened in {found['opened']:.2f} s |", flush=True)
         print(
-            f"| resident memory | {held[0]:.0f} MiB opened; {held[1]:.0f} after 6,400 groups, {max(held):.0f} at most, "
-            f"{held[-1]:.0f} at the end |"
+            f"| resident memory | {held[0]:.0f} MiB opened; {held[1]:.0f} after {EVERY * BATCH:,} groups, "
+            f"{max(held):.0f} at most, {held[-1]:.0f} at the end |"
         )
         speed = found["groups"] / found["seconds"]
         print(f"| reading, choosing, packing, one process | {speed:.0f} groups/s, {sum(found['tokens'])} tokens |")

@@ -21,11 +21,13 @@ from typing import Any
 import torch
 
 from tests.benchmarks.dolly import DOLLY, SHARED
+from tests.benchmarks.extent import extent
 from trainer.groups.dataset import Collator, PackedGroups, TrainingGroup
 from trainer.scoring.continuations import Continuations
 from trainer.scoring.packing import pad
 
-K, STEP, STEPS, LONGEST, BETA = 12, 8, 3, 256, 5.0
+K, STEP, STEPS, LONGEST = extent((12, 8, 3, 256), (5, 2, 2, 32))
+BETA = 5.0
 ROW_TOKENS = 1024
 MODELS: dict[str, dict[str, Any]] = {
     # 17.9 M and 17.7 M parameters.
