@@ -1,6 +1,7 @@
 """The manifest: what made a negative set, from what, and what came out."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -224,6 +225,7 @@ def _damaged(folder: Folder, why: str) -> UserError:
     return UserError(f"the manifest of '{folder.path}' is damaged ({why}). Restore it or generate again.")
 
 
+@functools.cache  # what a process has loaded stays what it was
 def environment() -> dict[str, Any]:
     """Versions of this project and of the packages that matter, and the git commit if this runs from a checkout."""
     versions = {}

@@ -16,7 +16,7 @@ from tests.benchmarks.extent import extent
 from trainer.scoring.continuations import Continuations
 from trainer.scoring.scorer import Scorer
 
-GROUPS, ROUNDS = extent((48, 3), (8, 1))
+GROUPS, ROUNDS, BATCHES = extent((48, 3, (4, 8, 16, 32)), (16, 1, (8,)))
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def main() -> None:
     groups = dolly_continuations(GROUPS)
     scorer = Scorer.load(MODEL)
     plain = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    expected = {batch: padded_scores(plain, groups[:8], batch) for batch in (4, 8, 16, 32)}
+    expected = {batch: padded_scores(plain, groups[:8], batch) for batch in BATCHES}
 
     def timed(call) -> tuple[float, list[list[float]]]:
         started = time.perf_counter()

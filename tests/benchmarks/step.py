@@ -19,7 +19,7 @@ from trainer.objectives.losses import cpo_loss
 from trainer.scoring.prepared_model import candidate_logps, prepare_model
 
 SIZES = extent((512, 1024, 2048, 4096, 8192), (512, 1024))
-GROUPS = extent(32, 4)
+GROUPS = extent(32, 12)
 
 
 def step(prepared: Any, groups: list[TrainingGroup], row_tokens: int) -> None:
