@@ -7,7 +7,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -42,24 +42,35 @@ IDLE_NAMES = (
 SAVER_NAMES = ("transformers_version", "_name_or_path")
 
 
-def config_hash(directory: Path, known: str | None = None) -> str:
+def config_hash(directory: Path, known: Mapping[str, Any] | None = None) -> str:
     """SHA-256 over what decides, beside weights and tokenizer, what a language model computes.
 
     That is config.json as transformers understands it, less what it takes without being told, and the code that comes
     with the model: a copy that another version saved, with other names and all values written out, has the same.
 
     Args:
-        known: what a manifest says, to compare with. It is the answer if it is the hash of the very words of
-            config.json, as it once was.
+        known: a manifest's `job.model`, to compare with. What it says is the answer if the very words of config.json
+            are those of then, since another transformers may understand more of them.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    known = known or {}
+    said = known.get("config_sha256")
+    # Once it was the hash of the words alone.
+    if said and config_words_hash(directory) in (said, known.get("config_words_sha256")):
+        return said
+    return _hash_with_code(directory, _decisive(read_object(directory / "config.json")))
+
+
+def config_words_hash(directory: Path) -> str:
+    """SHA-256 over the words of a config.json that decide anything, whoever reads it, and code that comes with it.
 
     Raises:
         UserError: a file cannot be read.
     """
     config = read_object(directory / "config.json")
-    words = {key: value for key, value in config.items() if key not in SAVER_NAMES}
-    if known is not None and known == _hash_with_code(directory, words):
-        return known
-    return _hash_with_code(directory, _decisive(config))
+    return _hash_with_code(directory, {key: value for key, value in config.items() if key not in SAVER_NAMES})
 
 
 def _hash_with_code(directory: Path, config: dict[str, Any]) -> str:
@@ -97,6 +108,8 @@ def _beyond(said: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(value, dict):
             value = _beyond(value, usual[key] if isinstance(usual.get(key), dict) else {})
+            if not value:  # as if it were not said
+                continue
         # 1e4 and 10000 are one number, however it was written.
         beyond[str(key)] = int(value) if isinstance(value, float) and value.is_integer() else value
     return beyond

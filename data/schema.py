@@ -78,6 +78,11 @@ class Group:
     query: str = ""
 
 
+def as_messages(messages: list[dict[str, str]] | None, query: str | None) -> list[dict[str, str]]:
+    """A prompt as what a chat template writes: the messages of a chat, or of a text what a person asked."""
+    return messages or [{"role": "user", "content": query or ""}]
+
+
 @dataclass(frozen=True)
 class Reject:
     """A row of the source that became no group, and why.

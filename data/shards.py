@@ -116,7 +116,7 @@ class NegativeSet:
             directory: of the model, which is named for the error.
         """
         expected = self.manifest.job["model"].get("config_sha256")
-        found = config_hash(directory, expected)
+        found = config_hash(directory, self.manifest.job["model"])
         if expected not in (None, found):
             raise UserError(
                 f"negative set '{self.folder.path}' was made with a reference model whose config.json has the hash "

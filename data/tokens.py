@@ -206,6 +206,11 @@ def _turn_marks(turns: str, added: dict[int, Any]) -> set[int]:
     }
 
 
+def turn_end_is_known(tokenizer: Any) -> bool:
+    """Whether it could be seen what the chat template writes behind what the assistant says."""
+    return PROBE in _written_turns(tokenizer)
+
+
 def _turn_end(turns: str, added: dict[int, Any]) -> set[int]:
     """The token that the chat template ends what the assistant says with: at most one.
 
@@ -224,11 +229,16 @@ def _turn_end(turns: str, added: dict[int, Any]) -> set[int]:
 
 
 def _probed(tokenizer: Any) -> str:
-    """What the chat template writes of a conversation in which the assistant says PROBE, or "" if it refuses it."""
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}]
-    for before in ([], [{"role": "system", "content": "a"}]):  # some take no system prompt, others none without
+    """What the chat template writes of conversations in which the assistant says PROBE; "" if it refuses them.
+
+    Some take no system prompt, others no conversation without; the plainest that is taken comes last.
+    """
+    system, user = ({"role": role, "content": "a"} for role in ("system", "user"))
+    said, written = {"role": "assistant", "content": PROBE}, []
+    for turns in ([system, user], [user], [system, user, said], [user, said]):
         try:
-            return tokenizer.apply_chat_template([*before, *turns], tokenize=False)
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=turns[-1] is user)
         except Exception:  # templates are programs, and refuse what they like
             continue
-    return ""
+        written.append(text)
+    return "".join(written)

@@ -10,7 +10,7 @@ from typing import Any
 
 from data.command.errors import UserError, first_line
 from data.sources.tokenise import tokenise, tokenise_behind, tokenise_continuations
-from data.tokens import PROBE, Marks, marks_of, text_behind, through_first_end
+from data.tokens import PROBE, Marks, marks_of, text_behind, through_first_end, turn_end_is_known
 
 # Reason and detail of a reject, see data.schema.
 Problem = tuple[str, str]
@@ -162,7 +162,7 @@ def _encode_chats(pairs: Sequence[tuple[list, list]], tokenizer: Any, max_length
 
     The response ends with the first end that the template writes after it, or with an EOS of ours.
     """
-    marks = marks_of(tokenizer)
+    marks, end_is_known = marks_of(tokenizer), turn_end_is_known(tokenizer)
     templated = [_apply_template(tokenizer, prompt, response) for prompt, response in pairs]
     texts = [("", "") if failure else (opening, rest) for opening, rest, failure in templated]
     tokenised = tokenise_behind(tokenizer, [opening for opening, _ in texts], [rest for _, rest in texts])
@@ -178,6 +178,10 @@ def _encode_chats(pairs: Sequence[tuple[list, list]], tokenizer: Any, max_length
             continue
         prompt_ids, rest, written_prompt, written_response = ids
         response_ids = through_first_end(rest, marks)
+        # Such a token, which the template writes behind the answer, is what ends a turn: nothing would stop there.
+        if not end_is_known and (found := marks.special.intersection(response_ids[:-1])):
+            outcomes.append(("chat template's end unknown", f"{_spell(found, tokenizer)} in the response"))
+            continue
         opening, rest_text = texts[row]
         shown = _as_written(response[0]["content"], rest_text, tokenizer.decode(response_ids[-1:]))
         if shown is None:
@@ -207,10 +211,12 @@ def _rendered(tokenizer: Any, prompt: list, response: list) -> tuple[str, str, P
 
 
 def left_out(tokenizer: Any, messages: list[dict[str, str]], whole: str) -> Problem | None:
-    """The first message that the template writes nothing of, such as a tool's turn where it knows of none.
+    """The first message that the template writes nothing of, such as a tool's turn where it knows of none, or cuts.
 
-    It is one that could say something else without a difference: a text that is seen may be another message's. Nearly
-    always one rendering shows it of all of them: each says a number behind its text, which only its own turn can hold.
+    One of which nothing is written could say something else without a difference: a text that is seen may be another
+    message's. Nearly always one rendering shows it of all of them: each says a number behind its text, which only its
+    own turn can hold. One that is cut, as many a template does what stands before </think>, is not to be seen whole,
+    and neither is a number in front of it.
     """
     numbers = [f"{PROBE}{number:08d}" for number in range(len(messages))]
     pairs = zip(messages, numbers, strict=True)
@@ -222,13 +228,33 @@ def left_out(tokenizer: Any, messages: list[dict[str, str]], whole: str) -> Prob
     for number, message in enumerate(messages):
         if not message["content"].strip() or numbers[number] in seen:
             continue
-        changed = [*messages[:number], {**message, "content": message["content"] + PROBE}, *messages[number + 1 :]]
         try:
-            if tokenizer.apply_chat_template(changed, tokenize=False) == whole:
+            if tokenizer.apply_chat_template(_saying(messages, number, "", PROBE), tokenize=False) == whole:
                 return "chat template leaves out a message", f"message {number + 1}, of role '{message['role']}'"
         except Exception:  # it minds what is said, so it reads it
             continue
+    seen_of_all = _letters(whole)
+    for number, message in enumerate(messages):
+        if _letters(message["content"]) in seen_of_all:
+            continue
+        try:
+            if PROBE not in tokenizer.apply_chat_template(_saying(messages, number, PROBE, ""), tokenize=False):
+                return "chat template cuts a message", f"the beginning of message {number + 1}, '{message['role']}'"
+        except Exception:
+            continue
     return None
+
+
+def _saying(messages: list[dict[str, str]], number: int, before: str, behind: str) -> list[dict[str, str]]:
+    """The messages, of which one says something in front of its text or behind it."""
+    message = messages[number]
+    said = {**message, "content": before + message["content"] + behind}
+    return [*messages[:number], said, *messages[number + 1 :]]
+
+
+def _letters(text: str) -> str:
+    """A text without its white space, which templates trim and add."""
+    return "".join(text.split())
 
 
 def _as_written(content: str, written: str, end: str) -> str | None:

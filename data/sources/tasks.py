@@ -30,6 +30,7 @@ MESSAGE_FIELDS = (
 # out: such a row is rejected where the reference's template writes them (`Task.besides`).
 TOOL_ROLES, TOOL_FIELDS = ("tool", "function", "ipython"), ("name",)
 NOTHING = ("", "None", "null", "[]", "{}")  # as a table or a text writes it
+LONGEST_NAME, DEEPEST = 40, 32  # characters of a field's name, a reject's reason; levels that are staged of its value
 OVER_LONG = ("reject", "truncate")
 ROW_FIELDS = ("tools", "documents", "images", "videos", "audio", "chat_template_kwargs")
 
@@ -46,8 +47,8 @@ class Task:
         problem: prompt, response -> why they are unusable, seen without a tokenizer, or None.
         encode: many usable ones -> tokens.
         besides: usable row -> of each message of a chat, prompt and response, the fields that a template may write
-            besides role and text; of texts those of the row, in one dictionary; None where there are none. Whether they
-            get lost is found out where the row is tokenised.
+            besides role and text; of texts the names of those of the row, in one dictionary; None where there are
+            none. Whether they get lost is found out where the row is tokenised.
         optional: columns that are used if they are there.
         over_long: what happens to a row that does not fit into the longest length: "reject" or "truncate".
     """
@@ -98,8 +99,7 @@ def besides_pair(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """What a usable row of prompt and completion says besides; see `Task.besides`."""
     if isinstance(row["prompt"], list):
         return _besides([*row["prompt"], *row["completion"]])
-    fields = _of_row(row)
-    return [{name: _plain(value) for name, value in fields.items()}] if fields else None
+    return [dict.fromkeys(fields, True)] if (fields := _of_row(row)) else None  # no template is shown their values
 
 
 def asked(prompt: Any) -> str:
@@ -190,18 +190,22 @@ def _of_row(row: Mapping[str, Any]) -> dict[str, Any]:
 def _besides(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     """The fields of messages that are neither role nor text, as JSON can hold them; None if there are none."""
     found = [
-        {str(name): _plain(value) for name, value in message.items() if name not in KEPT and _says_something(value)}
+        {
+            storable(str(name))[:LONGEST_NAME]: _plain(value)
+            for name, value in message.items()
+            if name not in KEPT and _says_something(value)
+        }
         for message in messages
     ]
     return found if any(found) else None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, level: int = 0) -> Any:
     """A value as it can be staged in JSON: a template writes nearly the same of a date and of its text."""
-    if isinstance(value, dict):
-        return {storable(str(key)): _plain(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
+    if isinstance(value, dict) and level < DEEPEST:
+        return {storable(str(key)): _plain(part, level + 1) for key, part in value.items()}
+    if isinstance(value, list) and level < DEEPEST:
+        return [_plain(part, level + 1) for part in value]
     return value if value is None or isinstance(value, bool | int) else storable(str(value))
 
 

@@ -74,8 +74,9 @@ class Featuriser:
 
     def _load_embedder(self) -> Any:
         from negatives_gen.models.embedder import Embedder
+        from negatives_gen.models.loading import NO_CODE
 
-        embedder = Embedder(str(self.directory), "")
+        embedder = Embedder(str(self.directory), "", custom_code=NO_CODE)
         embedder.model.tokenizer.truncation_side = "left"
         return embedder
 

@@ -86,9 +86,10 @@ class Similarity(PromptMetric):
 def load_embedder(embedder: str | None) -> Any:
     """The sentence-transformers model of --embedder."""
     from negatives_gen.models.embedder import Embedder
+    from negatives_gen.models.loading import NO_CODE
 
     assert embedder is not None  # Similarity.needs
-    return Embedder(embedder, "")
+    return Embedder(embedder, "", custom_code=NO_CODE)
 
 
 def _identify(embedder: str, store: "Store") -> dict[str, str]:

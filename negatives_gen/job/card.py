@@ -116,9 +116,14 @@ def require_disk(path: str) -> None:
 
 
 def require_hub(repo_id: str) -> None:
-    """Raise UserError if the hub knows no login here that may write to a data set of this name."""
+    """Raise UserError if the name is none, or the hub knows no login here that may write to a data set of this name."""
     from huggingface_hub import HfApi
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"--push_to_hub '{repo_id}' is no name of a data set: {first_line(error)}") from error
     try:
         login = HfApi().whoami()
     except Exception as error:  # the hub client raises a dozen unrelated classes

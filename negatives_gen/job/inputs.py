@@ -19,7 +19,7 @@ from data.command.errors import UserError
 from data.manifest import shard_name
 from data.models import load_tokenizer
 from data.parquet import read_parquet
-from data.schema import Group, Reject
+from data.schema import Group, Reject, as_messages
 from data.set_directory import INPUTS, SetDirectory
 from data.shape import Count, ListOf, parse_json, parse_shaped
 from data.shard_records import JOB_FOLDER, ShardEntry, record_name, recorded
@@ -81,6 +81,10 @@ class ShardSource(Protocol):
     """Where a worker gets a shard from."""
 
     def load(self, index: int) -> Shard: ...
+
+    def prompts(self, index: int) -> Iterator[list[dict[str, str]]]:
+        """The prompts of a shard, not tokenised, as messages: those of its usable rows, and maybe of more."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,12 @@ class StagedShards:
         pool = sorted(prepared.groups, key=lambda group: group.id)
         return Shard(list(prepared.groups), pool, list(prepared.rejects), prepared.truncated)
 
+    def prompts(self, index: int) -> Iterator[list[dict[str, str]]]:
+        for example in self._examples(index):
+            if example.problem is None:
+                chat = example.prompt if isinstance(example.prompt, list) else None
+                yield as_messages(chat, example.query)
+
     def _examples(self, index: int) -> list[Example]:
         """A shard's staged examples. Raises UserError if they are gone, or not as the driver staged or checked them."""
         name = _inputs_name(index)
@@ -249,11 +259,7 @@ class ParentShards:
         return {**vars(self), "_opened": None}
 
     def load(self, index: int) -> Shard:
-        if self._opened is None:
-            parent = NegativeSet(self.path, current=True)
-            parent.give_to(self.vocabulary, self.context)
-            self._opened = parent, parent.rejects()
-        parent, rejects = self._opened
+        parent, rejects = self._open()
         records = parent.manifest.shards
         start = sum(record.rows_rejected for record in records[:index])  # rejects lie in the order of their shards
         rejects = rejects[start : start + records[index].rows_rejected]
@@ -261,6 +267,18 @@ class ParentShards:
         aside = [_usable(reject) for reject in rejects if reject.strategy is not None]
         pool = sorted([*groups, *aside], key=lambda group: group.id)
         return Shard(groups, pool, rejects, records[index].rows_truncated)
+
+    def prompts(self, index: int) -> Iterator[list[dict[str, str]]]:
+        parent, _ = self._open()
+        chats, queries = (parent.peek(index, column).to_pylist() for column in ("messages", "query"))
+        return map(as_messages, chats, queries)
+
+    def _open(self) -> tuple[NegativeSet, list[Reject]]:
+        if self._opened is None:
+            parent = NegativeSet(self.path, current=True)
+            parent.give_to(self.vocabulary, self.context)
+            self._opened = parent, parent.rejects()
+        return self._opened
 
 
 def _reject(group: Group, strategy: str, detail: str) -> Reject:

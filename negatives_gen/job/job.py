@@ -11,7 +11,7 @@ from data.command.errors import UserError
 from data.command.options import ROOT_VARIABLE, resolve_path
 from data.command.privacy import without_secrets
 from data.manifest import Manifest, read_manifest
-from data.model_settings import config_hash
+from data.model_settings import config_hash, config_words_hash
 from data.models import (
     chat_template_hash,
     check_causal,
@@ -34,13 +34,13 @@ from negatives_gen.job.card import CARD, card, push_to_hub, require_disk, requir
 from negatives_gen.job.inputs import Shard, StagedShards, stage_inputs
 from negatives_gen.job.pipeline import run_pipeline
 from negatives_gen.job.progress import Progress
-from negatives_gen.signals import SIGNALS, Reference, job_identity
+from negatives_gen.signals import SIGNALS, Reference, Signal, job_identity
 from negatives_gen.strategies import STRATEGIES
 
 log = logging.getLogger(__name__)
 
-# Another name or path for the same content is the same job: hashes decide, not these names. Of a stream there is none.
-NAMES = ("model.name", "data.name", "parent.name")
+# Another name, path or spelling of the same content is the same job: hashes decide. Of a stream there is no hash.
+NAMES = ("model.name", "model.config_words_sha256", "data.name", "parent.name")
 
 
 def generate(config: GenerateConfig, components: Components | None = None) -> Manifest:
@@ -61,6 +61,7 @@ def generate(config: GenerateConfig, components: Components | None = None) -> Ma
         staged = stage_inputs(work.writer, source, config.groups_per_shard)
         if not work.writer.finished():
             require_usable(work, staged.shards, f"data set '{config.dataset}'")
+            try_signals(work, staged.shards)
         return staged.shards, {"examples": staged.examples, "examples_sha256": staged.examples_sha256}
 
     return run_job(config, config.out, work, prepare)
@@ -80,6 +81,7 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
                 "name": config.model,
                 "weights_sha256": weights_hash(model),
                 "config_sha256": config_hash(model_directory(model)),
+                "config_words_sha256": config_words_hash(model_directory(model)),
                 "scorer_dtype": config.scorer_dtype,
             },
             "tokenizer": {
@@ -232,12 +234,25 @@ def require_usable(work: Work, num_shards: int, where: str) -> None:
     for index in range(num_shards):
         shard: Shard = work.source.load(index)
         if shard.groups:
-            _warn_of_lost_text(work, shard.groups)
-            for name, options in work.signals.items():
-                SIGNALS.load(name).look_at(options, shard.groups)
-            return
+            return _warn_of_lost_text(work, shard.groups)
         rejects += shard.rejects
     raise UserError(f"no usable row in {where}: {describe_rejects(rejects)}. Fix the data or choose other rows.")
+
+
+def try_signals(work: Work, num_shards: int) -> None:
+    """Have the signals that mind look at a prompt of each kind. Raises UserError for one that a signal cannot take."""
+    loaded = [(SIGNALS.load(name), options) for name, options in work.signals.items()]
+    minding = [
+        (signal, options) for signal, options in loaded if signal.look_at.__func__ is not Signal.look_at.__func__
+    ]
+    if not minding:
+        return
+    kinds: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for index in range(num_shards):
+        for messages in work.source.prompts(index):
+            kinds.setdefault(tuple(message["role"] for message in messages), messages)
+    for signal, options in minding:
+        signal.look_at(options, list(kinds.values()))
 
 
 def _warn_of_lost_text(work: Work, groups: Sequence[Group]) -> None:

@@ -11,7 +11,7 @@ from data.model_settings import check_tokenizer_fits, text_model_identity
 from data.models import model_directory
 from data.whole_weights import whole_weights
 from negatives_gen.models.batches import give_pad_token, minds_padding
-from negatives_gen.models.loading import loading
+from negatives_gen.models.loading import TRUST, loading
 
 log = logging.getLogger(__name__)
 
@@ -41,16 +41,17 @@ class Embedder:
         embedder: name or path, or "reference" for mean-pooled last hidden states of the reference model.
         model: directory of the reference model.
         trust_remote_code: run Python code that comes with the model.
+        custom_code: what to say if the model comes with code that was not to be run.
 
     Raises:
         UserError: the embedder cannot be loaded.
     """
 
-    def __init__(self, embedder: str, model: str, trust_remote_code: bool = False):
+    def __init__(self, embedder: str, model: str, trust_remote_code: bool = False, custom_code: str = TRUST):
         from sentence_transformers import SentenceTransformer
 
         directory = str(model_directory(model if embedder == REFERENCE else embedder))
-        with loading(f"embedder '{embedder}'"), whole_weights(f"embedder '{embedder}'"):
+        with loading(f"embedder '{embedder}'", custom_code), whole_weights(f"embedder '{embedder}'"):
             loaded = (
                 SentenceTransformer(modules=_mean_pooled(directory, trust_remote_code))
                 if embedder == REFERENCE

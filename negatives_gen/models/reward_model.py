@@ -5,10 +5,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from data.command.deadline import within
 from data.command.errors import UserError, first_line
 from data.model_settings import check_tokenizer_fits, text_model_identity
 from data.models import context_length, model_directory
 from data.sources.encode import left_out
+from data.tokens import LONGEST_RENDERING
 from data.whole_weights import load_whole
 from negatives_gen.models.batches import batches, minds_padding, pad_right
 from negatives_gen.models.loading import TRUST, loading
@@ -50,7 +52,7 @@ def check_template(model: str, option: str, chats: Sequence[Sequence[dict[str, s
         chats: prompts, each as messages.
 
     Raises:
-        UserError: the template refuses one of them.
+        UserError: the template refuses one of them, or does not end.
     """
     from transformers import AutoTokenizer
 
@@ -62,7 +64,8 @@ def check_template(model: str, option: str, chats: Sequence[Sequence[dict[str, s
         return
     for chat in chats:
         messages = [*chat, {"role": "assistant", "content": "a"}]
-        found = left_out(tokenizer, messages, _templated(tokenizer, messages, f"{option} '{model}'"))
+        with within(LONGEST_RENDERING, f"the chat template of {option} '{model}'"):
+            found = left_out(tokenizer, messages, _templated(tokenizer, messages, f"{option} '{model}'"))
         if found:
             log.warning("%s '%s': its %s, so that rewards do not depend on it", option, model, " (".join(found) + ")")
             return

@@ -52,8 +52,13 @@ class Signal(ABC):
         """
 
     @classmethod
-    def look_at(cls, options: Any, groups: Sequence[Group]) -> None:
-        """Raise UserError for groups that it could not take; called before any work with those of the first shard."""
+    def look_at(cls, options: Any, prompts: Sequence[list[dict[str, str]]]) -> None:
+        """Raise UserError for prompts that it could not take; called before any work, with one of each kind.
+
+        Args:
+            prompts: each as messages, a text as that of a user. Two are of a kind if the same roles speak in the same
+                order.
+        """
         return
 
     @abstractmethod

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from data.command.errors import UserError
 from data.command.options import option
-from data.schema import Group
+from data.schema import Group, as_messages
 from negatives_gen.models.reward_model import RewardModel, check_template, reward_model_identity
 from negatives_gen.signals.base import Reference, Signal
 
@@ -46,8 +46,8 @@ class Reward(Signal):
         return reward_model_identity(options.reward_model)
 
     @classmethod
-    def look_at(cls, options: Any, groups: Sequence[Group]) -> None:
-        check_template(options.reward_model, "--reward_model", [_messages(group) for group in groups])
+    def look_at(cls, options: Any, prompts: Sequence[list[dict[str, str]]]) -> None:
+        check_template(options.reward_model, "--reward_model", prompts)
 
     def add(self, groups: Sequence[Group]) -> None:
         lacking = [(g, [c for c in g.negatives if self.name not in c.similarity]) for g in groups]
@@ -60,11 +60,7 @@ class Reward(Signal):
                 candidate.similarity[self.name] = rewards[self._written(group, candidate.text)] - truth
 
     def _written(self, group: Group, answer: str) -> str:
-        return self.model.written(group.prompt, answer, _messages(group))
-
-
-def _messages(group: Group) -> list[dict[str, str]]:
-    return group.messages or [{"role": "user", "content": group.query}]
+        return self.model.written(group.prompt, answer, as_messages(group.messages, group.query))
 
 
 SIGNAL = Reward

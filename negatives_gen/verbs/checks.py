@@ -76,7 +76,8 @@ def _contradictions(manifest: Manifest) -> list[str]:
         if shard.layout not in ("packed", "padded"):
             problems.append(f"{shard.file}: layout '{shard.layout}'")
     hashes = [job["model"]["weights_sha256"], job["tokenizer"]["sha256"], manifest.rejects["sha256"]]
-    hashes += [job["model"].get("config_sha256", "0" * 64)]  # sets from before 0.6 have none
+    # Sets from before 0.6 have none of these.
+    hashes += [job["model"].get(key, "0" * 64) for key in ("config_sha256", "config_words_sha256")]
     hashes += [shard.sha256 for shard in shards]
     hashes += [manifest.parent["manifest_sha256"]] if manifest.parent else []
     for value in hashes:

@@ -10,8 +10,8 @@ from negatives_gen.verbs.export_rows import by_assistant
 
 
 def tokenizer_of(negatives: NegativeSet) -> Any:
-    """The tokenizer that the set was made with, or None where the manifest's model is not to be had."""
-    from data.models import load_tokenizer, tokenizer_hash
+    """The tokenizer that the set was made with, or None where the manifest's model, as it was, is not to be had."""
+    from data.models import chat_template_hash, load_tokenizer, tokenizer_hash
     from negatives_gen.job.job import local_path
 
     job = negatives.manifest.job
@@ -19,7 +19,8 @@ def tokenizer_of(negatives: NegativeSet) -> Any:
         tokenizer = load_tokenizer(local_path(job["model"]["name"]))
     except UserError:
         return None
-    return tokenizer if tokenizer_hash(tokenizer) == job["tokenizer"]["sha256"] else None
+    found, known = (tokenizer_hash(tokenizer), chat_template_hash(tokenizer)), job["tokenizer"]
+    return tokenizer if found == (known["sha256"], known.get("chat_template_sha256")) else None
 
 
 def count_inexact(pairs: Sequence[tuple[Group, Candidate | None]], tokenizer: Any) -> int:
@@ -51,11 +52,14 @@ def count_inexact(pairs: Sequence[tuple[Group, Candidate | None]], tokenizer: An
 
 def _is_exact_chat(group: Group, candidate: Candidate | None, tokenizer: Any) -> bool:
     messages = group.messages or []
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     answers = [(group.response, group.response_ids), *([(candidate.text, candidate.ids)] if candidate else [])]
-    wholes = [
-        tokenizer.apply_chat_template([*messages, *by_assistant(text)], return_dict=True)["input_ids"]
-        for text, _ in answers
-    ]
+    try:
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        wholes = [
+            tokenizer.apply_chat_template([*messages, *by_assistant(text)], return_dict=True)["input_ids"]
+            for text, _ in answers
+        ]
+    except Exception:  # templates are programs, and refuse what they like
+        return False
     wanted = [[*group.prompt_ids, *ids] for _, ids in answers]
     return prompt == group.prompt_ids and wholes == wanted

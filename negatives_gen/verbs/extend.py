@@ -114,6 +114,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
         outside_paths,
         run_job,
         signal_identities,
+        try_signals,
         with_local_paths,
     )
 
@@ -129,7 +130,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     check_model(model)
     parent.check_reference(weights_hash(model), name, lambda: hash_of_all_weights(model))
     config_sha256 = job["model"].get("config_sha256")
-    _refuse_other_config(config_sha256, config_hash(model_directory(model), config_sha256), name)
+    _refuse_other_config(config_sha256, config_hash(model_directory(model), job["model"]), name)
     tokenizer = load_tokenizer(model, config.trust_remote_code)
     parent.check_tokenizer(tokenizer_hash(tokenizer), name)
     _refuse_other_ends(described_ends(job["tokenizer"]), marks_of(tokenizer).ends, name)
@@ -167,7 +168,14 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
         outside=outside_paths(strategies, signals),
         components=components or Components(),
     )
-    return run_job(config, config.out, work, lambda: (len(parent.manifest.shards), parent.manifest.inputs))
+
+    def prepare() -> tuple[int, dict[str, Any]]:
+        shards = len(parent.manifest.shards)
+        if not writer.finished():
+            try_signals(work, shards)
+        return shards, parent.manifest.inputs
+
+    return run_job(config, config.out, work, prepare)
 
 
 def _load_outside(job: dict[str, Any]) -> None:

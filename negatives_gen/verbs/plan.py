@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -120,6 +120,9 @@ class SamplePart:
     def load(self, index: int) -> Shard:
         return dataclasses.replace(self.source.load(index), pool=self.pool)
 
+    def prompts(self, index: int) -> Iterator[list[dict[str, str]]]:
+        return self.source.prompts(index)
+
 
 def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measured: bool) -> list[ShardRecord]:
     """Records of shards that really were made, one of each part, without Ray; with models only if they are measured.
@@ -131,7 +134,7 @@ def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measure
     from data.storage import Folder
     from negatives_gen.job.actors import STAGES, new_row
     from negatives_gen.job.inputs import stage_inputs
-    from negatives_gen.job.job import require_usable
+    from negatives_gen.job.job import require_usable, try_signals
 
     shards = []
     for number, part in enumerate(parts):
@@ -141,6 +144,7 @@ def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measure
         stage_inputs(writer, part, len(part))
         shards.append(dataclasses.replace(work, writer=writer, source=dataclasses.replace(work.source, folder=folder)))
     require_usable(shards[-1], 1, "the sample")
+    try_signals(shards[-1], 1)
     pool = shards[-1].source.load(0).pool
     usable = round(shard_rows * len(pool) / len(parts[-1]))
     strategies = {

@@ -225,7 +225,7 @@ def _reference(manifest: Manifest, config: VerifyConfig, report: Report) -> str 
             "weights": (weights, identity["weights_sha256"]),
             "tokenizer": (tokenizer_hash(tokenizer), stored["sha256"]),
             "ends": tuple(_listed(ends) for ends in (marks_of(tokenizer).ends, described_ends(stored))),
-            "config.json": (config_hash(model_directory(model), config_sha256), config_sha256),
+            "config.json": (config_hash(model_directory(model), identity), config_sha256),
             "chat template": (str(chat_template_hash(tokenizer)), str(stored.get("chat_template_sha256"))),
         }
     except UserError as error:

@@ -26,9 +26,8 @@ from trainer.groups.dataset import Collator, PackedGroups, TrainingGroup
 from trainer.scoring.continuations import Continuations
 from trainer.scoring.packing import pad
 
-K, STEP, STEPS, LONGEST = extent((12, 8, 3, 256), (5, 2, 2, 32))
+K, STEP, STEPS, LONGEST, ROW_TOKENS = extent((12, 8, 3, 256, 1024), (5, 2, 2, 32, 128))
 BETA = 5.0
-ROW_TOKENS = 1024
 MODELS: dict[str, dict[str, Any]] = {
     # 17.9 M and 17.7 M parameters.
     "gpt2": {"model_type": "gpt2", "n_embd": 256, "n_layer": 6, "n_head": 4, "n_positions": 1024},

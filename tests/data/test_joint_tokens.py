@@ -8,6 +8,7 @@ import pytest
 from data.models import load_tokenizer
 from data.sources.encode import Encoded, encode_continuations, encode_pairs
 from data.sources.tokenise import tokenise_behind, tokenise_continuations
+from data.tokens import marks_of
 from tests.support import odd_tokenizers as odd
 
 KINDS = ["llama", "first", "always"]
@@ -187,3 +188,45 @@ def test_a_turn_that_is_left_out_is_refused_whatever_others_say(reference: Path,
     assert encode_pairs([pair], tokenizer, 512) == [expected]
     tokenizer.chat_template = DROPS_TOOLS
     assert encoded(tokenizer, pair)[0].prompt.startswith("[system]be brief<|endoftext|>[user]")
+
+
+SPLIT = "{{ m.content.split('</think>')[-1] }}"
+THINKS = "{% if 'think' in m.content %}<think>\n{{ m.content.split('</think>')[0][7:] }}\n</think>\n{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("contents", "template", "cut"),
+    [
+        (["a", "<think>why</think>yes"], SPLIT, "message 2, 'assistant'"),
+        (["a", "<think>why</think>b", "c", "d"], SPLIT, "message 2, 'assistant'"),
+        (["a", "something"], "{{ m.content[-4:] }}", "message 2, 'assistant'"),
+        (["a", "yes"], SPLIT, None),
+        (["a", " b\n c "], "{{ m.content | trim }}", None),
+        (["a", 'say "b"\n'], "{{ m.content | tojson }}", None),
+        # Written otherwise than it was said, and whole, as Qwen3's template does of the last turn.
+        (["a", "<think>why</think>yes"], THINKS + SPLIT, None),
+    ],
+)
+def test_a_turn_whose_beginning_the_template_cuts_is_refused(
+    reference: Path, contents: list[str], template: str, cut: str | None
+) -> None:
+    """Judges and reward models would see what the reference did not, and a truth would lose its reasoning."""
+    tokenizer = odd.chatml(reference)
+    tokenizer.chat_template = odd.CHATML.replace("{{ m.content }}", template)
+    assert tokenizer.chat_template != odd.CHATML
+    (found,) = encode_pairs([turns(*contents)], tokenizer, 512)
+    if cut:
+        assert found == ("chat template cuts a message", f"the beginning of {cut}")
+    else:
+        assert isinstance(found, Encoded)
+
+
+def test_a_chat_is_refused_where_the_end_of_its_turn_cannot_be_known(reference: Path) -> None:
+    """The template refuses the probe: nothing would stop at <|im_end|>, which stands behind each answer."""
+    tokenizer = odd.chatml(reference)
+    pair = turns("a", "b", "a question", "an answer")
+    encoded(tokenizer, pair)
+    refuses = "messages | length < 3 or messages[1].content == 'a'"
+    tokenizer.chat_template = "{{ raise_exception('no') if " + refuses + " }}" + odd.CHATML
+    assert marks_of(tokenizer).ends == {0}
+    assert encode_pairs([pair], tokenizer, 512) == [("chat template's end unknown", "<|im_end|> in the response")]

@@ -13,7 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.command.errors import UserError
-from data.model_settings import check_tokenizer_fits, config_hash, settings_hash, text_model_identity
+from data.model_settings import (
+    check_tokenizer_fits,
+    config_hash,
+    config_words_hash,
+    settings_hash,
+    text_model_identity,
+)
 from data.models import check_model, hash_of_all_weights, weights_hash
 from data.shards import NegativeSet
 from evaluation.answers.cache import Store
@@ -168,6 +174,7 @@ def test_a_copy_that_transformers_saved_is_the_same_reference(kind: str, tmp_pat
         ("llama", {"dtype": "float32", "use_cache": False, "eos_token_id": 7, "attention_bias": False}, True),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, False),
         ("gpt2", {"layer_norm_epsilon": 0.00001, "n_inner": None}, True),
+        ("llama", {"rope_parameters": {}}, True),
         ("mistral", {"sliding_window": None}, False),  # null, where its class has 4096
         ("of_its_own", {"dropout": 0.1}, False),
         ("of_its_own", {"width": 3.0, "more": None, "architectures": ["Other"]}, True),
@@ -190,10 +197,24 @@ def test_a_hash_of_the_words_of_config_json_is_taken_too(reference: Path, tmp_pa
     words = {key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")}
     earlier = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
     assert earlier != config_hash(tmp_path)
-    assert config_hash(tmp_path, earlier) == earlier
-    assert config_hash(tmp_path, config_hash(reference)) == config_hash(tmp_path, "a") == config_hash(reference)
+    assert config_hash(tmp_path, {"config_sha256": earlier}) == earlier
+    known = ({"config_sha256": said} for said in (None, "a", config_hash(reference)))
+    assert {config_hash(tmp_path, said) for said in known} == {config_hash(reference)}
     (tmp_path / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
-    assert config_hash(tmp_path, earlier) == config_hash(tmp_path) not in (earlier, config_hash(reference))
+    other = config_hash(tmp_path)
+    assert other not in (earlier, config_hash(reference))
+    assert config_hash(tmp_path, {"config_sha256": earlier}) == other
+
+
+def test_a_config_json_that_is_as_it_was_is_the_same_whatever_transformers_understands(
+    reference: Path, tmp_path: Path
+) -> None:
+    """A later version may derive values of it that an earlier one did not know of."""
+    known = {"config_sha256": "of another transformers", "config_words_sha256": config_words_hash(reference)}
+    assert config_hash(reference, known) == "of another transformers"
+    config = json.loads((reference / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    assert config_hash(tmp_path, known) == config_hash(tmp_path) != "of another transformers"
 
 
 def test_a_model_with_an_adapter_beside_it_is_refused(reference: Path, tmp_path: Path) -> None:

@@ -78,6 +78,17 @@ def test_what_the_template_writes_around_turns_is_special_however_it_was_added(r
     assert [isinstance(one, Encoded) for one in found] == [False, True, True]
 
 
+def test_what_the_template_writes_around_a_system_turn_or_opens_an_answer_with_is_special_too(reference: Path) -> None:
+    tokens = ["<|system|>", "<|user|>", "<|assistant|>", "<|go|>", "<|end|>"]
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|><|go|>{% endif %}"
+    )
+    tokenizer = odd.with_tokens(reference, tokens, template, special=False)
+    assert marks_of(tokenizer).special == {0, *ids_of(tokenizer, *tokens)}
+    assert marks_of(tokenizer).ends == {0, *ids_of(tokenizer, "<|end|>")}
+
+
 def test_tokens_of_added_tokens_decoder_alone_are_special(reference: Path) -> None:
     tokenizer = odd.chatml(reference)
     start, end = ids_of(tokenizer, "<|im_start|>", "<|im_end|>")

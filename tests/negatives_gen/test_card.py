@@ -132,6 +132,12 @@ def test_a_name_that_may_not_be_written_to_is_refused_before_the_work(
         require_hub(repo)
 
 
+@pytest.mark.parametrize("repo", ["my set", "user/a b", "me/x--y", "a/b/c"])
+def test_a_name_that_is_none_is_refused_before_the_work(repo: str) -> None:
+    with pytest.raises(UserError, match=f"^--push_to_hub '{repo}' is no name of a data set: "):
+        require_hub(repo)
+
+
 def test_without_a_login_nothing_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     def closed_stub(self: Any) -> None:
         raise huggingface_hub.errors.LocalTokenNotFoundError("Token is required.\nA second line.")

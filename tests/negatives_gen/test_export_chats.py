@@ -1,6 +1,7 @@
 """`export` of chats: messages, to which a trainer applies the template itself, with one BOS."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from data.schema import Candidate, Group, example_id
 from data.set_writer import NegativeSetWriter
 from data.sources.encode import Encoded, encode_pairs
 from negatives_gen.verbs.export import ExportConfig, export, main
+from negatives_gen.verbs.export_tokens import count_inexact
 from tests.support.tiny import save_tiny_model
 
 # As Llama's: BOS is written by the template, and the tokenizer would add one more.
@@ -140,3 +142,29 @@ def test_a_set_of_texts_and_chats_is_refused(chats: Path, model: Path, tmp_path:
     with pytest.raises(UserError, match="holds texts and chats, whose rows have different columns"):
         export(str(both), make_config(ExportConfig, format="trl-sft", out=str(tmp_path / "rows.jsonl")))
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize("template", [None, "{{ raise_exception('no') }}"])
+def test_a_set_whose_model_lost_its_template_is_exported_all_the_same(
+    chats: Path, model: Path, tmp_path: Path, template: str | None
+) -> None:
+    """Whether a trainer makes the very ids of it cannot be said then."""
+    moved = shutil.copytree(model, tmp_path / "model")
+    (moved / "chat_template.jinja").unlink()
+    if template:
+        (moved / "chat_template.jinja").write_text(template)
+    manifest = json.loads((shutil.copytree(chats, tmp_path / "set") / "manifest.json").read_text())
+    manifest["job"]["model"]["name"] = str(moved)
+    (tmp_path / "set/manifest.json").write_text(json.dumps(manifest))
+    out = tmp_path / "pairs.jsonl"
+    assert main([str(tmp_path / "set"), "--format", "trl-preference", "--out", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 3
+
+
+def test_a_row_that_the_template_refuses_is_no_exact_one(model: Path) -> None:
+    tokenizer = load_tokenizer(str(model))
+    pairs = [(group(tokenizer, text, number), None) for number, text in enumerate(ASKED)]
+    assert count_inexact(pairs, tokenizer) == 0
+    refusing = "{% if messages[0].content == 'blue' %}{{ raise_exception('no') }}{% endif %}"
+    tokenizer.chat_template = refusing + tokenizer.chat_template
+    assert count_inexact(pairs, tokenizer) == 1

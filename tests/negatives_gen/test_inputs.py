@@ -12,7 +12,7 @@ from data.command.errors import UserError
 from data.schema import Group, Reject
 from data.set_directory import SetDirectory
 from data.set_writer import NegativeSetWriter
-from data.sources.examples import Example, fingerprint, open_source
+from data.sources.examples import Example, fingerprint, load_examples, open_source
 from data.storage import Folder
 from negatives_gen.job.inputs import ParentShards, Shard, StagedShards, stage_inputs
 from tests.support.owners import die
@@ -51,6 +51,28 @@ def test_what_a_row_says_besides_is_staged_too(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "Who?"}], [{"role": "assistant", "content": "Ada."}]
     stage_inputs(job, [Example("a", *chat, besides=besides)], 2)
     assert staged(job.folder, 0)[0]["besides"] == besides
+
+
+@pytest.mark.parametrize("of_chat", [False, True])
+def test_a_row_that_says_much_besides_is_staged_and_read_again(tmp_path: Path, reference: Path, of_chat: bool) -> None:
+    """As deep as JSON may be, with a name that UTF-8 cannot hold and is a megabyte long: both would go into reasons."""
+    deep: Any = "x"
+    for _ in range(60):
+        deep = [deep]
+    name = "y\ud800" + "z" * 1_000_000
+    row = {"prompt": "Who?", "completion": "Ada.", "tools": deep}
+    if of_chat:
+        asked, said = {"role": "user", "content": "Who?", name: deep}, {"role": "assistant", "content": "Ada."}
+        row = {"prompt": [asked], "completion": [said]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (example,) = load_examples(str(tmp_path / "rows.jsonl"), "prompt-completion", "all")
+    job = job_in(tmp_path / "job")
+    stage_inputs(job, [example], 2)
+    (found,) = StagedShards(job.folder, "prompt-completion", str(reference), 128)._examples(0)
+    assert found.besides is not None
+    ((kept, _),) = found.besides[0].items()
+    assert kept == ("y?" + "z" * 38 if of_chat else "tools")
+    assert len((tmp_path / "job/_job/inputs/00000.jsonl").read_bytes()) < 2000
 
 
 def test_a_shard_holds_consecutive_examples_whether_usable_or_not(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """docker/ without a Docker engine: what the images copy and install, and the YAML of the two clusters.
 
 The slow tests carry out the Dockerfiles, step by step, in clean virtual environments (six minutes on two cores; the
-GPU variant is resolved, not installed). Set TORCH_CPU_INDEX, as for `make`, where torch's own index is out of reach.
+GPU variant is resolved, not installed). Where torch's own index is out of reach, pip's own must have its CPU wheels.
 """
 
 import copy
@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -371,6 +372,10 @@ def machine(tmp_path: Path) -> Machine:
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     app.mkdir()
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    try:
+        socket.create_connection(("download.pytorch.org", 443), timeout=10).close()
+    except OSError:  # pip would try it again and again for each of two hundred packages
+        kept.setdefault("TORCH_CPU_INDEX", "https://pypi.org/simple")
     return Machine(app, {**kept, "PATH": f"{venv}/bin:{os.environ['PATH']}", "VENV": str(venv)})
 
 

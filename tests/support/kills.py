@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data.schema import Group
 from data.shards import NegativeSet
+from negatives_gen.job.attempts import MAX_TRIES, TRIES
 from tests.support.ray_cluster import ROOT, RayCluster
 
 
@@ -70,7 +71,10 @@ def kill_drivers(job: KilledJob, whole: Path, folder: Path, *, kills: int, longe
 
 
 def kill_actors(job: KilledJob, whole: Path, folder: Path, *, kills: dict[str, int], longest: float) -> None:
-    """SIGKILL actors of those stages, each within `longest` seconds of being seen; the job goes on by itself."""
+    """SIGKILL actors of those stages, each within `longest` seconds of being seen; the job goes on by itself.
+
+    One that is at the last try of a shard, or to load, is let live for once: the job would end if it died too.
+    """
     draw, left, number = random.Random(1), dict(kills), 0
     while any(left.values()):
         out, seen = folder / str(number) / "set", {}
@@ -79,7 +83,7 @@ def kill_actors(job: KilledJob, whole: Path, folder: Path, *, kills: dict[str, i
         due: dict[int, float] = {}
         while driver.poll() is None:
             for process, stage in job.cluster.actors():
-                if left.get(stage):
+                if left.get(stage) and not at_last_try(out, stage):
                     # From when the process is there: while it loads, while it waits and while it works.
                     moment = due.setdefault(process.pid, time.monotonic() + draw.uniform(0, longest))
                     if time.monotonic() >= moment:
@@ -89,6 +93,11 @@ def kill_actors(job: KilledJob, whole: Path, folder: Path, *, kills: dict[str, i
             time.sleep(0.05)
         assert driver.returncode == 0, log_of(out)
         check_equal(out, whole, seen)
+
+
+def at_last_try(out: Path, stage: str) -> bool:
+    """Whether all tries before this one of a worker of the stage have ended by its death."""
+    return any(out.glob(f"{TRIES}/*-{stage.removesuffix('Stage').lower()}-{MAX_TRIES}"))
 
 
 def checksums(out: Path) -> dict[str, str]:
