@@ -207,7 +207,7 @@ def _turn_marks(turns: str, added: dict[int, Any]) -> set[int]:
 
 
 def turn_end_is_known(tokenizer: Any) -> bool:
-    """Whether it could be seen what the chat template writes behind what the assistant says."""
+    """Whether the chat template showed what it writes behind what the assistant says."""
     return PROBE in _written_turns(tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""What a trainer is made from."""
+"""Policy, data and settings of a trainer, which objectives with a trainer of their own are given too."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

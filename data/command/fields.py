@@ -123,6 +123,11 @@ def fields_of_entries(registry: Registry, chosen: Any) -> dict[str, EntryField]:
             hint = hints[field.name]
             if default_of(field) is dataclasses.MISSING:
                 raise UserError(f"{spoken}: its option '{field.name}' has no default. Give it one, None perhaps.")
+            if field.metadata.get("required"):
+                raise UserError(
+                    f"{spoken}: its option '{field.name}' is required, which only a command's own can be. Give it a "
+                    "default, None perhaps, and refuse that in `check`."
+                )
             if not _is_supported(hint):
                 raise UserError(
                     f"{spoken}: its option '{field.name}' is of a type that no command line has, {hint}. Use str, int, "

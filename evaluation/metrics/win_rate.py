@@ -149,10 +149,10 @@ class WinRate(AnswerMetric):
 
     @classmethod
     def unlike_paper(cls, record: Mapping[str, Any], task: str) -> list[str]:
-        judge, theirs = record.get("judge"), PAPER_TEMPLATES[task]
+        judge = record.get("judge")
         if not judge:
             return []
-        found = []
+        theirs, found = PAPER_TEMPLATES.get(task), []
         model = judge.get("model") or judge.get("reward_model") or "not recorded"
         if PAPER_JUDGE not in str(model).lower():
             found.append(f"judge GPT-3.5 there, {model} here")

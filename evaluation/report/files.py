@@ -1,14 +1,15 @@
-"""report.json: what programs read. Its form is in schema.json, what a metric adds to it in its `record_schema`."""
+"""report.json: what programs read, and its JSON schema."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 from data.command.errors import UserError, first_line
 from data.shape import Each, Maybe, misfit, parse_json
 from data.storage import Folder
-from evaluation.metrics import columns
+from evaluation.metrics import METRICS, columns, in_order
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report.results import Results
 
@@ -17,6 +18,21 @@ REPORT = "report.json"
 PARTS = {"job": dict, "environment": dict, "columns": dict, "measurements": list, "notes": list}
 # Of a report's job, what is more than shown.
 JOB = {"models": Maybe(Each({"weights_sha256": Maybe(str)}))}
+
+
+def report_schema(others: Sequence[str] = ()) -> dict[str, Any]:
+    """The JSON schema of report.json: schema.json, and what each metric adds to the record (`Metric.record_schema`).
+
+    Args:
+        others: metrics from outside that were measured, `package.module:NAME`.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    schema = json.loads(resources.files("evaluation.report").joinpath("schema.json").read_text(encoding="utf-8"))
+    for metric in in_order([*METRICS.names(), *others]):
+        schema["properties"]["job"]["properties"] |= metric.record_schema
+    return schema
 
 
 def to_json(results: Results) -> bytes:

@@ -142,9 +142,11 @@ def _require_served(strategy: Strategy, settings: dict[str, Any], shard: Shard) 
     for group in shard.groups:
         if missing := strategy.missing(group, settings):
             count = settings["count"]
+            why = ", and did not say why" if missing > 0 else ""
+            returned = "what cannot be served is returned" if missing > 0 else "it stops when a group lacks none"
             raise UserError(
-                f"strategy '{strategy.name}' left group '{group.id}' with {count - missing} of {count} negatives, and "
-                "did not say why. Correct its `add`: what cannot be served is returned."
+                f"strategy '{strategy.name}' left group '{group.id}' with {count - missing} of {count} negatives{why}. "
+                f"Correct its `add`: {returned}."
             )
 
 

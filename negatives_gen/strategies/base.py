@@ -148,7 +148,13 @@ class Strategy(ABC):
 
 
 class GroupStrategy(Strategy):
-    """A strategy that makes the candidates of a group out of that group alone: it says which there are."""
+    """A strategy that makes the candidates of a group out of that group alone: it says which there are.
+
+    Attributes:
+        scarce: why a group may have too few, for its reject.
+    """
+
+    scarce: str = "no other candidate has a new text"
 
     @abstractmethod
     def candidates(self, group: Group, settings: dict[str, Any], tools: Tools) -> Iterator[Candidate]:
@@ -160,8 +166,8 @@ class GroupStrategy(Strategy):
         short: dict[str, str] = {}
         for group in groups:
             if missing := self.fill(group, self.candidates(group, settings, tools), settings):
-                count, tokens = settings["count"], len(group.response_ids) - 1
-                short[group.id] = f"{count - missing} of {count}: the response has {tokens} tokens"
+                count = settings["count"]
+                short[group.id] = f"{count - missing} of {count}: {self.scarce}"
         return short
 
 

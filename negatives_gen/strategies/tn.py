@@ -14,6 +14,7 @@ class Truncation(GroupStrategy):
 
     name = "tn"
     summary = "truncation: the ground truth cut at a random position"
+    scarce = "the response has no other cut"
 
     def candidates(self, group: Group, settings: dict[str, Any], tools: Tools) -> Iterator[Candidate]:
         *tokens, end = group.response_ids

@@ -27,12 +27,12 @@ from data.sources.prepare import prepare_groups
 from evaluation.config import EvaluateConfig
 from evaluation.metrics.statistics import Estimate
 from evaluation.report import read_report
+from evaluation.report.files import report_schema
 from evaluation.run import evaluate
 from negatives_gen.models.engine import Sample
 from tests.support.answering import Engines
 from tests.support.chat_server import ChatAPIStub, chat_api_stub
 from tests.support.commands import ROOT, ForkedCommand, fork_command
-from tests.support.reports import report_schema
 from tests.support.tiny import copy_minilm, with_context
 from trainer.scoring.scorer import Scorer
 

@@ -17,10 +17,10 @@ from data.command.options import load_config
 from evaluation.config import EvaluateConfig
 from evaluation.metrics import METRICS
 from evaluation.metrics.base import RECORD
+from evaluation.report.files import report_schema
 from evaluation.run import evaluate
 from negatives_gen.models.engine import Sample
 from tests.support.commands import ROOT, fork_command, run_command
-from tests.support.reports import report_schema
 
 pytestmark = pytest.mark.seconds
 

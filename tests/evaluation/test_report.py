@@ -12,7 +12,7 @@ from data.command.errors import UserError
 from data.storage import Folder
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report import FILES, AnswerRow, Results, SampleRow, read_report, write_report
-from evaluation.report.files import to_json
+from evaluation.report.files import report_schema, to_json
 from evaluation.report.tables import meanings, paper_notes, tables
 from tests.support.reports import (
     COLUMNS,
@@ -26,7 +26,6 @@ from tests.support.reports import (
     measured,
     named,
     rate,
-    report_schema,
 )
 
 # Tables.

@@ -55,7 +55,7 @@ def test_what_a_row_says_besides_is_staged_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("of_chat", [False, True])
 def test_a_row_that_says_much_besides_is_staged_and_read_again(tmp_path: Path, reference: Path, of_chat: bool) -> None:
-    """As deep as JSON may be, with a name that UTF-8 cannot hold and is a megabyte long: both would go into reasons."""
+    """A field nested as deep as JSON may be, and a name of a megabyte that UTF-8 cannot hold, which is a reason."""
     deep: Any = "x"
     for _ in range(60):
         deep = [deep]

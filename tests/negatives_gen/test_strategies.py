@@ -146,7 +146,7 @@ def made(name: str, pool: Sequence[Group], tools: Tools, **settings: Any) -> dic
 
 def test_every_module_is_a_strategy_that_says_what_decides_it() -> None:
     config = make_config(GenerateConfig, model="m", dataset="facts", out="o", strategies="bn=3,tn=2,mn=5,an=1")
-    assert STRATEGIES.names()[:4] == ["an", "bn", "mn", "tn"]
+    assert {"an", "bn", "mn", "tn"} <= set(STRATEGIES.names())
     assert config.strategy_settings() == {
         "an": {"count": 1, "top_k": 50, "temperature": 1.0, "max_new_tokens": 256},
         "bn": {"count": 3, "bn_batch_size": 64},
@@ -178,7 +178,7 @@ def test_tn_is_a_strict_prefix_of_the_ground_truth_with_eos_and_no_two_are_the_s
 def test_tn_gives_up_a_response_with_too_few_cuts(tools: Tools) -> None:
     short = group("x", response="a b", prompt_ids=(1,))
     assert STRATEGIES.load("tn").add([short], [short], {"count": 1}, tools) == {
-        "x": "0 of 1: the response has 1 tokens"
+        "x": "0 of 1: the response has no other cut"
     }
 
 

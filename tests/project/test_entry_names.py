@@ -20,6 +20,13 @@ HOMES: dict[str, Registry] = {
     "evaluation/metrics": METRICS,
 }
 NAMES = {name for entries in HOMES.values() for name in entries.names()}
+# What an entry is called by. A name that is added may be any word, and counts where it is compared with one of these.
+CALLED = {"name", "objective", "strategy", "strategies", "signal", "signals", "rank_by", "metric", "metrics"}
+SHIPPED = {
+    *("cpo", "cpo-rank", "dpo", "mle", "pss", "an", "bn", "mn", "tn", "un"),
+    *("embedding", "bertscore", "rouge", "reward", "correct", "mauve", "nll", "ranking", "reverse_kl", "similarity"),
+    *("text", "truth", "win_rate"),
+}
 # The same word for something else: columns of texts and of candidates, keys of the pages' data, a kind of export, a
 # verdict by rewards, the rows of the paper's tables.
 OTHER_MEANINGS = {
@@ -53,7 +60,9 @@ def compared(path: Path) -> set[str]:
         inner = [
             x for part in parts for x in ([*part.elts] if isinstance(part, ast.Tuple | ast.List | ast.Set) else [part])
         ]
-        found |= {str(x.value) for x in inner if isinstance(x, ast.Constant) and x.value in NAMES}
+        called = {getattr(x, "id", getattr(x, "attr", "")) for x in ast.walk(node)} & CALLED
+        names = NAMES if called and isinstance(node, ast.Compare) else SHIPPED
+        found |= {str(x.value) for x in inner if isinstance(x, ast.Constant) and x.value in names}
     return found
 
 

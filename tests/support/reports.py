@@ -1,9 +1,6 @@
 """Results of evaluations that never ran, for tests of what reports make of them."""
 
-import json
 import math
-from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
 from evaluation.metrics import METRICS, columns, in_order
@@ -112,15 +109,3 @@ def cells(table: Table) -> list[list[str]]:
 
 def in_markdown(results: Results) -> str:
     return markdown(results, tables(results), results.notes, [])
-
-
-def report_schema(others: Sequence[str] = ()) -> dict[str, Any]:
-    """JSON schema of report.json: schema.json, and what each of our metrics adds to the record.
-
-    Args:
-        others: metrics from outside that were measured, `package.module:NAME`.
-    """
-    schema = json.loads(resources.files("evaluation.report").joinpath("schema.json").read_text(encoding="utf-8"))
-    for metric in in_order([*METRICS.names(), *others]):
-        schema["properties"]["job"]["properties"] |= metric.record_schema
-    return schema

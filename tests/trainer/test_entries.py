@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import trainer.run
+from data.command.entries import check
 from data.command.errors import UserError
 from tests.support.commands import ROOT
 from trainer.objectives import DEFAULT, OBJECTIVES, names_with
@@ -18,6 +19,7 @@ from trainer.objectives.base import Objective, fault_of
 
 NAMES = OBJECTIVES.names()
 HOME = ROOT / "trainer" / "objectives"
+SHIPPED = {"cpo", "cpo-rank", "dpo", "mle", "pss"}
 
 
 def strings(path: Path) -> list[str]:
@@ -38,7 +40,7 @@ def words(text: str) -> set[str]:
 
 
 def test_the_built_in_objectives_are_the_modules_of_the_home() -> None:
-    assert {"cpo", "cpo-rank", "dpo", "mle", "pss"} <= set(NAMES)
+    assert set(NAMES) >= SHIPPED
     assert sorted(NAMES) == NAMES
     assert DEFAULT in NAMES
     for name in NAMES:
@@ -46,7 +48,7 @@ def test_the_built_in_objectives_are_the_modules_of_the_home() -> None:
         assert (HOME / f"{name.replace('-', '_')}.py").exists()
         assert objective.summary
         assert dataclasses.is_dataclass(objective.Options)
-        objective.Options().check()  # type: ignore[attr-defined]  # every one has it
+        check(objective.Options())
         assert OBJECTIVES.origin(name) == {}
 
 
@@ -68,7 +70,9 @@ def test_help_texts_name_the_objectives_with_an_attribute() -> None:
 )
 def test_no_file_outside_of_the_home_names_an_objective(path: Path) -> None:
     for text in strings(path):
-        assert not words(text) & set(NAMES), text
+        # The name of one that is added may be a word of any sentence.
+        assert not words(text) & SHIPPED, text
+        assert text not in NAMES
 
 
 @pytest.mark.parametrize("room", ["data", "negatives_gen", "evaluation"])
