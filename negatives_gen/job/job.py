@@ -243,7 +243,9 @@ def try_signals(work: Work, num_shards: int) -> None:
     """Have the signals that mind look at a prompt of each kind. Raises UserError for one that a signal cannot take."""
     loaded = [(SIGNALS.load(name), options) for name, options in work.signals.items()]
     minding = [
-        (signal, options) for signal, options in loaded if signal.look_at.__func__ is not Signal.look_at.__func__
+        (signal, options)
+        for signal, options in loaded
+        if getattr(signal.look_at, "__func__", None) is not Signal.look_at.__func__
     ]
     if not minding:
         return

@@ -41,7 +41,7 @@ RANDOM, PSS, DPO = ("--objective", "cpo-rank", "--use", "an=2:random"), ("--obje
         pytest.param(RANDOM, 1, id="random-1"),
         pytest.param(RANDOM, 2, id="random-2"),
         pytest.param(PSS, 1, id="pss-1"),
-        pytest.param(PSS, 2, id="pss-2", marks=pytest.mark.slow),
+        pytest.param(PSS, 2, id="pss-2"),
         pytest.param(DPO, 1, id="dpo-1", marks=pytest.mark.slow),
         pytest.param(DPO, 2, id="dpo-2"),
     ],
@@ -102,7 +102,7 @@ def odd_set(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("objective", "drop_last", "steps"),
-    [("cpo", "false", 4), pytest.param("mle", "false", 4, marks=pytest.mark.slow), ("cpo", "true", 2)],
+    [("cpo", "false", 4), ("mle", "false", 4), ("cpo", "true", 2)],
 )
 def test_whole_epochs_are_the_same_with_accumulation_and_in_two_processes(
     objective: str, drop_last: str, steps: int, reference: Path, odd_set: Path, tmp_path: Path

@@ -15,7 +15,7 @@ from negatives_gen.models.loading import load_scorer
 
 
 class Kept:
-    """Real models of directories that have not changed since, each loaded once per process: loading has its own tests."""
+    """Real models of unchanged directories, each loaded once per process: how one is loaded has tests of its own."""
 
     def __init__(self, load: Callable[..., Any]):
         self.load, self.loaded = load, dict[str, Any]()
