@@ -183,9 +183,8 @@ class Claim:
         number = 0
         while not self._ended.wait(BEAT):
             try:
-                # Not the end of it: one that came too late holds a higher number for an instant.
                 if not self.holds():
-                    continue
+                    return
                 number += 1
                 self.folder.write(_beat_name(self.owner), str(number).encode())
             except Exception as error:  # a store that is away for a moment; what works will notice if it stays so

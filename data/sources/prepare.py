@@ -1,6 +1,5 @@
 """Examples in, groups without negatives and rejects out: every example becomes one or the other."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -58,8 +57,12 @@ def require_groups(groups: Sequence[Group], rejects: Sequence[Reject], where: st
 
 
 def describe_rejects(rejects: Sequence[Reject]) -> str:
-    """E.g. "3 rejected (2 empty response, 1 prompt too long: 1100 tokens, context 1024)"."""
-    counts = Counter(r.reason for r in rejects).most_common()
-    examples = {r.reason: r.detail for r in rejects}
-    parts = [f"{n} {reason}" + (f": {examples[reason]}" if examples[reason] else "") for reason, n in counts]
+    """E.g. "3 rejected (2 empty response; 1 prompt too long: 1100 tokens, context 1024)"."""
+    details: dict[str, list[str]] = {}
+    for reject in rejects:
+        details.setdefault(reject.reason, []).append(reject.detail)
+    parts = []
+    for reason, found in sorted(details.items(), key=lambda item: -len(item[1])):
+        such = ", such as: " if len(set(found)) > 1 else ": "
+        parts.append(f"{len(found)} {reason}" + (such + found[-1] if found[-1] else ""))
     return f"{len(rejects)} rejected ({'; '.join(parts)})" if parts else "0 rejected"

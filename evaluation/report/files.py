@@ -29,7 +29,7 @@ def report_schema(others: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: there is no such metric.
     """
-    schema = json.loads(resources.files("evaluation.report").joinpath("schema.json").read_text(encoding="utf-8"))
+    schema = parse_json(resources.files("evaluation.report").joinpath("schema.json").read_bytes())
     for metric in in_order([*METRICS.names(), *others]):
         schema["properties"]["job"]["properties"] |= metric.record_schema
     return schema

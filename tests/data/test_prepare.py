@@ -173,6 +173,8 @@ def test_no_usable_row_is_an_error_that_says_why(tokenizer: Any):
     said = "3 rejected (2 empty response; 1 prompt is not text: it is NoneType)"
     assert message == f"no usable row in 'file': {said}. Fix the data or choose other rows."
     assert describe_rejects([]) == "0 rejected"
+    _, others, _ = prepare_groups([example(None, "c"), example(5, "c")], TASK, tokenizer, 8)
+    assert describe_rejects(others) == "2 rejected (2 prompt is not text, such as: it is int)"
     good, _, _ = prepare_groups([example("a", "b")], TASK, tokenizer, 8)
     require_groups(good, [], "'file'")
 
