@@ -61,6 +61,7 @@ class Marks:
         written: of the special ones, those that a text may not hold, which is all but one that only stands for unknown
             characters: ordinary text gives that.
         leading: what the tokenizer puts before each text, such as its BOS.
+        shows_turn_end: whether the chat template showed what it writes behind what an assistant says; it may refuse.
     """
 
     eos: int
@@ -68,6 +69,7 @@ class Marks:
     special: frozenset[int]
     written: frozenset[int]
     leading: tuple[int, ...]
+    shows_turn_end: bool
 
 
 def marks_of(tokenizer: Any) -> Marks:
@@ -80,7 +82,7 @@ def marks_of(tokenizer: Any) -> Marks:
     special |= _turn_marks(turns, added)
     only_unknown = unk not in (tokenizer.bos_token_id, eos, tokenizer.pad_token_id) and unk not in ends
     written = special - {unk} if only_unknown else special
-    return Marks(eos, ends, special, written, leading_ids(tokenizer))
+    return Marks(eos, ends, special, written, leading_ids(tokenizer), shows_turn_end=PROBE in turns)
 
 
 def never_drawn(tokenizer: Any, marks: Marks) -> list[int]:
@@ -204,11 +206,6 @@ def _turn_marks(turns: str, added: dict[int, Any]) -> set[int]:
         for number, token in added.items()
         if BRACKETED.fullmatch(token.content) and token.content in turns and token.content not in pairs
     }
-
-
-def turn_end_is_known(tokenizer: Any) -> bool:
-    """Whether the chat template showed what it writes behind what the assistant says."""
-    return PROBE in _written_turns(tokenizer)
 
 
 def _turn_end(turns: str, added: dict[int, Any]) -> set[int]:

@@ -47,9 +47,8 @@ def make_trainer(script: "ScriptArguments", setup: "Setup") -> Any:
 
 def cannot_set_up(model: str, error: BaseException) -> UserError:
     """One of `SETUP_ERRORS` in a line; one that no library uses for such things with its kind, as it may be a fault."""
-    usual = isinstance(error, USUAL_ERRORS)
-    log.log(logging.DEBUG if usual else logging.ERROR, "cannot set up the training", exc_info=error)
-    kind = "" if usual else f"{type(error).__name__}: "
+    log.debug("cannot set up the training", exc_info=error)
+    kind = "" if isinstance(error, USUAL_ERRORS) else f"{type(error).__name__}: "
     return UserError(f"cannot set up the training of model '{model}' with these options: {kind}{first_line(error)}")
 
 

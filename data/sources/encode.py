@@ -10,7 +10,7 @@ from typing import Any
 
 from data.command.errors import UserError, first_line
 from data.sources.tokenise import tokenise, tokenise_behind, tokenise_continuations
-from data.tokens import PROBE, Marks, marks_of, text_behind, through_first_end, turn_end_is_known
+from data.tokens import PROBE, Marks, marks_of, text_behind, through_first_end
 
 # Reason and detail of a reject, see data.schema.
 Problem = tuple[str, str]
@@ -162,7 +162,7 @@ def _encode_chats(pairs: Sequence[tuple[list, list]], tokenizer: Any, max_length
 
     The response ends with the first end that the template writes after it, or with an EOS of ours.
     """
-    marks, end_is_known = marks_of(tokenizer), turn_end_is_known(tokenizer)
+    marks = marks_of(tokenizer)
     templated = [_apply_template(tokenizer, prompt, response) for prompt, response in pairs]
     texts = [("", "") if failure else (opening, rest) for opening, rest, failure in templated]
     tokenised = tokenise_behind(tokenizer, [opening for opening, _ in texts], [rest for _, rest in texts])
@@ -179,7 +179,7 @@ def _encode_chats(pairs: Sequence[tuple[list, list]], tokenizer: Any, max_length
         prompt_ids, rest, written_prompt, written_response = ids
         response_ids = through_first_end(rest, marks)
         # Such a token, which the template writes behind the answer, is what ends a turn: nothing would stop there.
-        if not end_is_known and (found := marks.special.intersection(response_ids[:-1])):
+        if not marks.shows_turn_end and (found := marks.special.intersection(response_ids[:-1])):
             outcomes.append(("chat template's end unknown", f"{_spell(found, tokenizer)} in the response"))
             continue
         opening, rest_text = texts[row]

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from data.command.errors import UserError
 from data.finite import LOOK, first_not_finite
-from data.schema import Group
+from data.schema import Group, as_messages
 from evaluation.answers.cache import Store, hash_of
 from evaluation.answers.weights import identify_text_model
 from evaluation.judging.base import SAME, Comparison, Outcome
@@ -51,7 +51,7 @@ class RewardJudge:
 
         What was found sound is remembered by the store, so that a finished evaluation needs no tokenizer.
         """
-        chats = [g.messages or [{"role": "user", "content": g.query}] for g in prompts]
+        chats = [as_messages(g.messages, g.query) for g in prompts]
 
         def look() -> pa.Table:
             require_one_label(self.name, OPTION)
@@ -75,7 +75,7 @@ class RewardJudge:
         if not any(different):
             return [SAME] * len(comparisons)
         asked = [
-            (c.prompt or c.query, text, c.messages or [{"role": "user", "content": c.query}])
+            (c.prompt or c.query, text, as_messages(c.messages, c.query))
             for c in itertools.compress(comparisons, different)
             for text in (c.answer, c.other)
         ]

@@ -5,6 +5,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, Protocol
 
 from data.command.entries import check
@@ -140,11 +141,10 @@ class Strategy(ABC):
         Returns:
             How many the group still lacks.
         """
-        novelty, source = Novelty(group, self.name), iter(candidates)
-        while self.missing(group, settings) > 0 and (candidate := next(source, None)) is not None:
-            if novelty.take(candidate):
-                group.negatives.append(candidate)
-        return max(0, self.missing(group, settings))
+        novelty, missing = Novelty(group, self.name), max(0, self.missing(group, settings))
+        taken = list(islice(filter(novelty.take, candidates), missing))
+        group.negatives += taken
+        return missing - len(taken)
 
 
 class GroupStrategy(Strategy):

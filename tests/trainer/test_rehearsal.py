@@ -216,6 +216,7 @@ def test_an_error_of_a_trackers_own_class_before_the_first_step_is_one_line(
     negative_set: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class UsageErrorStub(Exception):
@@ -227,6 +228,7 @@ def test_an_error_of_a_trackers_own_class_before_the_first_step_is_one_line(
     monkeypatch.setattr(Curves, "on_train_begin", fault_stub)
     line = refused(cli(reference, negative_set, tmp_path / "out", "--max_steps", "1"), capsys)
     assert line.endswith("with these options: UsageErrorStub: api_key not configured")
+    assert not [record for record in caplog.records if record.exc_info and record.levelno > logging.DEBUG]  # no trace
     assert not (tmp_path / "out").exists()
 
 
