@@ -20,6 +20,7 @@ PREFIX_PERCENT = 15
 # Characters: a text of more than so many for each token of the context is too long without being tokenised, which takes
 # minutes for one of a gigabyte.
 LONGEST_TOKEN = 1000
+LONGEST_REASON = 40  # characters of a field's name in the reason of a reject
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def lost_field(prompt: Any, response: Any, besides: Sequence[dict[str, Any]], to
         besides: see `data.sources.tasks.Task.besides`.
     """
     if not isinstance(prompt, list):
-        return f"{next(iter(besides[0]))} cannot be kept", "beside a text, of which prompt and response are kept"
+        return _unkept(next(iter(besides[0]))), "beside a text, of which prompt and response are kept"
     messages, opens = [*prompt, *response], len(prompt)
 
     def rendered(more: Sequence[dict[str, Any]]) -> tuple[str, str] | Problem:
@@ -137,8 +138,13 @@ def lost_field(prompt: Any, response: Any, besides: Sequence[dict[str, Any]], to
             alone = [*nothing[:number], {name: value}, *nothing[number + 1 :]]
             if rendered(alone) != plain:
                 part, place = ("prompt", number + 1) if number < opens else ("response", number - opens + 1)
-                return f"{name} cannot be kept", f"message {place} of the {part}: the chat template writes it"
-    return "fields cannot be kept", "the chat template writes more than role and text of the messages"
+                return _unkept(name), f"message {place} of the {part}: the chat template writes it"
+    return _unkept("fields"), "the chat template writes more than role and text of the messages"
+
+
+def _unkept(name: str) -> str:
+    """The reason of a reject whose field would get lost; reasons are counted, and stand in manifests."""
+    return f"{name[:LONGEST_REASON]} cannot be kept"
 
 
 def _encode_texts(pairs: Sequence[tuple[str, str]], tokenizer: Any, max_length: int) -> list[Encoded | Problem]:
@@ -178,11 +184,13 @@ def _encode_chats(pairs: Sequence[tuple[list, list]], tokenizer: Any, max_length
             continue
         prompt_ids, rest, written_prompt, written_response = ids
         response_ids = through_first_end(rest, marks)
-        # Such a token, which the template writes behind the answer, is what ends a turn: nothing would stop there.
-        if not marks.shows_turn_end and (found := marks.special.intersection(response_ids[:-1])):
-            outcomes.append(("chat template's end unknown", f"{_spell(found, tokenizer)} in the response"))
-            continue
         opening, rest_text = texts[row]
+        # Such a token, which the template writes behind the answer, is what ends a turn: nothing would stop there.
+        behind = rest_text.rpartition(response[0]["content"].strip())[2]
+        ending = [t for t in marks.written.intersection(response_ids[:-1]) if tokenizer.decode([t]) in behind]
+        if ending and not marks.shows_turn_end:
+            outcomes.append(("chat template's end unknown", f"{_spell(ending, tokenizer)} behind the response"))
+            continue
         shown = _as_written(response[0]["content"], rest_text, tokenizer.decode(response_ids[-1:]))
         if shown is None:
             shown = text_behind(tokenizer, prompt_ids, response_ids, marks.ends)

@@ -30,7 +30,7 @@ MESSAGE_FIELDS = (
 # out: such a row is rejected where the reference's template writes them (`Task.besides`).
 TOOL_ROLES, TOOL_FIELDS = ("tool", "function", "ipython"), ("name",)
 NOTHING = ("", "None", "null", "[]", "{}")  # as a table or a text writes it
-LONGEST_NAME, DEEPEST = 40, 32  # characters of a field's name, a reject's reason; levels that are staged of its value
+LONGEST_NAME, DEEPEST = 1000, 32  # what is staged of a field: characters of its name, levels of its value
 OVER_LONG = ("reject", "truncate")
 ROW_FIELDS = ("tools", "documents", "images", "videos", "audio", "chat_template_kwargs")
 

@@ -157,7 +157,7 @@ class WinRate(AnswerMetric):
         if PAPER_JUDGE not in str(model).lower():
             found.append(f"judge GPT-3.5 there, {model} here")
         template = judge.get("template", theirs)  # a reward model has neither template nor orders
-        if template != theirs:
+        if theirs and template != theirs:
             found.append(f"the judge's template {theirs} there, {template} here")
         if judge.get("orders", "paper") != "paper":
             found.append("one order of the two answers there, both here")

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from data.shape import Count, ListOf, parse_json, parse_shaped
 from data.shard_records import JOB_FOLDER, ShardEntry, record_name, recorded
 from data.shards import NegativeSet
 from data.sources.examples import Example
-from data.sources.prepare import prepare_groups
+from data.sources.prepare import Prepared, prepare_groups
 from data.storage import Folder, sha256
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import SCORE, Strategy
@@ -77,13 +77,22 @@ class Shard:
         self.rejects.sort(key=_place)
 
 
+# Of a prompt as messages: the roles that speak, in their order. All texts are of one kind.
+Kind = tuple[str, ...]
+
+
+def kind_of(messages: Sequence[dict[str, str]]) -> Kind:
+    """The kind of a prompt."""
+    return tuple(message["role"] for message in messages)
+
+
 class ShardSource(Protocol):
     """Where a worker gets a shard from."""
 
     def load(self, index: int) -> Shard: ...
 
-    def prompts(self, index: int) -> Iterator[list[dict[str, str]]]:
-        """The prompts of a shard, not tokenised, as messages: those of its usable rows, and maybe of more."""
+    def kinds(self, index: int, known: Container[Kind]) -> dict[Kind, list[dict[str, str]]]:
+        """The prompt of a group, as messages, of each kind of prompt that a shard has and that is not known."""
         ...
 
 
@@ -217,17 +226,25 @@ class StagedShards:
         return {**vars(self), "_tokenizer": None, "_staged": None}
 
     def load(self, index: int) -> Shard:
-        self._tokenizer = self._tokenizer or load_tokenizer(self.model, self.trust_remote_code)
-        examples = self._examples(index)
-        prepared = prepare_groups(examples, self.task, self._tokenizer, self.max_length)
+        prepared = self._prepared(self._examples(index))
         pool = sorted(prepared.groups, key=lambda group: group.id)
         return Shard(list(prepared.groups), pool, list(prepared.rejects), prepared.truncated)
 
-    def prompts(self, index: int) -> Iterator[list[dict[str, str]]]:
+    def kinds(self, index: int, known: Container[Kind]) -> dict[Kind, list[dict[str, str]]]:
+        found: dict[Kind, list[dict[str, str]]] = {}
         for example in self._examples(index):
-            if example.problem is None:
-                chat = example.prompt if isinstance(example.prompt, list) else None
-                yield as_messages(chat, example.query)
+            if example.problem is not None:
+                continue
+            messages = as_messages(example.prompt if isinstance(example.prompt, list) else None, example.query)
+            kind = kind_of(messages)
+            # What the reference itself cannot take becomes no group.
+            if kind not in known and kind not in found and self._prepared([example]).groups:
+                found[kind] = messages
+        return found
+
+    def _prepared(self, examples: list[Example]) -> Prepared:
+        self._tokenizer = self._tokenizer or load_tokenizer(self.model, self.trust_remote_code)
+        return prepare_groups(examples, self.task, self._tokenizer, self.max_length)
 
     def _examples(self, index: int) -> list[Example]:
         """A shard's staged examples. Raises UserError if they are gone, or not as the driver staged or checked them."""
@@ -268,10 +285,11 @@ class ParentShards:
         pool = sorted([*groups, *aside], key=lambda group: group.id)
         return Shard(groups, pool, rejects, records[index].rows_truncated)
 
-    def prompts(self, index: int) -> Iterator[list[dict[str, str]]]:
+    def kinds(self, index: int, known: Container[Kind]) -> dict[Kind, list[dict[str, str]]]:
         parent, _ = self._open()
         chats, queries = (parent.peek(index, column).to_pylist() for column in ("messages", "query"))
-        return map(as_messages, chats, queries)
+        found = {kind_of(messages): messages for messages in map(as_messages, chats, queries)}
+        return {kind: messages for kind, messages in found.items() if kind not in known}
 
     def _open(self) -> tuple[NegativeSet, list[Reject]]:
         if self._opened is None:

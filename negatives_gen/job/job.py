@@ -31,7 +31,7 @@ from negatives_gen.config import GenerateConfig, RunOptions
 from negatives_gen.job.actors import Components, Work
 from negatives_gen.job.attempts import ShardsSetAside, forget
 from negatives_gen.job.card import CARD, card, push_to_hub, require_disk, require_hub
-from negatives_gen.job.inputs import Shard, StagedShards, stage_inputs
+from negatives_gen.job.inputs import Kind, Shard, StagedShards, stage_inputs
 from negatives_gen.job.pipeline import run_pipeline
 from negatives_gen.job.progress import Progress
 from negatives_gen.signals import SIGNALS, Reference, Signal, job_identity
@@ -240,7 +240,7 @@ def require_usable(work: Work, num_shards: int, where: str) -> None:
 
 
 def try_signals(work: Work, num_shards: int) -> None:
-    """Have the signals that mind look at a prompt of each kind. Raises UserError for one that a signal cannot take."""
+    """Have the signals that mind look at a prompt of each kind. Raises UserError for one that they cannot take."""
     loaded = [(SIGNALS.load(name), options) for name, options in work.signals.items()]
     minding = [
         (signal, options)
@@ -249,10 +249,9 @@ def try_signals(work: Work, num_shards: int) -> None:
     ]
     if not minding:
         return
-    kinds: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    kinds: dict[Kind, list[dict[str, str]]] = {}
     for index in range(num_shards):
-        for messages in work.source.prompts(index):
-            kinds.setdefault(tuple(message["role"] for message in messages), messages)
+        kinds |= work.source.kinds(index, kinds)
     for signal, options in minding:
         signal.look_at(options, list(kinds.values()))
 

@@ -62,13 +62,14 @@ def check_template(model: str, option: str, chats: Sequence[Sequence[dict[str, s
         return
     if not tokenizer.chat_template:
         return
+    said = False
     for chat in chats:
         messages = [*chat, {"role": "assistant", "content": "a"}]
         with within(LONGEST_RENDERING, f"the chat template of {option} '{model}'"):
             found = left_out(tokenizer, messages, _templated(tokenizer, messages, f"{option} '{model}'"))
-        if found:
+        if found and not said:
             log.warning("%s '%s': its %s, so that rewards do not depend on it", option, model, " (".join(found) + ")")
-            return
+            said = True
 
 
 def _templated(tokenizer: Any, messages: list[dict[str, str]], what: str) -> str:

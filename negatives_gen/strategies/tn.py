@@ -14,7 +14,7 @@ class Truncation(GroupStrategy):
 
     name = "tn"
     summary = "truncation: the ground truth cut at a random position"
-    scarce = "the response has no other cut"
+    scarce = "the response has no other cut with a new text"
 
     def candidates(self, group: Group, settings: dict[str, Any], tools: Tools) -> Iterator[Candidate]:
         *tokens, end = group.response_ids

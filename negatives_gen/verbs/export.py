@@ -127,7 +127,7 @@ def export(path: str, config: ExportConfig) -> Exported:
     columns = schema_of(form, chats)
     refuse_foreign(folder, name, "--out", lambda content: is_export_of(negatives, form, columns, name, content))
     info = dataset_info(folder, name, SHAREGPT if chats else ALPACA) if config.format == LLAMA_FACTORY else None
-    tokenizer = tokenizer_of(negatives)
+    tokenizer = tokenizer_of(negatives, chats)
     rows = inexact = 0
     with rows_writer(folder, name, columns) as write:
         for index in range(len(negatives.manifest.shards)):

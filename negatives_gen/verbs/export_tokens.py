@@ -9,8 +9,12 @@ from data.shards import NegativeSet
 from negatives_gen.verbs.export_rows import by_assistant
 
 
-def tokenizer_of(negatives: NegativeSet) -> Any:
-    """The tokenizer that the set was made with, or None where the manifest's model, as it was, is not to be had."""
+def tokenizer_of(negatives: NegativeSet, chats: bool) -> Any:
+    """The tokenizer that the set was made with, or None where the manifest's model, as it was, is not to be had.
+
+    Args:
+        chats: whether its chat template counts.
+    """
     from data.models import chat_template_hash, load_tokenizer, tokenizer_hash
     from negatives_gen.job.job import local_path
 
@@ -19,8 +23,10 @@ def tokenizer_of(negatives: NegativeSet) -> Any:
         tokenizer = load_tokenizer(local_path(job["model"]["name"]))
     except UserError:
         return None
-    found, known = (tokenizer_hash(tokenizer), chat_template_hash(tokenizer)), job["tokenizer"]
-    return tokenizer if found == (known["sha256"], known.get("chat_template_sha256")) else None
+    known = job["tokenizer"]
+    if chats and chat_template_hash(tokenizer) != known.get("chat_template_sha256"):
+        return None
+    return tokenizer if tokenizer_hash(tokenizer) == known["sha256"] else None
 
 
 def count_inexact(pairs: Sequence[tuple[Group, Candidate | None]], tokenizer: Any) -> int:

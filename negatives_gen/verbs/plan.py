@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -20,7 +20,7 @@ from data.command.values import require_positive
 from data.manifest import ShardRecord
 from data.schema import Group
 from negatives_gen.config import GenerateConfig
-from negatives_gen.job.inputs import Shard, ShardSource
+from negatives_gen.job.inputs import Kind, Shard, ShardSource
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import ASK, SAMPLE
 
@@ -120,8 +120,8 @@ class SamplePart:
     def load(self, index: int) -> Shard:
         return dataclasses.replace(self.source.load(index), pool=self.pool)
 
-    def prompts(self, index: int) -> Iterator[list[dict[str, str]]]:
-        return self.source.prompts(index)
+    def kinds(self, index: int, known: Container[Kind]) -> dict[Kind, list[dict[str, str]]]:
+        return self.source.kinds(index, known)
 
 
 def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measured: bool) -> list[ShardRecord]:

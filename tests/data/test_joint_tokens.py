@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from data.models import load_tokenizer
-from data.sources.encode import Encoded, encode_continuations, encode_pairs
+from data.sources.encode import Encoded, encode_continuations, encode_pairs, lost_field
 from data.sources.tokenise import tokenise_behind, tokenise_continuations
 from data.tokens import marks_of
 from tests.support import odd_tokenizers as odd
@@ -229,4 +229,27 @@ def test_a_chat_is_refused_where_the_end_of_its_turn_cannot_be_known(reference: 
     refuses = "messages | length < 3 or messages[1].content == 'a'"
     tokenizer.chat_template = "{{ raise_exception('no') if " + refuses + " }}" + odd.CHATML
     assert marks_of(tokenizer).ends == {0}
-    assert encode_pairs([pair], tokenizer, 512) == [("chat template's end unknown", "<|im_end|> in the response")]
+    assert encode_pairs([pair], tokenizer, 512) == [("chat template's end unknown", "<|im_end|> behind the response")]
+
+
+def test_what_stands_in_front_of_an_answer_ends_no_turn(reference: Path) -> None:
+    """A template that refuses the probe, and writes a token of its own where an answer begins."""
+    tokenizer = odd.chatml(reference)
+    refuses = "{{ raise_exception('no') if messages | length < 3 or messages[1].content == 'a' }}"
+    opens = "{% for m in messages %}{{ '<|im_start|>' if m.role == 'assistant' }}{{ m.content }}{% endfor %}"
+    tokenizer.chat_template = refuses + opens
+    (found,) = encoded(tokenizer, turns("a", "b", "a question", "an answer"))
+    assert found.response_ids[-1] == tokenizer.eos_token_id
+
+
+def test_the_name_of_a_field_is_cut_in_a_reason_alone(reference: Path) -> None:
+    tokenizer, name = odd.chatml(reference), "n" * 100
+    assert lost_field("a", "b", [{name: True}], tokenizer) == (
+        "n" * 40 + " cannot be kept",
+        "beside a text, of which prompt and response are kept",
+    )
+    tokenizer.chat_template += "{{ messages[0]['" + name + "'] }}"
+    prompt, response = turns("a", "b")
+    found = lost_field(prompt, response, [{name: "seen"}, {}], tokenizer)
+    assert found is not None
+    assert found[0] == "n" * 40 + " cannot be kept"

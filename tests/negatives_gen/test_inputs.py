@@ -71,8 +71,8 @@ def test_a_row_that_says_much_besides_is_staged_and_read_again(tmp_path: Path, r
     (found,) = StagedShards(job.folder, "prompt-completion", str(reference), 128)._examples(0)
     assert found.besides is not None
     ((kept, _),) = found.besides[0].items()
-    assert kept == ("y?" + "z" * 38 if of_chat else "tools")
-    assert len((tmp_path / "job/_job/inputs/00000.jsonl").read_bytes()) < 2000
+    assert kept == ("y?" + "z" * 998 if of_chat else "tools")
+    assert len((tmp_path / "job/_job/inputs/00000.jsonl").read_bytes()) < 3000
 
 
 def test_a_shard_holds_consecutive_examples_whether_usable_or_not(tmp_path: Path) -> None:

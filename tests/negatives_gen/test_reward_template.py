@@ -88,6 +88,33 @@ def test_a_chat_of_the_last_shard_that_the_template_refuses_ends_the_job_before_
     assert not (tmp_path / "set").exists()
 
 
+def test_what_the_reference_refuses_itself_is_no_matter_of_the_reward_model(
+    chat_model: Path, rows: Path, judge: Path, tmp_path: Path
+) -> None:
+    """The chat with a system turn is rejected, so that no reward is asked of it."""
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    model = shutil.copytree(chat_model, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(refuses + odd.CHATML)
+    reward = with_template(judge, tmp_path / "reward", NO_SYSTEM)
+    made(model, rows, tmp_path / "set", signals="reward", reward_model=reward)
+    negatives = NegativeSet(str(tmp_path / "set"))
+    assert [reject.reason for reject in negatives.rejects()] == ["chat template failed"]
+    assert len(list(negatives.groups())) == 9
+
+
+def test_a_kind_of_chat_that_gives_a_warning_does_not_hide_one_that_is_refused(
+    judge: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    template = PLAIN.replace("{% for m in messages %}", "{% for m in messages if m.role != 'tool' %}")
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    reward = with_template(judge, tmp_path / "reward", refuses + template)
+    asked = {"role": "user", "content": "Who?"}
+    tool, system = ({"role": role, "content": "so"} for role in ("tool", "system"))
+    with pytest.raises(UserError, match=REFUSED):
+        reward_models.check_template(reward, "--reward_model", [[asked, tool], [asked, tool, asked], [system, asked]])
+    assert caplog.text.count("so that rewards do not depend on it") == 1
+
+
 def test_extend_tries_it_too_before_it_makes_anything(
     chat_model: Path, rows: Path, judge: Path, tmp_path: Path
 ) -> None:

@@ -178,7 +178,7 @@ def test_tn_is_a_strict_prefix_of_the_ground_truth_with_eos_and_no_two_are_the_s
 def test_tn_gives_up_a_response_with_too_few_cuts(tools: Tools) -> None:
     short = group("x", response="a b", prompt_ids=(1,))
     assert STRATEGIES.load("tn").add([short], [short], {"count": 1}, tools) == {
-        "x": "0 of 1: the response has no other cut"
+        "x": "0 of 1: the response has no other cut with a new text"
     }
 
 

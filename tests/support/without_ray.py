@@ -22,7 +22,7 @@ class Kept:
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         folders = [Path(a) for a in arguments if isinstance(a, str) and Path(a).is_dir()]
-        files = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for folder in folders for f in folder.glob("*.*")]
+        files = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for folder in folders for f in folder.rglob("*.*")]
         key = repr((arguments, sorted(options.items()), sorted(files)))
         if key not in self.loaded:
             self.loaded[key] = self.load(*arguments, **options)
