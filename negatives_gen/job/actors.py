@@ -4,7 +4,8 @@ import dataclasses
 import pickle
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +16,14 @@ from data.manifest import shard_name
 from data.models import context_option, load_tokenizer
 from data.set_writer import NegativeSetWriter
 from negatives_gen.job.answers import kept_answers
-from negatives_gen.job.attempts import SetAside, attempt, loading_stage
+from negatives_gen.job.attempts import SetAside, attempt, loading_stage, suspect
+from negatives_gen.job.batching import FILLINGS, Admission, EngineLoop, ShardSampler
 from negatives_gen.job.inputs import Shard, ShardSource
 from negatives_gen.models.engine import Engine
 from negatives_gen.models.loading import load_scorer
 from negatives_gen.signals import SIGNALS, Reference, Signal, load_signals
 from negatives_gen.strategies import STRATEGIES
-from negatives_gen.strategies.base import ASK, SAMPLE, SCORE, Strategy, Tools
+from negatives_gen.strategies.base import ASK, SAMPLE, SCORE, SampledStrategy, Strategy, Tools
 
 
 @dataclass(frozen=True)
@@ -106,35 +108,54 @@ class Stage:
         """Pass the shard on, once the stage's strategies have run."""
         return {"payload": pickle.dumps(shard)}
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, row: dict[str, Any]) -> Any:
         if row["error"] or row["aside"]:
             return row
         index = row["shard"]
+        with self._told(index) as result, attempt(self.work.writer, index, self.name):
+            shard = self._shard(row)
+            self._make_negatives(index, shard)
+            result |= self.finish(index, shard)
+        return result
+
+    @contextmanager
+    def _told(self, index: int) -> Iterator[dict[str, Any]]:
+        """The row to fill in for a shard; what the block raises becomes an entry of it."""
+        result = new_row(index)
         try:
             if self.failure is not None:
                 raise self.failure
-            with attempt(self.work.writer, index, self.name):
-                shard = pickle.loads(row["payload"]) if row["payload"] else self.work.source.load(index)
-                self._make_negatives(index, shard)
-                return {**new_row(index), **self.finish(index, shard)}
+            yield result
         except UserError as error:
-            return {**new_row(index), "error": str(error)}
+            result["error"] = str(error)
         except SetAside as aside:
-            return {**new_row(index), "aside": str(aside)}
+            result["aside"] = str(aside)
         except Exception as error:
-            said = f"{shard_name(index)}, stage '{self.name}': {type(error).__name__}: {first_line(error)}"
-            return {**new_row(index), "error": said, "trace": traceback.format_exc()}
+            result["error"] = f"{shard_name(index)}, stage '{self.name}': {type(error).__name__}: {first_line(error)}"
+            result["trace"] = traceback.format_exc()
+
+    def _shard(self, row: dict[str, Any]) -> Shard:
+        return pickle.loads(row["payload"]) if row["payload"] else self.work.source.load(row["shard"])
+
+    def _mine(self) -> Iterator[tuple[Strategy, dict[str, Any]]]:
+        """The strategies of this stage with their settings, in their order."""
+        for name, settings in self.work.strategies.items():
+            if (strategy := STRATEGIES.load(name)).stage == self.name:
+                yield strategy, settings
 
     def _make_negatives(self, index: int, shard: Shard) -> None:
-        for name, settings in self.work.strategies.items():
-            strategy = STRATEGIES.load(name)
-            if strategy.stage == self.name:
-                started = time.perf_counter()
-                short = strategy.add(shard.tried_by(strategy), shard.pool, settings, self.tools)
-                shard.set_aside(name, short)
-                _require_served(strategy, settings, shard)
-                require_finite(shard.pool, f"strategy '{name}'", LOOK)
-                shard.seconds[name] = time.perf_counter() - started
+        for strategy, settings in self._mine():
+            started = time.perf_counter()
+            short = strategy.add(shard.tried_by(strategy), shard.pool, settings, self.tools)
+            _served(strategy, settings, shard, short)
+            shard.seconds[strategy.name] = time.perf_counter() - started
+
+
+def _served(strategy: Strategy, settings: dict[str, Any], shard: Shard, short: dict[str, str]) -> None:
+    """Set aside the groups that a strategy could not serve. Raises UserError if one of the others lacks negatives."""
+    shard.set_aside(strategy.name, short)
+    _require_served(strategy, settings, shard)
+    require_finite(shard.pool, f"strategy '{strategy.name}'", LOOK)
 
 
 def _require_served(strategy: Strategy, settings: dict[str, Any], shard: Shard) -> None:
@@ -151,7 +172,10 @@ def _require_served(strategy: Strategy, settings: dict[str, Any], shard: Shard) 
 
 
 class SampleStage(Stage):
-    """The stage of strategies that sample from the reference model; it holds an engine."""
+    """The stage of strategies that sample from the reference model; it holds an engine, and several shards in flight.
+
+    Ray Data calls it for the next shard while earlier ones wait for their samples.
+    """
 
     name = SAMPLE
 
@@ -159,37 +183,38 @@ class SampleStage(Stage):
         work = self.work
         code = {"trust_remote_code": True} if work.trust_remote_code else {}
         options = {**code, **context_option(work.model, work.context), **work.engine_options}
-        self.engine = CheckedEngine(work.components.engine(work.model, seed=work.seed, options=options))
-        return {"sampler": self.engine}
+        self.engine = EngineLoop(lambda: work.components.engine(work.model, seed=work.seed, options=options))
+        self.admission = Admission(lambda: self.engine.backlog, FILLINGS * self.engine.slots)
+        return {}
 
-    def _make_negatives(self, index: int, shard: Shard) -> None:
-        self.engine.asked = self.engine.answered = 0
-        super()._make_negatives(index, shard)
-        if self.engine.asked and not self.engine.answered:
+    async def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["error"] or row["aside"]:
+            return row
+        index = row["shard"]
+        with self._told(index) as result:
+            # A shard whose worker has died is sampled alone, or it would take others with it.
+            async with self.admission.turn(alone=suspect(self.work.writer, index, self.name)) as turn:
+                with attempt(self.work.writer, index, self.name):
+                    shard = self._shard(row)
+                    await self._sample(shard, turn)
+                    result |= self.finish(index, shard)
+        return result
+
+    async def _sample(self, shard: Shard, turn: int) -> None:
+        sampler = ShardSampler(self.engine, self.admission, turn)
+        tools = dataclasses.replace(self.tools, sampler=sampler)
+        for strategy, settings in self._mine():
+            assert isinstance(strategy, SampledStrategy)
+            started = time.perf_counter()
+            short = await strategy.sample_all(shard.tried_by(strategy), settings, tools)
+            _served(strategy, settings, shard, short)
+            shard.seconds[strategy.name] = sampler.own_seconds(time.perf_counter() - started)
+        if sampler.asked and not sampler.answered:
             raise UserError(
-                f"the engine gave not one token for the {self.engine.asked} prompts that it was asked. Check the "
+                f"the engine gave not one token for the {sampler.asked} prompts that it was asked. Check the "
                 "model's weights, and the engine's options and log."
             )
-
-
-class CheckedEngine:
-    """An engine that counts.
-
-    Attributes:
-        asked: prompts.
-        answered: samples that have tokens.
-    """
-
-    def __init__(self, engine: Any):
-        self.engine = engine
-        self.asked = self.answered = 0
-
-    def sample(self, prompts: Any, **request: Any) -> list[list[Any]]:
-        """What the engine samples, counted; arguments and errors as of `negatives_gen.models.engine.Engine.sample`."""
-        drawn = self.engine.sample(prompts, **request)
-        self.asked += len(prompts)
-        self.answered += sum(bool(sample.ids) for samples in drawn for sample in samples)
-        return drawn
+        shard.occupancy = sampler.occupancy
 
 
 class AskStage(Stage):
@@ -235,6 +260,7 @@ class ScoreStage(Stage):
             seconds=shard.seconds,
             layout=self.scorer.layout,
             truncated=shard.truncated,
+            occupancy=shard.occupancy,
         )
         return {"rows": record.rows, "rejected": record.rows_rejected, "tokens": record.tokens["negatives"]}
 

@@ -44,7 +44,7 @@ class Shard:
         pool: all usable rows in the order of their ids: groups, and those that a strategy has given up.
         rejects: rows that become no group.
         truncated: rows whose text was cut.
-        seconds: see `data.manifest.ShardRecord`.
+        seconds, occupancy: see `data.manifest.ShardRecord`.
     """
 
     groups: list[Group]
@@ -52,6 +52,7 @@ class Shard:
     rejects: list[Reject]
     truncated: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    occupancy: float | None = None
 
     def tried_by(self, strategy: Strategy) -> list[Group]:
         """The groups, and the rows of an extended set that a strategy of the same or a later turn had set aside.

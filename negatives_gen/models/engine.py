@@ -27,6 +27,26 @@ CPU_OPTIONS = {
 
 
 @dataclass(frozen=True)
+class Request:
+    """Continuations of one prompt to be sampled.
+
+    Attributes:
+        prompt: token ids.
+        n: how many.
+        top_k: sample among the k most likely tokens, 0 for all.
+        max_tokens: of a continuation, at most.
+        seed: not used on a CPU with n > 1.
+    """
+
+    prompt: Sequence[int]
+    n: int
+    top_k: int
+    temperature: float
+    max_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class Sample:
     """One continuation that the engine sampled.
 
@@ -62,6 +82,8 @@ class Engine:
     Attributes:
         ends: ids that end a continuation, see `data.tokens.Marks`. vLLM knows the tokenizer's EOS and those of
             generation_config.json; it is told the rest.
+        slots: sequences that it works on at a time, at most.
+        running: sequences that got a token in the last step; None before the first one.
     """
 
     def __init__(self, model: str, *, seed: int = 0, options: dict[str, Any] | None = None):
@@ -98,36 +120,53 @@ class Engine:
             raise UserError(
                 f"vLLM cannot serve '{model}' with engine options {without_secrets(arguments)}: {reason}"
             ) from error
+        self.slots = int(self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
+        self.running: int | None = None
+        self._started: dict[str, tuple[Sequence[int], int | None]] = {}
 
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        n: int,
-        top_k: int,
-        temperature: float,
-        max_tokens: Sequence[int],
-        seeds: Sequence[int],
-    ) -> list[list[Sample]]:
-        """Draw n continuations per prompt, one request each, so that the prompt is computed once.
+    def start(self, key: str, request: Request) -> None:
+        """Have a request join the batch that the engine works on: one of vLLM's, so that its prompt is computed once.
 
-        Args:
-            prompts: token ids.
-            top_k: sample among the k most likely tokens, 0 for all.
-            max_tokens: per prompt.
-            seeds: per prompt; not used on a CPU.
+        Raises:
+            ValueError: vLLM does not take the prompt.
         """
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        used_seeds: list[int | None] = [None] * len(prompts) if self.on_cpu and n > 1 else list(seeds)
-        parameters = [
-            SamplingParams(
-                n=n, top_k=top_k, temperature=temperature, max_tokens=limit, seed=seed, logprobs=0, detokenize=False,
-                stop_token_ids=sorted(self.ends),
-            )
-            for limit, seed in zip(max_tokens, used_seeds, strict=True)
-        ]  # fmt: skip
-        return self._run(prompts, parameters, used_seeds)
+        if self.running is None:
+            self._count_running()
+        seed = None if self.on_cpu and request.n > 1 else request.seed
+        parameters = SamplingParams(
+            n=request.n, top_k=request.top_k, temperature=request.temperature, max_tokens=request.max_tokens, seed=seed,
+            logprobs=0, detokenize=False, stop_token_ids=sorted(self.ends), output_kind=RequestOutputKind.FINAL_ONLY,
+        )  # fmt: skip
+        self.llm.llm_engine.add_request(key, {"prompt_token_ids": list(request.prompt)}, parameters)
+        self._started[key] = request.prompt, seed
+
+    def step(self) -> list[tuple[str, list[Sample]]]:
+        """Sample a token for each running sequence; gives the requests that this has finished, by their keys."""
+        finished: list[tuple[str, list[Sample]]] = []
+        for output in self.llm.llm_engine.step():
+            prompt, seed = self._started.pop(output.request_id)
+            finished.append((output.request_id, self._samples(prompt, output, seed)))
+        return finished
+
+    @property
+    def unfinished(self) -> int:
+        """Sequences of started requests that have not ended."""
+        return self.llm.llm_engine.get_num_unfinished_requests()
+
+    def _count_running(self) -> None:
+        """Keep in `running` how many sequences get a token in a step: vLLM tells nobody but its own statistics."""
+        core = self.llm.llm_engine.engine_core
+        get_output, self.running = core.get_output, 0
+
+        def counted() -> Any:
+            outputs = get_output()
+            self.running = len(outputs.outputs)
+            return outputs
+
+        core.get_output = counted
 
     def decode(
         self,
@@ -214,15 +253,18 @@ class Engine:
         # Decoded whole: vLLM's incremental decoding drops an incomplete UTF-8 sequence at the end of a cut candidate.
         outputs = self.llm.generate(requests, parameters, use_tqdm=False)  # type: ignore[arg-type]  # a TypedDict
         return [
-            [
-                Sample(
-                    list(c.token_ids),
-                    text_behind(self.tokenizer, prompt, list(c.token_ids), self.ends),
-                    str(c.finish_reason),
-                    float(c.cumulative_logprob or 0.0),
-                    seed,
-                )
-                for c in output.outputs
-            ]
-            for prompt, output, seed in zip(prompts, outputs, seeds, strict=True)
+            self._samples(prompt, output, seed) for prompt, output, seed in zip(prompts, outputs, seeds, strict=True)
+        ]
+
+    def _samples(self, prompt: Sequence[int], output: Any, seed: int | None) -> list[Sample]:
+        """What vLLM says of a finished request."""
+        return [
+            Sample(
+                list(c.token_ids),
+                text_behind(self.tokenizer, prompt, list(c.token_ids), self.ends),
+                str(c.finish_reason),
+                float(c.cumulative_logprob or 0.0),
+                seed,
+            )
+            for c in output.outputs
         ]

@@ -1,13 +1,12 @@
 """AN: autoregressive negatives, sampled from the reference model given the prefix (paper section 4.2)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from data.command.errors import UserError
 from data.command.options import option
 from data.schema import Candidate, Group
-from negatives_gen.strategies.base import MAX_ROUNDS, SAMPLE, Novelty, Strategy, Tools, derive_seed
+from negatives_gen.strategies.base import MAX_ROUNDS, Novelty, SampledStrategy, Tools, derive_seed
 
 
 @dataclass(frozen=True)
@@ -28,52 +27,42 @@ class Options:
             raise UserError(f"--max_new_tokens must be at least 1, got {self.max_new_tokens}.")
 
 
-class Autoregressive(Strategy):
+class Autoregressive(SampledStrategy):
     """Samples `count` continuations per prefix in one request; what is not new is drawn again, for MAX_ROUNDS."""
 
     name = "an"
     summary = "autoregressive: sampled from the reference model"
-    stage = SAMPLE
     Options: ClassVar = Options
 
-    def add(
-        self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
-    ) -> dict[str, str]:
+    async def sample(self, group: Group, settings: dict[str, Any], tools: Tools) -> str:
         assert tools.sampler is not None
-        novelty = [Novelty(group, self.name) for group in groups]
+        novelty, count = Novelty(group, self.name), settings["count"]
         for round_number in range(MAX_ROUNDS):
-            wanting = [i for i, group in enumerate(groups) if self.missing(group, settings) > 0]
-            if not wanting:
-                break
-            drawn = tools.sampler.sample(
-                [groups[i].prompt_ids for i in wanting],
-                # What a group lacks; if that drew too few new texts, ever more: the prompt is computed once anyway.
-                n=min(settings["count"], max(self.missing(groups[i], settings) for i in wanting) << round_number),
+            missing = self.missing(group, settings)
+            if missing <= 0:
+                return ""
+            samples = await tools.sampler.sample(
+                group.prompt_ids,
+                # What it lacks; if that drew too few new texts, ever more: the prompt is computed once anyway.
+                n=min(count, missing << round_number),
                 top_k=settings["top_k"],
                 temperature=settings["temperature"],
-                max_tokens=[
-                    min(settings["max_new_tokens"], tools.context - len(groups[i].prompt_ids)) for i in wanting
-                ],
-                seeds=[self._request_seed(tools.seed, groups[i], round_number) for i in wanting],
+                max_tokens=min(settings["max_new_tokens"], tools.context - len(group.prompt_ids)),
+                seed=self._request_seed(tools.seed, group, round_number),
             )
-            for i, samples in zip(wanting, drawn, strict=True):
-                for sample in samples:
-                    candidate = Candidate(
-                        strategy=self.name,
-                        ids=sample.ids,
-                        text=sample.text,
-                        finish_reason=sample.finish_reason,
-                        seed=sample.seed,
-                        sampler_logp=sample.logp,
-                    )
-                    if self.missing(groups[i], settings) > 0 and novelty[i].take(candidate):
-                        groups[i].negatives.append(candidate)
-        count = settings["count"]
-        return {
-            group.id: f"{count - missing} of {count} distinct samples after {MAX_ROUNDS} draws"
-            for group in groups
-            if (missing := self.missing(group, settings)) > 0
-        }
+            for sample in samples:
+                candidate = Candidate(
+                    strategy=self.name,
+                    ids=sample.ids,
+                    text=sample.text,
+                    finish_reason=sample.finish_reason,
+                    seed=sample.seed,
+                    sampler_logp=sample.logp,
+                )
+                if self.missing(group, settings) > 0 and novelty.take(candidate):
+                    group.negatives.append(candidate)
+        missing = self.missing(group, settings)
+        return f"{count - missing} of {count} distinct samples after {MAX_ROUNDS} draws" if missing > 0 else ""
 
     def _request_seed(self, seed: int, group: Group, round_number: int) -> int:
         # How many it has already: a set that is extended must not draw the samples that it has.

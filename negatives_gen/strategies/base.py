@@ -1,5 +1,6 @@
 """What a strategy is: a rule that gives each group its negatives, from a seed and the tools of the stage it runs in."""
 
+import asyncio
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
@@ -21,18 +22,11 @@ STAGE_ORDER = SAMPLE, ASK, SCORE = "sample", "ask", "score"
 
 
 class Sampler(Protocol):
-    """What AN needs of an engine: `negatives_gen.models.engine.Engine.sample`."""
+    """What AN needs of an engine: `negatives_gen.job.batching.ShardSampler.sample`."""
 
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        n: int,
-        top_k: int,
-        temperature: float,
-        max_tokens: Sequence[int],
-        seeds: Sequence[int],
-    ) -> list[list[Any]]: ...
+    async def sample(
+        self, prompt: Sequence[int], *, n: int, top_k: int, temperature: float, max_tokens: int, seed: int
+    ) -> list[Any]: ...
 
 
 class Predictor(Protocol):
@@ -171,8 +165,44 @@ class GroupStrategy(Strategy):
         return short
 
 
+class SampledStrategy(Strategy):
+    """A strategy that samples, group by group: the engine works on all groups of several shards at once.
+
+    What must be drawn again is asked for as soon as a group's draws are there, and joins the running batch.
+    """
+
+    stage = SAMPLE
+
+    @abstractmethod
+    async def sample(self, group: Group, settings: dict[str, Any], tools: Tools) -> str:
+        """Append candidates to a group until it lacks none, by `await tools.sampler.sample(...)`.
+
+        Returns:
+            Why it cannot have as many; "" if it has.
+        """
+
+    async def sample_all(
+        self, groups: Sequence[Group], settings: dict[str, Any], tools: Tools
+    ) -> dict[str, str]:
+        """As `add`, while others use the same event loop."""
+        tasks = [asyncio.ensure_future(self.sample(group, settings, tools)) for group in groups]
+        try:
+            reasons = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()  # where one has failed; else they have ended
+        return {group.id: reason for group, reason in zip(groups, reasons, strict=True) if reason}
+
+    def add(
+        self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
+    ) -> dict[str, str]:
+        return asyncio.run(self.sample_all(groups, settings, tools))
+
+
 def fault_of(strategy: Strategy) -> str:
     """What makes a strategy one that no stage would run; "" if nothing."""
+    if (strategy.stage == SAMPLE) != isinstance(strategy, SampledStrategy):
+        return f"stage '{SAMPLE}' is that of a SampledStrategy, and of nothing else"
     return meaningless("stage", strategy.stage, STAGE_ORDER)
 
 
