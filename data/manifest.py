@@ -36,6 +36,7 @@ SHARD_SHAPE = {
     "tokens": Each(Count()),
     "seconds": Each(float),
     "layout": str,
+    "occupancy": Maybe(float),
 }
 ROWS = ("rows_read", "rows_written", "rows_rejected", "rows_truncated")
 MANIFEST_SHAPE = {
@@ -66,6 +67,8 @@ class ShardRecord:
         tokens: "prompt", "response", "negatives", and of these each strategy -> number of tokens.
         seconds: strategy ("an", ...), "score" or ranking signal ("embedding", ...) -> wall time spent on it.
         layout: "packed" or "padded", in which the reference scored it (trainer.scoring).
+        occupancy: mean share of the engine's slots that were filled while the shard was sampled; None without an
+            engine, and in sets of schema versions 2 and 3.
     """
 
     file: str
@@ -78,6 +81,7 @@ class ShardRecord:
     tokens: dict[str, int]
     seconds: dict[str, float]
     layout: str
+    occupancy: float | None = None
 
 
 @dataclass
@@ -122,7 +126,11 @@ class Manifest:
         return _name_in(self.job.get("signals", {}), name)
 
     def to_json(self) -> bytes:
-        return (json.dumps(dataclasses.asdict(self), indent=2, sort_keys=False) + "\n").encode()
+        content = dataclasses.asdict(self)
+        if self.schema_version < 4:
+            for shard in content["shards"]:
+                del shard["occupancy"]
+        return (json.dumps(content, indent=2, sort_keys=False) + "\n").encode()
 
 
 def shard_name(index: int) -> str:
@@ -134,7 +142,7 @@ def read_manifest(folder: Folder, *, current: bool = False) -> Manifest:
     """Read and check a set's manifest.
 
     Args:
-        current: take no older schema version, though it can be read.
+        current: take no set of schema version 2, though it can be read.
 
     Raises:
         UserError: there is no manifest, the set is unfinished, its schema version is none that is taken, or what it
@@ -159,7 +167,7 @@ def parse_manifest(found: bytes, folder: Folder, *, current: bool = False) -> Ma
     version = content.get("schema_version") if isinstance(content, dict) else None
     if type(version) is not int or not 1 <= version <= MOST_VERSION:
         raise _damaged(folder, "schema_version is missing, or no version")
-    if current and version in READABLE_VERSIONS and version != SCHEMA_VERSION:
+    if current and version == 2:
         raise UserError(
             f"negative set '{folder.path}' has schema version {version}: it lacks what a person asked, so it can be "
             f"trained on and looked at, but not extended, verified or gone on with. Generate it again for version "

@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from data.shape import Count, ListOf, Maybe
 
-SCHEMA_VERSION = 3
-# Version 2 has no `query`, and its `sampler_logp` is that before temperature and top-k; what trains has not changed.
-READABLE_VERSIONS = (2, SCHEMA_VERSION)
+SCHEMA_VERSION = 4
+# Version 3 has no `in_support`; version 2 also has no `query`, and its `sampler_logp` is that before temperature and
+# top-k. What trains has not changed.
+READABLE_VERSIONS = (2, 3, SCHEMA_VERSION)
 MOST_ID = (1 << 31) - 1  # of a token: columns of ids are int32
 
 
@@ -59,6 +60,8 @@ class Group:
         split: half of the data source it belongs to, "train" or "test". One generation job can make the training
             groups and the held-out ones; trainer and evaluation choose by it, so no held-out group is trained on.
         reference_logp: log-probability in nats of response_ids under the reference model, summed.
+        in_support: whether the sampler could have said response_ids, under the settings of a strategy that samples;
+            None where nothing is sampled, or it is not known (sets of schema versions 2 and 3).
         response_embedding: unit-length embedding of the response.
         messages: of a chat, those that the prompt was written from by the chat template, each with role and content.
         query: what a person asked, without what a template put around it; what a judge, an API or a reward model is
@@ -72,6 +75,7 @@ class Group:
     response_ids: list[int]
     split: str = "train"
     reference_logp: float | None = None
+    in_support: bool | None = None
     response_embedding: list[float] | None = None
     negatives: list[Candidate] = field(default_factory=list)
     messages: list[dict[str, str]] | None = None
@@ -120,7 +124,7 @@ MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])
 # What of a group or a reject may be null; a list's elements are called "[]". All else is always there.
 NULLABLE = frozenset(
     (
-        *("response_embedding", "messages", "messages[].content"),
+        *("in_support", "response_embedding", "messages", "messages[].content"),
         *(f"negatives[].{name}" for name in ("sampler_logp", "finish_reason", "source_id", "seed")),
     )
 )
@@ -168,6 +172,7 @@ def group_schema(signals: Sequence[str], version: int = SCHEMA_VERSION) -> pa.Sc
             ("prompt_ids", pa.list_(pa.int32())),
             ("response_ids", pa.list_(pa.int32())),
             ("reference_logp", pa.float32()),
+            *([] if version < 4 else [("in_support", pa.bool_())]),
             ("response_embedding", pa.list_(pa.float32())),
             ("messages", MESSAGES),
             ("negatives", pa.list_(candidate)),

@@ -173,7 +173,14 @@ class SetDirectory:
         if MANIFEST in names and (JOB_FOLDER not in names or self._is_json(MANIFEST)):
             manifest = read_manifest(self.folder, current=True)
             self._refuse_other_job(_content(manifest.job, manifest.signals, manifest.parent))
-            return not self._damage(manifest)
+            damaged = self._damage(manifest)
+            if damaged and manifest.schema_version != SCHEMA_VERSION:  # it would mix two versions' shards
+                raise UserError(
+                    f"negative set '{self.folder.path}' has schema version {manifest.schema_version} and is damaged "
+                    f"({_listed(damaged)}): this program writes version {SCHEMA_VERSION}. Restore what is lost, or "
+                    "choose another --out."
+                )
+            return not damaged
         if JOB_FOLDER in names:
             if self._is_json(JOB_FILE):
                 self._refuse_other_job(parse_json(self.folder.read(JOB_FILE)))
@@ -244,6 +251,7 @@ class SetDirectory:
         except UserError:  # damaged in its turn
             return None
         theirs = _content(manifest.job, manifest.signals, manifest.parent)
+        theirs["schema_version"] = manifest.schema_version
         return None if first_difference(theirs, self._ours(), ignore=self.undecided) else manifest
 
     def _remove_unrecorded(self) -> None:

@@ -56,6 +56,7 @@ class NegativeSetWriter(SetDirectory):
         seconds: dict[str, float],
         layout: str,
         truncated: int = 0,
+        occupancy: float | None = None,
     ) -> ShardRecord:
         """Write one shard whole, then its record.
 
@@ -87,6 +88,7 @@ class NegativeSetWriter(SetDirectory):
             },
             seconds={stage: round(value, 3) for stage, value in seconds.items()},
             layout=layout,
+            occupancy=None if occupancy is None else round(occupancy, 4),
         )
         self.publish(record_name(index), ShardEntry(record, list(rejects), self.content_sha256).to_json())
         return record

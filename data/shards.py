@@ -35,7 +35,7 @@ class NegativeSet:
 
     Args:
         path: directory or URL.
-        current: take no set of an older schema version.
+        current: take no set of schema version 2, which lacks what a person asked.
 
     A shard is checked when it is first read: its checksum, its columns, and what no reader could work with (see
     `data.soundness`); what memory that takes at most, `data.parquet` says.

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.manifest import DTYPES, MANIFEST, REJECTS, Manifest, ShardRecord
-from data.schema import group_schema, reject_schema, schema_differences
+from data.schema import SCHEMA_VERSION, group_schema, reject_schema, schema_differences
 from data.shard_records import JOB_FOLDER
 from data.soundness import array_of, floats_of, score_columns
 from data.sources.examples import SPLITS
@@ -104,9 +104,9 @@ def foreign_files(names: set[str], manifest: Manifest) -> list[str]:
     ]
 
 
-def schema_problems(table: pa.Table, signals: Sequence[str]) -> list[str]:
-    """Whether a shard has our columns."""
-    return schema_differences(table.schema, group_schema(signals))
+def schema_problems(table: pa.Table, signals: Sequence[str], version: int = SCHEMA_VERSION) -> list[str]:
+    """Whether a shard has the columns of a schema version."""
+    return schema_differences(table.schema, group_schema(signals, version))
 
 
 def split_problems(table: pa.Table, file: str, split: str) -> list[str]:

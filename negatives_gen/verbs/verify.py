@@ -122,7 +122,7 @@ def _check_shards(
     for record in manifest.shards:
         table = _intact(folder, record.file, record.sha256, damaged, schema, size=record.bytes)
         if table is not None:
-            if wrong := checks.schema_problems(table, manifest.signals):
+            if wrong := checks.schema_problems(table, manifest.signals, manifest.schema_version):
                 schema += [f"{record.file}: {problem}" for problem in wrong]
             else:
                 nulls, strange = null_problems(table), id_problems(table, vocabulary)

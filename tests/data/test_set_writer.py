@@ -186,5 +186,5 @@ def test_an_unfinished_set_of_schema_2_is_not_gone_on_with(tmp_path: Path):
     claim = json.loads((tmp_path / "_job/job.json").read_text())
     del claim["schema_version"]
     (tmp_path / "_job/job.json").write_text(json.dumps(claim))
-    said = "already holds another job: its schema_version is (missing), this job's is 3."
+    said = "already holds another job: its schema_version is (missing), this job's is 4."
     assert said in refusal(NegativeSetWriter(str(tmp_path), JOB, SIGNALS).begin)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pandas
@@ -17,7 +18,7 @@ from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
 from data.soundness import length_problems
 from data.storage import sha256
-from tests.support.schema_2 import write_as_schema_2
+from tests.support.older_schemas import write_as_schema
 from tests.support.written import JOB, REJECTS, SIGNALS, all_files, group, refusal, write_part, write_set
 
 
@@ -172,21 +173,44 @@ def test_another_schema_version_is_refused_with_both_versions(finished: Path):
     assert f"has schema version 99, this program reads version {SCHEMA_VERSION}" in message
 
 
-def test_a_set_of_schema_2_is_read_without_what_it_lacks(finished: Path):
-    write_as_schema_2(finished)
-    assert "query" not in pq.read_table(finished / shard_name(0)).column_names
+@pytest.mark.parametrize(("version", "lacking"), [(2, {"query": "", "in_support": None}), (3, {"in_support": None})])
+def test_a_set_of_an_older_schema_is_read_without_what_it_lacks(finished: Path, version: int, lacking: dict[str, Any]):
+    write_as_schema(version, finished)
+    assert not lacking.keys() & set(pq.read_table(finished / shard_name(0)).column_names)
     negatives = NegativeSet(str(finished))
-    assert list(negatives.groups()) == [dataclasses.replace(group(n), query="") for n in (1, 2, 3)]
+    assert list(negatives.groups()) == [dataclasses.replace(group(n), **lacking) for n in (1, 2, 3)]
+    assert [shard.occupancy for shard in negatives.manifest.shards] == [None] * 3
     assert negatives.rejects() == [*REJECTS[0], *REJECTS[2]]
     assert negatives.manifest.shards[0].layout == "packed"
     assert negatives.shard_table(0, ["id"]).column_names == ["id"]
 
 
 def test_where_more_than_training_is_asked_a_set_of_schema_2_is_refused(finished: Path):
-    write_as_schema_2(finished)
+    write_as_schema(2, finished)
     said = "has schema version 2: it lacks what a person asked, so it can be trained on and looked at, but not extended"
     assert said in refusal(lambda: NegativeSet(str(finished), current=True))
     assert said in refusal(NegativeSetWriter(str(finished), JOB, SIGNALS).begin)
+
+
+def test_a_finished_set_of_schema_3_is_met_as_finished_and_not_mixed_with_new_shards(finished: Path):
+    write_as_schema(3, finished)
+    manifest = (finished / "manifest.json").read_bytes()
+    assert NegativeSet(str(finished), current=True).manifest.to_json() == manifest
+    assert not NegativeSetWriter(str(finished), JOB, SIGNALS).begin()
+    (finished / shard_name(1)).unlink()
+    said = f"'{finished}' has schema version 3 and is damaged (shard-00001.parquet): this program writes version 4."
+    assert said in refusal(NegativeSetWriter(str(finished), JOB, SIGNALS).begin)
+    assert (finished / "manifest.json").read_bytes() == manifest
+
+
+def test_occupancy_of_the_engine_is_kept_per_shard(tmp_path: Path):
+    writer = NegativeSetWriter(str(tmp_path / "set"), JOB, SIGNALS)
+    writer.begin()
+    writer.write_shard(0, [group(1)], [], seconds={}, layout="packed", occupancy=2 / 3)
+    writer.write_shard(1, [group(2)], [], seconds={}, layout="packed")
+    writer.finish(2)
+    shards = NegativeSet(str(tmp_path / "set")).manifest.shards
+    assert [shard.occupancy for shard in shards] == [0.6667, None]
 
 
 @pytest.mark.parametrize("read", ["groups", "shard_table", "rejects"])
@@ -204,7 +228,7 @@ def test_a_file_with_other_columns_than_the_schemas_is_refused(finished: Path, r
         "rejects": negatives.rejects,
     }
     assert refusal(calls[read]).endswith(
-        "has not the columns of schema version 3: column response is missing, the schema says string. Generate the set "
+        "has not the columns of schema version 4: column response is missing, the schema says string. Generate the set "
         "again."
     )
 

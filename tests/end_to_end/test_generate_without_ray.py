@@ -10,6 +10,7 @@ import pytest
 
 from data.command.options import make_config
 from data.manifest import Manifest
+from data.schema import SCHEMA_VERSION
 from data.shards import NegativeSet
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
@@ -40,7 +41,12 @@ def test_an_interrupted_job_goes_on_and_leaves_finished_shards_as_they_are(
     capsys.readouterr()
     (out / "_job").mkdir(parents=True)
     manifest = json.loads((generated / "manifest.json").read_text())
-    claim = {**manifest["job"], "ranking signals": manifest["signals"], "parent": None, "schema_version": 3}
+    claim = {
+        **manifest["job"],
+        "ranking signals": manifest["signals"],
+        "parent": None,
+        "schema_version": SCHEMA_VERSION,
+    }
     (out / "_job/job.json").write_text(json.dumps(claim))
     (out / ".tmp-half").write_bytes(b"PAR1")
     rejects = [vars(r) for r in NegativeSet(str(generated)).rejects()]

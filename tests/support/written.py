@@ -41,7 +41,10 @@ def group(number: int) -> Group:
     ids = [number, 5, 6]
     split = "test" if number == 3 else "train"
     return Group(
-        *(example_id(prompt, response), prompt, response, ids, [7, 0], split, -2.5, [0.5, -0.5], negatives),
+        *(example_id(prompt, response), prompt, response, ids, [7, 0], split, -2.5),
+        in_support={1: True, 2: False}.get(number),
+        response_embedding=[0.5, -0.5],
+        negatives=negatives,
         query=f"asked {number}",
     )
 

@@ -11,7 +11,7 @@ from data.model_settings import config_hash
 from data.schema import Candidate, Group
 from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
-from tests.support.schema_2 import write_as_schema_2
+from tests.support.older_schemas import write_as_schema
 from tests.support.tiny import make_negative_set, save_tiny_model
 from trainer.run import main
 
@@ -87,17 +87,18 @@ def test_sets_without_a_common_group_in_the_half_are_trained_on_together(
 
 
 @pytest.mark.seconds
-def test_a_set_of_schema_2_trains_as_before(
-    reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_set_of_an_older_schema_trains_as_before(
+    version: int, reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a set of schema 2 lacks, no training needs."""
+    """What a set of an older schema lacks, no training needs."""
     groups = list(NegativeSet(str(negative_set)).groups())
     old = rewritten(negative_set, tmp_path / "old", groups, "train")
     caplog.set_level("INFO")
     losses = []
     for name in ("new", "old"):
         if name == "old":
-            write_as_schema_2(old)
+            write_as_schema(version, old)
         assert main(words(reference, tmp_path / name / "out", old)) == 0
         lines = [json.loads(line) for line in (tmp_path / name / "out" / "metrics.jsonl").read_text().splitlines()]
         losses.append([line["loss"] for line in lines if "loss" in line])
