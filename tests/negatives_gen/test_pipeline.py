@@ -8,7 +8,7 @@ from data.command.errors import UserError
 from negatives_gen.job import cluster
 from negatives_gen.job.actors import Work
 from negatives_gen.job.cluster import start_ray
-from negatives_gen.job.pipeline import Resources
+from negatives_gen.job.resources import Resources
 
 
 def planned(*, cpus: list[float], gpus: int, **options: Any) -> Resources:
