@@ -21,8 +21,7 @@ import pytest
 from tests.support.commands import CONTEXT, preload_vllm
 
 if TYPE_CHECKING:
-    from negatives_gen.models.engine import Engine
-    from tests.support.answering import Engines
+    from tests.support.answering import DrawingEngine, Engines
     from tests.support.chat_server import ChatAPIStub
     from tests.support.ray_cluster import RayCluster
 
@@ -128,7 +127,7 @@ def engines() -> Iterator["Engines"]:
 
 
 @pytest.fixture(scope="session")
-def engine(engines: "Engines", answering_model: Path) -> "Engine":
+def engine(engines: "Engines", answering_model: Path) -> "DrawingEngine":
     """The session's real vLLM engine, of `answering_model`."""
     return engines.Engine(str(answering_model))
 

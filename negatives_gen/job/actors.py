@@ -112,19 +112,23 @@ class Stage:
         if row["error"] or row["aside"]:
             return row
         index = row["shard"]
-        with self._told(index) as result, attempt(self.work.writer, index, self.name):
-            shard = self._shard(row)
-            self._make_negatives(index, shard)
-            result |= self.finish(index, shard)
+        with self._told(index) as result:
+            self._require_loaded()
+            with attempt(self.work.writer, index, self.name):
+                shard = self._shard(row)
+                self._make_negatives(index, shard)
+                result |= self.finish(index, shard)
         return result
+
+    def _require_loaded(self) -> None:
+        if self.failure is not None:
+            raise self.failure
 
     @contextmanager
     def _told(self, index: int) -> Iterator[dict[str, Any]]:
         """The row to fill in for a shard; what the block raises becomes an entry of it."""
         result = new_row(index)
         try:
-            if self.failure is not None:
-                raise self.failure
             yield result
         except UserError as error:
             result["error"] = str(error)
@@ -192,6 +196,7 @@ class SampleStage(Stage):
             return row
         index = row["shard"]
         with self._told(index) as result:
+            self._require_loaded()
             # A shard whose worker has died is sampled alone, or it would take others with it.
             async with self.admission.turn(alone=suspect(self.work.writer, index, self.name)) as turn:
                 with attempt(self.work.writer, index, self.name):

@@ -50,6 +50,11 @@ def attempt(directory: SetDirectory, index: int, stage: str) -> Iterator[None]:
         yield
 
 
+def suspect(directory: SetDirectory, index: int, stage: str) -> bool:
+    """Whether a worker has died in a stage while it worked on a shard, and maybe on others."""
+    return directory.claim is not None and bool(_marks(directory.folder, f"{index:05d}-{stage}"))
+
+
 @contextmanager
 def loading_stage(directory: SetDirectory, stage: str) -> Iterator[None]:
     """Load what a stage needs.

@@ -14,8 +14,10 @@ from data.manifest import shard_name
 from data.storage import Folder
 from negatives_gen.job.actors import AskStage, SampleStage, ScoreStage, Work, new_row
 from negatives_gen.job.attempts import Stall, refuse_set_aside
+from negatives_gen.job.batching import FILLINGS
 from negatives_gen.job.cluster import start_ray
 from negatives_gen.job.resources import Resources
+from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
 
 log = logging.getLogger(__name__)
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 END: Any = object()
 # Cores of an actor that only waits for an API.
 ASK_CPUS = 0.05
+# vLLM's largest default of max_num_seqs.
+MOST_SLOTS = 1024
 
 
 def run_pipeline(
@@ -88,19 +92,40 @@ def _results(work: Work, shards: Sequence[int], num_engines: int | None) -> Gene
         ASK: (AskStage, work, 1, ASK_CPUS, 0),
         SCORE: (ScoreStage, work, resources.scorers, resources.cpus, resources.scorer_gpus),
     }
+    at_once = min(shards_in_flight(work), -(-len(shards) // max(1, resources.engines)))
+    if SAMPLE in stages:
+        log.info("at most %d shards in flight in an engine's actor", at_once)
     results = ray.data.from_items([new_row(index) for index in shards], override_num_blocks=len(shards))
     for stage in stages:
         actor, argument, number, cpus, gpus = actors[stage]
         results = results.map(
             actor,  # type: ignore[arg-type]  # Ray types a callable class as if it were a function
             fn_constructor_args=(argument,),
-            compute=ray.data.ActorPoolStrategy(size=min(number, len(shards))),
+            compute=ray.data.ActorPoolStrategy(
+                size=min(number, len(shards)),
+                # Those of an engine's actor wait for it side by side (`batching.Admission`).
+                **(
+                    {"max_tasks_in_flight_per_actor": at_once, "max_concurrent_calls_per_actor": at_once}
+                    if stage == SAMPLE
+                    else {}
+                ),
+            ),
             num_cpus=cpus,
             num_gpus=gpus,
         )
     # A batch is a block is a shard; without prefetching each is told as soon as it is written.
     batches: Any = results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
     return _rows_of(iter(batches))
+
+
+def shards_in_flight(work: Work) -> int:
+    """Shards that an actor with an engine has in flight at most.
+
+    Enough to keep the engine busy (`batching.FILLINGS`) while as many again wait for their longest sequences.
+    """
+    counts = [s["count"] for name, s in work.strategies.items() if STRATEGIES.load(name).stage == SAMPLE]
+    samples = work.writer.job["groups_per_shard"] * max(1, sum(counts))
+    return 2 + -(-2 * FILLINGS * int(work.engine_options.get("max_num_seqs", MOST_SLOTS)) // samples)
 
 
 def _rows_of(batches: Any) -> Generator[dict[str, Any], None, None]:

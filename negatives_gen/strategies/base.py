@@ -181,9 +181,7 @@ class SampledStrategy(Strategy):
             Why it cannot have as many; "" if it has.
         """
 
-    async def sample_all(
-        self, groups: Sequence[Group], settings: dict[str, Any], tools: Tools
-    ) -> dict[str, str]:
+    async def sample_all(self, groups: Sequence[Group], settings: dict[str, Any], tools: Tools) -> dict[str, str]:
         """As `add`, while others use the same event loop."""
         tasks = [asyncio.ensure_future(self.sample(group, settings, tools)) for group in groups]
         try:

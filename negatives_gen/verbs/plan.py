@@ -133,6 +133,7 @@ def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measure
     """
     from data.storage import Folder
     from negatives_gen.job.actors import STAGES, new_row
+    from negatives_gen.job.batching import work_on
     from negatives_gen.job.inputs import stage_inputs
     from negatives_gen.job.job import require_usable, try_signals
 
@@ -167,7 +168,7 @@ def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measure
         row = new_row(0)
         for stage in stages:
             stage.work = shard
-            row = stage(row)
+            row = work_on(stage, row)
         if row["error"]:
             raise UserError(row["error"])
         manifests.append(shard.writer.collect(1))

@@ -16,7 +16,7 @@ from data.schema import Group
 from negatives_gen.job.actors import Components
 from negatives_gen.job.inputs import Shard
 from negatives_gen.models.embedder import REFERENCE
-from negatives_gen.models.engine import Sample
+from negatives_gen.models.engine import Request, Sample
 from negatives_gen.signals import SIGNALS, Reference, Signal
 
 DEFAULT_DIMENSION = 384  # of all-MiniLM-L6-v2
@@ -25,15 +25,22 @@ DEFAULT_DIMENSION = 384  # of all-MiniLM-L6-v2
 class StandInEngine:
     """Answers with ground truths of other rows, cut where a sampled continuation would be."""
 
+    slots = 1
+
     def __init__(self, truths: Sequence[tuple[Sequence[int], str]]):
         self.truths = truths
 
-    def sample(
-        self, prompts: Sequence[Sequence[int]], *, n: int, max_tokens: Sequence[int], seeds: Sequence[int], **_: Any
-    ) -> list[list[Sample]]:
+        self.running = self.unfinished = 0
+        self._requests: list[tuple[str, Request]] = []
+
+    def start(self, key: str, request: Request) -> None:
+        self._requests.append((key, request))
+
+    def step(self) -> list[tuple[str, list[Sample]]]:
+        requests, self._requests = self._requests, []
         return [
-            [self._cut(truth, limit) for truth in random.Random(seed).choices(self.truths, k=n)]
-            for limit, seed in zip(max_tokens, seeds, strict=True)
+            (key, [self._cut(t, r.max_tokens) for t in random.Random(r.seed).choices(self.truths, k=r.n)])
+            for key, r in requests
         ]
 
     def _cut(self, truth: tuple[Sequence[int], str], limit: int) -> Sample:

@@ -20,6 +20,7 @@ from data.storage import Folder
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
+from negatives_gen.models.engine import Request, Sample
 from negatives_gen.verbs.extend import ExtendConfig, extend
 from tests.support.owners import die
 from tests.support.stubs import EngineStub
@@ -90,13 +91,13 @@ def test_an_interrupted_job_on_s3_goes_on(reference: Path, bucket: str) -> None:
     asked: list[int] = []
 
     class FailingEngineStub(EngineStub):
-        """Fails at the second shard."""
+        """Fails in the second shard."""
 
-        def sample(self, prompts: Any, **request: Any) -> Any:
-            asked.append(len(prompts))
-            if len(asked) == 2:
+        def draw(self, request: Request) -> list[Sample]:
+            asked.append(request.n)
+            if len(asked) > 8:  # the first shard's
                 raise UserError("the engine failed")
-            return super().sample(prompts, **request)
+            return super().draw(request)
 
     with without_ray():
         with pytest.raises(UserError, match="the engine failed"):
@@ -223,9 +224,9 @@ def test_a_store_that_goes_away_in_mid_run_is_one_line(reference: Path, bucket: 
     class StoppingEngineStub(EngineStub):
         """The store is gone when the first shard is sampled."""
 
-        def sample(self, prompts: Any, **request: Any) -> Any:
+        def draw(self, request: Request) -> list[Sample]:
             stop(server)
-            return super().sample(prompts, **request)
+            return super().draw(request)
 
     with without_ray(), pytest.raises(UserError, match=r"cannot .* 's3://negatives/gone.*': Could not conn") as caught:
         generate(config(reference, f"{bucket}/gone"), Components(engine=StoppingEngineStub))

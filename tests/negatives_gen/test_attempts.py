@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator, Iterator
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,9 +24,11 @@ from data.storage import Folder
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components, SampleStage, new_row
 from negatives_gen.job.attempts import MAX_TRIES, SetAside, Stall, attempt, loading_stage
+from negatives_gen.job.batching import work_on
 from negatives_gen.job.inputs import stage_inputs
 from negatives_gen.job.job import generate, make_work
 from negatives_gen.job.pipeline import END, Rows
+from negatives_gen.models.engine import Request, Sample
 from tests.support.stubs import EngineStub, ScorerStub, signals_stub
 from tests.support.without_ray import without_ray
 
@@ -72,7 +75,7 @@ def test_a_worker_that_dies_each_time_while_it_loads_ends_the_job(reference: Pat
         process.start()
         process.join(30)
         assert process.exitcode == -9
-    row = SampleStage(work)(new_row(0))
+    row = work_on(SampleStage(work), new_row(0))
     assert re.match(r"a worker that loads its models died 3 times in stage 'sample' \(the last was", row["error"])
     work.writer.end()
 
@@ -90,8 +93,9 @@ def test_the_engine_is_told_a_context_that_config_json_does_not_say(
     work = make_work(job, open_source("facts", "prompt-completion", "train", 20))
     engine_options = {"enforce_eager": True}
 
-    def engine_stub(*_: Any, options: dict[str, Any], **__: Any) -> None:
+    def engine_stub(*_: Any, options: dict[str, Any], **__: Any) -> Any:
         given.append(options)
+        return SimpleNamespace(slots=1)
 
     work = dataclasses.replace(work, engine_options=engine_options, components=components(engine=engine_stub))
     assert work.writer.begin()
@@ -176,10 +180,9 @@ class SilentEngineStub(EngineStub):
 
     samples = True
 
-    def sample(self, prompts: Any, **request: Any) -> Any:
-        drawn = super().sample(prompts, **request)
-        silent = [[dataclasses.replace(sample, ids=[], text="") for sample in samples] for samples in drawn]
-        return silent if self.samples else [[] for _ in prompts]
+    def draw(self, request: Request) -> list[Sample]:
+        samples = [dataclasses.replace(sample, ids=[], text="") for sample in super().draw(request)]
+        return samples if self.samples else []
 
 
 @pytest.mark.parametrize("samples", [True, False])

@@ -13,6 +13,7 @@ from data.schema import Group, groups_to_table
 from data.sources.examples import as_example
 from data.sources.prepare import prepare_groups
 from data.tokens import describe_ends, described_ends, marks_of
+from negatives_gen.models.engine import Request
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import Tools
 from negatives_gen.verbs import checks
@@ -202,7 +203,7 @@ def test_the_engine_ends_samples_greedy_answers_and_beams_where_a_turn_ends(engi
     tokenizer.save_pretrained(tmp_path)
     tiny_model("llama", vocab_size=6, seed=3, scale=1.0).save_pretrained(tmp_path)
     engine = engines.Engine(str(tmp_path))
-    [samples] = engine.sample([[1, 2]], n=64, top_k=0, temperature=1.0, max_tokens=[40], seeds=[0])
+    [samples] = engine.draw([Request([1, 2], 64, 0, 1.0, 40, 0)])
     lasts = {sample.ids[-1] for sample in samples if sample.finish_reason == "stop"}
     assert lasts == {0, 5}
     samples += engine.decode([[1, 2], [3]], max_tokens=[40, 40], beams=2)
@@ -217,7 +218,7 @@ def test_the_engine_gives_texts_that_stand_behind_their_prompts(engines: Any, tm
     tokenizer = odd.save_model(tmp_path, odd.sentencepiece())
     engine = engines.Engine(str(tmp_path))
     prompt = tokenizer("the cat")["input_ids"]
-    [samples] = engine.sample([prompt], n=32, top_k=0, temperature=1.0, max_tokens=[8], seeds=[0])
+    [samples] = engine.draw([Request(prompt, 32, 0, 1.0, 8, 0)])
     begins = [s for s in samples if odd.spelled(tokenizer, s.ids)[0].startswith("▁") and len(s.ids) > 1]
     assert begins
     for sample in samples:

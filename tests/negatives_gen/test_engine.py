@@ -8,17 +8,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from data.command.errors import UserError
-from negatives_gen.models.engine import Engine
-from tests.support.answering import answer_logp, drawn_logp, facts_groups
+from negatives_gen.models.engine import Engine, Request
+from tests.support.answering import DrawingEngine, answer_logp, drawn_logp, facts_groups
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(0.7, 5), (1.3, 0), (1.0, 50)])
 def test_a_samples_log_density_is_that_after_temperature_and_top_k(
-    engine: Engine, answering_model: Path, temperature: float, top_k: int
+    engine: DrawingEngine, answering_model: Path, temperature: float, top_k: int
 ) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(answering_model, dtype=torch.float32).eval()
     prompts = [group.prompt_ids for group in facts_groups(answering_model, 6)]
-    drawn = engine.sample(prompts, n=4, top_k=top_k, temperature=temperature, max_tokens=[12] * 6, seeds=list(range(6)))
+    drawn = engine.draw([Request(prompt, 4, top_k, temperature, 12, seed) for seed, prompt in enumerate(prompts)])
     others = []
     for prompt, samples in zip(prompts, drawn, strict=True):
         for sample in samples:

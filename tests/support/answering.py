@@ -1,6 +1,6 @@
 """A tiny model whose answers end, a real vLLM engine for it, and a toy whose answers can all be listed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from data.models import context_length, load_tokenizer
 from data.schema import Group
 from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
-from negatives_gen.models.engine import Engine
+from negatives_gen.models.engine import Engine, Request, Sample
 from tests.support.tiny import save_tiny_model, tiny_model
 
 TASK = "prompt-completion"
@@ -51,18 +51,31 @@ class Engines(BaseManager):
     Their methods are called as if they were here.
     """
 
-    Engine: Callable[..., Engine]
+    Engine: Callable[..., "DrawingEngine"]
 
 
-KEPT: list[Engine] = []
+class DrawingEngine(Engine):
+    """An engine that is stepped to the end of some requests."""
+
+    def draw(self, requests: Sequence[Request]) -> list[list[Sample]]:
+        """The samples of each request."""
+        for number, request in enumerate(requests):
+            self.start(str(number), request)
+        samples: dict[str, list[Sample]] = {}
+        while len(samples) < len(requests):
+            samples |= dict(self.step())
+        return [samples[str(number)] for number in range(len(requests))]
+
+
+KEPT: list[DrawingEngine] = []
 
 
 BLOCKS = 64  # of 128 tokens: where the cache takes what it may, each engine takes a GiB
 
 
-def _kept(*arguments: Any, options: dict[str, Any] | None = None, **more: Any) -> Engine:
+def _kept(*arguments: Any, options: dict[str, Any] | None = None, **more: Any) -> DrawingEngine:
     """An engine that lives as long as its process: one that ends takes the process groups of the others with it."""
-    KEPT.append(Engine(*arguments, options={"num_gpu_blocks_override": BLOCKS, **(options or {})}, **more))
+    KEPT.append(DrawingEngine(*arguments, options={"num_gpu_blocks_override": BLOCKS, **(options or {})}, **more))
     return KEPT[-1]
 
 

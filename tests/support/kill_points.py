@@ -17,7 +17,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
 from negatives_gen.job.progress import Progress
-from negatives_gen.models.engine import Sample
+from negatives_gen.models.engine import Request, Sample
 from tests.support.stubs import EngineStub, ScorerStub, signals_stub
 from tests.support.without_ray import without_ray
 
@@ -91,9 +91,9 @@ class MakeEngineStub:
         armed = self.armed
 
         class EngineKilledStub(EngineStub):
-            def sample(self, prompts: Sequence[Sequence[int]], **more: Any) -> list[list[Sample]]:
+            def draw(self, request: Request) -> list[Sample]:
                 armed.reach("sample")
-                return super().sample(prompts, **more)
+                return super().draw(request)
 
         return EngineKilledStub(model, seed=seed, options=options)
 

@@ -5,6 +5,7 @@ import random
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
 from negatives_gen.job.progress import print_outcome
-from negatives_gen.models.engine import Sample
+from negatives_gen.models.engine import Request, Sample
 from negatives_gen.signals import Reference, Signal
 
 LENGTH = 6
@@ -26,8 +27,10 @@ LENGTH = 6
 class EngineStub:
     """Samples random tokens, after `engine.seconds_per_prompt`, or raises `engine.refuses`; for kills and for scale.
 
-    A request of `engine.dies_of` prompts kills its process.
+    A prompt that holds the text `engine.dies_of` kills its process.
     """
+
+    slots = 1024
 
     def __init__(self, model: str, *, seed: int, options: dict[str, Any]):
         if "refuses" in options:
@@ -38,13 +41,24 @@ class EngineStub:
         special = set(self.tokenizer.all_special_ids)
         self.words = {i: t for t, i in self.tokenizer.get_vocab().items() if i not in special and t.isalpha()}
 
-    def sample(
-        self, prompts: Sequence[Sequence[int]], *, n: int, max_tokens: Sequence[int], **_: Any
-    ) -> list[list[Sample]]:
-        if len(prompts) == self.dies_of:
+        self.running = self.unfinished = 0
+        self._requests: deque[tuple[str, Request]] = deque()
+
+    def start(self, key: str, request: Request) -> None:
+        if self.dies_of is not None and self.dies_of in self.tokenizer.decode(list(request.prompt)):
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(self.seconds_per_prompt * len(prompts))
-        return [[self._draw() for _ in range(n)] for _ in prompts]
+        self._requests.append((key, request))
+        self.unfinished += request.n
+
+    def step(self) -> list[tuple[str, list[Sample]]]:
+        """One request whole."""
+        key, request = self._requests.popleft()
+        time.sleep(self.seconds_per_prompt)
+        self.running, self.unfinished = request.n, self.unfinished - request.n
+        return [(key, self.draw(request))]
+
+    def draw(self, request: Request) -> list[Sample]:
+        return [self._draw() for _ in range(request.n)]
 
     def _draw(self) -> Sample:
         ids = random.choices(list(self.words), k=LENGTH)

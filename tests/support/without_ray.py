@@ -9,6 +9,7 @@ from unittest import mock
 
 import negatives_gen.signals.embedding
 from negatives_gen.job.actors import STAGES, Work, new_row
+from negatives_gen.job.batching import work_on
 from negatives_gen.job.pipeline import Outcome
 from negatives_gen.models.embedder import Embedder
 from negatives_gen.models.loading import load_scorer
@@ -40,7 +41,7 @@ def pipeline_without_ray_stub(work: Work, shards: Sequence[int], *, on_written: 
     for index in shards:
         row = new_row(index)
         for stage in stages:
-            row = stage(row)
+            row = work_on(stage, row)
         outcome.take(row)
     outcome.end()
 
