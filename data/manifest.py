@@ -24,6 +24,7 @@ ENTRIES_SHAPE = {"origin": IfThere({"entry": str, "source_sha256": str})}
 READ_JOB_SHAPE = {
     "model": {"name": str, "weights_sha256": str, "scorer_dtype": str},
     "tokenizer": {"sha256": str},
+    "sampler": IfThere({"name": str}),
     "data": IfThere({"split": Maybe(str)}),
     "strategies": Each({"count": Count(), **ENTRIES_SHAPE}),
     "signals": IfThere(Each(ENTRIES_SHAPE)),

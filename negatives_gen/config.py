@@ -77,6 +77,12 @@ class GenerateConfig(RunOptions):
         metavar="PATH",
     )
     out: str = option(None, "directory or URL (s3://, gs://) of the negative set", metavar="DIR", required=True)
+    sampler: str | None = option(
+        None,
+        "model that samples (default: the reference): one of the same tokenizer, such as a smaller, distilled or "
+        "quantised one, or a LoRA adapter of the reference",
+        metavar="PATH",
+    )
     task: str = option(
         "prompt-completion",
         TASK_HELP,
@@ -152,6 +158,8 @@ class GenerateConfig(RunOptions):
         for key, names in idle(self.signal_options, signal_names(self.signals)).items():
             raise idle_option(key, names, "chosen", by="signals")
         self.refuse_idle_engine(strategies, "chosen")
+        if self.sampler is not None and not sampling(strategies):
+            raise idle_option("sampler", sampling(STRATEGIES.names()), "chosen")
 
 
 def sampling(strategies: Collection[str]) -> list[str]:

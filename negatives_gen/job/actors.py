@@ -19,6 +19,7 @@ from negatives_gen.job.answers import kept_answers
 from negatives_gen.job.attempts import SetAside, attempt, loading_stage, suspect
 from negatives_gen.job.batching import FILLINGS, Admission, EngineLoop, ShardSampler
 from negatives_gen.job.inputs import Shard, ShardSource
+from negatives_gen.job.sampling_model import SamplingModel
 from negatives_gen.models.engine import Engine
 from negatives_gen.models.loading import load_scorer
 from negatives_gen.signals import SIGNALS, Reference, Signal, load_signals
@@ -41,6 +42,7 @@ class Work:
 
     Attributes:
         model: directory of the reference model.
+        sampler: what samples; None: the reference.
         strategies: those that have negatives to make, with their settings.
         signals: the ranking signals with their options, the default first.
         outside: import paths of strategies and of signals that are not built in: a worker knows their names only once
@@ -58,6 +60,7 @@ class Work:
     dtype: str
     engine_options: dict[str, Any]
     trust_remote_code: bool = False
+    sampler: SamplingModel | None = None
     outside: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     components: Components = field(default_factory=Components)
 
@@ -176,7 +179,7 @@ def _require_served(strategy: Strategy, settings: dict[str, Any], shard: Shard) 
 
 
 class SampleStage(Stage):
-    """The stage of strategies that sample from the reference model; it holds an engine, and several shards in flight.
+    """The stage of strategies that sample from the reference model, or from another sampler; it holds an engine, and several shards in flight.
 
     Ray Data calls it for the next shard while earlier ones wait for their samples.
     """
@@ -186,8 +189,11 @@ class SampleStage(Stage):
     def lend(self) -> dict[str, Any]:
         work = self.work
         code = {"trust_remote_code": True} if work.trust_remote_code else {}
-        options = {**code, **context_option(work.model, work.context), **work.engine_options}
-        self.engine = EngineLoop(lambda: work.components.engine(work.model, seed=work.seed, options=options))
+        sampler = work.sampler or SamplingModel(work.model)
+        options = {**code, **context_option(sampler.model, work.context), **work.engine_options}
+        self.engine = EngineLoop(
+            lambda: work.components.engine(sampler.model, seed=work.seed, options=options, **sampler.engine_arguments)
+        )
         self.admission = Admission(lambda: self.engine.backlog, FILLINGS * self.engine.slots)
         return {}
 

@@ -40,7 +40,7 @@ The licence is that of the data and the model it was made from.
 | | |
 |---|---|
 | reference model | `{model}`, weights SHA-256 `{weights}` |
-| data | `{data}`, task `{task}`, split `{split}` |
+{sampler}| data | `{data}`, task `{task}`, split `{split}` |
 | rows | {rows_read} read, {rows_written} groups, {rows_rejected} rejected (`{rejects}` says why) |
 | ranking signals | {signals} |
 | seed | {seed} |
@@ -84,6 +84,11 @@ def _parts(field: pa.Field) -> str:
     return f" ({said})" if said else ""
 
 
+def _sampler_line(sampler: dict[str, Any] | None) -> str:
+    """A row of what samples, where it is not the reference."""
+    return f"| sampler | `{sampler['name']}`, weights SHA-256 `{sampler['weights_sha256'][:16]}` |\n" if sampler else ""
+
+
 def card(manifest: Manifest) -> str:
     """The card of a set, as the hub reads it."""
     job, counts = manifest.job, manifest.counts
@@ -104,6 +109,7 @@ def card(manifest: Manifest) -> str:
         signals=", ".join(f"`{signal}`" for signal in manifest.signals),
         seed=job["seed"],
         strategies="\n".join(lines),
+        sampler=_sampler_line(job.get("sampler")),
         columns=_columns(group_schema(manifest.signals)),
         **{key: counts[key] for key in ("rows_read", "rows_written", "rows_rejected")},
     )

@@ -34,13 +34,14 @@ from negatives_gen.job.card import CARD, card, push_to_hub, require_disk, requir
 from negatives_gen.job.inputs import Kind, Shard, StagedShards, stage_inputs
 from negatives_gen.job.pipeline import run_pipeline
 from negatives_gen.job.progress import Progress
+from negatives_gen.job.sampling_model import SamplingModel, sampling_model
 from negatives_gen.signals import SIGNALS, Reference, Signal, job_identity
 from negatives_gen.strategies import STRATEGIES
 
 log = logging.getLogger(__name__)
 
 # Another name, path or spelling of the same content is the same job: hashes decide. Of a stream there is no hash.
-NAMES = ("model.name", "model.config_words_sha256", "data.name", "parent.name")
+NAMES = ("model.name", "model.config_words_sha256", "sampler.name", "data.name", "parent.name")
 
 
 def generate(config: GenerateConfig, components: Components | None = None) -> Manifest:
@@ -72,7 +73,11 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
     model = local_path(config.model)
     check_causal(model)
     tokenizer = load_tokenizer(model, config.trust_remote_code)
-    context = serving_context(config, model, tokenizer)
+    sampler = None
+    if config.sampler is not None:
+        named = config.sampler
+        sampler = sampling_model(named, local_path(named), model, tokenizer, config.trust_remote_code)
+    context = serving_context(config, model, tokenizer, sampler)
     strategies, signals = config.strategy_settings(), config.used_signal_options()
     reference = Reference(model, config.trust_remote_code)
     job = without_secrets(
@@ -84,6 +89,7 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
                 "config_words_sha256": config_words_hash(model_directory(model)),
                 "scorer_dtype": config.scorer_dtype,
             },
+            **({"sampler": sampler.identity()} if sampler else {}),
             "tokenizer": {
                 "sha256": tokenizer_hash(tokenizer),
                 **describe_ends(marks_of(tokenizer)),
@@ -120,6 +126,7 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
         dtype=config.scorer_dtype,
         engine_options=config.engine,
         trust_remote_code=config.trust_remote_code,
+        sampler=sampler,
         outside=outside_paths(strategies, signals),
         components=components or Components(),
     )
@@ -178,10 +185,11 @@ def _made(config: RunOptions, work: Work, prepare: Callable[[], tuple[int, dict[
         writer.end()
 
 
-def serving_context(config: GenerateConfig, model: str, tokenizer: Any) -> int:
+def serving_context(config: GenerateConfig, model: str, tokenizer: Any, sampler: SamplingModel | None) -> int:
     """Longest prefix + continuation: vLLM serves no more than the tokenizer's limit and engine.max_model_len say."""
     limits = (
         context_length(model, config.max_length),
+        context_length(sampler.model, config.max_length) if sampler else None,
         tokenizer.model_max_length,
         config.engine.get("max_model_len"),
     )

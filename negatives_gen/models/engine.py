@@ -4,11 +4,12 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from data.command.errors import UserError
 from data.command.privacy import without_secrets
-from data.models import load_tokenizer
+from data.models import ADAPTER, load_tokenizer, read_object
 from data.tokens import marks_of, text_behind
 from negatives_gen.models.beam_search import BeamSearch
 
@@ -24,6 +25,7 @@ CPU_OPTIONS = {
     # A prompt is computed in one step: where one is split, vLLM rewinds its seed, which only a GPU's generator can.
     "enable_chunked_prefill": False,
 }
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of vLLM's max_lora_rank
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,11 @@ class Engine:
         seed: seed of the engine. On GPUs each request has a seed of its own as well; vLLM on a CPU takes none
             with n > 1 ("CPU Generator does not use offset").
         options: arguments of vLLM's `LLM`, untouched.
+        adapter: directory of a LoRA adapter that is laid over the model when it samples.
 
     Raises:
         UserError: vLLM is not installed, or refuses the model or an option; or an option would change what a
-            log-probability is of.
+            log-probability is of, or what is sampled.
 
     Attributes:
         ends: ids that end a continuation, see `data.tokens.Marks`. vLLM knows the tokenizer's EOS and those of
@@ -86,7 +89,7 @@ class Engine:
         running: sequences that got a token in the last step; None before the first one.
     """
 
-    def __init__(self, model: str, *, seed: int = 0, options: dict[str, Any] | None = None):
+    def __init__(self, model: str, *, seed: int = 0, options: dict[str, Any] | None = None, adapter: str = ""):
         if "logprobs_mode" in (options or {}):
             raise UserError(
                 "--engine.logprobs_mode is not an option: log-probabilities are of what was sampled from. Leave it out."
@@ -105,12 +108,18 @@ class Engine:
         if self.on_cpu:
             for key, value in CPU_ENVIRONMENT.items():
                 os.environ.setdefault(key, value)
+            if (options or {}).get("speculative_config"):
+                raise UserError(
+                    "vLLM's CPU build does not keep the distribution under --engine.speculative_config: drafted tokens "
+                    "come too often, and their log-probabilities are nan. Leave it out, or sample on GPUs."
+                )
         from vllm import LLM
 
         arguments = {
             "logprobs_mode": "processed_logprobs",
             "enable_prefix_caching": True,
             **(CPU_OPTIONS if self.on_cpu else {}),
+            **({"enable_lora": True, "max_lora_rank": _lora_rank(adapter)} if adapter else {}),
             **(options or {}),
         }
         try:
@@ -123,6 +132,11 @@ class Engine:
         self.slots = int(self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
         self.running: int | None = None
         self._started: dict[str, tuple[Sequence[int], int | None]] = {}
+        self._adapter: Any = None
+        if adapter:
+            from vllm.lora.request import LoRARequest
+
+            self._adapter = LoRARequest("sampler", 1, adapter)
 
     def start(self, key: str, request: Request) -> None:
         """Have a request join the batch that the engine works on: one of vLLM's, so that its prompt is computed once.
@@ -140,7 +154,9 @@ class Engine:
             n=request.n, top_k=request.top_k, temperature=request.temperature, max_tokens=request.max_tokens, seed=seed,
             logprobs=0, detokenize=False, stop_token_ids=sorted(self.ends), output_kind=RequestOutputKind.FINAL_ONLY,
         )  # fmt: skip
-        self.llm.llm_engine.add_request(key, {"prompt_token_ids": list(request.prompt)}, parameters)
+        self.llm.llm_engine.add_request(
+            key, {"prompt_token_ids": list(request.prompt)}, parameters, lora_request=self._adapter
+        )
         self._started[key] = request.prompt, seed
 
     def step(self) -> list[tuple[str, list[Sample]]]:
@@ -268,3 +284,9 @@ class Engine:
             )
             for c in output.outputs
         ]
+
+
+def _lora_rank(adapter: str) -> int:
+    """The smallest rank that vLLM makes room for and that holds an adapter's."""
+    rank = int(read_object(Path(adapter) / ADAPTER).get("r", 0))
+    return next((size for size in LORA_RANKS if size >= rank), rank)

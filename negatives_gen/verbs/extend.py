@@ -46,6 +46,11 @@ class ExtendConfig(RunOptions):
 
     out: str = option(None, "directory or URL of the new set", required=True, metavar="DIR")
     model: str | None = option(None, "the reference model, if it is not where the manifest says", metavar="PATH")
+    sampler: str | None = option(
+        None,
+        "model that samples, if it is not where the manifest says, or if the set has nothing sampled so far",
+        metavar="PATH",
+    )
     strategies: list[str] = option(
         [], "counts of the new set, of those strategies that grow or are new, e.g. an=15,bn=3", metavar="NAME=N"
     )
@@ -141,6 +146,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     _refuse_idle_options(config, job["strategies"], growing)
     samples = bool(sampling(growing))
     engine = {**job["engine"], **config.engine} if samples else job["engine"]
+    sampler = _sampler(job, config, model, tokenizer, samples)
     signals = _signal_options(job["signals"], config)
     identities = signal_identities(signals, Reference(model, config.trust_remote_code))
     for signal, known in job["signals"].items():
@@ -150,7 +156,15 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
         log.warning("nothing is added to '%s': it has as many negatives and these signals already", path)
     writer = make_writer(
         config.out,
-        without_secrets({**job, "strategies": strategies, "signals": identities, "engine": engine}),
+        without_secrets(
+            {
+                **job,
+                **({"sampler": {**sampler.identity(), **job.get("sampler", {})}} if sampler else {}),
+                "strategies": strategies,
+                "signals": identities,
+                "engine": engine,
+            }
+        ),
         list(signals),
         parent={"name": without_secrets(path), "manifest_sha256": sha256(parent.folder.read(MANIFEST))},
     )
@@ -165,6 +179,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
         dtype=job["model"]["scorer_dtype"],
         engine_options=_engine_options(job["engine"], config.engine) if samples else {},
         trust_remote_code=config.trust_remote_code,
+        sampler=sampler,
         outside=outside_paths(strategies, signals),
         components=components or Components(),
     )
@@ -176,6 +191,28 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
         return shards, parent.manifest.inputs
 
     return run_job(config, config.out, work, prepare)
+
+
+def _sampler(job: dict[str, Any], config: ExtendConfig, model: str, tokenizer: Any, samples: bool) -> Any:
+    """What samples; None: the reference, or nothing samples. Raises UserError for another one than the set's."""
+    from negatives_gen.job.job import local_path
+    from negatives_gen.job.sampling_model import sampling_model
+
+    if not samples:
+        if config.sampler is not None:
+            raise idle_option("sampler", sampling(STRATEGIES.names()), "added")
+        return None
+    known = job.get("sampler")
+    named = config.sampler or (known["name"] if known else None)
+    if named is None:
+        return None
+    if known is None and sampling(job["strategies"]):
+        raise UserError(f"--sampler '{named}': what the set has was sampled from its reference. Leave it out.")
+    sampler = sampling_model(named, local_path(named), model, tokenizer, config.trust_remote_code)
+    if known and (difference := first_difference(known, sampler.identity(), ignore=["name"])):
+        key, was, found = difference
+        raise UserError(f"the set was sampled from a model with {key} {was}, '{named}' has {found}. Give that model.")
+    return sampler
 
 
 def _load_outside(job: dict[str, Any]) -> None:
