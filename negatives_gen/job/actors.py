@@ -179,7 +179,7 @@ def _require_served(strategy: Strategy, settings: dict[str, Any], shard: Shard) 
 
 
 class SampleStage(Stage):
-    """The stage of strategies that sample from the reference model, or from another sampler; it holds an engine, and several shards in flight.
+    """The stage of strategies that sample; it holds an engine, and several shards in flight.
 
     Ray Data calls it for the next shard while earlier ones wait for their samples.
     """

@@ -1,4 +1,4 @@
-"""The model that samples, where it is not the reference: another one of its tokenizer, or an adapter of the reference."""
+"""What samples, where it is not the reference: another model of its tokenizer, or an adapter of the reference."""
 
 import hashlib
 import json

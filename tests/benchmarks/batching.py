@@ -46,7 +46,8 @@ def job_of(folder: Path, size: int) -> tuple[Work, int]:
     """The job with shards of so many groups, staged, and its number of shards."""
     config = make_config(GenerateConfig,
         model=MODEL, dataset=DOLLY, task="dolly", split="train", limit=ROWS, groups_per_shard=size,
-        strategies=f"an={N}", max_new_tokens=MAX_TOKENS, out=str(folder / f"{size}"), engine=ENGINE, embedder="reference",
+        strategies=f"an={N}", max_new_tokens=MAX_TOKENS, out=str(folder / f"{size}"), engine=ENGINE,
+        embedder="reference",
     )  # fmt: skip
     source = open_source(config.dataset, config.task, config.split, config.limit)
     work = make_work(config, source)
