@@ -23,6 +23,7 @@ from negatives_gen.job.job import generate
 from negatives_gen.models.embedder import Embedder
 from negatives_gen.verbs.extend import ExtendConfig, extend
 from negatives_gen.verbs.verify import VerifyConfig, verify
+from tests.support.older_schemas import write_as_schema
 from tests.support.stubs import EngineStub
 from tests.support.without_ray import without_ray
 
@@ -94,6 +95,14 @@ def check_equal(found: Path, expected: Path) -> None:
             assert ours_c.reference_logp == pytest.approx(theirs_c.reference_logp, abs=1e-3)
         for ours_c, theirs_c in zip(group.negatives, other.negatives, strict=True):
             assert ours_c.similarity == pytest.approx(theirs_c.similarity, abs=1e-5)
+
+
+def test_a_set_of_schema_3_is_extended_to_one_of_today(make: Maker) -> None:
+    first = make("first", "bn=2")
+    write_as_schema(3, first)
+    then = extended(first, "then", strategies="mn=4")
+    check_equal(then, make("whole", "bn=2,mn=4"))
+    assert NegativeSet(str(then)).manifest.schema_version == 4
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from negatives_gen.job.job import generate
 from negatives_gen.verbs import checks
 from negatives_gen.verbs.checks import UniqueIds, logp_bound
 from negatives_gen.verbs.verify import main
+from tests.support.older_schemas import write_as_schema
 from tests.support.tiny import save_tiny_model
 from tests.support.without_ray import without_ray
 
@@ -268,6 +269,14 @@ def test_verify_names_another_schema_version(copy: Path, capsys: Capture) -> Non
     what = "shard-00000.parquet: column reference_logp is double, the schema says float"
     assert f"FAILED   schema: {what}" in lines
     assert table.schema.equals(group_schema(["embedding", "rouge"]))
+
+
+def test_a_set_of_schema_3_passes_every_check(copy: Path, capsys: Capture) -> None:
+    write_as_schema(3, copy)
+    code, lines = said(copy, capsys, "--sample", "2")
+    assert code == 0
+    assert "ok       manifest: 3 shards, schema version 3" in lines
+    assert "ok       schema: signals embedding, rouge" in lines
 
 
 def test_foreign_and_missing_files_are_named(copy: Path, capsys: Capture) -> None:
