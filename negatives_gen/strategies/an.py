@@ -51,9 +51,7 @@ class Autoregressive(Strategy):
                 n=min(settings["count"], max(self.missing(groups[i], settings) for i in wanting) << round_number),
                 top_k=settings["top_k"],
                 temperature=settings["temperature"],
-                max_tokens=[
-                    min(settings["max_new_tokens"], tools.context - len(groups[i].prompt_ids)) for i in wanting
-                ],
+                max_tokens=[longest(groups[i], settings, tools) for i in wanting],
                 seeds=[self._request_seed(tools.seed, groups[i], round_number) for i in wanting],
             )
             for i, samples in zip(wanting, drawn, strict=True):
@@ -75,10 +73,24 @@ class Autoregressive(Strategy):
             if (missing := self.missing(group, settings)) > 0
         }
 
+    def supports(self, group: Group, rank: int | None, settings: dict[str, Any], tools: Tools) -> bool | None:
+        # The end is sampled like any token and counts towards the limit: a truth of just that length is reached.
+        if len(group.response_ids) > longest(group, settings, tools):
+            return False
+        if settings["top_k"] == 0:
+            return True
+        # As many as k may be likelier or equal: what ties with the k-th is sampled too.
+        return None if rank is None else rank < settings["top_k"]
+
     def _request_seed(self, seed: int, group: Group, round_number: int) -> int:
         # How many it has already: a set that is extended must not draw the samples that it has.
         present = sum(c.strategy == self.name for c in group.negatives) if round_number == 0 else 0
         return derive_seed(seed, self.name, group.id, round_number, present) >> 32
+
+
+def longest(group: Group, settings: dict[str, Any], tools: Tools) -> int:
+    """Tokens of a group's longest continuation, its end included."""
+    return min(settings["max_new_tokens"], tools.context - len(group.prompt_ids))
 
 
 STRATEGY = Autoregressive()

@@ -131,6 +131,18 @@ class Strategy(ABC):
             Group id -> why it cannot have as many ("3 of 11 after 8 draws"); such a group is rejected.
         """
 
+    def supports(self, group: Group, rank: int | None, settings: dict[str, Any], tools: Tools) -> bool | None:
+        """Whether what is sampled could have been the group's ground truth, its end included.
+
+        Args:
+            rank: the largest number of tokens that the sampler's model finds strictly likelier than one of the ground
+                truth's; None where it is not known.
+
+        Returns:
+            None where that is not known, or nothing is sampled.
+        """
+        return None
+
     def missing(self, group: Group, settings: dict[str, Any]) -> int:
         """How many candidates of this strategy a group still lacks."""
         return settings["count"] - sum(c.strategy == self.name for c in group.negatives)

@@ -24,7 +24,7 @@ from negatives_gen.models.embedder import Embedder
 from negatives_gen.verbs.extend import ExtendConfig, extend
 from negatives_gen.verbs.verify import VerifyConfig, verify
 from tests.support.older_schemas import write_as_schema
-from tests.support.stubs import EngineStub
+from tests.support.stubs import EngineStub, ScorerStub
 from tests.support.without_ray import without_ray
 
 pytestmark = pytest.mark.seconds
@@ -191,9 +191,7 @@ def test_nothing_is_made_or_scored_again(make: Maker, monkeypatch: pytest.Monkey
             embedded.extend(texts)
             return super().embed(texts)
 
-    class CountingScorerStub:
-        layout = "packed"
-
+    class CountingScorerStub(ScorerStub):
         def score(self, groups: list[Any]) -> list[list[float]]:
             scored.extend(len(group.continuations) for group in groups)
             return [[-1.0] * len(group.continuations) for group in groups]
@@ -203,7 +201,7 @@ def test_nothing_is_made_or_scored_again(make: Maker, monkeypatch: pytest.Monkey
 
     first = make("first", "an=2,bn=1")
     monkeypatch.setattr("negatives_gen.signals.embedding.Embedder", CountingEmbedderStub)
-    components = Components(engine=no_engine_stub, scorer=lambda *_, **__: CountingScorerStub())
+    components = Components(engine=no_engine_stub, scorer=CountingScorerStub)
     added = extended(first, "then", components, signals="rouge")
     assert (scored, embedded) == ([], [])
     before, after = NegativeSet(str(first)), NegativeSet(str(added))
