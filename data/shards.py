@@ -65,6 +65,11 @@ class NegativeSet:
             if shard.file not in names:
                 raise self._lacks(shard.file)
 
+    @property
+    def knows_support(self) -> bool:
+        """Whether its groups have a column `in_support`; what stands in it may be null."""
+        return "in_support" in group_schema(self.signals, self.manifest.schema_version).names
+
     def __len__(self) -> int:
         return self.manifest.counts["rows_written"]
 

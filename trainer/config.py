@@ -59,15 +59,18 @@ class ScriptArguments:
     )
     use: list[str] | None = option(
         None,
-        "which negatives, e.g. an=4,bn=3, or an=4:random for a fresh draw each epoch (default: all)",
+        "which negatives, e.g. an=4,bn=3 for the first ones (default: all); of more, an=4:random for a fresh draw each "
+        "epoch, an=4:hard for the likeliest per token under the reference, an=4:similar for the most similar to the "
+        "ground truth, by --rank_by, an=4:diverse for those with the fewest tokens in common",
         metavar="NAME=COUNT",
     )
     min_similarity: float | None = option(None, "leave out negatives less similar to the ground truth, by --rank_by")
     max_similarity: float | None = option(None, "leave out negatives more similar to the ground truth, by --rank_by")
+    in_support: bool = option(False, "keep only the groups whose ground truth the sampler could have said itself")
     rank_by: str | None = option(
         None,
-        "ranking signal, e.g. rouge: objectives with ranking learn its order, --min/max_similarity and the logged "
-        "Kendall's tau are by it (default: the set's first)",
+        "ranking signal, e.g. rouge: objectives with ranking learn its order, --min/max_similarity, :similar and the "
+        "logged Kendall's tau are by it (default: the set's first)",
         metavar="SIGNAL",
     )
     eval_shards: list[str] | None = option(
@@ -159,6 +162,7 @@ class ScriptArguments:
         """Options that would do nothing."""
         needs, spoken = self.chosen.needs, f"objective '{self.chosen.name}'"
         unfiltered = self.min_similarity is None and self.max_similarity is None
+        unused = unfiltered and ":similar" not in (self.negatives or "")
         idle: list[tuple[bool, str, tuple[str, ...]]] = [
             (
                 needs == "truths",
@@ -167,12 +171,12 @@ class ScriptArguments:
             ),
             (needs == "pairs", f"{spoken}, which trains on pairs", ("row_tokens",)),
             (
-                needs == "pairs" and unfiltered,
-                f"{spoken} without --min_similarity or --max_similarity",
+                needs == "pairs" and unused,
+                f"{spoken} without --min_similarity, --max_similarity or :similar",
                 ("rank_by",),
             ),
             (bool(self.shards), "--shards, whose prompts are made", ("task", "max_length")),
-            (self.dataset is not None, "--dataset", ("eval_shards",)),
+            (self.dataset is not None, "--dataset", ("eval_shards", "in_support")),
         ]
         for applies, to, names in idle:
             for field in fields(self):

@@ -19,6 +19,7 @@ from negatives_gen.job.answers import kept_answers
 from negatives_gen.job.attempts import SetAside, attempt, loading_stage, suspect
 from negatives_gen.job.batching import FILLINGS, Admission, EngineLoop, ShardSampler
 from negatives_gen.job.inputs import Shard, ShardSource
+from negatives_gen.job.reachable import in_support
 from negatives_gen.job.sampling_model import SamplingModel
 from negatives_gen.models.engine import Engine
 from negatives_gen.models.loading import load_scorer
@@ -250,6 +251,10 @@ class ScoreStage(Stage):
         work = self.work
         self.scorer = work.components.scorer(work.model, dtype=work.dtype, trust_remote_code=work.trust_remote_code)
         self.signals = work.components.signals(work.signals, Reference(work.model, work.trust_remote_code))
+        whole = work.writer.job["strategies"]  # of a set that is extended also those that it has already
+        # The ranks are the reference's: of another sampler it is not known what it could have said.
+        known = "sampler" not in work.writer.job
+        self.samplers = {name: whole[name] for name in whole if known and STRATEGIES.load(name).stage == SAMPLE}
         return {"predictor": self.scorer}
 
     def finish(self, index: int, shard: Shard) -> dict[str, Any]:
@@ -276,24 +281,32 @@ class ScoreStage(Stage):
         return {"rows": record.rows, "rejected": record.rows_rejected, "tokens": record.tokens["negatives"]}
 
     def _score(self, shard: Shard) -> None:
-        """Reference log-probabilities of every continuation that lacks one."""
+        """Reference log-probabilities of every continuation that lacks one, and what was in reach of the sampler."""
         from trainer.scoring.continuations import Continuations
 
-        wanting = []
+        wanting, unknown = [], []
         for group in shard.groups:
+            if group.in_support is None:
+                group.in_support = in_support(group, None, self.samplers, self.tools)
+            asked = group.in_support is None and bool(self.samplers)
             candidates = [c for c in group.negatives if c.reference_logp is None]
-            truth = [group] if group.reference_logp is None else []
+            truth = [group] if group.reference_logp is None or asked else []
             if truth or candidates:
                 wanting.append((group, truth + candidates))
-        scores = self.scorer.score(
+                unknown.append(asked)
+        scores, ranks = self.scorer.score_and_rank(
             [
                 Continuations(group.prompt_ids, [c.response_ids if c is group else c.ids for c in continuations])
                 for group, continuations in wanting
-            ]
+            ],
+            unknown,
         )
-        for (_, continuations), logps in zip(wanting, scores, strict=True):
+        for (group, continuations), logps, rank in zip(wanting, scores, ranks, strict=True):
             for continuation, logp in zip(continuations, logps, strict=True):
-                continuation.reference_logp = logp
+                if continuation.reference_logp is None:
+                    continuation.reference_logp = logp
+            if rank is not None:
+                group.in_support = in_support(group, rank, self.samplers, self.tools)
 
 
 STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (SampleStage, AskStage, ScoreStage)}

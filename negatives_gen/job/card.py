@@ -66,6 +66,7 @@ Columns: {columns}. `manifest.json` holds checksums, settings, package versions 
 # What is said of a column beside its name.
 MEANINGS = {
     "query": "what a person asked",
+    "in_support": "whether the sampler could have said the ground truth",
     "split": "half of the data source: train on `train` only",
     "messages": "of a chat",
     "sampler_logp": "under what was sampled from",

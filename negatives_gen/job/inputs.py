@@ -266,11 +266,13 @@ class ParentShards:
     Attributes:
         path: of the set.
         vocabulary, context: of the reference model, see `data.shards.NegativeSet.give_to`.
+        widened: whether a strategy that samples is new, so that what was out of reach may not be so any more.
     """
 
     path: str
     vocabulary: int | None = None
     context: int | None = None
+    widened: bool = False
     _opened: tuple[NegativeSet, list[Reject]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -282,6 +284,9 @@ class ParentShards:
         start = sum(record.rows_rejected for record in records[:index])  # rejects lie in the order of their shards
         rejects = rejects[start : start + records[index].rows_rejected]
         groups = parent.shard(index)
+        if self.widened:
+            for group in groups:
+                group.in_support = group.in_support or None
         aside = [_usable(reject) for reject in rejects if reject.strategy is not None]
         pool = sorted([*groups, *aside], key=lambda group: group.id)
         return Shard(groups, pool, rejects, records[index].rows_truncated)

@@ -1,73 +1,42 @@
 """AN: autoregressive negatives, sampled from the reference model given the prefix (paper section 4.2)."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from data.command.errors import UserError
-from data.command.options import option
 from data.schema import Candidate, Group
-from negatives_gen.strategies.base import MAX_ROUNDS, Novelty, SampledStrategy, Tools, derive_seed
-
-
-@dataclass(frozen=True)
-class Options:
-    """How continuations are sampled."""
-
-    top_k: int = option(50, "sample among the k most likely tokens (0: all)")
-    temperature: float = option(1.0, "sampling temperature")
-    max_new_tokens: int = option(256, "length of a continuation in tokens, at most")
-
-    def check(self) -> None:
-        """Raise UserError for a value out of range."""
-        if self.top_k < 0:
-            raise UserError(f"--top_k must be 0 (all tokens) or more, got {self.top_k}.")
-        if not 0 < self.temperature < float("inf"):
-            raise UserError(f"--temperature must be above 0, got {self.temperature}: negatives are sampled.")
-        if self.max_new_tokens < 1:
-            raise UserError(f"--max_new_tokens must be at least 1, got {self.max_new_tokens}.")
+from negatives_gen.strategies.base import SampledStrategy, SamplingOptions, Tools, derive_seed, longest
 
 
 class Autoregressive(SampledStrategy):
-    """Samples `count` continuations per prefix in one request; what is not new is drawn again, for MAX_ROUNDS."""
+    """Samples what a group lacks in one request; what is not new is drawn again."""
 
     name = "an"
-    summary = "autoregressive: sampled from the reference model"
-    Options: ClassVar = Options
+    summary = "autoregressive: sampled from the reference model, or from --sampler"
+    Options: ClassVar = SamplingOptions
 
-    async def sample(self, group: Group, settings: dict[str, Any], tools: Tools) -> str:
+    async def draw(
+        self, group: Group, number: int, round_number: int, settings: dict[str, Any], tools: Tools
+    ) -> list[Candidate]:
         assert tools.sampler is not None
-        novelty, count = Novelty(group, self.name), settings["count"]
-        for round_number in range(MAX_ROUNDS):
-            missing = self.missing(group, settings)
-            if missing <= 0:
-                return ""
-            samples = await tools.sampler.sample(
-                group.prompt_ids,
-                # What it lacks; if that drew too few new texts, ever more: the prompt is computed once anyway.
-                n=min(count, missing << round_number),
-                top_k=settings["top_k"],
-                temperature=settings["temperature"],
-                max_tokens=min(settings["max_new_tokens"], tools.context - len(group.prompt_ids)),
-                seed=self._request_seed(tools.seed, group, round_number),
-            )
-            for sample in samples:
-                candidate = Candidate(
-                    strategy=self.name,
-                    ids=sample.ids,
-                    text=sample.text,
-                    finish_reason=sample.finish_reason,
-                    seed=sample.seed,
-                    sampler_logp=sample.logp,
-                )
-                if self.missing(group, settings) > 0 and novelty.take(candidate):
-                    group.negatives.append(candidate)
-        missing = self.missing(group, settings)
-        return f"{count - missing} of {count} distinct samples after {MAX_ROUNDS} draws" if missing > 0 else ""
-
-    def _request_seed(self, seed: int, group: Group, round_number: int) -> int:
         # How many it has already: a set that is extended must not draw the samples that it has.
         present = sum(c.strategy == self.name for c in group.negatives) if round_number == 0 else 0
-        return derive_seed(seed, self.name, group.id, round_number, present) >> 32
+        samples = await tools.sampler.sample(
+            group.prompt_ids,
+            n=number,
+            top_k=settings["top_k"],
+            temperature=settings["temperature"],
+            max_tokens=longest(group, settings, tools),
+            seed=derive_seed(tools.seed, self.name, group.id, round_number, present) >> 32,
+        )
+        return [self.candidate(sample.ids, sample.text, sample) for sample in samples]
+
+    def supports(self, group: Group, rank: int | None, settings: dict[str, Any], tools: Tools) -> bool | None:
+        # The end is sampled like any token and counts towards the limit: a truth of just that length is reached.
+        if len(group.response_ids) > longest(group, settings, tools):
+            return False
+        if settings["top_k"] == 0:
+            return True
+        # As many as k may be likelier or equal: what ties with the k-th is sampled too.
+        return None if rank is None else rank < settings["top_k"]
 
 
 STRATEGY = Autoregressive()

@@ -10,7 +10,8 @@ from itertools import islice
 from typing import Any, ClassVar, Protocol
 
 from data.command.entries import check
-from data.command.options import NoOptions
+from data.command.errors import UserError
+from data.command.options import NoOptions, option
 from data.command.registry import meaningless
 from data.schema import Candidate, Group
 
@@ -125,6 +126,18 @@ class Strategy(ABC):
             Group id -> why it cannot have as many ("3 of 11 after 8 draws"); such a group is rejected.
         """
 
+    def supports(self, group: Group, rank: int | None, settings: dict[str, Any], tools: Tools) -> bool | None:
+        """Whether what is sampled could have been the group's ground truth, its end included.
+
+        Args:
+            rank: the largest number of tokens that the sampler's model finds strictly likelier than one of the ground
+                truth's; None where it is not known.
+
+        Returns:
+            None where that is not known, or nothing is sampled.
+        """
+        return None
+
     def missing(self, group: Group, settings: dict[str, Any]) -> int:
         """How many candidates of this strategy a group still lacks."""
         return settings["count"] - sum(c.strategy == self.name for c in group.negatives)
@@ -165,21 +178,73 @@ class GroupStrategy(Strategy):
         return short
 
 
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How continuations are sampled."""
+
+    top_k: int = option(50, "sample among the k most likely tokens (0: all)")
+    temperature: float = option(1.0, "sampling temperature")
+    max_new_tokens: int = option(256, "length of a continuation in tokens, at most")
+
+    def check(self) -> None:
+        """Raise UserError for a value out of range."""
+        if self.top_k < 0:
+            raise UserError(f"--top_k must be 0 (all tokens) or more, got {self.top_k}.")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"--temperature must be above 0, got {self.temperature}: negatives are sampled.")
+        if self.max_new_tokens < 1:
+            raise UserError(f"--max_new_tokens must be at least 1, got {self.max_new_tokens}.")
+
+
+def longest(group: Group, settings: dict[str, Any], tools: Tools) -> int:
+    """Tokens of a group's longest continuation, its end included."""
+    return min(settings["max_new_tokens"], tools.context - len(group.prompt_ids))
+
+
 class SampledStrategy(Strategy):
     """A strategy that samples, group by group: the engine works on all groups of several shards at once.
 
-    What must be drawn again is asked for as soon as a group's draws are there, and joins the running batch.
+    What is not new is drawn again, for MAX_ROUNDS, as soon as a group's draws are there: it joins the running batch.
     """
 
     stage = SAMPLE
 
     @abstractmethod
-    async def sample(self, group: Group, settings: dict[str, Any], tools: Tools) -> str:
-        """Append candidates to a group until it lacks none, by `await tools.sampler.sample(...)`.
+    async def draw(
+        self, group: Group, number: int, round_number: int, settings: dict[str, Any], tools: Tools
+    ) -> list[Candidate]:
+        """Candidates in the order in which they are to be taken, by `await tools.sampler.sample(...)`.
 
-        Returns:
-            Why it cannot have as many; "" if it has.
+        Args:
+            number: how many.
+            round_number: from 0; the draws of each round must be others.
         """
+
+    async def sample(self, group: Group, settings: dict[str, Any], tools: Tools) -> str:
+        """Append candidates to a group until it lacks none. Returns why it cannot have as many; "" if it has."""
+        novelty, count = Novelty(group, self.name), settings["count"]
+        for round_number in range(MAX_ROUNDS):
+            missing = self.missing(group, settings)
+            if missing <= 0:
+                return ""
+            # What it lacks; if that drew too few new texts, ever more: the prompt is computed once anyway.
+            number = min(count, missing << round_number)
+            for candidate in await self.draw(group, number, round_number, settings, tools):
+                if self.missing(group, settings) > 0 and novelty.take(candidate):
+                    group.negatives.append(candidate)
+        missing = self.missing(group, settings)
+        return f"{count - missing} of {count} distinct samples after {MAX_ROUNDS} draws" if missing > 0 else ""
+
+    def candidate(self, ids: list[int], text: str, sample: Any) -> Candidate:
+        """A candidate with what the engine says of the sample that it is, or ends with."""
+        return Candidate(
+            strategy=self.name,
+            ids=ids,
+            text=text,
+            finish_reason=sample.finish_reason,
+            seed=sample.seed,
+            sampler_logp=sample.logp,
+        )
 
     async def sample_all(self, groups: Sequence[Group], settings: dict[str, Any], tools: Tools) -> dict[str, str]:
         """As `add`, while others use the same event loop."""

@@ -11,13 +11,16 @@ import numpy as np
 import pyarrow as pa
 
 from data.manifest import DTYPES, MANIFEST, REJECTS, Manifest, ShardRecord
-from data.schema import SCHEMA_VERSION, group_schema, reject_schema, schema_differences
+from data.schema import SCHEMA_VERSION, Group, group_schema, reject_schema, schema_differences
 from data.shard_records import JOB_FOLDER
 from data.soundness import array_of, floats_of, score_columns
 from data.sources.examples import SPLITS
 from data.storage import TEMPORARY_PREFIX
 from data.tokens import described_ends
+from negatives_gen.job.reachable import in_support
 from negatives_gen.signals import SIGNALS
+from negatives_gen.strategies import STRATEGIES
+from negatives_gen.strategies.base import SAMPLE, Tools
 
 TOKENIZER_KEYS = ["chat_template_sha256", "eos_token_id", "sha256"]  # and, if there are more ends, end_token_ids
 TOKENS = ("prompt", "response", "negatives")
@@ -202,6 +205,25 @@ def number_problems(table: pa.Table, file: str, signals: Sequence[str]) -> list[
             f"{file}: the embedding of group {groups[i]} has length {length[i]:.4f}, not 1"
             for i in _where(~(np.abs(length - 1) <= ROUNDING))
         ]
+    return problems
+
+
+def support_problems(table: pa.Table, file: str, job: dict[str, Any]) -> list[str]:
+    """The groups that say of the sampler's reach what the strategies' settings and the lengths alone contradict."""
+    strategies = job["strategies"]
+    if "in_support" not in table.column_names or not strategies.keys() <= set(STRATEGIES.names()):
+        return []  # of an older version, or with a strategy from outside, of which nothing is known here
+    samplers = {name: strategies[name] for name in strategies if STRATEGIES.load(name).stage == SAMPLE}
+    tools, problems = Tools(seed=0, context=job["data"]["context"], tokenizer=None), []
+    for row in table.select(["id", "prompt_ids", "response_ids", "in_support"]).to_pylist():
+        group = Group(row["id"], "", "", row["prompt_ids"] or [], row["response_ids"] or [])
+        try:
+            expected = in_support(group, None, samplers, tools)
+        except (KeyError, TypeError) as error:
+            return [f"{file}: settings of a strategy that samples are damaged ({type(error).__name__}: {error})"]
+        said = row["in_support"]
+        if said != expected and (expected is not None or not samplers):
+            problems.append(f"{file}: in_support of group {group.id} is {said}, by the settings it is {expected}")
     return problems
 
 

@@ -170,7 +170,12 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     )
     work = Work(
         model=model,
-        source=ParentShards(parent.folder.path, vocabulary_size(model), context_length(model, sys.maxsize)),
+        source=ParentShards(
+            parent.folder.path,
+            vocabulary_size(model),
+            context_length(model, sys.maxsize),
+            widened=bool(sampling(strategies.keys() - job["strategies"].keys())),
+        ),
         strategies=growing,
         signals={name: with_local_paths(options) for name, options in signals.items()},
         writer=writer,

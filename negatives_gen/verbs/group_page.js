@@ -62,10 +62,15 @@ function candidate(c, truth, needle) {
   }
   return element('li', '', facts, marked(c.text, needle), rest);
 }
+function reach(truth) {
+  if (truth.reach === null) return '';
+  return truth.reach ? element('span', '', 'in reach of the sampler') : element('span', 'cut', 'out of the sampler\'s reach');
+}
 function card({group, shown}, needle) {
   const truth = element('div', 'truth', element('h3', '', 'Ground truth, rank 0'),
     marked(group.truth.text, needle),
-    element('p', 'facts', element('span', '', likelihood(group.truth)), element('span', '', tokens(group.truth))));
+    element('p', 'facts', element('span', '', likelihood(group.truth)), element('span', '', tokens(group.truth)),
+      reach(group.truth)));
   const left = element('div', 'left', element('div', 'fixed', element('h3', '', 'Prompt (' + group.split + ')'),
     element('p', 'id', group.id), marked(group.prompt, needle, 'text prompt'), truth));
   return element('article', '', left, element('ol', '', ...shown.map(c => candidate(c, group.truth, needle))));

@@ -39,7 +39,12 @@ def _group(group: Group, signals: Sequence[str]) -> dict[str, Any]:
         "id": group.id,
         "split": group.split,
         "prompt": group.prompt,
-        "truth": {"text": group.response, "logp": _value(group.reference_logp), "tokens": len(group.response_ids)},
+        "truth": {
+            "text": group.response,
+            "logp": _value(group.reference_logp),
+            "tokens": len(group.response_ids),
+            "reach": group.in_support,
+        },
         "negatives": [
             {
                 "strategy": c.strategy,

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 USAGE = "python -m negatives_gen inspect DIR [--row ID] [--limit N] [--html FILE]"
 ABOUT = """
 Show groups of a negative set: prompt, ground truth and negatives with strategy, similarity, rank and the reference
-model's log-probability. The rank is derived: the ground truth has 0, then falling similarity of one signal. With
---html a page to look through, search, filter and sort; it is one file that needs no network.
+model's log-probability; of a ground truth also whether it was in reach of the sampler. The rank is derived: the ground
+truth has 0, then falling similarity of one signal. With --html a page to look through, search, filter and sort; it is
+one file that needs no network.
 """
 
 LIMIT = 3
@@ -106,7 +107,10 @@ def group_view(group: Group, signals: Sequence[str], rank_by: str) -> "Sequence[
     for name in ("similarity", "reference, length"):
         table.add_column(name, justify="right", no_wrap=True)
     truth = Text(printable(group.response), style="green")
-    table.add_row("0", "truth", truth, "", _facts(group.reference_logp, len(group.response_ids), None), style="bold")
+    facts = _facts(group.reference_logp, len(group.response_ids), None)
+    if group.in_support is not None:
+        facts += f"\nin reach {'yes' if group.in_support else 'no':>7}"
+    table.add_row("0", "truth", truth, "", facts, style="bold")
     ranked = zip(ranks_of(group.negatives, rank_by), group.negatives, strict=True)
     for rank, candidate in sorted(ranked, key=lambda pair: pair[0]):
         text = Text(printable(candidate.text))

@@ -63,6 +63,11 @@ class StandInScorer:
     def score(self, groups: Sequence[Any]) -> list[list[float]]:
         return [[-random.random() * len(c) for c in group.continuations] for group in groups]
 
+    def score_and_rank(
+        self, groups: Sequence[Any], ranked: Sequence[bool]
+    ) -> tuple[list[list[float]], list[int | None]]:
+        return self.score(groups), [0 if asked else None for asked in ranked]
+
     def draw(self, groups: Sequence[Any], uniforms: Sequence[np.ndarray], *, never: Sequence[int]) -> list[np.ndarray]:
         return [(u * self.vocabulary).astype(np.int64) for u in uniforms]
 

@@ -30,10 +30,13 @@ What a negative set holds, by strategy and for the ground truth, from its shards
   = truth          share whose text is the ground truth's; texts are compared without surrounding white space
   log p per token  the reference model's, in nats: sum over all tokens divided by their number
   likelier         share to which the reference gives a higher summed log p than to the ground truth
+  in reach         of the ground truths, how many the sampler could have said itself (every token within --top_k, length
+                   within --max_new_tokens); what it could not say, no negative is ever like
   similarity       a histogram of ten bins between the lowest and the highest in the set, for each ranking signal; each
                    strategy's fullest bin has a bar of full length
 """
 
+LOW_REACH = 0.5  # share of the ground truths within the sampler's reach below which there is advice
 BINS = 10
 BAR = 24  # characters
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -116,9 +119,12 @@ def statistics(negatives: NegativeSet) -> dict[str, Any]:
     truth = Tally()
     tallies: dict[str, Tally] = defaultdict(Tally)
     splits: Counter[str] = Counter()
-    for table in negatives.tables(["response", "split", "response_ids", "reference_logp", "negatives"]):
+    reach: Counter[bool | None] = Counter()
+    columns = ["response", "split", "response_ids", "reference_logp", "negatives"]
+    for table in negatives.tables([*columns, *(["in_support"] if negatives.knows_support else [])]):
         if table.num_rows:
             splits.update(table["split"].to_pylist())
+            reach.update(table["in_support"].to_pylist() if negatives.knows_support else [None] * table.num_rows)
             _add_shard(table, truth, tallies, edges)
     seconds: Counter[str] = Counter()
     for shard in manifest.shards:
@@ -126,6 +132,11 @@ def statistics(negatives: NegativeSet) -> dict[str, Any]:
     return {
         "groups": truth.count,
         "splits": dict(sorted(splits.items())),
+        "in_support": {
+            "known": reach[True] + reach[False],
+            "count": reach[True],
+            "share": _ratio(reach[True], reach[True] + reach[False]),
+        },
         "rows_read": manifest.counts["rows_read"],
         "rows_rejected": manifest.counts["rows_rejected"],
         "rejected_by_reason": manifest.counts["rejected_by_reason"],
@@ -241,11 +252,29 @@ def print_statistics(found: dict[str, Any]) -> None:
     out.print(f"{found['rows_read']} rows read, {found['rows_rejected']} rejected")
     for reason, count in found["rejected_by_reason"].items():
         out.print(f"  {count:>6} {reason}")
+    for line in _reach(found):
+        out.print(line)
     out.print(_by_strategy(found))
     for signal, histogram in found["similarity"].items():
         out.print(_histogram(signal, histogram))
     if found["seconds"]:
         out.print("seconds: " + ", ".join(f"{stage} {total:.1f}" for stage, total in found["seconds"].items()))
+
+
+def _reach(found: dict[str, Any]) -> list[str]:
+    """How many ground truths the sampler could have said, and what to do where they are few; nothing if not known."""
+    reach = found["in_support"]
+    if not reach["known"]:
+        return []
+    share = reach["share"]
+    lines = [f"in reach of the sampler: {reach['count']} of {reach['known']} ground truths ({_percent(share)})"]
+    if share < LOW_REACH:
+        longest = found["ground_truth"]["tokens"]["max"]
+        lines.append(
+            f"  few: training favours whatever the sampler cannot say. Sample with --top_k 0 and --max_new_tokens "
+            f"{longest} (the longest ground truth), or train with --in_support true."
+        )
+    return lines
 
 
 def _by_strategy(found: dict[str, Any]) -> "Table":

@@ -133,6 +133,7 @@ def _check_shards(
                 tokens += [f"{record.file}: {problem}" for problem in length_problems(table, context)]
                 tokens += checks.token_problems(table, record.file, described_ends(job["tokenizer"]))
                 numbers += checks.number_problems(table, record.file, manifest.signals)
+                tokens += [] if nulls else checks.support_problems(table, record.file, job)
                 ids += unique.add(table["id"].to_pylist(), record.file)
                 rows = [i for i in range(table.num_rows) if rows_before + i in drawn]
                 if not nulls:

@@ -183,7 +183,7 @@ def test_two_processes_stop_together_each_with_its_groups(reference: Path, both_
 @pytest.mark.parametrize(
     ("option", "value", "reason"),
     [
-        ("rank_by", "embedding", "objective 'dpo' without --min_similarity or --max_similarity"),
+        ("rank_by", "embedding", "objective 'dpo' without --min_similarity, --max_similarity or :similar"),
         ("row_tokens", "512", "objective 'dpo', which trains on pairs"),
         ("pss_passes", "2", "objective 'dpo'; it goes with --objective pss"),
         ("sft_weight", "1", "objective 'dpo'; it goes with --objective cpo and cpo-rank"),

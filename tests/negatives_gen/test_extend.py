@@ -23,7 +23,8 @@ from negatives_gen.job.job import generate
 from negatives_gen.models.embedder import Embedder
 from negatives_gen.verbs.extend import ExtendConfig, extend
 from negatives_gen.verbs.verify import VerifyConfig, verify
-from tests.support.stubs import EngineStub
+from tests.support.older_schemas import write_as_schema
+from tests.support.stubs import EngineStub, ScorerStub
 from tests.support.without_ray import without_ray
 
 pytestmark = pytest.mark.seconds
@@ -94,6 +95,14 @@ def check_equal(found: Path, expected: Path) -> None:
             assert ours_c.reference_logp == pytest.approx(theirs_c.reference_logp, abs=1e-3)
         for ours_c, theirs_c in zip(group.negatives, other.negatives, strict=True):
             assert ours_c.similarity == pytest.approx(theirs_c.similarity, abs=1e-5)
+
+
+def test_a_set_of_schema_3_is_extended_to_one_of_today(make: Maker) -> None:
+    first = make("first", "bn=2")
+    write_as_schema(3, first)
+    then = extended(first, "then", strategies="mn=4")
+    check_equal(then, make("whole", "bn=2,mn=4"))
+    assert NegativeSet(str(then)).manifest.schema_version == 4
 
 
 @pytest.mark.parametrize(
@@ -182,9 +191,7 @@ def test_nothing_is_made_or_scored_again(make: Maker, monkeypatch: pytest.Monkey
             embedded.extend(texts)
             return super().embed(texts)
 
-    class CountingScorerStub:
-        layout = "packed"
-
+    class CountingScorerStub(ScorerStub):
         def score(self, groups: list[Any]) -> list[list[float]]:
             scored.extend(len(group.continuations) for group in groups)
             return [[-1.0] * len(group.continuations) for group in groups]
@@ -194,7 +201,7 @@ def test_nothing_is_made_or_scored_again(make: Maker, monkeypatch: pytest.Monkey
 
     first = make("first", "an=2,bn=1")
     monkeypatch.setattr("negatives_gen.signals.embedding.Embedder", CountingEmbedderStub)
-    components = Components(engine=no_engine_stub, scorer=lambda *_, **__: CountingScorerStub())
+    components = Components(engine=no_engine_stub, scorer=CountingScorerStub)
     added = extended(first, "then", components, signals="rouge")
     assert (scored, embedded) == ([], [])
     before, after = NegativeSet(str(first)), NegativeSet(str(added))

@@ -29,6 +29,7 @@ def candidate(strategy: str, text: str, logp: float | None, *similarity: float |
 
 
 def make_groups() -> list[Group]:
+    # Of the first it is not known, the second is in reach of the sampler, the third is not.
     one, two, three = "aa" + "1" * 30, "ab" + "2" * 30, "b" + "3" * 31
     return [
         Group(
@@ -42,7 +43,7 @@ def make_groups() -> list[Group]:
         ),
         Group(
             id=two, prompt="Who?", response="Otto.", prompt_ids=[1], response_ids=[1, 2], split="test",
-            reference_logp=-4.0,
+            reference_logp=-4.0, in_support=True,
             negatives=[
                 candidate("an", HOSTILE, -3.0, 0.875, 0.125, finish_reason="stop"),
                 candidate("an", "w" * 300, None, -0.5, 0.0, finish_reason="stop"),
@@ -51,6 +52,7 @@ def make_groups() -> list[Group]:
         ),
         Group(
             id=three, prompt="Why?", response="Because.", prompt_ids=[1], response_ids=[1], reference_logp=-1.0,
+            in_support=False,
             negatives=[candidate("an", "No.", -1.0, 0.125, 0.0), candidate("an", "Yes.", -2.0, 0.0, 0.125)],
         ),
     ]  # fmt: skip
@@ -112,6 +114,11 @@ def test_a_group_in_the_terminal(shown: Path, capsys: pytest.CaptureFixture[str]
         "tokens 4",
         "1 of 3 groups, ranked by embedding",
     ]
+
+
+def test_a_truth_says_whether_it_was_in_reach_of_the_sampler(shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for row, expected in {"aa": [], "ab": ["in reach yes"], "b": ["in reach no"]}.items():
+        assert [line for line in output(capsys, shown, "--row", row) if "in reach" in line] == expected
 
 
 def test_another_signal_gives_other_ranks(shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,7 +222,8 @@ def test_the_page_holds_the_groups_and_nothing_that_a_text_says(
     data = data_of(html)
     assert [group["id"] for group in data["groups"]] == [group.id for group in make_groups()]
     assert data["groups"][1]["negatives"][0]["text"] == HOSTILE
-    assert data["groups"][0]["truth"] == {"text": "The Isar.", "logp": -6.0, "tokens": 3}
+    assert data["groups"][0]["truth"] == {"text": "The Isar.", "logp": -6.0, "tokens": 3, "reach": None}
+    assert [group["truth"]["reach"] for group in data["groups"]] == [None, True, False]
     assert data["groups"][0]["negatives"][2] == {
         "strategy": "bn", "text": "Otto.", "logp": -12.5, "tokens": 4, "end": None, "source": "ab" + "2" * 30,
         "similarity": [0.25, 0.75], "ranks": [3, 1],
@@ -287,6 +295,9 @@ def test_browser_shows_texts_and_runs_none(open_page: Any) -> None:
     assert texts(tab, ".truth .text") == ["The Isar.", "Otto.", "Because."]
     assert texts(tab) == [
         "A long river without", "The Rhine.", "Otto.", HOSTILE, "The Isar.", "w" * 300, "No.", "Yes.",
+    ]  # fmt: skip
+    assert [text.split(" token")[-1].lstrip("s") for text in texts(tab, ".truth .facts")] == [
+        "", "in reach of the sampler", "out of the sampler's reach",
     ]  # fmt: skip
     assert tab.evaluate("window.ran") is None
     assert tab.locator("li b").count() == 0

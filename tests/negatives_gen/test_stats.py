@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
 from negatives_gen.__main__ import main
 from negatives_gen.verbs.stats import Tally, _bar, statistics
+from tests.support.older_schemas import write_as_schema
 from tests.support.written import job_of
 
 
@@ -103,6 +105,31 @@ def test_statistics_of_a_set_written_by_hand_are_those_counted_by_hand(negatives
     reward = found["similarity"]["reward"]
     assert (reward["edges"][0], reward["edges"][-1]) == (1.5, 2.5)
     assert reward["counts"] == {"an": [0] * 5 + [4] + [0] * 4, "bn": [0] * 5 + [2] + [0] * 4}
+
+
+def test_what_was_in_reach_of_the_sampler_is_counted_and_advice_given_where_it_is_little(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = [True, False, None]
+    groups = [replace(GROUPS[0], id=f"{n:032x}", in_support=value) for n, value in enumerate(said)]
+    counted = {
+        "half": (groups, "in reach of the sampler: 1 of 2 ground truths (50.0%)"),
+        "few": (groups[1:], "in reach of the sampler: 0 of 1 ground truths (0.0%)"),
+        "unknown": (groups[2:], ""),
+    }
+    advice = f"Sample with --top_k 0 and --max_new_tokens {len(GROUPS[0].response_ids)} (the longest ground truth)"
+    found = {}
+    for name, (part, line) in counted.items():
+        negatives = written(tmp_path / name, [part])
+        found[name] = statistics(negatives)["in_support"]
+        assert main(["stats", negatives.folder.path]) == 0
+        lines = [" ".join(text.split()) for text in capsys.readouterr().out.splitlines()]
+        assert "".join(text for text in lines if "in reach of the sampler" in text) == line
+        assert (advice in " ".join(lines)) == (name == "few")
+    assert found["half"] == {"known": 2, "count": 1, "share": 0.5}
+    assert found["unknown"] == {"known": 0, "count": 0, "share": None}
+    write_as_schema(3, tmp_path / "half")
+    assert statistics(NegativeSet(str(tmp_path / "half")))["in_support"] == found["unknown"]
 
 
 def test_shards_do_not_change_what_is_counted(negatives: NegativeSet, tmp_path: Path) -> None:

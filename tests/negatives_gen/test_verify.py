@@ -20,6 +20,7 @@ from negatives_gen.job.job import generate
 from negatives_gen.verbs import checks
 from negatives_gen.verbs.checks import UniqueIds, logp_bound
 from negatives_gen.verbs.verify import main
+from tests.support.older_schemas import write_as_schema
 from tests.support.tiny import save_tiny_model
 from tests.support.without_ray import without_ray
 
@@ -268,6 +269,39 @@ def test_verify_names_another_schema_version(copy: Path, capsys: Capture) -> Non
     what = "shard-00000.parquet: column reference_logp is double, the schema says float"
     assert f"FAILED   schema: {what}" in lines
     assert table.schema.equals(group_schema(["embedding", "rouge"]))
+
+
+def test_what_lengths_and_settings_contradict_of_the_samplers_reach_is_named() -> None:
+    """Five tokens behind three, of which an reaches five and then four; which tokens are in the top k is not known."""
+    groups = [
+        Group(f"{n}", "p", "r", [1, 2, 3], [5] * 4 + [0], in_support=said) for n, said in enumerate((True, False, None))
+    ]
+    table = groups_to_table(groups, ["embedding"])
+
+    def said(**strategies: dict[str, int]) -> list[str]:
+        found = checks.support_problems(table, "file", {"data": {"context": 8}, "strategies": strategies})
+        return [problem.removeprefix("file: in_support of group ") for problem in found]
+
+    assert said(an={"count": 1, "top_k": 50, "max_new_tokens": 5}) == []
+    assert said(an={"count": 1, "top_k": 0, "max_new_tokens": 5}) == [
+        "1 is False, by the settings it is True", "2 is None, by the settings it is True",
+    ]  # fmt: skip
+    assert said(an={"count": 1, "top_k": 50, "max_new_tokens": 4}) == [
+        "0 is True, by the settings it is False", "2 is None, by the settings it is False",
+    ]  # fmt: skip
+    assert said(tn={"count": 1}) == ["0 is True, by the settings it is None", "1 is False, by the settings it is None"]
+    assert said(an={"count": 1, "top_k": 50}) == [
+        "file: settings of a strategy that samples are damaged (KeyError: 'max_new_tokens')"
+    ]
+    assert said(an={"count": 1}, mine={"count": 1}) == []  # one from outside
+
+
+def test_a_set_of_schema_3_passes_every_check(copy: Path, capsys: Capture) -> None:
+    write_as_schema(3, copy)
+    code, lines = said(copy, capsys, "--sample", "2")
+    assert code == 0
+    assert "ok       manifest: 3 shards, schema version 3" in lines
+    assert "ok       schema: signals embedding, rouge" in lines
 
 
 def test_foreign_and_missing_files_are_named(copy: Path, capsys: Capture) -> None:

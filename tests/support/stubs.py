@@ -77,6 +77,11 @@ class ScorerStub:
     def score(self, groups: Sequence[Any]) -> list[list[float]]:
         return [[-float(len(c)) for c in group.continuations] for group in groups]
 
+    def score_and_rank(
+        self, groups: Sequence[Any], ranked: Sequence[bool]
+    ) -> tuple[list[list[float]], list[int | None]]:
+        return self.score(groups), [0 if asked else None for asked in ranked]
+
 
 class SignalStub(Signal):
     """A similarity that costs nothing; for scale, and for kills, where each start of a worker counts."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainer.scoring import head
-from trainer.scoring.head import token_logps
+from trainer.scoring.head import token_logps, token_logps_and_ranks
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 11 * 40, 1 << 20])
@@ -22,6 +22,21 @@ def test_token_logps_equal_log_softmax_across_chunk_boundaries(chunk_elements: i
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 1 << 20])
+def test_ranks_count_the_tokens_that_are_strictly_likelier(chunk_elements: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", head.CHUNK_ELEMENTS | {"cpu": chunk_elements})
+    hidden, weight = torch.randint(-2, 3, (70, 4)).float(), torch.randint(-1, 2, (11, 4)).float()  # many ties
+    targets, ranked = torch.randint(11, (70,)), torch.tensor([0, 3, 31, 32, 40, 69])
+    logps, ranks = token_logps_and_ranks(hidden, weight, targets, ranked)
+    assert logps.equal(token_logps(hidden, weight, targets))
+    logits = (hidden @ weight.T).tolist()
+    expected = [sum(value > logits[i][targets[i]] for value in logits[i]) for i in ranked.tolist()]
+    assert ranks.tolist() == expected
+    assert token_logps_and_ranks(hidden, weight, targets, head.NO_POSITIONS)[1].tolist() == []
+    tied, each = torch.tensor([[3.0, 1.0, 3.0, 2.0]]).repeat(4, 1), torch.arange(4)
+    assert head.target_ranks(tied, each, each).tolist() == [0, 3, 0, 2]
 
 
 def test_token_logps_match_finite_differences(monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 """Log-probabilities against a plain computation, one continuation at a time, per architecture and wrapper."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,25 @@ def test_scorer_keeps_the_order_of_groups_and_one_number_per_continuation():
         for row, values in zip(scores, expected.tolist(), strict=True):
             assert row == pytest.approx(values[: len(row)], abs=1e-4)
     assert Scorer(prepare_model(model)).score([]) == []
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_scorer_ranks_the_first_continuation_of_the_groups_that_are_asked_for(layout: str):
+    model = tiny_model("llama")
+    lengths = ((9, (8, 2)), (2, (1,)), (5, (3, 12, 4)), (1, (2, 2)), (7, (6,)))
+    groups = [Continuations(draw(p), [draw(n) for n in ns]) for p, ns in lengths]
+    expected = []
+    for group in groups:
+        ids = torch.tensor(group.continuations[0])
+        logits = model(input_ids=torch.tensor([[*group.prefix, *ids]])).logits[0, len(group.prefix) - 1 : -1]
+        expected.append(int((logits > logits.gather(-1, ids[:, None])).sum(-1).max()))
+    assert len(set(expected)) > 2
+    scorer = Scorer(replace(prepare_model(model), layout=layout), 40)
+    asked = [True, False, True, True, False]
+    scores, ranks = scorer.score_and_rank(groups, asked)
+    assert ranks == [rank if wanted else None for rank, wanted in zip(expected, asked, strict=True)]
+    assert scores == scorer.score(groups)
+    assert scorer.score_and_rank([], []) == ([], [])
 
 
 def test_scorer_loads_a_saved_model(tmp_path: Path):

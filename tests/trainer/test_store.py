@@ -14,8 +14,10 @@ import pytest
 from torch.utils.data import DataLoader
 
 from data.command.errors import UserError
+from data.schema import Candidate
 from data.shards import NegativeSet
 from tests.support.numbered import group, write
+from tests.support.older_schemas import write_as_schema
 from trainer.groups.dataset import ContrastiveGroups
 from trainer.groups.sampler import WINDOW_STEPS, StepSampler
 from trainer.groups.store import GroupStore
@@ -230,6 +232,74 @@ def test_a_random_choice_is_another_each_epoch_and_the_same_again(sets: list[Neg
     assert counts[5] == 0  # bn: the first one
     assert all(abs(counts[c] - 300) < 60 for c in range(4))  # 600 draws of 2 of 4: 300 each, sd 12
     assert all(len(set(negatives)) == 3 for epoch in epochs for negatives in epoch)
+
+
+def test_the_hardest_are_the_likeliest_per_token_under_the_reference(sets: list[NegativeSet]) -> None:
+    """Group 2 in nats per token: 0 / 3, -1 / 4, -2 / 1, -3 / 2, so 0, -0.25, -2, -1.5."""
+    for count, expected in ((1, [200]), (2, [200, 201]), (3, [200, 201, 203]), (4, [200, 201, 202, 203])):
+        groups = ContrastiveGroups.of(sets, "train", f"an={count}:hard")
+        assert [int(c[0]) for c in groups[1].tokens.continuations[1:]] == expected
+        assert groups[1].reference_logps[1:] == [float(-(token % 100)) for token in expected]
+        for block in groups.blocks:
+            assert groups.tokens(block).tolist() == [groups[i].tokens.packed_length for i in block]
+
+
+def test_the_most_similar_are_so_by_the_chosen_signal_and_within_the_bounds(sets: list[NegativeSet]) -> None:
+    """Similarities of an: 0.1, 0.2, 0.3, 0.4; of bn: 0.5, 0.6."""
+    groups = ContrastiveGroups.of(sets, "train", "bn=1:similar,an=2:similar")
+    assert [int(c[0]) for c in groups[1].tokens.continuations[1:]] == [205, 202, 203]
+    assert groups[1].strategies == ["bn", "an", "an"]
+    groups = ContrastiveGroups.of(sets, "train", "an=2:similar,bn=1", max_similarity=0.35)
+    assert [int(c[0]) for c in groups[1].tokens.continuations[1:]] == [201, 202]
+    assert groups.tokens(groups.blocks[0]).tolist() == [groups[i].tokens.packed_length for i in groups.blocks[0]]
+    with pytest.raises(UserError, match=r"--rank_by asks for 'rouge', but negative set .* holds embedding"):
+        ContrastiveGroups.of(sets, "train", "an=2:similar", "rouge")
+
+
+def test_the_most_diverse_are_taken_farthest_first(tmp_path: Path) -> None:
+    """From the first, {1 2 3 4}, Jaccard distances 0, 2/5, 6/7, 1, 1: of the two farthest the first, and so on."""
+    texts = [[1, 2, 3, 4], [1, 2, 3, 9, 3], [1, 5, 6, 7], [5, 6, 7, 8], [5, 6, 7, 8, 8]]
+    made = group(1)
+    made.negatives = [Candidate("an", ids, "t", reference_logp=-1.0, similarity={"embedding": 0.5}) for ids in texts]
+    negatives = write(tmp_path / "set", [made], 1, "train", strategies={"an": {"count": 5}})
+    # Beside 0 and 3, the nearest of 1 is 2/5 away, that of 2 is 3 at 1 - 3/5, that of 4 is 3 itself: 1 is before 2.
+    for count, expected in ((1, [0]), (2, [0, 3]), (3, [0, 1, 3]), (4, [0, 1, 2, 3]), (5, [0, 1, 2, 3, 4])):
+        groups = ContrastiveGroups.of([negatives], "train", f"an={count}:diverse")
+        assert [c.tolist() for c in groups[0].tokens.continuations[1:]] == [texts[place] for place in expected]
+        assert groups.tokens(groups.blocks[0]).tolist() == [groups[0].tokens.packed_length]
+
+
+def test_another_way_to_choose_is_refused(sets: list[NegativeSet]) -> None:
+    with pytest.raises(UserError) as caught:
+        ContrastiveGroups.of(sets, "train", "an=2:easy")
+    assert str(caught.value) == (
+        "--use 'an=2:easy': ':easy' is no way to choose. Behind a number can stand :random, :hard, :similar, :diverse, "
+        "as in an=4:random."
+    )
+
+
+def test_only_groups_in_reach_of_the_sampler_are_kept_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    some = [group(n, "test" if n % 3 == 2 else "train") for n in range(9)]
+    for made in some:
+        made.in_support = made.prompt_ids[0] % 2 == 0
+    negatives = write(tmp_path / "set", some, 4, "all")
+    caplog.set_level("INFO")
+    store = GroupStore([negatives], "train", in_support=True)
+    assert [store.locate(i)[0].prompts[store.locate(i)[1]][0] for i in range(len(store))] == [0, 4, 6]
+    assert "split 'train': --in_support: 3 of 6 groups kept" in caplog.text
+    for made in some:
+        made.in_support = False
+    with pytest.raises(UserError, match=r"--in_support: 0 of 6 groups kept\. Leave it out, or sample with --top_k 0"):
+        GroupStore([write(tmp_path / "none", some, 4, "all")], "train", in_support=True)
+    some[1].in_support = None
+    unknown = write(tmp_path / "unknown", some, 4, "all")
+    assert len(GroupStore([unknown], "train")) == 6
+    write_as_schema(3, tmp_path / "set")
+    for negatives in (unknown, NegativeSet(str(tmp_path / "set"))):
+        with pytest.raises(UserError, match="does not say of every group whether the sampler could have said"):
+            GroupStore([negatives], "train", in_support=True)
 
 
 def test_bounds_pass_negatives_over_for_the_next_ones_and_are_counted(

@@ -240,7 +240,10 @@ def test_a_checkpoint_whose_save_was_interrupted_is_passed_over_with_a_warning(
     ("more", "said"),
     [
         (("--output_dir", "s3://bucket/run"), "--output_dir 's3://bucket/run' is a URL. Give a local directory."),
-        (("--use", "an=1:rnd"), "behind the number of 'an=1:rnd' only :random can stand"),
+        (
+            ("--use", "an=1:rnd"),
+            "':rnd' is no way to choose. Behind a number can stand :random, :hard,",
+        ),
         (("--deepspeed", "x.json"), "DeepSpeed is not supported. Use FSDP"),
         (("--learning_rate", "-1"), "Invalid learning rate: -1.0"),
     ],

@@ -1,7 +1,7 @@
-"""Which negatives of a group are trained on: `--use an=4:random,bn=3`, `--min_similarity 0.2`."""
+"""Which negatives of a group are trained on: `--use an=4:random,bn=3:hard`, `--min_similarity 0.2`."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -9,8 +9,9 @@ from data.command.errors import UserError
 from data.counts import format_counts, parse_counts
 from data.shards import NegativeSet
 from trainer.groups.store import Shard
+from trainer.groups.ways import WAYS
 
-RANDOM = ":random"
+RANDOM = "random"
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Choice:
 
     Attributes:
         counts: strategy -> negatives per group, in the order in which they follow the ground truth.
-        random: strategies of which each epoch draws afresh; of the others the first ones are taken.
+        ways: strategy -> RANDOM, of which each epoch draws afresh, or one of `trainer.groups.ways.WAYS`; of the others
+            the first ones are taken.
         signal: ranking signal; its similarities order the candidates, and the bounds hold for them.
         min_similarity, max_similarity: negatives outside are passed over, for the next ones of their strategy.
         seed: of the draws.
@@ -27,7 +29,7 @@ class Choice:
 
     counts: dict[str, int]
     signal: str
-    random: frozenset[str] = frozenset()
+    ways: dict[str, str] = field(default_factory=dict)
     min_similarity: float | None = None
     max_similarity: float | None = None
     seed: int = 0
@@ -59,10 +61,17 @@ class Choice:
                     )
         use, rank_by = short_names(sets, use, rank_by)
         parts = [part.strip() for part in use.split(",")] if use else []
-        if odd := next((part for part in parts if ":" in part.partition("=")[2].removesuffix(RANDOM)), None):
-            raise UserError(f"--use '{use}': behind the number of '{odd}' only {RANDOM} can stand, as in an=4{RANDOM}.")
-        random = frozenset(part.split("=")[0].strip() for part in parts if part.endswith(RANDOM))
-        plain = ",".join(part.removesuffix(RANDOM) for part in parts)
+        numbers = [part.partition("=")[2].partition(":") for part in parts]
+        ways = {
+            part.partition("=")[0].strip(): way for part, (_, colon, way) in zip(parts, numbers, strict=True) if colon
+        }
+        if odd := [way for way in ways.values() if way not in (RANDOM, *WAYS)]:
+            known = ", ".join(f":{way}" for way in (RANDOM, *WAYS))
+            raise UserError(
+                f"--use '{use}': ':{odd[0]}' is no way to choose. Behind a number can stand {known}, as in "
+                f"an=4:{RANDOM}."
+            )
+        plain = ",".join(part.removesuffix(colon + way) for part, (_, colon, way) in zip(parts, numbers, strict=True))
         counts = parse_counts(plain, "--use") if use else stored[0]
         signal = rank_by or sets[0].signals[0]
         for negatives, held in zip(sets, stored, strict=True):
@@ -83,7 +92,7 @@ class Choice:
                     f"{', '.join(negatives.signals)}. Choose one of them, or add it with "
                     "`python -m negatives_gen extend`."
                 )
-        return cls(counts, signal, random, min_similarity, max_similarity, seed)
+        return cls(counts, signal, ways, min_similarity, max_similarity, seed)
 
     @property
     def filters(self) -> bool:
@@ -121,13 +130,20 @@ class Choice:
         for order, (strategy, count) in enumerate(self.counts.items()):
             code = shard.strategies.index(strategy) if strategy in shard.strategies else -1
             there = np.flatnonzero((shard.strategy[within] == code) & good)
-            if strategy in self.random and len(there) > count:
+            if self.ways.get(strategy) == RANDOM and len(there) > count:
                 draw = np.random.default_rng((self.seed, epoch, number, order))
                 there = np.sort(draw.choice(there, count, replace=False))
-            there = there[:count]
-            places.append(start + there)
-            names += [strategy] * len(there)
+            taken = self._by_way(shard, start + there, strategy)[:count]
+            places.append(taken)
+            names += [strategy] * len(taken)
         return np.concatenate(places) if places else np.zeros(0, dtype=np.int64), names
+
+    def _by_way(self, shard: Shard, places: np.ndarray, strategy: str) -> np.ndarray:
+        """Of places of a group's candidates of a strategy those that its way takes, in their order; else all."""
+        way, count = WAYS.get(self.ways.get(strategy, "")), self.counts[strategy]
+        if way is None or len(places) <= count:
+            return places
+        return places[np.sort(way(shard, places, count, self.signal))]
 
     def counted(self, shard: Shard) -> np.ndarray:
         """[R], tokens of the negatives that each group will have; where they are drawn, of an average draw."""
@@ -137,11 +153,16 @@ class Choice:
         allowed = self.allowed(shard)
         for strategy, count in self.counts.items():
             of_it = allowed & shard.of_strategy(strategy)
+            if self.ways.get(strategy) in WAYS:
+                ends = np.cumsum(np.bincount(rows[of_it], minlength=len(shard.ids)))
+                there, of_it = np.flatnonzero(of_it), np.zeros_like(of_it)
+                for places in np.split(there, ends[:-1]):
+                    of_it[self._by_way(shard, places, strategy)] = True
             its_rows = rows[of_it]
             # Place of each among its group's of the strategy: rows are in order.
             place = np.arange(len(its_rows)) - np.searchsorted(its_rows, its_rows)
             available = np.bincount(its_rows, minlength=len(shard.ids))
-            if strategy in self.random:
+            if self.ways.get(strategy) == RANDOM:
                 sums = np.bincount(its_rows, weights=lengths[of_it], minlength=len(shard.ids))
                 tokens += sums * np.minimum(1, count / np.maximum(1, available))
             else:

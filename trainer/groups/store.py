@@ -5,6 +5,7 @@ shard are decoded into flat arrays when one of them is asked for, its checksum v
 others were needed since. Memory does not grow with the number of groups: see `GroupStore.keep`.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import pyarrow as pa
 
 from data.command.errors import UserError
 from data.shards import NegativeSet
+
+log = logging.getLogger(__name__)
 
 COLUMNS = (
     *("id", "prompt_ids", "response_ids", "reference_logp"),
@@ -107,15 +110,18 @@ class GroupStore:
         sets: negative sets; that they belong together is for the caller to check.
         split: "train", "test" or "all".
         advice: what to do where there is no group of that split.
+        in_support: keep only the groups whose ground truth the sampler could have said; the log counts them.
 
     Attributes:
         blocks: per shard with groups of the split, the numbers of its groups, [n] each, in order.
 
     Raises:
-        UserError: no group of that split.
+        UserError: no group of that split, or none that is kept, or a set that does not say which to keep.
     """
 
-    def __init__(self, sets: Sequence[NegativeSet], split: str, advice: str = ANOTHER_SPLIT):
+    def __init__(
+        self, sets: Sequence[NegativeSet], split: str, advice: str = ANOTHER_SPLIT, *, in_support: bool = False
+    ):
         self.sets = list(sets)
         self.split = split
         # Per shard: set, number in the set, and the rows that count.
@@ -131,6 +137,8 @@ class GroupStore:
         if not len(self):
             places = ", ".join(f"'{negatives.folder.path}'" for negatives in self.sets)
             raise UserError(f"negative set {places} holds no groups of split '{split}'. {advice}")
+        if in_support:
+            self._keep_in_support()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -177,6 +185,26 @@ class GroupStore:
                 del self._cache[place]
         self._number()
         return before - len(self)
+
+    def _keep_in_support(self) -> None:
+        """Leave out the groups whose ground truth was out of the sampler's reach; of a shard one column is read."""
+        groups = len(self)
+        for place, (number, index, rows) in enumerate(self._shards):
+            negatives = self.sets[number]
+            known = negatives.peek(index, "in_support").take(rows) if negatives.knows_support else None
+            if len(rows) and (known is None or known.null_count):
+                raise UserError(
+                    f"--in_support: negative set '{negatives.folder.path}' does not say of every group whether the "
+                    "sampler could have said its ground truth: nothing was sampled for it, or its version is older. "
+                    "Leave the option out, or add sampled negatives with `python -m negatives_gen extend`."
+                )
+            if known is not None:
+                self._shards[place] = (number, index, rows[known.to_numpy().astype(bool)])
+        self._number()
+        found = f"split '{self.split}': --in_support: {len(self)} of {groups} groups kept"
+        if not len(self):
+            raise UserError(f"{found}. Leave it out, or sample with --top_k 0 and a larger --max_new_tokens.")
+        log.info("%s", found)
 
     def _number(self) -> None:
         self._starts = np.cumsum([0, *(len(rows) for _, _, rows in self._shards)])

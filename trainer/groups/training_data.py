@@ -78,7 +78,7 @@ def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any])
 
 
 def _groups(sets: list[NegativeSet], script: ScriptArguments, split: str, seed: int, advice: str) -> ContrastiveGroups:
-    store = GroupStore(sets, split, advice)
+    store = GroupStore(sets, split, advice, in_support=script.in_support)
     if script.chosen.needs == "truths":
         return ContrastiveGroups(store)
     low, high = script.min_similarity, script.max_similarity

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 # Logits held at a time, in elements. Large enough that a matrix product outweighs reading the head and adding to its
 # gradient once per chunk, see docs/benchmarks.md; small beside the model.
 CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
+NO_POSITIONS = torch.empty(0, dtype=torch.long)
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -21,13 +22,7 @@ class _TokenLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logps = torch.empty(len(targets), dtype=reduction_dtype(hidden.dtype), device=hidden.device)
-        normalisers = torch.empty_like(logps)
-        for rows, logits in _logits(hidden, weight.to(hidden.dtype)):
-            chosen = logits.gather(-1, targets[rows, None])[:, 0]
-            top = logits.amax(-1, keepdim=True)
-            normalisers[rows] = logits.sub_(top).exp_().sum(-1).log_().add_(top[:, 0])
-            logps[rows] = chosen - normalisers[rows]
+        logps, normalisers, _ = _scored(hidden, weight, targets, NO_POSITIONS)
         ctx.save_for_backward(hidden, weight, targets, normalisers)
         return logps
 
@@ -58,6 +53,24 @@ class _TokenLogps(torch.autograd.Function):
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None
 
 
+def _scored(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, ranked: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities and normalisers of all positions, [N], and the ranks of some targets, [M]."""
+    logps = torch.empty(len(targets), dtype=reduction_dtype(hidden.dtype), device=hidden.device)
+    normalisers = torch.empty_like(logps)
+    ranks = [torch.empty(0, dtype=torch.long, device=hidden.device)]
+    for rows, logits in _logits(hidden, weight.to(hidden.dtype)):
+        chosen = logits.gather(-1, targets[rows, None])[:, 0]
+        here = ranked[(ranked >= rows.start) & (ranked < rows.stop)] - rows.start
+        if len(here):
+            ranks.append(target_ranks(logits, targets[rows], here))
+        top = logits.amax(-1, keepdim=True)
+        normalisers[rows] = logits.sub_(top).exp_().sum(-1).log_().add_(top[:, 0])
+        logps[rows] = chosen - normalisers[rows]
+    return logps, normalisers, torch.cat(ranks)
+
+
 def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """Chunks of rows and their logits, float32 or wider, to be overwritten: the next chunk's take their place."""
     buffer: torch.Tensor | None = None
@@ -82,6 +95,29 @@ def token_logps(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
     """
     with torch.autocast(device_type=hidden.device.type, enabled=False):
         return _TokenLogps.apply(hidden, weight, targets)  # type: ignore[return-value]  # apply is untyped
+
+
+@torch.no_grad()
+def token_logps_and_ranks(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, ranked: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`token_logps` without gradients, and the ranks of some targets: how many tokens have a larger logit.
+
+    Args:
+        ranked: [M], positions of those targets, ascending, on the CPU: a GPU would have to be waited for.
+
+    Returns:
+        [N] in nats, and [M], int64: 0 for the likeliest token and for those that tie with it.
+    """
+    with torch.autocast(device_type=hidden.device.type, enabled=False):
+        logps, _, ranks = _scored(hidden, weight, targets, ranked)
+        return logps, ranks
+
+
+def target_ranks(logits: torch.Tensor, targets: torch.Tensor, ranked: torch.Tensor) -> torch.Tensor:
+    """[M], the ranks of some of the targets [N] of [N, V] logits, see `token_logps_and_ranks`."""
+    here = ranked.to(logits.device, non_blocking=True)
+    return (logits[here] > logits[here, targets[here]][:, None]).sum(-1)
 
 
 def drawn(logits: torch.Tensor, uniforms: torch.Tensor, never: Sequence[int]) -> torch.Tensor:

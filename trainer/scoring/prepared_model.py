@@ -17,7 +17,7 @@ from torch import nn
 
 from data.architectures import attention_heads
 from trainer.scoring.flex import autocast_dtype, works_on
-from trainer.scoring.head import chunks, drawn, reduction_dtype, token_logps
+from trainer.scoring.head import chunks, drawn, reduction_dtype, target_ranks, token_logps, token_logps_and_ranks
 from trainer.scoring.packing import TokenBatch
 from trainer.scoring.support import chosen_layout, model_inputs, set_attention, takes_block_masks
 
@@ -61,10 +61,10 @@ class PreparedModel:
 def prepare_model(model: Any) -> PreparedModel:
     """Teach a causal language model to return log-probabilities, and find out in which layout.
 
-    Patches `model.forward` so that a call with `target_ids` returns log-probabilities, and one with `uniforms` tokens
-    drawn at the same positions; every other call, and so `generate` and wrappers such as PEFT and DDP, works as before.
-    Call it before wrapping the model. Where the patch is in place it does nothing; where something took it off, it
-    patches again.
+    Patches `model.forward` so that a call with `target_ids` returns log-probabilities, with `ranked` too also the ranks
+    of those targets, and one with `uniforms` tokens drawn at the same positions; every other call, and so `generate`
+    and wrappers such as PEFT and DDP, works as before. Call it before wrapping the model. Where the patch is in place
+    it does nothing; where something took it off, it patches again.
     """
     patched = inspect.unwrap(model.forward, stop=lambda f: hasattr(f, KNOWN))  # within accelerate's autocast, perhaps
     if hasattr(patched, KNOWN):
@@ -79,6 +79,7 @@ def prepare_model(model: Any) -> PreparedModel:
         *args: Any,
         target_ids: Any = None,
         target_index: Any = None,
+        ranked: Any = None,
         uniforms: Any = None,
         never: Sequence[int] = (),
         layout: str = "",
@@ -93,15 +94,18 @@ def prepare_model(model: Any) -> PreparedModel:
                 parts = [drawn(head(hidden[rows]), uniforms[rows], never) for rows in chunks(hidden, head.weight)]
                 return torch.cat(parts)
             if type(head) is nn.Linear:
-                # In autocast's type, as the head itself would be.
-                return token_logps(hidden.to(autocast_dtype(hidden)), head.weight, target_ids)
+                hidden = hidden.to(autocast_dtype(hidden))  # as the head itself would be
+                if ranked is not None:
+                    return token_logps_and_ranks(hidden, head.weight, target_ids, ranked)
+                return token_logps(hidden, head.weight, target_ids)
             logits = head(hidden)  # wrapped since: its weight alone would leave out an adapter
         else:
             logits = original(self, *args, use_cache=False, **kwargs).logits.flatten(0, 1)[target_index]
         if uniforms is not None:
             return drawn(logits, uniforms, never)
         logits = logits.to(reduction_dtype(logits.dtype))
-        return logits.log_softmax(-1).gather(-1, target_ids[:, None])[:, 0]
+        logps = logits.log_softmax(-1).gather(-1, target_ids[:, None])[:, 0]
+        return logps if ranked is None else (logps, target_ranks(logits, target_ids, ranked))
 
     # The signature alone, not functools.wraps: accelerate's unwrap_model follows __wrapped__, past this function.
     vars(forward).update({"__signature__": inspect.signature(type(model).forward), KNOWN: known})
@@ -124,6 +128,29 @@ def candidate_logps(prepared: PreparedModel, batch: TokenBatch) -> torch.Tensor:
     logps = prepared.called(**prepared.inputs(batch), target_ids=batch.target_ids)
     sums = torch.zeros(batch.mask.numel(), dtype=logps.dtype, device=logps.device)
     return sums.index_add(0, batch.slot, logps).view(batch.mask.shape)
+
+
+@torch.no_grad()
+def candidate_logps_and_ranks(
+    prepared: PreparedModel, batch: TokenBatch, ranked: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`candidate_logps`, and of some continuations the rank of their least likely token, in the same pass.
+
+    Args:
+        batch: in the model's layout, on the CPU.
+        ranked: [G, K], True for those continuations.
+
+    Returns:
+        [G, K] in nats, and [G, K], int64: the largest number of tokens that have a larger logit than one of the
+        continuation's; -1 where none was asked for.
+    """
+    positions = ranked.flatten()[batch.slot].nonzero()[:, 0]
+    on_device = batch.to(prepared.model.device)
+    logps, ranks = prepared.called(**prepared.inputs(on_device), target_ids=on_device.target_ids, ranked=positions)
+    worst = torch.full((batch.mask.numel(),), -1, dtype=ranks.dtype, device=ranks.device)
+    worst.scatter_reduce_(0, on_device.slot[positions.to(ranks.device)], ranks, "amax")
+    sums = torch.zeros(batch.mask.numel(), dtype=logps.dtype, device=logps.device)
+    return sums.index_add(0, on_device.slot, logps).view(batch.mask.shape), worst.view(batch.mask.shape)
 
 
 @torch.no_grad()

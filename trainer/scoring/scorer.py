@@ -10,7 +10,12 @@ import torch
 from data.whole_weights import load_whole
 from trainer.scoring.continuations import Continuations
 from trainer.scoring.packing import lay_out
-from trainer.scoring.prepared_model import PreparedModel, candidate_logps, draw_tokens, prepare_model
+from trainer.scoring.prepared_model import (
+    PreparedModel,
+    candidate_logps_and_ranks,
+    draw_tokens,
+    prepare_model,
+)
 
 
 @dataclass
@@ -50,18 +55,36 @@ class Scorer:
         # On a CPU attention over a longer row's dense mask costs more than a larger matrix product gains.
         return cls(prepare_model(loaded), row_tokens=8192 if device.startswith("cuda") else 1024)
 
-    @torch.no_grad()
     def score(self, groups: Sequence[Continuations]) -> list[list[float]]:
         """Summed log-probabilities in nats, one list per group with one number per continuation."""
+        return self.score_and_rank(groups, [False] * len(groups))[0]
+
+    @torch.no_grad()
+    def score_and_rank(
+        self, groups: Sequence[Continuations], ranked: Sequence[bool]
+    ) -> tuple[list[list[float]], list[int | None]]:
+        """`score`, and in the same passes how far down the first continuation of some groups reaches.
+
+        Args:
+            ranked: per group, whether it is asked for.
+
+        Returns:
+            What `score` returns, and per group the largest rank among the tokens of its first continuation: how many
+            tokens the model finds strictly likelier there, 0 where each is the likeliest; None where not asked for.
+        """
         scores: list[list[float]] = [[] for _ in groups]
+        ranks: list[int | None] = [None] * len(groups)
         # Passes of similar length waste little in the padded layout and cost nothing in the packed one.
         order = sorted(range(len(groups)), key=lambda i: groups[i].longest)
         for indices, batch in lay_out([groups[i] for i in order], self.layout, self.row_tokens):
-            logps = candidate_logps(self.prepared, batch.to(self.model.device)).tolist()
-            for index, row in zip(indices, logps, strict=True):
-                group = order[index]
-                scores[group] = row[: len(groups[group].continuations)]
-        return scores
+            chosen = [order[index] for index in indices]
+            asked = torch.zeros_like(batch.mask)
+            asked[:, 0] = torch.tensor([bool(ranked[i]) for i in chosen])
+            logps, worst = candidate_logps_and_ranks(self.prepared, batch, asked)
+            for i, row, rank in zip(chosen, logps.tolist(), worst[:, 0].tolist(), strict=True):
+                scores[i] = row[: len(groups[i].continuations)]
+                ranks[i] = rank if ranked[i] else None
+        return scores, ranks
 
     @torch.no_grad()
     def draw(
