@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from data.models import model_directory, tensor_places
+from data.models import model_directory, tensor_places, vocabulary_size
 from negatives_gen.job.actors import Work
 from negatives_gen.models.engine import CPU_ENVIRONMENT, CPU_OPTIONS
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
@@ -14,8 +14,10 @@ from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
 MIB = 2**20
 # Ray warns of an actor that takes more than four fifths of what it asked for.
 HEADROOM = 1.25
-# Interpreter, libraries and what a pass computes, without weights and cache; measured: docs/benchmarks.md, "Memory".
-SAMPLE_BYTES, ASK_BYTES, SCORE_BYTES = 1000 * MIB, 500 * MIB, 800 * MIB
+# Interpreter, libraries and what a pass computes, without weights, cache and what an engine holds per logit of a step
+# on a CPU (80 bytes); measured: docs/benchmarks.md, "Memory of actors".
+SAMPLE_BYTES, ASK_BYTES, SCORE_BYTES = 1000 * MIB, 500 * MIB, 1000 * MIB
+LOGIT_BYTES, SLOTS = 80, 256
 BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 
 
@@ -23,10 +25,10 @@ def actor_memory(work: Work, *, on_gpu: bool) -> dict[str, int]:
     """Stage -> bytes of an actor's own memory, as Ray measures it (resident, less what is shared with others).
 
     A model's weights count in the type that it computes in. On a GPU they pass through this memory while they are
-    loaded, and an engine's cache lies elsewhere.
+    loaded, and an engine's cache and logits lie elsewhere.
     """
     dtype = work.engine_options.get("dtype", "auto" if on_gpu else CPU_OPTIONS["dtype"])
-    engine = weights_bytes(work.model, dtype) + (0 if on_gpu else _cache_bytes())
+    engine = weights_bytes(work.model, dtype) + (0 if on_gpu else _cache_bytes() + _logit_bytes(work))
     scorer = weights_bytes(work.model, work.dtype) + sum(
         _signal_bytes(work, options) for options in work.signals.values()
     )
@@ -47,6 +49,12 @@ def _cache_bytes() -> int:
     default = CPU_ENVIRONMENT["VLLM_CPU_KVCACHE_SPACE"]
     given = os.environ.get("VLLM_CPU_KVCACHE_SPACE", default)
     return int(given if given.isdecimal() else default) * 2**30
+
+
+def _logit_bytes(work: Work) -> int:
+    """Of a step of all of the engine's slots."""
+    slots = work.engine_options.get("max_num_seqs", SLOTS)
+    return LOGIT_BYTES * int(slots) * (vocabulary_size(work.model) or 0)
 
 
 def _signal_bytes(work: Work, options: Any) -> int:
