@@ -29,9 +29,8 @@ def actor_memory(work: Work, *, on_gpu: bool) -> dict[str, int]:
     """
     dtype = work.engine_options.get("dtype", "auto" if on_gpu else CPU_OPTIONS["dtype"])
     engine = weights_bytes(work.model, dtype) + (0 if on_gpu else _cache_bytes() + _logit_bytes(work))
-    scorer = weights_bytes(work.model, work.dtype) + sum(
-        _signal_bytes(work, options) for options in work.signals.values()
-    )
+    signals = sum(_signal_bytes(work, options) for options in work.signals.values())
+    scorer = weights_bytes(work.model, work.dtype) + signals
     taken = {SAMPLE: SAMPLE_BYTES + engine, ASK: ASK_BYTES, SCORE: SCORE_BYTES + scorer}
     return {stage: math.ceil(HEADROOM * size) for stage, size in taken.items()}
 
