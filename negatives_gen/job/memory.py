@@ -51,7 +51,7 @@ def _cache_bytes() -> int:
 
 
 def _logit_bytes(work: Work) -> int:
-    """Of a step of all of the engine's slots."""
+    """What vLLM holds of a step of all of its slots."""
     slots = work.engine_options.get("max_num_seqs", SLOTS)
     return LOGIT_BYTES * int(slots) * (vocabulary_size(work.model) or 0)
 

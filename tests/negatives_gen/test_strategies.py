@@ -269,7 +269,7 @@ def counting(scorer: Scorer) -> tuple[Any, list[int]]:
 
 
 def test_further_rounds_draw_one_position_after_another_in_the_end(pool: list[Group], tools: Tools) -> None:
-    """As many rounds as positions, all of them chosen: what sampling token by token with the same uniforms gives."""
+    """All positions chosen, in as many rounds: what sampling token by token with the same uniforms gives."""
     rows = pool[:5]
     longest = max(len(g.response_ids) for g in rows)
     rounds = [made("mn", rows, tools, count=3, mn_share=1.0, mn_rounds=n) for n in (1, 2, 3, longest, longest + 5)]
