@@ -28,7 +28,7 @@ GROUPS, COUNT, TURNS = extent((16, 4, 3), (8, 2, 1))
 
 @dataclass
 class Contestant:
-    """A strategy with its settings, and what it took each time: passes, tokens in them, seconds, and seconds of the CPU."""
+    """A strategy with its settings, and what it took each time: passes, tokens in them, seconds, seconds of the CPU."""
 
     strategy: str
     settings: dict[str, Any]
