@@ -1,4 +1,4 @@
-"""Who gets what of a cluster: each actor can be placed on a node, or the job is refused. Without Ray."""
+"""Shares of a cluster: each actor can be placed on a node, or the job is refused. Without Ray."""
 
 import logging
 from collections.abc import Sequence
