@@ -5,6 +5,9 @@ and gives it the same shard, without end. So a stage leaves a mark in `_job/trie
 removes it afterwards, also when it fails: a mark that stays is a worker that died. After `MAX_TRIES` the shard is set
 aside. A worker that loads its models leaves one too: of one that dies while it loads, each time, the job ends.
 
+A worker that has several shards in flight dies of one and leaves the marks of all. Each of them is a suspect from then
+on, and is to be worked on alone (`suspect`): so the one that kills is found, and an innocent gets no second mark.
+
 The marks also say to the driver what is going on, and what stands still (`Stall`).
 """
 
@@ -20,7 +23,7 @@ from contextlib import contextmanager
 from data.command.errors import UserError
 from data.manifest import shard_name
 from data.set_directory import INPUTS, SetDirectory
-from data.shape import parse_shaped
+from data.shape import IfThere, parse_shaped
 from data.shard_records import JOB_FOLDER
 from data.storage import Folder
 
@@ -51,7 +54,11 @@ def attempt(directory: SetDirectory, index: int, stage: str) -> Iterator[None]:
 
 
 def suspect(directory: SetDirectory, index: int, stage: str) -> bool:
-    """Whether a worker has died in a stage while it worked on a shard, and maybe on others."""
+    """Whether a worker of this stage died while this shard was in flight, of it or of another one beside it.
+
+    To be asked before the shard's `attempt` begins. A suspect's attempt begins when the worker has nothing else in
+    flight, and nothing else begins before it ends.
+    """
     return directory.claim is not None and bool(_marks(directory.folder, f"{index:05d}-{stage}"))
 
 
@@ -83,7 +90,8 @@ def _marked(directory: SetDirectory, what: str, stage: str) -> Iterator[str]:
         yield f"died {len(marks)} times in stage '{stage}' (the last was {_worker(folder, marks[-1])})"
         return
     mark = f"{what}-{stage}-{len(marks) + 1}"
-    folder.write(f"{TRIES}/{mark}", json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+    worker = {"host": socket.gethostname(), "pid": os.getpid(), "actor": _actor()}
+    folder.write(f"{TRIES}/{mark}", json.dumps(worker).encode())
     try:
         yield ""
     finally:
@@ -172,7 +180,8 @@ def _marks(folder: Folder, what: str) -> list[str]:
 
 def _worker(folder: Folder, mark: str) -> str:
     try:
-        worker = parse_shaped(folder.read(f"{TRIES}/{mark}"), {"pid": int, "host": str})
-        return f"process {worker['pid']} on {worker['host']}"
+        worker = parse_shaped(folder.read(f"{TRIES}/{mark}"), {"pid": int, "host": str, "actor": IfThere(str)})
     except (FileNotFoundError, ValueError):
         return "a worker"
+    process = f"process {worker['pid']} on {worker['host']}"
+    return f"actor {worker['actor']} ({process})" if worker.get("actor") else process

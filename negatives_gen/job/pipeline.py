@@ -12,20 +12,19 @@ from data.command.errors import UserError, first_line, user_error_in
 from data.command.terminated import ending_on_sigterm
 from data.manifest import shard_name
 from data.storage import Folder
-from negatives_gen.job.actors import AskStage, SampleStage, ScoreStage, Work, new_row
+from negatives_gen.job.actors import STAGES, Work, new_row
 from negatives_gen.job.attempts import Stall, refuse_set_aside
 from negatives_gen.job.batching import FILLINGS
 from negatives_gen.job.cluster import start_ray
-from negatives_gen.job.resources import Resources
+from negatives_gen.job.memory import actor_memory
+from negatives_gen.job.resources import Node, Resources
 from negatives_gen.strategies import STRATEGIES
-from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
+from negatives_gen.strategies.base import SAMPLE
 
 log = logging.getLogger(__name__)
 
 # Behind the last row.
 END: Any = object()
-# Cores of an actor that only waits for an API.
-ASK_CPUS = 0.05
 # vLLM's largest default of max_num_seqs.
 MOST_SLOTS = 1024
 
@@ -72,46 +71,40 @@ def _results(work: Work, shards: Sequence[int], num_engines: int | None) -> Gene
     """The rows that come out of the last stage, each as soon as its shard is written."""
     import ray
 
-    cluster = ray.cluster_resources()
-    stages = work.stages
-    ask_cpus = ASK_CPUS if ASK in stages else 0.0
+    nodes = [
+        Node(offers.get("CPU", 0.0), int(offers.get("GPU", 0)), offers.get("memory", 0.0))
+        for offers in (node["Resources"] for node in ray.nodes() if node["Alive"])
+    ]
     resources = Resources.plan(
-        samples=SAMPLE in stages,
+        work.stages,
+        nodes,
         num_engines=num_engines,
         engine=work.engine_options,
-        node_cpus=[node["Resources"].get("CPU", 0.0) - ask_cpus for node in ray.nodes() if node["Alive"]],
-        gpus=int(cluster.get("GPU", 0)),
+        memory=actor_memory(work, on_gpu=any(node.gpus for node in nodes)),
     )
     log.info("Ray: %s", resources)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
     sampling = dataclasses.replace(work, engine_options={**resources.engine_options, **work.engine_options})
-    actors: dict[str, tuple[type, Work, int, float, float]] = {
-        SAMPLE: (SampleStage, sampling, resources.engines, resources.cpus, resources.engine_gpus),
-        ASK: (AskStage, work, 1, ASK_CPUS, 0),
-        SCORE: (ScoreStage, work, resources.scorers, resources.cpus, resources.scorer_gpus),
-    }
-    at_once = min(shards_in_flight(work), -(-len(shards) // max(1, resources.engines)))
-    if SAMPLE in stages:
-        log.info("at most %d shards in flight in an engine's actor", at_once)
+    at_once: dict[str, int] = {}
+    if SAMPLE in resources.shares:
+        at_once[SAMPLE] = min(shards_in_flight(work), -(-len(shards) // resources.shares[SAMPLE].actors))
+        log.info("at most %d shards in flight in an engine's actor", at_once[SAMPLE])
     results = ray.data.from_items([new_row(index) for index in shards], override_num_blocks=len(shards))
-    for stage in stages:
-        actor, argument, number, cpus, gpus = actors[stage]
+    for stage, share in resources.shares.items():
         results = results.map(
-            actor,  # type: ignore[arg-type]  # Ray types a callable class as if it were a function
-            fn_constructor_args=(argument,),
+            STAGES[stage],  # type: ignore[arg-type]  # Ray types a callable class as if it were a function
+            fn_constructor_args=(sampling if stage == SAMPLE else work,),
             compute=ray.data.ActorPoolStrategy(
-                size=min(number, len(shards)),
+                size=min(share.actors, len(shards)),
                 # Those of an engine's actor wait for it side by side (`batching.Admission`).
-                **(
-                    {"max_tasks_in_flight_per_actor": at_once, "max_concurrent_calls_per_actor": at_once}
-                    if stage == SAMPLE
-                    else {}
-                ),
+                max_tasks_in_flight_per_actor=at_once.get(stage),
+                max_concurrent_calls_per_actor=at_once.get(stage),
             ),
-            num_cpus=cpus,
-            num_gpus=gpus,
+            num_cpus=share.cpus,
+            num_gpus=share.gpus,
+            memory=share.memory or None,
         )
     # A batch is a block is a shard; without prefetching each is told as soon as it is written.
     batches: Any = results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")

@@ -1,77 +1,198 @@
-"""What the actors of a job ask Ray for."""
+"""What the actors of a job ask Ray for, so that each of them can be placed on a node of the cluster."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data.command.errors import UserError
+from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+# Cores of an actor that only waits for an API.
+ASK_CPUS = 0.05
+# Of a GPU that an engine and a scorer share.
+ENGINE_PART, SCORER_PART = 0.7, 0.3
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node of the cluster offers to Ray: cores, whole GPUs, and memory in bytes."""
+
+    cpus: float
+    gpus: int = 0
+    memory: float = 0.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a stage gets of the cluster.
+
+    Attributes:
+        actors: how many it has.
+        cpus, gpus, memory: what each of them asks for; memory in bytes, 0 where a node offers none.
+    """
+
+    actors: int
+    cpus: float
+    gpus: float = 0.0
+    memory: int = 0
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the actors of a job get: whole GPUs for the engines and the rest for the scorers, else a share of each GPU.
+    """What the actors of a job get: whole GPUs for the engines and the rest for the scorers, else a part of each GPU.
 
     Attributes:
-        engines, scorers: number of actors; without sampled negatives there are no engines.
-        engine_gpus, scorer_gpus, cpus: what one actor gets.
+        shares: stage -> what it gets, of the stages that there are.
     """
 
-    engines: int
-    engine_gpus: float
-    scorers: int
-    scorer_gpus: float
-    cpus: float
+    shares: dict[str, Share]
 
     @property
     def engine_options(self) -> dict[str, Any]:
         """An engine that shares its GPU with a scorer must leave it room."""
-        return {"gpu_memory_utilization": 0.6} if 0 < self.engine_gpus < 1 else {}
+        shared = SAMPLE in self.shares and 0 < self.shares[SAMPLE].gpus < 1
+        return {"gpu_memory_utilization": 0.6} if shared else {}
 
     @classmethod
     def plan(
-        cls, *, samples: bool, num_engines: int | None, engine: dict[str, Any], node_cpus: Sequence[float], gpus: int
+        cls,
+        stages: Collection[str],
+        nodes: Sequence[Node],
+        *,
+        num_engines: int | None,
+        engine: Mapping[str, Any],
+        memory: Mapping[str, int],
     ) -> "Resources":
         """Share out a cluster.
 
         Args:
-            samples: whether engines are needed at all.
+            stages: those that there are.
+            nodes: an actor lies on one of them.
             num_engines, engine: what the user asked for, see `negatives_gen.config`.
-            node_cpus: cores of each node; an actor lies on one node.
+            memory: stage -> bytes that one of its actors takes (`negatives_gen.job.memory`); where a node offers less,
+                less is asked for, and a warning says so.
 
         Raises:
-            UserError: the engines need more GPUs than there are.
+            UserError: the engines, or a scorer beside them, need more GPUs than there are, or than a node has.
         """
-
-        def share(actors: int) -> float:
-            """Cores per actor: whole ones where there are enough, else a part of one, so that all can be placed."""
-            cores = max(1.0, float(sum(node_cpus) // actors))
-            while sum(int(cpus / cores) for cpus in node_cpus) < actors and cores > 0.01:
-                cores = cores - 1 if cores > 1 else round(0.9 * cores, 3)
-            return cores
-
-        if not gpus:
+        gpus = sum(node.gpus for node in nodes)
+        if gpus:
+            engines, engine_gpus, scorers, scorer_gpus = _on_gpus(nodes, SAMPLE in stages, num_engines, engine)
+        else:
             # Two scorers of one thread beat one of two, and scoring takes longer than sampling does.
-            engines = (num_engines or 1) if samples else 0
+            engines, engine_gpus, scorer_gpus = (num_engines or 1) if SAMPLE in stages else 0, 0.0, 0.0
             scorers = 2 * (engines or 1)
-            return cls(engines, 0, scorers, 0, share(engines + scorers))
-        if not samples:
-            return cls(0, 0, gpus, 1, share(gpus))
-        per_engine = int(engine.get("tensor_parallel_size", 1))
-        engines = num_engines or max(1, gpus // per_engine)
-        if engines * per_engine > gpus:
-            raise UserError(
-                f"{engines} engines of {per_engine} GPUs need {engines * per_engine} GPUs, the cluster has {gpus}. "
-                "Lower --num_engines or --engine.tensor_parallel_size."
-            )
-        free = gpus - engines * per_engine
-        if free:
-            return cls(engines, per_engine, free, 1, share(engines + free))
-        if per_engine == 1:
-            return cls(engines, 0.7, engines, 0.3, share(2 * engines))
-        return cls(engines, per_engine, engines, 0, share(2 * engines))
+        asking = ASK_CPUS if ASK in stages else 0.0
+        free = [replace(node, cpus=node.cpus - asking) for node in nodes]
+        cpus = _cores_beside_gpus(free, engines, scorers, engine_gpus) if gpus else _cores(free, engines + scorers)
+        shares = {
+            SAMPLE: Share(engines, cpus, engine_gpus),
+            ASK: Share(1, ASK_CPUS),
+            SCORE: Share(scorers, cpus, scorer_gpus),
+        }
+        return cls(_with_memory({stage: shares[stage] for stage in shares if stage in stages}, nodes, memory))
 
     def __str__(self) -> str:
-        return (
-            f"{self.engines} engine(s) with {self.engine_gpus:g} GPU, {self.scorers} scorer(s) with "
-            f"{self.scorer_gpus:g} GPU"
+        return ", ".join(
+            f"stage '{stage}': {share.actors} actor(s) with {share.cpus:g} CPU, {share.gpus:g} GPU, "
+            f"{share.memory / GIB:.1f} GiB"
+            for stage, share in self.shares.items()
         )
+
+
+def _on_gpus(
+    nodes: Sequence[Node], samples: bool, num_engines: int | None, engine: Mapping[str, Any]
+) -> tuple[int, float, int, float]:
+    """Number of engines, GPUs that the actor of one holds, number of scorers, GPUs of one. Raises UserError."""
+    gpus = sum(node.gpus for node in nodes)
+    if not samples:
+        return 0, 0.0, gpus, 1.0
+    per_engine = _size(engine, "tensor_parallel_size") * _size(engine, "pipeline_parallel_size")
+    # vLLM's own workers of Ray hold the GPUs then, in a placement group of one GPU each, on whatever nodes.
+    spread = engine.get("distributed_executor_backend") == "ray"
+    most = gpus // per_engine if spread else sum(node.gpus // per_engine for node in nodes)
+    parallel = f"tensor_parallel_size x pipeline_parallel_size = {per_engine}"
+    if not most and not spread and per_engine <= gpus:
+        raise UserError(
+            f"an engine needs {per_engine} GPUs on one node ({parallel}), the cluster's nodes have at most "
+            f"{max(node.gpus for node in nodes)}. Lower --engine.tensor_parallel_size, or let vLLM use several nodes: "
+            "--engine.distributed_executor_backend ray."
+        )
+    engines = num_engines or max(1, most)
+    if engines > most:
+        fit = "" if engines * per_engine > gpus else f", whose nodes hold {most} of these engines"
+        raise UserError(
+            f"{engines} engine(s) of {per_engine} GPUs need {engines * per_engine} GPUs, the cluster has {gpus}{fit}. "
+            "Lower --num_engines, --engine.tensor_parallel_size or --engine.pipeline_parallel_size."
+        )
+    if engines * per_engine == gpus and per_engine == 1 and not spread:
+        return engines, ENGINE_PART, engines, SCORER_PART
+    if engines * per_engine == gpus and not num_engines:
+        engines -= 1  # for the scorers: one on a CPU would hold up all engines
+    if not engines or engines * per_engine == gpus:
+        raise UserError(
+            f"{max(1, engines)} engine(s) of {per_engine} GPUs ({parallel}) take all {gpus} GPUs of the cluster and "
+            "leave none for a scorer. Lower --num_engines or --engine.tensor_parallel_size, or add a GPU."
+        )
+    return engines, 0.0 if spread else float(per_engine), gpus - engines * per_engine, 1.0
+
+
+def _size(engine: Mapping[str, Any], option: str) -> int:
+    size = engine.get(option, 1)
+    if type(size) is not int or size < 1:
+        raise UserError(f"--engine.{option} must be a whole number, at least 1, got {size!r}.")
+    return size
+
+
+def _cores(nodes: Sequence[Node], actors: int) -> float:
+    """Cores per actor: whole ones where there are enough, else a part of one, so that all can be placed."""
+    cores = max(1.0, float(sum(node.cpus for node in nodes) // actors))
+    while sum(int(node.cpus / cores) for node in nodes) < actors and cores > 0.01:
+        cores = cores - 1 if cores > 1 else round(0.9 * cores, 3)
+    return cores
+
+
+def _cores_beside_gpus(nodes: Sequence[Node], engines: int, scorers: int, engine_gpus: float) -> float:
+    """Cores per actor, so few that on no node they run out before the GPUs, whichever actors Ray places there."""
+    everywhere = engines if engine_gpus == 0 else 0
+    per_gpu = 2 if 0 < engine_gpus < 1 else 1
+    return min(_cores([node], min(engines + scorers, everywhere + per_gpu * node.gpus)) for node in nodes if node.gpus)
+
+
+def _with_memory(shares: dict[str, Share], nodes: Sequence[Node], memory: Mapping[str, int]) -> dict[str, Share]:
+    """The shares with the memory that they ask for: what they take, or the same part of it for all that fits.
+
+    Raises:
+        UserError: the actors fit on no nodes, whatever their memory.
+    """
+    for percent in range(100, -1, -5):
+        asking = {stage: replace(share, memory=memory[stage] * percent // 100) for stage, share in shares.items()}
+        if _fit(asking.values(), nodes):
+            break
+    else:
+        actors, cpus = sum(share.actors for share in shares.values()), sum(node.cpus for node in nodes)
+        raise UserError(f"{actors} actors cannot be placed: the cluster's {len(nodes)} node(s) have {cpus:g} CPU.")
+    if percent < 100:
+        taken = sum(share.actors * memory[stage] for stage, share in shares.items())
+        log.warning(
+            "the actors take about %.1f GiB of memory, the nodes offer %.1f GiB to Ray: %d%% of it is asked for",
+            taken / GIB, sum(node.memory for node in nodes) / GIB, percent,
+        )  # fmt: skip
+    return asking
+
+
+def _fit(shares: Collection[Share], nodes: Sequence[Node]) -> bool:
+    """Whether all actors can be placed, stage by stage as Ray does it, each on the first node that has room."""
+    left = [[node.cpus, node.gpus, node.memory] for node in nodes]
+    for share in shares:
+        wanted = [share.cpus, share.gpus, share.memory]
+        for _ in range(share.actors):
+            room = (free for free in left if all(has >= asks - 1e-6 for has, asks in zip(free, wanted, strict=True)))
+            if (found := next(room, None)) is None:
+                return False
+            found[:] = [has - asks for has, asks in zip(found, wanted, strict=True)]
+    return True

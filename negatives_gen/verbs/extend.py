@@ -5,6 +5,7 @@ included. Exceptions are strategies that sample or ask an API: of their negative
 rows that the set rejects already are not sampled or asked for.
 """
 
+import dataclasses
 import logging
 import sys
 from collections.abc import Collection
@@ -297,13 +298,13 @@ def _refuse_idle_options(
 def _refuse_other_value(name: str, key: str, value: Any, settings: dict[str, Any]) -> None:
     """Raise UserError if an option would give a strategy of the set other settings than it has."""
     strategy = STRATEGIES.load(name)
-    changed = strategy.settings(over(_options_of(name, settings), nested(key, value)))
-    known = {name_of: settings[name_of] for name_of in changed}
-    if difference := first_difference(known, changed, ignore=undecided(strategy.Options)):
+    own = _options_of(name, settings)
+    changed = strategy.settings(over(own, nested(key, value)))
+    if difference := first_difference(strategy.settings(own), changed, ignore=undecided(strategy.Options)):
         of, has, _ = difference
         raise UserError(
-            f"--{key} {value} would change nothing: the set's own settings hold, its '{name}' has {of} {has}. Leave "
-            f"--{key} out."
+            f"--{key} {value} would change nothing: the set's own settings hold, its '{name}' has {of} "
+            f"{flat(dataclasses.asdict(own)).get(of, has)}. Leave --{key} out."
         )
 
 

@@ -1,5 +1,6 @@
 """A shard that kills its workers is set aside after three tries, and what stands still ends the job. Without Ray."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -23,7 +24,7 @@ from data.sources.examples import open_source
 from data.storage import Folder
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components, SampleStage, new_row
-from negatives_gen.job.attempts import MAX_TRIES, SetAside, Stall, attempt, loading_stage
+from negatives_gen.job.attempts import MAX_TRIES, SetAside, Stall, attempt, loading_stage, suspect
 from negatives_gen.job.batching import work_on
 from negatives_gen.job.inputs import stage_inputs
 from negatives_gen.job.job import generate, make_work
@@ -63,6 +64,51 @@ def test_a_shard_whose_workers_die_is_set_aside_and_the_last_is_named(writer: Ne
     for index, stage in ((3, "score"), (4, "sample")):
         with attempt(writer, index, stage):
             pass
+
+
+def _die_with_all(writer: NegativeSetWriter, indices: list[int]) -> None:
+    """A worker that is killed while it has several shards in flight."""
+    with contextlib.ExitStack() as flight:
+        for index in indices:
+            flight.enter_context(attempt(writer, index, "sample"))
+        os.kill(os.getpid(), 9)
+
+
+def test_of_shards_in_flight_together_the_one_that_kills_is_found_and_no_innocent_is_set_aside(
+    writer: NegativeSetWriter,
+) -> None:
+    """Shard 2 kills whatever works on it: beside the others, then alone, as a suspect."""
+    for flight in ([0, 1, 2, 3], [2], [2]):
+        process = get_context("fork").Process(target=_die_with_all, args=(writer, flight))
+        process.start()
+        process.join(30)
+        assert process.exitcode == -9
+        assert [index for index in range(6) if suspect(writer, index, "sample")] == [0, 1, 2, 3]
+    first = {f"0000{index}-sample-1" for index in range(4)}
+    assert writer.folder.names("_job/tries") == {*first, "00002-sample-2", "00002-sample-3"}
+    again = attempt(writer, 2, "sample")
+    with pytest.raises(SetAside), again:
+        raise AssertionError("worked on again")
+    for innocent in (0, 1, 3):
+        with attempt(writer, innocent, "sample"):
+            assert suspect(writer, innocent, "sample")
+        assert not suspect(writer, innocent, "sample")
+    assert not suspect(writer, 2, "score")
+
+
+def test_a_directory_that_nobody_has_claimed_has_no_suspects(tmp_path: Path) -> None:
+    assert not suspect(NegativeSetWriter(str(tmp_path / "set"), {}, ["embedding"]), 0, "sample")
+
+
+def test_an_actor_of_ray_is_named_by_its_id(
+    writer: NegativeSetWriter, clock: "ClockStub", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("negatives_gen.job.attempts._actor", lambda: "a1b2")
+    stall = Stall(writer.folder, 60)
+    with attempt(writer, 7, "sample"):
+        clock.pass_by(stall, 50)
+        with pytest.raises(UserError, match=r"shard-00007.parquet is in stage 'sample' of actor a1b2 \(process \d+ on"):
+            clock.pass_by(stall, 65)
 
 
 def test_a_worker_that_dies_each_time_while_it_loads_ends_the_job(reference: Path, tmp_path: Path) -> None:

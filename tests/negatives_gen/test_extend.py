@@ -115,6 +115,20 @@ def test_strategies_and_candidates_added_equal_a_set_made_in_one_go(make: Maker,
     check_equal(extended(make("first", first), "then", strategies=then, bn_batch_size=6), whole)
 
 
+def test_mn_of_several_rounds_grows_as_in_one_go(make: Maker) -> None:
+    options: dict[str, Any] = {"mn_share": 0.5, "mn_rounds": 3}
+    then = extended(make("first", "mn=2,tn=3", **options), "then", strategies="mn=4")
+    check_equal(then, make("whole", "mn=4,tn=3", **options))
+
+
+def test_a_set_from_before_mn_had_rounds_has_one(make: Maker) -> None:
+    first = make("first", "mn=1,tn=1")
+    assert NegativeSet(str(first)).manifest.job["strategies"]["mn"] == {"count": 1, "mn_share": 0.15}
+    with pytest.raises(UserError, match=r"--mn_rounds 2 would change nothing: .* its 'mn' has mn_rounds 1"):
+        extended(first, "then", strategies="mn=2", mn_rounds=2)
+    check_equal(extended(first, "then", strategies="mn=2", mn_rounds=1), make("whole", "mn=2,tn=1"))
+
+
 @pytest.mark.parametrize(
     ("first", "then"),
     [("tn=3", "bn=2"), ("bn=2", "tn=3"), ("bn=1,tn=1", "bn=2,tn=3"), ("mn=1,tn=1", "bn=2,mn=4,tn=3")],

@@ -1,4 +1,4 @@
-"""The pipeline: who gets what of a cluster, and which stages there are, without Ray."""
+"""The pipeline: which stages there are, and how Ray is started, without Ray."""
 
 from typing import Any
 
@@ -8,43 +8,6 @@ from data.command.errors import UserError
 from negatives_gen.job import cluster
 from negatives_gen.job.actors import Work
 from negatives_gen.job.cluster import start_ray
-from negatives_gen.job.resources import Resources
-
-
-def planned(*, cpus: list[float], gpus: int, **options: Any) -> Resources:
-    return Resources.plan(**{"samples": True, "num_engines": None, "engine": {}, **options}, node_cpus=cpus, gpus=gpus)
-
-
-@pytest.mark.parametrize(
-    ("options", "cpus", "gpus", "expected"),
-    [
-        ({}, [2.0], 0, Resources(1, 0, 2, 0, 0.656)),
-        ({}, [32.0], 0, Resources(1, 0, 2, 0, 10)),
-        ({}, [16.0], 1, Resources(1, 0.7, 1, 0.3, 8)),
-        ({"samples": False}, [2.0], 0, Resources(0, 0, 2, 0, 1)),
-        ({"samples": False}, [16.0], 4, Resources(0, 0, 4, 1, 4)),
-        ({"num_engines": 6}, [64.0], 8, Resources(6, 1, 2, 1, 8)),
-        ({"engine": {"tensor_parallel_size": 2}, "num_engines": 3}, [64.0], 8, Resources(3, 2, 2, 1, 12)),
-        # An actor lies on one node: two nodes of 5 cores have room for three actors of 2, not of 3.
-        ({}, [5.0, 5.0], 0, Resources(1, 0, 2, 0, 2)),
-        ({"num_engines": 2}, [0.0, 4.0, 4.0], 0, Resources(2, 0, 4, 0, 1)),
-    ],
-)
-def test_every_actor_can_be_placed(options: dict, cpus: list[float], gpus: int, expected: Resources) -> None:
-    found = planned(**options, cpus=cpus, gpus=gpus)
-    assert found == expected
-    assert found.engines + found.scorers <= sum(int(node / found.cpus) for node in cpus)
-    assert found.engine_gpus * found.engines + found.scorer_gpus * found.scorers <= gpus
-
-
-def test_an_engine_that_shares_its_gpu_leaves_room_for_the_scorer() -> None:
-    assert planned(cpus=[8], gpus=1).engine_options == {"gpu_memory_utilization": 0.6}
-    assert planned(num_engines=1, cpus=[8], gpus=2).engine_options == {}
-
-
-def test_more_engines_than_gpus_are_refused() -> None:
-    with pytest.raises(UserError, match="need 8 GPUs, the cluster has 4"):
-        planned(num_engines=4, engine={"tensor_parallel_size": 2}, cpus=[8], gpus=4)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from data.command.errors import UserError
 from data.command.options import make_config
 from data.schema import Candidate, Group
 from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
+from data.tokens import marks_of, never_drawn
 from negatives_gen.config import GenerateConfig
 from negatives_gen.models.engine import Sample
 from negatives_gen.strategies import STRATEGIES
@@ -285,6 +287,111 @@ def test_mn_is_the_same_whatever_the_count_and_however_many_groups_want_it(pool:
         row.negatives = list(two[row.id])
     STRATEGIES.load("mn").add(rows[::3], rows, {"count": 5, "mn_share": 0.15}, tools)
     assert {g.id: g.negatives for g in rows[::3]} == {g.id: five[g.id] for g in rows[::3]}
+
+
+SECOND = {"mn_share": 0.5, "mn_rounds": 2}
+
+
+def counting(scorer: Scorer) -> tuple[Any, list[int]]:
+    """A predictor, and how many continuations each of its passes had."""
+    passes: list[int] = []
+
+    class CountingStub:
+        def draw(self, groups: Sequence[Any], uniforms: Any, *, never: Sequence[int]) -> Any:
+            passes.append(sum(len(g.continuations) for g in groups))
+            return scorer.draw(groups, uniforms, never=never)
+
+    return CountingStub(), passes
+
+
+def test_further_rounds_draw_one_position_after_another_in_the_end(pool: list[Group], tools: Tools) -> None:
+    """All positions chosen, in as many rounds: what sampling token by token with the same uniforms gives."""
+    rows = pool[:5]
+    longest = max(len(g.response_ids) for g in rows)
+    rounds = [made("mn", rows, tools, count=3, mn_share=1.0, mn_rounds=n) for n in (1, 2, 3, longest, longest + 5)]
+    never = never_drawn(tools.tokenizer, marks_of(tools.tokenizer))
+    scorer: Any = tools.predictor
+    for group in rows:
+        uniforms = STRATEGIES.load("mn")._uniforms(group, tools.seed)  # type: ignore[attr-defined]  # of this strategy
+        expected = list[list[int]]()
+        for number in range(3):
+            ids: list[int] = []
+            for t in range(len(group.response_ids) - 1):
+                with torch.no_grad():
+                    logits = scorer.model(input_ids=torch.tensor([[*group.prompt_ids, *ids]])).logits[0, -1].double()
+                logits[never] = -torch.inf
+                ids.append(int((logits.softmax(-1).cumsum(-1) > uniforms[t, number]).nonzero()[0, 0]))
+            expected.append([*ids, group.response_ids[-1]])
+        found = [[c.ids for c in by_group[group.id]] for by_group in rounds]
+        assert found[-1] == found[-2] == expected  # nothing changes any more
+        for after, candidates in zip((1, 2, 3), found[:3], strict=True):
+            assert [ids[:after] for ids in candidates] == [ids[:after] for ids in expected]
+    assert rounds[0] != rounds[1] != rounds[2]
+
+
+def test_a_further_round_changes_chosen_positions_alone_and_never_the_end(pool: list[Group], tools: Tools) -> None:
+    truths = {g.id: g.response_ids for g in pool}
+    special = set(tools.tokenizer.all_special_ids)
+    for group_id, candidates in made("mn", pool, tools, count=4, **SECOND).items():
+        truth = truths[group_id]
+        for candidate in candidates:
+            differing = sum(a != b for a, b in zip(candidate.ids, truth, strict=True))
+            assert 1 <= differing <= max(1, round(0.5 * (len(truth) - 1)))
+            assert candidate.ids[-1] == truth[-1]
+            assert not set(candidate.ids[:-1]) & special
+
+
+def test_further_rounds_are_the_same_whatever_the_count_and_however_many_groups_want_it(
+    pool: list[Group], tools: Tools
+) -> None:
+    rows = fresh(pool[:40])
+    nine, two = (made("mn", rows, tools, count=count, **SECOND) for count in (9, 2))
+    assert {k: v[:2] for k, v in nine.items()} == two
+    for row in rows[::3]:
+        row.negatives = list(two[row.id])
+    assert STRATEGIES.load("mn").add(rows[::3], rows, {"count": 9, **SECOND}, tools) == {}
+    assert {g.id: g.negatives for g in rows[::3]} == {g.id: nine[g.id] for g in rows[::3]}
+
+
+def test_a_further_round_passes_over_no_more_than_is_wanted_and_still_changes(
+    pool: list[Group], scorer: Scorer, tools: Tools
+) -> None:
+    rows = pool[:10]
+    predictor, passes = counting(scorer)
+    tools = dataclasses.replace(tools, predictor=predictor)
+    made("mn", rows, tools, count=1, mn_share=0.15, mn_rounds=1)
+    assert passes == [10]
+    passes.clear()
+    made("mn", rows, tools, count=1, mn_share=0.001, mn_rounds=9)  # one position each: nothing lies behind it
+    assert passes == [10]
+    passes.clear()
+    made("mn", rows, tools, count=1, **SECOND)
+    assert passes[0] == 10
+    assert len(passes) <= 1 + 10 + 2  # one each, and some more where a candidate is not new
+    assert all(1 <= continuations <= 4 for continuations in passes[1:])
+
+
+def test_one_round_is_what_sets_without_the_option_have() -> None:
+    mn = STRATEGIES.load("mn")
+    assert mn.settings(mn.Options()) == {"mn_share": 0.15}
+    assert mn.settings(mn.Options(mn_rounds=2)) == {"mn_share": 0.15, "mn_rounds": 2}
+    with pytest.raises(UserError, match="--mn_rounds must be at least 1, got 0"):
+        mn.settings(mn.Options(mn_rounds=0))
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_the_scorer_draws_for_each_continuation_of_a_prefix_what_it_draws_for_it_alone(
+    reference: Path, pool: list[Group], layout: str
+) -> None:
+    from trainer.scoring.continuations import Continuations
+
+    scorer = Scorer.load(str(reference))
+    scorer.prepared = dataclasses.replace(scorer.prepared, layout=layout)
+    prefix, others = pool[0].prompt_ids, [g.response_ids[:-1] for g in pool[:3]]
+    uniforms = [np.random.default_rng(0).random((len(ids), 5)) for ids in others]
+    (together,) = scorer.draw([Continuations(prefix, others)], [np.concatenate(uniforms)])
+    alone = [scorer.draw([Continuations(prefix, [ids])], [u])[0] for ids, u in zip(others, uniforms, strict=True)]
+    assert together.tolist() == np.concatenate(alone).tolist()
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])

@@ -93,8 +93,9 @@ class Scorer:
         """Tokens drawn at every position of a continuation, each given what really stands before it: one pass.
 
         Args:
-            groups: a prefix with one continuation each.
+            groups: prefixes with their continuations.
             uniforms: per group [positions, draws] in [0, 1); where in the distribution's cumulative sum a draw falls.
+                Positions are those of its continuations, one behind the other.
             never: token ids that are not drawn.
 
         Returns:
@@ -106,7 +107,7 @@ class Scorer:
             chosen = [order[index] for index in indices]
             where = torch.from_numpy(np.concatenate([uniforms[i] for i in chosen])).to(self.model.device)
             tokens = draw_tokens(self.prepared, batch.to(self.model.device), where, never=never)
-            lengths = [len(groups[i].continuations[0]) for i in chosen]
+            lengths = [len(uniforms[i]) for i in chosen]
             for i, part in zip(chosen, tokens.split(lengths), strict=True):
                 drawn[i] = part.cpu().numpy()
         return drawn

@@ -1,0 +1,135 @@
+"""Shares of a cluster: each actor can be placed on a node, or the job is refused. Without Ray."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.command.errors import UserError
+from data.command.options import make_config
+from data.models import vocabulary_size
+from data.sources.examples import open_source
+from negatives_gen.config import GenerateConfig
+from negatives_gen.job.job import make_work
+from negatives_gen.job.memory import SCORE_BYTES, actor_memory, weights_bytes
+from negatives_gen.job.resources import GIB, Node, Resources, Share
+from negatives_gen.models.engine import CPU_OPTIONS
+from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
+
+TP2: dict[str, Any] = {"tensor_parallel_size": 2}
+PP2: dict[str, Any] = {"pipeline_parallel_size": 2}
+NO_MEMORY = {SAMPLE: 0, ASK: 0, SCORE: 0}
+
+
+def planned(nodes: Sequence[Node], stages: Sequence[str] = (SAMPLE, SCORE), **options: Any) -> dict[str, Share]:
+    given = {"num_engines": None, "engine": {}, "memory": NO_MEMORY, **options}
+    return Resources.plan(stages, nodes, **given).shares
+
+
+def shares(engines: int, engine_gpus: float, scorers: int, scorer_gpus: float, cpus: float) -> dict[str, Share]:
+    found = {SAMPLE: Share(engines, cpus, engine_gpus), SCORE: Share(scorers, cpus, scorer_gpus)}
+    return {stage: share for stage, share in found.items() if share.actors}
+
+
+@pytest.mark.parametrize(
+    ("options", "nodes", "expected"),
+    [
+        ({}, [Node(2)], shares(1, 0, 2, 0, 0.656)),
+        ({}, [Node(32)], shares(1, 0, 2, 0, 10)),
+        ({}, [Node(16, 1)], shares(1, 0.7, 1, 0.3, 8)),
+        ({"stages": [SCORE]}, [Node(2)], shares(0, 0, 2, 0, 1)),
+        ({"stages": [SCORE]}, [Node(16, 4)], shares(0, 0, 4, 1, 4)),
+        ({"num_engines": 6}, [Node(64, 8)], shares(6, 1, 2, 1, 8)),
+        ({"engine": TP2, "num_engines": 3}, [Node(64, 8)], shares(3, 2, 2, 1, 12)),
+        # An actor lies on one node: two nodes of 5 cores have room for three actors of 2, not of 3.
+        ({}, [Node(5), Node(5)], shares(1, 0, 2, 0, 2)),
+        ({"num_engines": 2}, [Node(0), Node(4), Node(4)], shares(2, 0, 4, 0, 1)),
+        # Whole engines on each node, a scorer for what is left; one engine fewer where that is nothing.
+        ({"engine": TP2}, [Node(16, 3), Node(16, 3)], shares(2, 2, 2, 1, 5)),
+        ({"engine": TP2}, [Node(16, 4), Node(16, 4)], shares(3, 2, 2, 1, 4)),
+        ({"engine": {**TP2, **PP2}}, [Node(16, 4), Node(16, 1)], shares(1, 4, 1, 1, 8)),
+        # A node's cores suffice for whatever its GPUs hold.
+        ({}, [Node(2), Node(8, 1), Node(3, 1)], shares(2, 0.7, 2, 0.3, 1)),
+        # vLLM's workers, on whatever nodes, hold the GPUs: the engine's actor itself needs none.
+        ({"engine": {**TP2, "distributed_executor_backend": "ray"}}, [Node(4, 1)] * 4, shares(1, 0, 2, 1, 2)),
+    ],
+)  # fmt: skip
+def test_every_actor_can_be_placed(options: dict, nodes: list[Node], expected: dict[str, Share]) -> None:
+    assert planned(nodes, **options) == expected
+
+
+def test_an_engine_that_shares_its_gpu_leaves_room_for_the_scorer() -> None:
+    options: dict[str, Any] = {"engine": {}, "memory": NO_MEMORY}
+    shared = Resources.plan([SAMPLE, SCORE], [Node(8, 1)], num_engines=None, **options)
+    assert shared.engine_options == {"gpu_memory_utilization": 0.6}
+    assert Resources.plan([SAMPLE, SCORE], [Node(8, 2)], num_engines=1, **options).engine_options == {}
+    assert Resources.plan([SCORE], [Node(8, 1)], num_engines=None, **options).engine_options == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "nodes", "said"),
+    [
+        (
+            {"engine": TP2},
+            [Node(8, 1)] * 4,
+            "an engine needs 2 GPUs on one node (tensor_parallel_size x pipeline_parallel_size = 2), the cluster's "
+            "nodes have at most 1.",
+        ),
+        ({"engine": PP2}, [Node(8, 1)] * 4, "an engine needs 2 GPUs on one node"),
+        ({"engine": {**TP2, **PP2}}, [Node(8, 2)], "1 engine(s) of 4 GPUs need 4 GPUs, the cluster has 2."),
+        ({"engine": TP2, "num_engines": 4}, [Node(8, 4)], "4 engine(s) of 2 GPUs need 8 GPUs, the cluster has 4."),
+        (
+            {"engine": TP2, "num_engines": 2},
+            [Node(8, 3), Node(8, 1)],
+            "2 engine(s) of 2 GPUs need 4 GPUs, the cluster has 4, whose nodes hold 1 of these engines.",
+        ),
+        (
+            {"engine": TP2, "num_engines": 2},
+            [Node(8, 4)],
+            "2 engine(s) of 2 GPUs (tensor_parallel_size x pipeline_parallel_size = 2) take all 4 GPUs of the cluster "
+            "and leave none for a scorer.",
+        ),
+        ({"engine": TP2}, [Node(8, 2)], "1 engine(s) of 2 GPUs"),
+        ({"engine": {"tensor_parallel_size": "two"}}, [Node(8, 2)], "must be a whole number, at least 1, got 'two'"),
+        ({}, [Node(0)], "3 actors cannot be placed: the cluster's 1 node(s) have 0 CPU."),
+    ],
+)
+def test_what_cannot_be_placed_is_refused_with_the_numbers(options: dict, nodes: list[Node], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        planned(nodes, **options)
+    assert said in str(caught.value)
+
+
+def test_actors_ask_for_the_memory_that_they_take() -> None:
+    memory = {SAMPLE: 4 * GIB, ASK: GIB, SCORE: 2 * GIB}
+    found = planned([Node(4, memory=8 * GIB), Node(4, memory=2 * GIB)], [SAMPLE, ASK, SCORE], memory=memory)
+    assert {stage: share.memory for stage, share in found.items()} == memory
+
+
+def test_memory_that_no_node_offers_is_asked_for_in_part_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    memory = {SAMPLE: 6 * GIB, SCORE: 2 * GIB}
+    with caplog.at_level(logging.WARNING):
+        found = planned([Node(4, memory=5 * GIB)], memory=memory)
+    assert {stage: share.memory for stage, share in found.items()} == {SAMPLE: 3 * GIB, SCORE: GIB}
+    assert [record.getMessage() for record in caplog.records] == [
+        "the actors take about 10.0 GiB of memory, the nodes offer 5.0 GiB to Ray: 50% of it is asked for"
+    ]
+
+
+def test_an_actors_memory_is_that_of_its_models_in_their_types(reference: Path, tmp_path: Path) -> None:
+    config = make_config(
+        GenerateConfig,
+        model=str(reference), dataset="facts", out=str(tmp_path / "set"), strategies="an=1", embedder="reference",
+        scorer_dtype="bfloat16", limit=20,
+    )  # fmt: skip
+    work = make_work(config, open_source("facts", "prompt-completion", "train", 20))
+    stored = weights_bytes(str(reference), "auto")
+    assert CPU_OPTIONS["dtype"] == "float32"
+    assert weights_bytes(str(reference), "float32") == stored == 2 * weights_bytes(str(reference), "bfloat16") > 0
+    on_cpu, on_gpu = actor_memory(work, on_gpu=False), actor_memory(work, on_gpu=True)
+    logits = 80 * 256 * (vocabulary_size(str(reference)) or 0)
+    assert logits
+    assert on_cpu[SAMPLE] - on_gpu[SAMPLE] == pytest.approx(1.25 * (GIB + logits), abs=1)
+    assert on_cpu[SCORE] == pytest.approx(1.25 * (SCORE_BYTES + 0.5 * stored + stored), abs=1)
