@@ -11,8 +11,7 @@ from data.command.registry import OR_OWN
 from data.command.values import require_positive, require_seed
 from data.counts import parse_counts
 from data.manifest import DTYPES
-from data.sources.examples import SPLITS
-from data.sources.tasks import TASK_HELP, task_of
+from data.sources.source_options import DATASET_HELP, SourceOptions
 from negatives_gen.signals import SIGNALS
 from negatives_gen.strategies import STRATEGIES, job_settings
 from negatives_gen.strategies.base import SAMPLE
@@ -64,25 +63,15 @@ class RunOptions:
 
 
 @dataclass
-class GenerateConfig(RunOptions):
+class GenerateConfig(SourceOptions, RunOptions):
     """What to generate, from what, and where to."""
 
     model: str = option(
         None, "reference model: a directory or hub id (safetensors, with its tokenizer)", required=True, metavar="PATH"
     )
-    dataset: str = option(
-        None,
-        "'facts' (the embedded example), a local .jsonl/.json/.parquet/.csv, or a hub id",
-        required=True,
-        metavar="PATH",
-    )
+    dataset: str = option(None, DATASET_HELP, required=True, metavar="PATH")
     out: str = option(None, "directory or URL (s3://, gs://) of the negative set", metavar="DIR", required=True)
-    task: str = option(
-        "prompt-completion",
-        TASK_HELP,
-        metavar="NAME",
-    )
-    split: str = option("train", "train, test or all; halves that depend on the rows' content alone", metavar="HALF")
+    split: str = option("all", "train, test or all: groups of those rows, each of which says its half", metavar="HALF")
     limit: int | None = option(None, "read only the first so many examples of the split")
     streaming: bool = option(
         False,
@@ -136,9 +125,7 @@ class GenerateConfig(RunOptions):
         if both:
             raise UserError(f"'{min(both)}' is the name of a strategy and of a ranking signal. Change one of them.")
         self._refuse_idle()
-        task_of(self.task)
-        if self.split not in SPLITS:
-            raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
+        self.check_source(self.split)
         if self.scorer_dtype not in DTYPES:
             raise UserError(f"unknown --scorer_dtype '{self.scorer_dtype}'. Use one of {', '.join(DTYPES)}.")
         require_positive(self, "limit", "max_length", "groups_per_shard")

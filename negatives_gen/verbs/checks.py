@@ -14,7 +14,7 @@ from data.manifest import DTYPES, MANIFEST, REJECTS, Manifest, ShardRecord
 from data.schema import group_schema, reject_schema, schema_differences
 from data.shard_records import JOB_FOLDER
 from data.soundness import array_of, floats_of, score_columns
-from data.sources.examples import SPLITS
+from data.sources.splits import SPLITS
 from data.storage import TEMPORARY_PREFIX
 from data.tokens import described_ends
 from negatives_gen.signals import SIGNALS
