@@ -52,7 +52,7 @@ def local_files(dataset: str) -> DataFiles | None:
     """The files of a data source; None of a name that can only be one of the hub's.
 
     Raises:
-        UserError: they are missing, empty, of no format or of several, or cannot be unpacked.
+        UserError: files are missing, empty, of no format or of several, or cannot be unpacked.
     """
     path = Path(os.path.expanduser(dataset))
     if not looks_local(dataset) and not path.exists():
@@ -104,7 +104,7 @@ def _files(train: Sequence[Path], test: Sequence[Path], dataset: str) -> DataFil
     if len(formats) > 1:
         names = ", ".join(formats.values())
         raise UserError(f"data set '{dataset}' has files of different formats: {names}. Give those of one, by a glob.")
-    return DataFiles(next(iter(formats)), *parts)
+    return DataFiles(next(iter(formats)), parts[0], parts[1])
 
 
 def _format(path: Path) -> str:

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple, Protocol
 from data.command.cleaning import storable
 from data.command.errors import UserError
 from data.schema import example_id
-from data.sources.columns import NOWHERE, Path
 from data.sources.encode import Problem
 from data.sources.json_lines import Unreadable
 from data.sources.readers import Joined, Rows, open_rows
+from data.sources.row_paths import NOWHERE, Path
 from data.sources.row_reader import RowReader
 from data.sources.splits import TEST_SHARE, check_test_share, in_turns, is_train, num_train, require_split, split_key
 from data.sources.tasks import task_of
@@ -334,7 +334,7 @@ def _placed(example: Example, split: str, is_duplicate: bool) -> Example:
     return dataclasses.replace(example, split=split, problem=problem)
 
 
-def _order(keys: bytes) -> Any:
+def _order(keys: bytearray) -> Any:
     """[rows], places of rows in the order of their keys; equal ones stay in the order of the source."""
     import numpy as np
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from data.command.errors import UserError, first_line
 from data.command.options import resolve_path
-from data.sources.columns import EACH, NOWHERE, Path
 from data.sources.encode import Problem
+from data.sources.row_paths import EACH, NOWHERE, Path
 
 JINJA = (".jinja", ".jinja2", ".j2")
 FAILED = "prompt template failed"
@@ -23,7 +23,7 @@ class Unfilled:
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """A template.
+    """What writes prompts.
 
     Attributes:
         syntax: "text" or "jinja".

@@ -95,10 +95,10 @@ def open_rows(
     if dataset == "facts":
         return {"train": Rows(facts.examples())}
     files = local_files(dataset)
+    explain: Callable[[Exception], UserError] = functools.partial(_unreachable, dataset)
     try:
         with _quiet("datasets"):  # it says why a file cannot be read two times before it raises that
             if files is None:
-                explain = functools.partial(_unreachable, dataset)
                 found = _splits(_load_from_hub(dataset, streaming), dataset)
             elif files.saved:
                 explain = functools.partial(_unreadable_folder, dataset)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from data.command.errors import UserError
-from data.sources.columns import NOWHERE, Path, parse_columns
 from data.sources.encode import Problem
 from data.sources.prompt_templates import PromptTemplate, Unfilled, read_template
+from data.sources.row_paths import NOWHERE, Path, parse_columns
 from data.sources.tasks import Task, describe_task, task_of
 
 # What every task with a column for the response can read beside it: a row's other responses, and how good each is.
@@ -69,14 +69,18 @@ class RowReader:
         return SCORES in self.places
 
     @property
+    def lists(self) -> list[str]:
+        """Which of CANDIDATES and SCORES are read."""
+        return [name for name in (CANDIDATES, SCORES) if name in self.places]
+
+    @property
     def needed(self) -> list[Path]:
         """The places that some row must have, or the data are of another kind."""
         spared = {self.task.prompt if self.template else None, self.task.response if self.chooses_truth else None}
         names = [name for name in self.task.columns if name not in spared]
         of_template = [] if self.template is None else self.template.places
         others = [place for place in of_template if place.column not in self.places]
-        lists = [name for name in (CANDIDATES, SCORES) if name in self.places]
-        return list(dict.fromkeys([*map(self._place, names), *others, *map(self._place, lists)]))
+        return list(dict.fromkeys([*map(self._place, names), *others, *map(self._place, self.lists)]))
 
     @property
     def optional(self) -> list[Path]:
@@ -91,7 +95,7 @@ class RowReader:
         if self.places:
             found["columns"] = {name: place.text for name, place in self.places.items()}
         if self.template is not None:
-            found["prompt_template"] = {"syntax": self.template.syntax, "text": self.template.text}
+            found["prompt_template"] = {"syntax": self.template.syntax, "source": self.template.text}
         if self.chooses_truth:
             found["ground_truth"] = "the best-scored candidate where a row names none"
         return found
@@ -120,7 +124,7 @@ class RowReader:
             query = self.task.query(named)
         else:  # what a person asked has no template; where no column says it, all of the prompt was asked
             asked = isinstance(own, str) and own.strip()
-            query = self.task.query({**named, str(self.task.prompt): own}) if asked else prompt
+            query = self.task.query({**named, str(self.task.prompt): own}) if asked else str(prompt)
         if CANDIDATES not in self.places:
             return Parts(prompt, response, None, query, besides)
         scores = [score for _, score in others if score is not None]
