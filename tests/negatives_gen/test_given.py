@@ -1,12 +1,14 @@
 """Strategy and signal `given`: responses and scores that rows list, in shapes that people have. No engine, no Ray."""
 
 import json
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data.command.options import make_config
+from data.command.options import load_config, make_config
 from data.models import load_tokenizer
 from data.shards import NegativeSet
 from data.sources import facts
@@ -14,12 +16,17 @@ from data.sources.encode import Encoded, encode_pairs
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
+from negatives_gen.verbs.export import ExportConfig, export
 from negatives_gen.verbs.extend import ExtendConfig, extend
 from negatives_gen.verbs.plan import PlanConfig, predict
 from negatives_gen.verbs.stats import statistics
 from negatives_gen.verbs.verify import VerifyConfig, verify
+from tests.support.commands import ROOT
+from tests.support.training import make_trainer
 from tests.support.without_ray import without_ray
 from tests.support.written import refusal
+from trainer.groups.dataset import ContrastiveGroups
+from trainer.objectives.pairs import preference_pairs
 
 # Each with an answer of its own.
 FACTS = list({row["completion"]: row for row in facts.examples()}.values())[:24]
@@ -88,7 +95,10 @@ def made(reference: Path, out: Path, dataset: str, **options: Any) -> NegativeSe
     return NegativeSet(str(out))
 
 
-def test_completions_with_scores_become_groups_with_the_best_as_ground_truth(reference: Path, tmp_path: Path) -> None:
+def test_completions_with_scores_become_groups_with_the_best_as_ground_truth(
+    reference: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     path = write(tmp_path / "rows.jsonl", ultrafeedback([4] * 12))
     found = made(reference, tmp_path / "set", path, columns=COLUMNS, strategies="given=3", signals="given")
     groups = {group.prompt: group for group in found.groups()}
@@ -102,6 +112,7 @@ def test_completions_with_scores_become_groups_with_the_best_as_ground_truth(ref
         assert {c.strategy for c in group.negatives} == {"given"}
         assert all(c.reference_logp is not None and c.reference_logp < 0 for c in group.negatives)
         assert {c.sampler_logp for c in group.negatives} == {None}
+    assert f"{path}: 12 rows: 6 train, 6 held out" in caplog.text
     data = found.manifest.job["data"]
     assert data["ground_truth"] == "the best-scored candidate where a row names none"
     assert data["columns"]["candidates"] == "completions[].response"
@@ -120,6 +131,26 @@ def test_a_candidate_is_in_tokens_what_a_ground_truth_of_its_prompt_would_be(ref
             assert isinstance(encoded, Encoded)
             assert candidate.ids == encoded.response_ids
             assert candidate.ids[-1] == group.response_ids[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "negatives"), [("ultrafeedback", ultrafeedback([4] * 8), 3), ("nectar", nectar(8), 6)]
+)
+def test_the_recipes_fit_rows_of_their_shape(
+    name: str, rows: list[dict[str, Any]], negatives: int, reference: Path, tmp_path: Path
+) -> None:
+    flags = {"model": str(reference), "dataset": write(tmp_path / "rows.jsonl", rows), "out": str(tmp_path / "set")}
+    flags |= {"scorer_dtype": "float32", "max_length": "128"}
+    words = ["--config", str(ROOT / "recipes/given" / f"{name}.yaml")]
+    config = load_config(GenerateConfig, [*words, *(w for k, v in flags.items() for w in (f"--{k}", v))], command="x")
+    with without_ray():
+        manifest = generate(config, Components(engine=NoEngine))
+    assert manifest.counts["rows_written"] == 8
+    groups = list(NegativeSet(str(tmp_path / "set")).groups())
+    assert {len(group.negatives) for group in groups} == {negatives}
+    assert {group.query for group in groups} == {row["prompt"] for row in FACTS[:8]}
+    if name == "ultrafeedback":
+        assert all(group.prompt == f"### Instruction:\n{group.query}\n\n### Response:\n" for group in groups)
 
 
 def test_ranks_of_which_less_is_better_and_what_the_job_chose_by_them(reference: Path, tmp_path: Path) -> None:
@@ -249,3 +280,36 @@ def test_a_finished_set_cannot_be_extended_by_it(reference: Path, tmp_path: Path
         config = make_config(ExtendConfig, out=str(tmp_path / "more"), **added)
         assert said in refusal(lambda parent=parent, config=config: extend(parent, config))
         assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize("objective", ["cpo", "cpo-rank"])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_groups_of_different_sizes_train(
+    objective: str, layout: str, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "rows.jsonl", ultrafeedback([4, 3, 2] * 4))
+    options = {"columns": COLUMNS, "strategies": "given=3", "given_min": 1, "signals": "given", "test_share": 0.0}
+    found = made(reference, tmp_path / "set", path, **options)
+    sizes = [1 + len(group.negatives) for group in found.groups()]
+    assert (found.manifest.job["data"]["test_share"], sorted(set(sizes))) == (0.0, [2, 3, 4])
+    if layout == "padded":
+        monkeypatch.setattr("trainer.scoring.support._known_obstacle", lambda _: "a test asks for it")
+    trainer = make_trainer(
+        reference, tmp_path / "set", tmp_path / "out", objective=objective, max_steps=2, logging_steps=1,
+        per_device_train_batch_size=len(sizes), learning_rate=1e-5, report_to=[], disable_tqdm=True,
+    )  # fmt: skip
+    trainer.train()
+    first, second = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    # Before the first step all candidates are alike: best of K is log K, an order of K is log K!.
+    expected = [math.log(size if objective == "cpo" else math.factorial(size)) for size in sizes]
+    assert first == pytest.approx(sum(expected) / len(sizes), abs=1e-3)
+    assert second < first
+
+
+def test_pairs_are_as_many_as_there_are_candidates(reference: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", ultrafeedback([4, 3, 2, 2]))
+    options = {"columns": COLUMNS, "strategies": "given=3", "given_min": 1, "signals": "given"}
+    found = made(reference, tmp_path / "set", path, **options)
+    assert len(preference_pairs(ContrastiveGroups.of([found], "all"), "dpo")) == 3 + 2 + 1 + 1
+    config = make_config(ExportConfig, format="trl-preference", out=str(tmp_path / "x.jsonl"), split="all")
+    assert export(found.folder.path, config).rows == 3 + 2 + 1 + 1
