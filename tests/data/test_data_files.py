@@ -247,6 +247,12 @@ def test_the_default_is_a_half_as_it_always_was(tmp_path: Path):
     assert [e.split for e in plain] == [*["train", "test"] * 29, "test"]
 
 
+def test_the_embedded_worlds_halves_are_those_of_every_set_made_before_0_7():
+    found = {split: open_source("facts", TASK, split, limit) for split, limit in (("train", None), ("all", 100))}
+    prints = {split: str(source.fingerprint)[:16] for split, source in found.items()}
+    assert prints == {"train": "58cb8ec65f67f2e7", "all": "affc6946f001f8c9"}
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.0, 7.0])
 def test_a_share_that_is_none_is_refused(share: float):
     assert "--test_share must be from 0 to below 1, got" in refusal(
