@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from data.command.errors import UserError, exit_on_user_error
+from data.command.log import start_logging
 from data.command.options import enter_root, load_config, option, require_local, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
 from data.command.values import require_positive
-from data.sources.examples import open_source
-from data.sources.tasks import TASK_HELP
+from data.sources.source_options import DATASET_HELP, SourceOptions
 from data.storage import TEMPORARY_PREFIX, Folder
 
 log = logging.getLogger(__name__)
@@ -31,11 +31,10 @@ SMALLEST, LARGEST = 256, 1 << 24  # of byte-level BPE: one entry a byte
 
 
 @dataclass
-class BlankConfig:
+class BlankConfig(SourceOptions):
     """Options of `python -m data.blank`; the defaults are the quickstart's model, about 0.6 million parameters."""
 
-    dataset: str = option("facts", "data source whose training half trains the tokenizer", metavar="PATH")
-    task: str = option("prompt-completion", TASK_HELP, metavar="NAME")
+    dataset: str = option("facts", f"its training half trains the tokenizer: {DATASET_HELP}", metavar="PATH")
     out: str = option("runs/quickstart/blank", "directory to write", metavar="DIR")
     vocab_size: int = option(768, "entries of the byte-level BPE tokenizer, at most")
     hidden_size: int = option(128, "width of the Llama")
@@ -48,6 +47,7 @@ def write_blank_model(config: BlankConfig) -> None:
     """Train the tokenizer and write it with its settings and the model's config.json into `config.out`, all or none."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+    config.check_source("train")
     require_positive(config, "hidden_size", "num_layers", "num_heads", "max_length")
     if config.hidden_size % config.num_heads:
         raise UserError(f"hidden_size {config.hidden_size} is not divisible by num_heads {config.num_heads}.")
@@ -114,7 +114,7 @@ def write_blank_model(config: BlankConfig) -> None:
 
 def _texts(config: BlankConfig, problems: Counter[str]) -> Iterator[str]:
     """What the tokenizer is trained on; counts the rows that are not usable by their reason."""
-    for example in open_source(config.dataset, config.task, "train"):
+    for example in config.open_source(config.dataset, "train"):
         if example.problem is None:
             yield f"{_text(example.prompt)}{_text(example.response)}"
         else:
@@ -136,6 +136,7 @@ def main(argv: list[str] | None = None) -> None:
     if answered(argv, BlankConfig, usage=f"{COMMAND} [--out DIR] [--key value ...]", about=ABOUT):
         return
     config = load_config(BlankConfig, argv, command=COMMAND)
+    start_logging()
     enter_root()
     write_blank_model(config)
     say(f"blank model (tokenizer and config.json): {config.out}")

@@ -1,7 +1,8 @@
 """How many negatives of which strategy: `an=11`, `an=4,bn=3`, `my.module:NAME=3`."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from data.command.errors import UserError
 
@@ -32,6 +33,11 @@ def parse_counts(
             raise UserError(f"{option} '{text}' names strategy '{name}' twice.")
         counts[name] = int(number)
     return counts
+
+
+def least_of(settings: Mapping[str, Any]) -> int:
+    """How few negatives of a strategy a group of a set may have, by the strategy's settings in the manifest."""
+    return settings.get("least", settings["count"])
 
 
 def format_counts(counts: dict[str, int]) -> str:

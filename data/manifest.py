@@ -26,7 +26,7 @@ READ_JOB_SHAPE = {
     "tokenizer": {"sha256": str},
     "sampler": IfThere({"name": str}),
     "data": IfThere({"split": Maybe(str)}),
-    "strategies": Each({"count": Count(), **ENTRIES_SHAPE}),
+    "strategies": Each({"count": Count(), "least": IfThere(Count()), **ENTRIES_SHAPE}),
     "signals": IfThere(Each(ENTRIES_SHAPE)),
 }
 SHARD_SHAPE = {
@@ -115,7 +115,7 @@ class Manifest:
 
     @property
     def stored(self) -> dict[str, int]:
-        """Strategy -> negatives of it that every group has."""
+        """Strategy -> negatives of it that every group has; where its settings say `least`, at most."""
         return {name: settings["count"] for name, settings in self.job["strategies"].items()}
 
     def strategy_name(self, name: str) -> str:

@@ -50,6 +50,21 @@ class Candidate:
 
 
 @dataclass
+class Alternative:
+    """Another response that a row of the data source lists, on its way to who makes negatives of it; never stored.
+
+    Attributes:
+        ids: token ids, as a ground truth of the same prefix has them; none where it cannot be used.
+        score: that the row gives it, higher is better, or None.
+        problem: why it cannot be used; "" if it can.
+    """
+
+    ids: list[int]
+    score: float | None = None
+    problem: str = ""
+
+
+@dataclass
 class Group:
     """One prefix, its ground truth and its negatives.
 
@@ -66,6 +81,7 @@ class Group:
         messages: of a chat, those that the prompt was written from by the chat template, each with role and content.
         query: what a person asked, without what a template put around it; what a judge, an API or a reward model is
             shown. Empty only in a set of schema version 2.
+        alternatives: what the row lists besides, in its order; no column of a set, so None in a group of one.
     """
 
     id: str
@@ -80,6 +96,7 @@ class Group:
     negatives: list[Candidate] = field(default_factory=list)
     messages: list[dict[str, str]] | None = None
     query: str = ""
+    alternatives: list[Alternative] | None = None
 
 
 def as_messages(messages: list[dict[str, str]] | None, query: str | None) -> list[dict[str, str]]:

@@ -10,8 +10,7 @@ from data.command.errors import UserError
 from data.command.options import entry_options, option, require_local, resolve_path
 from data.command.registry import OR_OWN
 from data.command.values import require_positive, require_seed
-from data.sources.examples import SPLITS
-from data.sources.tasks import TASK_HELP, task_of
+from data.sources.source_options import DATASET_HELP, SourceOptions
 from evaluation.metrics import METRICS, in_order
 from evaluation.metrics.base import TRUTH, Metric, Request
 from evaluation.paper import paper_table
@@ -23,21 +22,15 @@ MLE = "mle"
 ALPHA = "alpha="
 
 
-@dataclass(frozen=True)
-class EvaluateConfig:
+@dataclass
+class EvaluateConfig(SourceOptions):
     """Which checkpoints to compare, on what, by which measures."""
 
     model: list[str] = option(
         [], "checkpoints to compare; bare, the last part of the path is the name", metavar="NAME=PATH"
     )
-    dataset: str = option(
-        None,
-        "'facts' (the embedded example), a local .jsonl/.json/.parquet/.csv, or a hub id",
-        required=True,
-        metavar="PATH",
-    )
+    dataset: str = option(None, DATASET_HELP, required=True, metavar="PATH")
     out: str = option(None, "directory for report.md, report.json and report.html", required=True, metavar="DIR")
-    task: str = option("prompt-completion", TASK_HELP, metavar="NAME")
     split: str = option("test", "which half of the data to evaluate on: train, test or all", metavar="HALF")
     limit: int | None = option(None, "evaluate on the first so many examples of the split")
     decode: list[str] = option(
@@ -74,9 +67,7 @@ class EvaluateConfig:
 
     def check(self) -> None:
         """Raise UserError for a value out of range, or a metric without what it needs."""
-        task_of(self.task)
-        if self.split not in SPLITS:
-            raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
+        self.check_source(self.split)
         require_positive(self, "limit", "max_length", "max_new_tokens")
         require_seed(self.seed)
         places = [os.path.normpath(resolve_path(place)) for place in (self.store, self.out) if place is not None]

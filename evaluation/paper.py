@@ -169,6 +169,8 @@ def mismatches(table: PaperTable, job: Mapping[str, Any]) -> list[str]:
     for what, theirs in (("task", table.task), ("split", "test")):
         if data.get(what) != theirs:
             found.append(f"{what} {theirs} there, {data.get(what) or 'not recorded'} here")
+    if any(data.get(what) for what in ("test_share", "test_dataset", "own_splits")):
+        found.append("the half held out there, other rows here")
     if _bare(DATA[table.task]) not in _bare(str(data.get("name"))):
         found.append(f"data {DATA[table.task]} there, {data.get('name') or 'not recorded'} here")
     return found

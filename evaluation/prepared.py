@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.command.errors import UserError
-from data.sources.examples import fingerprint, load_examples
-from data.sources.tasks import describe_task
+from data.sources.examples import fingerprint
 from evaluation.answers.cache import Store, hash_of
 from evaluation.answers.checkpoints import Checkpoint, describe, load_checkpoints
 from evaluation.answers.decoding import Decoding, parse_decoding
@@ -25,7 +24,8 @@ def prepare(config: EvaluateConfig, store: Store) -> Evaluation:
     Raises:
         UserError: unusable models or data, or too few prompts for a sweep.
     """
-    examples = load_examples(config.dataset, config.task, config.split, config.limit)
+    source = config.open_source(config.dataset, config.split, config.limit)
+    examples = list(source)
     models, alphas = config.models(), config.alphas()
     if alphas:
         assert config.mle is not None  # EvaluateConfig.alphas
@@ -39,7 +39,7 @@ def prepare(config: EvaluateConfig, store: Store) -> Evaluation:
         raise UserError(f"--sweep needs prompts to choose an alpha on and others to report on, got {len(ids)}.")
     return Evaluation(
         dataset=config.dataset,
-        task=config.task,
+        reading=config.describe_source(source),
         split=config.split,
         examples=len(examples),
         examples_sha256=fingerprint(examples),
@@ -86,7 +86,7 @@ def describe_evaluation(config: EvaluateConfig, evaluation: Evaluation, metrics:
         "models": describe_models(evaluation),
         "data": {
             "name": evaluation.dataset,
-            **describe_task(evaluation.task),
+            **evaluation.reading,
             "split": evaluation.split,
             "examples": evaluation.examples,
             "examples_sha256": evaluation.examples_sha256,

@@ -1,7 +1,8 @@
 """What is evaluated: prompts, checkpoints and decodings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from data.schema import Group
 from evaluation.answers.cache import Store
@@ -27,7 +28,8 @@ class Evaluation:
     """Prompts, checkpoints and decodings of an evaluation.
 
     Attributes:
-        dataset, task, split: of the examples.
+        dataset, split: of the examples.
+        reading: how their rows were read, as the report says it: `task`, and what else was asked for.
         examples: how many were read.
         examples_sha256: of their ids in order, see `data.sources.examples.fingerprint`.
         checkpoints: that are compared, without a sweep's ensembles; the first one's prompts are those of all.
@@ -40,7 +42,7 @@ class Evaluation:
     """
 
     dataset: str
-    task: str
+    reading: Mapping[str, Any]
     split: str
     examples: int
     examples_sha256: str

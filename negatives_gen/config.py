@@ -11,8 +11,8 @@ from data.command.registry import OR_OWN
 from data.command.values import require_positive, require_seed
 from data.counts import parse_counts
 from data.manifest import DTYPES
-from data.sources.examples import SPLITS
-from data.sources.tasks import TASK_HELP, task_of
+from data.sources.row_reader import RowReader
+from data.sources.source_options import DATASET_HELP, SourceOptions
 from negatives_gen.signals import SIGNALS
 from negatives_gen.strategies import STRATEGIES, job_settings
 from negatives_gen.strategies.base import SAMPLE
@@ -64,18 +64,13 @@ class RunOptions:
 
 
 @dataclass
-class GenerateConfig(RunOptions):
+class GenerateConfig(SourceOptions, RunOptions):
     """What to generate, from what, and where to."""
 
     model: str = option(
         None, "reference model: a directory or hub id (safetensors, with its tokenizer)", required=True, metavar="PATH"
     )
-    dataset: str = option(
-        None,
-        "'facts' (the embedded example), a local .jsonl/.json/.parquet/.csv, or a hub id",
-        required=True,
-        metavar="PATH",
-    )
+    dataset: str = option(None, DATASET_HELP, required=True, metavar="PATH")
     out: str = option(None, "directory or URL (s3://, gs://) of the negative set", metavar="DIR", required=True)
     sampler: str | None = option(
         None,
@@ -83,12 +78,7 @@ class GenerateConfig(RunOptions):
         "quantised one, or a LoRA adapter of the reference",
         metavar="PATH",
     )
-    task: str = option(
-        "prompt-completion",
-        TASK_HELP,
-        metavar="NAME",
-    )
-    split: str = option("train", "train, test or all; halves that depend on the rows' content alone", metavar="HALF")
+    split: str = option("all", "train, test or all: groups of those rows, each of which says its half", metavar="HALF")
     limit: int | None = option(None, "read only the first so many examples of the split")
     streaming: bool = option(
         False,
@@ -138,17 +128,30 @@ class GenerateConfig(RunOptions):
 
     def check(self) -> None:
         super().check()
-        both = self.strategy_settings().keys() & self.used_signal_options().keys()
+        strategies, signals = self.strategy_settings(), self.used_signal_options()
+        both = [name for name in strategies.keys() & signals if name not in (SIGNALS.load(name).only_of or ())]
         if both:
             raise UserError(f"'{min(both)}' is the name of a strategy and of a ranking signal. Change one of them.")
+        refuse_values_of_some(strategies, signals)
         self._refuse_idle()
-        task_of(self.task)
-        if self.split not in SPLITS:
-            raise UserError(f"unknown split '{self.split}'. Use one of {', '.join(SPLITS)}.")
+        self._refuse_unread(self.check_source(self.split))
         if self.scorer_dtype not in DTYPES:
             raise UserError(f"unknown --scorer_dtype '{self.scorer_dtype}'. Use one of {', '.join(DTYPES)}.")
         require_positive(self, "limit", "max_length", "groups_per_shard")
         require_seed(self.seed)
+
+    def _refuse_unread(self, reader: RowReader) -> None:
+        """What strategies and signals read in a row is there, and what --columns names is read."""
+        read: set[str] = set()
+        for registry, names in ((STRATEGIES, self.strategy_settings()), (SIGNALS, self.used_signal_options())):
+            for name in names:
+                read.update(needed := registry.load(name).reads)
+                if lacking := [column for column in needed if column not in reader.places]:
+                    raise UserError(
+                        f"{registry.kind} '{name}' needs --columns {lacking[0]}=COLUMN: what rows list under that name."
+                    )
+        if idle_lists := [] if reader.chooses_truth else [name for name in reader.lists if name not in read]:
+            raise UserError(f"--columns {idle_lists[0]}=... would change nothing: no strategy that is chosen reads it.")
 
     def _refuse_idle(self) -> None:
         """Options of strategies and signals that are not chosen: who gives one expects it to count."""
@@ -165,6 +168,17 @@ class GenerateConfig(RunOptions):
 def sampling(strategies: Collection[str]) -> list[str]:
     """Which of some strategies need an engine."""
     return [name for name in strategies if STRATEGIES.load(name).stage == SAMPLE]
+
+
+def refuse_values_of_some(strategies: Collection[str], signals: Collection[str]) -> None:
+    """Raise UserError for a ranking signal that the candidates of some of the strategies would lack."""
+    for signal in signals:
+        only_of = SIGNALS.load(signal).only_of
+        if others := [name for name in strategies if only_of is not None and name not in only_of]:
+            raise UserError(
+                f"ranking signal '{signal}' has values for negatives of {', '.join(only_of or ())} alone, and "
+                f"'{others[0]}' makes some too. Choose other --signals, or leave that strategy out."
+            )
 
 
 def idle_option(key: str, entries: Sequence[str], done: str, by: str = "strategies") -> UserError:

@@ -8,11 +8,12 @@ from typing import Any
 
 from data.command.entries import check
 from data.command.errors import UserError
+from data.command.fields import default_of
 from data.command.options import entry_options, fields_of_entries, option, require_local
 from data.command.registry import OR_OWN
 from data.command.values import require_positive
-from data.sources.examples import SPLITS
-from data.sources.tasks import TASK_HELP
+from data.sources.source_options import DATASET_HELP, SourceOptions
+from data.sources.splits import require_split
 from trainer.objectives import DEFAULT, OBJECTIVES, names_with
 from trainer.objectives.base import Objective
 
@@ -26,6 +27,7 @@ PAPER_LEARNING_RATE = 1e-5
 PAPER_WEIGHT_DECAY = 0.05
 
 TRUTHS_ALONE = names_with(needs="truths")
+OF_SOURCE = tuple(field.name for field in fields(SourceOptions))
 USAGE = f"{COMMAND} --model M --output_dir O --shards DIR [--objective {DEFAULT}] [--key value ...]"
 ABOUT = """
 Train on the shards of a negative set with Contrastive Preference Optimization (arXiv 2502.16433: K-way, with a
@@ -39,7 +41,7 @@ Every argument of transformers' TrainingArguments and of TRL's ModelConfig may b
 
 
 @dataclass
-class ScriptArguments:
+class ScriptArguments(SourceOptions):
     """What to train on and towards which objective."""
 
     model: str = option(
@@ -80,10 +82,9 @@ class ScriptArguments:
     max_eval_samples: int | None = option(None, "watch the first so many held-out groups only")
     dataset: str | None = option(
         None,
-        f"{TRUTHS_ALONE} without --shards: 'facts', a local .jsonl/.json/.parquet/.csv, or a hub id",
+        f"{TRUTHS_ALONE} without --shards, with --task and what else says how rows are read: {DATASET_HELP}",
         metavar="PATH",
     )
-    task: str = option("prompt-completion", f"{TRUTHS_ALONE} without --shards: {TASK_HELP}", metavar="NAME")
     max_length: int | None = option(
         None,
         f"{TRUTHS_ALONE} without --shards: prompt and response in tokens, at most (default: the model's context)",
@@ -129,9 +130,8 @@ class ScriptArguments:
                 f"--from_scratch goes with --objective {names_with(from_scratch=True)} only; '{objective.name}' starts "
                 "from a trained model."
             )
-        for split in (self.split, self.eval_split):
-            if split not in SPLITS:
-                raise UserError(f"unknown split '{split}'. Use one of {', '.join(SPLITS)}.")
+        self.check_source(self.split)
+        require_split(self.eval_split)
         require_positive(self, "max_eval_samples", "max_length", "row_tokens")
         low, high = self.min_similarity, self.max_similarity
         if low is not None and high is not None and low > high:
@@ -175,10 +175,10 @@ class ScriptArguments:
                 f"{spoken} without --min_similarity, --max_similarity or :similar",
                 ("rank_by",),
             ),
-            (bool(self.shards), "--shards, whose prompts are made", ("task", "max_length")),
+            (bool(self.shards), "--shards, whose prompts are made", (*OF_SOURCE, "max_length")),
             (self.dataset is not None, "--dataset", ("eval_shards", "in_support")),
         ]
         for applies, to, names in idle:
             for field in fields(self):
-                if applies and field.name in names and getattr(self, field.name) != field.default:
+                if applies and field.name in names and getattr(self, field.name) != default_of(field):
                     raise UserError(f"--{field.name} does not apply to {to}. Leave it out.")

@@ -1,10 +1,9 @@
 """Data sources: a name or a path in, examples out, split in the same two halves everywhere.
 
-The split depends on the content of the rows alone. Rows are ordered by a hash of their id; the first half
-(7,505 of Dolly's 15,011) is `train`, the rest (7,506) is `test`. So a hub copy and a local file in another
-order give the same halves, and `limit` takes a random sample rather than the head of a sorted file.
-A stream has no middle that could be known beforehand: there the first bit of the hash decides, and rows keep the order
-of the source.
+The split depends on the content of the rows alone (`data.sources.splits`): by default the first half of them (7,505 of
+Dolly's 15,011) is `train`, the rest (7,506) is `test`. So a hub copy and a local file in another order give the same
+halves, and `limit` takes a random sample rather than the head of a sorted file. Where the source has a train and a test
+split of its own, or another source is named for the test rows, each row belongs where it comes from.
 
 Every example says which half it belongs to, and its group in the negative set says it too: one generation job can
 make the training groups and the held-out ones, and trainer and evaluation choose by it, so no held-out row is trained
@@ -14,21 +13,22 @@ on. A prompt that occurs with several responses may occur in both halves (100 of
 import dataclasses
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any, NamedTuple, Protocol
 
 from data.command.cleaning import storable
 from data.command.errors import UserError
 from data.schema import example_id
 from data.sources.encode import Problem
-from data.sources.readers import READERS as READERS
-from data.sources.readers import Rows, Unreadable, read_rows
+from data.sources.json_lines import Unreadable
+from data.sources.readers import Joined, Rows, open_rows
+from data.sources.row_paths import NOWHERE, Path
+from data.sources.row_reader import RowReader
+from data.sources.splits import TEST_SHARE, check_test_share, in_turns, is_train, num_train, require_split, split_key
 from data.sources.tasks import task_of
 
-SPLITS = ("train", "test", "all")
-SPLIT_SEED = 0
 # Rows in memory at a time.
 BATCH = 256
 # A stream whose first rows all lack the task's columns is of another kind.
@@ -46,6 +46,9 @@ class Example:
             With one, `prompt` and `response` are the beginning of what stood there, to be shown.
         query: what a person asked, see `Task.query`.
         besides: what else the row says, see `Task.besides`.
+        alternatives: other responses that the row lists, in its order, in the form of the response; None where no
+            column of them was named.
+        scores: of the alternatives, higher is better; None where the row gives none.
     """
 
     id: str
@@ -55,6 +58,8 @@ class Example:
     problem: Problem | None = None
     query: str | None = None
     besides: list[dict[str, Any]] | None = None
+    alternatives: list[Any] | None = None
+    scores: list[float] | None = None
 
 
 class Source(Protocol):
@@ -63,41 +68,70 @@ class Source(Protocol):
     Attributes:
         num_examples: how many there are, or None of a stream.
         fingerprint: SHA-256 over the ids in order, see `fingerprint`, or None of a stream.
+        own_splits: whether a row belongs where it comes from, not where its content puts it.
+        summary: rows and halves of the whole source in words: "15,011 rows: 7,505 train, 7,506 held out".
     """
 
     num_examples: int | None
     fingerprint: str | None
+    own_splits: bool
+    summary: str
 
     def __iter__(self) -> Iterator[Example]: ...
 
 
 def open_source(
-    dataset: str, task: str, split: str = "all", limit: int | None = None, streaming: bool = False
+    dataset: str,
+    task: str,
+    split: str = "all",
+    limit: int | None = None,
+    streaming: bool = False,
+    *,
+    columns: Sequence[str] = (),
+    prompt_template: str | None = None,
+    test_share: float | None = None,
+    test_dataset: str | None = None,
 ) -> Source:
     """The examples of one split, in the order of the split, read batch by batch.
 
     "all" takes turns: the first of train, the first of test, the second of train, ...; an odd one comes last. Rows
-    that repeat each other exactly share an id and are neighbours in the order of the hash, so at most one run of them
-    straddles the boundary; of each, the first that is read is kept and the others have the problem "duplicate".
+    that repeat each other exactly share an id; of those that are read the first is kept and the others have the
+    problem "duplicate".
 
     Args:
-        dataset: `facts` (the embedded world), a local .jsonl/.json/.parquet/.csv file, or a hub id.
+        dataset: `facts` (the embedded world), local files, or a hub id; see `data.sources.readers.open_rows`.
         task: see `data.sources.tasks.task_of`.
         split: "train", "test" or "all".
-        limit: keep only the first so many; of "all", half from each split (of a stream, as they come).
+        limit: keep only the first so many; of "all", from each split in its proportion (of a stream, as they come).
         streaming: read nothing but what is asked for, in the order of the source.
+        columns, prompt_template: see `data.sources.row_reader.RowReader.of`.
+        test_share: of the rows, held out by their content; a test split of the source's own is then not read. None:
+            the source's own test split where it has one, else the half.
+        test_dataset: another source, whose rows are all held out; of `dataset` none is then.
 
     Raises:
-        UserError: the source is missing, unreadable, empty or lacks the task's columns. Of a stream, also while it is
-            iterated over.
+        UserError: the source is missing, unreadable, empty or lacks the task's columns, or the options are at odds. Of
+            a stream, also while it is iterated over.
     """
-    task_of(task)
-    if split not in SPLITS:
-        raise UserError(f"unknown split '{split}'. Use one of {', '.join(SPLITS)}.")
+    reader = RowReader.of(task, columns, prompt_template)
+    require_split(split)
+    check_test_share(test_share)
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, got {limit}.")
-    rows = read_rows(dataset, task_of(task).columns, task_of(task).optional, streaming)
-    return (_Stream if streaming else _Table)(rows, dataset, task, split, limit)
+    if test_dataset is not None and test_share is not None:
+        raise UserError("give either --test_share or --test_dataset, not both: each says which rows are held out.")
+    places = [place.column for place in reader.needed], [place.column for place in reader.optional]
+    found = open_rows(dataset, *places, streaming)
+    if "train" not in found:
+        raise UserError(f"data set '{dataset}' has no split 'train'. Give it as --test_dataset, or another --dataset.")
+    parts = [Part(dataset, found["train"])]
+    if test_dataset is not None:
+        others = open_rows(test_dataset, *places, streaming)
+        parts.append(Part(test_dataset, others.get("test") or others["train"]))
+    elif test_share is None and "test" in found:
+        parts.append(Part(dataset, found["test"]))
+    share = TEST_SHARE if test_share is None else test_share
+    return (_Stream if streaming else _Table)(parts, reader, split, limit, share)
 
 
 def load_examples(dataset: str, task: str, split: str = "all", limit: int | None = None) -> list[Example]:
@@ -122,81 +156,104 @@ def shown(value: Any) -> str:
     return storable(str(value)[:SHOWN])
 
 
+class Part(NamedTuple):
+    """Rows of one source: all there are, or those of train and then those of test where they are apart."""
+
+    dataset: str
+    rows: Rows
+
+
 class _Table:
     """A source whose rows can be fetched by number: an index of ids is all that is held."""
 
-    def __init__(self, rows: Rows, dataset: str, task: str, split: str, limit: int | None):
+    def __init__(self, parts: Sequence[Part], reader: RowReader, split: str, limit: int | None, share: float):
         import numpy as np
 
-        self._rows, self._task = rows, task
-        check, ids, keys, numbers = _ColumnCheck(dataset, task), bytearray(), bytearray(), array("q")
-        for number, row in _fetched(rows, range(len(rows))):
-            if row is not None:
-                check.see(row)
-                example = _example(row, task)
-                ids += bytes.fromhex(example.id)
-                keys += _split_key(example.id)
-                numbers.append(number)
-        check.finish()
-        count = len(numbers)
-        half = count // 2
-        high, low = np.frombuffer(keys, ">u8").reshape(count, 2).T
-        ordered = np.lexsort((low, high))  # stable: equal ids stay in the order of the source
-        if split == "all":
-            places = np.concatenate([np.arange(2 * half).reshape(2, half).T.ravel(), np.arange(2 * half, count)])
-        else:
-            places = np.arange(half) if split == "train" else np.arange(half, count)
-        places = places[:limit]
-        by_place = np.frombuffer(ids, ">u8").reshape(count, 2)[ordered]
-        runs = np.concatenate([[0], (by_place[1:] != by_place[:-1]).any(axis=1).cumsum()])[places]
-        self._is_first = np.zeros(len(places), bool)
-        self._is_first[np.unique(runs, return_index=True)[1]] = True
-        self._is_train = places < half
-        self._numbers = np.array(numbers)[ordered[places]]
-        self.num_examples: int | None = len(places)
-        self.fingerprint: str | None = _digest(by_place[places])
+        self._rows, self._reader, self.own_splits = Joined([part.rows for part in parts]), reader, len(parts) > 1
+        ids, keys, numbers, counts, start = bytearray(), bytearray(), array("q"), [], 0
+        for part in parts:
+            check = _ColumnCheck(part.dataset, reader)
+            for number, row in _fetched(part.rows, range(len(part.rows))):
+                if row is not None:
+                    check.see(row)
+                    example = _example(row, reader)
+                    ids += bytes.fromhex(example.id)
+                    keys += split_key(example.id)
+                    numbers.append(start + number)
+            check.finish()
+            start += len(part.rows)
+            counts.append(len(numbers) - sum(counts))
+        train = counts[0] if self.own_splits else num_train(counts[0], share)
+        by_hash = [_order(keys[16 * (end - count) : 16 * end]) + end - count for count, end in _ends(counts)]
+        halves = {"train": np.concatenate(by_hash)[:train], "test": np.concatenate(by_hash)[train:]}
+        turns = in_turns(train, len(numbers) - train)
+        chosen = (np.concatenate(by_hash)[turns] if split == "all" else halves[split])[:limit]
+        chosen_ids = np.frombuffer(ids, ">u8").reshape(-1, 2)[chosen]
+        self._is_first = np.zeros(len(chosen), bool)
+        self._is_first[np.unique(chosen_ids, axis=0, return_index=True)[1]] = True
+        self._is_train = np.isin(chosen, halves["train"])
+        self._numbers = np.array(numbers)[chosen]
+        self.num_examples: int | None = len(chosen)
+        self.fingerprint: str | None = _digest(chosen_ids)
+        self.summary = f"{len(numbers):,} rows: {train:,} train, {len(numbers) - train:,} held out"
+        if split != "all" or limit is not None:
+            self.summary += f"; read: {len(chosen):,} of {'both' if split == 'all' else split}"
 
     def __iter__(self) -> Iterator[Example]:
         rows = _fetched(self._rows, self._numbers)
-        for (_, row), is_train, is_first in zip(rows, self._is_train, self._is_first, strict=True):
-            yield _placed(_example(row, self._task), "train" if is_train else "test", not is_first)
+        for (_, row), is_in_train, is_first in zip(rows, self._is_train, self._is_first, strict=True):
+            yield _placed(_example(row, self._reader), "train" if is_in_train else "test", not is_first)
 
 
 class _Stream:
-    """A source that is read from its beginning."""
+    """A source that is read from its beginning; of one with two splits their rows take turns."""
 
     num_examples: int | None = None
     fingerprint: str | None = None
 
-    def __init__(self, rows: Rows, dataset: str, task: str, split: str, limit: int | None):
-        self._rows, self._dataset, self._task, self._split, self._limit = rows, dataset, task, split, limit
+    def __init__(self, parts: Sequence[Part], reader: RowReader, split: str, limit: int | None, share: float):
+        self._parts, self._reader, self._split, self._limit, self._share = parts, reader, split, limit, share
+        self.own_splits = len(parts) > 1
+        held_out = "those of the test split are" if self.own_splits else f"about {100 * share:g}% of them are"
+        self.summary = f"rows of a stream: {held_out} held out"
 
     def __iter__(self) -> Iterator[Example]:
         return islice(self._examples(), self._limit)
 
     def _examples(self) -> Iterator[Example]:
-        check, seen = _ColumnCheck(self._dataset, self._task), set()
-        for row in self._rows:
+        seen: set[bytes] = set()
+        parts = [self._of_part(part) for part in self._parts]
+        halves = ["train", "test"] if self.own_splits else [None]
+        for several in zip_longest(*(part for part, half in zip(parts, halves, strict=True) if self._wants(half))):
+            for example in several:
+                if example is not None and self._wants(example.split):
+                    key = bytes.fromhex(example.id)
+                    yield _placed(example, example.split, key in seen)
+                    seen.add(key)
+
+    def _wants(self, half: str | None) -> bool:
+        return half is None or self._split in (half, "all")
+
+    def _of_part(self, part: Part) -> Iterator[Example]:
+        check, number = _ColumnCheck(part.dataset, self._reader), self._parts.index(part)
+        for row in part.rows:
             if row is None:
                 continue
             check.see(row)
             if check.rows == HOPELESS:
                 check.finish()
-            example = _example(row, self._task)
-            split = "train" if _split_key(example.id)[0] < 128 else "test"
-            if self._split in (split, "all"):
-                key = bytes.fromhex(example.id)
-                yield _placed(example, split, key in seen)
-                seen.add(key)
+            example = _example(row, self._reader)
+            held_out = number == 1 if self.own_splits else not is_train(example.id, self._share)
+            yield dataclasses.replace(example, split="test" if held_out else "train")
         check.finish()
 
 
 class _ColumnCheck:
-    """Whether any row has the columns of the task: if none has, it is the wrong task, not bad rows."""
+    """Whether any row has what is read of it: if none has, it is the wrong task, not bad rows."""
 
-    def __init__(self, dataset: str, task: str):
-        self.dataset, self.task, self.columns = dataset, task, task_of(task).columns
-        self.rows, self.fits, self.found = 0, False, set[str]()
+    def __init__(self, dataset: str, reader: RowReader):
+        self.dataset, self.reader, self.places = dataset, reader, reader.needed
+        self.rows, self.fits, self.found = 0, False, set[Path]()
         self.first: Any = None
         self.unreadable: Unreadable | None = None
 
@@ -206,11 +263,12 @@ class _ColumnCheck:
             self.unreadable = self.unreadable or row
         elif not self.fits:
             self.first = list(row) if self.first is None else self.first
-            self.found.update(column for column in self.columns if column in row)
-            self.fits = all(column in row for column in self.columns)
+            there = [place for place in self.places if place.find(row) is not NOWHERE]
+            self.found.update(there)
+            self.fits = len(there) == len(self.places)
 
     def finish(self) -> None:
-        """Raise UserError unless a row had the columns."""
+        """Raise UserError unless a row had all of it."""
         if self.fits:
             return
         if not self.rows:
@@ -221,10 +279,18 @@ class _ColumnCheck:
                 f"cannot read '{self.dataset}' as jsonl: no line of it is a JSON object (the first is "
                 f"{self.unreadable.reason}: {self.unreadable.detail})."
             )
-        missing = [column for column in self.columns if column not in self.found] or self.columns
+        lacking = ([place for place in self.places if place not in self.found] or self.places)[0]
+        name = next((name for name, place in self.reader.places.items() if place == lacking), None)
+        if name is not None:
+            needs, advice = f"of --columns {name}={lacking.text}", "Correct --columns."
+        elif lacking.text in self.reader.task.columns:
+            needs = f"which task '{self.reader.name}' needs"
+            advice = f"Choose another --task, or say which one it is: --columns {lacking.text}=COLUMN."
+        else:
+            needs, advice = "which --prompt_template writes", "Correct the template."
         raise UserError(
-            f"data set '{self.dataset}' has no column '{missing[0]}', which task '{self.task}' needs; it has: "
-            f"{', '.join(map(shown, self.first))}. Choose another --task or rename the column."
+            f"data set '{self.dataset}' has no column '{lacking.text}', {needs}; it has: "
+            f"{', '.join(map(shown, self.first))}. {advice}"
         )
 
 
@@ -233,24 +299,32 @@ class _Place(NamedTuple):
     row: Any
 
 
-def _fetched(rows: Rows, numbers: Any) -> Iterator[_Place]:
+def _fetched(rows: Rows | Joined, numbers: Any) -> Iterator[_Place]:
     """Rows by number, BATCH at a time."""
     for start in range(0, len(numbers), BATCH):
         batch = [int(number) for number in numbers[start : start + BATCH]]
         yield from map(_Place, batch, rows.fetch(batch))
 
 
-def _example(row: Any, task: str) -> Example:
+def _example(row: Any, reader: RowReader) -> Example:
     if isinstance(row, Unreadable):
         return Example(example_id(row.text, row.reason), shown(row.text), "", problem=(row.reason, row.detail))
-    how = task_of(task)
     try:
-        example = as_example(*how.read(row), task)
-        if example.problem:
-            return example
-        return dataclasses.replace(example, query=how.query(row), besides=how.besides(row))
+        parts = reader.read(row)
+        identifier = example_id(parts.prompt, parts.response)
     except RecursionError:
         return Example(example_id("", "nested"), "", "", problem=("not text", "nested too deeply"))
+    if parts.problem is not None:
+        return Example(identifier, shown(parts.prompt), shown(parts.response), problem=parts.problem)
+    return Example(
+        identifier,
+        parts.prompt,
+        parts.response,
+        query=parts.query,
+        besides=parts.besides,
+        alternatives=parts.alternatives,
+        scores=parts.scores,
+    )
 
 
 def _placed(example: Example, split: str, is_duplicate: bool) -> Example:
@@ -260,8 +334,17 @@ def _placed(example: Example, split: str, is_duplicate: bool) -> Example:
     return dataclasses.replace(example, split=split, problem=problem)
 
 
-def _split_key(identifier: str) -> bytes:
-    return hashlib.sha256(f"{SPLIT_SEED}:{identifier}".encode()).digest()[:16]
+def _order(keys: bytearray) -> Any:
+    """[rows], places of rows in the order of their keys; equal ones stay in the order of the source."""
+    import numpy as np
+
+    high, low = np.frombuffer(keys, ">u8").reshape(-1, 2).T
+    return np.lexsort((low, high))
+
+
+def _ends(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """Each count with the sum of it and of those before."""
+    return [(count, sum(counts[: place + 1])) for place, count in enumerate(counts)]
 
 
 def _digest(ids: Any) -> str:

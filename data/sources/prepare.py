@@ -1,11 +1,11 @@
 """Examples in, groups without negatives and rejects out: every example becomes one or the other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from data.command.errors import UserError
-from data.schema import Group, Reject
-from data.sources.encode import Encoded, lost_field
+from data.schema import Alternative, Group, Reject
+from data.sources.encode import Encoded, Problem, lost_field
 from data.sources.examples import Example, shown
 from data.sources.tasks import task_of
 
@@ -29,24 +29,46 @@ def prepare_groups(examples: Sequence[Example], task: str, tokenizer: Any, max_l
     Raises:
         UserError: the examples need a chat template and the tokenizer has none.
     """
-    usable = [(e.prompt, e.response) for e in examples if e.problem is None]
-    encoded = iter(task_of(task).encode(usable, tokenizer, max_length))
+    usable = [e for e in examples if e.problem is None]
+    truths = [(e.prompt, e.response) for e in usable]
+    listed = [(e.prompt, response) for e in usable for response in e.alternatives or ()]
+    outcomes = task_of(task).encode([*truths, *listed], tokenizer, max_length)
+    encoded, others = iter(outcomes[: len(truths)]), iter(outcomes[len(truths) :])
     groups: list[Group] = []
     rejects: list[Reject] = []
     truncated = 0
     for example in examples:
         outcome = example.problem or next(encoded)
+        alternatives = None if example.problem else _alternatives(example, outcome, others)
         if isinstance(outcome, Encoded) and example.besides:
             outcome = lost_field(example.prompt, example.response, example.besides, tokenizer) or outcome
         if isinstance(outcome, Encoded):
             ids = outcome.prompt_ids, outcome.response_ids
             texts = outcome.prompt, outcome.response
             query = outcome.prompt if example.query is None else example.query
-            groups.append(Group(example.id, *texts, *ids, split=example.split, messages=outcome.messages, query=query))
+            more = {"messages": outcome.messages, "query": query, "alternatives": alternatives}
+            groups.append(Group(example.id, *texts, *ids, split=example.split, **more))
             truncated += outcome.truncated
         else:
             rejects.append(Reject(example.id, outcome[0], shown(outcome[1]), shown(example.prompt)))
     return Prepared(groups, rejects, truncated)
+
+
+def _alternatives(example: Example, truth: Encoded | Problem, others: Iterator[Encoded | Problem]) -> Any:
+    """The example's alternatives in tokens, each as a ground truth of its prompt would be; None if it lists none."""
+    if example.alternatives is None:
+        return None
+    scores = example.scores or [None] * len(example.alternatives)
+    found = []
+    for score in scores:
+        outcome = next(others)
+        if isinstance(outcome, tuple):
+            found.append(Alternative([], score, outcome[0]))
+        elif isinstance(truth, Encoded) and outcome.prompt_ids != truth.prompt_ids:
+            found.append(Alternative([], score, "the prompt reads otherwise before it"))
+        else:
+            found.append(Alternative(outcome.response_ids, score))
+    return found
 
 
 def require_groups(groups: Sequence[Group], rejects: Sequence[Reject], where: str) -> None:

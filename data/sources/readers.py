@@ -1,38 +1,20 @@
-"""Rows of a data source: of a table on disk, by number, or of a stream, one after another.
+"""Rows of a data source: of a table on disk, by number, or of a stream, one after another."""
 
-JSON Lines are read as lines of text and parsed one by one, so that a broken line or a column of mixed types costs that
-line, not the file. The lines travel as Latin-1, which holds any bytes, and are decoded one by one for the same reason.
-"""
-
+import contextlib
 import csv
 import functools
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.command.errors import UserError, first_line
-from data.shape import parse_json
 from data.sources import facts
+from data.sources.data_files import LINES, local_files
+from data.sources.json_lines import BYTES, Unreadable, parse_line
 
-READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-BYTES = "latin-1"
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """What should have been a row and is none.
-
-    Attributes:
-        text: of the line, or which row it is.
-        reason, detail: as in `data.schema.Reject`.
-    """
-
-    text: str
-    reason: str
-    detail: str
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,118 +59,150 @@ class Rows:
         return parse_line(row["text"]) if self.are_lines else row
 
 
-def parse_line(line: str) -> Any:
-    """The row in a line of JSON that was read as Latin-1: a dict, an Unreadable, or None if it is blank."""
-    if not line.strip():
-        return None
-    try:
-        text = line.encode(BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return Unreadable(line, "not UTF-8", error.reason)
-    try:
-        row = parse_json(text)
-    except ValueError as error:  # also a number of too many digits
-        return Unreadable(text, "not JSON", first_line(error))
-    return row if isinstance(row, dict) else Unreadable(text, "not a JSON object", f"it is {type(row).__name__}")
+@dataclass(frozen=True)
+class Joined:
+    """Rows of several sources, numbered through."""
+
+    parts: Sequence[Rows]
+
+    def fetch(self, numbers: Sequence[int]) -> list[Any]:
+        """The rows with these numbers."""
+        rows: dict[int, Any] = {}
+        start = 0
+        for part in self.parts:
+            mine = [number for number in numbers if start <= number < start + len(part)]
+            rows.update(zip(mine, part.fetch([number - start for number in mine]) if mine else [], strict=True))
+            start += len(part)
+        return [rows[number] for number in numbers]
 
 
-def read_rows(dataset: str, columns: Sequence[str], optional: Sequence[str] = (), streaming: bool = False) -> Rows:
-    """The rows of a data source.
+def open_rows(
+    dataset: str, columns: Sequence[str], optional: Sequence[str] = (), streaming: bool = False
+) -> dict[str, Rows]:
+    """The rows of a data source: "train", and "test" where it keeps such rows apart; never neither.
 
     Args:
-        dataset: `facts`, a local file or a hub id.
+        dataset: `facts`; a local file, a glob (`part-*.jsonl.gz`) or a folder of files of one format; a data set that
+            `datasets.save_to_disk` saved; or a hub id. Of a folder, files with `train` and with `test` in their names
+            are splits, as those of a hub or saved set are; `validation` stands for a `test` that there is not.
         columns, optional: the columns that are needed, and those that are used if they are there; others may be left
             unread.
-        streaming: read without a copy on disk; the rows can then be iterated over only.
+        streaming: read without a copy on disk (compressed files are unpacked); the rows can then be iterated over only.
 
     Raises:
         UserError: the source is missing, unreadable or empty. Of a stream, also while it is iterated over.
     """
     if dataset == "facts":
-        return Rows(facts.examples())
-    path = Path(os.path.expanduser(dataset))
-    looks_local = path.suffix in READERS or path.is_absolute() or dataset.startswith((".", "~"))
-    if looks_local or path.exists():
-        _check_file(path, dataset)
-        are_lines = path.suffix == ".jsonl" or (path.suffix == ".json" and _starts_with_an_object(path))
-        explain = functools.partial(_unreadable_file, dataset, path)
-    else:
-        are_lines, explain = False, functools.partial(_unreachable, dataset)
-    from datasets import load_dataset
-
-    its_log = logging.getLogger("datasets")
-    before = its_log.level
-    its_log.setLevel(logging.CRITICAL)  # it says why a file cannot be read two times before it raises that
+        return {"train": Rows(facts.examples())}
+    files = local_files(dataset)
+    explain: Callable[[Exception], UserError] = functools.partial(_unreachable, dataset)
     try:
-        if are_lines:
-            rows = load_dataset(
-                "text", data_files=str(path.resolve()), split="train", streaming=streaming, encoding=BYTES
-            )
-        elif looks_local or path.exists():
-            options = _csv_options(path, columns, optional) if path.suffix == ".csv" else {}
-            reader = READERS[path.suffix]
-            rows = load_dataset(reader, data_files=str(path.resolve()), split="train", streaming=streaming, **options)
-        else:
-            rows = load_dataset(dataset, split="train", streaming=streaming)
+        with _quiet("datasets"):  # it says why a file cannot be read two times before it raises that
+            if files is None:
+                found = _splits(_load_from_hub(dataset, streaming), dataset)
+            elif files.saved:
+                explain = functools.partial(_unreadable_folder, dataset)
+                found = _splits(_load_saved(files.saved, streaming), dataset)
+            else:
+                explain = functools.partial(_unreadable_file, dataset, files.format)
+                of_splits = {name: some for name, some in (("train", files.train), ("test", files.test)) if some}
+                found = {
+                    name: _load_files(some, files.format, columns, optional, streaming)
+                    for name, some in of_splits.items()
+                }
+    except UserError:
+        raise
     except Exception as error:
         raise explain(error) from error
+    are_lines = files is not None and files.format == LINES
+    opened = {}
+    for name, rows in found.items():
+        names: Any = rows.column_names or ()  # not every stream knows them
+        if not are_lines and all(column in names for column in columns):
+            rows = rows.select_columns([column for column in dict.fromkeys((*columns, *optional)) if column in names])
+        opened[name] = Rows(rows, are_lines, explain if streaming else None)
+    return opened
+
+
+def _load_from_hub(dataset: str, streaming: bool) -> Any:
+    from datasets import load_dataset
+
+    return load_dataset(dataset, streaming=streaming)
+
+
+def _load_saved(folder: str, streaming: bool) -> Any:
+    from datasets import DatasetDict, load_from_disk
+
+    found = load_from_disk(folder)
+    parts = found if isinstance(found, DatasetDict) else {"train": found}
+    return {name: rows.to_iterable_dataset() if streaming else rows for name, rows in parts.items()}
+
+
+def _load_files(
+    files: Sequence[Path], kind: str, columns: Sequence[str], optional: Sequence[str], streaming: bool
+) -> Any:
+    from datasets import load_dataset
+
+    names = [str(path.resolve()) for path in files]
+    if kind == LINES:
+        return load_dataset("text", data_files=names, split="train", streaming=streaming, encoding=BYTES)
+    options = _csv_options(files, columns, optional) if kind == "csv" else {}
+    return load_dataset(kind, data_files=names, split="train", streaming=streaming, **options)
+
+
+def _splits(found: Any, dataset: str) -> dict[str, Any]:
+    """Train and test of a set of several splits; the log names those that are not read."""
+    if not isinstance(found, dict):
+        return {"train": found}
+    test = "test" if "test" in found else "validation"
+    chosen = {half: found[name] for half, name in (("train", "train"), ("test", test)) if name in found}
+    if not chosen:
+        raise UserError(f"data set '{dataset}' has neither a split 'train' nor 'test'; it has {', '.join(found)}.")
+    if others := [str(name) for name in found if name not in ("train", test)]:
+        log.warning("data set '%s': splits that are not read: %s", dataset, ", ".join(others))
+    return chosen
+
+
+@contextlib.contextmanager
+def _quiet(library: str) -> Iterator[None]:
+    its_log = logging.getLogger(library)
+    before = its_log.level
+    its_log.setLevel(logging.CRITICAL)
+    try:
+        yield
     finally:
         its_log.setLevel(before)
-    names: Any = rows.column_names or ()  # not every stream knows them
-    if not are_lines and all(column in names for column in columns):
-        rows = rows.select_columns([column for column in (*columns, *optional) if column in names])
-    return Rows(rows, are_lines, explain if streaming else None)
 
 
-def _check_file(path: Path, dataset: str) -> None:
-    if path.is_dir():
-        raise UserError(
-            f"data set '{dataset}' is a directory. Give one file, ending in {', '.join(READERS)}, or a hub id."
-        )
-    if not path.is_file():
-        raise UserError(f"data file '{dataset}' does not exist. Give an existing file or a hub id.")
-    if path.suffix not in READERS:
-        raise UserError(f"cannot read '{dataset}': expected a file ending in {', '.join(READERS)}.")
-    if path.stat().st_size == 0:
-        raise UserError(f"data set '{dataset}' has no rows.")
-    if path.suffix == ".parquet":
-        from data import parquet  # takes what a command that only prints its help has no time for
-
-        try:
-            rows = parquet.require_readable(path.open("rb"))
-        except parquet.Unreadable as error:
-            raise _unreadable_file(dataset, path, error) from error
-        if not rows:
-            raise UserError(f"data set '{dataset}' has no rows.")
-
-
-def _starts_with_an_object(path: Path) -> bool:
-    """Whether the first line that is not blank is a JSON object of its own: JSON Lines under the name .json."""
-    with path.open(encoding=BYTES) as lines:
-        return isinstance(next((row for row in map(parse_line, lines) if row is not None), None), dict)
-
-
-def _csv_options(path: Path, columns: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
-    """In a table of texts, 'None', 'N/A', '7' and an empty cell are texts too."""
+def _csv_options(files: Sequence[Path], columns: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
+    """In a table of texts, 'None', 'N/A', '7' and an empty cell are texts too. Raises UserError if tables differ."""
     from datasets import Features, Value
 
     options: dict[str, Any] = {"keep_default_na": False}
+    headers = []
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = next(csv.reader(file), [])
+        for path in files:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                headers.append(next(csv.reader(file), []))
     except (ValueError, csv.Error):  # `datasets` will say what is wrong with the file
         return options
-    if all(column in header for column in columns):
-        found = [column for column in (*columns, *optional) if column in header]
+    if other := next((place for place, header in enumerate(headers) if header != headers[0]), 0):
+        raise UserError(f"'{files[0].name}' and '{files[other].name}' have different columns. Give files of one kind.")
+    if all(column in headers[0] for column in columns):
+        found = [column for column in (*columns, *optional) if column in headers[0]]
         options["features"] = Features({column: Value("string") for column in found})
     return options
 
 
-def _unreadable_file(dataset: str, path: Path, error: Exception) -> UserError:
+def _unreadable_file(dataset: str, kind: str, error: Exception) -> UserError:
     reason = first_line(error.__cause__ or error)  # datasets wraps whatever the parser of the format raised
     if "corresponds to no data" in reason:  # a file with a header, brackets or blank lines only
         return UserError(f"data set '{dataset}' has no rows.")
-    return UserError(f"cannot read '{dataset}' as {path.suffix[1:]}: {reason}")
+    return UserError(f"cannot read '{dataset}' as {'jsonl' if kind == LINES else kind}: {reason}")
+
+
+def _unreadable_folder(dataset: str, error: Exception) -> UserError:
+    return UserError(f"cannot read '{dataset}' as a data set that was saved: {first_line(error)}. Save it again.")
 
 
 def _unreachable(dataset: str, error: Exception) -> UserError:

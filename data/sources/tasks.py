@@ -12,6 +12,7 @@ from data.command.cleaning import storable
 from data.command.errors import UserError, did_you_mean
 from data.command.registry import OR_OWN, import_outside, meaningless, origin_of
 from data.sources.encode import Encode, Problem, encode_continuations, encode_pairs
+from data.sources.shapes import alpaca, alpaca_query, chat_of_sharegpt, sharegpt_role_problem
 
 DOLLY_TEMPLATE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -51,6 +52,8 @@ class Task:
             none. Whether they get lost is found out where the row is tokenised.
         optional: columns that are used if they are there.
         over_long: what happens to a row that does not fit into the longest length: "reject" or "truncate".
+        prompt: the column that is the prompt or the heart of it, which a template of the user's may stand for.
+        response: the column that is the response; None of a task whose rows have none of its own.
     """
 
     columns: tuple[str, ...]
@@ -61,6 +64,8 @@ class Task:
     besides: Callable[[Mapping[str, Any]], list[dict[str, Any]] | None] = lambda _: None
     optional: tuple[str, ...] = ()
     over_long: str = "reject"
+    prompt: str | None = None
+    response: str | None = None
 
 
 def dolly(row: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -219,7 +224,16 @@ def _says_something(value: Any) -> bool:
 
 
 TASKS: dict[str, Task] = {
-    "dolly": Task(("instruction", "response"), dolly, dolly_query, text_problem, encode_pairs, optional=("context",)),
+    "dolly": Task(
+        ("instruction", "response"),
+        dolly,
+        dolly_query,
+        text_problem,
+        encode_pairs,
+        optional=("context",),
+        prompt="instruction",
+        response="response",
+    ),
     "prompt-completion": Task(
         ("prompt", "completion"),
         prompt_completion,
@@ -228,6 +242,8 @@ TASKS: dict[str, Task] = {
         encode_pairs,
         besides_pair,
         optional=ROW_FIELDS,
+        prompt="prompt",
+        response="completion",
     ),
     "conversational": Task(
         ("messages",),
@@ -237,6 +253,25 @@ TASKS: dict[str, Task] = {
         encode_pairs,
         lambda row: _besides(row["messages"]),
         optional=ROW_FIELDS,
+    ),
+    "alpaca": Task(
+        ("instruction", "output"),
+        alpaca,
+        alpaca_query,
+        text_problem,
+        encode_pairs,
+        optional=("input",),
+        prompt="instruction",
+        response="output",
+    ),
+    "sharegpt": Task(
+        ("conversations",),
+        lambda row: conversational(chat_of_sharegpt(row)),
+        lambda row: asked(conversational(chat_of_sharegpt(row))[0]),
+        lambda prompt, response: sharegpt_role_problem(prompt, response) or chat_problem(prompt, response),
+        encode_pairs,
+        lambda row: _besides(chat_of_sharegpt(row)["messages"]),
+        optional=("system", *ROW_FIELDS),
     ),
     "continuation": Task(
         ("text",),

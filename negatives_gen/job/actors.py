@@ -169,8 +169,8 @@ def _served(strategy: Strategy, settings: dict[str, Any], shard: Shard, short: d
 def _require_served(strategy: Strategy, settings: dict[str, Any], shard: Shard) -> None:
     """Raise UserError if a group has not as many negatives of a strategy as it was asked for, and was not given up."""
     for group in shard.groups:
-        if missing := strategy.missing(group, settings):
-            count = settings["count"]
+        missing, count = strategy.missing(group, settings), settings["count"]
+        if missing < 0 or strategy.is_short(group, settings):
             why = ", and did not say why" if missing > 0 else ""
             returned = "what cannot be served is returned" if missing > 0 else "it stops when a group lacks none"
             raise UserError(
@@ -268,7 +268,8 @@ class ScoreStage(Stage):
             started = time.perf_counter()
             signal.add(shard.groups)
             require_finite(shard.groups, f"ranking signal '{signal.name}'", LOOK)
-            shard.seconds[signal.name] = time.perf_counter() - started
+            # A signal of a strategy's own has its name.
+            shard.seconds[signal.name] = shard.seconds.get(signal.name, 0.0) + time.perf_counter() - started
         record = self.work.writer.write_shard(
             index,
             shard.groups,

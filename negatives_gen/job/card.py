@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from data.command.entries import flat, undecided
 from data.command.errors import UserError, first_line
+from data.counts import least_of
 from data.manifest import REJECTS, Manifest
 from data.schema import group_schema
 from negatives_gen.strategies import STRATEGIES
@@ -96,9 +97,11 @@ def card(manifest: Manifest) -> str:
     lines = []
     for name, settings in job["strategies"].items():
         strategy = STRATEGIES.load(name)
-        passed_over = {"count", *undecided(strategy.Options)}
+        passed_over = {"count", "least", *undecided(strategy.Options)}
         others = {key: value for key, value in flat(settings).items() if key not in passed_over}
-        lines.append(f"| `{name}` | {settings['count']} | {strategy.summary} | {_cell(others)} |")
+        least, most = least_of(settings), settings["count"]
+        number = str(most) if least == most else f"{least} to {most}"
+        lines.append(f"| `{name}` | {number} | {strategy.summary} | {_cell(others)} |")
     return TEMPLATE.format(
         size=next((label for bound, label in SIZES if counts["rows_written"] < bound), "1M<n<10M"),
         model=job["model"]["name"],

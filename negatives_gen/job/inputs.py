@@ -33,6 +33,7 @@ from negatives_gen.strategies.base import SCORE, Strategy
 log = logging.getLogger(__name__)
 
 STAGED = f"{JOB_FOLDER}/inputs.json"
+SELDOM = ("besides", "alternatives", "scores")  # of an example
 
 
 @dataclass
@@ -334,9 +335,8 @@ def _usable(reject: Reject) -> Group:
 
 def _row(example: Example) -> dict[str, Any]:
     row = dataclasses.asdict(example)
-    if example.besides is None:  # of nearly all: what is staged is what it was before there was such a field
-        del row["besides"]
-    return row
+    # Of nearly all these are None: what is staged is what it was before there were such fields.
+    return {name: value for name, value in row.items() if value is not None or name not in SELDOM}
 
 
 def _example(row: dict[str, Any]) -> Example:

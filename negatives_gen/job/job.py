@@ -23,9 +23,11 @@ from data.models import (
 )
 from data.schema import Group, Reject
 from data.set_writer import NegativeSetWriter
-from data.sources.examples import READERS, SPLIT_SEED, Source, open_source
+from data.sources.data_files import looks_local
+from data.sources.examples import Source
 from data.sources.prepare import describe_rejects
-from data.sources.tasks import describe_task, task_of
+from data.sources.splits import SPLIT_SEED
+from data.sources.tasks import task_of
 from data.tokens import describe_ends, marks_of, text_behind
 from negatives_gen.config import GenerateConfig, RunOptions
 from negatives_gen.job.actors import Components, Work
@@ -41,7 +43,8 @@ from negatives_gen.strategies import STRATEGIES
 log = logging.getLogger(__name__)
 
 # Another name, path or spelling of the same content is the same job: hashes decide. Of a stream there is no hash.
-NAMES = ("model.name", "model.config_words_sha256", "sampler.name", "data.name", "parent.name")
+DATA_NAMES = ("data.name", "data.test_dataset")
+NAMES = ("model.name", "model.config_words_sha256", "sampler.name", *DATA_NAMES, "parent.name")
 
 
 def generate(config: GenerateConfig, components: Components | None = None) -> Manifest:
@@ -55,7 +58,7 @@ def generate(config: GenerateConfig, components: Components | None = None) -> Ma
             before its first shard is finished gives its directory up.
     """
     config.check()
-    source = open_source(local_path(config.dataset), config.task, config.split, config.limit, config.streaming)
+    source = config.open_source(config.dataset, config.split, config.limit, config.streaming, locate=local_path)
     work = make_work(config, source, components)
 
     def prepare() -> tuple[int, dict[str, Any]]:
@@ -97,7 +100,7 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
             },
             "data": {
                 "name": config.dataset,
-                **describe_task(config.task),
+                **config.describe_source(source),
                 "split": config.split,
                 "split_seed": SPLIT_SEED,
                 "limit": config.limit,
@@ -221,7 +224,7 @@ def make_writer(
     out: str, job: dict[str, Any], signals: Sequence[str], parent: dict[str, Any] | None = None
 ) -> NegativeSetWriter:
     """The writer of a set, which knows by the entries' marks what of the job does not decide the content."""
-    undecided_keys = [name for name in NAMES if name != "data.name" or job.get("data", {}).get("examples_sha256")]
+    undecided_keys = [n for n in NAMES if n not in DATA_NAMES or job.get("data", {}).get("examples_sha256")]
     for part, registry, names in (("strategies", STRATEGIES, job["strategies"]), ("signals", SIGNALS, signals)):
         for name in names:
             keys = [*undecided(registry.load(name).Options), "origin.entry"]
@@ -281,8 +284,7 @@ def _warn_of_lost_text(work: Work, groups: Sequence[Group]) -> None:
 
 def local_path(name: str) -> str:
     """A path as an absolute one; a hub id or an embedded data set as it is."""
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(tuple(READERS))
-    if looks_like_path:
+    if looks_local(name) or name.count("/") > 1:
         return resolve_path(name)
     if not (os.path.exists(name) or os.environ.get(ROOT_VARIABLE)):
         return name

@@ -33,12 +33,16 @@ class Signal(ABC):
         Options: a frozen dataclass of its options (`data.command.options.option`), whose `check` raises UserError for a
             value out of range. They are options of the commands, and stand in the manifest.
         embeds: whether it sets the groups' `response_embedding`.
+        reads: names of `--columns` that it needs; then it cannot be added to a finished set, which does not hold them.
+        only_of: the strategies whose candidates have a value; None: all have.
     """
 
     name: str
     summary: str
     Options: ClassVar[type] = NoOptions
     embeds: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ()
+    only_of: ClassVar[tuple[str, ...] | None] = None
 
     @abstractmethod
     def __init__(self, options: Any, reference: Reference): ...

@@ -4,6 +4,7 @@ from typing import Any
 
 from data.command.errors import UserError
 from data.command.registry import Registry
+from data.counts import least_of
 from negatives_gen.strategies.base import Strategy, fault_of
 
 # A record of a shard counts the tokens of prompts, ground truths and all negatives beside those of each strategy, and
@@ -24,4 +25,8 @@ def job_settings(name: str, count: int, options: Any) -> dict[str, Any]:
     for key in ("count", "origin"):
         if key in settings:
             raise UserError(f"strategy '{name}' has an option '{key}', which a manifest says of each. Rename it.")
+    if least_of({"count": count, **settings}) > count:
+        raise UserError(
+            f"strategy '{name}' is to keep groups of at least {settings['least']}, but {name}={count} is fewer."
+        )
     return {"count": count, **settings, **({"origin": origin} if origin else {})}

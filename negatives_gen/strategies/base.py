@@ -13,6 +13,7 @@ from data.command.entries import check
 from data.command.errors import UserError
 from data.command.options import NoOptions, option
 from data.command.registry import meaningless
+from data.counts import least_of
 from data.schema import Candidate, Group
 
 # Draws per missing candidate before a group is given up; a draw may be empty, the ground truth, or a repetition.
@@ -77,11 +78,14 @@ class Strategy(ABC):
         stage: SAMPLE, ASK or SCORE.
         Options: a frozen dataclass of its options (`data.command.options.option`), whose `check` raises UserError for a
             value out of range. They are options of the commands, and stand in the manifest.
+        reads: names of `--columns` that it needs beside the task's; then a finished set, which does not hold what they
+            say, cannot be extended by it.
     """
 
     name: str
     summary: str
     stage: str = SCORE
+    reads: tuple[str, ...] = ()
     Options: ClassVar[type] = NoOptions
 
     @property
@@ -91,6 +95,8 @@ class Strategy(ABC):
 
     def settings(self, options: Any) -> dict[str, Any]:
         """The options (an instance of `Options`), checked, JSON-like, for the manifest and for `add`.
+
+        Under "least" they may say how few candidates a group is kept with; else it needs as many as are asked for.
 
         Raises:
             UserError: a value is out of range.
@@ -115,7 +121,7 @@ class Strategy(ABC):
     def add(
         self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
     ) -> dict[str, str]:
-        """Append candidates to each group, in place, until it has settings["count"] of this strategy.
+        """Append candidates to each group, in place, until it has settings["count"] of this strategy, or "least".
 
         Args:
             groups: those that want negatives; some may have a few of this strategy already, see `Shard.tried_by`.
@@ -142,6 +148,10 @@ class Strategy(ABC):
         """How many candidates of this strategy a group still lacks."""
         return settings["count"] - sum(c.strategy == self.name for c in group.negatives)
 
+    def is_short(self, group: Group, settings: dict[str, Any]) -> bool:
+        """Whether a group has fewer candidates of this strategy than it may be kept with."""
+        return settings["count"] - self.missing(group, settings) < least_of(settings)
+
     def fill(self, group: Group, candidates: Iterable[Candidate], settings: dict[str, Any]) -> int:
         """Take candidates, in their order, until the group lacks none; those whose text is not new are passed over.
 
@@ -158,7 +168,7 @@ class GroupStrategy(Strategy):
     """A strategy that makes the candidates of a group out of that group alone: it says which there are.
 
     Attributes:
-        scarce: why a group may have too few, for its reject.
+        scarce: why a group may have too few, for its reject; see `why_scarce`.
     """
 
     scarce: str = "no other candidate has a new text"
@@ -172,10 +182,14 @@ class GroupStrategy(Strategy):
     ) -> dict[str, str]:
         short: dict[str, str] = {}
         for group in groups:
-            if missing := self.fill(group, self.candidates(group, settings, tools), settings):
-                count = settings["count"]
-                short[group.id] = f"{count - missing} of {count}: {self.scarce}"
+            missing, count = self.fill(group, self.candidates(group, settings, tools), settings), settings["count"]
+            if self.is_short(group, settings):
+                short[group.id] = f"{count - missing} of {count}: {self.why_scarce(group)}"
         return short
+
+    def why_scarce(self, group: Group) -> str:
+        """Why this group has too few."""
+        return self.scarce
 
 
 @dataclass(frozen=True)

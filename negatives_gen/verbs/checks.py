@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data.counts import least_of
 from data.manifest import DTYPES, MANIFEST, REJECTS, Manifest, ShardRecord
 from data.schema import SCHEMA_VERSION, Group, group_schema, reject_schema, schema_differences
 from data.shard_records import JOB_FOLDER
 from data.soundness import array_of, floats_of, score_columns
-from data.sources.examples import SPLITS
+from data.sources.splits import SPLITS
 from data.storage import TEMPORARY_PREFIX
 from data.tokens import described_ends
 from negatives_gen.job.reachable import in_support
@@ -67,6 +68,8 @@ def _contradictions(manifest: Manifest) -> list[str]:
     for name, settings in strategies.items():
         if type(settings["count"]) is not int or settings["count"] < 1:
             problems.append(f"strategy {name} has the count {settings['count']!r}")
+        elif not 1 <= least_of(settings) <= settings["count"]:
+            problems.append(f"strategy {name} has the count {settings['count']}, and at least {least_of(settings)}")
     for shard in shards:
         if shard.rows_read != shard.rows + shard.rows_rejected:
             problems.append(f"{shard.file}: rows read are not rows + rows rejected")
@@ -145,11 +148,13 @@ def count_problems(table: pa.Table, record: ShardRecord, strategies: dict[str, d
             problems.append(
                 f"{record.file}: {found[name]} tokens of {name}, the manifest says {record.tokens.get(name, 0)}"
             )
-    expected = {name: settings["count"] for name, settings in strategies.items()}
+    bounds = {name: (least_of(settings), settings["count"]) for name, settings in strategies.items()}
+    expected = {name: most if least == most else f"{least} to {most}" for name, (least, most) in bounds.items()}
     groups = table["id"].to_pylist()
     ends = np.cumsum(_lengths(table["negatives"])).tolist()
     for group, start, end in zip(groups, [0, *ends], ends, strict=False):
-        if (has := dict(Counter(names[start:end]))) != expected:
+        has = dict(Counter(names[start:end]))
+        if has.keys() != bounds.keys() or not all(bounds[n][0] <= has[n] <= bounds[n][1] for n in has):
             problems.append(f"{record.file}: group {group} has the negatives {has}, the manifest says {expected}")
     return problems
 

@@ -17,7 +17,7 @@ from data.places import real_path, refuse_foreign
 from data.ranks import ranks_of
 from data.schema import Candidate, Group
 from data.shards import NegativeSet
-from data.sources.examples import SPLITS
+from data.sources.splits import SPLITS
 from negatives_gen.verbs.export_file import DATASET_INFO, dataset_info, export_place, is_export_of, rows_writer
 from negatives_gen.verbs.export_rows import (
     ALPACA,

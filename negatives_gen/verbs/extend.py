@@ -25,7 +25,14 @@ from data.shape import misfit
 from data.shards import NegativeSet
 from data.storage import sha256
 from data.tokens import described_ends, marks_of
-from negatives_gen.config import RunOptions, idle_option, sampling, signal_names, strategy_counts
+from negatives_gen.config import (
+    RunOptions,
+    idle_option,
+    refuse_values_of_some,
+    sampling,
+    signal_names,
+    strategy_counts,
+)
 from negatives_gen.signals import SIGNALS, Reference
 from negatives_gen.strategies import STRATEGIES, job_settings
 
@@ -144,6 +151,8 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     _load_outside(job)
     strategies = _grown(job["strategies"], config)
     growing = {name: settings for name, settings in strategies.items() if _grows(name, settings, job["strategies"])}
+    _refuse_unread(growing, [name for name in signal_names(config.signals) if name not in job["signals"]])
+    refuse_values_of_some(strategies, [*job["signals"], *signal_names(config.signals)])
     _refuse_idle_options(config, job["strategies"], growing)
     samples = bool(sampling(growing))
     engine = {**job["engine"], **config.engine} if samples else job["engine"]
@@ -256,6 +265,16 @@ def _grown(known: dict[str, dict[str, Any]], config: ExtendConfig) -> dict[str, 
         elif count > known[name]["count"]:
             grown[name] = job_settings(name, count, over(_options_of(name, known[name]), _of_run(name, given)))
     return dict(sorted(grown.items()))
+
+
+def _refuse_unread(growing: Collection[str], signals: Collection[str]) -> None:
+    """Raise UserError for strategies and signals that read in the data source what a finished set does not hold."""
+    for registry, names in ((STRATEGIES, growing), (SIGNALS, signals)):
+        if reading := [name for name in names if registry.load(name).reads]:
+            raise UserError(
+                f"{registry.kind} '{reading[0]}' reads {' and '.join(registry.load(reading[0]).reads)} in the rows of "
+                "the data source, which a finished set does not hold. Generate another set of them."
+            )
 
 
 def _options_of(name: str, settings: dict[str, Any]) -> Any:

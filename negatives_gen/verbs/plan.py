@@ -87,11 +87,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def predict(config: PlanConfig) -> Plan:
     """Measure a sample and scale it. Raises UserError as `generate` does, and for a stream of unknown length."""
-    from data.sources.examples import open_source
     from negatives_gen.job.job import local_path, make_work
 
     config.check()
-    source = open_source(local_path(config.dataset), config.task, config.split, config.limit, config.streaming)
+    source = config.open_source(config.dataset, config.split, config.limit, config.streaming, locate=local_path)
     rows = config.rows or source.num_examples or config.limit
     if rows is None:
         raise UserError("a stream does not say how many rows it has: give --rows or --limit.")

@@ -8,7 +8,7 @@ from data.command.cleaning import printable
 from data.command.errors import UserError
 from data.schema import Group
 from data.shards import NegativeSet
-from data.sources.examples import SPLITS
+from data.sources.splits import SPLITS
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -27,11 +27,10 @@ OPTIONS = {
 
 
 def work_of(folder: Path):
-    from data.sources.examples import open_source
     from negatives_gen.job.job import make_work
 
     config = make_config(GenerateConfig, **OPTIONS, out=str(folder / "set"))
-    source = open_source(config.dataset, config.task, config.split, config.limit)
+    source = config.open_source(config.dataset, config.split, config.limit)
     return config, source, make_work(config, source)
 
 

@@ -131,7 +131,7 @@ def test_the_fingerprint_depends_on_the_examples_and_their_order():
 @pytest.mark.parametrize(
     ("name", "content", "phrase"),
     [
-        ("a.txt", "x", "expected a file ending in .jsonl, .json, .parquet, .csv."),
+        ("a.txt", "x", "expected a file ending in .jsonl, .json, .parquet, .csv, or packed in .gz or .zst."),
         ("a.jsonl", "", "has no rows."),
         ("a.jsonl", "\n\n", "has no rows."),
         ("a.csv", "prompt,completion\n", "has no rows."),
@@ -164,8 +164,10 @@ def test_a_missing_file_is_refused_without_asking_the_hub(path: str):
 
 def test_a_directory_is_refused_saying_what_to_give(tmp_path: Path):
     message = refusal(lambda: load_examples(str(tmp_path), TASK))
-    said = f"data set '{tmp_path}' is a directory. Give one file, ending in .jsonl, .json, .parquet, .csv, or a hub id."
-    assert message == said
+    assert message == (
+        f"data set '{tmp_path}' is a directory without a file of .jsonl, .json, .parquet, .csv, or packed in .gz or "
+        f".zst. Give files, a glob such as '{tmp_path}/**/*.jsonl', or a hub id."
+    )
 
 
 def test_an_unreachable_hub_data_set_is_refused_also_if_the_client_says_nothing(monkeypatch: pytest.MonkeyPatch):
@@ -276,7 +278,7 @@ def test_a_stream_from_the_hub_is_read_no_further_than_asked(monkeypatch: pytest
     calls: list[Any] = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: calls.append((args, kwargs)) or hub)
     source = open_source("someone/data", TASK, limit=5, streaming=True)
-    assert (calls, hub.asked) == ([(("someone/data",), {"split": "train", "streaming": True})], 0)
+    assert (calls, hub.asked) == ([(("someone/data",), {"streaming": True})], 0)
     assert [e.prompt for e in source] == ["p1", "p2", "p3", "p4", "p5"]
     assert hub.asked == 5
 

@@ -86,6 +86,8 @@ def test_a_row_without_the_columns_is_left_to_the_check():
         "dolly": (None, None),
         "prompt-completion": (None, None),
         "conversational": (None, None),
+        "alpaca": (None, None),
+        "sharegpt": (None, None),
         "continuation": (None, ""),
     }
     assert TASKS["conversational"].problem(None, None) == ("prompt is not a list of messages", "it is NoneType")

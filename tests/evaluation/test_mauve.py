@@ -228,7 +228,7 @@ def test_mauve_of_a_part_of_the_prompts_is_of_the_texts_of_exactly_these(
     test, validation = Part("test", range(0, 110, 11)), Part("validation", [1, 5])
     store = Store(str(tmp_path))
     config = make_config(EvaluateConfig, dataset="d", out="o", featuriser=str(reference))
-    evaluation = Evaluation("d", "t", "test", 110, "", (), None, (), test, validation, 7, store)
+    evaluation = Evaluation("d", {"task": "t"}, "test", 110, "", (), None, (), test, validation, 7, store)
     monkeypatch.setattr("evaluation.metrics.mauve.FEWEST_TEXTS", 2)
     read: list[tuple[list[str], list[str], int]] = []
 

@@ -46,7 +46,7 @@ def evaluation(parts: Sequence[Part] = ()) -> Evaluation:
     test, *others = parts or [part(range(4))]
     validation = others[0] if others else None
     return Evaluation(
-        "facts", "prompt-completion", "all", 4, "", (), None, (), test, validation, 0, Store("nowhere")
+        "facts", {"task": "prompt-completion"}, "all", 4, "", (), None, (), test, validation, 0, Store("nowhere")
     )  # fmt: skip
 
 

@@ -141,6 +141,8 @@ def models(*architectures: dict[str, Any] | None) -> dict[str, Any]:
         ({"data": {**job()["data"], "task": "continuation"}}, "task dolly there, continuation here"),
         ({"data": {**job()["data"], "split": "train"}}, "split test there, train here"),
         ({"data": {**job()["data"], "name": "facts"}}, "data databricks-dolly-15k there, facts here"),
+        ({"data": {**job()["data"], "test_share": 0.1}}, "the half held out there, other rows here"),
+        ({"data": {**job()["data"], "own_splits": True}}, "the half held out there, other rows here"),
     ],
 )
 def test_another_base_model_task_split_or_data_set_keeps_the_papers_numbers_away(

@@ -53,7 +53,9 @@ def test_truth_logps_equal_the_models_own(reference: Path, tmp_path: Path) -> No
     logps = truth_logps(store, identity, groups, lambda: Scorer.load(str(reference)))
     assert logps == pytest.approx(sums, abs=1e-4)
     checkpoint = Checkpoint("m", str(reference), identity, 128, groups)
-    evaluation = Evaluation("facts", task, "test", 3, "", (checkpoint,), None, (), Part("test", [0]), None, 0, store)
+    evaluation = Evaluation(
+        "facts", {"task": task}, "test", 3, "", (checkpoint,), None, (), Part("test", [0]), None, 0, store
+    )
     values = Truth(None, evaluation).values(checkpoint, lambda dtype: pytest.fail("the model was loaded again"))
     assert values["truth_logp"] == logps
     assert values["truth_logp_per_token"] == pytest.approx(per_token, abs=1e-5)
@@ -142,7 +144,7 @@ def test_a_checkpoint_that_transformers_cannot_load_is_one_line(reference: Path,
     group = Group("g", "p", "r", [5, 6], [7, 0])
     checkpoint, store = Checkpoint("m", str(model), {"weights_sha256": "w"}, 128, [group]), Store(str(tmp_path))
     parts = Part("test", [0]), None
-    evaluation = Evaluation("facts", "t", "test", 1, "", (checkpoint,), None, (), *parts, 0, store)
+    evaluation = Evaluation("facts", {"task": "t"}, "test", 1, "", (checkpoint,), None, (), *parts, 0, store)
     with pytest.raises(
         UserError, match=r"^transformers cannot load model 'm': [^\n]+ An evaluation runs no code of [^\n]+$"
     ):

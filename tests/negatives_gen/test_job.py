@@ -123,7 +123,7 @@ def test_continuation_cuts_any_text_and_counts_what_it_truncates(reference: Path
         ({"strategies": "an=3", "bn_batch_size": 7}, "--bn_batch_size would change nothing: no 'bn' is chosen"),
         (
             {"strategies": "tn=1", "max_new_tokens": 9},
-            "--max_new_tokens would change nothing: no 'an' or 'un' is",
+            "--max_new_tokens would change nothing: no 'an' or 'rn' or 'un' is",
         ),
         ({"api": {"model": "gpt"}}, r"--api\.\* would change nothing: no 'un' is chosen. .* add some by --strategies"),
         ({"reward_model": "x"}, "--reward_model would change nothing: no 'reward' is chosen. .* add some by --signals"),

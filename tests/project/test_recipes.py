@@ -22,6 +22,7 @@ from trainer.ensemble.ensembles import EnsembleConfig, directory_name
 # Those in recipes/accelerate are accelerate's, see test_fsdp.py.
 QUICKSTART = sorted((ROOT / "recipes").glob("*.yaml"))
 PAPER = sorted((ROOT / "recipes" / "paper").rglob("*.yaml"))
+GIVEN_LISTS = sorted((ROOT / "recipes" / "given").glob("*.yaml"))
 SMALL = sorted((ROOT / "recipes" / "small").rglob("*.yaml"))
 TASKS = ("facts", "dolly", "stories")
 
@@ -136,7 +137,7 @@ def comment(path: Path) -> str:
 
 def command(path: Path) -> str:
     """The module that the recipe's comment runs it with."""
-    found = re.findall(r"-m ([\w.]+) --config (recipes/(?:paper|small)/\S+)", comment(path))
+    found = re.findall(r"-m ([\w.]+) --config (recipes/(?:paper|small|given)/\S+)", comment(path))
     assert [name for _, name in found] == [str(path.relative_to(ROOT))]
     return found[0][0]
 
@@ -191,7 +192,9 @@ def test_recipes_hold_yaml_only() -> None:
     assert {p.suffix for p in files} == {".yaml"}
 
 
-@pytest.mark.parametrize("path", [*PAPER, *SMALL], ids=lambda path: str(path.relative_to(ROOT / "recipes")))
+@pytest.mark.parametrize(
+    "path", [*PAPER, *SMALL, *GIVEN_LISTS], ids=lambda path: str(path.relative_to(ROOT / "recipes"))
+)
 def test_a_recipe_parses_by_the_command_in_its_comment(path: Path) -> None:
     options = parsed(path)
     if command(path) == "evaluation.run":

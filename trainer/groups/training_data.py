@@ -87,12 +87,12 @@ def _groups(sets: list[NegativeSet], script: ScriptArguments, split: str, seed: 
 
 
 def _ground_truths(script: ScriptArguments, split: str, tokenizer: Any) -> tuple[GroundTruths, dict[str, Any]]:
-    from data.sources.examples import fingerprint, load_examples
+    from data.sources.examples import fingerprint
     from data.sources.prepare import describe_rejects, prepare_groups, require_groups
-    from data.sources.tasks import describe_task
 
     assert script.dataset is not None
-    examples = load_examples(script.dataset, script.task, split)
+    source = script.open_source(script.dataset, split)
+    examples = list(source)
     groups, rejects, _ = prepare_groups(
         examples, script.task, tokenizer, context_length(script.model, script.max_length)
     )
@@ -101,7 +101,7 @@ def _ground_truths(script: ScriptArguments, split: str, tokenizer: Any) -> tuple
         log.warning("%d rows read, %s", len(examples), describe_rejects(rejects))
     return GroundTruths(groups), {
         "examples_sha256": fingerprint(examples),
-        **describe_task(script.task),
+        **script.describe_source(source),
     }
 
 

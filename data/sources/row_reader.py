@@ -1,0 +1,202 @@
+"""How a row becomes an example's parts: a task, and what `--columns` and `--prompt_template` say beside it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from data.command.errors import UserError
+from data.sources.encode import Problem
+from data.sources.prompt_templates import PromptTemplate, Unfilled, read_template
+from data.sources.row_paths import NOWHERE, Path, parse_columns
+from data.sources.tasks import Task, describe_task, task_of
+
+# What every task with a column for the response can read beside it: a row's other responses, and how good each is.
+CANDIDATES, SCORES = "candidates", "scores"
+LARGEST_SCORE = 3.4e38  # a set keeps float32
+
+
+class Parts(NamedTuple):
+    """What is read in a row; see `data.sources.examples.Example`."""
+
+    prompt: Any
+    response: Any
+    problem: Problem | None
+    query: str | None = None
+    besides: list[dict[str, Any]] | None = None
+    alternatives: list[Any] | None = None
+    scores: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads rows for a task.
+
+    Attributes:
+        name: of the task.
+        places: name that the task reads, CANDIDATES or SCORES -> where it lies in this data; others under their name.
+        template: writes the prompt in the task's stead.
+    """
+
+    name: str
+    task: Task
+    places: Mapping[str, Path]
+    template: PromptTemplate | None = None
+
+    @classmethod
+    def of(cls, task: str, columns: Sequence[str] = (), prompt_template: str | None = None) -> "RowReader":
+        """The reader of some options.
+
+        Raises:
+            UserError: an unknown task or name, a template that cannot be used, or what the task has no place for.
+        """
+        how = task_of(task)
+        known = [*how.columns, *how.optional, *((CANDIDATES, SCORES) if how.response else ())]
+        places = parse_columns(columns, known, (SCORES,), task)
+        if SCORES in places and CANDIDATES not in places:
+            raise UserError(f"--columns {SCORES}=... needs {CANDIDATES}=... beside it: what the scores are of.")
+        template = None if prompt_template is None else read_template(prompt_template)
+        if template is not None and how.prompt is None:
+            raise UserError(
+                f"task '{task}' takes no --prompt_template: its prompts are not written from columns. Leave it out, or "
+                "choose another --task."
+            )
+        return cls(task, how, places, template)
+
+    @property
+    def chooses_truth(self) -> bool:
+        """Whether the best-scored candidate is the ground truth of a row that names none."""
+        return SCORES in self.places
+
+    @property
+    def lists(self) -> list[str]:
+        """Which of CANDIDATES and SCORES are read."""
+        return [name for name in (CANDIDATES, SCORES) if name in self.places]
+
+    @property
+    def needed(self) -> list[Path]:
+        """The places that some row must have, or the data are of another kind."""
+        spared = {self.task.prompt if self.template else None, self.task.response if self.chooses_truth else None}
+        names = [name for name in self.task.columns if name not in spared]
+        of_template = [] if self.template is None else self.template.places
+        others = [place for place in of_template if place.column not in self.places]
+        return list(dict.fromkeys([*map(self._place, names), *others, *map(self._place, self.lists)]))
+
+    @property
+    def optional(self) -> list[Path]:
+        """The places that are read if they are there."""
+        needed = self.needed
+        found = map(self._place, (*self.task.columns, *self.task.optional))
+        return [place for place in dict.fromkeys(found) if place not in needed]
+
+    def describe(self) -> dict[str, Any]:
+        """What a manifest or a report says of it: what decides the examples, and nothing that was not asked for."""
+        found: dict[str, Any] = describe_task(self.name)
+        if self.places:
+            found["columns"] = {name: place.text for name, place in self.places.items()}
+        if self.template is not None:
+            found["prompt_template"] = {"syntax": self.template.syntax, "source": self.template.text}
+        if self.chooses_truth:
+            found["ground_truth"] = "the best-scored candidate where a row names none"
+        return found
+
+    def read(self, row: Mapping[str, Any]) -> Parts:
+        """What a row says, whatever it holds."""
+        named = {**row, **{name: None if (v := p.find(row)) is NOWHERE else v for name, p in self.places.items()}}
+        prompt: Any = None
+        own = named.get(self.task.prompt) if self.task.prompt else None
+        if self.template is not None:
+            assert self.task.prompt is not None  # see `of`
+            prompt = self.template.fill(named)
+            named[self.task.prompt] = prompt if isinstance(prompt, str) else ""
+        others, problem = self._candidates(named)
+        if self.chooses_truth and not _says_something(named.get(str(self.task.response))):
+            others = self._with_truth(named, others)
+        of_task, response = self.task.read(named)
+        prompt = of_task if self.template is None else prompt
+        problem = prompt.problem if isinstance(prompt, Unfilled) else self.task.problem(prompt, response) or problem
+        if problem is None:
+            others, problem = self._read_others(named, prompt, others)
+        if problem is not None:
+            return Parts(prompt, response, problem)
+        besides = self.task.besides(named)
+        if self.template is None:
+            query = self.task.query(named)
+        else:  # what a person asked has no template; where no column says it, all of the prompt was asked
+            asked = isinstance(own, str) and own.strip()
+            query = self.task.query({**named, str(self.task.prompt): own}) if asked else str(prompt)
+        if CANDIDATES not in self.places:
+            return Parts(prompt, response, None, query, besides)
+        scores = [score for _, score in others if score is not None]
+        return Parts(prompt, response, None, query, besides, [said for said, _ in others], scores or None)
+
+    def _place(self, name: str) -> Path:
+        return self.places.get(name) or Path(name, (name,))
+
+    def _candidates(self, row: Mapping[str, Any]) -> tuple[list[tuple[Any, float | None]], Problem | None]:
+        """The row's candidates as they stand there, each with its score, or why they cannot be read."""
+        found = row.get(CANDIDATES) if CANDIDATES in self.places else None
+        if found is None:
+            return [], None
+        if not isinstance(found, list):
+            return [], ("candidates are no list", f"they are {type(found).__name__}")
+        if not self.chooses_truth:
+            return [(said, None) for said in found], None
+        scores = row.get(SCORES)
+        if not isinstance(scores, list) or len(scores) != len(found):
+            has = len(scores) if isinstance(scores, list) else f"{type(scores).__name__}, no list"
+            return [], ("scores do not match candidates", f"{len(found)} candidates, scores: {has}")
+        numbers = [_number(score) for score in scores]
+        if None in numbers:
+            number = numbers.index(None)
+            return [], ("score is no number", f"that of candidate {number + 1}: {str(scores[number])[:40]}")
+        sign = self.places[SCORES].sign
+        return [(said, sign * number) for said, number in zip(found, numbers, strict=True) if number is not None], None
+
+    def _with_truth(
+        self, named: dict[str, Any], others: list[tuple[Any, float | None]]
+    ) -> list[tuple[Any, float | None]]:
+        """Put the best-scored candidate, the first of several, in the place of the response; returns the others."""
+        saying = [(score, -place) for place, (said, score) in enumerate(others) if _says_something(said)]
+        if not saying:
+            return others
+        place = -max(saying)[1]
+        named[str(self.task.response)] = _like_prompt(others[place][0], named, self.task)
+        return others[:place] + others[place + 1 :]
+
+    def _read_others(
+        self, named: Mapping[str, Any], prompt: Any, others: list[tuple[Any, float | None]]
+    ) -> tuple[list[tuple[Any, float | None]], Problem | None]:
+        """The candidates as the task reads a response, those that say nothing left out; or what is wrong with one."""
+        found = []
+        for number, (said, score) in enumerate(others, start=1):
+            if not _says_something(said):
+                continue
+            _, response = self.task.read({**named, str(self.task.response): _like_prompt(said, named, self.task)})
+            if problem := self.task.problem(prompt, response):
+                return [], (f"candidate: {problem[0]}", f"candidate {number}: {problem[1]}")
+            found.append((response, score))
+        return found, None
+
+
+def _like_prompt(said: Any, row: Mapping[str, Any], task: Task) -> Any:
+    """A candidate in the form that a response of the row has: of a chat a message, also where it is given as a text."""
+    if isinstance(said, Mapping):
+        said = [said]
+    is_chat = task.prompt is not None and isinstance(row.get(task.prompt), list)
+    return [{"role": "assistant", "content": said}] if is_chat and isinstance(said, str) else said
+
+
+def _says_something(said: Any) -> bool:
+    return bool(said.strip()) if isinstance(said, str) else bool(said)
+
+
+def _number(score: Any) -> float | None:
+    """A score, or a text that writes one, as a finite number; None if it is none."""
+    if isinstance(score, bool) or not isinstance(score, int | float | str):
+        return None
+    try:
+        number = float(score)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and abs(number) < LARGEST_SCORE else None

@@ -1,0 +1,98 @@
+"""The options of every command that reads a data source, beside `--dataset` and `--split`: one definition of them."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from data.command.errors import UserError
+from data.command.options import option
+from data.sources.data_files import FORMATS
+from data.sources.examples import Source, open_source
+from data.sources.row_reader import RowReader
+from data.sources.splits import TEST_SHARE, check_test_share, require_split
+from data.sources.tasks import TASK_HELP
+
+log = logging.getLogger(__name__)
+
+DATASET_HELP = (
+    f"'facts' (the embedded example); a local {'/'.join(FORMATS)}, also .gz or .zst, a glob, a folder of these or of "
+    "datasets.save_to_disk; or a hub id"
+)
+
+
+@dataclass
+class SourceOptions:
+    """How the rows of a data source are read and which of them are held out."""
+
+    task: str = option("prompt-completion", TASK_HELP, metavar="NAME")
+    columns: list[str] = option(
+        [],
+        "where what the task reads lies in the data, e.g. prompt=instruction,completion=answers.text; also "
+        "candidates=answers[].text (other responses of a row) and scores=answers[].score (-answers[].rank: less is "
+        "better), of which the best is the ground truth of a row that names none",
+        metavar="NAME=COLUMN",
+    )
+    prompt_template: str | None = option(
+        None,
+        "writes the prompt: a text with {column}s, or a .jinja/.j2 file; what a person asked stays the task's prompt "
+        "column, if the data have it",
+        metavar="TEXT",
+    )
+    test_share: float | None = option(
+        None,
+        f"share of the rows that is held out, by their content alone (default: the source's own test split, else "
+        f"{TEST_SHARE})",
+        metavar="SHARE",
+    )
+    test_dataset: str | None = option(
+        None, "another data source, whose rows are those that are held out", metavar="PATH"
+    )
+
+    def check_source(self, split: str) -> RowReader:
+        """How rows are read. Raises UserError for an unknown task, column or split, or options that are at odds."""
+        reader = RowReader.of(self.task, self.columns, self.prompt_template)
+        require_split(split)
+        check_test_share(self.test_share)
+        if self.test_dataset is not None and self.test_share is not None:
+            raise UserError("give either --test_share or --test_dataset, not both: each says which rows are held out.")
+        return reader
+
+    def open_source(
+        self,
+        dataset: str,
+        split: str,
+        limit: int | None = None,
+        streaming: bool = False,
+        *,
+        locate: Callable[[str], str] = str,
+    ) -> Source:
+        """The examples of a split, see `data.sources.examples.open_source`; the log says how many rows are held out.
+
+        Args:
+            locate: makes of a name that a user wrote the one to open.
+        """
+        source = open_source(
+            locate(dataset),
+            self.task,
+            split,
+            limit,
+            streaming,
+            columns=self.columns,
+            prompt_template=self.prompt_template,
+            test_share=self.test_share,
+            test_dataset=None if self.test_dataset is None else locate(self.test_dataset),
+        )
+        log.info("%s: %s", dataset, source.summary)
+        return source
+
+    def describe_source(self, source: Source) -> dict[str, Any]:
+        """What a manifest or a report says of how rows are read and split: nothing that is as it always was."""
+        found = RowReader.of(self.task, self.columns, self.prompt_template).describe()
+        if self.test_share not in (None, TEST_SHARE):
+            found["test_share"] = self.test_share
+        if self.test_dataset is not None:
+            found["test_dataset"] = self.test_dataset
+        elif source.own_splits:
+            found["own_splits"] = True
+        return found

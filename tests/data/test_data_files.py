@@ -1,0 +1,281 @@
+"""Data sources of several files, packed ones, saved data sets, and splits that a source has or is given."""
+
+import gzip
+import json
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import datasets.config
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.sources import data_files
+from data.sources.examples import Example, fingerprint, load_examples, open_source
+from data.sources.source_options import SourceOptions
+from data.sources.splits import in_turns, num_train
+from tests.support.written import refusal
+
+TASK = "prompt-completion"
+ROWS = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(60)]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def lines(rows: Sequence[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def packed(content: bytes, ending: str) -> bytes:
+    codec = {".gz": "gzip", ".zst": "zstd"}[ending]
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, codec) as out:
+        out.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+def said(examples: Sequence[Example]) -> list[tuple[str, str]]:
+    return [(e.prompt, e.split) for e in examples]
+
+
+# Files
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_packed_files_are_what_they_hold(tmp_path: Path, name: str, ending: str, streaming: bool):
+    content = {
+        "a.jsonl": lines(ROWS[:5]),
+        "a.json": json.dumps(ROWS[:5]).encode(),
+        "a.csv": b"prompt,completion\n" + b"".join(f"p{i},c{i}\n".encode() for i in range(5)),
+    }[name]
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / f"{name}{ending}").write_bytes(packed(content, ending))
+    plain, found = (list(open_source(str(tmp_path / n), TASK, streaming=streaming)) for n in (name, f"{name}{ending}"))
+    assert found == plain
+    assert len(found) == 5
+
+
+def test_a_packed_file_that_changes_is_unpacked_again(tmp_path: Path):
+    path = tmp_path / "a.jsonl.gz"
+    for number in (3, 4):
+        path.write_bytes(gzip.compress(lines(ROWS[:number])))
+        assert len(load_examples(str(path), TASK)) == number
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "phrase"),
+    [
+        ("a.jsonl.gz", b"no gzip", "cannot unpack '"),
+        ("a.jsonl.gz", gzip.compress(lines(ROWS))[:-30], "cannot unpack '"),
+        ("a.jsonl.zst", packed(lines(ROWS), ".zst")[:-9], "cannot unpack '"),
+        ("a.jsonl.gz", gzip.compress(b""), "has no rows."),
+        ("a.parquet.gz", b"x", "expected a file ending in"),
+    ],
+)
+def test_a_packed_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, content: bytes, phrase: str):
+    (tmp_path / name).write_bytes(content)
+    message = refusal(lambda: load_examples(str(tmp_path / name), TASK))
+    assert phrase in message
+    assert str(tmp_path / name) in message
+    assert not list((tmp_path / "cache").rglob("tmp*"))
+
+
+def test_globs_and_folders_are_their_files_in_the_order_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = tmp_path / "whole.jsonl"
+    whole.write_bytes(lines(ROWS))
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    (folder / "part-2.jsonl").write_bytes(lines(ROWS[40:]))
+    (folder / "part-0.jsonl.gz").write_bytes(gzip.compress(lines(ROWS[:20])))
+    (folder / "part-1.json").write_bytes(lines(ROWS[20:40]))  # JSON Lines too
+    (folder / "part-3.jsonl").write_bytes(b"")
+    (folder / "README.md").write_text("# Parts")
+    (folder / ".hidden.jsonl").write_bytes(lines(ROWS[:1]))
+    expected = load_examples(str(whole), TASK)
+    assert load_examples(str(folder), TASK) == expected
+    assert load_examples(f"{folder}/part-*.json*", TASK) == expected
+    assert load_examples(f"{tmp_path}/part?/**/part-*", TASK) == expected
+    monkeypatch.chdir(tmp_path)
+    assert load_examples("parts", TASK) == load_examples("parts/*.json*", TASK) == expected
+    in_order = [e.prompt for e in open_source(str(folder), TASK, streaming=True)]
+    assert in_order == [row["prompt"] for row in ROWS]
+
+
+def test_a_folder_of_parquet_with_an_empty_part(tmp_path: Path):
+    table = pa.Table.from_pylist(ROWS)
+    for number, part in enumerate((table[:30], table[30:30], table[30:])):
+        pq.write_table(part, tmp_path / f"{number}.parquet")
+    assert {e.prompt for e in load_examples(str(tmp_path), TASK)} == {row["prompt"] for row in ROWS}
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(lines(ROWS[:2]))
+    (tmp_path / "b.csv").write_text("prompt,completion\np,c\n")
+    assert "has files of different formats: a.jsonl, b.csv." in refusal(lambda: load_examples(str(tmp_path), TASK))
+    (tmp_path / "c.csv").write_text("completion,prompt\nc,p\n")
+    message = refusal(lambda: load_examples(f"{tmp_path}/*.csv", TASK))
+    assert message == "'b.csv' and 'c.csv' have different columns. Give files of one kind."
+    message = refusal(lambda: load_examples(f"{tmp_path}/*.parquet", TASK))
+    assert message == f"no file matches the data set '{tmp_path}/*.parquet'. Correct the pattern."
+
+
+# Splits that a source has
+
+
+def test_a_folder_whose_names_say_train_and_test_has_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "train-00000.jsonl").write_bytes(lines(ROWS[:6]))
+    (tmp_path / "test-00000.jsonl").write_bytes(lines(ROWS[6:9]))
+    (tmp_path / "validation.jsonl").write_bytes(lines(ROWS[9:]))
+    caplog.set_level(logging.INFO)
+    source = open_source(str(tmp_path), TASK)
+    assert {(e.prompt, e.split) for e in source} == {(f"p{i}", "train" if i < 6 else "test") for i in range(9)}
+    assert source.summary == "9 rows: 6 train, 3 held out"
+    assert "files that are not read: validation.jsonl" in caplog.text
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("other", ["test", "validation"])
+def test_a_saved_data_set_is_read_with_its_splits(tmp_path: Path, streaming: bool, other: str):
+    alone = datasets.Dataset.from_list(ROWS)
+    alone.save_to_disk(str(tmp_path / "alone"))
+    parts = {"train": datasets.Dataset.from_list(ROWS[:6]), other: datasets.Dataset.from_list(ROWS[6:8])}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "both"))
+    (tmp_path / "a.jsonl").write_bytes(lines(ROWS))
+    found = {
+        name: open_source(str(tmp_path / name), TASK, streaming=streaming) for name in ("alone", "both", "a.jsonl")
+    }
+    assert list(found["alone"]) == list(found["a.jsonl"])
+    assert [found[name].own_splits for name in found] == [False, True, False]
+    assert {(e.prompt, e.split) for e in found["both"]} == {(f"p{i}", "train" if i < 6 else "test") for i in range(8)}
+    for half, number in (("train", 6), ("test", 2)):
+        assert len(list(open_source(str(tmp_path / "both"), TASK, half, streaming=streaming))) == number
+
+
+def test_a_saved_data_set_that_is_damaged_is_refused(tmp_path: Path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved/data-00000-of-00001.arrow").write_bytes(b"")
+    assert f"cannot read '{tmp_path}/saved' as a data set that was saved: " in refusal(
+        lambda: load_examples(str(tmp_path / "saved"), TASK)
+    )
+
+
+def test_the_hubs_splits_are_taken_and_a_share_that_is_given_cuts_train(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    parts = {"train": ROWS[:10], "test": ROWS[10:13], "extra": ROWS[13:]}
+    hub = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in parts.items()})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: hub)
+    own = open_source("someone/data", TASK)
+    assert (own.own_splits, own.summary) == (True, "13 rows: 10 train, 3 held out")
+    assert "splits that are not read: extra" in caplog.text
+    shared = open_source("someone/data", TASK, test_share=0.5)
+    assert (shared.own_splits, shared.summary) == (False, "10 rows: 5 train, 5 held out")
+    assert {e.prompt for e in shared} == {f"p{i}" for i in range(10)}
+    for options, described in (
+        ({}, {"task": TASK, "own_splits": True}),
+        ({"test_share": 0.5}, {"task": TASK}),  # as it was before a source's own splits were read
+        ({"test_share": 0.1}, {"task": TASK, "test_share": 0.1}),
+        ({"test_dataset": "facts"}, {"task": TASK, "test_dataset": "facts"}),
+    ):
+        chosen = SourceOptions(**options)
+        assert chosen.describe_source(chosen.open_source("someone/data", "all")) == described
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict({"extra": hub["extra"]}))
+    assert "has neither a split 'train' nor 'test'; it has extra." in refusal(lambda: load_examples("a/b", TASK))
+
+
+# Splits that are asked for
+
+
+def test_another_data_set_holds_the_test_rows(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(lines(ROWS[:10]))
+    (tmp_path / "b.jsonl").write_bytes(lines([*ROWS[10:12], ROWS[0]]))
+    options = {"test_dataset": str(tmp_path / "b.jsonl")}
+    source = open_source(str(tmp_path / "a.jsonl"), TASK, **options)
+    found = list(source)
+    assert source.summary == "13 rows: 10 train, 3 held out"
+    assert {(e.prompt, e.split) for e in found if e.problem is None} >= {("p10", "test"), ("p11", "test")}
+    assert [e.problem for e in found if e.problem] == [("duplicate", "same prompt and response as an earlier row")]
+    only = open_source(str(tmp_path / "a.jsonl"), TASK, "test", **options)
+    assert {e.prompt for e in only} == {"p10", "p11", "p0"}
+    assert only.summary == "13 rows: 10 train, 3 held out; read: 3 of test"
+    assert only.fingerprint == fingerprint(only)
+    message = refusal(lambda: open_source("facts", TASK, test_share=0.1, **options))
+    assert message.startswith("give either --test_share or --test_dataset, not both")
+    (tmp_path / "c.jsonl").write_bytes(lines([{"prompt": "p"}]))
+    message = refusal(lambda: open_source("facts", TASK, test_dataset=str(tmp_path / "c.jsonl")))
+    assert f"'{tmp_path}/c.jsonl' has no column 'completion'" in message
+
+
+@pytest.mark.parametrize(("share", "train"), [(0.5, 30), (0.1, 54), (0.25, 45), (0.0, 60), (0.99, 0), (1 / 3, 40)])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_share_of_the_rows_is_held_out_by_their_content(tmp_path: Path, share: float, train: int, streaming: bool):
+    rows = list(ROWS)
+    (tmp_path / "a.jsonl").write_bytes(lines(rows))
+    random.Random(1).shuffle(rows)
+    (tmp_path / "b.jsonl").write_bytes(lines(rows))
+    found, other = (
+        list(open_source(str(tmp_path / name), TASK, streaming=streaming, test_share=share))
+        for name in ("a.jsonl", "b.jsonl")
+    )
+    assert set(said(found)) == set(said(other))
+    held_out = {e.id for e in found if e.split == "test"}
+    assert len(found) == 60
+    if not streaming:
+        assert said(found) == said(other)
+        assert len(held_out) == 60 - train
+    if share < 0.5:
+        half = open_source(str(tmp_path / "a.jsonl"), TASK, "test", streaming=streaming)
+        assert held_out <= {e.id for e in half}
+
+
+def test_the_default_is_a_half_as_it_always_was(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(lines(ROWS[:59]))
+    plain, half = (open_source(str(tmp_path / "a.jsonl"), TASK, test_share=share) for share in (None, 0.5))
+    assert list(plain) == list(half)
+    assert plain.fingerprint == half.fingerprint
+    assert plain.summary == "59 rows: 29 train, 30 held out"
+    assert [e.split for e in plain] == [*["train", "test"] * 29, "test"]
+
+
+def test_the_embedded_worlds_halves_are_those_of_every_set_made_before_0_7():
+    found = {split: open_source("facts", TASK, split, limit) for split, limit in (("train", None), ("all", 100))}
+    prints = {split: str(source.fingerprint)[:16] for split, source in found.items()}
+    assert prints == {"train": "58cb8ec65f67f2e7", "all": "affc6946f001f8c9"}
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 7.0])
+def test_a_share_that_is_none_is_refused(share: float):
+    assert "--test_share must be from 0 to below 1, got" in refusal(
+        lambda: open_source("facts", TASK, test_share=share)
+    )
+
+
+@pytest.mark.parametrize(("train", "test"), [(4, 4), (4, 5), (9, 1), (90, 10), (0, 3), (3, 0), (1, 7)])
+def test_both_halves_take_turns_so_that_a_limit_has_them_in_proportion(train: int, test: int):
+    order = in_turns(train, test)
+    assert sorted(order.tolist()) == list(range(train + test))
+    is_train = order < train
+    assert order[is_train].tolist() == list(range(train))
+    assert order[~is_train].tolist() == list(range(train, train + test))
+    shares = np.cumsum(is_train) / np.arange(1, train + test + 1)
+    assert all(abs(s - train / (train + test)) * n <= 1 for n, s in enumerate(shares, start=1))
+
+
+def test_no_rounding_moves_a_row():
+    assert [num_train(10, share) for share in (0.1, 0.3, 0.7, 0.9)] == [9, 7, 3, 1]
+    assert [num_train(count, 0.5) for count in range(5)] == [0, 0, 1, 1, 2]
+
+
+def test_what_looks_like_a_file_is_no_name_of_the_hub():
+    local = ["a.jsonl", "a.csv.zst", "/a", "./a", "~/a", "a/*.parquet", "x/part-[0-9]"]
+    assert [name for name in [*local, "facts", "me/data", "data"] if data_files.looks_local(name)] == local
