@@ -37,8 +37,11 @@ class RunOptions:
     log_format: str = option(
         "text",
         "text for people, or json for clusters: progress, log and errors as one JSON object a line (what stays text: "
-        "errors in the command line itself, and what Ray and vLLM print)",
+        "errors in the command line itself, and with --verbose what Ray and vLLM print)",
         metavar="FORMAT",
+    )
+    verbose: bool = option(
+        False, "show what vLLM, Ray and other libraries print, which else goes to OUT/_job/log until the set is finished"
     )
     push_to_hub: str | None = option(
         None, "hub data set to upload the finished set to, e.g. me/my-negatives", metavar="REPO"

@@ -8,6 +8,7 @@ from typing import Any
 
 from data.command.entries import undecided
 from data.command.errors import UserError
+from data.command.library_output import library_output_to
 from data.command.options import ROOT_VARIABLE, resolve_path
 from data.command.privacy import without_secrets
 from data.manifest import Manifest, read_manifest
@@ -22,6 +23,7 @@ from data.models import (
     weights_hash,
 )
 from data.schema import Group, Reject
+from data.set_directory import LOG
 from data.set_writer import NegativeSetWriter
 from data.sources.examples import READERS, SPLIT_SEED, Source, open_source
 from data.sources.prepare import describe_rejects
@@ -152,19 +154,21 @@ def _finished(writer: NegativeSetWriter, out: str) -> Manifest | None:
 def _made(config: RunOptions, work: Work, prepare: Callable[[], tuple[int, dict[str, Any]]]) -> Manifest:
     writer = work.writer
     try:
-        num_shards, inputs = prepare()
-        finished = writer.finished()
-        todo = [index for index in range(num_shards) if index not in finished]
-        forget(writer.folder)
-        progress = Progress(num_shards, len(finished), config.log_format)
-        if todo:
-            run_pipeline(
-                work,
-                todo,
-                num_engines=config.num_engines,
-                stall_timeout=config.stall_timeout,
-                on_written=progress.shard,
-            )
+        with library_output_to(writer.folder, LOG, verbose=config.verbose) as output:
+            num_shards, inputs = prepare()
+            finished = writer.finished()
+            todo = [index for index in range(num_shards) if index not in finished]
+            forget(writer.folder)
+            progress = Progress(num_shards, len(finished), config.log_format)
+            if todo:
+                run_pipeline(
+                    work,
+                    todo,
+                    num_engines=config.num_engines,
+                    stall_timeout=config.stall_timeout,
+                    on_written=progress.shard,
+                    on_pause=output.relay,
+                )
         manifest = writer.collect(num_shards, inputs)
         writer.publish(CARD, card(manifest).encode())
         writer.seal(manifest)

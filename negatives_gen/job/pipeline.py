@@ -33,12 +33,14 @@ def run_pipeline(
     num_engines: int | None,
     stall_timeout: float,
     on_written: Callable[..., None],
+    on_pause: Callable[[], None],
 ) -> None:
     """Make these shards. A row of the Ray data set is a whole shard, so that no block splitting changes its members.
 
     Args:
         num_engines, stall_timeout: what the user asked for.
         on_written: called in this process after each shard: index, rows, rejected, tokens.
+        on_pause: called every second or more often.
 
     Raises:
         UserError: what an actor had to say, a shard that was set aside once the others are made, or that nothing moves
@@ -52,6 +54,7 @@ def run_pipeline(
         outcome, stall = Outcome(work.writer.folder, on_written), Stall(work.writer.folder, stall_timeout)
         try:
             while (row := rows.next(seconds=1.0)) is not END:
+                on_pause()
                 if row is None:
                     stall.check()
                 else:
