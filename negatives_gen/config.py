@@ -41,7 +41,8 @@ class RunOptions:
         metavar="FORMAT",
     )
     verbose: bool = option(
-        False, "show what vLLM, Ray and other libraries print, which else goes to OUT/_job/log until the set is finished"
+        False,
+        "show what vLLM, Ray and other libraries print, which else goes to OUT/_job/log until the set is finished",
     )
     push_to_hub: str | None = option(
         None, "hub data set to upload the finished set to, e.g. me/my-negatives", metavar="REPO"

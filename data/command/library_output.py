@@ -169,7 +169,7 @@ def _flush() -> None:
 def _name_file(error: BaseException, path: str) -> None:
     """Let a UserError say where the rest is; of other errors people see the trace."""
     if isinstance(error, UserError):
-        error.args = (f"{error} What libraries printed is in '{path}'.",)
+        error.args = (f"{str(error).rstrip('.')}. What libraries printed is in '{path}'.",)
     else:
         log.error("what libraries printed is in '%s'", path)
 

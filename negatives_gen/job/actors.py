@@ -23,6 +23,9 @@ from negatives_gen.signals import SIGNALS, Reference, Signal, load_signals
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE, Strategy, Tools
 
+# Groups, so that progress can be told within a shard. Larger ones would be packed hardly better.
+SCORED_AT_A_TIME = 128
+
 
 @dataclass(frozen=True)
 class Components:
@@ -113,7 +116,8 @@ class Stage:
         try:
             if self.failure is not None:
                 raise self.failure
-            with attempt(self.work.writer, index, self.name):
+            with attempt(self.work.writer, index, self.name) as tell:
+                self.tools = dataclasses.replace(self.tools, tell=tell)
                 shard = pickle.loads(row["payload"]) if row["payload"] else self.work.source.load(index)
                 self._make_negatives(index, shard)
                 return {**new_row(index), **self.finish(index, shard)}
@@ -248,15 +252,18 @@ class ScoreStage(Stage):
             truth = [group] if group.reference_logp is None else []
             if truth or candidates:
                 wanting.append((group, truth + candidates))
-        scores = self.scorer.score(
-            [
-                Continuations(group.prompt_ids, [c.response_ids if c is group else c.ids for c in continuations])
-                for group, continuations in wanting
-            ]
-        )
-        for (_, continuations), logps in zip(wanting, scores, strict=True):
-            for continuation, logp in zip(continuations, logps, strict=True):
-                continuation.reference_logp = logp
+        for start in range(0, len(wanting), SCORED_AT_A_TIME):
+            part = wanting[start : start + SCORED_AT_A_TIME]
+            scores = self.scorer.score(
+                [
+                    Continuations(group.prompt_ids, [c.response_ids if c is group else c.ids for c in continuations])
+                    for group, continuations in part
+                ]
+            )
+            for (_, continuations), logps in zip(part, scores, strict=True):
+                for continuation, logp in zip(continuations, logps, strict=True):
+                    continuation.reference_logp = logp
+            self.tools.tell(start + len(part), len(wanting))
 
 
 STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (SampleStage, AskStage, ScoreStage)}

@@ -31,7 +31,7 @@ from data.sources.tasks import describe_task, task_of
 from data.tokens import describe_ends, marks_of, text_behind
 from negatives_gen.config import GenerateConfig, RunOptions
 from negatives_gen.job.actors import Components, Work
-from negatives_gen.job.attempts import ShardsSetAside, forget
+from negatives_gen.job.attempts import Inside, ShardsSetAside, forget
 from negatives_gen.job.card import CARD, card, push_to_hub, require_disk, require_hub
 from negatives_gen.job.inputs import Kind, Shard, StagedShards, stage_inputs
 from negatives_gen.job.pipeline import run_pipeline
@@ -160,6 +160,12 @@ def _made(config: RunOptions, work: Work, prepare: Callable[[], tuple[int, dict[
             todo = [index for index in range(num_shards) if index not in finished]
             forget(writer.folder)
             progress = Progress(num_shards, len(finished), config.log_format)
+            inside = Inside(writer.folder, progress.loading, progress.inside)
+
+            def look() -> None:
+                output.relay()
+                inside.look()
+
             if todo:
                 run_pipeline(
                     work,
@@ -167,7 +173,7 @@ def _made(config: RunOptions, work: Work, prepare: Callable[[], tuple[int, dict[
                     num_engines=config.num_engines,
                     stall_timeout=config.stall_timeout,
                     on_written=progress.shard,
-                    on_pause=output.relay,
+                    on_pause=look,
                 )
         manifest = writer.collect(num_shards, inputs)
         writer.publish(CARD, card(manifest).encode())

@@ -15,7 +15,7 @@ from data.manifest import shard_name
 from data.storage import Folder
 from negatives_gen.job.actors import AskStage, SampleStage, ScoreStage, Work, new_row
 from negatives_gen.job.attempts import Stall, refuse_set_aside
-from negatives_gen.job.cluster import start_ray
+from negatives_gen.job.cluster import ray_started
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
 
 log = logging.getLogger(__name__)
@@ -46,25 +46,26 @@ def run_pipeline(
         UserError: what an actor had to say, a shard that was set aside once the others are made, or that nothing moves
             any more; shards written until then stay.
     """
-    with ending_on_sigterm():
-        start_ray()
-    # Ray has put a handler of its own in the place of ours, which would end it in the middle of what it does.
-    with ending_on_sigterm():
-        rows = Rows(_results(work, shards, num_engines))
-        outcome, stall = Outcome(work.writer.folder, on_written), Stall(work.writer.folder, stall_timeout)
-        try:
-            while (row := rows.next(seconds=1.0)) is not END:
-                on_pause()
-                if row is None:
-                    stall.check()
-                else:
-                    stall.move()
-                    outcome.take(row)
-        except BaseException:
-            if not rows.stop(seconds=3.0):  # it hangs, or was interrupted
-                _leave_ray(rows)
-            raise
-        outcome.end()
+    with contextlib.ExitStack() as started:
+        with ending_on_sigterm():
+            started.enter_context(ray_started())
+        # Ray has put a handler of its own in the place of ours, which would end it in the middle of what it does.
+        with ending_on_sigterm():
+            rows = Rows(_results(work, shards, num_engines))
+            outcome, stall = Outcome(work.writer.folder, on_written), Stall(work.writer.folder, stall_timeout)
+            try:
+                while (row := rows.next(seconds=1.0)) is not END:
+                    on_pause()
+                    if row is None:
+                        stall.check()
+                    else:
+                        stall.move()
+                        outcome.take(row)
+            except BaseException:
+                if not rows.stop(seconds=3.0):  # it hangs, or was interrupted
+                    _leave_ray(rows)
+                raise
+            outcome.end()
 
 
 def _results(work: Work, shards: Sequence[int], num_engines: int | None) -> Generator[dict[str, Any], None, None]:

@@ -2,11 +2,22 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from data.command.privacy import scrub
 from data.command.terminal import say
 from data.manifest import Manifest
+from negatives_gen.job.attempts import Told
+from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
+
+# What is said while a stage's worker loads, and of what has been done within a shard.
+LOADING = {
+    SAMPLE: "starting the engine (about 60 s)",
+    ASK: "preparing to ask the API",
+    SCORE: "loading the models that score",
+}
+DONE = {SAMPLE: "groups sampled", ASK: "answers written", SCORE: "groups scored"}
 
 
 class Progress:
@@ -52,6 +63,17 @@ class Progress:
             },
             f"shard {self.done}/{self.total} written: {self.groups} groups, {self.rejected} rejected, {self.tokens} "
             f"negative tokens, {self.tokens / seconds:.0f} tokens/s with the start counted in, {_spoken(left)} left",
+        )
+
+    def loading(self, stage: str) -> None:
+        """A worker has begun to load what a stage needs."""
+        self._say({"event": "loading", "stage": stage}, LOADING[stage])
+
+    def inside(self, told: Sequence[Told]) -> None:
+        """How far stages are within shards."""
+        self._say(
+            {"event": "progress", "shards": [asdict(one) for one in told]},
+            "; ".join(f"shard {one.shard}: {one.done} of {one.of} {DONE[one.stage]}" for one in told),
         )
 
     def _say(self, record: Mapping[str, object], text: str) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar, Protocol
@@ -60,6 +60,7 @@ class Tools:
         sampler: in the sample stage only.
         predictor: in the score stage only.
         answers: in the ask stage of a job, those of the shard that it works on.
+        tell: says how far the stage is within its shard, see `negatives_gen.job.attempts.attempt`.
     """
 
     seed: int
@@ -68,6 +69,7 @@ class Tools:
     sampler: Sampler | None = None
     predictor: Predictor | None = None
     answers: Answers | None = None
+    tell: Callable[[int, int], None] = lambda done, of: None
 
 
 class Strategy(ABC):

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import sys
 from collections import Counter, defaultdict
@@ -139,9 +140,12 @@ class Unhelpful(Strategy):
         answers = {index: answer for index, key in enumerate(keys) if (answer := kept.find(key)) is not None}
         asked = [index for index in range(len(keys)) if index not in answers]
 
+        came = itertools.count(len(answers) + 1)
+
         async def keep(number: int, answer: Answer) -> None:
             if not answer.refusal:  # which another version of the server may not repeat
                 kept.keep(keys[asked[number]], answer)
+            tools.tell(next(came), len(keys))
 
         new = await api.ask([texts[i] for i in asked], [requests[i][1] for i in asked], keep)
         answers.update(zip(asked, new, strict=True))
