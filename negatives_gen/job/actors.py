@@ -16,7 +16,7 @@ from data.models import context_option, load_tokenizer
 from data.set_writer import NegativeSetWriter
 from negatives_gen.job.answers import kept_answers
 from negatives_gen.job.attempts import SetAside, attempt, loading_stage
-from negatives_gen.job.inputs import Shard, ShardSource
+from negatives_gen.job.inputs import SPENT, Shard, ShardSource
 from negatives_gen.models.engine import Engine
 from negatives_gen.models.loading import load_scorer
 from negatives_gen.signals import SIGNALS, Reference, Signal, load_signals
@@ -204,7 +204,7 @@ class AskStage(Stage):
     def _make_negatives(self, index: int, shard: Shard) -> None:
         lent = self.tools
         with kept_answers(self.work.writer, index) as answers:
-            self.tools = dataclasses.replace(lent, answers=answers)
+            self.tools = dataclasses.replace(lent, answers=answers, spent=shard.spent)
             super()._make_negatives(index, shard)
         self.tools = lent
 
@@ -240,7 +240,8 @@ class ScoreStage(Stage):
             layout=self.scorer.layout,
             truncated=shard.truncated,
         )
-        return {"rows": record.rows, "rejected": record.rows_rejected, "tokens": record.tokens["negatives"]}
+        spent = {f"api_{what}": shard.spent[what] for what in SPENT}
+        return {"rows": record.rows, "rejected": record.rows_rejected, "tokens": record.tokens["negatives"], **spent}
 
     def _score(self, shard: Shard) -> None:
         """Reference log-probabilities of every continuation that lacks one."""

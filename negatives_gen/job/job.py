@@ -11,6 +11,7 @@ from data.command.errors import UserError
 from data.command.library_output import library_output_to
 from data.command.options import ROOT_VARIABLE, resolve_path
 from data.command.privacy import without_secrets
+from data.command.trackers import check_trackers, report, reporting_to, reports
 from data.manifest import Manifest, read_manifest
 from data.model_settings import config_hash, config_words_hash
 from data.models import (
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 # Another name, path or spelling of the same content is the same job: hashes decide. Of a stream there is no hash.
 NAMES = ("model.name", "model.config_words_sha256", "data.name", "parent.name")
+# Puts the inputs of the shards where workers find them: number of shards, and `Manifest.inputs`.
+Preparation = Callable[[], tuple[int, dict[str, Any]]]
 
 
 def generate(config: GenerateConfig, components: Components | None = None) -> Manifest:
@@ -127,17 +130,17 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
     )
 
 
-def run_job(config: RunOptions, out: str, work: Work, prepare: Callable[[], tuple[int, dict[str, Any]]]) -> Manifest:
+def run_job(config: RunOptions, out: str, work: Work, prepare: Preparation) -> Manifest:
     """Claim the output directory, make the shards that it lacks, and finish the set.
 
     Args:
         out: the directory as the user wrote it.
-        prepare: called once the directory is ours: number of shards, and `Manifest.inputs`.
+        prepare: called once the directory is ours.
     """
     if config.push_to_hub:
         require_disk(work.writer.folder.path)
         require_hub(config.push_to_hub)  # not after days of work
-    manifest = _finished(work.writer, out) or _made(config, work, prepare)
+    manifest = _finished(work.writer, out) or _made(config, out, work, prepare)
     if config.push_to_hub:
         push_to_hub(work.writer.folder.path, config.push_to_hub)
     return manifest
@@ -151,30 +154,12 @@ def _finished(writer: NegativeSetWriter, out: str) -> Manifest | None:
     return read_manifest(writer.folder)
 
 
-def _made(config: RunOptions, work: Work, prepare: Callable[[], tuple[int, dict[str, Any]]]) -> Manifest:
+def _made(config: RunOptions, out: str, work: Work, prepare: Preparation) -> Manifest:
     writer = work.writer
     try:
-        with library_output_to(writer.folder, LOG, verbose=config.verbose) as output:
-            num_shards, inputs = prepare()
-            finished = writer.finished()
-            todo = [index for index in range(num_shards) if index not in finished]
-            forget(writer.folder)
-            progress = Progress(num_shards, len(finished), config.log_format)
-            inside = Inside(writer.folder, progress.loading, progress.inside)
-
-            def look() -> None:
-                output.relay()
-                inside.look()
-
-            if todo:
-                run_pipeline(
-                    work,
-                    todo,
-                    num_engines=config.num_engines,
-                    stall_timeout=config.stall_timeout,
-                    on_written=progress.shard,
-                    on_pause=look,
-                )
+        # A tracker may ask a person for a key, so it starts before libraries write elsewhere.
+        with reporting_to(check_trackers(config.report_to), out, writer.job):
+            num_shards, inputs = _shards_made(config, work, prepare)
         manifest = writer.collect(num_shards, inputs)
         writer.publish(CARD, card(manifest).encode())
         writer.seal(manifest)
@@ -186,6 +171,39 @@ def _made(config: RunOptions, work: Work, prepare: Callable[[], tuple[int, dict[
         raise
     finally:
         writer.end()
+
+
+def _shards_made(config: RunOptions, work: Work, prepare: Preparation) -> tuple[int, dict[str, Any]]:
+    """Make the shards that the directory lacks. Returns what `prepare` does."""
+    writer = work.writer
+    with library_output_to(writer.folder, LOG, verbose=config.verbose) as output:
+        num_shards, inputs = prepare()
+        finished = writer.finished()
+        todo = [index for index in range(num_shards) if index not in finished]
+        forget(writer.folder)
+        progress = Progress(num_shards, len(finished), config.log_format)
+        inside = Inside(writer.folder, progress.loading, progress.inside)
+
+        def on_written(index: int, rows: int, rejected: int, tokens: int, spent: Mapping[str, int]) -> None:
+            progress.shard(index, rows, rejected, tokens)
+            progress.spent.update(spent)
+            if reports() and (entry := writer.entry(index)):
+                report(progress.values(entry))
+
+        def on_pause() -> None:
+            output.relay()
+            inside.look()
+
+        if todo:
+            run_pipeline(
+                work,
+                todo,
+                num_engines=config.num_engines,
+                stall_timeout=config.stall_timeout,
+                on_written=on_written,
+                on_pause=on_pause,
+            )
+    return num_shards, inputs
 
 
 def serving_context(config: GenerateConfig, model: str, tokenizer: Any) -> int:

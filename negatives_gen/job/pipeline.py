@@ -16,6 +16,7 @@ from data.storage import Folder
 from negatives_gen.job.actors import AskStage, SampleStage, ScoreStage, Work, new_row
 from negatives_gen.job.attempts import Stall, refuse_set_aside
 from negatives_gen.job.cluster import ray_started
+from negatives_gen.job.inputs import SPENT
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def run_pipeline(
 
     Args:
         num_engines, stall_timeout: what the user asked for.
-        on_written: called in this process after each shard: index, rows, rejected, tokens.
+        on_written: called in this process after each shard: index, rows, rejected, tokens, what an API took by `SPENT`.
         on_pause: called every second or more often.
 
     Raises:
@@ -134,7 +135,8 @@ class Outcome:
             self.aside[row["shard"]] = row["aside"]
             log.warning("%s is set aside: %s", shard_name(row["shard"]), row["aside"])
         else:
-            self.on_written(row["shard"], row["rows"], row["rejected"], row["tokens"])
+            spent = {what: row[f"api_{what}"] for what in SPENT}
+            self.on_written(row["shard"], row["rows"], row["rejected"], row["tokens"], spent)
 
     def end(self) -> None:
         """Raise UserError if shards were set aside."""

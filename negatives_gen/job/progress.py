@@ -2,12 +2,14 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from data.command.privacy import scrub
 from data.command.terminal import say
 from data.manifest import Manifest
+from data.shard_records import ShardEntry
 from negatives_gen.job.attempts import Told
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
 
@@ -33,6 +35,8 @@ class Progress:
         self.total, self.done, self.before = total, done, done
         self.json = log_format == "json"
         self.groups = self.rejected = self.tokens = 0
+        self.reasons: Counter[str] = Counter()  # of rejects, in the shards that trackers were told of
+        self.spent: Counter[str] = Counter()  # on an API: requests, tokens
         self.started = time.perf_counter()
         self.first: float | None = None  # when the first shard was written
         self._say(
@@ -64,6 +68,23 @@ class Progress:
             f"shard {self.done}/{self.total} written: {self.groups} groups, {self.rejected} rejected, {self.tokens} "
             f"negative tokens, {self.tokens / seconds:.0f} tokens/s with the start counted in, {_spoken(left)} left",
         )
+
+    def values(self, entry: ShardEntry) -> dict[str, float | None]:
+        """For trackers: how far the job is, with the shard that was written last; what is of the shard says so."""
+        self.reasons.update(reject.reason for reject in entry.rejects)
+        seconds = time.perf_counter() - self.started
+        return {
+            "shards": self.done,
+            "groups": self.groups,
+            "rejected": self.rejected,
+            **{f"rejected/{reason}": number for reason, number in sorted(self.reasons.items())},
+            "tokens": self.tokens,
+            "tokens_per_second": self.tokens / seconds,
+            "seconds": seconds,
+            **{f"shard/seconds/{stage}": value for stage, value in entry.record.seconds.items()},
+            "shard/occupancy": getattr(entry.record, "occupancy", None),
+            **{f"api/{what}": number for what, number in self.spent.items() if self.spent["requests"]},
+        }
 
     def loading(self, stage: str) -> None:
         """A worker has begun to load what a stage needs."""

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -60,6 +61,7 @@ class Tools:
         sampler: in the sample stage only.
         predictor: in the score stage only.
         answers: in the ask stage of a job, those of the shard that it works on.
+        spent: in the ask stage, counts what the API takes, see `negatives_gen.job.inputs.Shard`.
         tell: says how far the stage is within its shard, see `negatives_gen.job.attempts.attempt`.
     """
 
@@ -69,6 +71,7 @@ class Tools:
     sampler: Sampler | None = None
     predictor: Predictor | None = None
     answers: Answers | None = None
+    spent: Counter[str] = dataclasses.field(default_factory=Counter)
     tell: Callable[[int, int], None] = lambda done, of: None
 
 

@@ -119,6 +119,8 @@ class Unhelpful(Strategy):
                         group.negatives.append(candidate)
                     else:
                         unusable[group.id]["repeated or the ground truth"] += 1
+        used = api.budget.used
+        tools.spent.update(requests=api.budget.requests, input_tokens=used.input, output_tokens=used.output)
         if refused and not answered:  # not a matter of one row, such as its length
             url, why = public_url(settings["api"]["base_url"]), next(iter(refused.values()))
             raise UserError(f"{url} takes every request for a bad one ({why}). Check the --api options.")
