@@ -101,7 +101,7 @@ def _evaluate(config: EvaluateConfig, claim: Claim, store: "Store") -> str:
     gathered = gather(metrics, checkpoints, answer_sets)
 
     measurements = gathered.measurements(evaluation.test, evaluation.baseline)
-    report({"/".join(filter(None, (m.model, m.decoding, m.metric, m.against))): m.estimate.value for m in measurements})
+    report({"/".join(filter(None, (m.model, m.decoding, m.metric, m.against))): m.estimate.mean for m in measurements})
     job = {**setup, "models": describe_models(evaluation, ensembles), **gathered.spent()}
     if evaluation.validation is not None:
         alphas = dict(zip([e.name for e in ensembles], config.alphas(), strict=True))

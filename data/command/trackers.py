@@ -75,9 +75,9 @@ class Trackers:
                     tracker.store_init_configuration(_plain(config))
             except Exception as error:
                 self.finish()
+                why = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
                 raise UserError(
-                    f"--report_to {name}: it does not start: {type(error).__name__}: {first_line(error)}. Correct its "
-                    f"settings, or leave it out."
+                    f"--report_to {name}: it does not start: {why}. Correct its settings, or leave it out."
                 ) from error
             self._trackers.append(tracker)
 
