@@ -68,9 +68,8 @@ def evaluation(
     done = fork_command("evaluation.run", *words(answering_model, negative_set, out, always_a), *more)
     assert done.returncode == 0, done.stderr[-3000:]
     # What vLLM and torch print is in a file, which a finished evaluation needs no more.
-    assert [
-        line for line in done.stderr.splitlines() if not re.match(r"(INFO|WARNING) (data|evaluation)\.", line)
-    ] == []
+    others = [line for line in done.stderr.splitlines() if not re.match(r"(INFO|WARNING) (data|evaluation)\.", line)]
+    assert others == []
     assert "evaluation_log.txt'" in done.stderr
     assert not (out / "evaluation_log.txt").exists()
     assert "starting the engine (about 60 s)" in done.stdout
@@ -91,7 +90,7 @@ def test_trackers_are_told_of_answers_verdicts_and_measurements(evaluation: Path
     found = scalars(evaluation.parent / "out-tensorboard/out")
     assert [value for _, value in found["answers/sets"]] == [1, 2, 3, 4, 5, 6]  # with those that the reverse KL needs
     spent = read_report(str(evaluation)).job["judge_spent"]
-    assert found["judge/requests"][-1][1] == spent["this_run"]["requests"] > 0
+    assert found["judge/requests"][-1][1] == spent["verdicts"] > 0
     assert found["judge/answered"][-1][1] == found["judge/questions"][-1][1]
     for (metric, decoding), estimate in measured(evaluation, model="first", against="truth").items():
         ((_, value),) = found[f"first/{decoding}/{metric}/truth"]
