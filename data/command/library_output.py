@@ -31,6 +31,7 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 # Lines that may explain a failure, and how many of them are shown.
 EXPLAINS = re.compile(r"error|exception|fatal|failed|abort|killed|out of memory|cannot|no space", re.I)
 SHOWN = 12
+LOOKED_THROUGH = 1_000_000  # bytes at the end
 # Ray forwards a worker's lines a moment later.
 QUIET_SECONDS, LAST_SECONDS = 0.5, 2.0
 
@@ -48,11 +49,7 @@ class LibraryOutput:
 
     def relay(self) -> None:
         """Log our own workers' warnings that have come since the last call."""
-        if not self.path:
-            return
-        with open(self.path, "rb") as file:
-            file.seek(self._read)
-            whole, newline, _ = file.read().rpartition(b"\n")
+        whole, newline, _ = self._content(self._read).rpartition(b"\n")
         self._read += len(whole + newline)
         for line in _lines(whole):
             if match := OUR_LINE.fullmatch(line):
@@ -61,7 +58,8 @@ class LibraryOutput:
 
     def explain(self) -> None:
         """Show the last lines that may explain a failure, those of ours left out."""
-        lines = [line for line in _lines(Path(self.path).read_bytes()) if EXPLAINS.search(line)]
+        content = self._content(max(0, self.size() - LOOKED_THROUGH))
+        lines = [line for line in _lines(content) if EXPLAINS.search(line)]
         found = [line for line in lines if not OUR_LINE.fullmatch(line)][-SHOWN:]
         if found:
             log.error("what libraries said last:\n%s", "\n".join(f"  {line}" for line in found))
@@ -69,8 +67,20 @@ class LibraryOutput:
     def settle(self) -> None:
         """Wait until nothing more comes, or for LAST_SECONDS."""
         end, size = time.monotonic() + LAST_SECONDS, -1
-        while size != (size := os.path.getsize(self.path)) and time.monotonic() < end:
+        while size != (size := self.size()) and time.monotonic() < end:
             time.sleep(QUIET_SECONDS)
+
+    def size(self) -> int:
+        """Of the file in bytes; 0 where there is none any more, as another run has taken over."""
+        return os.path.getsize(self.path) if os.path.exists(self.path) else 0
+
+    def _content(self, start: int) -> bytes:
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(start)
+                return file.read()
+        except FileNotFoundError:
+            return b""
 
 
 @contextmanager
@@ -98,12 +108,12 @@ def library_output_to(folder: Folder, name: str, *, verbose: bool = False) -> It
                 output.settle()
                 output.relay()
                 output.explain()
-                if os.path.getsize(path):
+                if output.size():
                     _name_file(error, path)
                 raise
             output.relay()
     except BaseException:
-        if os.path.exists(path) and os.path.getsize(path) == 0:
+        if not output.size():
             _remove(path, folder)
         raise
     _remove(path, folder)
