@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # How a worker's log line looks in what Ray forwards: "(MapWorker(Map(ScoreStage)) pid=5826) WARNING data.x: words".
 OUR_LINE = re.compile(rf"(?:\(.*?pid=\d+.*?\) )?(WARNING|ERROR|CRITICAL) ((?:{'|'.join(OURS)})[\w.]*): (.*)")
+BAR = re.compile(r"\d+%(\||\s+Completed)")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 # Lines that may explain a failure, and how many of them are shown.
 EXPLAINS = re.compile(r"error|exception|fatal|failed|abort|killed|out of memory|cannot|no space", re.I)
@@ -58,20 +59,24 @@ class LibraryOutput:
 
     def explain(self) -> None:
         """Show the last lines that may explain a failure, those of ours left out."""
-        content = self._content(max(0, self.size() - LOOKED_THROUGH))
-        lines = [line for line in _lines(content) if EXPLAINS.search(line)]
+        lines = [line for line in self.last_lines() if EXPLAINS.search(line)]
         found = [line for line in lines if not OUR_LINE.fullmatch(line)][-SHOWN:]
         if found:
             log.error("what libraries said last:\n%s", "\n".join(f"  {line}" for line in found))
 
+    def last_lines(self) -> list[str]:
+        """The last lines of the file, without progress bars."""
+        content = self._content(max(0, self._size() - LOOKED_THROUGH))
+        return [line for line in _lines(content) if not BAR.search(line)]
+
     def settle(self) -> None:
         """Wait until nothing more comes, or for LAST_SECONDS."""
         end, size = time.monotonic() + LAST_SECONDS, -1
-        while size != (size := self.size()) and time.monotonic() < end:
+        while size != (size := self._size()) and time.monotonic() < end:
             time.sleep(QUIET_SECONDS)
 
-    def size(self) -> int:
-        """Of the file in bytes; 0 where there is none any more, as another run has taken over."""
+    def _size(self) -> int:
+        """Bytes of the file; 0 where there is none any more, as another run has taken over."""
         return os.path.getsize(self.path) if os.path.exists(self.path) else 0
 
     def _content(self, start: int) -> bytes:
@@ -87,8 +92,8 @@ class LibraryOutput:
 def library_output_to(folder: Folder, name: str, *, verbose: bool = False) -> Iterator[LibraryOutput]:
     """Let libraries write to a file while the block lasts; in an object store's place to one in a temporary folder.
 
-    The file is removed if the block ends well, or if nobody wrote to it. Where the block fails what may explain it is
-    shown, and a UserError names the file.
+    The file is removed if the block ends well, or if it holds progress bars at most. Where the block fails what may
+    explain it is shown, and a UserError names the file.
 
     Args:
         folder, name: of the file; one of an earlier run is replaced.
@@ -108,12 +113,12 @@ def library_output_to(folder: Folder, name: str, *, verbose: bool = False) -> It
                 output.settle()
                 output.relay()
                 output.explain()
-                if output.size():
+                if output.last_lines():
                     _name_file(error, path)
                 raise
             output.relay()
     except BaseException:
-        if not output.size():
+        if not output.last_lines():
             _remove(path, folder)
         raise
     _remove(path, folder)

@@ -10,7 +10,7 @@ _people: tuple[TextIO, TextIO] | None = None
 
 
 def show_people(streams: tuple[TextIO, TextIO] | None) -> None:
-    """From now on say things on these streams, stdout and stderr; None: on the process's own."""
+    """Let `say` use these streams, stdout and stderr, from now on; None: the process's own."""
     global _people
     _people = streams
 

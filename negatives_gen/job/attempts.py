@@ -114,7 +114,7 @@ class Mark:
         self._written = 0.0
 
     def leave(self, **more: int) -> None:
-        """Write the mark."""
+        """Write the mark, with what else it says."""
         content = {"host": socket.gethostname(), "pid": os.getpid(), **more}
         self.directory.folder.write(f"{TRIES}/{self.name}", json.dumps(content).encode())
         self._written = time.monotonic()
