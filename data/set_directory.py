@@ -2,7 +2,7 @@
 
 | holds | state | the same command |
 |---|---|---|
-| nothing | new | makes the set |
+| nothing, or the `_job/log` of a job that was given up | new | makes the set |
 | `_job` | unfinished | checks what is finished, drops what is damaged, makes what is missing |
 | `manifest.json`, and all that it says | finished | says so |
 | `manifest.json`, and less or other than it says | damaged | becomes unfinished, and loses nothing that is sound |
@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 JOB_FILE = f"{JOB_FOLDER}/job.json"
 INPUTS = f"{JOB_FOLDER}/inputs"
 REOPENED = f"{JOB_FOLDER}/{MANIFEST}"
+LOG = f"{JOB_FOLDER}/log"  # what libraries print (`data.command.library_output`); of a job that failed it stays
 ANSWERS = f"{JOB_FOLDER}/answers"  # of an API: they cost money, so that a job which has some is not given up
 
 
@@ -139,9 +140,9 @@ class SetDirectory:
         self.end()
 
     def _remove_job(self) -> None:
-        """Remove the job's folder file by file, and no record: it is of a run that has taken over meanwhile."""
+        """Remove the job's folder file by file, but for its log, and no record: it is of a run that has taken over."""
         names = {f"{JOB_FOLDER}/{name}" for name in self.folder.names(JOB_FOLDER)}
-        for name in sorted(names - set(map(record_name, self.finished()))):
+        for name in sorted(names - {LOG, *map(record_name, self.finished())}):
             self.check()
             self.folder.remove(name)
         self.folder.remove_if_empty(JOB_FOLDER)

@@ -9,6 +9,7 @@ from data.command.entries import check, idle
 from data.command.errors import UserError
 from data.command.options import entry_options, option, require_local, resolve_path
 from data.command.registry import OR_OWN
+from data.command.trackers import HELP, NONE, check_trackers
 from data.command.values import require_positive, require_seed
 from data.sources.source_options import DATASET_HELP, SourceOptions
 from evaluation.metrics import METRICS, in_order
@@ -16,6 +17,8 @@ from evaluation.metrics.base import TRUTH, Metric, Request
 from evaluation.paper import paper_table
 from trainer.ensemble.ensembles import directory_name, parse_alphas
 
+# In --out while it is written: what libraries print.
+LOG = "evaluation_log.txt"
 # The name of a sweep's MLE model; that of its ensembles is their directory's.
 MLE = "mle"
 # What --sweep begins with.
@@ -63,6 +66,10 @@ class EvaluateConfig(SourceOptions):
         metavar="TABLE",
     )
     engine: dict[str, Any] = option({}, "argument of vLLM's LLM, untouched, e.g. --engine.dtype bfloat16")
+    report_to: list[str] = option([NONE], HELP, metavar="NAME")
+    verbose: bool = option(
+        False, f"show what vLLM and other libraries print, which else goes to OUT/{LOG} until the report is written"
+    )
     metric_options: dict[str, Any] = entry_options(METRICS, chosen_by="metrics", help="options of metrics")
 
     def check(self) -> None:
@@ -70,6 +77,7 @@ class EvaluateConfig(SourceOptions):
         self.check_source(self.split)
         require_positive(self, "limit", "max_length", "max_new_tokens")
         require_seed(self.seed)
+        check_trackers(self.report_to)
         places = [os.path.normpath(resolve_path(place)) for place in (self.store, self.out) if place is not None]
         if len(places) == 2 and places[0] == places[1]:
             raise UserError(f"--store and --out are both '{self.out}'. Give --store a directory of its own.")

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from data.claim import CLAIMS, Claim, claimed
 from data.command.errors import UserError, exit_on_user_error
+from data.command.library_output import library_output_to
 from data.command.log import start_logging
 from data.command.options import enter_root, load_config, resolve_path
 from data.command.privacy import without_secrets
 from data.command.terminal import say
+from data.command.trackers import check_trackers, report, reporting_to
 from data.command.usage import answered
 from data.shape import parse_json
-from evaluation.config import EvaluateConfig
+from evaluation.config import LOG, EvaluateConfig
 from evaluation.metrics.base import columns_of
 from evaluation.metrics.columns import in_order
 
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 JOB_FILE = "evaluation_job.json"
-# Folders that an evaluation makes in --out, before it is finished too.
-FOLDERS = {"store", "ensembles", CLAIMS}
+# What an evaluation makes in --out, before it is finished too.
+FOLDERS = {"store", "ensembles", CLAIMS, LOG}
 
 USAGE = "python -m evaluation.run --model NAME=PATH [NAME=PATH ...] --dataset D --out DIR [...]"
 ABOUT = """
@@ -59,14 +61,21 @@ def evaluate(config: EvaluateConfig) -> str:
             which another run is at work. Of a judge or a budget that fails in the middle too: the store keeps what was
             done.
     """
+    from evaluation.answers.cache import Store
+
     with claimed(resolve_path(config.out)) as claim:
-        return _evaluate(config, claim)
+        folder = claim.folder
+        store = Store(resolve_path(config.store) if config.store else f"{folder.path}/store")
+        _refuse_other_files(folder, store)
+        trackers, settings = check_trackers(config.report_to), {**vars(config), "metric_options": None}
+        # A tracker may ask a person for a key, so it starts before libraries write elsewhere.
+        with reporting_to(trackers, folder.path, settings), library_output_to(folder, LOG, verbose=config.verbose):
+            return _evaluate(config, claim, store)
 
 
-def _evaluate(config: EvaluateConfig, claim: Claim) -> str:
+def _evaluate(config: EvaluateConfig, claim: Claim, store: "Store") -> str:
     from data.manifest import environment
     from evaluation.answers.answer_sets import make_answers
-    from evaluation.answers.cache import Store
     from evaluation.measure import gather
     from evaluation.prepared import describe_evaluation, describe_models, more_decodings, prepare
     from evaluation.report import Results, write_report
@@ -74,9 +83,7 @@ def _evaluate(config: EvaluateConfig, claim: Claim) -> str:
     from evaluation.sweep import describe_sweep, make_ensembles
 
     folder = claim.folder
-    store = Store(resolve_path(config.store) if config.store else f"{folder.path}/store")
     chosen = config.chosen_metrics()
-    _refuse_other_files(folder, store)
     folder.remove_temporary()  # of a run that was killed while it wrote
     evaluation = prepare(config, store)
     metrics = [metric(config.metric_options[metric.name], evaluation) for metric in chosen]
@@ -94,6 +101,7 @@ def _evaluate(config: EvaluateConfig, claim: Claim) -> str:
     gathered = gather(metrics, checkpoints, answer_sets)
 
     measurements = gathered.measurements(evaluation.test, evaluation.baseline)
+    report({"/".join(filter(None, (m.model, m.decoding, m.metric, m.against))): m.estimate.mean for m in measurements})
     job = {**setup, "models": describe_models(evaluation, ensembles), **gathered.spent()}
     if evaluation.validation is not None:
         alphas = dict(zip([e.name for e in ensembles], config.alphas(), strict=True))

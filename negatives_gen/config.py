@@ -8,6 +8,7 @@ from data.command.entries import check, idle
 from data.command.errors import UserError
 from data.command.options import chosen_names, entry_options, option
 from data.command.registry import OR_OWN
+from data.command.trackers import HELP, NONE, check_trackers
 from data.command.values import require_positive, require_seed
 from data.counts import parse_counts
 from data.manifest import DTYPES
@@ -37,8 +38,13 @@ class RunOptions:
     log_format: str = option(
         "text",
         "text for people, or json for clusters: progress, log and errors as one JSON object a line (what stays text: "
-        "errors in the command line itself, and what Ray and vLLM print)",
+        "errors in the command line itself, and with --verbose what Ray and vLLM print)",
         metavar="FORMAT",
+    )
+    report_to: list[str] = option([NONE], HELP, metavar="NAME")
+    verbose: bool = option(
+        False,
+        "show what vLLM, Ray and other libraries print, which else goes to OUT/_job/log until the set is finished",
     )
     push_to_hub: str | None = option(
         None, "hub data set to upload the finished set to, e.g. me/my-negatives", metavar="REPO"
@@ -47,6 +53,7 @@ class RunOptions:
     def check(self) -> None:
         """Raise UserError for a value out of range."""
         require_positive(self, "num_engines")
+        check_trackers(self.report_to)
         if not 0 <= self.stall_timeout < float("inf"):
             raise UserError(f"--stall_timeout must be 0 (never) or more seconds, got {self.stall_timeout}.")
         if self.log_format not in LOG_FORMATS:

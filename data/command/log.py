@@ -3,10 +3,14 @@
 import json
 import logging
 import os
+import sys
 
 from data.command.cleaning import printable
 from data.command.privacy import scrub
+from data.command.terminal import people_read
 
+# Whose messages are ours: the rooms', and those of a command that runs as a script.
+OURS = ("data", "negatives_gen", "trainer", "evaluation", "__main__")
 LIBRARIES = ("accelerate", "datasets", "filelock", "fsspec", "httpx", "httpx2", "matplotlib", "sentence_transformers")
 
 
@@ -32,13 +36,22 @@ class JSONFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+class PeoplesHandler(logging.StreamHandler):
+    """Writes our own records where people read, and those of libraries where libraries write, both on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        ours = record.name.partition(".")[0] in OURS
+        self.stream = people_read(error=True) if ours else sys.stderr
+        super().emit(record)
+
+
 def start_logging(log_format: str = "text") -> None:
     """Log to stderr; called once by each command, not on import.
 
     Args:
         log_format: "text", or "json" for one JSON object a line, warnings of Python included, and no progress bars.
     """
-    handler = logging.StreamHandler()
+    handler = PeoplesHandler()
     if log_format == "json":
         handler.setFormatter(JSONFormatter())
         logging.captureWarnings(True)

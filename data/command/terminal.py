@@ -1,8 +1,25 @@
 """What a command prints: here and nowhere else, so that no text of others reaches a terminal as it is."""
 
 import sys
+from typing import TextIO
 
 from data.command.cleaning import printable
+
+# What people read, stdout and stderr, while the process's own lead elsewhere (`data.command.library_output`).
+_people: tuple[TextIO, TextIO] | None = None
+
+
+def show_people(streams: tuple[TextIO, TextIO] | None) -> None:
+    """Let `say` use these streams, stdout and stderr, from now on; None: the process's own."""
+    global _people
+    _people = streams
+
+
+def people_read(*, error: bool) -> TextIO:
+    """The stream that people read."""
+    if _people is not None:
+        return _people[error]
+    return sys.stderr if error else sys.stdout
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -11,7 +28,7 @@ def say(text: str, *, error: bool = False) -> None:
     Args:
         error: on stderr, beside the log; stdout holds what was asked for.
     """
-    stream = sys.stderr if error else sys.stdout
+    stream = people_read(error=error)
     line = printable(text)
     try:
         print(line, file=stream, flush=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data.command.terminal import say
+from data.command.trackers import report
 from data.models import context_option
 from data.schema import Group
 from evaluation.answers.decoding import Decoding
@@ -83,6 +84,7 @@ def make_answers(
                     store, checkpoint.identity, engine, decoding, checkpoint.groups, max_new_tokens,
                     checkpoint.context, seed, started,
                 )  # fmt: skip
+                report({"answers/sets": len(made) + 1, "answers/of": len(checkpoints) * len((*decodings, *more))})
                 asked = decoding in decodings
                 made.append(AnswerSet(checkpoint.name, decoding.name, checkpoint.groups, generations, asked=asked))
     return made
@@ -91,5 +93,6 @@ def make_answers(
 def _start_engine(checkpoint: "Checkpoint", seed: int, options: dict[str, Any]) -> Any:
     from negatives_gen.models.engine import Engine
 
+    say("  starting the engine (about 60 s)")
     told = context_option(checkpoint.path, checkpoint.context)
     return Engine(checkpoint.path, seed=seed, options={**told, **options})

@@ -16,6 +16,7 @@ from data.chat.settings import checked_url, public_url
 from data.command.cleaning import storable
 from data.command.errors import UserError
 from data.command.terminal import one_line
+from data.command.trackers import report
 from data.schema import Group
 from data.storage import sha256
 from evaluation.judging.base import (
@@ -249,9 +250,19 @@ class Keeper:
             self.report()
 
     def report(self) -> None:
-        """Log how far the judge is."""
+        """Log how far the judge is, and tell trackers."""
         self.reported = time.monotonic()
         log.info("judge: %d of %d questions answered; %s", self.kept, self.expected, self.budget)
+        report(
+            {
+                "judge/answered": self.kept,
+                "judge/questions": self.expected,
+                "judge/requests": self.budget.requests,
+                "judge/input_tokens": self.budget.used.input,
+                "judge/output_tokens": self.budget.used.output,
+                "judge/cost": None if self.budget.input_price is None else self.budget.cost,
+            }
+        )
 
 
 def read(verdict: Verdict) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from data.set_writer import NegativeSetWriter
 from negatives_gen.job.answers import kept_answers
 from negatives_gen.job.attempts import SetAside, attempt, loading_stage, suspect
 from negatives_gen.job.batching import FILLINGS, Admission, EngineLoop, ShardSampler
-from negatives_gen.job.inputs import Shard, ShardSource
+from negatives_gen.job.inputs import SPENT, Shard, ShardSource
 from negatives_gen.job.reachable import in_support
 from negatives_gen.job.sampling_model import SamplingModel
 from negatives_gen.models.engine import Engine
@@ -26,6 +26,9 @@ from negatives_gen.models.loading import load_scorer
 from negatives_gen.signals import SIGNALS, Reference, Signal, load_signals
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE, SampledStrategy, Strategy, Tools
+
+# Groups, so that progress can be told within a shard. Larger ones would be packed hardly better.
+SCORED_AT_A_TIME = 128
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ class Stage:
         index = row["shard"]
         with self._told(index) as result:
             self._require_loaded()
-            with attempt(self.work.writer, index, self.name):
+            with attempt(self.work.writer, index, self.name) as tell:
+                self.tools = dataclasses.replace(self.tools, tell=tell)
                 shard = self._shard(row)
                 self._make_negatives(index, shard)
                 result |= self.finish(index, shard)
@@ -237,7 +241,7 @@ class AskStage(Stage):
     def _make_negatives(self, index: int, shard: Shard) -> None:
         lent = self.tools
         with kept_answers(self.work.writer, index) as answers:
-            self.tools = dataclasses.replace(lent, answers=answers)
+            self.tools = dataclasses.replace(lent, answers=answers, spent=shard.spent)
             super()._make_negatives(index, shard)
         self.tools = lent
 
@@ -279,7 +283,8 @@ class ScoreStage(Stage):
             truncated=shard.truncated,
             occupancy=shard.occupancy,
         )
-        return {"rows": record.rows, "rejected": record.rows_rejected, "tokens": record.tokens["negatives"]}
+        spent = {f"api_{what}": shard.spent[what] for what in SPENT}
+        return {"rows": record.rows, "rejected": record.rows_rejected, "tokens": record.tokens["negatives"], **spent}
 
     def _score(self, shard: Shard) -> None:
         """Reference log-probabilities of every continuation that lacks one, and what was in reach of the sampler."""
@@ -295,19 +300,22 @@ class ScoreStage(Stage):
             if truth or candidates:
                 wanting.append((group, truth + candidates))
                 unknown.append(asked)
-        scores, ranks = self.scorer.score_and_rank(
-            [
-                Continuations(group.prompt_ids, [c.response_ids if c is group else c.ids for c in continuations])
-                for group, continuations in wanting
-            ],
-            unknown,
-        )
-        for (group, continuations), logps, rank in zip(wanting, scores, ranks, strict=True):
-            for continuation, logp in zip(continuations, logps, strict=True):
-                if continuation.reference_logp is None:
-                    continuation.reference_logp = logp
-            if rank is not None:
-                group.in_support = in_support(group, rank, self.samplers, self.tools)
+        for start in range(0, len(wanting), SCORED_AT_A_TIME):
+            part = slice(start, start + SCORED_AT_A_TIME)
+            scores, ranks = self.scorer.score_and_rank(
+                [
+                    Continuations(group.prompt_ids, [c.response_ids if c is group else c.ids for c in continuations])
+                    for group, continuations in wanting[part]
+                ],
+                unknown[part],
+            )
+            for (group, continuations), logps, rank in zip(wanting[part], scores, ranks, strict=True):
+                for continuation, logp in zip(continuations, logps, strict=True):
+                    if continuation.reference_logp is None:
+                        continuation.reference_logp = logp
+                if rank is not None:
+                    group.in_support = in_support(group, rank, self.samplers, self.tools)
+            self.tools.tell(start + len(wanting[part]), len(wanting))
 
 
 STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (SampleStage, AskStage, ScoreStage)}

@@ -8,17 +8,20 @@ aside. A worker that loads its models leaves one too: of one that dies while it 
 A worker that has several shards in flight dies of one and leaves the marks of all. Each of them is a suspect from then
 on, and is to be worked on alone (`suspect`): so the one that kills is found, and an innocent gets no second mark.
 
-The marks also say to the driver what is going on, and what stands still (`Stall`).
+The marks also say to the driver what is going on (`Inside`), and what stands still (`Stall`).
 """
 
 import json
+import logging
 import os
 import re
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from data.command.errors import UserError
 from data.manifest import shard_name
@@ -27,8 +30,15 @@ from data.shape import IfThere, parse_shaped
 from data.shard_records import JOB_FOLDER
 from data.storage import Folder
 
+log = logging.getLogger(__name__)
+
 TRIES = f"{JOB_FOLDER}/tries"
 MAX_TRIES = 3
+# A mark is rewritten, and the driver looks, no more often: on an object store each is a request.
+TELL_SECONDS = 10.0
+MARK = re.compile(r"(?P<what>\w+)-(?P<stage>\w+)-\d+")
+# What a stage calls with the number of things that are done, and of all.
+Tell = Callable[[int, int], None]
 
 
 class SetAside(Exception):
@@ -40,17 +50,20 @@ class ShardsSetAside(UserError):
 
 
 @contextmanager
-def attempt(directory: SetDirectory, index: int, stage: str) -> Iterator[None]:
+def attempt(directory: SetDirectory, index: int, stage: str) -> Iterator[Tell]:
     """Work on a shard in a stage. A directory that nobody has claimed, as of a plan, keeps no marks.
+
+    Returns:
+        What the stage may call as often as it likes, from any thread, to let the driver say how far it is.
 
     Raises:
         SetAside: the shard's workers have died too often.
         UserError: another run owns the directory by now.
     """
-    with _marked(directory, f"{index:05d}", stage) as died:
+    with _marked(directory, f"{index:05d}", stage) as (died, mark):
         if died:
             raise SetAside(f"its worker {died}, out of memory or of one of its rows")
-        yield
+        yield mark.tell
 
 
 def suspect(directory: SetDirectory, index: int, stage: str) -> bool:
@@ -69,7 +82,7 @@ def loading_stage(directory: SetDirectory, stage: str) -> Iterator[None]:
     Raises:
         UserError: this worker has died too often while it did so, or another run owns the directory by now.
     """
-    with _marked(directory, f"load{_actor()}", stage) as died:
+    with _marked(directory, f"load{_actor()}", stage) as (died, _):
         if died:
             raise UserError(
                 f"a worker that loads its models {died}, out of memory or of a model. The log of Ray and that of the "
@@ -79,24 +92,63 @@ def loading_stage(directory: SetDirectory, stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def _marked(directory: SetDirectory, what: str, stage: str) -> Iterator[str]:
+def _marked(directory: SetDirectory, what: str, stage: str) -> Iterator[tuple[str, "Mark"]]:
     """Leave a mark while the block lasts. Gives how those died who left the others, once there are too many."""
     if directory.claim is None:
-        yield ""
+        yield "", Mark(directory, "")
         return
     directory.check()
     folder, marks = directory.folder, _marks(directory.folder, f"{what}-{stage}")
     if len(marks) >= MAX_TRIES:
-        yield f"died {len(marks)} times in stage '{stage}' (the last was {_worker(folder, marks[-1])})"
+        died = f"died {len(marks)} times in stage '{stage}' (the last was {_worker(folder, marks[-1])})"
+        yield died, Mark(directory, "")
         return
-    mark = f"{what}-{stage}-{len(marks) + 1}"
-    worker = {"host": socket.gethostname(), "pid": os.getpid(), "actor": _actor()}
-    folder.write(f"{TRIES}/{mark}", json.dumps(worker).encode())
+    mark = Mark(directory, f"{what}-{stage}-{len(marks) + 1}")
+    mark.leave()
     try:
-        yield ""
+        yield "", mark
     finally:
-        for name in [*marks, mark]:
+        for name in marks:
             folder.remove(f"{TRIES}/{name}")
+        mark.remove()
+
+
+class Mark:
+    """A mark of this process; it may say how far its work is.
+
+    Args:
+        name: its file in `TRIES`; "" for a mark that is nowhere.
+    """
+
+    def __init__(self, directory: SetDirectory, name: str):
+        self.directory, self.name = directory, name
+        self._lock = threading.Lock()
+        self._written = 0.0
+
+    def leave(self, **more: int) -> None:
+        """Write the mark, with what else it says."""
+        content = {"host": socket.gethostname(), "pid": os.getpid(), "actor": _actor(), **more}
+        self.directory.folder.write(f"{TRIES}/{self.name}", json.dumps(content).encode())
+        self._written = time.monotonic()
+
+    def tell(self, done: int, of: int) -> None:
+        """Say how far the work is; written at most every `TELL_SECONDS`."""
+        if not self.name or time.monotonic() - self._written < TELL_SECONDS:
+            return
+        with self._lock:
+            if self.name and time.monotonic() - self._written >= TELL_SECONDS:
+                try:
+                    self.directory.check()
+                    self.leave(done=done, of=of)
+                except UserError as error:  # what works will notice, as of a heartbeat
+                    self._written = time.monotonic()
+                    log.debug("no progress in '%s': %s", self.directory.folder.path, error)
+
+    def remove(self) -> None:
+        """Remove the mark; nothing is told any more."""
+        with self._lock:
+            self.directory.folder.remove(f"{TRIES}/{self.name}")
+            self.name = ""
 
 
 def forget(folder: Folder) -> None:
@@ -118,6 +170,54 @@ def refuse_set_aside(folder: Folder, aside: dict[int, str]) -> None:
         f"{shard_name(index)} of '{folder.path}' was set aside: {aside[index]}.{more} All other shards are finished. "
         f"Its rows are in '{folder.path}/{INPUTS}/{index:05d}.jsonl'; the same command tries again what is missing."
     )
+
+
+@dataclass(frozen=True)
+class Told:
+    """How far a stage is within a shard: so many of its groups (of stage `ask`: answers) are done."""
+
+    shard: int
+    stage: str
+    done: int
+    of: int
+
+
+class Inside:
+    """What the marks say of what goes on inside of stages.
+
+    Args:
+        on_loading: called once for each stage, when a worker first loads what it needs.
+        on_told: called with what is new of the shards that are worked on, in their order.
+    """
+
+    def __init__(self, folder: Folder, on_loading: Callable[[str], None], on_told: Callable[[list[Told]], None]):
+        self.folder, self.on_loading, self.on_told = folder, on_loading, on_told
+        self.loading: set[str] = set()
+        self.told: set[Told] = set()
+        self.looked = -TELL_SECONDS
+
+    def look(self) -> None:
+        """Look, at most every `TELL_SECONDS`, or every second until a worker loads."""
+        now = time.monotonic()
+        if now - self.looked < (TELL_SECONDS if self.loading else 1.0):
+            return
+        self.looked = now
+        marks = [match for match in map(MARK.fullmatch, sorted(self.folder.names(TRIES))) if match]
+        for what, stage in (match.groups() for match in marks):
+            if not what.isdecimal() and stage not in self.loading:
+                self.loading.add(stage)
+                self.on_loading(stage)
+        found = [told for match in marks if match["what"].isdecimal() and (told := self._read(match))]
+        if new := [told for told in found if told not in self.told]:
+            self.told = set(found)
+            self.on_told(new)
+
+    def _read(self, match: re.Match[str]) -> Told | None:
+        try:
+            content = parse_shaped(self.folder.read(f"{TRIES}/{match.group()}"), {"done": int, "of": int})
+        except (FileNotFoundError, ValueError):  # it is done, or has not said anything yet
+            return None
+        return Told(int(match["what"]), match["stage"], content["done"], content["of"])
 
 
 class Stall:
@@ -153,7 +253,7 @@ class Stall:
             )
 
     def _at_work(self, names: set[str]) -> str:
-        matches = [match for match in (re.fullmatch(r"(\w+)-(\w+)-\d+", name) for name in sorted(names)) if match]
+        matches = [match for match in map(MARK.fullmatch, sorted(names)) if match]
         at_work = [
             f"{shard_name(int(what)) if what.isdecimal() else 'a worker that loads its models'} is in stage '{stage}' "
             f"of {_worker(self.folder, match.group())}"

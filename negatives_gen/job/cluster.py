@@ -5,7 +5,8 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from data.command.errors import UserError, first_line
 from data.command.privacy import is_secret_variable
@@ -15,6 +16,20 @@ GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 
 SETTINGS = 4
 CONNECT_SECONDS = 8.0
 ANSWER_SECONDS = 20.0
+
+
+@contextmanager
+def ray_started() -> Iterator[None]:
+    """Ray, joined or started as `start_ray` does; who has started it ends it, as its workers print till then."""
+    import ray
+
+    was_there = ray.is_initialized()
+    start_ray()
+    try:
+        yield
+    finally:
+        if not was_there:
+            ray.shutdown()
 
 
 def start_ray() -> None:

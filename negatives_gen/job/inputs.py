@@ -32,6 +32,8 @@ from negatives_gen.strategies.base import SCORE, Strategy
 
 log = logging.getLogger(__name__)
 
+# What an API may take.
+SPENT = ("requests", "input_tokens", "output_tokens")
 STAGED = f"{JOB_FOLDER}/inputs.json"
 SELDOM = ("besides", "alternatives", "scores")  # of an example
 
@@ -46,6 +48,7 @@ class Shard:
         rejects: rows that become no group.
         truncated: rows whose text was cut.
         seconds, occupancy: see `data.manifest.ShardRecord`.
+        spent: on an API in this run, by `SPENT`.
     """
 
     groups: list[Group]
@@ -54,6 +57,7 @@ class Shard:
     truncated: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     occupancy: float | None = None
+    spent: Counter[str] = field(default_factory=Counter)
 
     def tried_by(self, strategy: Strategy) -> list[Group]:
         """The groups, and the rows of an extended set that a strategy of the same or a later turn had set aside.

@@ -8,8 +8,10 @@ from typing import Any
 
 from data.command.entries import undecided
 from data.command.errors import UserError
+from data.command.library_output import library_output_to
 from data.command.options import ROOT_VARIABLE, resolve_path
 from data.command.privacy import without_secrets
+from data.command.trackers import check_trackers, report, reporting_to, reports
 from data.manifest import Manifest, read_manifest
 from data.model_settings import config_hash, config_words_hash
 from data.models import (
@@ -22,6 +24,7 @@ from data.models import (
     weights_hash,
 )
 from data.schema import Group, Reject
+from data.set_directory import LOG
 from data.set_writer import NegativeSetWriter
 from data.sources.data_files import looks_local
 from data.sources.examples import Source
@@ -31,7 +34,7 @@ from data.sources.tasks import task_of
 from data.tokens import describe_ends, marks_of, text_behind
 from negatives_gen.config import GenerateConfig, RunOptions
 from negatives_gen.job.actors import Components, Work
-from negatives_gen.job.attempts import ShardsSetAside, forget
+from negatives_gen.job.attempts import Inside, ShardsSetAside, forget
 from negatives_gen.job.card import CARD, card, push_to_hub, require_disk, require_hub
 from negatives_gen.job.inputs import Kind, Shard, StagedShards, stage_inputs
 from negatives_gen.job.pipeline import run_pipeline
@@ -45,6 +48,8 @@ log = logging.getLogger(__name__)
 # Another name, path or spelling of the same content is the same job: hashes decide. Of a stream there is no hash.
 DATA_NAMES = ("data.name", "data.test_dataset")
 NAMES = ("model.name", "model.config_words_sha256", "sampler.name", *DATA_NAMES, "parent.name")
+# Puts the inputs of the shards where workers find them: number of shards, and `Manifest.inputs`.
+Preparation = Callable[[], tuple[int, dict[str, Any]]]
 
 
 def generate(config: GenerateConfig, components: Components | None = None) -> Manifest:
@@ -135,17 +140,17 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
     )
 
 
-def run_job(config: RunOptions, out: str, work: Work, prepare: Callable[[], tuple[int, dict[str, Any]]]) -> Manifest:
+def run_job(config: RunOptions, out: str, work: Work, prepare: Preparation) -> Manifest:
     """Claim the output directory, make the shards that it lacks, and finish the set.
 
     Args:
         out: the directory as the user wrote it.
-        prepare: called once the directory is ours: number of shards, and `Manifest.inputs`.
+        prepare: called once the directory is ours.
     """
     if config.push_to_hub:
         require_disk(work.writer.folder.path)
         require_hub(config.push_to_hub)  # not after days of work
-    manifest = _finished(work.writer, out) or _made(config, work, prepare)
+    manifest = _finished(work.writer, out) or _made(config, out, work, prepare)
     if config.push_to_hub:
         push_to_hub(work.writer.folder.path, config.push_to_hub)
     return manifest
@@ -159,22 +164,12 @@ def _finished(writer: NegativeSetWriter, out: str) -> Manifest | None:
     return read_manifest(writer.folder)
 
 
-def _made(config: RunOptions, work: Work, prepare: Callable[[], tuple[int, dict[str, Any]]]) -> Manifest:
+def _made(config: RunOptions, out: str, work: Work, prepare: Preparation) -> Manifest:
     writer = work.writer
     try:
-        num_shards, inputs = prepare()
-        finished = writer.finished()
-        todo = [index for index in range(num_shards) if index not in finished]
-        forget(writer.folder)
-        progress = Progress(num_shards, len(finished), config.log_format)
-        if todo:
-            run_pipeline(
-                work,
-                todo,
-                num_engines=config.num_engines,
-                stall_timeout=config.stall_timeout,
-                on_written=progress.shard,
-            )
+        # A tracker may ask a person for a key, so it starts before libraries write elsewhere.
+        with reporting_to(check_trackers(config.report_to), out, writer.job):
+            num_shards, inputs = _shards_made(config, work, prepare)
         manifest = writer.collect(num_shards, inputs)
         writer.publish(CARD, card(manifest).encode())
         writer.seal(manifest)
@@ -186,6 +181,39 @@ def _made(config: RunOptions, work: Work, prepare: Callable[[], tuple[int, dict[
         raise
     finally:
         writer.end()
+
+
+def _shards_made(config: RunOptions, work: Work, prepare: Preparation) -> tuple[int, dict[str, Any]]:
+    """Make the shards that the directory lacks. Returns what `prepare` does."""
+    writer = work.writer
+    with library_output_to(writer.folder, LOG, verbose=config.verbose) as output:
+        num_shards, inputs = prepare()
+        finished = writer.finished()
+        todo = [index for index in range(num_shards) if index not in finished]
+        forget(writer.folder)
+        progress = Progress(num_shards, len(finished), config.log_format)
+        inside = Inside(writer.folder, progress.loading, progress.inside)
+
+        def on_written(index: int, rows: int, rejected: int, tokens: int, spent: Mapping[str, int]) -> None:
+            progress.shard(index, rows, rejected, tokens)
+            progress.spent.update(spent)
+            if reports() and (entry := writer.entry(index)):
+                report(progress.values(entry))
+
+        def on_pause() -> None:
+            output.relay()
+            inside.look()
+
+        if todo:
+            run_pipeline(
+                work,
+                todo,
+                num_engines=config.num_engines,
+                stall_timeout=config.stall_timeout,
+                on_written=on_written,
+                on_pause=on_pause,
+            )
+    return num_shards, inputs
 
 
 def serving_context(config: GenerateConfig, model: str, tokenizer: Any, sampler: SamplingModel | None) -> int:

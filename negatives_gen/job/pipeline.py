@@ -15,7 +15,8 @@ from data.storage import Folder
 from negatives_gen.job.actors import STAGES, Work, new_row
 from negatives_gen.job.attempts import Stall, refuse_set_aside
 from negatives_gen.job.batching import FILLINGS
-from negatives_gen.job.cluster import start_ray
+from negatives_gen.job.cluster import ray_started
+from negatives_gen.job.inputs import SPENT
 from negatives_gen.job.memory import actor_memory
 from negatives_gen.job.resources import Node, Resources
 from negatives_gen.strategies import STRATEGIES
@@ -36,35 +37,39 @@ def run_pipeline(
     num_engines: int | None,
     stall_timeout: float,
     on_written: Callable[..., None],
+    on_pause: Callable[[], None],
 ) -> None:
     """Make these shards. A row of the Ray data set is a whole shard, so that no block splitting changes its members.
 
     Args:
         num_engines, stall_timeout: what the user asked for.
-        on_written: called in this process after each shard: index, rows, rejected, tokens.
+        on_written: called in this process after each shard: index, rows, rejected, tokens, what an API took by `SPENT`.
+        on_pause: called every second or more often.
 
     Raises:
         UserError: what an actor had to say, a shard that was set aside once the others are made, or that nothing moves
             any more; shards written until then stay.
     """
-    with ending_on_sigterm():
-        start_ray()
-    # Ray has put a handler of its own in the place of ours, which would end it in the middle of what it does.
-    with ending_on_sigterm():
-        rows = Rows(_results(work, shards, num_engines))
-        outcome, stall = Outcome(work.writer.folder, on_written), Stall(work.writer.folder, stall_timeout)
-        try:
-            while (row := rows.next(seconds=1.0)) is not END:
-                if row is None:
-                    stall.check()
-                else:
-                    stall.move()
-                    outcome.take(row)
-        except BaseException:
-            if not rows.stop(seconds=3.0):  # it hangs, or was interrupted
-                _leave_ray(rows)
-            raise
-        outcome.end()
+    with contextlib.ExitStack() as started:
+        with ending_on_sigterm():
+            started.enter_context(ray_started())
+        # Ray has put a handler of its own in the place of ours, which would end it in the middle of what it does.
+        with ending_on_sigterm():
+            rows = Rows(_results(work, shards, num_engines))
+            outcome, stall = Outcome(work.writer.folder, on_written), Stall(work.writer.folder, stall_timeout)
+            try:
+                while (row := rows.next(seconds=1.0)) is not END:
+                    on_pause()
+                    if row is None:
+                        stall.check()
+                    else:
+                        stall.move()
+                        outcome.take(row)
+            except BaseException:
+                if not rows.stop(seconds=3.0):  # it hangs, or was interrupted
+                    _leave_ray(rows)
+                raise
+            outcome.end()
 
 
 def _results(work: Work, shards: Sequence[int], num_engines: int | None) -> Generator[dict[str, Any], None, None]:
@@ -148,7 +153,8 @@ class Outcome:
             self.aside[row["shard"]] = row["aside"]
             log.warning("%s is set aside: %s", shard_name(row["shard"]), row["aside"])
         else:
-            self.on_written(row["shard"], row["rows"], row["rejected"], row["tokens"])
+            spent = {what: row[f"api_{what}"] for what in SPENT}
+            self.on_written(row["shard"], row["rows"], row["rejected"], row["tokens"], spent)
 
     def end(self) -> None:
         """Raise UserError if shards were set aside."""

@@ -2,11 +2,24 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from data.command.privacy import scrub
 from data.command.terminal import say
 from data.manifest import Manifest
+from data.shard_records import ShardEntry
+from negatives_gen.job.attempts import Told
+from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
+
+# What is said while a stage's worker loads, and of what has been done within a shard.
+LOADING = {
+    SAMPLE: "starting the engine (about 60 s)",
+    ASK: "preparing to ask the API",
+    SCORE: "loading the models that score",
+}
+DONE = {SAMPLE: "groups sampled", ASK: "answers written", SCORE: "groups scored"}
 
 
 class Progress:
@@ -22,6 +35,8 @@ class Progress:
         self.total, self.done, self.before = total, done, done
         self.json = log_format == "json"
         self.groups = self.rejected = self.tokens = 0
+        self.reasons: Counter[str] = Counter()  # of rejects, in the shards that trackers were told of
+        self.spent: Counter[str] = Counter()  # on an API: requests, tokens
         self.started = time.perf_counter()
         self.first: float | None = None  # when the first shard was written
         self._say(
@@ -52,6 +67,34 @@ class Progress:
             },
             f"shard {self.done}/{self.total} written: {self.groups} groups, {self.rejected} rejected, {self.tokens} "
             f"negative tokens, {self.tokens / seconds:.0f} tokens/s with the start counted in, {_spoken(left)} left",
+        )
+
+    def values(self, entry: ShardEntry) -> dict[str, float | None]:
+        """For trackers: how far the job is, with the shard that was written last; what is of the shard says so."""
+        self.reasons.update(reject.reason for reject in entry.rejects)
+        seconds = time.perf_counter() - self.started
+        return {
+            "shards": self.done,
+            "groups": self.groups,
+            "rejected": self.rejected,
+            **{f"rejected/{reason}": number for reason, number in sorted(self.reasons.items())},
+            "tokens": self.tokens,
+            "tokens_per_second": self.tokens / seconds,
+            "seconds": seconds,
+            **{f"shard/seconds/{stage}": value for stage, value in entry.record.seconds.items()},
+            "shard/occupancy": getattr(entry.record, "occupancy", None),
+            **{f"api/{what}": number for what, number in self.spent.items() if self.spent["requests"]},
+        }
+
+    def loading(self, stage: str) -> None:
+        """A worker has begun to load what a stage needs."""
+        self._say({"event": "loading", "stage": stage}, LOADING[stage])
+
+    def inside(self, told: Sequence[Told]) -> None:
+        """How far stages are within shards."""
+        self._say(
+            {"event": "progress", "shards": [asdict(one) for one in told]},
+            "; ".join(f"shard {one.shard}: {one.done} of {one.of} {DONE[one.stage]}" for one in told),
         )
 
     def _say(self, record: Mapping[str, object], text: str) -> None:

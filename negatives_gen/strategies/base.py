@@ -4,7 +4,8 @@ import asyncio
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar, Protocol
@@ -56,6 +57,8 @@ class Tools:
         sampler: in the sample stage only.
         predictor: in the score stage only.
         answers: in the ask stage of a job, those of the shard that it works on.
+        spent: in the ask stage, counts what the API takes, see `negatives_gen.job.inputs.Shard`.
+        tell: says how far the stage is within its shard, see `negatives_gen.job.attempts.attempt`.
     """
 
     seed: int
@@ -64,6 +67,8 @@ class Tools:
     sampler: Sampler | None = None
     predictor: Predictor | None = None
     answers: Answers | None = None
+    spent: Counter[str] = dataclasses.field(default_factory=Counter)
+    tell: Callable[[int, int], None] = lambda done, of: None
 
 
 class Strategy(ABC):

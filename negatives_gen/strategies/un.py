@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import sys
 from collections import Counter, defaultdict
@@ -118,6 +119,8 @@ class Unhelpful(Strategy):
                         group.negatives.append(candidate)
                     else:
                         unusable[group.id]["repeated or the ground truth"] += 1
+        used = api.budget.used
+        tools.spent.update(requests=api.budget.requests, input_tokens=used.input, output_tokens=used.output)
         if refused and not answered:  # not a matter of one row, such as its length
             url, why = public_url(settings["api"]["base_url"]), next(iter(refused.values()))
             raise UserError(f"{url} takes every request for a bad one ({why}). Check the --api options.")
@@ -139,9 +142,12 @@ class Unhelpful(Strategy):
         answers = {index: answer for index, key in enumerate(keys) if (answer := kept.find(key)) is not None}
         asked = [index for index in range(len(keys)) if index not in answers]
 
+        came = itertools.count(len(answers) + 1)
+
         async def keep(number: int, answer: Answer) -> None:
             if not answer.refusal:  # which another version of the server may not repeat
                 kept.keep(keys[asked[number]], answer)
+            tools.tell(next(came), len(keys))
 
         new = await api.ask([texts[i] for i in asked], [requests[i][1] for i in asked], keep)
         answers.update(zip(asked, new, strict=True))

@@ -201,6 +201,18 @@ def test_a_record_of_another_job_is_no_record(tmp_path: Path) -> None:
     assert driver.mend() == ["shard-00000.parquet"]
 
 
+def test_a_job_that_is_given_up_leaves_its_log_and_the_directory_is_free(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    driver = NegativeSetWriter(str(out), JOB, SIGNALS)
+    assert driver.begin()
+    (out / "_job/log").write_text("of a library")
+    driver.release()
+    assert [path for path in out.rglob("*") if path.is_file()] == [out / "_job/log"]
+    other = NegativeSetWriter(str(out), {**JOB, "seed": 1}, SIGNALS)
+    assert other.begin()
+    other.release()
+
+
 def test_a_finished_set_is_never_released(tmp_path: Path, expected: dict[str, bytes]) -> None:
     out = tmp_path / "set"
     driver = writer(out)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,7 @@ from tests.support.answering import Engines
 from tests.support.chat_server import ChatAPIStub, chat_api_stub
 from tests.support.commands import ROOT, ForkedCommand, fork_command
 from tests.support.tiny import copy_minilm, with_context
+from tests.support.written import scalars
 from trainer.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.vllm
@@ -62,8 +64,16 @@ def evaluation(
 ) -> Path:
     """`python -m evaluation.run` on two names for the same model, with real vLLM."""
     out = tmp_path_factory.mktemp("evaluation") / "out"
-    done = fork_command("evaluation.run", *words(answering_model, negative_set, out, always_a))
+    more = ["--report_to", "tensorboard"]
+    done = fork_command("evaluation.run", *words(answering_model, negative_set, out, always_a), *more)
     assert done.returncode == 0, done.stderr[-3000:]
+    # What vLLM and torch print is in a file, which a finished evaluation needs no more.
+    others = [line for line in done.stderr.splitlines() if not re.match(r"(INFO|WARNING) (data|evaluation)\.", line)]
+    assert others == []
+    assert "evaluation_log.txt'" in done.stderr
+    assert not (out / "evaluation_log.txt").exists()
+    assert "starting the engine (about 60 s)" in done.stdout
+    assert "safetensors" not in done.stdout
     assert "correct answers" in done.stdout
     assert str(out) in done.stdout
     return out
@@ -74,6 +84,17 @@ def measured(out: Path, **wanted: str) -> dict[tuple[str, str], Estimate]:
     found = read_report(str(out)).measurements
     chosen = [m for m in found if all(getattr(m, key) == value for key, value in wanted.items())]
     return {(m.metric, m.decoding): m.estimate for m in chosen}
+
+
+def test_trackers_are_told_of_answers_verdicts_and_measurements(evaluation: Path) -> None:
+    found = scalars(evaluation.parent / "out-tensorboard/out")
+    assert [value for _, value in found["answers/sets"]] == [1, 2, 3, 4, 5, 6]  # with those that the reverse KL needs
+    spent = read_report(str(evaluation)).job["judge_spent"]
+    assert found["judge/requests"][-1][1] == spent["verdicts"] > 0
+    assert found["judge/answered"][-1][1] == found["judge/questions"][-1][1]
+    for (metric, decoding), estimate in measured(evaluation, model="first", against="truth").items():
+        ((_, value),) = found[f"first/{decoding}/{metric}/truth"]
+        assert value == pytest.approx(estimate.mean, rel=1e-6, nan_ok=True)
 
 
 def test_the_same_model_twice_gets_the_same_numbers(evaluation: Path) -> None:

@@ -1,9 +1,12 @@
 """Stage 1 with real Ray: as a Ray job on a running cluster, with real vLLM, and in the command's own Ray."""
 
+import contextlib
 import hashlib
 import json
+import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from data.models import load_tokenizer, weights_hash
 from data.shards import NegativeSet
 from tests.support.answering import drawn_logp
-from tests.support.commands import ROOT, fork_command
+from tests.support.commands import ROOT, ForkedCommand, fork_command
 from tests.support.kill_points import arm
 from tests.support.outside_entries import SIGNAL, STRATEGY
 from tests.support.ray_cluster import RAY, RayCluster
@@ -182,9 +185,19 @@ def test_an_engine_that_cannot_start_ends_the_job_in_one_line(
     done = fork_command("tests.support.kill_points", nothing, "--config", str(tmp_path / "r.yaml"), env=cluster.env)
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert errors == ["error: an engine that cannot start"]
+    written = tmp_path / "set/_job/log"
+    assert errors == [f"error: an engine that cannot start. What libraries printed is in '{written}'."]
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "set").exists()
+    assert not_ours(done.stderr) == []
+    assert "Ray" in written.read_text() or "ray" in written.read_text()
+    assert [path for path in (tmp_path / "set").rglob("*") if path.is_file()] == [written]
+
+
+def not_ours(stderr: str) -> list[str]:
+    """Lines of a generation's stderr that are neither of our loggers nor its progress."""
+    logged = r"(INFO|WARNING|ERROR) (data|negatives_gen|trainer)\..*|error: .*"
+    ours = rf"{logged}|\d+ shards, .*|shard \d+.*|starting the .*|loading the .*"
+    return [line for line in stderr.splitlines() if not re.fullmatch(ours, line)]
 
 
 def test_a_strategy_and_a_signal_from_outside_of_the_repository_reach_the_workers(
@@ -192,17 +205,31 @@ def test_a_strategy_and_a_signal_from_outside_of_the_repository_reach_the_worker
 ) -> None:
     """The modules of both lie where the command runs, on no other path: the actors must find them by import path.
 
-    The command starts Ray in its process, as it does where there is no cluster.
+    The command starts Ray in its process, as it does where there is no cluster. What Ray and its workers print goes to
+    the job's log while there is one.
     """
     sources = {"rotated_outside": STRATEGY, "brevity_outside": SIGNAL}
     for module, source in sources.items():
         (tmp_path / f"{module}.py").write_text(source)
-    done = fork_command(
+    command = ForkedCommand.start(
         "negatives_gen", "--model", str(reference), "--dataset", "facts", "--limit", "8", "--groups_per_shard", "4",
         "--strategies", "rotated_outside:ROTATED=2", "tn=1", "--shift", "2", "--signals", "brevity_outside:BREVITY",
         "--scale", "0.5", "--out", "set", cwd=tmp_path,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    written = ""
+    try:
+        while command.poll() is None:
+            with contextlib.suppress(FileNotFoundError):
+                written = (tmp_path / "set/_job/log").read_text()
+            time.sleep(0.1)
+    finally:
+        command.kill()
+    assert command.poll() == 0, command.stderr[-3000:]
+    assert not_ours(command.stderr) == []
+    assert len(command.stdout.splitlines()) == 2
+    assert "loading the models that score\n" in command.stderr
+    assert "Progress bars disabled" in written  # Ray says so, in the driver
+    assert "pid=" in written  # of its workers
     negatives = NegativeSet(str(tmp_path / "set"))
     hashes = {module: hashlib.sha256(source.encode()).hexdigest() for module, source in sources.items()}
     job = negatives.manifest.job

@@ -24,7 +24,16 @@ from data.sources.examples import open_source
 from data.storage import Folder
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components, SampleStage, new_row
-from negatives_gen.job.attempts import MAX_TRIES, SetAside, Stall, attempt, loading_stage, suspect
+from negatives_gen.job.attempts import (
+    MAX_TRIES,
+    Inside,
+    SetAside,
+    Stall,
+    Told,
+    attempt,
+    loading_stage,
+    suspect,
+)
 from negatives_gen.job.batching import work_on
 from negatives_gen.job.inputs import stage_inputs
 from negatives_gen.job.job import generate, make_work
@@ -307,6 +316,44 @@ def test_a_job_whose_workers_do_not_come_up_says_so(writer: NegativeSetWriter, c
 
 def test_a_job_without_a_stall_timeout_never_stalls(tmp_path: Path, clock: ClockStub) -> None:
     clock.pass_by(Stall(Folder(str(tmp_path)), 0), 1e9)
+
+
+def test_how_far_a_stage_is_within_its_shards_is_told_by_its_marks(writer: NegativeSetWriter, clock: ClockStub) -> None:
+    loading: list[str] = []
+    told: list[list[Told]] = []
+    inside = Inside(writer.folder, loading.append, told.append)
+
+    def look(after: float) -> None:
+        clock.now += after
+        inside.look()
+
+    look(after=0)
+    with loading_stage(writer, "sample"):
+        look(after=1)
+        look(after=10)
+    assert loading == ["sample"]  # said once
+    with attempt(writer, 3, "sample") as tell, attempt(writer, 12, "score") as tell_other:
+        clock.now += 5
+        tell(10, 512)  # too soon after the last write
+        look(after=5)
+        assert told == []
+        tell(120, 512)
+        tell(121, 512)
+        tell_other(1, 8)
+        look(after=9)  # too soon after the last look
+        assert told == []
+        look(after=1)
+        look(after=10)  # nothing new
+        assert told == [[Told(3, "sample", 120, 512), Told(12, "score", 1, 8)]]
+        tell(200, 512)
+        look(after=10)
+        assert told[1:] == [[Told(3, "sample", 200, 512)]]
+    tell(300, 512)
+    clock.now += 100
+    tell(300, 512)  # no mark of what is done comes back
+    assert writer.folder.names("_job/tries") == set()
+    with attempt(NegativeSetWriter("unclaimed", {}, []), 0, "sample") as tell:
+        tell(1, 2)
 
 
 @pytest.mark.parametrize(
