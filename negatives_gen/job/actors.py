@@ -210,15 +210,15 @@ class SampleStage(Stage):
             self._require_loaded()
             # A shard whose worker has died is sampled alone, or it would take others with it.
             async with self.admission.turn(alone=suspect(self.work.writer, index, self.name)) as turn:
-                with attempt(self.work.writer, index, self.name):
+                with attempt(self.work.writer, index, self.name) as tell:
                     shard = self._shard(row)
-                    await self._sample(shard, turn)
+                    await self._sample(shard, turn, tell)
                     result |= self.finish(index, shard)
         return result
 
-    async def _sample(self, shard: Shard, turn: int) -> None:
+    async def _sample(self, shard: Shard, turn: int, tell: Callable[[int, int], None]) -> None:
         sampler = ShardSampler(self.engine, self.admission, turn)
-        tools = dataclasses.replace(self.tools, sampler=sampler)
+        tools = dataclasses.replace(self.tools, sampler=sampler, tell=tell)
         for strategy, settings in self._mine():
             assert isinstance(strategy, SampledStrategy)
             started = time.perf_counter()
@@ -284,7 +284,8 @@ class ScoreStage(Stage):
             occupancy=shard.occupancy,
         )
         spent = {f"api_{what}": shard.spent[what] for what in SPENT}
-        return {"rows": record.rows, "rejected": record.rows_rejected, "tokens": record.tokens["negatives"], **spent}
+        written = {"rows": record.rows, "rejected": record.rows_rejected, "tokens": record.tokens["negatives"]}
+        return {**written, "occupancy": record.occupancy, **spent}
 
     def _score(self, shard: Shard) -> None:
         """Reference log-probabilities of every continuation that lacks one, and what was in reach of the sampler."""

@@ -194,8 +194,10 @@ def _shards_made(config: RunOptions, work: Work, prepare: Preparation) -> tuple[
         progress = Progress(num_shards, len(finished), config.log_format)
         inside = Inside(writer.folder, progress.loading, progress.inside)
 
-        def on_written(index: int, rows: int, rejected: int, tokens: int, spent: Mapping[str, int]) -> None:
-            progress.shard(index, rows, rejected, tokens)
+        def on_written(
+            index: int, rows: int, rejected: int, tokens: int, occupancy: float | None, spent: Mapping[str, int]
+        ) -> None:
+            progress.shard(index, rows, rejected, tokens, occupancy)
             progress.spent.update(spent)
             if reports() and (entry := writer.entry(index)):
                 report(progress.values(entry))

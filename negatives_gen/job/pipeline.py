@@ -43,7 +43,8 @@ def run_pipeline(
 
     Args:
         num_engines, stall_timeout: what the user asked for.
-        on_written: called in this process after each shard: index, rows, rejected, tokens, what an API took by `SPENT`.
+        on_written: called in this process after each shard: index, rows, rejected, tokens, occupancy of the
+            engine, what an API took by `SPENT`.
         on_pause: called every second or more often.
 
     Raises:
@@ -154,7 +155,7 @@ class Outcome:
             log.warning("%s is set aside: %s", shard_name(row["shard"]), row["aside"])
         else:
             spent = {what: row[f"api_{what}"] for what in SPENT}
-            self.on_written(row["shard"], row["rows"], row["rejected"], row["tokens"], spent)
+            self.on_written(row["shard"], row["rows"], row["rejected"], row["tokens"], row["occupancy"], spent)
 
     def end(self) -> None:
         """Raise UserError if shards were set aside."""

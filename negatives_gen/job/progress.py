@@ -43,8 +43,8 @@ class Progress:
             {"event": "start", "shards": total, "shards_done": done}, f"{total} shards, {total - done} of them to do"
         )
 
-    def shard(self, index: int, rows: int, rejected: int, tokens: int) -> None:
-        """A shard is written: its number, groups, rejects and tokens of negatives."""
+    def shard(self, index: int, rows: int, rejected: int, tokens: int, occupancy: float | None = None) -> None:
+        """A shard is written: its number, groups, rejects, tokens of negatives, how full the engine was meanwhile."""
         self.done += 1
         self.groups, self.rejected, self.tokens = self.groups + rows, self.rejected + rejected, self.tokens + tokens
         seconds = time.perf_counter() - self.started
@@ -62,11 +62,13 @@ class Progress:
                 "rejected": self.rejected,
                 "tokens": self.tokens,
                 "tokens_per_second": round(self.tokens / seconds, 1),
+                **({} if occupancy is None else {"occupancy": occupancy}),
                 "seconds": round(seconds, 1),
                 "seconds_left": round(left, 1),
             },
             f"shard {self.done}/{self.total} written: {self.groups} groups, {self.rejected} rejected, {self.tokens} "
-            f"negative tokens, {self.tokens / seconds:.0f} tokens/s with the start counted in, {_spoken(left)} left",
+            f"negative tokens, {self.tokens / seconds:.0f} tokens/s with the start counted in"
+            f"{'' if occupancy is None else f', engine {occupancy:.0%} occupied'}, {_spoken(left)} left",
         )
 
     def values(self, entry: ShardEntry) -> dict[str, float | None]:
@@ -82,7 +84,7 @@ class Progress:
             "tokens_per_second": self.tokens / seconds,
             "seconds": seconds,
             **{f"shard/seconds/{stage}": value for stage, value in entry.record.seconds.items()},
-            "shard/occupancy": getattr(entry.record, "occupancy", None),
+            "shard/occupancy": entry.record.occupancy,
             **{f"api/{what}": number for what, number in self.spent.items() if self.spent["requests"]},
         }
 

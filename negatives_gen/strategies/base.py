@@ -267,7 +267,16 @@ class SampledStrategy(Strategy):
 
     async def sample_all(self, groups: Sequence[Group], settings: dict[str, Any], tools: Tools) -> dict[str, str]:
         """As `add`, while others use the same event loop."""
-        tasks = [asyncio.ensure_future(self.sample(group, settings, tools)) for group in groups]
+        done = 0
+
+        async def sampled(group: Group) -> str:
+            nonlocal done
+            reason = await self.sample(group, settings, tools)
+            done += 1
+            tools.tell(done, len(groups))
+            return reason
+
+        tasks = [asyncio.ensure_future(sampled(group)) for group in groups]
         try:
             reasons = await asyncio.gather(*tasks)
         finally:
