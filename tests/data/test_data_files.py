@@ -81,6 +81,7 @@ def test_a_packed_file_that_changes_is_unpacked_again(tmp_path: Path):
         ("a.jsonl.gz", gzip.compress(b""), "has no rows."),
         ("a.parquet.gz", b"x", "expected a file ending in"),
     ],
+    ids=["no gzip", "a cut gzip", "a cut zstd", "an empty one", "Parquet"],
 )
 def test_a_packed_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, content: bytes, phrase: str):
     (tmp_path / name).write_bytes(content)
@@ -148,7 +149,7 @@ def test_a_folder_whose_names_say_train_and_test_has_splits(tmp_path: Path, capl
 def test_a_saved_data_set_is_read_with_its_splits(tmp_path: Path, streaming: bool, other: str):
     alone = datasets.Dataset.from_list(ROWS)
     alone.save_to_disk(str(tmp_path / "alone"))
-    parts = {"train": datasets.Dataset.from_list(ROWS[:6]), other: datasets.Dataset.from_list(ROWS[6:8])}
+    parts: Any = {"train": datasets.Dataset.from_list(ROWS[:6]), other: datasets.Dataset.from_list(ROWS[6:8])}
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "both"))
     (tmp_path / "a.jsonl").write_bytes(lines(ROWS))
     found = {
@@ -181,12 +182,13 @@ def test_the_hubs_splits_are_taken_and_a_share_that_is_given_cuts_train(
     shared = open_source("someone/data", TASK, test_share=0.5)
     assert (shared.own_splits, shared.summary) == (False, "10 rows: 5 train, 5 held out")
     assert {e.prompt for e in shared} == {f"p{i}" for i in range(10)}
-    for options, described in (
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({}, {"task": TASK, "own_splits": True}),
         ({"test_share": 0.5}, {"task": TASK}),  # as it was before a source's own splits were read
         ({"test_share": 0.1}, {"task": TASK, "test_share": 0.1}),
         ({"test_dataset": "facts"}, {"task": TASK, "test_dataset": "facts"}),
-    ):
+    ]
+    for options, described in cases:
         chosen = SourceOptions(**options)
         assert chosen.describe_source(chosen.open_source("someone/data", "all")) == described
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict({"extra": hub["extra"]}))
@@ -199,7 +201,7 @@ def test_the_hubs_splits_are_taken_and_a_share_that_is_given_cuts_train(
 def test_another_data_set_holds_the_test_rows(tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(lines(ROWS[:10]))
     (tmp_path / "b.jsonl").write_bytes(lines([*ROWS[10:12], ROWS[0]]))
-    options = {"test_dataset": str(tmp_path / "b.jsonl")}
+    options: dict[str, Any] = {"test_dataset": str(tmp_path / "b.jsonl")}
     source = open_source(str(tmp_path / "a.jsonl"), TASK, **options)
     found = list(source)
     assert source.summary == "13 rows: 10 train, 3 held out"
