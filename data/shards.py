@@ -67,7 +67,7 @@ class NegativeSet:
 
     @property
     def knows_support(self) -> bool:
-        """Whether its groups have a column `in_support`; what stands in it may be null."""
+        """Whether the groups have a column `in_support`; what stands in it may be null."""
         return "in_support" in group_schema(self.signals, self.manifest.schema_version).names
 
     def __len__(self) -> int:

@@ -109,6 +109,8 @@ def test_eval_shards_go_with_shards(reference: Path, tmp_path: Path, capsys: pyt
     words = ["--objective", "mle", "--model", str(reference), "--dataset", "facts", "--output_dir", str(tmp_path / "o")]
     line = refused(trainer.run.main, [*words, "--eval_strategy", "steps", "--eval_shards", "s"], capsys)
     assert "--eval_shards does not apply to --dataset. Leave it out." in line
+    line = refused(trainer.run.main, [*words, "--in_support", "true"], capsys)
+    assert "--in_support does not apply to --dataset. Leave it out." in line
 
 
 @pytest.mark.seconds

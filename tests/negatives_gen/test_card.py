@@ -66,7 +66,8 @@ def test_the_card_says_what_is_in_the_set(manifest: Manifest) -> None:
         assert line in text.splitlines()
     assert (
         "Columns: `id`, `prompt`, `response`, `query` (what a person asked), `split` (half of the data source: train "
-        "on `train` only), `prompt_ids`, `response_ids`, `reference_logp`, `response_embedding`, "
+        "on `train` only), `prompt_ids`, `response_ids`, `reference_logp`, `in_support` (whether the sampler could "
+        "have said the ground truth), `response_embedding`, "
         "`messages` (of a chat: list of `role`, `content`), `negatives` (list of `strategy`, `ids`, `text`, "
         "`reference_logp`, `sampler_logp` (under what was sampled from), `similarity`, `finish_reason`, `source_id`, "
         "`seed`). `manifest.json` holds checksums"

@@ -52,7 +52,10 @@ def group(tokenizer: Any, text: str, number: int) -> Group:
     negative = Candidate("bn", other.response_ids, other.response, similarity={"rouge": 0.5}, reference_logp=-1.0)
     return Group(
         *(example_id(str(number), text), encoded.prompt, encoded.response, encoded.prompt_ids, encoded.response_ids),
-        *("train", -1.0, None, [negative], prompt, text),
+        reference_logp=-1.0,
+        negatives=[negative],
+        messages=prompt,
+        query=text,
     )
 
 

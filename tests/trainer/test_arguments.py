@@ -98,6 +98,7 @@ def test_transformers_says_which_attention_a_model_uses(
         ("--rank_by", "rouge"),
         ("--min_similarity", "0.2"),
         ("--max_similarity", "0.8"),
+        ("--in_support", "true"),
         ("--sft_weight", "0.5"),
         ("--objective", "pss", "--pss_share", "0.5"),
         ("--objective", "pss", "--pss_passes", "2"),

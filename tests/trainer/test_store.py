@@ -257,7 +257,7 @@ def test_the_most_similar_are_so_by_the_chosen_signal_and_within_the_bounds(sets
 
 
 def test_the_most_diverse_are_taken_farthest_first(tmp_path: Path) -> None:
-    """From the first, {1 2 3 4}, Jaccard distances 0, 2/5, 6/7, 1, 1: of the two farthest the first, and so on."""
+    """The first one is {1 2 3 4}; the others' distances are 2/5, 6/7, 1, 1: of the two farthest the first is next."""
     texts = [[1, 2, 3, 4], [1, 2, 3, 9, 3], [1, 5, 6, 7], [5, 6, 7, 8], [5, 6, 7, 8, 8]]
     made = group(1)
     made.negatives = [Candidate("an", ids, "t", reference_logp=-1.0, similarity={"embedding": 0.5}) for ids in texts]

@@ -139,7 +139,7 @@ class Choice:
         return np.concatenate(places) if places else np.zeros(0, dtype=np.int64), names
 
     def _by_way(self, shard: Shard, places: np.ndarray, strategy: str) -> np.ndarray:
-        """Of places of a group's candidates of a strategy those that its way takes, in their order; else all."""
+        """The places of a group's candidates of a strategy that its way takes, in their order; without a way all."""
         way, count = WAYS.get(self.ways.get(strategy, "")), self.counts[strategy]
         if way is None or len(places) <= count:
             return places
