@@ -197,6 +197,7 @@ def not_ours(stderr: str) -> list[str]:
     """Lines of a generation's stderr that are neither of our loggers nor its progress."""
     logged = r"(INFO|WARNING|ERROR) (data|negatives_gen|trainer)\..*|error: .*"
     ours = rf"{logged}|\d+ shards, .*|shard \d+.*|starting the .*|loading the .*"
+    ours += "|<frozen runpy>.*"  # the fork's
     return [line for line in stderr.splitlines() if not re.fullmatch(ours, line)]
 
 
