@@ -29,9 +29,9 @@ class Options(SamplingOptions):
 
 def shares(text: str) -> tuple[float, float]:
     """The least and the largest share that "0.5" or "0.2-0.8" names. Raises UserError if they are none."""
-    low, _, high = text.partition("-")
+    low, dash, high = text.partition("-")
     try:
-        found = float(low), float(high or low)
+        found = float(low), float(high if dash else low)
     except ValueError:
         found = 0.0, 0.0
     if not 0 < found[0] <= found[1] < 1:

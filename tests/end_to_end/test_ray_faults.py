@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.shards import NegativeSet
+from data.sources.examples import load_examples
 from tests.support.commands import ForkedCommand, run_command
 from tests.support.kill_points import arm
 from tests.support.ray_cluster import RayCluster
@@ -59,9 +60,10 @@ def test_sigterm_to_a_driver_that_has_started_ray_itself(reference: Path, tmp_pa
 def test_a_shard_that_kills_its_workers_is_set_aside_and_the_others_are_made(
     cluster: RayCluster, reference: Path, tmp_path: Path
 ) -> None:
-    """The first shard has eight prompts, the others six."""
+    """All three are in flight in one actor, of which one prompt of the first kills it: the others come to no harm."""
     out = tmp_path / "set"
-    dies = words(reference, out, "--engine.dies_of", "8")
+    [first, *_] = load_examples("facts", "prompt-completion", limit=20)
+    dies = words(reference, out, "--engine.dies_of", first.prompt)
     done = run_command("tests.support.stubs", *dies, env=cluster.env)
     assert done.returncode == 2, done.stderr[-3000:]
     last = done.stderr.splitlines()[-1]

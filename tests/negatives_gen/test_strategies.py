@@ -421,3 +421,95 @@ def test_a_seed_changes_every_strategy(pool: list[Group], tools: Tools) -> None:
         one = made(name, pool, tools, count=2, **settings)
         assert made(name, pool, tools, count=2, **settings) == one
         assert made(name, pool, dataclasses.replace(tools, seed=1), count=2, **settings) != one
+
+
+# --- RN ---
+
+
+class TailSamplerStub:
+    """Goes on with one word, another one each time, and the end; keeps what it was asked."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.words = sorted(i for t, i in tokenizer.get_vocab().items() if t.isalpha())
+        self.requests: list[tuple[list[int], dict[str, Any]]] = []
+        self.drawn = 0
+
+    async def sample(self, prompt: Sequence[int], **request: Any) -> list[Sample]:
+        self.requests.append((list(prompt), request))
+        samples = []
+        for _ in range(request["n"]):
+            self.drawn += 1
+            samples.append(Sample([self.words[self.drawn % len(self.words)], 0], "", "stop", -float(self.drawn), None))
+        return samples
+
+
+RN = {"count": 4, "top_k": 50, "temperature": 1.0, "max_new_tokens": 64, "rn_share": "0.2-0.8"}
+
+
+def resumed(pool: Sequence[Group], tools: Tools, **settings: Any) -> tuple[list[Group], TailSamplerStub]:
+    groups, sampler = fresh(pool), TailSamplerStub(tools.tokenizer)
+    lent = dataclasses.replace(tools, sampler=sampler)
+    assert STRATEGIES.load("rn").add(groups, groups, {**RN, **settings}, lent) == {}
+    return groups, sampler
+
+
+def test_rn_goes_on_from_a_share_of_the_ground_truth(pool: list[Group], tools: Tools) -> None:
+    groups, sampler = resumed(pool, tools)
+    tails = {tuple(prompt): request for prompt, request in sampler.requests}
+    shares = list[float]()
+    for group in groups:
+        tokens = group.response_ids[:-1]
+        for candidate in group.negatives:
+            *kept, own, end = candidate.ids
+            assert kept == tokens[: len(kept)]
+            assert candidate.sampler_logp is not None  # of the tail alone
+            assert (own, end) == (sampler.words[int(-candidate.sampler_logp) % len(sampler.words)], 0)
+            assert tails[(*group.prompt_ids, *kept)]["max_tokens"] == min(64, 64 - len(group.prompt_ids)) - len(kept)
+            assert round(0.2 * len(tokens)) <= len(kept) <= min(round(0.8 * len(tokens)), len(tokens) - 1)
+            shares.append(len(kept) / len(tokens))
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.03)
+    assert np.std(shares) > 0.1
+
+
+def test_rn_asks_once_for_all_draws_that_keep_as_many_tokens(pool: list[Group], tools: Tools) -> None:
+    groups, sampler = resumed(pool[:20], tools, rn_share="0.5")
+    assert [request["n"] for _, request in sampler.requests][:20] == [4] * 20
+    for group, (prompt, _) in zip(groups, sampler.requests[:20], strict=True):
+        tokens = len(group.response_ids) - 1
+        assert prompt == [*group.prompt_ids, *group.response_ids[: min(round(0.5 * tokens), tokens - 1)]]
+
+
+def test_rn_depends_on_seed_and_group_and_on_what_a_group_has(pool: list[Group], tools: Tools) -> None:
+    def asked(groups: Sequence[Group], seed: int = 0) -> dict[str, list[tuple[int, int]]]:
+        sampler = TailSamplerStub(tools.tokenizer)
+        lent = dataclasses.replace(tools, seed=seed, sampler=sampler)
+        found = {}
+        for group in groups:
+            sampler.requests = []
+            STRATEGIES.load("rn").add([group], [group], RN, lent)
+            found[group.id] = [(len(prompt), request["seed"]) for prompt, request in sampler.requests]
+        return found
+
+    few = pool[:8]
+    assert asked(fresh(few)) == {**asked(fresh(few[::-1]))}
+    assert asked(fresh(few)) != asked(fresh(few), seed=1)
+    having = fresh(few)
+    for group in having:
+        group.negatives = [Candidate("rn", [7, 0], " something")]
+    assert asked(having).items().isdisjoint(asked(fresh(few)).items())
+
+
+def test_rn_keeps_no_end_and_leaves_room_for_a_token(tools: Tools) -> None:
+    short = Group("x", "p", " a", [1, 2, 3], [9, 0])
+    _, sampler = resumed([short], tools, rn_share="0.9")
+    assert sampler.requests[0][0] == [1, 2, 3]  # one token before the end: it is sampled
+    long = Group("y", "p", " b", [1], [*range(20, 40), 0])
+    _, sampler = resumed([long], tools, rn_share="0.9", max_new_tokens=5)
+    assert (len(sampler.requests[0][0]), sampler.requests[0][1]["max_tokens"]) == (1 + 4, 1)
+
+
+@pytest.mark.parametrize("share", ["0", "1", "0.8-0.2", "half", "0.2-", "-0.5", "0.1-1", "nan"])
+def test_rn_refuses_a_share_that_is_none(share: str) -> None:
+    config = make_config(GenerateConfig, model="m", dataset="facts", out="o", strategies="rn=1", rn_share=share)
+    with pytest.raises(UserError, match=r"--rn_share must be a share between 0 and 1, or a range such as 0.2-0.8, got"):
+        config.check()
