@@ -68,12 +68,15 @@ class Source(Protocol):
     Attributes:
         num_examples: how many there are, or None of a stream.
         fingerprint: SHA-256 over the ids in order, see `fingerprint`, or None of a stream.
+        lists_sha256: SHA-256 over what the rows list besides and its scores, which no id holds; None where nothing of
+            the kind is read, or of a stream.
         own_splits: whether a row belongs where it comes from, not where its content puts it.
         summary: rows and halves of the whole source in words: "15,011 rows: 7,505 train, 7,506 held out".
     """
 
     num_examples: int | None
     fingerprint: str | None
+    lists_sha256: str | None
     own_splits: bool
     summary: str
 
@@ -170,7 +173,7 @@ class _Table:
         import numpy as np
 
         self._rows, self._reader, self.own_splits = Joined([part.rows for part in parts]), reader, len(parts) > 1
-        ids, keys, numbers, counts, start = bytearray(), bytearray(), array("q"), [], 0
+        ids, keys, lists, numbers, counts, start = bytearray(), bytearray(), bytearray(), array("q"), [], 0
         for part in parts:
             check = _ColumnCheck(part.dataset, reader)
             for number, row in _fetched(part.rows, range(len(part.rows))):
@@ -179,6 +182,7 @@ class _Table:
                     example = _example(row, reader)
                     ids += bytes.fromhex(example.id)
                     keys += split_key(example.id)
+                    lists += _hash_of_lists(example) if reader.lists else b""
                     numbers.append(start + number)
             check.finish()
             start += len(part.rows)
@@ -195,6 +199,8 @@ class _Table:
         self._numbers = np.array(numbers)[chosen]
         self.num_examples: int | None = len(chosen)
         self.fingerprint: str | None = _digest(chosen_ids)
+        of_lists = np.frombuffer(lists, ">u8").reshape(-1, 2)
+        self.lists_sha256: str | None = _digest(of_lists[chosen]) if reader.lists else None
         self.summary = f"{len(numbers):,} rows: {train:,} train, {len(numbers) - train:,} held out"
         if split != "all" or limit is not None:
             self.summary += f"; read: {len(chosen):,} of {'both' if split == 'all' else split}"
@@ -210,6 +216,7 @@ class _Stream:
 
     num_examples: int | None = None
     fingerprint: str | None = None
+    lists_sha256: str | None = None
 
     def __init__(self, parts: Sequence[Part], reader: RowReader, split: str, limit: int | None, share: float):
         self._parts, self._reader, self._split, self._limit, self._share = parts, reader, split, limit, share
@@ -340,6 +347,10 @@ def _order(keys: bytearray) -> Any:
 
     high, low = np.frombuffer(keys, ">u8").reshape(-1, 2).T
     return np.lexsort((low, high))
+
+
+def _hash_of_lists(example: Example) -> bytes:
+    return hashlib.sha256(repr((example.alternatives, example.scores)).encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def _ends(counts: Sequence[int]) -> list[tuple[int, int]]:

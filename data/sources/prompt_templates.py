@@ -23,7 +23,7 @@ class Unfilled:
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """What writes prompts.
+    """A prompt with places for what a row says.
 
     Attributes:
         syntax: "text" or "jinja".

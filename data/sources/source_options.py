@@ -89,6 +89,8 @@ class SourceOptions:
     def describe_source(self, source: Source) -> dict[str, Any]:
         """What a manifest or a report says of how rows are read and split: nothing that is as it always was."""
         found = RowReader.of(self.task, self.columns, self.prompt_template).describe()
+        if source.lists_sha256 is not None:
+            found["candidates_sha256"] = source.lists_sha256
         if self.test_share not in (None, TEST_SHARE):
             found["test_share"] = self.test_share
         if self.test_dataset is not None:

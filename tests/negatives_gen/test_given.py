@@ -153,6 +153,17 @@ def test_the_recipes_fit_rows_of_their_shape(
         assert all(group.prompt == f"### Instruction:\n{group.query}\n\n### Response:\n" for group in groups)
 
 
+def test_other_candidates_or_scores_are_another_job(reference: Path, tmp_path: Path) -> None:
+    rows = ultrafeedback([4] * 4)
+    options = {"columns": COLUMNS, "strategies": "given=3", "signals": "given"}
+    path = write(tmp_path / "rows.jsonl", rows)
+    first = made(reference, tmp_path / "set", path, **options).manifest
+    assert made(reference, tmp_path / "set", path, **options).manifest == first
+    rows[0]["completions"][3]["overall_score"] = 1.5  # ground truths and ids stay
+    write(tmp_path / "rows.jsonl", rows)
+    assert "data.candidates_sha256" in refusal(lambda: made(reference, tmp_path / "set", path, **options))
+
+
 def test_ranks_of_which_less_is_better_and_what_the_job_chose_by_them(reference: Path, tmp_path: Path) -> None:
     options = {
         "columns": "candidates=answers[].answer,scores=-answers[].rank",
