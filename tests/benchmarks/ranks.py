@@ -21,7 +21,7 @@ GROUPS, ROUNDS = extent((8, 9), (4, 1))
 
 def main() -> None:
     torch.set_num_threads(1)
-    groups, scorer = dolly_continuations(GROUPS), Scorer.load(MODEL)
+    groups, scorer = dolly_continuations(24)[:GROUPS], Scorer.load(MODEL)  # 12 responses to choose from at least
     order = sorted(groups, key=lambda group: group.longest)
 
     @torch.no_grad()

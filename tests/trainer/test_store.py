@@ -265,7 +265,7 @@ def test_the_most_diverse_are_taken_farthest_first(tmp_path: Path) -> None:
     # Beside 0 and 3, the nearest of 1 is 2/5 away, that of 2 is 3 at 1 - 3/5, that of 4 is 3 itself: 1 is before 2.
     for count, expected in ((1, [0]), (2, [0, 3]), (3, [0, 1, 3]), (4, [0, 1, 2, 3]), (5, [0, 1, 2, 3, 4])):
         groups = ContrastiveGroups.of([negatives], "train", f"an={count}:diverse")
-        assert [c.tolist() for c in groups[0].tokens.continuations[1:]] == [texts[place] for place in expected]
+        assert [list(c) for c in groups[0].tokens.continuations[1:]] == [texts[place] for place in expected]
         assert groups.tokens(groups.blocks[0]).tolist() == [groups[0].tokens.packed_length]
 
 
