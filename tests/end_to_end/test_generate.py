@@ -197,7 +197,9 @@ def not_ours(stderr: str) -> list[str]:
     """Lines of a generation's stderr that are neither of our loggers nor its progress."""
     logged = r"(INFO|WARNING|ERROR) (data|negatives_gen|trainer)\..*|error: .*"
     ours = rf"{logged}|\d+ shards, .*|shard \d+.*|starting the .*|loading the .*"
-    ours += "|<frozen runpy>.*"  # the fork's
+    ours += (
+        r"|<frozen runpy>.*|(Generating \w+ split.*)?"  # the fork's; the bar of reading, before the directory is ours
+    )
     return [line for line in stderr.splitlines() if not re.fullmatch(ours, line)]
 
 
