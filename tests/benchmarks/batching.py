@@ -25,7 +25,7 @@ from negatives_gen.models.engine import Engine
 from tests.benchmarks.dolly import DOLLY, MODEL
 from tests.benchmarks.extent import extent
 
-ROWS, MAX_TOKENS, ROUNDS = extent((192, 64, 5), (32, 8, 1))
+ROWS, MAX_TOKENS, ROUNDS = extent((96, 48, 3), (32, 8, 1))
 N, TOP_K, SLOTS = 11, 50, 64
 SIZES = (8, 16, 32)
 ENGINE = {"max_num_seqs": SLOTS, "num_gpu_blocks_override": 512}

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from data.models import context_length, load_tokenizer
+from negatives_gen.job.batching import Admission, EngineLoop, ShardSampler
 from negatives_gen.models.engine import Engine
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import Tools
@@ -24,8 +25,12 @@ SETTINGS = {"count": N, "top_k": TOP_K, "temperature": 1.0, "max_new_tokens": MA
 def main() -> None:
     groups = dolly_groups(GROUPS)
     prompts = [group.prompt_ids for group in groups]
-    engine = Engine(MODEL, options={"max_num_seqs": 256})
-    tools = Tools(0, context_length(MODEL), load_tokenizer(MODEL), sampler=engine)
+    engine, context, tokenizer = (
+        Engine(MODEL, options={"max_num_seqs": 256}),
+        context_length(MODEL),
+        load_tokenizer(MODEL),
+    )
+    loop = EngineLoop(lambda: engine)
     from vllm import SamplingParams
 
     def bare(n: int = N, repeat: int = 1, logprobs: int | None = 0) -> int:
@@ -37,7 +42,8 @@ def main() -> None:
 
     def ours() -> int:
         fresh = [dataclasses.replace(group, negatives=[]) for group in groups]
-        STRATEGIES.load("an").add(fresh, fresh, SETTINGS, tools)
+        sampler = ShardSampler(loop, Admission(lambda: 0, 1), 0)
+        STRATEGIES.load("an").add(fresh, fresh, SETTINGS, Tools(0, context, tokenizer, sampler=sampler))
         return sum(len(c.ids) for group in fresh for c in group.negatives)
 
     contestants = {

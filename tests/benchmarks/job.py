@@ -37,6 +37,7 @@ def work_of(folder: Path):
 def stage_alone(name: str, folder: Path) -> None:
     """In a child process: one stage, over all shards; what it passes on lies in files."""
     from negatives_gen.job.actors import STAGES, new_row
+    from negatives_gen.job.batching import work_on
     from negatives_gen.job.inputs import stage_inputs
 
     config, source, work = work_of(folder)
@@ -50,7 +51,7 @@ def stage_alone(name: str, folder: Path) -> None:
     for index in range(staged.shards):
         payload = folder / f"{index}.pickle"
         row = {**new_row(index), "payload": payload.read_bytes() if name != "sample" else b""}
-        row = stage(row)
+        row = work_on(stage, row)
         assert not row["error"], row["error"]
         if name == "sample":
             payload.write_bytes(row["payload"])

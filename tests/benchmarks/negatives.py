@@ -5,6 +5,7 @@ of negatives of the same groups, in turn, several times. What they are worth to 
 log-probability per token, that of the ground truths being the first row.
 """
 
+import asyncio
 import dataclasses
 import statistics
 import time
@@ -16,6 +17,8 @@ import torch
 
 from data.models import context_length, load_tokenizer
 from data.schema import Group
+from negatives_gen.job.batching import Admission, EngineLoop, ShardSampler
+from negatives_gen.models.engine import Engine, Request, Sample
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import Tools
 from tests.benchmarks.dolly import MODEL, dolly_groups
@@ -40,7 +43,7 @@ class Contestant:
 
     @property
     def name(self) -> str:
-        return " ".join([self.strategy, *(f"{key} {value}" for key, value in self.settings.items())])
+        return " ".join([self.strategy, *(f"{k} {v}" for k, v in self.settings.items() if k not in SAMPLING)])
 
     def run(self, groups: Sequence[Group], tools: Tools, seen: "Passes") -> None:
         """Make negatives of fresh copies of the groups."""
@@ -65,13 +68,51 @@ class Passes:
         self.tokens += kwargs["input_ids"].numel()
 
 
-CONTESTANTS = [Contestant("mn", {"mn_share": 0.15, "mn_rounds": rounds}) for rounds in (1, 2, 4)]
+class CountedEngine(Engine):
+    """An engine whose steps are counted, with the prompts that it is given and the tokens that it samples."""
+
+    def __init__(self, seen: Passes):
+        super().__init__(MODEL, options={"num_gpu_blocks_override": 512})
+        self.seen = seen
+
+    def start(self, key: str, request: Request) -> None:
+        self.seen.tokens += len(request.prompt)
+        super().start(key, request)
+
+    def step(self) -> list[tuple[str, list[Sample]]]:
+        self.seen.number += 1
+        finished = super().step()
+        self.seen.tokens += sum(len(sample.ids) for _, samples in finished for sample in samples)
+        return finished
+
+
+class LoopSampler:
+    """What a shard has of the engine, made anew for each event loop."""
+
+    def __init__(self, loop: EngineLoop):
+        self.loop = loop
+        self._of: tuple[Any, ShardSampler] | None = None
+
+    async def sample(self, prompt: Sequence[int], **request: Any) -> list[Sample]:
+        running = asyncio.get_running_loop()
+        if self._of is None or self._of[0] is not running:
+            self._of = running, ShardSampler(self.loop, Admission(lambda: 0, 1), 0)
+        return await self._of[1].sample(prompt, **request)
+
+
+SAMPLING = {"top_k": 50, "temperature": 1.0, "max_new_tokens": 256}
+CONTESTANTS = [
+    *(Contestant("mn", {"mn_share": 0.15, "mn_rounds": rounds}) for rounds in (1, 2, 4)),
+    Contestant("an", SAMPLING),
+    *(Contestant("rn", {**SAMPLING, "rn_share": share}) for share in ("0.5", "0.1-0.9")),
+]
 
 
 def main() -> None:
     groups, scorer = sorted(dolly_groups(GROUPS), key=lambda group: group.id), Scorer.load(MODEL)
-    tools = Tools(0, context_length(MODEL), load_tokenizer(MODEL), predictor=scorer)
     seen = Passes(scorer.model)
+    sampler = LoopSampler(EngineLoop(lambda: CountedEngine(seen)))
+    tools = Tools(0, context_length(MODEL), load_tokenizer(MODEL), predictor=scorer, sampler=sampler)
     for turn in range(TURNS):
         for contestant in CONTESTANTS if turn % 2 == 0 else reversed(CONTESTANTS):
             contestant.run(groups, tools, seen)

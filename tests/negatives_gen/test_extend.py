@@ -206,7 +206,7 @@ def test_nothing_is_made_or_scored_again(make: Maker, monkeypatch: pytest.Monkey
             return super().embed(texts)
 
     class CountingScorerStub(ScorerStub):
-        def score(self, groups: list[Any]) -> list[list[float]]:
+        def score(self, groups: Sequence[Any]) -> list[list[float]]:
             scored.extend(len(group.continuations) for group in groups)
             return [[-1.0] * len(group.continuations) for group in groups]
 
