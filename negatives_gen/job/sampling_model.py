@@ -69,7 +69,7 @@ def sampling_model(
         tokenizer: the reference's.
 
     Raises:
-        UserError: it has another tokenizer, other ends or a larger vocabulary, or is no model of a kind that is taken.
+        UserError: the model has another tokenizer, other ends or a larger vocabulary, or its kind is not taken.
     """
     directory = model_directory(path)
     if (directory / ADAPTER).is_file() and not (directory / "config.json").is_file():

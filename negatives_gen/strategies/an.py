@@ -10,7 +10,7 @@ class Autoregressive(SampledStrategy):
     """Samples what a group lacks in one request; what is not new is drawn again."""
 
     name = "an"
-    summary = "autoregressive: sampled from the reference model, or from --sampler"
+    summary = "autoregressive: sampled from the reference model, or --sampler"
     Options: ClassVar = SamplingOptions
 
     async def draw(

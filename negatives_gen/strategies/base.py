@@ -266,7 +266,7 @@ class SampledStrategy(Strategy):
         )
 
     async def sample_all(self, groups: Sequence[Group], settings: dict[str, Any], tools: Tools) -> dict[str, str]:
-        """As `add`, while others use the same event loop."""
+        """Append candidates to each group, as `add` does, while others use the same event loop."""
         done = 0
 
         async def sampled(group: Group) -> str:

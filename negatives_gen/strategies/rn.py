@@ -84,7 +84,7 @@ class Resumed(SampledStrategy):
         return candidates
 
     def _kept(self, tokens: int, number: int, room: int, bounds: tuple[float, float], seed: int) -> list[int]:
-        """Of how many tokens of the ground truth each draw begins.
+        """How many tokens of the ground truth each draw keeps.
 
         Args:
             tokens: of the ground truth before its end.

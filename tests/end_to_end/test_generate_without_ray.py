@@ -28,8 +28,13 @@ def settings(options: dict[str, Any], answering_model: Path) -> dict[str, Any]:
 
 def make(engines: "Engines", settings: dict[str, Any], out: Path) -> Manifest:
     """The set, with an engine in the session's vLLM process."""
+    from tests.support.answering import SteppedProxy
+
     with without_ray():
-        return generate(make_config(GenerateConfig, **settings, out=str(out)), Components(engine=engines.Engine))
+        return generate(
+            make_config(GenerateConfig, **settings, out=str(out)),
+            Components(engine=lambda *arguments, **more: SteppedProxy(engines.Engine(*arguments, **more))),
+        )
 
 
 def test_an_interrupted_job_goes_on_and_leaves_finished_shards_as_they_are(

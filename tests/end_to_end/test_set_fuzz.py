@@ -145,6 +145,7 @@ def damaged_rows(rows: list[dict[str, Any]], draw: random.Random) -> list[dict[s
         str: [None, "", "\x1b[2J", "x" * 5000],
         float: [None, float("nan"), float("inf"), 1e30],
         int: [None, -1],
+        bool: [None, False],
         dict: [None, {}, {"embedding": None, "rouge": 0.5}, {"embedding": float("nan"), "rouge": 0.5}],
         type(None): [0 if key == "seed" else -0.5 if "logp" in key else []],
     }

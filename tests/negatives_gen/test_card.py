@@ -56,7 +56,7 @@ def test_the_card_says_what_is_in_the_set(manifest: Manifest) -> None:
     files = [{"split": "train", "path": "shard-*.parquet"}]
     assert data["configs"] == [{"config_name": "default", "data_files": files}]
     for line in (
-        "| `an` | 3 | autoregressive: sampled from the reference model | top_k 50, temperature 1.0 |",
+        "| `an` | 3 | autoregressive: sampled from the reference model, or --sampler | top_k 50, temperature 1.0 |",
         "| `tn` | 1 | truncation: the ground truth cut at a random position | of a\\|b |",
         "| rows | 48 read, 48 groups, 0 rejected (`rejects.parquet` says why) |",
         f"| reference model | `~/models/reference`, weights SHA-256 `{manifest.job['model']['weights_sha256'][:16]}` |",

@@ -259,9 +259,9 @@ def test_the_old_set_stays_and_the_new_one_names_it(make: Maker) -> None:
             {"strategies": "tn=3", "api": {"base_url": "http://h/v1"}},
             r"--api\.\* would change nothing: no 'un'",
         ),
-        ({"strategies": "tn=3", "engine": {"seed": 1}}, r"--engine\.\* would change nothing: no 'an' is added"),
+        ({"strategies": "tn=3", "engine": {"seed": 1}}, r"--engine\.\* would change nothing: no 'an' or 'rn' is added"),
         ({"signals": "rouge", "reward_model": "x"}, "--reward_model would change nothing: the new set has no signal"),
-        ({"signals": "rouge", "num_engines": 2}, "--num_engines would change nothing: no 'an' is added"),
+        ({"signals": "rouge", "num_engines": 2}, "--num_engines would change nothing: no 'an' or 'rn' is added"),
         ({"strategies": "an=1", "top_k": -1}, "--top_k must be 0"),
     ],
 )

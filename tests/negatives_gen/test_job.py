@@ -131,9 +131,9 @@ def test_continuation_cuts_any_text_and_counts_what_it_truncates(reference: Path
         ({"reward_model": "x"}, "--reward_model would change nothing: no 'reward' is chosen. .* add some by --signals"),
         (
             {"strategies": "bn=3", "engine": {"dtype": "float32"}},
-            r"--engine\.\* would change nothing: no 'an' is chosen",
+            r"--engine\.\* would change nothing: no 'an' or 'rn' is chosen",
         ),
-        ({"strategies": "bn=3", "num_engines": 2}, "--num_engines would change nothing: no 'an' is"),
+        ({"strategies": "bn=3", "num_engines": 2}, "--num_engines would change nothing: no 'an' or 'rn' is"),
     ],
 )
 def test_options_that_cannot_work_are_refused_before_an_engine_starts(
@@ -337,7 +337,10 @@ def test_json_for_clusters_has_no_other_line_and_no_home(
     said = capsys.readouterr()
     outcome = json.loads(said.out.splitlines()[0])
     assert (outcome["event"], outcome["out"], outcome["rows_written"]) == ("done", "~/set", 8)
-    *_, complete, error = map(json.loads, said.err.splitlines())
+    lines = [json.loads(line) for line in said.err.splitlines()]
+    told = [line for line in lines if line.get("logger") == "data.sources.source_options"]
+    assert [line["message"] for line in told] == ["facts: 960 rows: 480 train, 480 held out; read: 8 of both"] * 3
+    *_, complete, error = (line for line in lines if line not in told)
     assert (complete["level"], complete["logger"]) == ("INFO", "negatives_gen.job.job")
     assert complete["message"] == "~/set is complete already"
     assert error["level"] == "ERROR"

@@ -63,7 +63,19 @@ def test_a_strategy_from_outside_is_generated_resumed_and_extended(
 ) -> None:
     path, module = "rotated_outside:ROTATED", outside / "rotated_outside.py"
     module.write_text(STRATEGY)
-    first = ["--model", reference, "--dataset", "facts", "--limit", 8, "--embedder", "reference", "--out"]
+    first = [
+        "--model",
+        reference,
+        "--dataset",
+        "facts",
+        "--limit",
+        8,
+        "--split",
+        "train",
+        "--embedder",
+        "reference",
+        "--out",
+    ]
     first += [tmp_path / "set", "--strategies", f"{path}=2,tn=1", "--shift", 3]
     assert run(*first) == 0
     entry = manifest(tmp_path / "set").job["strategies"]["rotated"]
@@ -125,7 +137,19 @@ def test_a_ranking_signal_from_outside_is_generated_and_trained_by(
 ) -> None:
     path = "brevity_outside:BREVITY"
     (outside / "brevity_outside.py").write_text(SIGNAL)
-    words = ["--model", reference, "--dataset", "facts", "--limit", 8, "--embedder", "reference", "--out"]
+    words = [
+        "--model",
+        reference,
+        "--dataset",
+        "facts",
+        "--limit",
+        8,
+        "--split",
+        "train",
+        "--embedder",
+        "reference",
+        "--out",
+    ]
     words += [tmp_path / "set", "--strategies", "tn=3", "--signals", f"embedding,{path}", "--scale", 0.5]
     assert run(*words) == 0
     job = manifest(tmp_path / "set").job

@@ -66,6 +66,26 @@ class DrawingEngine(Engine):
             samples |= dict(self.step())
         return [samples[str(number)] for number in range(len(requests))]
 
+    def look(self) -> tuple[int, int | None, int]:
+        """What a proxy cannot see: slots, sequences that run, sequences that have not ended."""
+        return self.slots, self.running, self.unfinished
+
+
+class SteppedProxy:
+    """An engine of another process, as the loop of this one steps it (`negatives_gen.job.batching`)."""
+
+    def __init__(self, engine: DrawingEngine):
+        self.start, self.step, self._look = engine.start, engine.step, engine.look
+        self.slots, _, _ = self._look()
+
+    @property
+    def running(self) -> int | None:
+        return self._look()[1]
+
+    @property
+    def unfinished(self) -> int:
+        return self._look()[2]
+
 
 KEPT: list[DrawingEngine] = []
 

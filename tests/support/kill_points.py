@@ -24,6 +24,7 @@ from typing import Any
 from unittest import mock
 
 from data.command.errors import exit_on_user_error
+from data.command.log import start_logging
 from data.command.options import load_config
 from data.storage import Folder
 from negatives_gen.config import GenerateConfig
@@ -127,6 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     alone = "--no-ray" in words
     words = [word for word in words if word != "--no-ray"]
     config = load_config(GenerateConfig, words, command="tests.support.kill_points")
+    start_logging()
     armed = ArmedStub(Path(folder), config.out)
     armed.install()
 
