@@ -135,16 +135,15 @@ class EngineLoop:
             while self._waiting and room > 0:
                 taken.append(heapq.heappop(self._waiting))
                 room -= taken[-1].request.n
-        for waiting in taken:
-            key = str(waiting.place[1])
-            if waiting.future.set_running_or_notify_cancel():
-                try:
-                    engine.start(key, waiting.request)
-                    futures[key] = waiting.future
-                except ValueError as error:  # of this one request
-                    waiting.future.set_exception(error)
-            with self._changed:
-                self._queued -= waiting.request.n
+        begun = {str(w.place[1]): w for w in taken if w.future.set_running_or_notify_cancel()}
+        futures.update({key: waiting.future for key, waiting in begun.items()})
+        for key, waiting in begun.items():
+            try:
+                engine.start(key, waiting.request)
+            except ValueError as error:  # of this one request
+                futures.pop(key).set_exception(error)
+        with self._changed:
+            self._queued -= sum(waiting.request.n for waiting in taken)
         return True
 
     def _step(self, engine: SteppedEngine, futures: dict[str, "Future[list[Sample]]"]) -> None:
@@ -170,6 +169,7 @@ class Admission:
         self._backlog, self._enough = backlog, enough
         self._changed = asyncio.Condition()
         self._in_flight = 0
+        self._beginning = False  # a shard has begun and has asked for nothing yet
         self._alone = False  # whether the shard in flight must stay alone
         self._numbers, self._waiting = itertools.count(), list[int]()
 
@@ -184,14 +184,14 @@ class Admission:
         self._waiting.append(number)
 
         def may_begin() -> bool:
-            if number != self._waiting[0] or self._alone:
+            if number != self._waiting[0] or self._alone or self._beginning:
                 return False
             return not self._in_flight or not (alone or self._backlog() >= self._enough)
 
         async with self._changed:
             try:
                 await self._changed.wait_for(may_begin)
-                self._in_flight, self._alone = self._in_flight + 1, alone
+                self._in_flight, self._alone, self._beginning = self._in_flight + 1, alone, True
             finally:
                 self._waiting.remove(number)
                 self._changed.notify_all()
@@ -199,7 +199,14 @@ class Admission:
             yield number
         finally:
             async with self._changed:
-                self._in_flight, self._alone = self._in_flight - 1, False
+                self._in_flight, self._alone, self._beginning = self._in_flight - 1, False, False
+                self._changed.notify_all()
+
+    async def asked(self) -> None:
+        """Say that the shard that has begun last asks the engine: what it asks for counts from now on."""
+        if self._beginning:
+            async with self._changed:
+                self._beginning = False
                 self._changed.notify_all()
 
     async def look_again(self) -> None:
@@ -231,7 +238,9 @@ class ShardSampler:
         """Sample n continuations of a prompt, see `negatives_gen.models.engine.Request`."""
         self.asked += 1
         request = Request(prompt, n, top_k, temperature, max_tokens, seed)
-        samples = await asyncio.wrap_future(self._loop.submit(request, self._turn))
+        submitted = asyncio.wrap_future(self._loop.submit(request, self._turn))
+        await self._admission.asked()
+        samples = await submitted
         self.answered += sum(bool(sample.ids) for sample in samples)
         self.tokens += sum(len(sample.ids) for sample in samples)
         await self._admission.look_again()

@@ -1,8 +1,8 @@
 """Whether speculative decoding keeps the distribution: `python -m tests.benchmarks.speculation`.
 
-A toy model over five tokens, whose continuations of at most three can all be listed: their frequencies among many samples
-against their probabilities by transformers, without speculation, with n-grams and with a draft model. An engine of
-ours refuses it on a CPU, so these are vLLM's own.
+A toy model over five tokens, whose continuations of at most three can all be listed: their frequencies among many
+samples against their probabilities by transformers, without speculation, with n-grams and with a draft model. An engine
+of ours refuses it on a CPU, so these are vLLM's own.
 """
 
 import json

@@ -120,14 +120,33 @@ def test_an_engine_that_dies_fails_all_that_wait_and_whoever_asks_later() -> Non
         loop.submit(request(1), 0)
 
 
+def test_an_engine_that_fails_at_a_request_fails_all_that_it_was_given() -> None:
+    class FailingEngineStub(SlottedEngineStub):
+        def start(self, key: str, request: Request) -> None:
+            if request.prompt[0] == 2:
+                raise RuntimeError("no connection to the core")
+            super().start(key, request)
+
+    engine = FailingEngineStub(seconds=0.2)
+    loop = with_loop(engine)
+    running = loop.submit(request(0, length=9), 0)
+    time.sleep(0.1)
+    futures = [running, *(loop.submit(request(number), 0) for number in (1, 2, 3, 4))]
+    for future in futures:
+        with pytest.raises(RuntimeError, match="no connection to the core"):
+            future.result(timeout=10)
+
+
 def shards_in_turn(backlog: Callable[[], int], alone: list[bool], body: Callable[[int], Any]) -> None:
-    """Have shards wait for their turns, all at once; `body` is awaited in each."""
+    """Have shards wait for their turns, all at once; `body` is awaited in each once it has asked for something."""
 
     async def run() -> None:
         admission = Admission(backlog, 10)
 
         async def one(index: int) -> None:
             async with admission.turn(alone=alone[index]):
+                await asyncio.sleep(0)  # it loads
+                await admission.asked()
                 await body(index)
             await admission.look_again()
 
@@ -137,17 +156,28 @@ def shards_in_turn(backlog: Callable[[], int], alone: list[bool], body: Callable
 
 
 def test_a_shard_begins_while_the_engine_has_less_than_enough_to_do() -> None:
-    in_flight, most, order = set[int](), [0], list[int]()
+    """What a shard asks for counts before the next one is looked at: else all would begin at once."""
+    asked, in_flight, most, order = set[int](), set[int](), [0], list[int]()
 
-    async def body(index: int) -> None:
-        in_flight.add(index)
-        order.append(index)
-        most[0] = max(most[0], len(in_flight))
-        for _ in range(5):
-            await asyncio.sleep(0)
-        in_flight.remove(index)
+    async def run() -> None:
+        admission = Admission(lambda: 4 * len(asked), 10)
 
-    shards_in_turn(lambda: 4 * len(in_flight), [False] * 7, body)
+        async def one(index: int) -> None:
+            async with admission.turn(alone=False):
+                in_flight.add(index)
+                order.append(index)
+                most[0] = max(most[0], len(in_flight))
+                await asyncio.sleep(0.01)  # it loads
+                asked.add(index)
+                await admission.asked()
+                await asyncio.sleep(0.05)
+                in_flight.remove(index)
+                asked.remove(index)
+                await admission.look_again()
+
+        await asyncio.gather(*(one(index) for index in range(7)))
+
+    asyncio.run(run())
     assert most == [3]  # 4 + 4 are less than 10, 12 are not
     assert order == list(range(7))
 
