@@ -115,19 +115,24 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     Raises:
         UserError: the model has no tokenizer, it lacks an EOS, or it gives ids that the model has no embedding for.
     """
-    from transformers import AutoTokenizer
-
     directory = check_model(model, needs_weights=False)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except Exception as error:  # whatever tokenizers, sentencepiece or json raise on damaged files
-        raise UserError(f"the tokenizer of '{model}' cannot be read: {first_line(error)}") from error
+    tokenizer = read_tokenizer(directory, model, trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of '{model}' has no EOS token; every continuation must be able to end.")
     rows = vocabulary_size(model)
     declare(tokenizer, Declared(declared_ends(directory, rows), rows))
     require_rows(tokenizer, rows, model)
     return tokenizer
+
+
+def read_tokenizer(directory: Path, named: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in a directory, whatever else lies there. Raises UserError if it cannot be read."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever tokenizers, sentencepiece or json raise on damaged files
+        raise UserError(f"the tokenizer of '{named}' cannot be read: {first_line(error)}") from error
 
 
 def declared_ends(directory: Path, rows: int | None = None) -> tuple[int, ...]:

@@ -47,6 +47,7 @@ class Work:
     Attributes:
         model: directory of the reference model.
         sampler: what samples; None: the reference.
+        present: strategy -> negatives of it that every group has already, in a set that is extended.
         strategies: those that have negatives to make, with their settings.
         signals: the ranking signals with their options, the default first.
         outside: import paths of strategies and of signals that are not built in: a worker knows their names only once
@@ -65,6 +66,7 @@ class Work:
     engine_options: dict[str, Any]
     trust_remote_code: bool = False
     sampler: SamplingModel | None = None
+    present: dict[str, int] = field(default_factory=dict)
     outside: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     components: Components = field(default_factory=Components)
 
@@ -221,10 +223,10 @@ class SampleStage(Stage):
         tools = dataclasses.replace(self.tools, sampler=sampler, tell=tell)
         for strategy, settings in self._mine():
             assert isinstance(strategy, SampledStrategy)
-            started = time.perf_counter()
+            seconds = sampler.clock()
             short = await strategy.sample_all(shard.tried_by(strategy), settings, tools)
             _served(strategy, settings, shard, short)
-            shard.seconds[strategy.name] = sampler.own_seconds(time.perf_counter() - started)
+            shard.seconds[strategy.name] = seconds()
         if sampler.asked and not sampler.answered:
             raise UserError(
                 f"the engine gave not one token for the {sampler.asked} prompts that it was asked. Check the "
@@ -256,9 +258,9 @@ class ScoreStage(Stage):
         self.scorer = work.components.scorer(work.model, dtype=work.dtype, trust_remote_code=work.trust_remote_code)
         self.signals = work.components.signals(work.signals, Reference(work.model, work.trust_remote_code))
         whole = work.writer.job["strategies"]  # of a set that is extended also those that it has already
-        # The ranks are the reference's: of another sampler it is not known what it could have said.
-        known = "sampler" not in work.writer.job
-        self.samplers = {name: whole[name] for name in whole if known and STRATEGIES.load(name).stage == SAMPLE}
+        self.samplers = {name: whole[name] for name in whole if STRATEGIES.load(name).stage == SAMPLE}
+        # The ranks are the reference's: of another sampler lengths and settings alone say what it could have said.
+        self.ranks_count = "sampler" not in work.writer.job
         return {"predictor": self.scorer}
 
     def finish(self, index: int, shard: Shard) -> dict[str, Any]:
@@ -295,7 +297,7 @@ class ScoreStage(Stage):
         for group in shard.groups:
             if group.in_support is None:
                 group.in_support = in_support(group, None, self.samplers, self.tools)
-            asked = group.in_support is None and bool(self.samplers)
+            asked = group.in_support is None and bool(self.samplers) and self.ranks_count
             candidates = [c for c in group.negatives if c.reference_logp is None]
             truth = [group] if group.reference_logp is None or asked else []
             if truth or candidates:

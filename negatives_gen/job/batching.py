@@ -93,7 +93,7 @@ class EngineLoop:
         future: Future[list[Sample]] = Future()
         with self._changed:
             if self._failure is not None:
-                raise self._failure
+                raise RuntimeError(f"the engine has failed: {self._failure}") from self._failure
             heapq.heappush(self._waiting, _Waiting((turn, next(self._numbers)), request, future))
             self._queued += request.n
             self._changed.notify()
@@ -119,9 +119,10 @@ class EngineLoop:
         except BaseException as error:
             with self._changed:
                 self._failure, waiting = error, self._waiting
-            for future in [*futures.values(), *(w.future for w in waiting)]:
-                if not future.cancelled():
-                    future.set_exception(error)
+            # Those that wait may be cancelled at this very moment, those that run cannot be.
+            waited = [w.future for w in waiting if w.future.set_running_or_notify_cancel()]
+            for future in [*futures.values(), *waited]:
+                future.set_exception(error)
 
     def _feed(self, engine: SteppedEngine, futures: dict[str, "Future[list[Sample]]"]) -> bool:
         """Start what waits, as far as the engine needs it; wait where it has nothing to do. False: it is closed."""
@@ -247,19 +248,25 @@ class ShardSampler:
         return samples
 
     @property
-    def occupancy(self) -> float:
-        """Share of the engine's slots that were filled since the shard began, by whichever shard."""
-        seconds = time.perf_counter() - self._started
-        return (self._loop.reading.slot_seconds - self._before.slot_seconds) / (seconds * self._loop.slots)
+    def occupancy(self) -> float | None:
+        """Share of the engine's slots that were filled since the shard began, by whichever shard.
 
-    def own_seconds(self, seconds: float) -> float:
-        """The shard's part of a time in which several were in flight, by the tokens that were sampled since it began.
-
-        Args:
-            seconds: since the shard began.
+        None for a shard that asked for nothing. A step counts when it ends: of a few steps it may be off by one.
         """
-        tokens = self._loop.reading.tokens - self._before.tokens
-        return seconds * min(1.0, self.tokens / tokens) if tokens else seconds
+        if not self.asked:
+            return None
+        seconds = time.perf_counter() - self._started
+        return min(1.0, (self._loop.reading.slot_seconds - self._before.slot_seconds) / (seconds * self._loop.slots))
+
+    def clock(self) -> Callable[[], float]:
+        """What tells the shard's part of the seconds since now, by the tokens that were sampled in them."""
+        started, own, before = time.perf_counter(), self.tokens, self._loop.reading.tokens
+
+        def seconds() -> float:
+            tokens, passed = self._loop.reading.tokens - before, time.perf_counter() - started
+            return passed * min(1.0, (self.tokens - own) / tokens) if tokens else passed
+
+        return seconds
 
 
 def work_on(stage: Callable[[dict[str, Any]], Any], row: dict[str, Any]) -> dict[str, Any]:

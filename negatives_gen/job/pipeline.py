@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 # Behind the last row.
 END: Any = object()
-# vLLM's largest default of max_num_seqs.
-MOST_SLOTS = 1024
+# vLLM's defaults of max_num_seqs: the largest of a GPU, and that of a CPU.
+MOST_SLOTS, CPU_SLOTS = 1024, 256
 
 
 def run_pipeline(
@@ -95,8 +95,10 @@ def _results(work: Work, shards: Sequence[int], num_engines: int | None) -> Gene
     sampling = dataclasses.replace(work, engine_options={**resources.engine_options, **work.engine_options})
     at_once: dict[str, int] = {}
     if SAMPLE in resources.shares:
-        at_once[SAMPLE] = min(shards_in_flight(work), -(-len(shards) // resources.shares[SAMPLE].actors))
-        log.info("at most %d shards in flight in an engine's actor", at_once[SAMPLE])
+        slots = MOST_SLOTS if resources.shares[SAMPLE].gpus else CPU_SLOTS
+        at_once[SAMPLE] = min(shards_in_flight(work, slots), -(-len(shards) // resources.shares[SAMPLE].actors))
+        groups = at_once[SAMPLE] * work.writer.job["groups_per_shard"]
+        log.info("at most %d shards, %d groups, in flight in an engine's actor", at_once[SAMPLE], groups)
     results = ray.data.from_items([new_row(index) for index in shards], override_num_blocks=len(shards))
     for stage, share in resources.shares.items():
         results = results.map(
@@ -117,14 +119,19 @@ def _results(work: Work, shards: Sequence[int], num_engines: int | None) -> Gene
     return _rows_of(iter(batches))
 
 
-def shards_in_flight(work: Work) -> int:
+def shards_in_flight(work: Work, slots: int) -> int:
     """Shards that an actor with an engine has in flight at most.
 
     Enough to keep the engine busy (`batching.FILLINGS`) while as many again wait for their longest sequences.
+
+    Args:
+        slots: of the engine, unless the user says it.
     """
-    counts = [s["count"] for name, s in work.strategies.items() if STRATEGIES.load(name).stage == SAMPLE]
-    samples = work.writer.job["groups_per_shard"] * max(1, sum(counts))
-    return 2 + -(-2 * FILLINGS * int(work.engine_options.get("max_num_seqs", MOST_SLOTS)) // samples)
+    # Strategies of a shard sample one after the other; of a set that is extended, what it lacks.
+    lacking = {name: settings["count"] - work.present.get(name, 0) for name, settings in work.strategies.items()}
+    samples = [count for name, count in lacking.items() if STRATEGIES.load(name).stage == SAMPLE]
+    of_shard = work.writer.job["groups_per_shard"] * max(1, *samples, 1)
+    return 2 + -(-2 * FILLINGS * int(work.engine_options.get("max_num_seqs", slots)) // of_shard)
 
 
 def _rows_of(batches: Any) -> Generator[dict[str, Any], None, None]:

@@ -10,10 +10,12 @@ from data.command.errors import UserError
 from data.model_settings import config_hash
 from data.models import (
     ADAPTER,
+    TOKENIZER_FILES,
     check_causal,
     load_tokenizer,
     model_directory,
     read_object,
+    read_tokenizer,
     tokenizer_hash,
     vocabulary_size,
     weights_hash,
@@ -74,22 +76,19 @@ def sampling_model(
     directory = model_directory(path)
     if (directory / ADAPTER).is_file() and not (directory / "config.json").is_file():
         _require_lora(named, directory)
+        if any((directory / name).is_file() for name in TOKENIZER_FILES):
+            _require_tokenizer(named, read_tokenizer(directory, named, trust_remote_code), tokenizer)
         return SamplingModel(reference, str(directory), named)
     check_causal(path)
     own = load_tokenizer(path, trust_remote_code)
-    ours, theirs = tokenizer_hash(tokenizer), tokenizer_hash(own)
-    if ours != theirs:
-        raise UserError(
-            f"the tokenizer of --sampler '{named}' has SHA-256 {theirs[:16]}, the reference's has {ours[:16]}: its ids "
-            "would be other texts. Give a model of the same tokenizer."
-        )
+    _require_tokenizer(named, own, tokenizer)
     ends, known = marks_of(own).ends, marks_of(tokenizer).ends
     if ends != known:
         raise UserError(
             f"continuations of --sampler '{named}' end with the ids {sorted(ends)}, the reference's with "
             f"{sorted(known)} (EOS, generation_config.json, chat template). Make these files alike."
         )
-    rows, most = vocabulary_size(path), vocabulary_size(reference)
+    rows, most = vocabulary_size(path), vocabulary_size(reference)  # of fewer than its ids `load_tokenizer` has said so
     if rows is not None and most is not None and rows > most:
         raise UserError(
             f"--sampler '{named}' has {rows} rows of an embedding, the reference {most}: it could sample ids that the "
@@ -98,10 +97,21 @@ def sampling_model(
     return SamplingModel(path, "", named)
 
 
+def _require_tokenizer(named: str, own: Any, tokenizer: Any) -> None:
+    ours, theirs = tokenizer_hash(tokenizer), tokenizer_hash(own)
+    if ours != theirs:
+        raise UserError(
+            f"the tokenizer of --sampler '{named}' has SHA-256 {theirs[:16]}, the reference's has {ours[:16]}: its ids "
+            "would be other texts. Give a model of the same tokenizer."
+        )
+
+
 def _require_lora(named: str, directory: Path) -> None:
     settings = read_object(directory / ADAPTER)
     if (kind := settings.get("peft_type")) != "LORA":
         raise UserError(f"--sampler '{named}' is an adapter of type {kind}; vLLM serves LORA. Merge it into its model.")
+    if beyond := [key for key in ("modules_to_save", "use_dora") if settings.get(key)]:
+        raise UserError(f"--sampler '{named}' is an adapter with {beyond[0]}, which vLLM does not serve. Merge it.")
     rank = settings.get("r")
     if type(rank) is not int or rank < 1:
         raise UserError(f"the {ADAPTER} of --sampler '{named}' has the rank {rank!r}; it must be 1 or more.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.command.errors import UserError
+from data.command.errors import UserError, first_line
 from data.command.privacy import without_secrets
 from data.models import ADAPTER, load_tokenizer, read_object
 from data.tokens import marks_of, text_behind
@@ -145,6 +145,7 @@ class Engine:
             ValueError: vLLM does not take the prompt.
         """
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
 
         if self.running is None:
@@ -154,9 +155,11 @@ class Engine:
             n=request.n, top_k=request.top_k, temperature=request.temperature, max_tokens=request.max_tokens, seed=seed,
             logprobs=0, detokenize=False, stop_token_ids=sorted(self.ends), output_kind=RequestOutputKind.FINAL_ONLY,
         )  # fmt: skip
-        self.llm.llm_engine.add_request(
-            key, {"prompt_token_ids": list(request.prompt)}, parameters, lora_request=self._adapter
-        )
+        prompt: Any = {"prompt_token_ids": list(request.prompt)}
+        try:
+            self.llm.llm_engine.add_request(key, prompt, parameters, lora_request=self._adapter)
+        except VLLMClientError as error:
+            raise ValueError(f"vLLM refuses a prompt of {len(request.prompt)} tokens: {first_line(error)}") from error
         self._started[key] = request.prompt, seed
 
     def step(self) -> list[tuple[str, list[Sample]]]:

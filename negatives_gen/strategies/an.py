@@ -29,14 +29,5 @@ class Autoregressive(SampledStrategy):
         )
         return [self.candidate(sample.ids, sample.text, sample) for sample in samples]
 
-    def supports(self, group: Group, rank: int | None, settings: dict[str, Any], tools: Tools) -> bool | None:
-        # The end is sampled like any token and counts towards the limit: a truth of just that length is reached.
-        if len(group.response_ids) > longest(group, settings, tools):
-            return False
-        if settings["top_k"] == 0:
-            return True
-        # As many as k may be likelier or equal: what ties with the k-th is sampled too.
-        return None if rank is None else rank < settings["top_k"]
-
 
 STRATEGY = Autoregressive()

@@ -149,6 +149,10 @@ class Strategy(ABC):
         """
         return None
 
+    def sampled_share(self, settings: dict[str, Any]) -> float:
+        """Share of a candidate's tokens that the engine samples, about, for a plan."""
+        return 1.0
+
     def missing(self, group: Group, settings: dict[str, Any]) -> int:
         """How many candidates of this strategy a group still lacks."""
         return settings["count"] - sum(c.strategy == self.name for c in group.negatives)
@@ -253,6 +257,15 @@ class SampledStrategy(Strategy):
                     group.negatives.append(candidate)
         missing = self.missing(group, settings)
         return f"{count - missing} of {count} distinct samples after {MAX_ROUNDS} draws" if missing > 0 else ""
+
+    def supports(self, group: Group, rank: int | None, settings: dict[str, Any], tools: Tools) -> bool | None:
+        # The end is sampled like any token and counts towards the limit: a truth of just that length is reached.
+        if len(group.response_ids) > longest(group, settings, tools):
+            return False
+        if settings["top_k"] == 0:
+            return True
+        # As many as k may be likelier or equal: what ties with the k-th is sampled too.
+        return None if rank is None else rank < settings["top_k"]
 
     def candidate(self, ids: list[int], text: str, sample: Any) -> Candidate:
         """A candidate with what the engine says of the sample that it is, or ends with."""

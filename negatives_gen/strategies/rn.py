@@ -83,16 +83,19 @@ class Resumed(SampledStrategy):
                 candidates.append(self.candidate(ids, text, sample))
         return candidates
 
+    def sampled_share(self, settings: dict[str, Any]) -> float:
+        return 1 - sum(shares(settings["rn_share"])) / 2
+
     def _kept(self, tokens: int, number: int, room: int, bounds: tuple[float, float], seed: int) -> list[int]:
         """How many tokens of the ground truth each draw keeps.
 
         Args:
             tokens: of the ground truth before its end.
-            room: for a whole continuation.
+            room: tokens of a continuation, at most.
         """
         generator = random.Random(seed)
-        drawn = [round(generator.uniform(*bounds) * tokens) for _ in range(number)]
-        return [min(length, tokens - 1, room - 1) for length in drawn]
+        whole = max(1, min(tokens, room))  # of one that is longer than a continuation may be, what fits
+        return [min(round(generator.uniform(*bounds) * whole), whole - 1) for _ in range(number)]
 
 
 STRATEGY = Resumed()

@@ -195,6 +195,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
         engine_options=_engine_options(job["engine"], config.engine) if samples else {},
         trust_remote_code=config.trust_remote_code,
         sampler=sampler,
+        present=parent.manifest.stored,
         outside=outside_paths(strategies, signals),
         components=components or Components(),
     )
@@ -210,6 +211,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
 
 def _sampler(job: dict[str, Any], config: ExtendConfig, model: str, tokenizer: Any, samples: bool) -> Any:
     """What samples; None: the reference, or nothing samples. Raises UserError for another one than the set's."""
+    from data.models import context_length
     from negatives_gen.job.job import local_path
     from negatives_gen.job.sampling_model import sampling_model
 
@@ -224,6 +226,10 @@ def _sampler(job: dict[str, Any], config: ExtendConfig, model: str, tokenizer: A
     if known is None and sampling(job["strategies"]):
         raise UserError(f"--sampler '{named}': what the set has was sampled from its reference. Leave it out.")
     sampler = sampling_model(named, local_path(named), model, tokenizer, config.trust_remote_code)
+    if (longest := context_length(sampler.model, sys.maxsize)) < job["data"]["context"]:
+        raise UserError(
+            f"--sampler '{named}' takes {longest} tokens, the set was made for {job['data']['context']}. Give another."
+        )
     if known and (difference := first_difference(known, sampler.identity(), ignore=["name"])):
         key, was, found = difference
         raise UserError(f"the set was sampled from a model with {key} {was}, '{named}' has {found}. Give that model.")

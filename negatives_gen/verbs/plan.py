@@ -196,7 +196,8 @@ def _scale(records: Sequence[ShardRecord], rows: int, config: PlanConfig, asked:
         per_group *= 1 + count / (candidates + 1)  # an answer takes as much as another candidate
         tokens["negatives"] += count * min(tokens["response"], strategies[name].get("max_new_tokens", math.inf))
     sampling = [name for name in strategies if STRATEGIES.load(name).stage == SAMPLE]
-    sampled = sum(large.tokens.get(name, 0) for name in sampling) / large.rows
+    shares = {name: STRATEGIES.load(name).sampled_share(strategies[name]) for name in sampling}
+    sampled = sum(large.tokens.get(name, 0) * share for name, share in shares.items()) / large.rows
     if config.tokens_per_second is None:
         hours = {name: seconds / large.rows * groups / 3600 for name, seconds in large.seconds.items()}
     else:

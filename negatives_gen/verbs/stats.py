@@ -267,7 +267,10 @@ def _reach(found: dict[str, Any]) -> list[str]:
     if not reach["known"]:
         return []
     share = reach["share"]
-    lines = [f"in reach of the sampler: {reach['count']} of {reach['known']} ground truths ({_percent(share)})"]
+    unknown = f", of {more} it is not known" if (more := found["groups"] - reach["known"]) else ""
+    lines = [
+        f"in reach of the sampler: {reach['count']} of {reach['known']} ground truths ({_percent(share)}){unknown}"
+    ]
     if share < LOW_REACH:
         longest = found["ground_truth"]["tokens"]["max"]
         lines.append(

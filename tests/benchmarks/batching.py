@@ -85,7 +85,7 @@ def main() -> None:
             stage.work, actors.ShardSampler = work, CountedSamplers()  # type: ignore[misc]
 
             async def run() -> list[dict[str, Any]]:
-                room = asyncio.Semaphore(at_once or shards_in_flight(work))
+                room = asyncio.Semaphore(at_once or shards_in_flight(work, SLOTS))
 
                 async def one(index: int) -> dict[str, Any]:
                     async with room:

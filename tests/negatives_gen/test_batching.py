@@ -266,13 +266,29 @@ def test_shards_in_flight_keep_the_slots_filled_to_the_last_drain() -> None:
     assert steps < 1.1 * sum(engine.filled) / SLOTS + 30
 
 
-def test_occupancy_and_own_seconds_are_of_the_time_since_the_shard_began() -> None:
+def test_occupancy_is_of_the_time_since_the_shard_began() -> None:
     loop = with_loop(SlottedEngineStub())
     loop.reading = Reading(slot_seconds=100.0, tokens=1000)
     sampler = ShardSampler(loop, None, 0)  # type: ignore[arg-type]  # asks for nothing
     sampler._started = time.perf_counter() - 2.0
     loop.reading = Reading(slot_seconds=100.0 + 2.0 * SLOTS * 0.75, tokens=1400)
-    sampler.tokens = 100
+    assert sampler.occupancy is None
+    sampler.asked = 1
     assert sampler.occupancy == pytest.approx(0.75, rel=0.01)
-    assert sampler.own_seconds(2.0) == 0.5  # a quarter of the tokens
+    loop.reading = Reading(slot_seconds=200.0, tokens=1400)
+    assert sampler.occupancy == 1.0
+    loop.close()
+
+
+def test_seconds_of_a_strategy_are_its_part_by_the_tokens_of_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("negatives_gen.job.batching.time.perf_counter", lambda: now[0])
+    loop = with_loop(SlottedEngineStub())
+    sampler = ShardSampler(loop, None, 0)  # type: ignore[arg-type]  # asks for nothing
+    first = sampler.clock()
+    now[0], sampler.tokens, loop.reading.tokens = 10.0, 100, 1000
+    assert first() == 1.0
+    second = sampler.clock()
+    now[0], sampler.tokens, loop.reading.tokens = 20.0, 600, 2000
+    assert second() == 5.0
     loop.close()

@@ -1,5 +1,6 @@
 """The engine's samples: log-densities under what they were drawn from. Real vLLM, against transformers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from data.command.errors import UserError
-from negatives_gen.models.engine import Engine, Request
+from data.models import load_tokenizer
+from negatives_gen.models.engine import Engine, Request, Sample
+from negatives_gen.strategies import STRATEGIES
+from negatives_gen.strategies.base import Tools
 from tests.support.answering import DrawingEngine, answer_logp, drawn_logp, facts_groups
 
 
@@ -26,6 +30,40 @@ def test_a_samples_log_density_is_that_after_temperature_and_top_k(
             assert sample.logp == pytest.approx(expected, abs=1e-5 * len(sample.ids))
             others.append(abs(expected - answer_logp(model, prompt, sample.ids)))
     assert max(others) > 0.1  # before temperature and top-k it would be another number
+
+
+def test_a_request_that_vllm_refuses_is_a_value_error_and_harms_no_other(engine: DrawingEngine) -> None:
+    with pytest.raises(ValueError, match="vLLM refuses a prompt of 100000 tokens"):
+        engine.start("long", Request([1] * 100_000, 1, 0, 1.0, 4, 0))
+    assert [len(samples) for samples in engine.draw([Request([1, 2], 3, 0, 1.0, 4, 0)])] == [3]
+
+
+def test_rns_tails_have_the_log_density_of_what_follows_the_kept_tokens(
+    engine: DrawingEngine, answering_model: Path
+) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(answering_model, dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(str(answering_model))
+
+    class DrawnSampler:
+        async def sample(self, prompt: Sequence[int], **asked: Any) -> list[Sample]:
+            return engine.draw([Request(prompt, **asked)])[0]
+
+    groups = facts_groups(answering_model, 3)
+    settings = {"count": 3, "top_k": 50, "temperature": 1.0, "max_new_tokens": 32, "rn_share": "0.3-0.7"}
+    STRATEGIES.load("rn").add(groups, groups, settings, Tools(0, 128, tokenizer, sampler=DrawnSampler()))
+    for group in groups:
+        for candidate in group.negatives:
+            kept = next(
+                length
+                for length in range(len(group.response_ids), -1, -1)
+                if candidate.ids[:length] == group.response_ids[:length]
+            )
+            # Where the tail begins like the ground truth, it is one of the shorter ones.
+            expected = [
+                drawn_logp(model, [*group.prompt_ids, *candidate.ids[:length]], candidate.ids[length:], top_k=50)
+                for length in range(kept + 1)
+            ]
+            assert any(candidate.sampler_logp == pytest.approx(logp, abs=1e-3) for logp in expected)
 
 
 def test_the_engine_refuses_the_option_logprobs_mode() -> None:

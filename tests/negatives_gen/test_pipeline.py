@@ -1,5 +1,6 @@
 """The pipeline: which stages there are, and how Ray is started, without Ray."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from data.command.errors import UserError
 from negatives_gen.job import cluster
 from negatives_gen.job.actors import Work
 from negatives_gen.job.cluster import start_ray
+from negatives_gen.job.pipeline import shards_in_flight
 
 
 @pytest.mark.parametrize(
@@ -54,3 +56,25 @@ def test_a_ray_that_does_not_come_up_is_one_line(
     with pytest.raises(UserError) as caught:
         start_ray()
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("strategies", "present", "options", "shards"),
+    [
+        ({"an": 11}, {}, {}, 2 + 1),  # 512 x 11 fill 256 slots many times
+        ({"an": 1}, {}, {}, 2 + 2),
+        ({"an": 1}, {}, {"max_num_seqs": 64}, 2 + 1),
+        ({"an": 12, "bn": 3}, {"an": 11}, {}, 2 + 2),  # one is lacking of each group
+        ({"an": 1, "rn": 4}, {}, {}, 2 + 1),  # one strategy after the other
+    ],
+)
+def test_shards_in_flight_are_enough_for_the_slots(
+    strategies: dict[str, int], present: dict[str, int], options: dict[str, int], shards: int
+) -> None:
+    work: Any = SimpleNamespace(
+        strategies={name: {"count": count} for name, count in strategies.items()},
+        present=present,
+        engine_options=options,
+        writer=SimpleNamespace(job={"groups_per_shard": 512}),
+    )
+    assert shards_in_flight(work, 256) == shards

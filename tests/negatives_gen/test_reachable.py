@@ -53,6 +53,12 @@ def test_an_reaches_what_is_among_its_k_tokens_and_within_its_length(
     assert in_support(FIVE, rank, {"an": settings(top_k, max_new_tokens)}, tools) is expected
 
 
+def test_rn_reaches_what_an_does_or_a_set_with_both_would_not_know_it() -> None:
+    both = {"an": settings(), "rn": {**settings(), "rn_share": "0.1-0.9"}}
+    assert in_support(FIVE, 49, both, TOOLS) is True
+    assert in_support(FIVE, 50, both, TOOLS) is False
+
+
 @pytest.mark.parametrize(
     ("said", "expected"),
     [([], None), ([False, True], True), ([None, True], True), ([False, None], None), ([False, False], False)],

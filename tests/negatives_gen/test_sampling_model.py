@@ -19,6 +19,7 @@ from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
 from negatives_gen.job.sampling_model import SamplingModel, sampling_model
 from negatives_gen.models.engine import Request
+from negatives_gen.verbs.checks import support_problems
 from negatives_gen.verbs.extend import ExtendConfig, extend
 from tests.support.answering import DrawingEngine, answer_logp, drawn_logp, facts_groups
 from tests.support.stubs import EngineStub, ScorerStub, signals_stub
@@ -87,6 +88,19 @@ def test_another_model_samples_and_the_set_names_both(reference: Path, smaller: 
     assert {group.in_support for group in NegativeSet(str(tmp_path / "set")).groups()} == {None}
 
 
+def test_of_another_sampler_lengths_and_settings_alone_say_what_it_could_have_said(
+    reference: Path, smaller: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without top-k all that fits is in reach, of what is longer than the cap nothing; `verify` expects the same."""
+    for options, said in (({"top_k": 0}, True), ({"max_new_tokens": 2}, False)):
+        out = tmp_path / f"{said}"
+        with without_ray():
+            generate(config(reference, out, sampler=str(smaller), **options), components())
+        assert {group.in_support for group in NegativeSet(str(out)).groups()} == {said}
+        table = NegativeSet(str(out)).shard_table(0, ["id", "prompt_ids", "response_ids", "in_support"])
+        assert support_problems(table, "f", NegativeSet(str(out)).manifest.job) == []
+
+
 def test_without_another_sampler_the_manifest_is_what_it_was(reference: Path, tmp_path: Path) -> None:
     with without_ray():
         made = generate(config(reference, tmp_path / "set"), components())
@@ -143,6 +157,17 @@ def test_a_set_without_sampled_negatives_may_be_extended_by_another_sampler(
     assert made.job["sampler"]["weights_sha256"] == weights_hash(str(smaller))
 
 
+def test_extend_refuses_a_sampler_of_a_shorter_context(reference: Path, smaller: Path, tmp_path: Path) -> None:
+    short = shutil.copytree(smaller, tmp_path / "short")
+    settings = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 16}))
+    with without_ray():
+        generate(config(reference, tmp_path / "set", strategies="tn=1"), components())
+        new = make_config(ExtendConfig, out=str(tmp_path / "b"), strategies="an=1", sampler=str(short))
+        with pytest.raises(UserError, match=r"--sampler '.*' takes 16 tokens, the set was made for \d+"):
+            extend(str(tmp_path / "set"), new, components())
+
+
 def test_a_model_of_another_tokenizer_is_refused_with_both_hashes(
     reference: Path, smaller: Path, tmp_path: Path
 ) -> None:
@@ -196,7 +221,12 @@ def test_an_adapter_is_laid_over_the_reference_and_known_by_its_weights(referenc
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"peft_type": "IA3"}, "is an adapter of type IA3; vLLM serves LORA"), ({"r": 0}, "has the rank 0")],
+    [
+        ({"peft_type": "IA3"}, "is an adapter of type IA3; vLLM serves LORA"),
+        ({"r": 0}, "has the rank 0"),
+        ({"use_dora": True}, "is an adapter with use_dora, which vLLM does not serve"),
+        ({"modules_to_save": ["lm_head"]}, "is an adapter with modules_to_save, which vLLM does not serve"),
+    ],
 )
 def test_an_adapter_that_vllm_does_not_serve_is_refused(
     reference: Path, tmp_path: Path, changed: dict[str, Any], said: str
@@ -205,6 +235,17 @@ def test_an_adapter_that_vllm_does_not_serve_is_refused(
     settings = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**settings, **changed}))
     with pytest.raises(UserError, match=said):
+        sampling_model("a", str(adapter), str(reference), load_tokenizer(str(reference)))
+
+
+def test_an_adapter_with_another_tokenizer_is_refused(reference: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(reference, tmp_path / "adapter", 0)
+    tokenizer = load_tokenizer(str(reference))
+    tokenizer.save_pretrained(adapter)
+    assert sampling_model("a", str(adapter), str(reference), load_tokenizer(str(reference))).adapter == str(adapter)
+    tokenizer.add_tokens(["unheard"])
+    tokenizer.save_pretrained(adapter)
+    with pytest.raises(UserError, match="the tokenizer of --sampler 'a' has SHA-256 "):
         sampling_model("a", str(adapter), str(reference), load_tokenizer(str(reference)))
 
 

@@ -113,8 +113,8 @@ def test_what_was_in_reach_of_the_sampler_is_counted_and_advice_given_where_it_i
     said = [True, False, None]
     groups = [replace(GROUPS[0], id=f"{n:032x}", in_support=value) for n, value in enumerate(said)]
     counted = {
-        "half": (groups, "in reach of the sampler: 1 of 2 ground truths (50.0%)"),
-        "few": (groups[1:], "in reach of the sampler: 0 of 1 ground truths (0.0%)"),
+        "half": (groups, "in reach of the sampler: 1 of 2 ground truths (50.0%), of 1 it is not known"),
+        "few": (groups[1:], "in reach of the sampler: 0 of 1 ground truths (0.0%), of 1 it is not known"),
         "unknown": (groups[2:], ""),
     }
     advice = f"Sample with --top_k 0 and --max_new_tokens {len(GROUPS[0].response_ids)} (the longest ground truth)"

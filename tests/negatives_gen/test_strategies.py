@@ -505,7 +505,7 @@ def test_rn_keeps_no_end_and_leaves_room_for_a_token(tools: Tools) -> None:
     assert sampler.requests[0][0] == [1, 2, 3]  # one token before the end: it is sampled
     long = Group("y", "p", " b", [1], [*range(20, 40), 0])
     _, sampler = resumed([long], tools, rn_share="0.9", max_new_tokens=5)
-    assert (len(sampler.requests[0][0]), sampler.requests[0][1]["max_tokens"]) == (1 + 4, 1)
+    assert (len(sampler.requests[0][0]), sampler.requests[0][1]["max_tokens"]) == (1 + 4, 1)  # of the five that fit
 
 
 @pytest.mark.parametrize("share", ["0", "1", "0.8-0.2", "half", "0.2-", "-0.5", "0.1-1", "nan"])
