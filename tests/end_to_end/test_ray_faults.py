@@ -63,7 +63,8 @@ def test_a_shard_that_kills_its_workers_is_set_aside_and_the_others_are_made(
     """All three are in flight in one actor, of which one prompt of the first kills it: the others come to no harm."""
     out = tmp_path / "set"
     [first, *_] = load_examples("facts", "prompt-completion", limit=20)
-    dies = words(reference, out, "--engine.dies_of", first.prompt)
+    asked = first.prompt.removeprefix("Question: ").partition("\n")[0]
+    dies = words(reference, out, "--engine.dies_of", asked)
     done = run_command("tests.support.stubs", *dies, env=cluster.env)
     assert done.returncode == 2, done.stderr[-3000:]
     last = done.stderr.splitlines()[-1]
