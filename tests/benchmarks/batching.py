@@ -67,16 +67,14 @@ def main() -> None:
         bare_engine = thread.submit(lambda: Engine(MODEL, options=ENGINE)).result()
         prompts = [group.prompt_ids for index in range(shards) for group in work.source.load(index).groups]
 
-        def generate() -> int:
+        def generate(texts: bool) -> int:
             from vllm import SamplingParams
 
             requests = [{"prompt_token_ids": ids} for ids in prompts]
+            limits = [min(MAX_TOKENS, work.context - len(ids)) for ids in prompts]
             parameters = [
-                SamplingParams(
-                    n=N, top_k=TOP_K, max_tokens=min(MAX_TOKENS, work.context - len(ids)), logprobs=0, detokenize=False
-                )
-                for ids in prompts
-            ]  # fmt: skip
+                SamplingParams(n=N, top_k=TOP_K, max_tokens=limit, logprobs=0, detokenize=texts) for limit in limits
+            ]
             outputs = bare_engine.llm.generate(requests, parameters, use_tqdm=False)  # type: ignore[arg-type]
             return sum(len(c.token_ids) for output in outputs for c in output.outputs)
 
@@ -97,20 +95,25 @@ def main() -> None:
             assert not errors, errors
             return sum(sampler.tokens for sampler in actors.ShardSampler.made)
 
-        contestants: dict[str, Any] = {"one LLM.generate": lambda: thread.submit(generate).result()}
+        contestants: dict[str, Any] = {
+            "one LLM.generate": lambda: thread.submit(generate, True).result(),
+            "one LLM.generate, without texts": lambda: thread.submit(generate, False).result(),
+        }
         for size in SIZES:
             contestants[f"shards of {size} ({size * N / SLOTS:.3g} fillings)"] = lambda size=size: sampled(size)
         for size in SIZES:
             contestants[f"shards of {size}, one at a time"] = lambda size=size: sampled(size, 1)
         speeds: dict[str, list[float]] = {name: [] for name in contestants}
-        for round_number in range(-1, ROUNDS):  # the first warms up
+        for warming in (*list(contestants.values())[:2], contestants[f"shards of {SIZES[0]}, one at a time"]):
+            warming()
+        for round_number in range(ROUNDS):
             for name in sorted(contestants, reverse=round_number % 2 == 1):
                 started = time.perf_counter()
                 tokens = contestants[name]()
-                if round_number >= 0:
-                    speeds[name].append(tokens / (time.perf_counter() - started))
+                speeds[name].append(tokens / (time.perf_counter() - started))
         for work, _ in jobs.values():
             work.writer.end()
+    print("median tokens/s (range), and ratio to the LLM.generate of the same round")
     print(f"base-6m, {len(prompts)} Dolly prompts, n = {N}, at most {MAX_TOKENS}, {SLOTS} slots, {ROUNDS} rounds")
     for name, values in speeds.items():
         ratios = [value / base for value, base in zip(values, speeds["one LLM.generate"], strict=True)]
