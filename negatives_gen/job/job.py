@@ -202,9 +202,9 @@ def _shards_made(config: RunOptions, work: Work, prepare: Preparation) -> tuple[
             if reports() and (entry := writer.entry(index)):
                 report(progress.values(entry))
 
-        def on_pause() -> None:
+        def on_pause() -> bool:
             output.relay()
-            inside.look()
+            return inside.look()
 
         if todo:
             run_pipeline(

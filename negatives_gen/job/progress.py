@@ -96,7 +96,10 @@ class Progress:
         """How far stages are within shards."""
         self._say(
             {"event": "progress", "shards": [asdict(one) for one in told]},
-            "; ".join(f"shard {one.shard}: {one.done} of {one.of} {DONE[one.stage]}" for one in told),
+            "; ".join(
+                f"shard {one.shard}: {one.done} of {one.of} {DONE[one.stage]}{one.strategy and f' ({one.strategy})'}"
+                for one in told
+            ),
         )
 
     def _say(self, record: Mapping[str, object], text: str) -> None:
