@@ -21,9 +21,10 @@ from negatives_gen.job.job import generate
 from negatives_gen.job.pipeline import END, follow
 from negatives_gen.job.progress import Progress
 from negatives_gen.models.engine import Request, Sample
+from tests.support.chat_server import ChatAPIStub, said
 from tests.support.stubs import EngineStub, ScorerStub, signals_stub
 from tests.support.without_ray import pipeline_without_ray_stub, without_ray
-from tests.support.written import scalars
+from tests.support.written import scalars, trackio_run
 
 
 def config(reference: Path, out: Path, **options: Any) -> GenerateConfig:
@@ -70,19 +71,76 @@ def test_progress_within_shards_is_said_in_words(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.seconds
-def test_trackers_are_told_of_every_shard(reference: Path, tmp_path: Path) -> None:
-    """What TensorBoard's files hold; trackio's: tests/data/test_trackers.py."""
+def test_trackers_are_told_of_every_shard(
+    reference: Path, tmp_path: Path, trackio_folder: Path, server: ChatAPIStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three shards with three kinds of rejects, sampled and written by an API; what both trackers keep of the run."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    rows = [{"prompt": f"Number {number} is", "completion": f" number {number}"} for number in range(20)]
+    rows[3]["completion"] = rows[12]["completion"] = ""
+    rows[17] = rows[0]
+    server.refuse = lambda request: "Number 10 is" in said(request)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"dataset": str(tmp_path / "rows.jsonl"), "limit": None, "streaming": True, "strategies": "an=2,un=1"}
+    options |= {"api": {"model": "m", "base_url": server.url}, "report_to": "tensorboard,trackio"}
     with without_ray():
-        manifest = generate(config(reference, tmp_path / "set", report_to="tensorboard"), STUBS)
+        manifest = generate(config(reference, tmp_path / "told", **options), STUBS)
+    assert manifest.counts["rejected_by_reason"] == {
+        "empty response": 2, "duplicate": 1, "too few un negatives": 1,
+    }  # fmt: skip
+    whole = [manifest.shards[: n + 1] for n in range(3)]
+    expected: dict[str, list[float | None]] = {
+        "shards": [1, 2, 3],
+        "groups": [7, 11, 16],
+        "rejected": [1, 3, 4],
+        "rejected/empty response": [1, 2, 2],
+        "rejected/too few un negatives": [None, 1, 1],
+        "rejected/duplicate": [None, None, 1],
+        "tokens": [sum(shard.tokens["negatives"] for shard in shards) for shards in whole],
+        "shard/occupancy": [shard.occupancy for shard in manifest.shards],
+        **{
+            f"shard/seconds/{stage}": [shard.seconds[stage] for shard in manifest.shards]
+            for stage in ("an", "un", "score", "embedding")
+        },
+        "api/requests": [7, 12, 17],
+        "api/output_tokens": [7, 11, 16],
+    }
+    in_tensorboard = scalars(tmp_path / "told-tensorboard/told")
+    in_trackio = trackio_run(trackio_folder, "told")
+    assert [step for step, _ in in_trackio] == [1, 2, 3]
+    measured = {"tokens_per_second", "seconds", "api/input_tokens"}
+    assert in_tensorboard.keys() == in_trackio[-1][1].keys() == expected.keys() | measured
+    for name, values in expected.items():
+        kept = [(step, value) for step, value in enumerate(values, 1) if value is not None]
+        assert in_tensorboard[name] == [(step, pytest.approx(value)) for step, value in kept], name
+        found = [(step, told[name]) for step, told in in_trackio if name in told]
+        assert found == [(step, pytest.approx(value)) for step, value in kept], name
+    for name in measured:
+        assert all(value > 0 for _, value in in_tensorboard[name])
+
+
+def test_an_interrupted_job_is_one_curve(reference: Path, tmp_path: Path) -> None:
+    made: list[Any] = []
+
+    class FailingScorerStub(ScorerStub):
+        def score(self, groups: Sequence[Any]) -> list[list[float]]:
+            made.append(groups)
+            if len(made) == 3:
+                raise RuntimeError("a bug")
+            return super().score(groups)
+
+    rows = [{"prompt": f"Number {number} is", "completion": f" {number}" if number else ""} for number in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"dataset": str(tmp_path / "rows.jsonl"), "limit": None, "streaming": True, "report_to": "tensorboard"}
+    with without_ray(), pytest.raises(UserError, match="a bug"):
+        generate(config(reference, tmp_path / "set", **options), dataclasses.replace(STUBS, scorer=FailingScorerStub))
+    with without_ray():
+        manifest = generate(config(reference, tmp_path / "set", **options), STUBS)
     found = scalars(tmp_path / "set-tensorboard/set")
-    tokens = [sum(shard.tokens["negatives"] for shard in manifest.shards[: n + 1]) for n in range(3)]
-    assert [value for _, value in found["tokens"]] == tokens
-    assert [value for _, value in found["groups"]] == [8, 14, 20]
-    assert [step for step, _ in found["shards"]] == [1, 2, 3]
-    assert all(value > 0 for _, value in found["tokens_per_second"])
-    assert [value for _, value in found["shard/seconds/an"]] == pytest.approx(
-        [shard.seconds["an"] for shard in manifest.shards]
-    )
+    assert found["shards"] == [(1, 1), (2, 2), (3, 3)]
+    assert found["groups"] == [(1, 7), (2, 13), (3, 19)]
+    assert found["rejected/empty response"] == [(1, 1), (2, 1), (3, 1)]
+    assert found["tokens"][-1] == (3, sum(shard.tokens["negatives"] for shard in manifest.shards))
     assert not [tag for tag in found if tag.startswith("api/")]
 
 
