@@ -32,7 +32,8 @@ class RunOptions:
     engine: dict[str, Any] = option({}, "any argument of vLLM's LLM, untouched: --engine.tensor_parallel_size 2")
     stall_timeout: float = option(
         14400.0,
-        "end if no worker begins or ends a shard's stage for so many seconds, and name what stands still (0: never)",
+        "end if no shard begins, ends or gets further in a stage for so many seconds, and name what stands still "
+        "(0: never)",
         metavar="SECONDS",
     )
     log_format: str = option(

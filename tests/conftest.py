@@ -150,6 +150,14 @@ def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where trackio keeps the session's runs: it reads the variable once, when it is imported."""
+    folder = tmp_path_factory.mktemp("trackio")
+    os.environ["TRACKIO_DIR"] = str(folder)
+    return folder
+
+
 @pytest.fixture
 def server() -> Iterator["ChatAPIStub"]:
     """A local server of a chat API, whose answers and faults a test chooses."""

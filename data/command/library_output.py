@@ -89,20 +89,21 @@ class LibraryOutput:
 
 
 @contextmanager
-def library_output_to(folder: Folder, name: str, *, verbose: bool = False) -> Iterator[LibraryOutput]:
-    """Let libraries write to a file while the block lasts; in an object store's place to one in a temporary folder.
+def library_output_to(folder: Folder | None, name: str, *, verbose: bool = False) -> Iterator[LibraryOutput]:
+    """Let libraries write to a file while the block lasts; without a local folder to one in a temporary folder.
 
     The file is removed if the block ends well, or if it holds progress bars at most. Where the block fails what may
     explain it is shown, and a UserError names the file.
 
     Args:
-        folder, name: of the file; one of an earlier run is replaced.
+        folder, name: of the file; one of an earlier run is replaced. None: of a command that writes nothing.
         verbose: let libraries write to the terminal.
     """
     if verbose:
         yield LibraryOutput("")
         return
-    path = folder / name if folder.is_local else f"{tempfile.mkdtemp(prefix='library-output-')}/log"
+    lasting = folder is not None and folder.is_local
+    path = folder / name if folder and lasting else f"{tempfile.mkdtemp(prefix='library-output-')}/log"
     output = LibraryOutput(path)
     try:
         with _new_file(path) as file, _diverted(file.fileno()):
@@ -119,9 +120,9 @@ def library_output_to(folder: Folder, name: str, *, verbose: bool = False) -> It
             output.relay()
     except BaseException:
         if not output.last_lines():
-            _remove(path, folder)
+            _remove(path, lasting)
         raise
-    _remove(path, folder)
+    _remove(path, lasting)
 
 
 def _new_file(path: str) -> BinaryIO:
@@ -131,9 +132,9 @@ def _new_file(path: str) -> BinaryIO:
     return open(path, "ab", buffering=0)
 
 
-def _remove(path: str, folder: Folder) -> None:
+def _remove(path: str, lasting: bool) -> None:
     Path(path).unlink(missing_ok=True)
-    if not folder.is_local:
+    if not lasting:
         os.rmdir(os.path.dirname(path))
 
 

@@ -81,9 +81,9 @@ class Trackers:
                 ) from error
             self._trackers.append(tracker)
 
-    def report(self, values: Values) -> None:
-        """Log numbers and words as the next step; None is left out."""
-        self._step += 1
+    def report(self, values: Values, step: int | None = None) -> None:
+        """Log numbers and words as a step, the next one where none is given; None is left out."""
+        self._step = self._step + 1 if step is None else step
         said = {key: value for key, value in values.items() if value is not None}
         for tracker in list(self._trackers):
             self._try(tracker, lambda tracker=tracker: tracker.log(said, step=self._step))
@@ -127,10 +127,14 @@ def reports() -> bool:
     return _running is not None
 
 
-def report(values: Values) -> None:
-    """Tell the trackers of the run that is under way in this process, if there are any."""
+def report(values: Values, step: int | None = None) -> None:
+    """Tell the trackers of the run that is under way in this process, if there are any.
+
+    Args:
+        step: what the values are of; by default the next one of this process.
+    """
     if _running is not None:
-        _running.report(values)
+        _running.report(values, step)
 
 
 def _make(name: str, out: str, tensorboard_folder: str) -> Any:

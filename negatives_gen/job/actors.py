@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from data.command.errors import UserError, first_line
@@ -16,7 +17,7 @@ from data.manifest import shard_name
 from data.models import context_option, load_tokenizer
 from data.set_writer import NegativeSetWriter
 from negatives_gen.job.answers import kept_answers
-from negatives_gen.job.attempts import SetAside, attempt, loading_stage, suspect
+from negatives_gen.job.attempts import SetAside, Tell, attempt, loading_stage, suspect
 from negatives_gen.job.batching import FILLINGS, Admission, EngineLoop, ShardSampler
 from negatives_gen.job.inputs import SPENT, Shard, ShardSource
 from negatives_gen.job.reachable import in_support
@@ -218,11 +219,11 @@ class SampleStage(Stage):
                     result |= self.finish(index, shard)
         return result
 
-    async def _sample(self, shard: Shard, turn: int, tell: Callable[[int, int], None]) -> None:
+    async def _sample(self, shard: Shard, turn: int, tell: Tell) -> None:
         sampler = ShardSampler(self.engine, self.admission, turn)
-        tools = dataclasses.replace(self.tools, sampler=sampler, tell=tell)
         for strategy, settings in self._mine():
             assert isinstance(strategy, SampledStrategy)
+            tools = dataclasses.replace(self.tools, sampler=sampler, tell=partial(tell, strategy=strategy.name))
             seconds = sampler.clock()
             short = await strategy.sample_all(shard.tried_by(strategy), settings, tools)
             _served(strategy, settings, shard, short)

@@ -37,8 +37,8 @@ MAX_TRIES = 3
 # A mark is rewritten, and the driver looks, no more often: on an object store each is a request.
 TELL_SECONDS = 10.0
 MARK = re.compile(r"(?P<what>\w+)-(?P<stage>\w+)-\d+")
-# What a stage calls with the number of things that are done, and of all.
-Tell = Callable[[int, int], None]
+# What a stage calls with the number of things that are done and of all, and for which strategy, if several tell.
+Tell = Callable[..., None]
 
 
 class SetAside(Exception):
@@ -125,13 +125,13 @@ class Mark:
         self._lock = threading.Lock()
         self._written = 0.0
 
-    def leave(self, **more: int) -> None:
+    def leave(self, **more: int | str) -> None:
         """Write the mark, with what else it says."""
         content = {"host": socket.gethostname(), "pid": os.getpid(), "actor": _actor(), **more}
         self.directory.folder.write(f"{TRIES}/{self.name}", json.dumps(content).encode())
         self._written = time.monotonic()
 
-    def tell(self, done: int, of: int) -> None:
+    def tell(self, done: int, of: int, strategy: str = "") -> None:
         """Say how far the work is; written at most every `TELL_SECONDS`."""
         if not self.name or time.monotonic() - self._written < TELL_SECONDS:
             return
@@ -139,7 +139,7 @@ class Mark:
             if self.name and time.monotonic() - self._written >= TELL_SECONDS:
                 try:
                     self.directory.check()
-                    self.leave(done=done, of=of)
+                    self.leave(done=done, of=of, strategy=strategy)
                 except UserError as error:  # what works will notice, as of a heartbeat
                     self._written = time.monotonic()
                     log.debug("no progress in '%s': %s", self.directory.folder.path, error)
@@ -174,12 +174,17 @@ def refuse_set_aside(folder: Folder, aside: dict[int, str]) -> None:
 
 @dataclass(frozen=True)
 class Told:
-    """How far a stage is within a shard: so many of its groups (of stage `ask`: answers) are done."""
+    """How far a stage is within a shard: so many of its groups (of stage `ask`: answers) are done.
+
+    Attributes:
+        strategy: that they are done for; "" where the stage counts them once.
+    """
 
     shard: int
     stage: str
     done: int
     of: int
+    strategy: str = ""
 
 
 class Inside:
@@ -194,15 +199,17 @@ class Inside:
         self.folder, self.on_loading, self.on_told = folder, on_loading, on_told
         self.loading: set[str] = set()
         self.told: set[Told] = set()
+        self.at_work = False  # whether a worker has ever been seen
         self.looked = -TELL_SECONDS
 
-    def look(self) -> None:
-        """Look, at most every `TELL_SECONDS`, or every second until a worker loads."""
+    def look(self) -> bool:
+        """Look, at most every `TELL_SECONDS`, or every second until there is a worker. Whether a shard got further."""
         now = time.monotonic()
-        if now - self.looked < (TELL_SECONDS if self.loading else 1.0):
-            return
+        if now - self.looked < (TELL_SECONDS if self.at_work else 1.0):
+            return False
         self.looked = now
         marks = [match for match in map(MARK.fullmatch, sorted(self.folder.names(TRIES))) if match]
+        self.at_work = self.at_work or bool(marks)
         for what, stage in (match.groups() for match in marks):
             if not what.isdecimal() and stage not in self.loading:
                 self.loading.add(stage)
@@ -211,17 +218,19 @@ class Inside:
         if new := [told for told in found if told not in self.told]:
             self.told = set(found)
             self.on_told(new)
+        return bool(new)
 
     def _read(self, match: re.Match[str]) -> Told | None:
         try:
-            content = parse_shaped(self.folder.read(f"{TRIES}/{match.group()}"), {"done": int, "of": int})
+            shape = {"done": int, "of": int, "strategy": str}
+            content = parse_shaped(self.folder.read(f"{TRIES}/{match.group()}"), shape)
         except (FileNotFoundError, ValueError):  # it is done, or has not said anything yet
             return None
-        return Told(int(match["what"]), match["stage"], content["done"], content["of"])
+        return Told(int(match["what"]), match["stage"], **{key: content[key] for key in shape})
 
 
 class Stall:
-    """Notices when no shard is begun or done for some time.
+    """Notices when no shard is begun, gets further or is done for some time.
 
     Args:
         seconds: how long; 0: for ever.
@@ -234,7 +243,7 @@ class Stall:
         self.moved = self.looked = time.monotonic()
 
     def move(self) -> None:
-        """Count the limit from now on: a shard is done."""
+        """Count the limit from now on: a shard is done, or says that it got further."""
         self.moved = time.monotonic()
 
     def check(self) -> None:
@@ -249,7 +258,7 @@ class Stall:
         elif now - self.moved >= self.seconds:
             raise UserError(
                 f"nothing has moved for {self.seconds:g} s (--stall_timeout): {self._at_work(names)}. Raise it if that "
-                "is how long a shard takes; finished shards stay, and the same command goes on."
+                "is how long a stage says nothing; finished shards stay, and the same command goes on."
             )
 
     def _at_work(self, names: set[str]) -> str:

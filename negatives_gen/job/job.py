@@ -192,6 +192,9 @@ def _shards_made(config: RunOptions, work: Work, prepare: Preparation) -> tuple[
         todo = [index for index in range(num_shards) if index not in finished]
         forget(writer.folder)
         progress = Progress(num_shards, len(finished), config.log_format)
+        if reports():
+            for entry in filter(None, map(writer.entry, sorted(finished))):
+                progress.count(entry)
         inside = Inside(writer.folder, progress.loading, progress.inside)
 
         def on_written(
@@ -200,11 +203,11 @@ def _shards_made(config: RunOptions, work: Work, prepare: Preparation) -> tuple[
             progress.shard(index, rows, rejected, tokens, occupancy)
             progress.spent.update(spent)
             if reports() and (entry := writer.entry(index)):
-                report(progress.values(entry))
+                report(progress.values(entry), step=progress.done)
 
-        def on_pause() -> None:
+        def on_pause() -> bool:
             output.relay()
-            inside.look()
+            return inside.look()
 
         if todo:
             run_pipeline(

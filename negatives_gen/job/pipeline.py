@@ -37,7 +37,7 @@ def run_pipeline(
     num_engines: int | None,
     stall_timeout: float,
     on_written: Callable[..., None],
-    on_pause: Callable[[], None],
+    on_pause: Callable[[], bool],
 ) -> None:
     """Make these shards. A row of the Ray data set is a whole shard, so that no block splitting changes its members.
 
@@ -45,7 +45,7 @@ def run_pipeline(
         num_engines, stall_timeout: what the user asked for.
         on_written: called in this process after each shard: index, rows, rejected, tokens, occupancy of the
             engine, what an API took by `SPENT`.
-        on_pause: called every second or more often.
+        on_pause: called every second or more often; says whether a shard got further.
 
     Raises:
         UserError: what an actor had to say, a shard that was set aside once the others are made, or that nothing moves
@@ -59,18 +59,23 @@ def run_pipeline(
             rows = Rows(_results(work, shards, num_engines))
             outcome, stall = Outcome(work.writer.folder, on_written), Stall(work.writer.folder, stall_timeout)
             try:
-                while (row := rows.next(seconds=1.0)) is not END:
-                    on_pause()
-                    if row is None:
-                        stall.check()
-                    else:
-                        stall.move()
-                        outcome.take(row)
+                follow(rows, outcome, stall, on_pause)
             except BaseException:
                 if not rows.stop(seconds=3.0):  # it hangs, or was interrupted
                     _leave_ray(rows)
                 raise
             outcome.end()
+
+
+def follow(rows: "Rows", outcome: "Outcome", stall: Stall, on_pause: Callable[[], bool]) -> None:
+    """Take all rows; for the rest see `run_pipeline`."""
+    while (row := rows.next(seconds=1.0)) is not END:
+        if on_pause() or row is not None:
+            stall.move()
+        if row is None:
+            stall.check()
+        else:
+            outcome.take(row)
 
 
 def _results(work: Work, shards: Sequence[int], num_engines: int | None) -> Generator[dict[str, Any], None, None]:

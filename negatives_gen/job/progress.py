@@ -35,7 +35,7 @@ class Progress:
         self.total, self.done, self.before = total, done, done
         self.json = log_format == "json"
         self.groups = self.rejected = self.tokens = 0
-        self.reasons: Counter[str] = Counter()  # of rejects, in the shards that trackers were told of
+        self.whole: Counter[str] = Counter()  # for trackers: of all runs of the job, rejects by reason among it
         self.spent: Counter[str] = Counter()  # on an API: requests, tokens
         self.started = time.perf_counter()
         self.first: float | None = None  # when the first shard was written
@@ -71,16 +71,22 @@ class Progress:
             f"{'' if occupancy is None else f', engine {occupancy:.0%} occupied'}, {_spoken(left)} left",
         )
 
+    def count(self, entry: ShardEntry) -> None:
+        """Count a finished shard for trackers, who see one curve of a job that was interrupted."""
+        record = entry.record
+        self.whole.update(groups=record.rows, rejected=record.rows_rejected, tokens=record.tokens["negatives"])
+        self.whole.update(f"rejected/{reject.reason}" for reject in entry.rejects)
+
     def values(self, entry: ShardEntry) -> dict[str, float | None]:
-        """For trackers: how far the job is, with the shard that was written last; what is of the shard says so."""
-        self.reasons.update(reject.reason for reject in entry.rejects)
+        """For trackers: how far the job is, with the shard that was written last.
+
+        What is of the shard says so; speed, seconds and what an API took are this run's.
+        """
+        self.count(entry)
         seconds = time.perf_counter() - self.started
         return {
             "shards": self.done,
-            "groups": self.groups,
-            "rejected": self.rejected,
-            **{f"rejected/{reason}": number for reason, number in sorted(self.reasons.items())},
-            "tokens": self.tokens,
+            **self.whole,
             "tokens_per_second": self.tokens / seconds,
             "seconds": seconds,
             **{f"shard/seconds/{stage}": value for stage, value in entry.record.seconds.items()},
@@ -96,7 +102,10 @@ class Progress:
         """How far stages are within shards."""
         self._say(
             {"event": "progress", "shards": [asdict(one) for one in told]},
-            "; ".join(f"shard {one.shard}: {one.done} of {one.of} {DONE[one.stage]}" for one in told),
+            "; ".join(
+                f"shard {one.shard}: {one.done} of {one.of} {DONE[one.stage]}{one.strategy and f' ({one.strategy})'}"
+                for one in told
+            ),
         )
 
     def _say(self, record: Mapping[str, object], text: str) -> None:

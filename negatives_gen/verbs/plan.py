@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from data.command.errors import UserError, exit_on_user_error
+from data.command.library_output import library_output_to
 from data.command.log import start_logging
 from data.command.options import load_config, option
 from data.command.terminal import say
@@ -30,7 +31,8 @@ USAGE = "python -m negatives_gen plan --config FILE.yaml [--rows N] [--tokens_pe
 ABOUT = """
 Predict tokens, device-hours, shards and bytes of the job that FILE describes, for any number of rows. A sample of the
 rows goes through the real stages on this machine, which measures speed and lengths; with --tokens_per_second no model
-is loaded, and a sampled negative is taken to be as long as a ground truth. Nothing is written.
+is loaded, and a sampled negative is taken to be as long as a ground truth. Nothing is written. Of the job's options
+--out, --num_engines, --stall_timeout, --report_to and --push_to_hub are not used.
 """
 
 
@@ -39,6 +41,9 @@ class PlanConfig(GenerateConfig):
     """The job, and how to predict it."""
 
     out: str = option("", "not used: nothing is written", metavar="DIR")
+    verbose: bool = option(
+        False, "show what vLLM and other libraries print, which else goes to a temporary file, named where a plan fails"
+    )
     rows: int | None = option(None, "predict for so many rows (default: those of the recipe)")
     sample: int = option(96, "rows to measure")
     tokens_per_second: float | None = option(None, "sampled tokens per second of one device, instead of measuring")
@@ -105,7 +110,8 @@ def predict(config: PlanConfig) -> Plan:
         parts = [examples[: len(examples) // 3], examples]
         if config.tokens_per_second is None:
             log.info("measuring %d rows with the real models, which takes a minute or more to load", len(examples))
-        records = _measure(work, parts, min(rows, config.groups_per_shard), config.tokens_per_second is None)
+        with library_output_to(None, "log", verbose=config.verbose):
+            records = _measure(work, parts, min(rows, config.groups_per_shard), config.tokens_per_second is None)
     return _scale(records, rows, config, asked)
 
 

@@ -1,7 +1,6 @@
 """--report_to: what is refused at the start, and what an offline run leaves in trackio and TensorBoard."""
 
 import logging
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ import pytest
 from data.command import trackers
 from data.command.errors import UserError
 from data.command.trackers import check_trackers, report, reporting_to, reports
-from data.shape import parse_json
-from tests.support.written import scalars
+from tests.support.written import scalars, trackio_run
 
 
 def test_names_are_checked_before_anything_is_imported() -> None:
@@ -42,8 +40,7 @@ def test_tensorboard_of_an_object_store_needs_a_folder(monkeypatch: pytest.Monke
 
 
 @pytest.mark.seconds
-def test_an_offline_run_is_in_trackio_and_in_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is imported, which is here
+def test_an_offline_run_is_in_trackio_and_in_tensorboard(tmp_path: Path, trackio_folder: Path) -> None:
     config = {"model": {"name": "m"}, "strategies": ["an=1"], "limit": None, "seed": 0}
     assert not reports()
     with reporting_to(["trackio", "tensorboard"], str(tmp_path / "set"), config):
@@ -56,12 +53,9 @@ def test_an_offline_run_is_in_trackio_and_in_tensorboard(tmp_path: Path, monkeyp
         "shard/occupancy": [(2, 0.75)],
         "tokens_per_second": [(1, 1.5), (2, 2.5)],
     }
-    (found,) = (tmp_path / "trackio").glob("*.db")
-    with sqlite3.connect(found) as connection:
-        rows = connection.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
-    assert [(name, step, parse_json(metrics)) for name, step, metrics in rows] == [
-        ("set", 1, {"groups": 8, "tokens_per_second": 1.5}),
-        ("set", 2, {"groups": 16, "shard/occupancy": 0.75, "tokens_per_second": 2.5}),
+    assert trackio_run(trackio_folder, "set") == [
+        (1, {"groups": 8, "tokens_per_second": 1.5}),
+        (2, {"groups": 16, "shard/occupancy": 0.75, "tokens_per_second": 2.5}),
     ]
 
 

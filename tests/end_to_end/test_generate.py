@@ -231,6 +231,7 @@ def test_a_strategy_and_a_signal_from_outside_of_the_repository_reach_the_worker
     assert not_ours(command.stderr) == []
     assert len(command.stdout.splitlines()) == 2
     assert "loading the models that score\n" in command.stderr
+    assert "WARNING negatives_gen.brevity: in a worker: long ones are far\n" in command.stderr
     assert "Progress bars disabled" in written  # Ray says so, in the driver
     assert "pid=" in written  # of its workers
     negatives = NegativeSet(str(tmp_path / "set"))

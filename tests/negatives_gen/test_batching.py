@@ -252,6 +252,7 @@ def test_shards_in_flight_keep_the_slots_filled_to_the_last_drain() -> None:
 
                 await asyncio.gather(*(group() for _ in range(4)))
                 assert (sampler.asked, sampler.answered, sampler.tokens) == (8, 24, 24)
+                assert sampler.occupancy is not None
                 return sampler.occupancy
 
         shares = await asyncio.gather(*(shard() for _ in range(6)))

@@ -19,12 +19,9 @@ from data.shards import NegativeSet
 from negatives_gen.__main__ import main
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
-from negatives_gen.job.attempts import Told
 from negatives_gen.job.job import generate
-from negatives_gen.job.progress import Progress
 from tests.support.stubs import EngineStub, ScorerStub, signals_stub
 from tests.support.without_ray import without_ray
-from tests.support.written import scalars
 
 pytestmark = pytest.mark.seconds
 
@@ -264,59 +261,6 @@ def test_remote_code_and_pickled_weights_are_not_loaded(reference: Path, tmp_pat
     with pytest.raises(UserError, match=r"contains custom code .* If you trust its code: --trust_remote_code true"):
         make(remote, tmp_path / "set", strategies="tn=1")
     assert not (tmp_path / "ran").exists()
-
-
-def test_progress_is_text_for_people_and_json_for_clusters(capsys: pytest.CaptureFixture[str]) -> None:
-    for log_format in ("text", "json"):
-        progress = Progress(4, 1, log_format)
-        progress.shard(3, rows=7, rejected=1, tokens=70)
-        progress.shard(2, rows=8, rejected=0, tokens=80)
-    lines = capsys.readouterr().err.splitlines()
-    progress.loading("sample")
-    progress.inside([Told(3, "sample", 120, 512)])
-    loading, inside = (json.loads(line) for line in capsys.readouterr().err.splitlines())
-    assert (loading["event"], loading["stage"]) == ("loading", "sample")
-    assert (inside["event"], inside["shards"]) == (
-        "progress", [{"shard": 3, "stage": "sample", "done": 120, "of": 512}],
-    )  # fmt: skip
-    assert lines[0] == "4 shards, 3 of them to do"
-    assert lines[2].startswith("shard 3/4 written: 15 groups, 1 rejected, 150 negative tokens, ")
-    assert lines[2].endswith(" left")
-    start, _, last = (json.loads(line) for line in lines[3:])
-    assert (start["event"], start["shards"], start["shards_done"]) == ("start", 4, 1)
-    assert {key: last[key] for key in ("event", "shard", "groups", "rejected", "tokens", "shards_done")} == {
-        "event": "shard", "shard": 2, "groups": 15, "rejected": 1, "tokens": 150, "shards_done": 3,
-    }  # fmt: skip
-    assert last["seconds_left"] >= 0
-    assert last["tokens_per_second"] > 0
-
-
-def test_progress_within_shards_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress(4, 0, "text")
-    progress.loading("sample")
-    progress.inside([Told(3, "sample", 120, 512), Told(1, "score", 8, 16)])
-    assert capsys.readouterr().err.splitlines()[1:] == [
-        "starting the engine (about 60 s)",
-        "shard 3: 120 of 512 groups sampled; shard 1: 8 of 16 groups scored",
-    ]
-
-
-@pytest.mark.seconds
-def test_trackers_are_told_of_every_shard(reference: Path, tmp_path: Path) -> None:
-    """What TensorBoard's files hold; trackio's: tests/data/test_trackers.py."""
-    stubs = Components(engine=EngineStub, scorer=ScorerStub, signals=signals_stub)
-    with without_ray():
-        manifest = generate(config(reference, tmp_path / "set", strategies="an=2", report_to="tensorboard"), stubs)
-    found = scalars(tmp_path / "set-tensorboard/set")
-    tokens = [sum(shard.tokens["negatives"] for shard in manifest.shards[: n + 1]) for n in range(3)]
-    assert [value for _, value in found["tokens"]] == tokens
-    assert [value for _, value in found["groups"]] == [8, 14, 20]
-    assert [step for step, _ in found["shards"]] == [1, 2, 3]
-    assert all(value > 0 for _, value in found["tokens_per_second"])
-    assert [value for _, value in found["shard/seconds/an"]] == pytest.approx(
-        [shard.seconds["an"] for shard in manifest.shards]
-    )
-    assert not [tag for tag in found if tag.startswith("api/")]
 
 
 def test_json_for_clusters_has_no_other_line_and_no_home(

@@ -1,6 +1,8 @@
 """`plan` against what a job really makes. Stub engine with answers of its own length; scorer and writing are real."""
 
 import dataclasses
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
 from negatives_gen.verbs.plan import Plan, PlanConfig, main, predict
-from tests.support.stubs import EngineStub
+from tests.support.stubs import EngineStub, ScorerStub, signals_stub
 from tests.support.without_ray import without_ray
 
 pytestmark = pytest.mark.seconds
@@ -146,3 +148,35 @@ def test_the_command_says_the_plan_line_by_line(reference: Path, capsys: pytest.
 def test_a_plan_that_cannot_be_predicted_is_refused(reference: Path, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         predict(make_config(PlanConfig, model=str(reference), **{**OPTIONS, **options}))
+
+
+class PrintingEngineStub(EngineStub):
+    """Prints as vLLM's C++ does, and may not start."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        os.write(2, b"vllm is loading\nRuntimeError: no kernel\n")
+        super().__init__(*arguments, **options)
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_libraries_print_is_no_part_of_a_plan(
+    verbose: bool, reference: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stubs = Components(PrintingEngineStub, ScorerStub, signals_stub)
+    monkeypatch.setattr("negatives_gen.job.job.Components", lambda: stubs)
+    options = {**OPTIONS, "strategies": "an=1", "sample": 12, "verbose": verbose}
+    assert predict(make_config(PlanConfig, model=str(reference), rows=ROWS, **options)).groups == ROWS
+    assert capfd.readouterr().err.count("vllm is loading") == (1 if verbose else 0)
+    with pytest.raises(UserError, match=r"^no such device\.") as caught:
+        predict(make_config(PlanConfig, model=str(reference), engine={"refuses": "no such device."}, **options))
+    named = re.findall(r"What libraries printed is in '(.*)'\.$", str(caught.value))
+    assert [Path(path).read_text().count("vllm is loading") for path in named] == ([] if verbose else [1])
+
+
+def test_the_help_of_a_plan_names_the_options_of_a_job_that_it_does_not_use(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--out, --num_engines, --stall_timeout, --report_to and --push_to_hub are not used." in said
+    assert "OUT/_job/log" not in said

@@ -45,6 +45,7 @@ class Rotated(Strategy):
 ROTATED = Rotated()
 '''
 SIGNAL = '''
+import logging
 from dataclasses import dataclass
 
 from data.command.options import NoOptions, option
@@ -68,6 +69,7 @@ class Brevity(Signal):
 
     def __init__(self, options, reference):
         self.scale = options.scale
+        logging.getLogger("negatives_gen.brevity").warning("long ones are far")  # of a worker
 
     @classmethod
     def identity(cls, options, reference):

@@ -1,6 +1,8 @@
 """A negative set of three groups in three shards, written without a model."""
 
+import contextlib
 import os
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from data.command.errors import UserError
 from data.schema import Candidate, Group, Reject, example_id
 from data.set_writer import NegativeSetWriter
+from data.shape import parse_json
 
 SIGNALS = ["embedding", "rouge"]
 
@@ -126,3 +129,11 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(folder))
     events.Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def trackio_run(folder: Path, run: str) -> list[tuple[int, dict[str, Any]]]:
+    """Step and values, of what trackio keeps in a folder of one project."""
+    (found,) = folder.glob("*.db")
+    query = "SELECT step, metrics FROM metrics WHERE run_name = ? ORDER BY step"
+    with contextlib.closing(sqlite3.connect(found)) as connection:
+        return [(step, parse_json(metrics)) for step, metrics in connection.execute(query, (run,))]

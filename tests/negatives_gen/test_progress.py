@@ -1,0 +1,268 @@
+"""What people, clusters and trackers see of a running job. Without Ray."""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.command.errors import UserError
+from data.command.options import make_config
+from data.set_writer import NegativeSetWriter
+from data.storage import Folder
+from negatives_gen.config import GenerateConfig
+from negatives_gen.job.actors import Components, Work
+from negatives_gen.job.attempts import Inside, Stall, Told, attempt
+from negatives_gen.job.job import generate
+from negatives_gen.job.pipeline import END, follow
+from negatives_gen.job.progress import Progress
+from negatives_gen.models.engine import Request, Sample
+from tests.support.chat_server import ChatAPIStub, said
+from tests.support.stubs import EngineStub, ScorerStub, signals_stub
+from tests.support.without_ray import pipeline_without_ray_stub, without_ray
+from tests.support.written import scalars, trackio_run
+
+
+def config(reference: Path, out: Path, **options: Any) -> GenerateConfig:
+    defaults = {"dataset": "facts", "limit": 20, "strategies": "an=2", "groups_per_shard": 8, "embedder": "reference"}
+    return make_config(GenerateConfig, **{"model": str(reference), "out": str(out), **defaults, **options})
+
+
+STUBS = Components(engine=EngineStub, scorer=ScorerStub, signals=signals_stub)
+
+
+def test_progress_is_text_for_people_and_json_for_clusters(capsys: pytest.CaptureFixture[str]) -> None:
+    for log_format in ("text", "json"):
+        progress = Progress(4, 1, log_format)
+        progress.shard(3, rows=7, rejected=1, tokens=70)
+        progress.shard(2, rows=8, rejected=0, tokens=80)
+    lines = capsys.readouterr().err.splitlines()
+    progress.loading("sample")
+    progress.inside([Told(3, "sample", 120, 512, "an")])
+    loading, inside = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert (loading["event"], loading["stage"]) == ("loading", "sample")
+    assert (inside["event"], inside["shards"]) == (
+        "progress", [{"shard": 3, "stage": "sample", "done": 120, "of": 512, "strategy": "an"}],
+    )  # fmt: skip
+    assert lines[0] == "4 shards, 3 of them to do"
+    assert lines[2].startswith("shard 3/4 written: 15 groups, 1 rejected, 150 negative tokens, ")
+    assert lines[2].endswith(" left")
+    start, _, last = (json.loads(line) for line in lines[3:])
+    assert (start["event"], start["shards"], start["shards_done"]) == ("start", 4, 1)
+    assert {key: last[key] for key in ("event", "shard", "groups", "rejected", "tokens", "shards_done")} == {
+        "event": "shard", "shard": 2, "groups": 15, "rejected": 1, "tokens": 150, "shards_done": 3,
+    }  # fmt: skip
+    assert last["seconds_left"] >= 0
+    assert last["tokens_per_second"] > 0
+
+
+def test_progress_within_shards_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(4, 0, "text")
+    progress.loading("sample")
+    progress.inside([Told(3, "sample", 120, 512, "rn"), Told(1, "score", 8, 16)])
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "starting the engine (about 60 s)",
+        "shard 3: 120 of 512 groups sampled (rn); shard 1: 8 of 16 groups scored",
+    ]
+
+
+@pytest.mark.seconds
+def test_trackers_are_told_of_every_shard(
+    reference: Path, tmp_path: Path, trackio_folder: Path, server: ChatAPIStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three shards with three kinds of rejects, sampled and written by an API; what both trackers keep of the run."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    rows = [{"prompt": f"Number {number} is", "completion": f" number {number}"} for number in range(20)]
+    rows[3]["completion"] = rows[12]["completion"] = ""
+    rows[17] = rows[0]
+    server.refuse = lambda request: "Number 10 is" in said(request)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"dataset": str(tmp_path / "rows.jsonl"), "limit": None, "streaming": True, "strategies": "an=2,un=1"}
+    options |= {"api": {"model": "m", "base_url": server.url}, "report_to": "tensorboard,trackio"}
+    with without_ray():
+        manifest = generate(config(reference, tmp_path / "told", **options), STUBS)
+    assert manifest.counts["rejected_by_reason"] == {
+        "empty response": 2, "duplicate": 1, "too few un negatives": 1,
+    }  # fmt: skip
+    whole = [manifest.shards[: n + 1] for n in range(3)]
+    expected: dict[str, list[float | None]] = {
+        "shards": [1, 2, 3],
+        "groups": [7, 11, 16],
+        "rejected": [1, 3, 4],
+        "rejected/empty response": [1, 2, 2],
+        "rejected/too few un negatives": [None, 1, 1],
+        "rejected/duplicate": [None, None, 1],
+        "tokens": [sum(shard.tokens["negatives"] for shard in shards) for shards in whole],
+        "shard/occupancy": [shard.occupancy for shard in manifest.shards],
+        **{
+            f"shard/seconds/{stage}": [shard.seconds[stage] for shard in manifest.shards]
+            for stage in ("an", "un", "score", "embedding")
+        },
+        "api/requests": [7, 12, 17],
+        "api/output_tokens": [7, 11, 16],
+    }
+    in_tensorboard = scalars(tmp_path / "told-tensorboard/told")
+    in_trackio = trackio_run(trackio_folder, "told")
+    assert [step for step, _ in in_trackio] == [1, 2, 3]
+    measured = {"tokens_per_second", "seconds", "api/input_tokens"}
+    assert in_tensorboard.keys() == in_trackio[-1][1].keys() == expected.keys() | measured
+    for name, values in expected.items():
+        kept = [(step, value) for step, value in enumerate(values, 1) if value is not None]
+        assert in_tensorboard[name] == [(step, pytest.approx(value)) for step, value in kept], name
+        found = [(step, told[name]) for step, told in in_trackio if name in told]
+        assert found == [(step, pytest.approx(value)) for step, value in kept], name
+    for name in measured:
+        assert all(value > 0 for _, value in in_tensorboard[name])
+
+
+def test_an_interrupted_job_is_one_curve(reference: Path, tmp_path: Path) -> None:
+    made: list[Any] = []
+
+    class FailingScorerStub(ScorerStub):
+        def score(self, groups: Sequence[Any]) -> list[list[float]]:
+            made.append(groups)
+            if len(made) == 3:
+                raise RuntimeError("a bug")
+            return super().score(groups)
+
+    rows = [{"prompt": f"Number {number} is", "completion": f" {number}" if number else ""} for number in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"dataset": str(tmp_path / "rows.jsonl"), "limit": None, "streaming": True, "report_to": "tensorboard"}
+    with without_ray(), pytest.raises(UserError, match="a bug"):
+        generate(config(reference, tmp_path / "set", **options), dataclasses.replace(STUBS, scorer=FailingScorerStub))
+    with without_ray():
+        manifest = generate(config(reference, tmp_path / "set", **options), STUBS)
+    found = scalars(tmp_path / "set-tensorboard/set")
+    assert found["shards"] == [(1, 1), (2, 2), (3, 3)]
+    assert found["groups"] == [(1, 7), (2, 13), (3, 19)]
+    assert found["rejected/empty response"] == [(1, 1), (2, 1), (3, 1)]
+    assert found["tokens"][-1] == (3, sum(shard.tokens["negatives"] for shard in manifest.shards))
+    assert not [tag for tag in found if tag.startswith("api/")]
+
+
+class RowsStub:
+    """So many looks of the driver without a row, `seconds` apart; what goes on meanwhile is told by number."""
+
+    def __init__(self, clock: dict[str, float], looks: int, seconds: float, meanwhile: Callable[[int], None]):
+        self.clock, self.looks, self.seconds, self.meanwhile = clock, looks, seconds, meanwhile
+        self.number = 0
+
+    def next(self, seconds: float) -> Any:
+        self.number += 1
+        self.clock["now"] += self.seconds
+        self.meanwhile(self.number)
+        return END if self.number > self.looks else None
+
+
+@pytest.mark.parametrize("gets_further", [True, False])
+def test_a_shard_that_says_how_far_it_is_does_not_stand_still(
+    gets_further: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = {"now": 1000.0}
+    monkeypatch.setattr("negatives_gen.job.attempts.time.monotonic", lambda: clock["now"])
+    writer = NegativeSetWriter(str(tmp_path / "set"), {}, ["embedding"])
+    assert writer.begin()
+    inside, stall = Inside(writer.folder, print, print), Stall(writer.folder, 60)
+    with attempt(writer, 3, "sample") as tell:
+        rows: Any = RowsStub(clock, 10, 25, lambda number: tell(number if gets_further else 1, 512))
+        if gets_further:
+            follow(rows, None, stall, inside.look)  # type: ignore[arg-type]  # there is no row to take
+        else:
+            with pytest.raises(UserError, match=r"nothing has moved for 60 s .*shard-00003.parquet is in stage"):
+                follow(rows, None, stall, inside.look)  # type: ignore[arg-type]
+    writer.end()
+
+
+def test_the_driver_looks_every_ten_seconds_once_it_has_seen_any_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look is a request to an object store, and a short loading leaves no mark to be seen."""
+    clock, looks = {"now": 1000.0}, list[float]()
+    monkeypatch.setattr("negatives_gen.job.attempts.time.monotonic", lambda: clock["now"])
+
+    class FolderStub(Folder):
+        def names(self, folder: str = "") -> set[str]:
+            looks.append(clock["now"])
+            return super().names(folder)
+
+    writer = NegativeSetWriter(str(tmp_path / "set"), {}, ["embedding"])
+    assert writer.begin()
+    inside = Inside(FolderStub(writer.folder.path), print, print)
+
+    def look_for(seconds: int) -> list[float]:
+        looks.clear()
+        for _ in range(seconds):
+            clock["now"] += 1
+            inside.look()
+        return [at - 1000 for at in looks]
+
+    assert look_for(3) == [1, 2, 3]
+    with attempt(writer, 0, "score"):
+        assert look_for(23) == [4, 14, 24]
+    assert look_for(13) == [34]
+    writer.end()
+
+
+def test_strategies_that_sample_are_told_apart_within_a_shard(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Told] = []
+    inside = Inside(Folder(str(tmp_path / "set")), lambda stage: None, told.extend)
+    monkeypatch.setattr("negatives_gen.job.attempts.TELL_SECONDS", 0.0)
+
+    class LookingEngineStub(EngineStub):
+        def draw(self, request: Request) -> list[Sample]:
+            inside.look()
+            return super().draw(request)
+
+    with without_ray():
+        generate(
+            config(reference, tmp_path / "set", strategies="an=1,rn=1", groups_per_shard=20),
+            dataclasses.replace(STUBS, engine=LookingEngineStub),
+        )
+    assert list(dict.fromkeys(one.strategy for one in told)) == ["an", "rn"]
+    for strategy in ("an", "rn"):
+        done = [one.done for one in told if one.strategy == strategy]
+        assert done == sorted(set(done))
+    assert {(one.shard, one.stage, one.of) for one in told} == {(0, "sample", 20)}
+
+
+def test_a_job_says_that_an_engine_starts_and_what_its_workers_warn_of(
+    reference: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    heard: list[list[str]] = []
+
+    def warn(words: str) -> None:
+        os.write(2, f"(MapWorker(Map(ScoreStage)) pid=7) WARNING data.models: {words}\n".encode())
+
+    def hear() -> None:
+        heard.append([r.getMessage() for r in caplog.records if r.getMessage().startswith("in a worker: ")])
+
+    def pipeline_stub(work: Work, shards: Sequence[int], *, on_pause: Callable[[], bool], **options: Any) -> None:
+        class LoadingEngineStub(EngineStub):
+            def __init__(self, *arguments: Any, **options: Any):
+                assert not on_pause()
+                super().__init__(*arguments, **options)
+
+        warn("first")
+        hear()
+        components = dataclasses.replace(work.components, engine=LoadingEngineStub)
+        pipeline_without_ray_stub(dataclasses.replace(work, components=components), shards, **options)
+        hear()
+        warn("last")
+
+    monkeypatch.setattr("negatives_gen.job.job.run_pipeline", pipeline_stub)
+    with caplog.at_level(logging.WARNING):
+        generate(config(reference, tmp_path / "set"), STUBS)
+    hear()
+    first, last = "in a worker: first", "in a worker: last"
+    assert heard == [[], [first], [first, last]]
+    assert capsys.readouterr().err.splitlines().count("starting the engine (about 60 s)") == 1
