@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.command.errors import UserError, first_line
+from data.shape import parse_json
 from data.sources import facts
 from data.sources.data_files import LINES, local_files
 from data.sources.json_lines import BYTES, Unreadable, parse_line
@@ -131,11 +132,20 @@ def _load_from_hub(dataset: str, streaming: bool) -> Any:
 
 
 def _load_saved(folder: str, streaming: bool) -> Any:
-    from datasets import DatasetDict, load_from_disk
+    whole, of_splits = Path(folder), Path(folder, "dataset_dict.json")
+    places = {"train": whole}
+    if of_splits.is_file():
+        places = {name: whole / name for name in parse_json(of_splits.read_bytes())["splits"]}
+    parts = {name: _load_saved_part(place) for name, place in places.items()}
+    return {name: rows.to_iterable_dataset() if streaming and len(rows) else rows for name, rows in parts.items()}
 
-    found = load_from_disk(folder)
-    parts = found if isinstance(found, DatasetDict) else {"train": found}
-    return {name: rows.to_iterable_dataset() if streaming else rows for name, rows in parts.items()}
+
+def _load_saved_part(folder: Path) -> Any:
+    """Rows of one split; of one that was saved without any, which `datasets` cannot load, none."""
+    from datasets import Dataset, load_from_disk
+
+    files = parse_json((folder / "state.json").read_bytes())["_data_files"]
+    return load_from_disk(str(folder)) if files else Dataset.from_dict({})
 
 
 def _load_files(
@@ -157,7 +167,12 @@ def _splits(found: Any, dataset: str) -> dict[str, Any]:
     test = "test" if "test" in found else "validation"
     chosen = {half: found[name] for half, name in (("train", "train"), ("test", test)) if name in found}
     if not chosen:
-        raise UserError(f"data set '{dataset}' has neither a split 'train' nor 'test'; it has {', '.join(found)}.")
+        raise UserError(
+            f"data set '{dataset}' has neither a split 'train' nor 'test'; it has {', '.join(found)}. Save the one "
+            "that you mean by datasets.save_to_disk and give its folder, or give its files by a glob."
+        )
+    if test != "test" and test in found:
+        log.info("data set '%s': its split '%s' stands for the test split", dataset, test)
     if others := [str(name) for name in found if name not in ("train", test)]:
         log.warning("data set '%s': splits that are not read: %s", dataset, ", ".join(others))
     return chosen

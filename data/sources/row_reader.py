@@ -118,7 +118,7 @@ class RowReader:
         if problem is None:
             others, problem = self._read_others(named, prompt, others)
         if problem is not None:
-            return Parts(prompt, response, problem)
+            return Parts((own or "") if isinstance(prompt, Unfilled) else prompt, response, problem)
         besides = self.task.besides(named)
         if self.template is None:
             query = self.task.query(named)

@@ -172,19 +172,31 @@ def test_a_jinja_file_is_filled_in_a_sandbox(read: Any, tmp_path: Path):
     assert unsafe.problem[0] == "prompt template failed"
 
 
+def test_columns_that_are_in_other_rows_are_not_missed(read: Any, tmp_path: Path):
+    file = tmp_path / "t.jinja"
+    file.write_text("{{ prompt }}{% if x %} x{{ x }}{% endif %}{% if y %} y{{ y }}{% endif %}")
+    rows = [{"prompt": "p", "completion": "c", "x": 1}, {"prompt": "p", "completion": "c", "y": 2}]
+    assert [e.prompt for e in read(rows, prompt_template=str(file))] == ["p x1", "p y2"]
+    message = refusal(lambda: read(rows[:1], prompt_template=str(file)))
+    assert "has no column 'y', which --prompt_template writes; it has: prompt, completion, x." in message
+
+
 def test_a_null_in_a_template_is_a_reject_with_its_column(read: Any):
     rows = [
         {"q": "a", "completion": "c"},
         {"q": None, "completion": "c"},
         {"completion": "c"},
         {"q": ["x"], "completion": ""},
+        {"prompt": "own", "completion": "c"},
     ]
     found = read(rows, prompt_template="{q}?")
+    assert [e.prompt for e in found] == ["a?", "", "", "", "own"]  # what a reject shows
     assert [e.problem for e in found] == [
         None,
         ("prompt template failed", "q is null"),
         ("prompt template failed", "q is missing"),
         ("prompt template failed", "q is list, no text"),
+        ("prompt template failed", "q is missing"),
     ]
 
 
