@@ -50,6 +50,8 @@ class Example:
         alternatives: other responses that the row lists, in its order, in the form of the response; None where no
             column of them was named.
         scores: of the alternatives, higher is better; None where the row gives none.
+        unusable: of each other response that the row lists and that cannot be one of the alternatives, why; None for
+            none.
     """
 
     id: str
@@ -61,6 +63,7 @@ class Example:
     besides: list[dict[str, Any]] | None = None
     alternatives: list[Any] | None = None
     scores: list[float] | None = None
+    unusable: list[str] | None = None
 
 
 class Source(Protocol):
@@ -358,6 +361,7 @@ def _example(row: Any, reader: RowReader) -> Example:
         besides=parts.besides,
         alternatives=parts.alternatives,
         scores=parts.scores,
+        unusable=parts.unusable,
     )
 
 
@@ -377,7 +381,8 @@ def _order(keys: bytearray) -> Any:
 
 
 def _hash_of_lists(example: Example) -> bytes:
-    return hashlib.sha256(repr((example.alternatives, example.scores)).encode("utf-8", "surrogatepass")).digest()[:16]
+    lists = example.alternatives, example.scores, example.unusable
+    return hashlib.sha256(repr(lists).encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def _ends(counts: Sequence[int]) -> list[tuple[int, int]]:

@@ -324,16 +324,33 @@ def test_the_chosen_truth_is_that_of_every_order(read: Any):
         ({"others": "a", "marks": [1]}, ("candidates are no list", "they are str")),
         ({"others": ["a"], "marks": [1, 2]}, ("scores do not match candidates", "1 candidates, scores: 2")),
         ({"others": ["a"], "marks": 7}, ("scores do not match candidates", "1 candidates, scores: int, no list")),
-        ({"others": ["a", "b"], "marks": [1, "N/A"]}, ("score is no number", "that of candidate 2: N/A")),
-        ({"others": ["a"], "marks": [float("nan")]}, ("score is no number", "that of candidate 1: nan")),
-        ({"others": ["a"], "marks": [True]}, ("score is no number", "that of candidate 1: True")),
-        ({"others": ["a", 7], "marks": [1, 2]}, ("candidate: response is not text", "candidate 2: it is int")),
+        (
+            {"completion": None, "others": ["a", "b", " "], "marks": ["N/A", True, 7]},
+            ("score is no number", "of none of the 2 candidates"),
+        ),
+        ({"completion": None, "others": "a", "marks": [1]}, ("candidates are no list", "they are str")),
     ],
 )
 def test_candidates_and_scores_that_are_none_reject_the_row(read: Any, row: dict[str, Any], problem: tuple[str, str]):
     good = {"prompt": "q", "completion": "c", "others": ["x"], "marks": [1]}
     (_, found) = read([good, {"prompt": "p", "completion": "c", **row}], columns=["candidates=others", "scores=marks"])
     assert found.problem == problem
+
+
+def test_a_candidate_that_cannot_be_used_costs_no_other(reference: Path, read: Any):
+    others, marks = ["a", None, 7, 0, "b", "c", "d", " "], [1, None, 2, 3, "N/A", float("nan"), 4, "N/A"]
+    row = {"prompt": "p", "completion": "e", "others": others, "marks": marks}
+    (found,) = read([row], columns=["candidates=others", "scores=marks"])
+    assert (found.problem, listed(found)) == (None, [("a", 1.0), ("d", 4.0)])
+    assert found.unusable == ["response is not text"] * 2 + ["score is no number"] * 2
+    ((group,), _, _) = prepare_groups([found], TASK, load_tokenizer(str(reference)), 128)
+    assert [(bool(a.ids), a.score, a.problem) for a in group.alternatives or []] == [
+        (True, 1.0, ""),
+        (True, 4.0, ""),
+        *((False, None, problem) for problem in found.unusable),
+    ]
+    (chosen,) = read([{**row, "completion": None}], columns=["candidates=others", "scores=marks"])
+    assert (chosen.response, listed(chosen)) == ("d", [("a", 1.0)])
 
 
 def test_candidates_of_a_chat_are_messages_or_texts(reference: Path, read: Any):
@@ -357,10 +374,7 @@ def test_candidates_of_a_chat_are_messages_or_texts(reference: Path, read: Any):
     assert [a.ids for a in group.alternatives or []] == [one.response_ids for one in own]
     assert {tuple(one.prompt_ids) for one in own} == {tuple(group.prompt_ids)}
     (bad,) = read([{**row, "others": [[*prompt, turn("assistant", "On Brenn.")]]}], columns=["candidates=others"])
-    assert bad.problem == (
-        "candidate: response is not one assistant message",
-        "candidate 1: its roles: user, assistant",
-    )
+    assert (bad.problem, bad.alternatives, bad.unusable) == (None, [], ["response is not one assistant message"])
 
 
 def test_tasks_without_a_column_of_responses_take_no_candidates():

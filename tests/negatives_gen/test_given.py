@@ -225,8 +225,9 @@ def test_verify_finds_a_group_with_fewer_than_the_manifest_allows(
 
 
 def test_what_cannot_be_used_is_counted_in_the_reject(reference: Path, tmp_path: Path) -> None:
-    rows = ultrafeedback([4, 4])
+    rows = ultrafeedback([5, 4])
     (odd, _) = rows
+    odd["completions"][4]["overall_score"] = "N/A"
     odd["completions"][0]["response"] = "word " * 400
     odd["completions"][2]["response"] = odd["completions"][1]["response"]  # the ground truth's text
     path = write(tmp_path / "rows.jsonl", rows)
@@ -234,7 +235,8 @@ def test_what_cannot_be_used_is_counted_in_the_reject(reference: Path, tmp_path:
     (reject,) = found.rejects()
     assert reject.prompt == odd["instruction"]
     assert reject.detail == (
-        "1 of 3: the row lists 3, 1 prompt and response too long; texts that repeat are passed over"
+        "1 of 3: the row lists 4, 1 prompt and response too long, 1 score is no number; "
+        "texts that repeat are passed over"
     )
 
 
