@@ -132,7 +132,7 @@ def open_source(
         raise UserError(f"limit must be at least 1, got {limit}.")
     if test_dataset is not None and test_share is not None:
         raise UserError("give either --test_share or --test_dataset, not both: each says which rows are held out.")
-    places = [place.column for place in reader.needed], [place.column for place in reader.optional]
+    places = reader.needed, reader.optional
     found = open_rows(dataset, *places, streaming)
     if "train" not in found:
         raise UserError(f"data set '{dataset}' has no split 'train'. Give it as --test_dataset, or another --dataset.")

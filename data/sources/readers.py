@@ -4,7 +4,7 @@ import contextlib
 import csv
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from data.shape import parse_json
 from data.sources import facts
 from data.sources.data_files import LINES, local_files
 from data.sources.json_lines import BYTES, Unreadable, parse_line
+from data.sources.row_paths import Path as Place
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Joined:
 
 
 def open_rows(
-    dataset: str, columns: Sequence[str], optional: Sequence[str] = (), streaming: bool = False
+    dataset: str, needed: Sequence[Place], optional: Sequence[Place] = (), streaming: bool = False
 ) -> dict[str, Rows]:
     """The rows of a data source: "train", and "test" where it keeps such rows apart; never neither.
 
@@ -86,8 +87,8 @@ def open_rows(
         dataset: `facts`; a local file, a glob (`part-*.jsonl.gz`) or a folder of files of one format; a data set that
             `datasets.save_to_disk` saved; or a hub id. Of a folder, files with `train` and with `test` in their names
             are splits, as those of a hub or saved set are; `validation` stands for a `test` that there is not.
-        columns, optional: the columns that are needed, and those that are used if they are there; others may be left
-            unread.
+        needed, optional: the places that are needed, and those that are used if they are there; other columns may be
+            left unread.
         streaming: read without a copy on disk (compressed files are unpacked); the rows can then be iterated over only.
 
     Raises:
@@ -108,7 +109,7 @@ def open_rows(
                 explain = functools.partial(_unreadable_file, dataset, files.format)
                 of_splits = {name: some for name, some in (("train", files.train), ("test", files.test)) if some}
                 found = {
-                    name: _load_files(some, files.format, columns, optional, streaming)
+                    name: _load_files(some, files.format, needed, optional, streaming)
                     for name, some in of_splits.items()
                 }
     except UserError:
@@ -119,10 +120,18 @@ def open_rows(
     opened = {}
     for name, rows in found.items():
         names: Any = rows.column_names or ()  # not every stream knows them
-        if not are_lines and all(column in names for column in columns):
-            rows = rows.select_columns([column for column in dict.fromkeys((*columns, *optional)) if column in names])
+        if not are_lines and (read := _columns_of(names, needed, optional)):
+            rows = rows.select_columns(read)
         opened[name] = Rows(rows, are_lines, explain if streaming else None)
     return opened
+
+
+def _columns_of(names: Collection[str], needed: Sequence[Place], optional: Sequence[Place]) -> list[str]:
+    """Those of a table's columns that are read; none where it lacks a needed one."""
+    if not all(place.column(names) in names for place in needed):
+        return []
+    columns = dict.fromkeys(place.column(names) for place in (*needed, *optional))
+    return [column for column in columns if column in names]
 
 
 def _load_from_hub(dataset: str, streaming: bool) -> Any:
@@ -149,14 +158,14 @@ def _load_saved_part(folder: Path) -> Any:
 
 
 def _load_files(
-    files: Sequence[Path], kind: str, columns: Sequence[str], optional: Sequence[str], streaming: bool
+    files: Sequence[Path], kind: str, needed: Sequence[Place], optional: Sequence[Place], streaming: bool
 ) -> Any:
     from datasets import load_dataset
 
     names = [str(path.resolve()) for path in files]
     if kind == LINES:
         return load_dataset("text", data_files=names, split="train", streaming=streaming, encoding=BYTES)
-    options = _csv_options(files, columns, optional) if kind == "csv" else {}
+    options = _csv_options(files, needed, optional) if kind == "csv" else {}
     return load_dataset(kind, data_files=names, split="train", streaming=streaming, **options)
 
 
@@ -189,7 +198,7 @@ def _quiet(library: str) -> Iterator[None]:
         its_log.setLevel(before)
 
 
-def _csv_options(files: Sequence[Path], columns: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
+def _csv_options(files: Sequence[Path], needed: Sequence[Place], optional: Sequence[Place]) -> dict[str, Any]:
     """In a table of texts, 'None', 'N/A', '7' and an empty cell are texts too. Raises UserError if tables differ."""
     from datasets import Features, Value
 
@@ -203,8 +212,7 @@ def _csv_options(files: Sequence[Path], columns: Sequence[str], optional: Sequen
         return options
     if other := next((place for place, header in enumerate(headers) if header != headers[0]), 0):
         raise UserError(f"'{files[0].name}' and '{files[other].name}' have different columns. Give files of one kind.")
-    if all(column in headers[0] for column in columns):
-        found = [column for column in (*columns, *optional) if column in headers[0]]
+    if found := _columns_of(headers[0], needed, optional):
         options["features"] = Features({column: Value("string") for column in found})
     return options
 

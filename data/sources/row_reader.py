@@ -94,7 +94,7 @@ class RowReader:
         spared = {self.task.prompt if self.template else None, self.task.response if self.chooses_truth else None}
         names = [name for name in self.task.columns if name not in spared]
         of_template = [] if self.template is None else self.template.places
-        others = [place for place in of_template if place.column not in self.places]
+        others = [place for place in of_template if place.steps[0] not in self.places]
         return list(dict.fromkeys([*map(self._place, names), *others, *map(self._place, self.lists)]))
 
     @property

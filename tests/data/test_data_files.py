@@ -112,6 +112,28 @@ def test_globs_and_folders_are_their_files_in_the_order_of_their_names(tmp_path:
     assert in_order == [row["prompt"] for row in ROWS]
 
 
+def test_what_is_not_read_of_a_folder_and_what_is_read_as_one_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    folder = f"{tmp_path}/parts"
+    for name in ("train.jsonl", "dev.jsonl", "sub/a.jsonl", "sub/more/b.jsonl", "docs/x.md", ".git/a.jsonl"):
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(lines(ROWS[:3]))
+    for dataset, left in ((folder, ["sub/ (2)"]), (f"{folder}/*.jsonl", [])):
+        caplog.clear()
+        open_source(dataset, TASK)
+        said = [record.getMessage() for record in caplog.records if record.name == data_files.__name__]
+        assert said == [
+            *(f"data set '{dataset}': files that are not read: {name}" for name in left),
+            f"data set '{dataset}': train.jsonl and dev.jsonl are read as one",
+        ]
+    for number in range(11):
+        Path(folder, f"{number:02}.md").write_text("")
+    open_source(folder, TASK)
+    assert "files that are not read: 00.md, " in caplog.text
+    assert "09.md and 2 more\n" in caplog.text
+
+
 def test_a_folder_of_parquet_with_an_empty_part(tmp_path: Path):
     table = pa.Table.from_pylist(ROWS)
     for number, part in enumerate((table[:30], table[30:30], table[30:])):

@@ -125,6 +125,19 @@ def test_a_row_without_the_field_is_a_reject_and_the_others_stay(read: Any):
     assert bad.problem == ("prompt is not text", "it is NoneType")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_column_with_a_dot_in_its_name_is_read(read: Any, tmp_path: Path, streaming: bool):
+    path = tmp_path / "rows.csv"
+    path.write_text("q.text,completion,q\n7,c,x\n")  # of a column that is read, a number is a text
+    cases: list[dict[str, Any]] = [{"columns": ["prompt=q.text"]}, {"prompt_template": "{q.text}"}]
+    for options in cases:
+        (found,) = open_source(str(path), TASK, streaming=streaming, **options)
+        assert (found.prompt, found.problem) == ("7", None)
+    row = {"prompt": "p", "completion": "c", "o": ["no"], "o.a": ["x"], "o.s": [2]}
+    (found,) = read([row], columns=["candidates=o.a", "scores=-o.s"])
+    assert listed(found) == [("x", -2.0)]
+
+
 def test_nested_columns_of_parquet_are_read(tmp_path: Path):
     rows = [{"q": {"text": f"p{i}"}, "answers": [{"t": "a"}, {"t": f"b{i}"}], "other": 1} for i in range(4)]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
