@@ -127,7 +127,7 @@ def open_rows(
 
 
 def _columns_of(names: Collection[str], needed: Sequence[Place], optional: Sequence[Place]) -> list[str]:
-    """Those of a table's columns that are read; none where it lacks a needed one."""
+    """The columns of a table that are read; none where a needed one is not there."""
     if not all(place.column(names) in names for place in needed):
         return []
     columns = dict.fromkeys(place.column(names) for place in (*needed, *optional))

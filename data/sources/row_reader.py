@@ -200,7 +200,7 @@ def _like_prompt(said: Any, row: Mapping[str, Any], task: Task) -> Any:
 
 
 def _says_something(said: Any) -> bool:
-    """Whether it is neither null nor blank nor an empty list; a number says something, though it is no response."""
+    """Whether a candidate is neither null nor blank nor an empty list; a number says something, if no response."""
     return bool(said.strip()) if isinstance(said, str) else said is not None and said not in ([], {})
 
 
