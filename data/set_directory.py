@@ -280,12 +280,18 @@ class SetDirectory:
             return False
 
     def _refuse_other_job(self, other: dict[str, Any]) -> None:
-        difference = first_difference(other, self._ours(), ignore=self.undecided)
-        if difference:
+        version = other.get("schema_version", "(missing)")
+        if difference := first_difference(other, self._ours(), ignore=(*self.undecided, "schema_version")):
             key, theirs, ours = difference
             raise UserError(
                 f"output directory '{self.folder.path}' already holds another job: its {key} is {theirs!r}, this "
                 f"job's is {ours!r}. Choose another --out, or run with the same settings to go on."
+            )
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"output directory '{self.folder.path}' holds this job as another version of the software began it: "
+                f"its schema_version is {version}, this one's is {SCHEMA_VERSION}. Finish it with that version, or "
+                "choose another --out."
             )
 
 

@@ -12,7 +12,6 @@ from data.command.trackers import HELP, NONE, check_trackers
 from data.command.values import require_positive, require_seed
 from data.counts import parse_counts
 from data.manifest import DTYPES
-from data.sources.row_reader import RowReader
 from data.sources.source_options import DATASET_HELP, SourceOptions
 from negatives_gen.signals import SIGNALS
 from negatives_gen.strategies import STRATEGIES, job_settings
@@ -142,24 +141,23 @@ class GenerateConfig(SourceOptions, RunOptions):
             raise UserError(f"'{min(both)}' is the name of a strategy and of a ranking signal. Change one of them.")
         refuse_values_of_some(strategies, signals)
         self._refuse_idle()
-        self._refuse_unread(self.check_source(self.split))
+        self._refuse_unread()
         if self.scorer_dtype not in DTYPES:
             raise UserError(f"unknown --scorer_dtype '{self.scorer_dtype}'. Use one of {', '.join(DTYPES)}.")
         require_positive(self, "limit", "max_length", "groups_per_shard")
         require_seed(self.seed)
 
-    def _refuse_unread(self, reader: RowReader) -> None:
+    def _refuse_unread(self) -> None:
         """What strategies and signals read in a row is there, and what --columns names is read."""
-        read: set[str] = set()
-        for registry, names in ((STRATEGIES, self.strategy_settings()), (SIGNALS, self.used_signal_options())):
-            for name in names:
-                read.update(needed := registry.load(name).reads)
-                if lacking := [column for column in needed if column not in reader.places]:
-                    raise UserError(
-                        f"{registry.kind} '{name}' needs --columns {lacking[0]}=COLUMN: what rows list under that name."
-                    )
-        if idle_lists := [] if reader.chooses_truth else [name for name in reader.lists if name not in read]:
-            raise UserError(f"--columns {idle_lists[0]}=... would change nothing: no strategy that is chosen reads it.")
+        chosen = [(STRATEGIES, name) for name in self.strategy_settings()]
+        chosen += [(SIGNALS, name) for name in self.used_signal_options()]
+        reads = {column for registry, name in chosen for column in registry.load(name).reads}
+        reader = self.check_source(self.split, reads)
+        for registry, name in chosen:
+            if lacking := [column for column in registry.load(name).reads if column not in reader.places]:
+                raise UserError(
+                    f"{registry.kind} '{name}' needs --columns {lacking[0]}=COLUMN: what rows list under that name."
+                )
 
     def _refuse_idle(self) -> None:
         """Options of strategies and signals that are not chosen: who gives one expects it to count."""

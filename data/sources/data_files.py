@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 # Ending -> what `datasets` calls the format.
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+SHOWN = 10  # names of files that are not read
 LINES = "lines"  # JSON Lines, whatever their ending
 # Ending -> what pyarrow calls it; Parquet packs its pages itself.
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -65,7 +66,7 @@ def local_files(dataset: str) -> DataFiles | None:
         names = sorted(name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
         if not names:
             raise UserError(f"no file matches the data set '{dataset}'. Correct the pattern.")
-        return _files([Path(name) for name in names], [], dataset)
+        return _as_one([Path(name) for name in names], dataset)
     return _files([path], [], dataset)
 
 
@@ -81,9 +82,30 @@ def _of_folder(folder: Path, dataset: str) -> DataFiles:
     train = [path for path in files if _says(path, "train")]
     test = [p for p in files if _says(p, "test")] or [p for p in files if _says(p, "validation")]
     chosen = [*train, *test] if train and test else files
-    if left := [path.name for path in names if path not in chosen]:
-        log.info("data set '%s': files that are not read: %s", dataset, ", ".join(left[:10]))
-    return _files(train, test, dataset) if train and test else _files(files, [], dataset)
+    left = [*(path.name for path in names if path not in chosen), *_folders_with_data(folder)]
+    if left:
+        more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+        log.info("data set '%s': files that are not read: %s%s", dataset, ", ".join(left[:SHOWN]), more)
+    return _files(train, test, dataset) if train and test else _as_one(files, dataset)
+
+
+def _folders_with_data(folder: Path) -> list[str]:
+    """Subfolders with files of ours in them, each with their number."""
+    found = []
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        number = sum(len([name for name in names if name.endswith(ENDINGS)]) for _, _, names in os.walk(inner))
+        if number:
+            found.append(f"{inner.name}/ ({number})")
+    return found
+
+
+def _as_one(files: Sequence[Path], dataset: str) -> DataFiles:
+    """Files that are read together; the log says so where a name says train, and another's does not."""
+    train = [path for path in files if _says(path, "train")]
+    if train and (others := [path for path in files if path not in train]):
+        names = train[0].name, others[0].name
+        log.info("data set '%s': %s and %s are read as one", dataset, *names)
+    return _files(files, [], dataset)
 
 
 def _says(path: Path, word: str) -> bool:

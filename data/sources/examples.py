@@ -6,8 +6,9 @@ halves, and `limit` takes a random sample rather than the head of a sorted file.
 split of its own, or another source is named for the test rows, each row belongs where it comes from.
 
 Every example says which half it belongs to, and its group in the negative set says it too: one generation job can
-make the training groups and the held-out ones, and trainer and evaluation choose by it, so no held-out row is trained
-on. A prompt that occurs with several responses may occur in both halves (100 of Dolly's test prompts do).
+make the training groups and the held-out ones, and trainer and evaluation choose by it. A row that a source lists in
+both halves is in both: `Source.summary` counts such rows. A prompt that occurs with several responses may occur in both
+halves (100 of Dolly's test prompts do).
 """
 
 import dataclasses
@@ -49,6 +50,8 @@ class Example:
         alternatives: other responses that the row lists, in its order, in the form of the response; None where no
             column of them was named.
         scores: of the alternatives, higher is better; None where the row gives none.
+        unusable: of each other response that the row lists and that cannot be one of the alternatives, why; None for
+            none.
     """
 
     id: str
@@ -60,6 +63,7 @@ class Example:
     besides: list[dict[str, Any]] | None = None
     alternatives: list[Any] | None = None
     scores: list[float] | None = None
+    unusable: list[str] | None = None
 
 
 class Source(Protocol):
@@ -71,13 +75,17 @@ class Source(Protocol):
         lists_sha256: SHA-256 over what the rows list besides and its scores, which no id holds; None where nothing of
             the kind is read, or of a stream.
         own_splits: whether a row belongs where it comes from, not where its content puts it.
-        summary: rows and halves of the whole source in words: "15,011 rows: 7,505 train, 7,506 held out".
+        halves_sha256: with `own_splits`, SHA-256 over the halves of the examples in order, which no id holds; else, or
+            of a stream, None.
+        summary: rows and halves of the whole source in words: "15,011 rows: 7,505 train, 7,506 held out". It counts
+            what is in both halves, and names the splits that are not read.
     """
 
     num_examples: int | None
     fingerprint: str | None
     lists_sha256: str | None
     own_splits: bool
+    halves_sha256: str | None
     summary: str
 
     def __iter__(self) -> Iterator[Example]: ...
@@ -110,7 +118,8 @@ def open_source(
         columns, prompt_template: see `data.sources.row_reader.RowReader.of`.
         test_share: of the rows, held out by their content; a test split of the source's own is then not read. None:
             the source's own test split where it has one, else the half.
-        test_dataset: another source, whose rows are all held out; of `dataset` none is then.
+        test_dataset: another source, whose rows are held out (of one with splits those of test); of `dataset` none is
+            then.
 
     Raises:
         UserError: the source is missing, unreadable, empty or lacks the task's columns, or the options are at odds. Of
@@ -123,18 +132,26 @@ def open_source(
         raise UserError(f"limit must be at least 1, got {limit}.")
     if test_dataset is not None and test_share is not None:
         raise UserError("give either --test_share or --test_dataset, not both: each says which rows are held out.")
-    places = [place.column for place in reader.needed], [place.column for place in reader.optional]
+    places = reader.needed, reader.optional
     found = open_rows(dataset, *places, streaming)
     if "train" not in found:
         raise UserError(f"data set '{dataset}' has no split 'train'. Give it as --test_dataset, or another --dataset.")
-    parts = [Part(dataset, found["train"])]
+    parts, unread = [Part(dataset, found.pop("train"))], [(dataset, name, rows) for name, rows in found.items()]
     if test_dataset is not None:
         others = open_rows(test_dataset, *places, streaming)
-        parts.append(Part(test_dataset, others.get("test") or others["train"]))
+        parts.append(Part(test_dataset, others.pop("test" if "test" in others else "train")))
+        unread += [(test_dataset, name, rows) for name, rows in others.items()]
     elif test_share is None and "test" in found:
-        parts.append(Part(dataset, found["test"]))
+        parts, unread = [*parts, Part(dataset, found["test"], is_own_test=True)], []
     share = TEST_SHARE if test_share is None else test_share
-    return (_Stream if streaming else _Table)(parts, reader, split, limit, share)
+    source = (_Stream if streaming else _Table)(parts, reader, split, limit, share)
+    if left := [f"the {name} split of '{where}'{_size(rows, streaming)}" for where, name, rows in unread]:
+        source.summary += f"; not read: {', '.join(left)}"
+    return source
+
+
+def _size(rows: Rows, streaming: bool) -> str:
+    return "" if streaming else f" ({len(rows):,} {'lines' if rows.are_lines else 'rows'})"
 
 
 def load_examples(dataset: str, task: str, split: str = "all", limit: int | None = None) -> list[Example]:
@@ -160,10 +177,15 @@ def shown(value: Any) -> str:
 
 
 class Part(NamedTuple):
-    """Rows of one source: all there are, or those of train and then those of test where they are apart."""
+    """Rows of one source: all there are, or those of train and then those of test where they are apart.
+
+    Attributes:
+        is_own_test: whether they are the test split of a source whose train split is read too.
+    """
 
     dataset: str
     rows: Rows
+    is_own_test: bool = False
 
 
 class _Table:
@@ -175,7 +197,7 @@ class _Table:
         self._rows, self._reader, self.own_splits = Joined([part.rows for part in parts]), reader, len(parts) > 1
         ids, keys, lists, numbers, counts, start = bytearray(), bytearray(), bytearray(), array("q"), [], 0
         for part in parts:
-            check = _ColumnCheck(part.dataset, reader)
+            check = _ColumnCheck(part, reader)
             for number, row in _fetched(part.rows, range(len(part.rows))):
                 if row is not None:
                     check.see(row)
@@ -184,7 +206,8 @@ class _Table:
                     keys += split_key(example.id)
                     lists += _hash_of_lists(example) if reader.lists else b""
                     numbers.append(start + number)
-            check.finish()
+            if not (part.is_own_test and split == "train"):  # what nobody reads may be of another shape
+                check.finish()
             start += len(part.rows)
             counts.append(len(numbers) - sum(counts))
         train = counts[0] if self.own_splits else num_train(counts[0], share)
@@ -192,16 +215,21 @@ class _Table:
         halves = {"train": np.concatenate(by_hash)[:train], "test": np.concatenate(by_hash)[train:]}
         turns = in_turns(train, len(numbers) - train)
         chosen = (np.concatenate(by_hash)[turns] if split == "all" else halves[split])[:limit]
+        all_ids = np.frombuffer(ids, "S16")
+        in_both = int(np.isin(all_ids[halves["train"]], all_ids[halves["test"]]).sum())
         chosen_ids = np.frombuffer(ids, ">u8").reshape(-1, 2)[chosen]
         self._is_first = np.zeros(len(chosen), bool)
         self._is_first[np.unique(chosen_ids, axis=0, return_index=True)[1]] = True
         self._is_train = np.isin(chosen, halves["train"])
+        self.halves_sha256 = hashlib.sha256(self._is_train.tobytes()).hexdigest() if self.own_splits else None
         self._numbers = np.array(numbers)[chosen]
         self.num_examples: int | None = len(chosen)
         self.fingerprint: str | None = _digest(chosen_ids)
         of_lists = np.frombuffer(lists, ">u8").reshape(-1, 2)
         self.lists_sha256: str | None = _digest(of_lists[chosen]) if reader.lists else None
         self.summary = f"{len(numbers):,} rows: {train:,} train, {len(numbers) - train:,} held out"
+        if in_both:
+            self.summary += f"; {in_both:,} of train {'is' if in_both == 1 else 'are'} held out too"
         if split != "all" or limit is not None:
             self.summary += f"; read: {len(chosen):,} of {'both' if split == 'all' else split}"
 
@@ -217,6 +245,7 @@ class _Stream:
     num_examples: int | None = None
     fingerprint: str | None = None
     lists_sha256: str | None = None
+    halves_sha256: str | None = None
 
     def __init__(self, parts: Sequence[Part], reader: RowReader, split: str, limit: int | None, share: float):
         self._parts, self._reader, self._split, self._limit, self._share = parts, reader, split, limit, share
@@ -229,7 +258,7 @@ class _Stream:
 
     def _examples(self) -> Iterator[Example]:
         seen: set[bytes] = set()
-        parts = [self._of_part(part) for part in self._parts]
+        parts = [self._of_part(number, part) for number, part in enumerate(self._parts)]
         halves = ["train", "test"] if self.own_splits else [None]
         for several in zip_longest(*(part for part, half in zip(parts, halves, strict=True) if self._wants(half))):
             for example in several:
@@ -241,8 +270,8 @@ class _Stream:
     def _wants(self, half: str | None) -> bool:
         return half is None or self._split in (half, "all")
 
-    def _of_part(self, part: Part) -> Iterator[Example]:
-        check, number = _ColumnCheck(part.dataset, self._reader), self._parts.index(part)
+    def _of_part(self, number: int, part: Part) -> Iterator[Example]:
+        check = _ColumnCheck(part, self._reader)
         for row in part.rows:
             if row is None:
                 continue
@@ -256,10 +285,12 @@ class _Stream:
 
 
 class _ColumnCheck:
-    """Whether any row has what is read of it: if none has, it is the wrong task, not bad rows."""
+    """Whether all that is read is in some row: what is in none shows the wrong task, not bad rows."""
 
-    def __init__(self, dataset: str, reader: RowReader):
-        self.dataset, self.reader, self.places = dataset, reader, reader.needed
+    def __init__(self, part: Part, reader: RowReader):
+        self.dataset, self.reader, self.places = part.dataset, reader, reader.needed
+        self.spoken = f"{'the test split of ' if part.is_own_test else ''}data set '{part.dataset}'"
+        self.way_out = " Or hold out rows of its train split instead: --test_share." if part.is_own_test else ""
         self.rows, self.fits, self.found = 0, False, set[Path]()
         self.first: Any = None
         self.unreadable: Unreadable | None = None
@@ -270,23 +301,22 @@ class _ColumnCheck:
             self.unreadable = self.unreadable or row
         elif not self.fits:
             self.first = list(row) if self.first is None else self.first
-            there = [place for place in self.places if place.find(row) is not NOWHERE]
-            self.found.update(there)
-            self.fits = len(there) == len(self.places)
+            self.found.update(place for place in self.places if place.find(row) is not NOWHERE)
+            self.fits = len(self.found) == len(self.places)
 
     def finish(self) -> None:
-        """Raise UserError unless a row had all of it."""
+        """Raise UserError if something was in no row."""
         if self.fits:
             return
         if not self.rows:
-            raise UserError(f"data set '{self.dataset}' has no rows.")
+            raise UserError(f"{self.spoken} has no rows.{self.way_out}")
         if self.first is None:
             assert self.unreadable is not None  # every row is one or the other
             raise UserError(
                 f"cannot read '{self.dataset}' as jsonl: no line of it is a JSON object (the first is "
-                f"{self.unreadable.reason}: {self.unreadable.detail})."
+                f"{self.unreadable.reason}: {self.unreadable.detail}).{self.way_out}"
             )
-        lacking = ([place for place in self.places if place not in self.found] or self.places)[0]
+        lacking = next(place for place in self.places if place not in self.found)
         name = next((name for name, place in self.reader.places.items() if place == lacking), None)
         if name is not None:
             needs, advice = f"of --columns {name}={lacking.text}", "Correct --columns."
@@ -296,8 +326,8 @@ class _ColumnCheck:
         else:
             needs, advice = "which --prompt_template writes", "Correct the template."
         raise UserError(
-            f"data set '{self.dataset}' has no column '{lacking.text}', {needs}; it has: "
-            f"{', '.join(map(shown, self.first))}. {advice}"
+            f"{self.spoken} has no column '{lacking.text}', {needs}; it has: {', '.join(map(shown, self.first))}. "
+            f"{advice}{self.way_out}"
         )
 
 
@@ -331,6 +361,7 @@ def _example(row: Any, reader: RowReader) -> Example:
         besides=parts.besides,
         alternatives=parts.alternatives,
         scores=parts.scores,
+        unusable=parts.unusable,
     )
 
 
@@ -350,7 +381,8 @@ def _order(keys: bytearray) -> Any:
 
 
 def _hash_of_lists(example: Example) -> bytes:
-    return hashlib.sha256(repr((example.alternatives, example.scores)).encode("utf-8", "surrogatepass")).digest()[:16]
+    lists = example.alternatives, example.scores, example.unusable
+    return hashlib.sha256(repr(lists).encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def _ends(counts: Sequence[int]) -> list[tuple[int, int]]:

@@ -55,7 +55,10 @@ def prepare_groups(examples: Sequence[Example], task: str, tokenizer: Any, max_l
 
 
 def _alternatives(example: Example, truth: Encoded | Problem, others: Iterator[Encoded | Problem]) -> Any:
-    """The example's alternatives in tokens, each as a ground truth of its prompt would be; None if it lists none."""
+    """The example's alternatives in tokens, each as a ground truth of its prompt would be; None if it lists none.
+
+    Those that cannot be used come last.
+    """
     if example.alternatives is None:
         return None
     scores = example.scores or [None] * len(example.alternatives)
@@ -68,7 +71,7 @@ def _alternatives(example: Example, truth: Encoded | Problem, others: Iterator[E
             found.append(Alternative([], score, "the prompt reads otherwise before it"))
         else:
             found.append(Alternative(outcome.response_ids, score))
-    return found
+    return found + [Alternative([], problem=problem) for problem in example.unusable or ()]
 
 
 def require_groups(groups: Sequence[Group], rejects: Sequence[Reject], where: str) -> None:

@@ -4,15 +4,17 @@ import contextlib
 import csv
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.command.errors import UserError, first_line
+from data.shape import parse_json
 from data.sources import facts
 from data.sources.data_files import LINES, local_files
 from data.sources.json_lines import BYTES, Unreadable, parse_line
+from data.sources.row_paths import Path as Place
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ class Joined:
 
 
 def open_rows(
-    dataset: str, columns: Sequence[str], optional: Sequence[str] = (), streaming: bool = False
+    dataset: str, needed: Sequence[Place], optional: Sequence[Place] = (), streaming: bool = False
 ) -> dict[str, Rows]:
     """The rows of a data source: "train", and "test" where it keeps such rows apart; never neither.
 
@@ -85,8 +87,8 @@ def open_rows(
         dataset: `facts`; a local file, a glob (`part-*.jsonl.gz`) or a folder of files of one format; a data set that
             `datasets.save_to_disk` saved; or a hub id. Of a folder, files with `train` and with `test` in their names
             are splits, as those of a hub or saved set are; `validation` stands for a `test` that there is not.
-        columns, optional: the columns that are needed, and those that are used if they are there; others may be left
-            unread.
+        needed, optional: the places that are needed, and those that are used if they are there; other columns may be
+            left unread.
         streaming: read without a copy on disk (compressed files are unpacked); the rows can then be iterated over only.
 
     Raises:
@@ -107,7 +109,7 @@ def open_rows(
                 explain = functools.partial(_unreadable_file, dataset, files.format)
                 of_splits = {name: some for name, some in (("train", files.train), ("test", files.test)) if some}
                 found = {
-                    name: _load_files(some, files.format, columns, optional, streaming)
+                    name: _load_files(some, files.format, needed, optional, streaming)
                     for name, some in of_splits.items()
                 }
     except UserError:
@@ -118,10 +120,18 @@ def open_rows(
     opened = {}
     for name, rows in found.items():
         names: Any = rows.column_names or ()  # not every stream knows them
-        if not are_lines and all(column in names for column in columns):
-            rows = rows.select_columns([column for column in dict.fromkeys((*columns, *optional)) if column in names])
+        if not are_lines and (read := _columns_of(names, needed, optional)):
+            rows = rows.select_columns(read)
         opened[name] = Rows(rows, are_lines, explain if streaming else None)
     return opened
+
+
+def _columns_of(names: Collection[str], needed: Sequence[Place], optional: Sequence[Place]) -> list[str]:
+    """The columns of a table that are read; none where a needed one is not there."""
+    if not all(place.column(names) in names for place in needed):
+        return []
+    columns = dict.fromkeys(place.column(names) for place in (*needed, *optional))
+    return [column for column in columns if column in names]
 
 
 def _load_from_hub(dataset: str, streaming: bool) -> Any:
@@ -131,22 +141,31 @@ def _load_from_hub(dataset: str, streaming: bool) -> Any:
 
 
 def _load_saved(folder: str, streaming: bool) -> Any:
-    from datasets import DatasetDict, load_from_disk
+    whole, of_splits = Path(folder), Path(folder, "dataset_dict.json")
+    places = {"train": whole}
+    if of_splits.is_file():
+        places = {name: whole / name for name in parse_json(of_splits.read_bytes())["splits"]}
+    parts = {name: _load_saved_part(place) for name, place in places.items()}
+    return {name: rows.to_iterable_dataset() if streaming and len(rows) else rows for name, rows in parts.items()}
 
-    found = load_from_disk(folder)
-    parts = found if isinstance(found, DatasetDict) else {"train": found}
-    return {name: rows.to_iterable_dataset() if streaming else rows for name, rows in parts.items()}
+
+def _load_saved_part(folder: Path) -> Any:
+    """Rows of one split; of one that was saved without any, which `datasets` cannot load, none."""
+    from datasets import Dataset, load_from_disk
+
+    files = parse_json((folder / "state.json").read_bytes())["_data_files"]
+    return load_from_disk(str(folder)) if files else Dataset.from_dict({})
 
 
 def _load_files(
-    files: Sequence[Path], kind: str, columns: Sequence[str], optional: Sequence[str], streaming: bool
+    files: Sequence[Path], kind: str, needed: Sequence[Place], optional: Sequence[Place], streaming: bool
 ) -> Any:
     from datasets import load_dataset
 
     names = [str(path.resolve()) for path in files]
     if kind == LINES:
         return load_dataset("text", data_files=names, split="train", streaming=streaming, encoding=BYTES)
-    options = _csv_options(files, columns, optional) if kind == "csv" else {}
+    options = _csv_options(files, needed, optional) if kind == "csv" else {}
     return load_dataset(kind, data_files=names, split="train", streaming=streaming, **options)
 
 
@@ -157,7 +176,12 @@ def _splits(found: Any, dataset: str) -> dict[str, Any]:
     test = "test" if "test" in found else "validation"
     chosen = {half: found[name] for half, name in (("train", "train"), ("test", test)) if name in found}
     if not chosen:
-        raise UserError(f"data set '{dataset}' has neither a split 'train' nor 'test'; it has {', '.join(found)}.")
+        raise UserError(
+            f"data set '{dataset}' has neither a split 'train' nor 'test'; it has {', '.join(found)}. Save the one "
+            "that you mean by datasets.save_to_disk and give its folder, or give its files by a glob."
+        )
+    if test != "test" and test in found:
+        log.info("data set '%s': its split '%s' stands for the test split", dataset, test)
     if others := [str(name) for name in found if name not in ("train", test)]:
         log.warning("data set '%s': splits that are not read: %s", dataset, ", ".join(others))
     return chosen
@@ -174,7 +198,7 @@ def _quiet(library: str) -> Iterator[None]:
         its_log.setLevel(before)
 
 
-def _csv_options(files: Sequence[Path], columns: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
+def _csv_options(files: Sequence[Path], needed: Sequence[Place], optional: Sequence[Place]) -> dict[str, Any]:
     """In a table of texts, 'None', 'N/A', '7' and an empty cell are texts too. Raises UserError if tables differ."""
     from datasets import Features, Value
 
@@ -188,8 +212,7 @@ def _csv_options(files: Sequence[Path], columns: Sequence[str], optional: Sequen
         return options
     if other := next((place for place, header in enumerate(headers) if header != headers[0]), 0):
         raise UserError(f"'{files[0].name}' and '{files[other].name}' have different columns. Give files of one kind.")
-    if all(column in headers[0] for column in columns):
-        found = [column for column in (*columns, *optional) if column in headers[0]]
+    if found := _columns_of(headers[0], needed, optional):
         options["features"] = Features({column: Value("string") for column in found})
     return options
 

@@ -1,10 +1,11 @@
 """Where in a row the things lie that a task reads: `--columns prompt=instruction,completion=output`.
 
 A place is a column, or a path into nested data: `answer.text` is the field `text` of column `answer`, and
-`answers[].answer` the list of what `answer` is in each item of the list `answers`.
+`answers[].answer` the list of what `answer` is in each item of the list `answers`. A column that is itself called
+`answer.text`, as in a flattened table, goes first.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,14 +55,15 @@ class Path:
             steps += [name, *([EACH] * (len(lists) // len(EACH)))]
         return cls(text, tuple(steps), sign)
 
-    @property
-    def column(self) -> str:
-        """The column that it begins in."""
-        return self.steps[0]
+    def column(self, columns: Container[str]) -> str:
+        """The column that it begins in: one of this whole name, dots included, or of that of its first step."""
+        whole = self.text.removeprefix("-") if self.sign < 0 else self.text
+        return whole if whole in columns else self.steps[0]
 
     def find(self, row: Mapping[str, Any]) -> Any:
         """What lies there, a list for a path with []; NOWHERE if the path leads nowhere in this row."""
-        return _find(row, self.steps)
+        column = self.column(row)
+        return _find(row, self.steps if column == self.steps[0] else (column,))
 
 
 def _find(value: Any, steps: Sequence[str]) -> Any:

@@ -14,6 +14,7 @@ from data.sources.tasks import Task, describe_task, task_of
 # What every task with a column for the response can read beside it: a row's other responses, and how good each is.
 CANDIDATES, SCORES = "candidates", "scores"
 LARGEST_SCORE = 3.4e38  # a set keeps float32
+NO_NUMBER = "score is no number"
 
 
 class Parts(NamedTuple):
@@ -26,6 +27,20 @@ class Parts(NamedTuple):
     besides: list[dict[str, Any]] | None = None
     alternatives: list[Any] | None = None
     scores: list[float] | None = None
+    unusable: list[str] | None = None
+
+
+class Listed(NamedTuple):
+    """A response that a row lists besides, and its score, higher is better.
+
+    Attributes:
+        score: None where none is read.
+        problem: why it cannot be used; "" if it can.
+    """
+
+    said: Any
+    score: float | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +94,7 @@ class RowReader:
         spared = {self.task.prompt if self.template else None, self.task.response if self.chooses_truth else None}
         names = [name for name in self.task.columns if name not in spared]
         of_template = [] if self.template is None else self.template.places
-        others = [place for place in of_template if place.column not in self.places]
+        others = [place for place in of_template if place.steps[0] not in self.places]
         return list(dict.fromkeys([*map(self._place, names), *others, *map(self._place, self.lists)]))
 
     @property
@@ -111,14 +126,12 @@ class RowReader:
             named[self.task.prompt] = prompt if isinstance(prompt, str) else ""
         others, problem = self._candidates(named)
         if self.chooses_truth and not _says_something(named.get(str(self.task.response))):
-            others = self._with_truth(named, others)
+            others, problem = self._with_truth(named, others, problem)
         of_task, response = self.task.read(named)
         prompt = of_task if self.template is None else prompt
-        problem = prompt.problem if isinstance(prompt, Unfilled) else self.task.problem(prompt, response) or problem
-        if problem is None:
-            others, problem = self._read_others(named, prompt, others)
+        problem = prompt.problem if isinstance(prompt, Unfilled) else problem or self.task.problem(prompt, response)
         if problem is not None:
-            return Parts(prompt, response, problem)
+            return Parts((own or "") if isinstance(prompt, Unfilled) else prompt, response, problem)
         besides = self.task.besides(named)
         if self.template is None:
             query = self.task.query(named)
@@ -127,56 +140,55 @@ class RowReader:
             query = self.task.query({**named, str(self.task.prompt): own}) if asked else str(prompt)
         if CANDIDATES not in self.places:
             return Parts(prompt, response, None, query, besides)
-        scores = [score for _, score in others if score is not None]
-        return Parts(prompt, response, None, query, besides, [said for said, _ in others], scores or None)
+        others = [self._read_other(named, prompt, other) for other in others]
+        usable = [other for other in others if not other.problem]
+        scores = [other.score for other in usable if other.score is not None]
+        unusable = [other.problem for other in others if other.problem]
+        said = [other.said for other in usable]
+        return Parts(prompt, response, None, query, besides, said, scores or None, unusable or None)
 
     def _place(self, name: str) -> Path:
         return self.places.get(name) or Path(name, (name,))
 
-    def _candidates(self, row: Mapping[str, Any]) -> tuple[list[tuple[Any, float | None]], Problem | None]:
-        """The row's candidates as they stand there, each with its score, or why they cannot be read."""
+    def _candidates(self, row: Mapping[str, Any]) -> tuple[list[Listed], Problem | None]:
+        """The row's candidates as they stand there, those that say nothing left out; or why none can be read."""
         found = row.get(CANDIDATES) if CANDIDATES in self.places else None
         if found is None:
             return [], None
         if not isinstance(found, list):
             return [], ("candidates are no list", f"they are {type(found).__name__}")
         if not self.chooses_truth:
-            return [(said, None) for said in found], None
+            return [Listed(said) for said in found if _says_something(said)], None
         scores = row.get(SCORES)
         if not isinstance(scores, list) or len(scores) != len(found):
             has = len(scores) if isinstance(scores, list) else f"{type(scores).__name__}, no list"
             return [], ("scores do not match candidates", f"{len(found)} candidates, scores: {has}")
-        numbers = [_number(score) for score in scores]
-        if None in numbers:
-            number = numbers.index(None)
-            return [], ("score is no number", f"that of candidate {number + 1}: {str(scores[number])[:40]}")
-        sign = self.places[SCORES].sign
-        return [(said, sign * number) for said, number in zip(found, numbers, strict=True) if number is not None], None
+        sign, others = self.places[SCORES].sign, []
+        for said, score in zip(found, scores, strict=True):
+            if _says_something(said):
+                number = _number(score)
+                others.append(Listed(said, problem=NO_NUMBER) if number is None else Listed(said, sign * number))
+        return others, None
 
     def _with_truth(
-        self, named: dict[str, Any], others: list[tuple[Any, float | None]]
-    ) -> list[tuple[Any, float | None]]:
+        self, named: dict[str, Any], others: list[Listed], problem: Problem | None
+    ) -> tuple[list[Listed], Problem | None]:
         """Put the best-scored candidate, the first of several, in the place of the response; returns the others."""
-        saying = [(score, -place) for place, (said, score) in enumerate(others) if _says_something(said)]
-        if not saying:
-            return others
-        place = -max(saying)[1]
-        named[str(self.task.response)] = _like_prompt(others[place][0], named, self.task)
-        return others[:place] + others[place + 1 :]
+        scored = [(other.score, -place) for place, other in enumerate(others) if other.score is not None]
+        if not scored:
+            of_all = f"of none of the {len(others)} candidates"
+            return others, (NO_NUMBER, of_all) if others else problem
+        place = -max(scored)[1]
+        named[str(self.task.response)] = _like_prompt(others[place].said, named, self.task)
+        return others[:place] + others[place + 1 :], problem
 
-    def _read_others(
-        self, named: Mapping[str, Any], prompt: Any, others: list[tuple[Any, float | None]]
-    ) -> tuple[list[tuple[Any, float | None]], Problem | None]:
-        """The candidates as the task reads a response, those that say nothing left out; or what is wrong with one."""
-        found = []
-        for number, (said, score) in enumerate(others, start=1):
-            if not _says_something(said):
-                continue
-            _, response = self.task.read({**named, str(self.task.response): _like_prompt(said, named, self.task)})
-            if problem := self.task.problem(prompt, response):
-                return [], (f"candidate: {problem[0]}", f"candidate {number}: {problem[1]}")
-            found.append((response, score))
-        return found, None
+    def _read_other(self, named: Mapping[str, Any], prompt: Any, other: Listed) -> Listed:
+        """A candidate as the task reads a response, or with what is wrong with it."""
+        if other.problem:
+            return other
+        _, response = self.task.read({**named, str(self.task.response): _like_prompt(other.said, named, self.task)})
+        problem = self.task.problem(prompt, response)
+        return other._replace(said=response, problem=problem[0] if problem else "")
 
 
 def _like_prompt(said: Any, row: Mapping[str, Any], task: Task) -> Any:
@@ -188,7 +200,8 @@ def _like_prompt(said: Any, row: Mapping[str, Any], task: Task) -> Any:
 
 
 def _says_something(said: Any) -> bool:
-    return bool(said.strip()) if isinstance(said, str) else bool(said)
+    """Whether a candidate is neither null nor blank nor an empty list; a number says something, if no response."""
+    return bool(said.strip()) if isinstance(said, str) else said is not None and said not in ([], {})
 
 
 def _number(score: Any) -> float | None:

@@ -1,7 +1,7 @@
 """The options of every command that reads a data source, beside `--dataset` and `--split`: one definition of them."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from data.command.errors import UserError
 from data.command.options import option
 from data.sources.data_files import FORMATS
 from data.sources.examples import Source, open_source
-from data.sources.row_reader import RowReader
+from data.sources.row_reader import CANDIDATES, SCORES, RowReader
 from data.sources.splits import TEST_SHARE, check_test_share, require_split
 from data.sources.tasks import TASK_HELP
 
@@ -46,16 +46,30 @@ class SourceOptions:
         metavar="SHARE",
     )
     test_dataset: str | None = option(
-        None, "another data source, whose rows are those that are held out", metavar="PATH"
+        None,
+        "another data source, whose rows are those that are held out; of one with splits those of its test split",
+        metavar="PATH",
     )
 
-    def check_source(self, split: str) -> RowReader:
-        """How rows are read. Raises UserError for an unknown task, column or split, or options that are at odds."""
+    def check_source(self, split: str, reads: Collection[str] = ()) -> RowReader:
+        """How rows are read.
+
+        Args:
+            reads: names of `--columns` that are read beside the task's.
+
+        Raises:
+            UserError: an unknown task, column or split, options that are at odds, or candidates that nobody reads.
+        """
         reader = RowReader.of(self.task, self.columns, self.prompt_template)
         require_split(split)
         check_test_share(self.test_share)
         if self.test_dataset is not None and self.test_share is not None:
             raise UserError("give either --test_share or --test_dataset, not both: each says which rows are held out.")
+        if CANDIDATES in reader.places and CANDIDATES not in reads and not reader.chooses_truth:
+            raise UserError(
+                f"--columns {CANDIDATES}=... would change nothing: without {SCORES}=... nothing that is chosen reads "
+                "it. Leave it out."
+            )
         return reader
 
     def open_source(
@@ -97,4 +111,6 @@ class SourceOptions:
             found["test_dataset"] = self.test_dataset
         elif source.own_splits:
             found["own_splits"] = True
+        if source.halves_sha256 is not None:
+            found["halves_sha256"] = source.halves_sha256
         return found

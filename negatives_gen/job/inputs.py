@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 # What an API may take.
 SPENT = ("requests", "input_tokens", "output_tokens")
 STAGED = f"{JOB_FOLDER}/inputs.json"
-SELDOM = ("besides", "alternatives", "scores")  # of an example
+SELDOM = ("besides", "alternatives", "scores", "unusable")  # of an example
 
 
 @dataclass

@@ -27,8 +27,9 @@ class Options:
 class Given(GroupStrategy):
     """Takes the row's other responses in the row's order, each in tokens as a ground truth of its prompt would be.
 
-    Passed over are those with the text of the ground truth or of an earlier one, and those that have no tokens: too
-    long, or with a special token in their text.
+    Passed over are those with the text or the tokens of the ground truth or of an earlier one (a tokenizer that
+    normalises gives two texts the same tokens), and those that have no tokens: too long, or with a special token in
+    their text.
     """
 
     name = "given"
@@ -43,8 +44,10 @@ class Given(GroupStrategy):
 
     def candidates(self, group: Group, settings: dict[str, Any], tools: Tools) -> Iterator[Candidate]:
         ends = marks_of(tools.tokenizer).ends
+        taken = {tuple(group.response_ids), *(tuple(c.ids) for c in group.negatives if c.strategy == self.name)}
         for alternative in group.alternatives or ():
-            if not alternative.problem:
+            if not alternative.problem and tuple(alternative.ids) not in taken:
+                taken.add(tuple(alternative.ids))
                 text = text_behind(tools.tokenizer, group.prompt_ids, alternative.ids, ends)
                 yield Candidate(self.name, list(alternative.ids), text)
 

@@ -323,6 +323,8 @@ def _refuse_idle_options(
 def _refuse_other_value(name: str, key: str, value: Any, settings: dict[str, Any]) -> None:
     """Raise UserError if an option would give a strategy of the set other settings than it has."""
     strategy = STRATEGIES.load(name)
+    if strategy.reads:  # see `_refuse_unread`
+        raise UserError(f"--{key} {value} would change nothing: a finished set's '{name}' stays. Leave --{key} out.")
     own = _options_of(name, settings)
     changed = strategy.settings(over(own, nested(key, value)))
     if difference := first_difference(strategy.settings(own), changed, ignore=undecided(strategy.Options)):

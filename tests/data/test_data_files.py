@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.sources import data_files
+from data.sources import data_files, facts
 from data.sources.examples import Example, fingerprint, load_examples, open_source
 from data.sources.source_options import SourceOptions
 from data.sources.splits import in_turns, num_train
@@ -112,6 +112,28 @@ def test_globs_and_folders_are_their_files_in_the_order_of_their_names(tmp_path:
     assert in_order == [row["prompt"] for row in ROWS]
 
 
+def test_what_is_not_read_of_a_folder_and_what_is_read_as_one_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    folder = f"{tmp_path}/parts"
+    for name in ("train.jsonl", "dev.jsonl", "sub/a.jsonl", "sub/more/b.jsonl", "docs/x.md", ".git/a.jsonl"):
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(lines(ROWS[:3]))
+    for dataset, left in ((folder, ["sub/ (2)"]), (f"{folder}/*.jsonl", [])):
+        caplog.clear()
+        open_source(dataset, TASK)
+        said = [record.getMessage() for record in caplog.records if record.name == data_files.__name__]
+        assert said == [
+            *(f"data set '{dataset}': files that are not read: {name}" for name in left),
+            f"data set '{dataset}': train.jsonl and dev.jsonl are read as one",
+        ]
+    for number in range(11):
+        Path(folder, f"{number:02}.md").write_text("")
+    open_source(folder, TASK)
+    assert "files that are not read: 00.md, " in caplog.text
+    assert "09.md and 2 more\n" in caplog.text
+
+
 def test_a_folder_of_parquet_with_an_empty_part(tmp_path: Path):
     table = pa.Table.from_pylist(ROWS)
     for number, part in enumerate((table[:30], table[30:30], table[30:])):
@@ -146,7 +168,10 @@ def test_a_folder_whose_names_say_train_and_test_has_splits(tmp_path: Path, capl
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("other", ["test", "validation"])
-def test_a_saved_data_set_is_read_with_its_splits(tmp_path: Path, streaming: bool, other: str):
+def test_a_saved_data_set_is_read_with_its_splits(
+    tmp_path: Path, streaming: bool, other: str, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
     alone = datasets.Dataset.from_list(ROWS)
     alone.save_to_disk(str(tmp_path / "alone"))
     parts: Any = {"train": datasets.Dataset.from_list(ROWS[:6]), other: datasets.Dataset.from_list(ROWS[6:8])}
@@ -158,6 +183,7 @@ def test_a_saved_data_set_is_read_with_its_splits(tmp_path: Path, streaming: boo
     assert list(found["alone"]) == list(found["a.jsonl"])
     assert [found[name].own_splits for name in found] == [False, True, False]
     assert {(e.prompt, e.split) for e in found["both"]} == {(f"p{i}", "train" if i < 6 else "test") for i in range(8)}
+    assert ("its split 'validation' stands for the test split" in caplog.text) == (other == "validation")
     for half, number in (("train", 6), ("test", 2)):
         assert len(list(open_source(str(tmp_path / "both"), TASK, half, streaming=streaming))) == number
 
@@ -180,7 +206,8 @@ def test_the_hubs_splits_are_taken_and_a_share_that_is_given_cuts_train(
     assert (own.own_splits, own.summary) == (True, "13 rows: 10 train, 3 held out")
     assert "splits that are not read: extra" in caplog.text
     shared = open_source("someone/data", TASK, test_share=0.5)
-    assert (shared.own_splits, shared.summary) == (False, "10 rows: 5 train, 5 held out")
+    unread = "not read: the test split of 'someone/data' (3 rows)"
+    assert (shared.own_splits, shared.summary) == (False, f"10 rows: 5 train, 5 held out; {unread}")
     assert {e.prompt for e in shared} == {f"p{i}" for i in range(10)}
     cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({}, {"task": TASK, "own_splits": True}),
@@ -190,9 +217,12 @@ def test_the_hubs_splits_are_taken_and_a_share_that_is_given_cuts_train(
     ]
     for options, described in cases:
         chosen = SourceOptions(**options)
-        assert chosen.describe_source(chosen.open_source("someone/data", "all")) == described
+        source = chosen.open_source("someone/data", "all")
+        halves = {"halves_sha256": source.halves_sha256} if source.own_splits else {}
+        assert chosen.describe_source(source) == {**described, **halves}
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict({"extra": hub["extra"]}))
-    assert "has neither a split 'train' nor 'test'; it has extra." in refusal(lambda: load_examples("a/b", TASK))
+    message = refusal(lambda: load_examples("a/b", TASK))
+    assert "has neither a split 'train' nor 'test'; it has extra. Save the one that you mean by" in message
 
 
 # Splits that are asked for
@@ -204,18 +234,80 @@ def test_another_data_set_holds_the_test_rows(tmp_path: Path):
     options: dict[str, Any] = {"test_dataset": str(tmp_path / "b.jsonl")}
     source = open_source(str(tmp_path / "a.jsonl"), TASK, **options)
     found = list(source)
-    assert source.summary == "13 rows: 10 train, 3 held out"
+    both = "13 rows: 10 train, 3 held out; 1 of train is held out too"
+    assert source.summary == both
     assert {(e.prompt, e.split) for e in found if e.problem is None} >= {("p10", "test"), ("p11", "test")}
     assert [e.problem for e in found if e.problem] == [("duplicate", "same prompt and response as an earlier row")]
     only = open_source(str(tmp_path / "a.jsonl"), TASK, "test", **options)
     assert {e.prompt for e in only} == {"p10", "p11", "p0"}
-    assert only.summary == "13 rows: 10 train, 3 held out; read: 3 of test"
+    assert only.summary == f"{both}; read: 3 of test"
     assert only.fingerprint == fingerprint(only)
     message = refusal(lambda: open_source("facts", TASK, test_share=0.1, **options))
     assert message.startswith("give either --test_share or --test_dataset, not both")
     (tmp_path / "c.jsonl").write_bytes(lines([{"prompt": "p"}]))
     message = refusal(lambda: open_source("facts", TASK, test_dataset=str(tmp_path / "c.jsonl")))
     assert f"'{tmp_path}/c.jsonl' has no column 'completion'" in message
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_of_sources_with_splits_those_that_are_not_read_are_named(tmp_path: Path, streaming: bool):
+    folder, alone = tmp_path / "folder", tmp_path / "a.jsonl"
+    folder.mkdir()
+    (folder / "train.jsonl").write_bytes(lines(ROWS[:6]))
+    (folder / "test.jsonl").write_bytes(lines(ROWS[6:8]))
+    alone.write_bytes(lines(ROWS[20:30]))
+    size = {} if streaming else {"train": " (6 lines)", "test": " (2 lines)"}
+    cases: list[tuple[Path, dict[str, Any], list[str], set[str]]] = [
+        (alone, {"test_dataset": str(folder)}, ["train"], {"p6", "p7"}),
+        (folder, {"test_dataset": str(alone)}, ["test"], {f"p{i}" for i in range(20, 30)}),
+        (folder, {"test_share": 0.0}, ["test"], set()),
+        (folder, {"test_dataset": str(folder)}, ["test", "train"], {"p6", "p7"}),
+        (folder, {}, [], {"p6", "p7"}),
+    ]
+    for dataset, options, unread, held_out in cases:
+        source = open_source(str(dataset), TASK, streaming=streaming, **options)
+        left = ", ".join(f"the {name} split of '{folder}'{size.get(name, '')}" for name in unread)
+        assert source.summary.partition("; not read: ")[2] == left
+        assert {e.prompt for e in source if e.split == "test"} == held_out
+    same = open_source("facts", TASK, "test", streaming=streaming, test_dataset="facts")  # two parts that are equal
+    assert {e.prompt for e in same} == {row["prompt"] for row in facts.examples()}
+
+
+def test_rows_of_both_halves_are_counted(tmp_path: Path):
+    for train, test, said in ((ROWS[:6], ROWS[6:8], ""), (ROWS[:6], ROWS[5:8], "; 1 of train is held out too"),
+                              ([*ROWS[:6], ROWS[5]], ROWS[4:8], "; 3 of train are held out too")):  # fmt: skip
+        (tmp_path / "train.jsonl").write_bytes(lines(train))
+        (tmp_path / "test.jsonl").write_bytes(lines(test))
+        rows = f"{len(train) + len(test)} rows: {len(train)} train, {len(test)} held out"
+        assert open_source(str(tmp_path), TASK).summary == rows + said
+
+
+def test_a_row_that_changes_its_half_makes_another_job(tmp_path: Path):
+    found = []
+    for train, test in (([0, 1], [2]), ([0], [2, 1])):
+        (tmp_path / "train.jsonl").write_bytes(lines([ROWS[i] for i in train]))
+        (tmp_path / "test.jsonl").write_bytes(lines([ROWS[i] for i in test]))
+        source = open_source(str(tmp_path), TASK)
+        found.append((sorted((e.prompt, e.split) for e in source), SourceOptions().describe_source(source)))
+    assert found[0] != found[1]
+    assert found[0][1] != found[1][1]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_test_split_of_another_shape_leaves_train_readable(tmp_path: Path, streaming: bool):
+    unlabelled = datasets.Dataset.from_list([{"prompt": "p"}])
+    for name, test in (("saved", unlabelled), ("empty", datasets.Dataset.from_dict({"prompt": [], "completion": []}))):
+        parts: Any = {"train": datasets.Dataset.from_list(ROWS[:6]), "test": test}
+        datasets.DatasetDict(parts).save_to_disk(str(tmp_path / name))
+    saved = str(tmp_path / "saved")
+    options: dict[str, Any] = {"streaming": streaming}
+    message = refusal(lambda: list(open_source(saved, TASK, **options)))
+    assert message.startswith(f"the test split of data set '{saved}' has no column 'completion', which task")
+    assert message.endswith(" Or hold out rows of its train split instead: --test_share.")
+    assert {e.prompt for e in open_source(saved, TASK, "train", **options)} == {f"p{i}" for i in range(6)}
+    assert len(list(open_source(saved, TASK, test_share=0.5, **options))) == 6
+    message = refusal(lambda: list(open_source(str(tmp_path / "empty"), TASK, **options)))
+    assert message.startswith(f"the test split of data set '{tmp_path}/empty' has no rows.")
 
 
 @pytest.mark.parametrize(("share", "train"), [(0.5, 30), (0.1, 54), (0.25, 45), (0.0, 60), (0.99, 0), (1 / 3, 40)])

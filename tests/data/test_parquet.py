@@ -13,9 +13,11 @@ from data import parquet
 from data.command.errors import UserError
 from data.parquet import Unreadable, read_parquet
 from data.sources.readers import open_rows
+from data.sources.row_paths import Path as Place
 from tests.support.commands import ROOT
 
 TEXT = "x" * 10_000
+NEEDED = [Place.of("prompt"), Place.of("completion")]
 COUNT_THREADS = """
 import os, sys
 from data.parquet import parquet_file, read_columns, read_parquet
@@ -76,15 +78,15 @@ def test_a_data_source_may_be_large_but_no_row_group_of_it(tmp_path: Path) -> No
     path = tmp_path / "rows.parquet"
     table = pa.table({"prompt": [TEXT] * 180, "completion": ["y"] * 180})
     pq.write_table(table, path, compression="zstd", row_group_size=60)
-    assert len(open_rows(str(path), ["prompt", "completion"])["train"]) == 180
+    assert len(open_rows(str(path), NEEDED)["train"]) == 180
     with pytest.raises(Unreadable):
         read_parquet(path.read_bytes())
     pq.write_table(table, path, compression="zstd", row_group_size=120)
     with pytest.raises(UserError, match=r"^cannot read '.*' as parquet: its values would take more than"):
-        open_rows(str(path), ["prompt", "completion"])
+        open_rows(str(path), NEEDED)
     path.write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"^cannot read '.*' as parquet: "):
-        open_rows(str(path), ["prompt", "completion"])
+        open_rows(str(path), NEEDED)
 
 
 @pytest.mark.seconds

@@ -125,6 +125,19 @@ def test_a_row_without_the_field_is_a_reject_and_the_others_stay(read: Any):
     assert bad.problem == ("prompt is not text", "it is NoneType")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_column_with_a_dot_in_its_name_is_read(read: Any, tmp_path: Path, streaming: bool):
+    path = tmp_path / "rows.csv"
+    path.write_text("q.text,completion,q\n7,c,x\n")  # of a column that is read, a number is a text
+    cases: list[dict[str, Any]] = [{"columns": ["prompt=q.text"]}, {"prompt_template": "{q.text}"}]
+    for options in cases:
+        (found,) = open_source(str(path), TASK, streaming=streaming, **options)
+        assert (found.prompt, found.problem) == ("7", None)
+    row = {"prompt": "p", "completion": "c", "o": ["no"], "o.a": ["x"], "o.s": [2]}
+    (found,) = read([row], columns=["candidates=o.a", "scores=-o.s"])
+    assert listed(found) == [("x", -2.0)]
+
+
 def test_nested_columns_of_parquet_are_read(tmp_path: Path):
     rows = [{"q": {"text": f"p{i}"}, "answers": [{"t": "a"}, {"t": f"b{i}"}], "other": 1} for i in range(4)]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
@@ -172,19 +185,31 @@ def test_a_jinja_file_is_filled_in_a_sandbox(read: Any, tmp_path: Path):
     assert unsafe.problem[0] == "prompt template failed"
 
 
+def test_columns_that_are_in_other_rows_are_not_missed(read: Any, tmp_path: Path):
+    file = tmp_path / "t.jinja"
+    file.write_text("{{ prompt }}{% if x %} x{{ x }}{% endif %}{% if y %} y{{ y }}{% endif %}")
+    rows = [{"prompt": "p", "completion": "c", "x": 1}, {"prompt": "p", "completion": "c", "y": 2}]
+    assert [e.prompt for e in read(rows, prompt_template=str(file))] == ["p x1", "p y2"]
+    message = refusal(lambda: read(rows[:1], prompt_template=str(file)))
+    assert "has no column 'y', which --prompt_template writes; it has: prompt, completion, x." in message
+
+
 def test_a_null_in_a_template_is_a_reject_with_its_column(read: Any):
     rows = [
         {"q": "a", "completion": "c"},
         {"q": None, "completion": "c"},
         {"completion": "c"},
         {"q": ["x"], "completion": ""},
+        {"prompt": "own", "completion": "c"},
     ]
     found = read(rows, prompt_template="{q}?")
+    assert [e.prompt for e in found] == ["a?", "", "", "", "own"]  # what a reject shows
     assert [e.problem for e in found] == [
         None,
         ("prompt template failed", "q is null"),
         ("prompt template failed", "q is missing"),
         ("prompt template failed", "q is list, no text"),
+        ("prompt template failed", "q is missing"),
     ]
 
 
@@ -312,16 +337,33 @@ def test_the_chosen_truth_is_that_of_every_order(read: Any):
         ({"others": "a", "marks": [1]}, ("candidates are no list", "they are str")),
         ({"others": ["a"], "marks": [1, 2]}, ("scores do not match candidates", "1 candidates, scores: 2")),
         ({"others": ["a"], "marks": 7}, ("scores do not match candidates", "1 candidates, scores: int, no list")),
-        ({"others": ["a", "b"], "marks": [1, "N/A"]}, ("score is no number", "that of candidate 2: N/A")),
-        ({"others": ["a"], "marks": [float("nan")]}, ("score is no number", "that of candidate 1: nan")),
-        ({"others": ["a"], "marks": [True]}, ("score is no number", "that of candidate 1: True")),
-        ({"others": ["a", 7], "marks": [1, 2]}, ("candidate: response is not text", "candidate 2: it is int")),
+        (
+            {"completion": None, "others": ["a", "b", " "], "marks": ["N/A", True, 7]},
+            ("score is no number", "of none of the 2 candidates"),
+        ),
+        ({"completion": None, "others": "a", "marks": [1]}, ("candidates are no list", "they are str")),
     ],
 )
 def test_candidates_and_scores_that_are_none_reject_the_row(read: Any, row: dict[str, Any], problem: tuple[str, str]):
     good = {"prompt": "q", "completion": "c", "others": ["x"], "marks": [1]}
     (_, found) = read([good, {"prompt": "p", "completion": "c", **row}], columns=["candidates=others", "scores=marks"])
     assert found.problem == problem
+
+
+def test_a_candidate_that_cannot_be_used_costs_no_other(reference: Path, read: Any):
+    others, marks = ["a", None, 7, 0, "b", "c", "d", " "], [1, None, 2, 3, "N/A", float("nan"), 4, "N/A"]
+    row = {"prompt": "p", "completion": "e", "others": others, "marks": marks}
+    (found,) = read([row], columns=["candidates=others", "scores=marks"])
+    assert (found.problem, listed(found)) == (None, [("a", 1.0), ("d", 4.0)])
+    assert found.unusable == ["response is not text"] * 2 + ["score is no number"] * 2
+    ((group,), _, _) = prepare_groups([found], TASK, load_tokenizer(str(reference)), 128)
+    assert [(bool(a.ids), a.score, a.problem) for a in group.alternatives or []] == [
+        (True, 1.0, ""),
+        (True, 4.0, ""),
+        *((False, None, problem) for problem in found.unusable),
+    ]
+    (chosen,) = read([{**row, "completion": None}], columns=["candidates=others", "scores=marks"])
+    assert (chosen.response, listed(chosen)) == ("d", [("a", 1.0)])
 
 
 def test_candidates_of_a_chat_are_messages_or_texts(reference: Path, read: Any):
@@ -345,10 +387,7 @@ def test_candidates_of_a_chat_are_messages_or_texts(reference: Path, read: Any):
     assert [a.ids for a in group.alternatives or []] == [one.response_ids for one in own]
     assert {tuple(one.prompt_ids) for one in own} == {tuple(group.prompt_ids)}
     (bad,) = read([{**row, "others": [[*prompt, turn("assistant", "On Brenn.")]]}], columns=["candidates=others"])
-    assert bad.problem == (
-        "candidate: response is not one assistant message",
-        "candidate 1: its roles: user, assistant",
-    )
+    assert (bad.problem, bad.alternatives, bad.unusable) == (None, [], ["response is not one assistant message"])
 
 
 def test_tasks_without_a_column_of_responses_take_no_candidates():

@@ -186,5 +186,8 @@ def test_an_unfinished_set_of_schema_2_is_not_gone_on_with(tmp_path: Path):
     claim = json.loads((tmp_path / "_job/job.json").read_text())
     del claim["schema_version"]
     (tmp_path / "_job/job.json").write_text(json.dumps(claim))
-    said = "already holds another job: its schema_version is (missing), this job's is 4."
+    said = (
+        "holds this job as another version of the software began it: its schema_version is (missing), this one's is 4. "
+        "Finish it with that version, or choose another --out."
+    )
     assert said in refusal(NegativeSetWriter(str(tmp_path), JOB, SIGNALS).begin)

@@ -3,19 +3,25 @@
 import json
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import normalizers
 
 from data.command.options import load_config, make_config
 from data.models import load_tokenizer
 from data.shards import NegativeSet
 from data.sources import facts
 from data.sources.encode import Encoded, encode_pairs
+from data.sources.examples import Example
+from data.sources.prepare import prepare_groups
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
+from negatives_gen.strategies.base import Tools
+from negatives_gen.strategies.given import STRATEGY
 from negatives_gen.verbs.export import ExportConfig, export
 from negatives_gen.verbs.extend import ExtendConfig, extend
 from negatives_gen.verbs.plan import PlanConfig, predict
@@ -153,6 +159,14 @@ def test_the_recipes_fit_rows_of_their_shape(
         assert all(group.prompt == f"### Instruction:\n{group.query}\n\n### Response:\n" for group in groups)
 
 
+@pytest.mark.parametrize("name", ["ultrafeedback", "nectar"])
+def test_the_recipes_train_in_the_dtype_that_they_score_in(name: str) -> None:
+    text = (ROOT / "recipes/given" / f"{name}.yaml").read_text()
+    assert "scorer_dtype: bfloat16" in text
+    (command,) = re.findall(r"trainer\.run .*(?:\\\n.*)*", text)
+    assert "--bf16 true" in command
+
+
 def test_other_candidates_or_scores_are_another_job(reference: Path, tmp_path: Path) -> None:
     rows = ultrafeedback([4] * 4)
     options = {"columns": COLUMNS, "strategies": "given=3", "signals": "given"}
@@ -211,8 +225,9 @@ def test_verify_finds_a_group_with_fewer_than_the_manifest_allows(
 
 
 def test_what_cannot_be_used_is_counted_in_the_reject(reference: Path, tmp_path: Path) -> None:
-    rows = ultrafeedback([4, 4])
+    rows = ultrafeedback([5, 4])
     (odd, _) = rows
+    odd["completions"][4]["overall_score"] = "N/A"
     odd["completions"][0]["response"] = "word " * 400
     odd["completions"][2]["response"] = odd["completions"][1]["response"]  # the ground truth's text
     path = write(tmp_path / "rows.jsonl", rows)
@@ -220,8 +235,21 @@ def test_what_cannot_be_used_is_counted_in_the_reject(reference: Path, tmp_path:
     (reject,) = found.rejects()
     assert reject.prompt == odd["instruction"]
     assert reject.detail == (
-        "1 of 3: the row lists 3, 1 prompt and response too long; texts that repeat are passed over"
+        "1 of 3: the row lists 4, 1 prompt and response too long, 1 score is no number; "
+        "texts that repeat are passed over"
     )
+
+
+def test_what_has_the_tokens_of_the_ground_truth_is_no_negative(reference: Path) -> None:
+    tokenizer = load_tokenizer(str(reference))
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    listed = ["\ufb01ne", "other", "o\uff54her", "more"]  # a ligature, a wide t
+    example = Example("id", "p", "\ufb01ne", alternatives=listed)
+    ((group,), _, _) = prepare_groups([example], "prompt-completion", tokenizer, 128)
+    tools = Tools(seed=0, context=128, tokenizer=tokenizer)
+    assert STRATEGY.add([group], [group], {"count": 2}, tools) == {}
+    assert [candidate.text for candidate in group.negatives] == ["other", "more"]
+    assert group.response_ids not in [candidate.ids for candidate in group.negatives]
 
 
 def test_it_mixes_with_other_strategies_under_another_signal(reference: Path, tmp_path: Path) -> None:
@@ -259,7 +287,7 @@ def test_a_plan_starts_no_engine(reference: Path, tmp_path: Path) -> None:
         ),
         (
             {"strategies": "tn=2", "signals": "rouge", "columns": "candidates=x"},
-            "--columns candidates=... would change nothing: no strategy that is chosen reads it.",
+            "--columns candidates=... would change nothing: without scores=... nothing that is chosen reads it.",
         ),
         (
             {"strategies": "given=2", "given_min": 3, "columns": "candidates=x"},
@@ -287,6 +315,7 @@ def test_a_finished_set_cannot_be_extended_by_it(reference: Path, tmp_path: Path
         (plain, {"strategies": "given=3"}, "strategy 'given' reads candidates in the rows of the data source"),
         (plain, {"signals": "given"}, "ranking signal 'given' reads scores in the rows of the data source"),
         (scored, {"strategies": "tn=2"}, "ranking signal 'given' has values for negatives of given alone"),
+        (plain, {"strategies": "tn=2", "given_min": 2}, "--given_min 2 would change nothing: a finished set's 'given'"),
     ]:
         config = make_config(ExtendConfig, out=str(tmp_path / "more"), **added)
         assert said in refusal(lambda parent=parent, config=config: extend(parent, config))

@@ -116,6 +116,13 @@ def test_a_blank_model_is_made_of_the_rows_to_train_on(
     assert f"{SAID}; read: 30 of train" in caplog.text
 
 
+@pytest.mark.parametrize("config", [EvaluateConfig, BlankConfig, ScriptArguments])
+def test_candidates_that_no_command_but_generation_reads_are_refused_unless_scores_choose_a_truth(config: type) -> None:
+    options = make_config(SourceOptions, columns="candidates=x")
+    assert "--columns candidates=... would change nothing" in refusal(lambda: config.check_source(options, "train"))
+    assert config.check_source(make_config(SourceOptions, columns="candidates=x,scores=y"), "train").chooses_truth
+
+
 @pytest.mark.parametrize("option", ["columns", "prompt_template", "test_share", "test_dataset", "task"])
 def test_a_run_on_shards_takes_none_of_them(option: str) -> None:
     value = {

@@ -1,6 +1,7 @@
 """Groups of several sets by number: the right ones, read when needed, and the choice among their negatives."""
 
 import json
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -51,6 +52,14 @@ def test_a_split_of_several_sets_is_numbered_through(
     assert [list(c) for c in found.tokens.continuations] == [[7, 0], *(c.ids for c in expected.negatives)]
     assert list(found.reference_logps) == [-numbers[1], 0.0, -1.0, -2.0, -3.0, -4.0, -5.0]
     assert list(found.strategies) == ["an"] * 4 + ["bn"] * 2
+
+
+def test_the_log_says_how_many_groups_a_split_leaves_out(
+    sets: list[NegativeSet], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    GroupStore(sets, "train")
+    assert [record.getMessage() for record in caplog.records] == ["split 'train': 10 of 15 groups"]
 
 
 def test_the_tokens_of_a_block_are_those_of_its_packed_rows(sets: list[NegativeSet]) -> None:

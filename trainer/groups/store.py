@@ -110,7 +110,9 @@ class GroupStore:
         sets: negative sets; that they belong together is for the caller to check.
         split: "train", "test" or "all".
         advice: what to do where there is no group of that split.
-        in_support: keep only the groups whose ground truth the sampler could have said; the log counts them.
+        in_support: keep only the groups whose ground truth the sampler could have said.
+
+    The log counts the groups of the split and those that are kept.
 
     Attributes:
         blocks: per shard with groups of the split, the numbers of its groups, [n] each, in order.
@@ -137,6 +139,8 @@ class GroupStore:
         if not len(self):
             places = ", ".join(f"'{negatives.folder.path}'" for negatives in self.sets)
             raise UserError(f"negative set {places} holds no groups of split '{split}'. {advice}")
+        groups = sum(shard.rows for negatives in self.sets for shard in negatives.manifest.shards)
+        log.info("split '%s': %d of %d groups", split, len(self), groups)
         if in_support:
             self._keep_in_support()
 
