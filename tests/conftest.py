@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 # Nothing is reported of tests, which would take an actor of Ray's.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# trackio reads it once, when whatever imports it does.
+os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="trackio-"))
 
 import pytest
 
@@ -151,11 +154,9 @@ def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where trackio keeps the session's runs: it reads the variable once, when it is imported."""
-    folder = tmp_path_factory.mktemp("trackio")
-    os.environ["TRACKIO_DIR"] = str(folder)
-    return folder
+def trackio_folder() -> Path:
+    """Where trackio keeps the session's runs."""
+    return Path(os.environ["TRACKIO_DIR"])
 
 
 @pytest.fixture
