@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -119,6 +120,15 @@ def test_of_many_judgments_under_faults_none_is_lost_and_none_counted_twice(
 ) -> None:
     questions = judgments * 3 // 4  # of which two thirds are judged, in both orders
     server.fault_of = random_faults(0.3, hanging=(5, 40, 80))
+    waiting, together = iter(range(8)), threading.Barrier(8)
+
+    def answer(request: dict[str, Any]) -> tuple[str, str]:
+        """The first eight wait for one another, or a busy machine would answer each before the next comes."""
+        if next(waiting, None) is not None:
+            together.wait(TIMEOUT / 2)
+        return longer(request)
+
+    server.answer = answer
     judge = judge_by(server, tmp_path, timeout=TIMEOUT)
     outcomes = judge.judge(unequal(questions))
     assert [outcome.score for outcome in outcomes] == scores(questions)
