@@ -27,7 +27,7 @@ from data.sources.json_lines import Unreadable
 from data.sources.readers import Joined, Rows, open_rows
 from data.sources.row_paths import NOWHERE, Path
 from data.sources.row_reader import RowReader
-from data.sources.splits import TEST_SHARE, check_test_share, in_turns, is_train, num_train, require_split, split_key
+from data.sources.splits import TEST_SHARE, check_held_out, in_turns, is_train, num_train, require_split, split_key
 from data.sources.tasks import task_of
 
 # Rows in memory at a time.
@@ -127,11 +127,9 @@ def open_source(
     """
     reader = RowReader.of(task, columns, prompt_template)
     require_split(split)
-    check_test_share(test_share)
+    check_held_out(test_share, test_dataset)
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, got {limit}.")
-    if test_dataset is not None and test_share is not None:
-        raise UserError("give either --test_share or --test_dataset, not both: each says which rows are held out.")
     places = reader.needed, reader.optional
     found = open_rows(dataset, *places, streaming)
     if "train" not in found:

@@ -115,7 +115,8 @@ def _jinja(name: str) -> PromptTemplate:
         columns = sorted(meta.find_undeclared_variables(environment.parse(text)) - environment.globals.keys())
         template = environment.from_string(text)
     except TemplateError as error:
-        line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""  # type: ignore[attr-defined]
+        number = getattr(error, "lineno", None)  # of a TemplateSyntaxError
+        line = f", line {number}" if number else ""
         raise UserError(f"--prompt_template '{name}'{line}: {first_line(error)}. Correct the template.") from error
 
     def fill(row: Mapping[str, Any]) -> str | Unfilled:

@@ -10,7 +10,7 @@ from data.command.options import option
 from data.sources.data_files import FORMATS
 from data.sources.examples import Source, open_source
 from data.sources.row_reader import CANDIDATES, SCORES, RowReader
-from data.sources.splits import TEST_SHARE, check_test_share, require_split
+from data.sources.splits import TEST_SHARE, check_held_out, require_split
 from data.sources.tasks import TASK_HELP
 
 log = logging.getLogger(__name__)
@@ -62,9 +62,7 @@ class SourceOptions:
         """
         reader = RowReader.of(self.task, self.columns, self.prompt_template)
         require_split(split)
-        check_test_share(self.test_share)
-        if self.test_dataset is not None and self.test_share is not None:
-            raise UserError("give either --test_share or --test_dataset, not both: each says which rows are held out.")
+        check_held_out(self.test_share, self.test_dataset)
         if CANDIDATES in reader.places and CANDIDATES not in reads and not reader.chooses_truth:
             raise UserError(
                 f"--columns {CANDIDATES}=... would change nothing: without {SCORES}=... nothing that is chosen reads "

@@ -44,8 +44,10 @@ def in_turns(num_train: int, num_test: int) -> Any:
     return np.argsort(when, kind="stable")
 
 
-def check_test_share(share: float | None) -> None:
-    """Raise UserError for a share that leaves nothing to train on, or is none."""
+def check_held_out(share: float | None, dataset: str | None) -> None:
+    """Raise UserError for a share that leaves nothing to train on or is none, or that stands beside another source."""
+    if share is not None and dataset is not None:
+        raise UserError("give either --test_share or --test_dataset, not both: each says which rows are held out.")
     if share is not None and not 0 <= share < 1:
         raise UserError(f"--test_share must be from 0 to below 1, got {share:g}.")
 

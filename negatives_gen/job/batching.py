@@ -231,7 +231,7 @@ class ShardSampler:
     def __init__(self, loop: EngineLoop, admission: Admission, turn: int):
         self._loop, self._admission, self._turn = loop, admission, turn
         self.asked = self.answered = self.tokens = 0
-        self._started, self._before = time.perf_counter(), Reading(**vars(loop.reading))
+        self._started, self._filled = time.perf_counter(), loop.reading.slot_seconds
 
     async def sample(
         self, prompt: Sequence[int], *, n: int, top_k: int, temperature: float, max_tokens: int, seed: int
@@ -256,7 +256,7 @@ class ShardSampler:
         if not self.asked:
             return None
         seconds = time.perf_counter() - self._started
-        return min(1.0, (self._loop.reading.slot_seconds - self._before.slot_seconds) / (seconds * self._loop.slots))
+        return min(1.0, (self._loop.reading.slot_seconds - self._filled) / (seconds * self._loop.slots))
 
     def clock(self) -> Callable[[], float]:
         """What tells the shard's part of the seconds since now, by the tokens that were sampled in them."""

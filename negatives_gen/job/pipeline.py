@@ -135,7 +135,7 @@ def shards_in_flight(work: Work, slots: int) -> int:
     # Strategies of a shard sample one after the other; of a set that is extended, what it lacks.
     lacking = {name: settings["count"] - work.present.get(name, 0) for name, settings in work.strategies.items()}
     samples = [count for name, count in lacking.items() if STRATEGIES.load(name).stage == SAMPLE]
-    of_shard = work.writer.job["groups_per_shard"] * max(1, *samples, 1)
+    of_shard = work.writer.job["groups_per_shard"] * max([1, *samples])
     return 2 + -(-2 * FILLINGS * int(work.engine_options.get("max_num_seqs", slots)) // of_shard)
 
 

@@ -75,12 +75,12 @@ def main() -> None:
             parameters = [
                 SamplingParams(n=N, top_k=TOP_K, max_tokens=limit, logprobs=0, detokenize=texts) for limit in limits
             ]
-            outputs = bare_engine.llm.generate(requests, parameters, use_tqdm=False)  # type: ignore[arg-type]
+            outputs = bare_engine.llm.generate(requests, parameters, use_tqdm=False)  # type: ignore[arg-type]  # a TypedDict
             return sum(len(c.token_ids) for output in outputs for c in output.outputs)
 
         def sampled(size: int, at_once: int | None = None) -> int:
             work, shards = jobs[size]
-            stage.work, actors.ShardSampler = work, CountedSamplers()  # type: ignore[misc]
+            stage.work, actors.ShardSampler = work, CountedSamplers()  # type: ignore[misc]  # counts in its place
 
             async def run() -> list[dict[str, Any]]:
                 room = asyncio.Semaphore(at_once or shards_in_flight(work, SLOTS))
