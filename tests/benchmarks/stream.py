@@ -36,7 +36,7 @@ DISTINCT = len(ROWS)
 def write_set(out: Path) -> None:
     """SHARDS shards of ROWS groups; a manifest whose hashes are those of no model."""
     from data.schema import Candidate
-    from data.sources.examples import load_examples
+    from tests.support.read_examples import load_examples
     from data.sources.prepare import prepare_groups
     from tests.benchmarks.dolly import DOLLY
 

@@ -53,7 +53,7 @@ def make_model(kind: str, vocab_size: int = 50257) -> Any:
 
 def make_groups(count: int) -> list[TrainingGroup]:
     """Prompts and responses of Dolly; the negatives are responses of other rows."""
-    from data.sources.examples import load_examples
+    from tests.support.read_examples import load_examples
     from data.sources.prepare import prepare_groups
 
     tokenizer = _gpt2_tokenizer()

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.sources import data_files, facts
-from data.sources.examples import Example, fingerprint, load_examples, open_source
+from data.sources.examples import Example, fingerprint, open_source
 from data.sources.source_options import SourceOptions
 from data.sources.splits import in_turns, num_train
 from tests.support.written import refusal
+from tests.support.read_examples import load_examples
 
 TASK = "prompt-completion"
 ROWS = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(60)]

@@ -17,9 +17,10 @@ import pytest
 from data.schema import example_id
 from data.sources import examples as sources
 from data.sources import readers
-from data.sources.examples import Example, as_example, fingerprint, load_examples, open_source
+from data.sources.examples import Example, fingerprint, open_source
 from data.sources.tasks import dolly
 from tests.support.written import refusal
+from tests.support.read_examples import as_example, load_examples
 
 ROWS = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(5)]
 TASK = "prompt-completion"
