@@ -288,7 +288,7 @@ def test_the_bounds_leave_a_template_what_it_was(read: Any, tmp_path: Path):
         "{% macro say(m, context='') %}{{ m.role }}: {{ m.text }}{{ context }}{% endmacro %}"
         "{% for m in turns if m.text %}{{ loop.index }}/{{ loop.length }} {{ say(m, context='!') }}"
         "{{ ', ' if not loop.last else '.' }}{% else %}none{% endfor %}{% for i in range(5, 0, -2) %}{{ i }}{% endfor %}"
-        "{% for t in tree recursive %}<{{ t.n }}{{ loop(t.s) if t.s }}>{% endfor %}{{ 2 ** 3 * 2 }}"
+        "{% for t in tree recursive %}<{{ t.n }}{{ loop(t.s) if t.s else '' }}>{% endfor %}{{ 2 ** 3 * 2 }}"
     )
     turns = [{"role": "a", "text": "x"}, {"role": "b", "text": ""}, {"role": "c", "text": "y"}]
     rows = [
