@@ -170,10 +170,8 @@ def _make(name: str, out: str, tensorboard_folder: str) -> Any:
 def _plain(config: Mapping[str, Any]) -> dict[str, str | int | float]:
     """What every tracker takes, numbers and texts under dotted names; no keys of servers and no home directories."""
     found = {key: value for key, value in flat(without_secrets(dict(config))).items() if value is not None}
-    return {
-        valid_name(key): value if isinstance(value, int | float) else scrub(value if isinstance(value, str) else json.dumps(value))
-        for key, value in found.items()
-    }
+    texts = {key: value if isinstance(value, int | float | str) else json.dumps(value) for key, value in found.items()}
+    return {valid_name(key): scrub(value) if isinstance(value, str) else value for key, value in texts.items()}
 
 
 def _tensorboard_folder(out: str) -> str:

@@ -92,7 +92,7 @@ def _of_folder(folder: Path, dataset: str, split: str | None) -> DataFiles:
         named = [path for path in files if re.search(rf"(?<!\w){re.escape(split)}(?!\w)", path.name)]
         if not named:
             raise UserError(
-                f"data set '{dataset}': no file of it has '{split}' in its name; there are "
+                f"data set '{dataset}:{split}': no file has '{split}' in its name; there are "
                 f"{', '.join(path.name for path in files[:SHOWN])}{' ...' if len(files) > SHOWN else ''}."
             )
         return _files(named, [], dataset)

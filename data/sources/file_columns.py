@@ -23,18 +23,15 @@ def require_same_columns(files: Sequence[Path]) -> list[list[str]]:
         alone = [name for name in columns[0] if name not in found], [name for name in found if name not in columns[0]]
         names = (files[0].name, path.name) if files[0].name != path.name else (str(files[0]), str(path))
         if any(alone):
-            said = [
+            only = [
                 f"only '{name}' has {', '.join(map(shown, own))}" for name, own in zip(names, alone, strict=True) if own
             ]
-            raise UserError(
-                f"'{names[0]}' and '{names[1]}' have different columns: {'; '.join(said)}. Give files of one kind, by a "
-                "glob."
-            )
-        if path.suffix == ".csv" and found != columns[0]:
-            raise UserError(
-                f"'{names[0]}' and '{names[1]}' have their columns in different orders. Give files of one kind, by a "
-                "glob."
-            )
+            what = f"have different columns: {'; '.join(only)}"
+        elif path.suffix == ".csv" and found != columns[0]:
+            what = "have their columns in different orders"
+        else:
+            continue
+        raise UserError(f"'{names[0]}' and '{names[1]}' {what}. Give files of one kind, by a glob.")
     return columns
 
 

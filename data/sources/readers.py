@@ -204,8 +204,8 @@ def _splits(found: Any, dataset: str, name: SourceName) -> dict[str, tuple[str, 
     splits: dict[str, Any] = found if isinstance(found, dict) else {}
     if name.split is not None:
         if name.split not in splits:
-            has = f"it has {', '.join(splits)}" if splits else "it has no splits"
-            raise UserError(f"data set '{dataset}': there is no split '{name.split}', {has}. Correct --dataset.")
+            has = ", ".join(splits) or "none"
+            raise UserError(f"data set '{dataset}': there is no split '{name.split}'; it has {has}. Correct the name.")
         return {"train": (name.split, splits[name.split])}
     if not splits:
         return {"train": ("", found)}

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 DATASET_HELP = (
     f"'facts' (the embedded example); a local {'/'.join(FORMATS)}, also .gz or .zst, a glob, a folder of these or of "
-    "datasets.save_to_disk; or a hub id, ORG/NAME or ORG/NAME/CONFIG; behind a folder or an id, :SPLIT is a split under "
-    "its own name, e.g. :train_sft"
+    "datasets.save_to_disk; or a hub id, ORG/NAME or ORG/NAME/CONFIG; behind a folder or an id, :SPLIT is one of its "
+    "own splits, e.g. :train_sft"
 )
 
 

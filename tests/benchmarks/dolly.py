@@ -7,8 +7,8 @@ from pathlib import Path
 from data.models import context_length, load_tokenizer
 from data.schema import Group
 from data.sources.prepare import prepare_groups
-from trainer.scoring.continuations import Continuations
 from tests.support.read_examples import load_examples
+from trainer.scoring.continuations import Continuations
 
 SHARED = Path(__file__).parents[3] / "shared"
 MODEL = str(SHARED / "models/base-6m")

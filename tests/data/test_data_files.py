@@ -22,8 +22,8 @@ from data.sources.examples import Example, fingerprint, open_source
 from data.sources.source_name import SourceName
 from data.sources.source_options import SourceOptions
 from data.sources.splits import in_turns, num_train
-from tests.support.written import refusal
 from tests.support.read_examples import load_examples
+from tests.support.written import refusal
 
 TASK = "prompt-completion"
 ROWS = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(60)]
@@ -288,12 +288,15 @@ def test_a_split_is_named_behind_its_data_set(ultrachat: str, caplog: pytest.Log
     assert "not read" not in caplog.text
 
 
-def test_a_split_that_there_is_not_is_refused_with_those_that_are(ultrachat: str, tmp_path: Path):
+def test_a_split_that_there_is_not_is_refused_with_those_that_are(ultrachat: str):
     for name in ("train", "sft"):
         message = refusal(lambda name=name: load_examples(f"{ultrachat}:{name}", TASK))
         assert message.startswith(f"data set '{ultrachat}:{name}': ")
         assert "train_sft" in message
         assert "test_gen" in message
+
+
+def test_only_what_has_splits_takes_a_name_of_one(tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(lines(ROWS))
     (tmp_path / "b:c.jsonl").write_bytes(lines(ROWS[:2]))
     assert len(load_examples(str(tmp_path / "b:c.jsonl"), TASK)) == 2
@@ -301,8 +304,9 @@ def test_a_split_that_there_is_not_is_refused_with_those_that_are(ultrachat: str
         message = refusal(lambda files=files: load_examples(f"{files}:train", TASK))
         assert message == f"data set '{files}' is no folder, so it has no split 'train'. Leave ':train' out."
     datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "alone"))
-    message = refusal(lambda: load_examples(f"{tmp_path}/alone:train", TASK))
-    assert message == f"data set '{tmp_path}/alone:train': there is no split 'train', it has no splits. Correct --dataset."
+    assert len(load_examples(f"{tmp_path}/alone:train", TASK)) == 60  # as `datasets` calls what has no splits
+    message = refusal(lambda: load_examples(f"{tmp_path}/alone:dev", TASK))
+    assert message == f"data set '{tmp_path}/alone:dev': there is no split 'dev'; it has train. Correct the name."
 
 
 def test_without_a_name_splits_of_other_names_are_not_guessed(tmp_path: Path):
@@ -317,14 +321,12 @@ def test_without_a_name_splits_of_other_names_are_not_guessed(tmp_path: Path):
 
 @pytest.mark.parametrize("only", ["test", "validation"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_of_a_source_without_a_train_split_the_one_that_it_has_can_be_named(
-    tmp_path: Path, only: str, streaming: bool
-):
+def test_of_a_source_without_a_train_split_the_one_that_it_has_can_be_named(tmp_path: Path, only: str, streaming: bool):
     datasets.DatasetDict({only: datasets.Dataset.from_list(ROWS)}).save_to_disk(str(tmp_path / "set"))
     saved = str(tmp_path / "set")
     assert refusal(lambda: open_source(saved, TASK, streaming=streaming)) == (
-        f"data set '{saved}' has no split 'train' to take rows from. Name the one that it has: --dataset {saved}:{only}, "
-        "or give it as --test_dataset."
+        f"data set '{saved}' has no split 'train' to take rows from. Name the one that it has: --dataset "
+        f"{saved}:{only}, or give it as --test_dataset."
     )
     (tmp_path / "a.jsonl").write_bytes(lines(ROWS))
     assert list(open_source(f"{saved}:{only}", TASK, streaming=streaming)) == list(
@@ -505,7 +507,8 @@ def test_a_share_of_the_rows_is_held_out_by_their_content(tmp_path: Path, share:
 
 
 # Of ROWS, those whose hash lies in the last half of all hashes, the ones in the last quarter first.
-LAST_HALF = [1, 7, 11, 14, 15, 16, 20, 25, 28, 29, 30, 31, 35, 36, 39, 43, 49, 50, 52, 55] + [
+LAST_HALF = [
+    *(1, 7, 11, 14, 15, 16, 20, 25, 28, 29, 30, 31, 35, 36, 39, 43, 49, 50, 52, 55),
     *(2, 10, 12, 24, 33, 40, 47, 51, 56, 58),
 ]
 

@@ -18,9 +18,9 @@ from evaluation.metrics.likelihood import SecondModel
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
+from tests.support.read_examples import load_examples
 from tests.support.stubs import ScorerStub, signals_stub
 from tests.support.without_ray import without_ray
-from tests.support.read_examples import load_examples
 
 
 def with_config(model: Path, directory: Path, change: Callable[[dict[str, Any]], Any]) -> Path:

@@ -11,8 +11,8 @@ from data.models import load_tokenizer
 from data.schema import example_id
 from data.sources.examples import Example
 from data.sources.prepare import describe_rejects, prepare_groups, require_groups
-from tests.support.written import refusal
 from tests.support.read_examples import as_example, load_examples
+from tests.support.written import refusal
 
 TASK = "prompt-completion"
 

@@ -22,8 +22,8 @@ from data.sources.row_paths import Path as RowPath
 from data.sources.row_reader import RowReader
 from data.sources.shapes import ALPACA_INPUT_TEMPLATE, ALPACA_TEMPLATE, SHAREGPT_ROLES
 from data.sources.tasks import TASKS
-from tests.support.written import refusal
 from tests.support.read_examples import load_examples
+from tests.support.written import refusal
 
 TASK = "prompt-completion"
 STEPS, CHARACTERS = "takes more than 1,000 rounds of loops and calls", "writes more than 10,000 characters"
@@ -125,8 +125,8 @@ def test_every_task_reads_other_columns_under_its_own_names(read: Any):
         (["prompt=a", "prompt=b"], "--columns names 'prompt' twice."),
         (
             ["prompt=a[0]"],
-            "has no column 'a[0]', of --columns prompt=a[0]; it has: prompt, completion. Correct --columns: a column, or "
-            "a path such as answers[].text.",
+            "has no column 'a[0]', of --columns prompt=a[0]; it has: prompt, completion. Correct --columns: a column, "
+            "or a path such as answers[].text.",
         ),
         (["prompt=-a"], "has no column '-a', of --columns prompt=-a; it has: prompt, completion."),
         (["completion=answers[].text"], "has no column 'answers[].text', of --columns completion=answers[].text; it"),
@@ -229,7 +229,9 @@ def test_a_template_writes_a_column_of_any_name(read: Any, tmp_path: Path, name:
     file = tmp_path / "t.jinja"
     file.write_text(f"Q: {{{{ {name} }}}}?")
     if name != "q[0]":  # an item of q, in Jinja
-        assert re.search(r"t\.jinja', line [12]: expected token", refusal(lambda: read(rows, prompt_template=str(file))))
+        assert re.search(
+            r"t\.jinja', line [12]: expected token", refusal(lambda: read(rows, prompt_template=str(file)))
+        )
     file.write_text("Q: {{ prompt }}?")  # so it is given a name that Jinja can say
     assert read(rows, columns=[f"prompt={name}"], prompt_template=str(file))[0].prompt == "Q: why?"
 
@@ -272,10 +274,7 @@ def test_a_template_without_an_end_stops_with_its_name_and_row(
     file, rows = tmp_path / "t.jinja", tmp_path / "rows.jsonl"
     file.write_text("{{ prompt }}" + endless)
     rows.write_text("".join(json.dumps({"prompt": "p", "completion": "c", "n": n}) + "\n" for n in (1, 2, 900)))
-    if "10 **" in endless or "(10" in endless:
-        row = 1
-    else:
-        row = 3
+    row = 1 if "10 **" in endless else 3
     options: dict[str, Any] = {"streaming": streaming, "prompt_template": str(file)}
     assert refusal(lambda: list(open_source(str(rows), TASK, **options))) == (
         f"--prompt_template '{file}' {what} for row {row} of data set '{rows}'. Correct the template."
@@ -287,7 +286,8 @@ def test_the_bounds_leave_a_template_what_it_was(read: Any, tmp_path: Path):
     file.write_text(
         "{% macro say(m, context='') %}{{ m.role }}: {{ m.text }}{{ context }}{% endmacro %}"
         "{% for m in turns if m.text %}{{ loop.index }}/{{ loop.length }} {{ say(m, context='!') }}"
-        "{{ ', ' if not loop.last else '.' }}{% else %}none{% endfor %}{% for i in range(5, 0, -2) %}{{ i }}{% endfor %}"
+        "{{ ', ' if not loop.last else '.' }}{% else %}none{% endfor %}"
+        "{% for i in range(5, 0, -2) %}{{ i }}{% endfor %}"
         "{% for t in tree recursive %}<{{ t.n }}{{ loop(t.s) if t.s else '' }}>{% endfor %}{{ 2 ** 3 * 2 }}"
     )
     turns = [{"role": "a", "text": "x"}, {"role": "b", "text": ""}, {"role": "c", "text": "y"}]

@@ -19,8 +19,8 @@ from data.sources import examples as sources
 from data.sources import readers
 from data.sources.examples import Example, fingerprint, open_source
 from data.sources.tasks import dolly
-from tests.support.written import refusal
 from tests.support.read_examples import as_example, load_examples
+from tests.support.written import refusal
 
 ROWS = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(5)]
 TASK = "prompt-completion"
@@ -183,7 +183,10 @@ def test_an_unreachable_hub_data_set_is_refused_also_if_the_client_says_nothing(
 
 def test_unknown_names_and_limits_are_refused():
     assert "unknown task 'doly'. Did you mean 'dolly'?" in refusal(lambda: load_examples("facts", "doly"))
-    assert "'dev'. Use one of train, test, all. A split of the data set's own is written behind its name: --dataset NAME:dev." in refusal(lambda: load_examples("facts", TASK, "dev"))
+    assert refusal(lambda: load_examples("facts", TASK, "dev")) == (
+        "unknown split 'dev'. Use one of train, test, all. A split of the data set's own is written behind its name: "
+        "--dataset NAME:dev."
+    )
     assert "limit must be at least 1, got 0" in refusal(lambda: load_examples("facts", TASK, limit=0))
 
 

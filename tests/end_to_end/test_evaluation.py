@@ -33,10 +33,10 @@ from negatives_gen.models.engine import Sample
 from tests.support.answering import Engines
 from tests.support.chat_server import ChatAPIStub, chat_api_stub
 from tests.support.commands import ROOT, ForkedCommand, fork_command
+from tests.support.read_examples import load_examples
 from tests.support.tiny import copy_minilm, with_context
 from tests.support.written import scalars
 from trainer.scoring.scorer import Scorer
-from tests.support.read_examples import load_examples
 
 pytestmark = pytest.mark.vllm
 

@@ -24,9 +24,9 @@ from evaluation.metrics.statistics import Estimate
 from evaluation.metrics.truth import Truth
 from evaluation.subject import Evaluation, Part
 from negatives_gen.models.loading import load_scorer
+from tests.support.read_examples import load_examples
 from tests.support.tiny import make_negative_set
 from trainer.scoring.scorer import Scorer
-from tests.support.read_examples import load_examples
 
 
 def ranking(scores: Sequence[Sequence[float]], groups: list[Group]) -> dict[str, Estimate]:

@@ -16,8 +16,8 @@ from data.sources.examples import Example, fingerprint, open_source
 from data.storage import Folder
 from negatives_gen.job.inputs import ParentShards, Shard, StagedShards, stage_inputs
 from tests.support.owners import die
-from tests.support.written import job_of
 from tests.support.read_examples import load_examples
+from tests.support.written import job_of
 
 EXAMPLES = [
     Example("a", "Who?", " Ada."),

@@ -19,8 +19,8 @@ from negatives_gen.config import GenerateConfig
 from negatives_gen.models.engine import Sample
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import Tools
-from trainer.scoring.scorer import Scorer
 from tests.support.read_examples import load_examples
+from trainer.scoring.scorer import Scorer
 
 # --- BN, MN, TN ---
 

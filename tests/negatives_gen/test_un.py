@@ -21,9 +21,9 @@ from negatives_gen.strategies.base import MAX_ROUNDS, Tools
 from negatives_gen.strategies.un import TEMPLATE
 from negatives_gen.verbs.extend import ExtendConfig, extend
 from tests.support.chat_server import ChatAPIStub, chat_api_stub, free_port, said
+from tests.support.read_examples import load_examples
 from tests.support.tiny import with_context
 from tests.support.without_ray import without_ray
-from tests.support.read_examples import load_examples
 
 pytestmark = pytest.mark.seconds
 

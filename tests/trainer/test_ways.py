@@ -21,7 +21,9 @@ GROUPS = 16
 Choose = Callable[[list[Candidate]], list[int]]
 
 
-def rewritten(source: Path, out: Path, change: Callable[[int, list[Candidate]], list[Candidate]], **counts: Any) -> Path:
+def rewritten(
+    source: Path, out: Path, change: Callable[[int, list[Candidate]], list[Candidate]], **counts: Any
+) -> Path:
     """A set of the first groups of another one, with other negatives; these are scored already."""
     old = NegativeSet(str(source))
     groups = list(old.groups())[:GROUPS]
@@ -107,7 +109,7 @@ def test_a_run_on_what_a_way_takes_is_one_on_a_set_of_just_these(
         return [negatives[place] for place in taken[-1]]
 
     least = {} if strategy == "an" else {"least": 1}
-    alone = rewritten(whole, tmp_path / "alone", chosen, **{strategy: {"count": 2, **least}})
+    alone = rewritten(whole, tmp_path / "chosen", chosen, **{strategy: {"count": 2, **least}})
     assert any(places != list(range(len(places))) for places in taken)  # not the first ones, which no way would take
     weights = {}
     for name, negatives, use in (("way", whole, f"{strategy}=2:{way}"), ("alone", alone, f"{strategy}=2")):
