@@ -31,6 +31,7 @@ TENSORBOARD_VARIABLE = "TENSORBOARD_LOGGING_DIR"
 # What MLflow, the strictest, takes in a name beside the slash between its parts, on every system.
 NOT_IN_NAMES = re.compile(r"[^\w .-]")
 LONGEST_NAME = 250
+LONGEST_SETTING = 6000
 
 Values = Mapping[str, float | str | None]
 
@@ -171,7 +172,10 @@ def _plain(config: Mapping[str, Any]) -> dict[str, str | int | float]:
     """What every tracker takes, numbers and texts under dotted names; no keys of servers and no home directories."""
     found = {key: value for key, value in flat(without_secrets(dict(config))).items() if value is not None}
     texts = {key: value if isinstance(value, int | float | str) else json.dumps(value) for key, value in found.items()}
-    return {valid_name(key): scrub(value) if isinstance(value, str) else value for key, value in texts.items()}
+    return {
+        valid_name(key): scrub(value)[:LONGEST_SETTING] if isinstance(value, str) else value
+        for key, value in texts.items()
+    }
 
 
 def _tensorboard_folder(out: str) -> str:

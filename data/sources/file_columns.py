@@ -23,9 +23,8 @@ def require_same_columns(files: Sequence[Path]) -> list[list[str]]:
         alone = [name for name in columns[0] if name not in found], [name for name in found if name not in columns[0]]
         names = (files[0].name, path.name) if files[0].name != path.name else (str(files[0]), str(path))
         if any(alone):
-            only = [
-                f"only '{name}' has {', '.join(map(shown, own))}" for name, own in zip(names, alone, strict=True) if own
-            ]
+            pairs = [(name, own) for name, own in zip(names, alone, strict=True) if own]
+            only = [f"only '{name}' has {', '.join(map(shown, own))}" for name, own in pairs]
             what = f"have different columns: {'; '.join(only)}"
         elif path.suffix == ".csv" and found != columns[0]:
             what = "have their columns in different orders"

@@ -310,7 +310,7 @@ def test_only_what_has_splits_takes_a_name_of_one(tmp_path: Path):
 
 
 def test_without_a_name_splits_of_other_names_are_not_guessed(tmp_path: Path):
-    parts = {name: datasets.Dataset.from_list(rows) for name, rows in ULTRACHAT.items()}
+    parts: Any = {name: datasets.Dataset.from_list(rows) for name, rows in ULTRACHAT.items()}
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "chats"))
     assert refusal(lambda: load_examples(str(tmp_path / "chats"), TASK)) == (
         f"data set '{tmp_path}/chats' has neither a split 'train' nor 'test'; it has train_sft, test_sft, train_gen, "
