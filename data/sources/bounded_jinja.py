@@ -7,7 +7,7 @@ from jinja2 import Template, nodes
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from data.sources.prompt_templates import MOST_CHARACTERS, MOST_STEPS, Endless
+from data.sources.template_bounds import MOST_CHARACTERS, MOST_STEPS, Endless
 
 COUNTED = "counted by us"  # a filter that no template can name
 

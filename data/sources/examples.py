@@ -25,10 +25,10 @@ from data.schema import example_id
 from data.sources.column_check import ColumnCheck
 from data.sources.encode import Problem
 from data.sources.json_lines import Unreadable
-from data.sources.prompt_templates import Endless
 from data.sources.readers import Joined, Part, Rows, open_rows
 from data.sources.row_reader import RowReader
 from data.sources.splits import TEST_SHARE, check_held_out, in_turns, is_train, num_train, require_split, split_key
+from data.sources.template_bounds import Endless
 
 # Rows in memory at a time.
 BATCH = 256

@@ -9,16 +9,10 @@ from data.command.errors import UserError, first_line
 from data.command.options import resolve_path
 from data.sources.encode import Problem
 from data.sources.row_paths import EACH, NOWHERE, Path
+from data.sources.template_bounds import Endless
 
 JINJA = (".jinja", ".jinja2", ".j2")
 FAILED = "prompt template failed"
-# What a Jinja template may do for one row, and no prompt needs: rounds of loops and calls, characters.
-MOST_STEPS = 1_000_000
-MOST_CHARACTERS = 100_000_000
-
-
-class Endless(Exception):
-    """A template goes beyond any prompt's need; the message says which one does what."""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ SIMILAR = by(lambda one: one.similarity["embedding"])
 
 
 def diverse(candidates: list[Candidate]) -> list[int]:
-    """Of four, the first half is the farthest from the first one."""
+    """The first half of the text is the farthest from all of it."""
     return [0, 2] if len(candidates) > 2 else list(range(len(candidates)))
 
 
@@ -143,7 +143,7 @@ def test_another_way_is_another_job(
     [("hard", [0, 1, 2]), ("similar", [0, 1, 2]), ("diverse", [0, 1, 2])],
 )
 def test_of_equal_candidates_the_first_ones_are_taken(tmp_path: Path, way: str, expected: list[int]) -> None:
-    """Of equal probability, similarity and tokens; only how often these occur tells them apart."""
+    """Probability per token, similarity and tokens are equal; how often the tokens occur is not."""
     made = group(1)
     made.negatives = [
         Candidate("an", [5, 6] * (1 + place), "t", reference_logp=-1.0 - place, similarity={"embedding": 0.5})
