@@ -11,7 +11,7 @@ from data.sources.row_reader import RowReader
 
 
 class ColumnCheck:
-    """Sees the rows of one part of a source, one after another, and refuses a part without what is read of its rows.
+    """Looks at the rows of one part of a source and refuses a part without what is read of its rows.
 
     Attributes:
         rows: how many it has seen.
