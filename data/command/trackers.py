@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,10 @@ HELP = f"trackers of the run's numbers: {', '.join(PACKAGES)}, or {NONE}"
 # Where the runs are found in a tracker.
 PROJECT = "contrastive-preference-optimization"
 TENSORBOARD_VARIABLE = "TENSORBOARD_LOGGING_DIR"
+# What MLflow, the strictest, takes in a name beside the slash between its parts, on every system.
+NOT_IN_NAMES = re.compile(r"[^\w .-]")
+LONGEST_NAME = 250
+LONGEST_SETTING = 6000
 
 Values = Mapping[str, float | str | None]
 
@@ -84,7 +89,7 @@ class Trackers:
     def report(self, values: Values, step: int | None = None) -> None:
         """Log numbers and words as a step, the next one where none is given; None is left out."""
         self._step = self._step + 1 if step is None else step
-        said = {key: value for key, value in values.items() if value is not None}
+        said = {valid_name(key): value for key, value in values.items() if value is not None}
         for tracker in list(self._trackers):
             self._try(tracker, lambda tracker=tracker: tracker.log(said, step=self._step))
 
@@ -102,6 +107,15 @@ class Trackers:
         except Exception as error:
             self._trackers.remove(tracker)
             log.warning("tracker %s has failed and is told no more: %s", tracker.name, first_line(error))
+
+
+def valid_name(text: str) -> str:
+    """The name under which trackers are told of something: itself, or the nearest that all of them take.
+
+    MLflow takes letters, digits, _, -, . and blanks, in a relative path without "." or ".." of at most 250 characters.
+    """
+    parts = [NOT_IN_NAMES.sub("_", part) for part in text.split("/") if part]
+    return "/".join("_" if part in (".", "..") else part for part in parts)[:LONGEST_NAME].rstrip("/") or "_"
 
 
 _running: Trackers | None = None
@@ -157,9 +171,10 @@ def _make(name: str, out: str, tensorboard_folder: str) -> Any:
 def _plain(config: Mapping[str, Any]) -> dict[str, str | int | float]:
     """What every tracker takes, numbers and texts under dotted names; no keys of servers and no home directories."""
     found = {key: value for key, value in flat(without_secrets(dict(config))).items() if value is not None}
+    texts = {key: value if isinstance(value, int | float | str) else json.dumps(value) for key, value in found.items()}
     return {
-        key: value if isinstance(value, int | float) else scrub(value if isinstance(value, str) else json.dumps(value))
-        for key, value in found.items()
+        valid_name(key): scrub(value)[:LONGEST_SETTING] if isinstance(value, str) else value
+        for key, value in texts.items()
     }
 
 

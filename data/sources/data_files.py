@@ -49,8 +49,11 @@ def looks_local(dataset: str) -> bool:
     return local or glob.has_magic(dataset)
 
 
-def local_files(dataset: str) -> DataFiles | None:
+def local_files(dataset: str, split: str | None = None) -> DataFiles | None:
     """The files of a data source; None of a name that can only be one of the hub's.
+
+    Args:
+        split: of a folder, those whose names say this word; of a saved data set it is not looked at here.
 
     Raises:
         UserError: files are missing, empty, of no format or of several, or cannot be unpacked.
@@ -61,7 +64,9 @@ def local_files(dataset: str) -> DataFiles | None:
     if path.is_dir():
         if any((path / name).is_file() for name in SAVED):
             return DataFiles(saved=str(path))
-        return _of_folder(path, dataset)
+        return _of_folder(path, dataset, split)
+    if split is not None:
+        raise UserError(f"data set '{dataset}' is no folder, so it has no split '{split}'. Leave ':{split}' out.")
     if glob.has_magic(dataset) and not path.exists():
         names = sorted(name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
         if not names:
@@ -70,8 +75,12 @@ def local_files(dataset: str) -> DataFiles | None:
     return _files([path], [], dataset)
 
 
-def _of_folder(folder: Path, dataset: str) -> DataFiles:
-    """The files of a folder that have an ending of ours; where names say train and test, the two splits."""
+def _of_folder(folder: Path, dataset: str, split: str | None) -> DataFiles:
+    """The files of a folder that have an ending of ours; where names say train and test, the two splits.
+
+    Args:
+        split: the one that is read, of files whose names say it as a whole: `train` is not in `train_sft.jsonl`.
+    """
     names = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     files = [path for path in names if path.name.endswith(ENDINGS)]
     if not files:
@@ -79,6 +88,14 @@ def _of_folder(folder: Path, dataset: str) -> DataFiles:
             f"data set '{dataset}' is a directory without a file of {EXPECTED}. Give files, a glob such as "
             f"'{dataset.rstrip('/')}/**/*.jsonl', or a hub id."
         )
+    if split is not None:
+        named = [path for path in files if re.search(rf"(?<!\w){re.escape(split)}(?!\w)", path.name)]
+        if not named:
+            raise UserError(
+                f"data set '{dataset}:{split}': no file has '{split}' in its name; there are "
+                f"{', '.join(path.name for path in files[:SHOWN])}{' ...' if len(files) > SHOWN else ''}."
+            )
+        return _files(named, [], dataset)
     train = [path for path in files if _says(path, "train")]
     test = [p for p in files if _says(p, "test")] or [p for p in files if _says(p, "validation")]
     chosen = [*train, *test] if train and test else files

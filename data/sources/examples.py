@@ -19,22 +19,21 @@ from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Any, NamedTuple, Protocol
 
-from data.command.cleaning import storable
+from data.command.cleaning import shown
 from data.command.errors import UserError
 from data.schema import example_id
+from data.sources.column_check import ColumnCheck
 from data.sources.encode import Problem
 from data.sources.json_lines import Unreadable
-from data.sources.readers import Joined, Rows, open_rows
-from data.sources.row_paths import NOWHERE, Path
+from data.sources.readers import Joined, Part, Rows, open_rows
 from data.sources.row_reader import RowReader
 from data.sources.splits import TEST_SHARE, check_held_out, in_turns, is_train, num_train, require_split, split_key
-from data.sources.tasks import task_of
+from data.sources.template_bounds import Endless
 
 # Rows in memory at a time.
 BATCH = 256
 # A stream whose first rows all lack the task's columns is of another kind.
 HOPELESS = 1000
-SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,10 @@ def open_source(
     places = reader.needed, reader.optional
     found = open_rows(dataset, *places, streaming)
     if "train" not in found:
-        raise UserError(f"data set '{dataset}' has no split 'train'. Give it as --test_dataset, or another --dataset.")
+        raise UserError(
+            f"data set '{dataset}' has no split 'train' to take rows from. Name the one that it has: --dataset "
+            f"{dataset}:{found['test'].split}, or give it as --test_dataset."
+        )
     parts, unread = [Part(dataset, found.pop("train"))], [(dataset, name, rows) for name, rows in found.items()]
     if test_dataset is not None:
         others = open_rows(test_dataset, *places, streaming)
@@ -152,38 +154,9 @@ def _size(rows: Rows, streaming: bool) -> str:
     return "" if streaming else f" ({len(rows):,} {'lines' if rows.are_lines else 'rows'})"
 
 
-def load_examples(dataset: str, task: str, split: str = "all", limit: int | None = None) -> list[Example]:
-    """All examples of one split in a list; see `open_source`."""
-    return list(open_source(dataset, task, split, limit))
-
-
 def fingerprint(examples: Iterable[Example]) -> str:
     """SHA-256 over the ids in order: says whether two jobs read the same examples in the same order."""
     return hashlib.sha256("\n".join(e.id for e in examples).encode()).hexdigest()
-
-
-def as_example(prompt: Any, response: Any, task: str, split: str = "train") -> Example:
-    """An example of what a task has read in one row."""
-    problem = task_of(task).problem(prompt, response)
-    kept = (prompt, response) if problem is None else (shown(prompt), shown(response))
-    return Example(example_id(prompt, response), *kept, split, problem)
-
-
-def shown(value: Any) -> str:
-    """The beginning of anything as valid text."""
-    return storable(str(value)[:SHOWN])
-
-
-class Part(NamedTuple):
-    """Rows of one source: all there are, or those of train and then those of test where they are apart.
-
-    Attributes:
-        is_own_test: whether they are the test split of a source whose train split is read too.
-    """
-
-    dataset: str
-    rows: Rows
-    is_own_test: bool = False
 
 
 class _Table:
@@ -195,11 +168,11 @@ class _Table:
         self._rows, self._reader, self.own_splits = Joined([part.rows for part in parts]), reader, len(parts) > 1
         ids, keys, lists, numbers, counts, start = bytearray(), bytearray(), bytearray(), array("q"), [], 0
         for part in parts:
-            check = _ColumnCheck(part, reader)
+            check = ColumnCheck(part, reader)
             for number, row in _fetched(part.rows, range(len(part.rows))):
                 if row is not None:
                     check.see(row)
-                    example = _example(row, reader)
+                    example = _checked(row, reader, part.dataset, number)
                     ids += bytes.fromhex(example.id)
                     keys += split_key(example.id)
                     lists += _hash_of_lists(example) if reader.lists else b""
@@ -269,64 +242,17 @@ class _Stream:
         return half is None or self._split in (half, "all")
 
     def _of_part(self, number: int, part: Part) -> Iterator[Example]:
-        check = _ColumnCheck(part, self._reader)
-        for row in part.rows:
+        check = ColumnCheck(part, self._reader)
+        for place, row in enumerate(part.rows):
             if row is None:
                 continue
             check.see(row)
             if check.rows == HOPELESS:
                 check.finish()
-            example = _example(row, self._reader)
+            example = _checked(row, self._reader, part.dataset, place)
             held_out = number == 1 if self.own_splits else not is_train(example.id, self._share)
             yield dataclasses.replace(example, split="test" if held_out else "train")
         check.finish()
-
-
-class _ColumnCheck:
-    """Whether all that is read is in some row: what is in none shows the wrong task, not bad rows."""
-
-    def __init__(self, part: Part, reader: RowReader):
-        self.dataset, self.reader, self.places = part.dataset, reader, reader.needed
-        self.spoken = f"{'the test split of ' if part.is_own_test else ''}data set '{part.dataset}'"
-        self.way_out = " Or hold out rows of its train split instead: --test_share." if part.is_own_test else ""
-        self.rows, self.fits, self.found = 0, False, set[Path]()
-        self.first: Any = None
-        self.unreadable: Unreadable | None = None
-
-    def see(self, row: Any) -> None:
-        self.rows += 1
-        if isinstance(row, Unreadable):
-            self.unreadable = self.unreadable or row
-        elif not self.fits:
-            self.first = list(row) if self.first is None else self.first
-            self.found.update(place for place in self.places if place.find(row) is not NOWHERE)
-            self.fits = len(self.found) == len(self.places)
-
-    def finish(self) -> None:
-        """Raise UserError if something was in no row."""
-        if self.fits:
-            return
-        if not self.rows:
-            raise UserError(f"{self.spoken} has no rows.{self.way_out}")
-        if self.first is None:
-            assert self.unreadable is not None  # every row is one or the other
-            raise UserError(
-                f"cannot read '{self.dataset}' as jsonl: no line of it is a JSON object (the first is "
-                f"{self.unreadable.reason}: {self.unreadable.detail}).{self.way_out}"
-            )
-        lacking = next(place for place in self.places if place not in self.found)
-        name = next((name for name, place in self.reader.places.items() if place == lacking), None)
-        if name is not None:
-            needs, advice = f"of --columns {name}={lacking.text}", "Correct --columns."
-        elif lacking.text in self.reader.task.columns:
-            needs = f"which task '{self.reader.name}' needs"
-            advice = f"Choose another --task, or say which one it is: --columns {lacking.text}=COLUMN."
-        else:
-            needs, advice = "which --prompt_template writes", "Correct the template."
-        raise UserError(
-            f"{self.spoken} has no column '{lacking.text}', {needs}; it has: {', '.join(map(shown, self.first))}. "
-            f"{advice}{self.way_out}"
-        )
 
 
 class _Place(NamedTuple):
@@ -339,6 +265,14 @@ def _fetched(rows: Rows | Joined, numbers: Any) -> Iterator[_Place]:
     for start in range(0, len(numbers), BATCH):
         batch = [int(number) for number in numbers[start : start + BATCH]]
         yield from map(_Place, batch, rows.fetch(batch))
+
+
+def _checked(row: Any, reader: RowReader, dataset: str, number: int) -> Example:
+    """The example in a row of this number, from 0 on. Raises UserError if the template is beyond its bounds there."""
+    try:
+        return _example(row, reader)
+    except Endless as error:
+        raise UserError(f"{error} for row {number + 1} of data set '{dataset}'. Correct the template.") from error
 
 
 def _example(row: Any, reader: RowReader) -> Example:

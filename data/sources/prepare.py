@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from data.command.cleaning import shown
 from data.command.errors import UserError
 from data.schema import Alternative, Group, Reject
 from data.sources.encode import Encoded, Problem, lost_field
-from data.sources.examples import Example, shown
+from data.sources.examples import Example
 from data.sources.tasks import task_of
 
 

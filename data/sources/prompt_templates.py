@@ -9,6 +9,7 @@ from data.command.errors import UserError, first_line
 from data.command.options import resolve_path
 from data.sources.encode import Problem
 from data.sources.row_paths import EACH, NOWHERE, Path
+from data.sources.template_bounds import Endless
 
 JINJA = (".jinja", ".jinja2", ".j2")
 FAILED = "prompt template failed"
@@ -29,7 +30,7 @@ class PromptTemplate:
         syntax: "text" or "jinja".
         text: of the template, which decides what it writes.
         places: that it reads.
-        fill: row -> prompt, or why there is none.
+        fill: row -> prompt, or why there is none. Raises Endless.
     """
 
     syntax: str
@@ -100,7 +101,8 @@ def _unwritable(name: str, value: Any) -> Unfilled | None:
 def _jinja(name: str) -> PromptTemplate:
     """In a sandbox: it is given a row and nothing else of the process. Blocks are trimmed as chat templates' are."""
     from jinja2 import StrictUndefined, TemplateError, meta
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from data.sources.bounded_jinja import BoundedEnvironment
 
     try:
         with open(resolve_path(name), encoding="utf-8") as file:
@@ -108,20 +110,28 @@ def _jinja(name: str) -> PromptTemplate:
     except (OSError, UnicodeDecodeError) as error:
         why = first_line(getattr(error, "strerror", None) or error)
         raise UserError(f"cannot read --prompt_template '{name}': {why}. Give an existing Jinja file.") from error
-    environment = ImmutableSandboxedEnvironment(
+    environment = BoundedEnvironment(
         undefined=StrictUndefined, finalize=_finalize, trim_blocks=True, lstrip_blocks=True
     )
     try:
-        columns = sorted(meta.find_undeclared_variables(environment.parse(text)) - environment.globals.keys())
-        template = environment.from_string(text)
-    except TemplateError as error:
+        tree = environment.parse(text)
+        columns = sorted(meta.find_undeclared_variables(tree) - environment.globals.keys())
+        others = list(meta.find_referenced_templates(tree))
+        template = environment.bounded(tree)
+    except (TemplateError, RecursionError) as error:
         number = getattr(error, "lineno", None)  # of a TemplateSyntaxError
         line = f", line {number}" if number else ""
         raise UserError(f"--prompt_template '{name}'{line}: {first_line(error)}. Correct the template.") from error
 
+    if others:
+        other = f", '{others[0]}'" if others[0] else ""
+        raise UserError(f"--prompt_template '{name}' reads another file{other}. Write all of it in one.")
+
     def fill(row: Mapping[str, Any]) -> str | Unfilled:
         try:
-            return template.render({column: row.get(column) for column in columns})
+            return environment.write(template, {column: row.get(column) for column in columns})
+        except Endless as error:
+            raise Endless(f"--prompt_template '{name}' {error}") from error
         except Exception as error:  # templates are programs, and fail as they like
             return Unfilled((FAILED, first_line(error)))
 

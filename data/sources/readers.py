@@ -2,19 +2,22 @@
 
 import contextlib
 import csv
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.command.errors import UserError, first_line
 from data.shape import parse_json
 from data.sources import facts
 from data.sources.data_files import LINES, local_files
+from data.sources.file_columns import require_same_columns
 from data.sources.json_lines import BYTES, Unreadable, parse_line
 from data.sources.row_paths import Path as Place
+from data.sources.source_name import SourceName
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +30,13 @@ class Rows:
         source: a list, a `datasets.Dataset` or a `datasets.IterableDataset`.
         are_lines: whether its rows are lines of JSON.
         explain: makes a UserError of what breaks while a stream is read.
+        split: what the source calls them, if it has splits.
     """
 
     source: Any
     are_lines: bool = False
     explain: Callable[[Exception], UserError] | None = None
+    split: str = ""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -61,6 +66,18 @@ class Rows:
         return parse_line(row["text"]) if self.are_lines else row
 
 
+class Part(NamedTuple):
+    """Rows of one source: all there are, or those of train and then those of test where they are apart.
+
+    Attributes:
+        is_own_test: whether they are the test split of a source whose train split is read too.
+    """
+
+    dataset: str
+    rows: Rows
+    is_own_test: bool = False
+
+
 @dataclass(frozen=True)
 class Joined:
     """Rows of several sources, numbered through."""
@@ -85,8 +102,9 @@ def open_rows(
 
     Args:
         dataset: `facts`; a local file, a glob (`part-*.jsonl.gz`) or a folder of files of one format; a data set that
-            `datasets.save_to_disk` saved; or a hub id. Of a folder, files with `train` and with `test` in their names
-            are splits, as those of a hub or saved set are; `validation` stands for a `test` that there is not.
+            `datasets.save_to_disk` saved; or a hub id, see `SourceName`. Of a folder, files with `train` and with
+            `test` in their names are splits, as those of a hub or saved set are; `validation` stands for a `test` that
+            there is not. Of a split that is named all rows are "train".
         needed, optional: the places that are needed, and those that are used if they are there; other columns may be
             left unread.
         streaming: read without a copy on disk (compressed files are unpacked); the rows can then be iterated over only.
@@ -94,23 +112,24 @@ def open_rows(
     Raises:
         UserError: the source is missing, unreadable or empty. Of a stream, also while it is iterated over.
     """
+    name = SourceName.of(dataset)
     if dataset == "facts":
         return {"train": Rows(facts.examples())}
-    files = local_files(dataset)
+    files = local_files(name.where, name.split)
     explain: Callable[[Exception], UserError] = functools.partial(_unreachable, dataset)
     try:
         with _quiet("datasets"):  # it says why a file cannot be read two times before it raises that
             if files is None:
-                found = _splits(_load_from_hub(dataset, streaming), dataset)
+                found = _splits(_load_from_hub(name, streaming), dataset, name)
             elif files.saved:
                 explain = functools.partial(_unreadable_folder, dataset)
-                found = _splits(_load_saved(files.saved, streaming), dataset)
+                found = _splits(_load_saved(files.saved, streaming), dataset, name)
             else:
                 explain = functools.partial(_unreadable_file, dataset, files.format)
-                of_splits = {name: some for name, some in (("train", files.train), ("test", files.test)) if some}
+                of_splits = {half: some for half, some in (("train", files.train), ("test", files.test)) if some}
                 found = {
-                    name: _load_files(some, files.format, needed, optional, streaming)
-                    for name, some in of_splits.items()
+                    half: (half, _load_files(some, files.format, needed, optional, streaming))
+                    for half, some in of_splits.items()
                 }
     except UserError:
         raise
@@ -118,11 +137,11 @@ def open_rows(
         raise explain(error) from error
     are_lines = files is not None and files.format == LINES
     opened = {}
-    for name, rows in found.items():
+    for half, (split, rows) in found.items():
         names: Any = rows.column_names or ()  # not every stream knows them
         if not are_lines and (read := _columns_of(names, needed, optional)):
             rows = rows.select_columns(read)
-        opened[name] = Rows(rows, are_lines, explain if streaming else None)
+        opened[half] = Rows(rows, are_lines, explain if streaming else None, split)
     return opened
 
 
@@ -134,10 +153,10 @@ def _columns_of(names: Collection[str], needed: Sequence[Place], optional: Seque
     return [column for column in columns if column in names]
 
 
-def _load_from_hub(dataset: str, streaming: bool) -> Any:
+def _load_from_hub(name: SourceName, streaming: bool) -> Any:
     from datasets import load_dataset
 
-    return load_dataset(dataset, streaming=streaming)
+    return load_dataset(name.where, name.config, streaming=streaming)
 
 
 def _load_saved(folder: str, streaming: bool) -> Any:
@@ -161,28 +180,49 @@ def _load_files(
     files: Sequence[Path], kind: str, needed: Sequence[Place], optional: Sequence[Place], streaming: bool
 ) -> Any:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
 
     names = [str(path.resolve()) for path in files]
     if kind == LINES:
         return load_dataset("text", data_files=names, split="train", streaming=streaming, encoding=BYTES)
     options = _csv_options(files, needed, optional) if kind == "csv" else {}
-    return load_dataset(kind, data_files=names, split="train", streaming=streaming, **options)
+    if kind == "parquet":
+        require_same_columns(files)
+    try:
+        return load_dataset(kind, data_files=names, split="train", streaming=streaming, **options)
+    except DatasetGenerationError:
+        if kind == "json":
+            require_same_columns(files)  # which takes reading them a second time
+        raise
 
 
-def _splits(found: Any, dataset: str) -> dict[str, Any]:
-    """Train and test of a set of several splits; the log names those that are not read."""
-    if not isinstance(found, dict):
-        return {"train": found}
-    test = "test" if "test" in found else "validation"
-    chosen = {half: found[name] for half, name in (("train", "train"), ("test", test)) if name in found}
+def _splits(found: Any, dataset: str, name: SourceName) -> dict[str, tuple[str, Any]]:
+    """Train and test, each with the source's own name for it; the log names the splits that are not read.
+
+    Of a source whose split was named that one is all there is.
+    """
+    splits: dict[str, Any] = found if isinstance(found, dict) else {}
+    if name.split is not None:
+        if name.split not in splits:
+            has = ", ".join(splits) or "none"
+            raise UserError(f"data set '{dataset}': there is no split '{name.split}'; it has {has}. Correct the name.")
+        return {"train": (name.split, splits[name.split])}
+    if not splits:
+        return {"train": ("", found)}
+    test = "test" if "test" in splits else "validation"
+    chosen = {half: (own, splits[own]) for half, own in (("train", "train"), ("test", test)) if own in splits}
     if not chosen:
-        raise UserError(
-            f"data set '{dataset}' has neither a split 'train' nor 'test'; it has {', '.join(found)}. Save the one "
-            "that you mean by datasets.save_to_disk and give its folder, or give its files by a glob."
+        ours, theirs = (next((own for own in splits if word in own), None) for word in ("train", "test"))
+        named = f"--dataset {dataset}:{ours or next(iter(splits))}" + (
+            f" and what is held out as --test_dataset {dataset}:{theirs}" if theirs and ours else ""
         )
-    if test != "test" and test in found:
+        raise UserError(
+            f"data set '{dataset}' has neither a split 'train' nor 'test'; it has {', '.join(splits)}. Name the one "
+            f"that you mean: {named}."
+        )
+    if test != "test" and test in splits:
         log.info("data set '%s': its split '%s' stands for the test split", dataset, test)
-    if others := [str(name) for name in found if name not in ("train", test)]:
+    if others := [str(own) for own in splits if own not in ("train", test)]:
         log.warning("data set '%s': splits that are not read: %s", dataset, ", ".join(others))
     return chosen
 
@@ -203,15 +243,12 @@ def _csv_options(files: Sequence[Path], needed: Sequence[Place], optional: Seque
     from datasets import Features, Value
 
     options: dict[str, Any] = {"keep_default_na": False}
-    headers = []
     try:
-        for path in files:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                headers.append(next(csv.reader(file), []))
+        headers = require_same_columns(files)
+    except UserError:
+        raise
     except (ValueError, csv.Error):  # `datasets` will say what is wrong with the file
         return options
-    if other := next((place for place, header in enumerate(headers) if header != headers[0]), 0):
-        raise UserError(f"'{files[0].name}' and '{files[other].name}' have different columns. Give files of one kind.")
     if found := _columns_of(headers[0], needed, optional):
         options["features"] = Features({column: Value("string") for column in found})
     return options
@@ -230,6 +267,11 @@ def _unreadable_folder(dataset: str, error: Exception) -> UserError:
 
 def _unreachable(dataset: str, error: Exception) -> UserError:
     """The error of a data set that is offline, private, misspelt or lost: the hub client has a class for each."""
+    said = str(error).splitlines()
+    if len(said) > 1 and said[0] == "Config name is missing.":
+        configs = said[1].partition(": ")[2]
+        named = dataclasses.replace(SourceName.of(dataset), config="NAME").located(str)
+        return UserError(f"data set '{dataset}' has several configurations: {configs}. Name one: '{named}'.")
     return UserError(
         f"data set '{dataset}' is neither 'facts', nor a local file, nor a hub data set that can be reached "
         f"({first_line(error)})."

@@ -2,7 +2,7 @@
 
 A place is a column, or a path into nested data: `answer.text` is the field `text` of column `answer`, and
 `answers[].answer` the list of what `answer` is in each item of the list `answers`. A column that is itself called
-`answer.text`, as in a flattened table, goes first.
+`answer.text`, as in a flattened table, goes first; what is no path, such as `answers[0]`, can only be a column.
 """
 
 from collections.abc import Collection, Container, Mapping, Sequence
@@ -40,18 +40,20 @@ class Path:
 
     @classmethod
     def of(cls, text: str, *, signed: bool = False) -> "Path":
-        """The path that a text writes. Raises UserError if it writes none.
+        """The place that a text writes: a path, or the column of that name. Raises UserError if it writes nothing.
 
         Args:
             signed: whether a - before it says that less is more.
         """
         sign, plain = (-1, text[1:]) if signed and text.startswith("-") else (1, text)
+        if not plain.strip():
+            raise UserError(f"'{text}' is no place in a row. Write a column, or a path such as answers[].text.")
         steps: list[str] = []
         for part in plain.split("."):
             name = part.rstrip(EACH)
             lists = part[len(name) :]
             if not name or lists.replace(EACH, "") or "[" in name or "]" in name:
-                raise UserError(f"'{text}' is no place in a row. Write a column, or a path such as answers[].text.")
+                return cls(text, (plain,), sign)
             steps += [name, *([EACH] * (len(lists) // len(EACH)))]
         return cls(text, tuple(steps), sign)
 

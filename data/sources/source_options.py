@@ -10,6 +10,7 @@ from data.command.options import option
 from data.sources.data_files import FORMATS
 from data.sources.examples import Source, open_source
 from data.sources.row_reader import CANDIDATES, SCORES, RowReader
+from data.sources.source_name import SourceName
 from data.sources.splits import TEST_SHARE, check_held_out, require_split
 from data.sources.tasks import TASK_HELP
 
@@ -17,7 +18,8 @@ log = logging.getLogger(__name__)
 
 DATASET_HELP = (
     f"'facts' (the embedded example); a local {'/'.join(FORMATS)}, also .gz or .zst, a glob, a folder of these or of "
-    "datasets.save_to_disk; or a hub id"
+    "datasets.save_to_disk; or a hub id, ORG/NAME or ORG/NAME/CONFIG; behind a folder or an id, :SPLIT is one of its "
+    "own splits, e.g. :train_sft"
 )
 
 
@@ -47,7 +49,8 @@ class SourceOptions:
     )
     test_dataset: str | None = option(
         None,
-        "another data source, whose rows are those that are held out; of one with splits those of its test split",
+        "another data source, or NAME:SPLIT, whose rows are those that are held out; of one with splits those of its "
+        "test split",
         metavar="PATH",
     )
 
@@ -82,10 +85,14 @@ class SourceOptions:
         """The examples of a split, see `data.sources.examples.open_source`; the log says how many rows are held out.
 
         Args:
-            locate: makes of a name that a user wrote the one to open.
+            locate: makes of a path or hub id that a user wrote the one to open.
         """
+
+        def located(name: str) -> str:
+            return SourceName.of(name).located(locate)
+
         source = open_source(
-            locate(dataset),
+            located(dataset),
             self.task,
             split,
             limit,
@@ -93,7 +100,7 @@ class SourceOptions:
             columns=self.columns,
             prompt_template=self.prompt_template,
             test_share=self.test_share,
-            test_dataset=None if self.test_dataset is None else locate(self.test_dataset),
+            test_dataset=None if self.test_dataset is None else located(self.test_dataset),
         )
         log.info("%s: %s", dataset, source.summary)
         return source

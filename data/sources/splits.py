@@ -53,6 +53,9 @@ def check_held_out(share: float | None, dataset: str | None) -> None:
 
 
 def require_split(split: str) -> None:
-    """Raise UserError for a split that there is not."""
+    """Raise UserError for a half that there is not."""
     if split not in SPLITS:
-        raise UserError(f"unknown split '{split}'. Use one of {', '.join(SPLITS)}.")
+        raise UserError(
+            f"unknown split '{split}'. Use one of {', '.join(SPLITS)}. A split of the data set's own is written behind "
+            f"its name: --dataset NAME:{split}."
+        )

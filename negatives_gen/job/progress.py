@@ -75,7 +75,7 @@ class Progress:
         """Count a finished shard for trackers, who see one curve of a job that was interrupted."""
         record = entry.record
         self.whole.update(groups=record.rows, rejected=record.rows_rejected, tokens=record.tokens["negatives"])
-        self.whole.update(f"rejected/{reject.reason}" for reject in entry.rejects)
+        self.whole.update(f"rejected_by_reason/{reject.reason}" for reject in entry.rejects)
 
     def values(self, entry: ShardEntry) -> dict[str, float | None]:
         """For trackers: how far the job is, with the shard that was written last.

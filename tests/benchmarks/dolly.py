@@ -6,8 +6,8 @@ from pathlib import Path
 
 from data.models import context_length, load_tokenizer
 from data.schema import Group
-from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
+from tests.support.read_examples import load_examples
 from trainer.scoring.continuations import Continuations
 
 SHARED = Path(__file__).parents[3] / "shared"

@@ -36,9 +36,9 @@ DISTINCT = len(ROWS)
 def write_set(out: Path) -> None:
     """SHARDS shards of ROWS groups; a manifest whose hashes are those of no model."""
     from data.schema import Candidate
-    from data.sources.examples import load_examples
     from data.sources.prepare import prepare_groups
     from tests.benchmarks.dolly import DOLLY
+    from tests.support.read_examples import load_examples
 
     tokenizer = _gpt2_tokenizer()
     examples = load_examples(DOLLY, "dolly", "train", 2 * sum(ROWS))

@@ -53,8 +53,8 @@ def make_model(kind: str, vocab_size: int = 50257) -> Any:
 
 def make_groups(count: int) -> list[TrainingGroup]:
     """Prompts and responses of Dolly; the negatives are responses of other rows."""
-    from data.sources.examples import load_examples
     from data.sources.prepare import prepare_groups
+    from tests.support.read_examples import load_examples
 
     tokenizer = _gpt2_tokenizer()
     examples = load_examples(DOLLY, "dolly", "train", 2 * count)

@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerFast
 from data.blank import EOS, BlankConfig, write_blank_model
 from data.models import load_tokenizer
 from data.schema import Group, Reject, groups_to_table, rejects_to_table
-from data.sources.examples import Example, load_examples, open_source
+from data.sources.examples import Example, open_source
 from data.sources.prepare import Prepared, prepare_groups
 from data.sources.tasks import task_of
+from tests.support.read_examples import load_examples
 
 TASK = "prompt-completion"
 MAX_LENGTH = 128

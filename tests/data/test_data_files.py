@@ -1,6 +1,7 @@
 """Data sources of several files, packed ones, saved data sets, and splits that a source has or is given."""
 
 import gzip
+import hashlib
 import json
 import logging
 import random
@@ -12,13 +13,16 @@ import datasets
 import datasets.config
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from data.sources import data_files, facts
-from data.sources.examples import Example, fingerprint, load_examples, open_source
+from data.sources import data_files, facts, source_options
+from data.sources.examples import Example, fingerprint, open_source
+from data.sources.source_name import SourceName
 from data.sources.source_options import SourceOptions
 from data.sources.splits import in_turns, num_train
+from tests.support.read_examples import load_examples
 from tests.support.written import refusal
 
 TASK = "prompt-completion"
@@ -147,9 +151,27 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path):
     assert "has files of different formats: a.jsonl, b.csv." in refusal(lambda: load_examples(str(tmp_path), TASK))
     (tmp_path / "c.csv").write_text("completion,prompt\nc,p\n")
     message = refusal(lambda: load_examples(f"{tmp_path}/*.csv", TASK))
-    assert message == "'b.csv' and 'c.csv' have different columns. Give files of one kind."
+    assert message == "'b.csv' and 'c.csv' have their columns in different orders. Give files of one kind, by a glob."
     message = refusal(lambda: load_examples(f"{tmp_path}/*.parquet", TASK))
     assert message == f"no file matches the data set '{tmp_path}/*.parquet'. Correct the pattern."
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv", ".json"])
+def test_files_whose_columns_differ_are_refused_with_what_differs(tmp_path: Path, ending: str):
+    others = [{"prompt": "p", "answer": "c", "source": "web"}]
+    for number, rows in enumerate((ROWS[:3], ROWS[3:5], others)):
+        path = tmp_path / f"{number}{ending}"
+        if ending == ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        elif ending == ".csv":
+            pyarrow.csv.write_csv(pa.Table.from_pylist(rows), path)
+        else:
+            path.write_text(json.dumps(rows))
+    assert refusal(lambda: load_examples(str(tmp_path), TASK)) == (
+        f"'0{ending}' and '2{ending}' have different columns: only '0{ending}' has completion; only '2{ending}' has "
+        "answer, source. Give files of one kind, by a glob."
+    )
+    assert len(load_examples(f"{tmp_path}/[01]*", TASK)) == 5
 
 
 # Splits that a source has
@@ -221,8 +243,156 @@ def test_the_hubs_splits_are_taken_and_a_share_that_is_given_cuts_train(
         halves = {"halves_sha256": source.halves_sha256} if source.own_splits else {}
         assert chosen.describe_source(source) == {**described, **halves}
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict({"extra": hub["extra"]}))
-    message = refusal(lambda: load_examples("a/b", TASK))
-    assert "has neither a split 'train' nor 'test'; it has extra. Save the one that you mean by" in message
+    assert refusal(lambda: load_examples("a/b", TASK)) == (
+        "data set 'a/b' has neither a split 'train' nor 'test'; it has extra. Name the one that you mean: --dataset "
+        "a/b:extra."
+    )
+
+
+# Splits under the source's own names
+
+ULTRACHAT = {"train_sft": ROWS[:6], "test_sft": ROWS[6:9], "train_gen": ROWS[9:20], "test_gen": ROWS[20:22]}
+
+
+@pytest.fixture(params=["saved", "folder", "hub"])
+def ultrachat(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A data set with splits of these names."""
+    found = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in ULTRACHAT.items()})
+    if request.param == "hub":
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: found)
+        return "someone/chats"
+    folder = tmp_path / "chats"
+    if request.param == "saved":
+        found.save_to_disk(str(folder))
+    else:
+        folder.mkdir()
+        for name, rows in ULTRACHAT.items():
+            (folder / f"{name}-00000-of-00002.jsonl").write_bytes(lines(rows[:2]))
+            (folder / f"{name}-00001-of-00002.jsonl").write_bytes(lines(rows[2:]))
+    return str(folder)
+
+
+def places(source: Any) -> set[tuple[str, str]]:
+    return {(e.prompt, e.split) for e in source}
+
+
+def test_a_split_is_named_behind_its_data_set(ultrachat: str, caplog: pytest.LogCaptureFixture):
+    options = SourceOptions(test_dataset=f"{ultrachat}:test_sft")
+    source = options.open_source(f"{ultrachat}:train_sft", "all", locate=lambda name: f"{name}")
+    assert places(source) == {(f"p{i}", "train" if i < 6 else "test") for i in range(9)}
+    assert source.summary == "9 rows: 6 train, 3 held out"
+    assert options.describe_source(source)["test_dataset"] == f"{ultrachat}:test_sft"
+    alone = open_source(f"{ultrachat}:test_sft", TASK)
+    assert alone.summary == "3 rows: 1 train, 2 held out"
+    assert {prompt for prompt, _ in places(alone)} == {"p6", "p7", "p8"}
+    assert "not read" not in caplog.text
+
+
+def test_a_split_that_there_is_not_is_refused_with_those_that_are(ultrachat: str):
+    for name in ("train", "sft"):
+        message = refusal(lambda name=name: load_examples(f"{ultrachat}:{name}", TASK))
+        assert message.startswith(f"data set '{ultrachat}:{name}': ")
+        assert "train_sft" in message
+        assert "test_gen" in message
+
+
+def test_only_what_has_splits_takes_a_name_of_one(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(lines(ROWS))
+    (tmp_path / "b:c.jsonl").write_bytes(lines(ROWS[:2]))
+    assert len(load_examples(str(tmp_path / "b:c.jsonl"), TASK)) == 2
+    for files in (f"{tmp_path}/a.jsonl", f"{tmp_path}/*.jsonl"):
+        message = refusal(lambda files=files: load_examples(f"{files}:train", TASK))
+        assert message == f"data set '{files}' is no folder, so it has no split 'train'. Leave ':train' out."
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "alone"))
+    assert len(load_examples(f"{tmp_path}/alone:train", TASK)) == 60  # as `datasets` calls what has no splits
+    message = refusal(lambda: load_examples(f"{tmp_path}/alone:dev", TASK))
+    assert message == f"data set '{tmp_path}/alone:dev': there is no split 'dev'; it has train. Correct the name."
+
+
+def test_without_a_name_splits_of_other_names_are_not_guessed(tmp_path: Path):
+    parts: Any = {name: datasets.Dataset.from_list(rows) for name, rows in ULTRACHAT.items()}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "chats"))
+    assert refusal(lambda: load_examples(str(tmp_path / "chats"), TASK)) == (
+        f"data set '{tmp_path}/chats' has neither a split 'train' nor 'test'; it has train_sft, test_sft, train_gen, "
+        f"test_gen. Name the one that you mean: --dataset {tmp_path}/chats:train_sft and what is held out as "
+        f"--test_dataset {tmp_path}/chats:test_sft."
+    )
+
+
+@pytest.mark.parametrize("only", ["test", "validation"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_of_a_source_without_a_train_split_the_one_that_it_has_can_be_named(tmp_path: Path, only: str, streaming: bool):
+    datasets.DatasetDict({only: datasets.Dataset.from_list(ROWS)}).save_to_disk(str(tmp_path / "set"))
+    saved = str(tmp_path / "set")
+    assert refusal(lambda: open_source(saved, TASK, streaming=streaming)) == (
+        f"data set '{saved}' has no split 'train' to take rows from. Name the one that it has: --dataset "
+        f"{saved}:{only}, or give it as --test_dataset."
+    )
+    (tmp_path / "a.jsonl").write_bytes(lines(ROWS))
+    assert list(open_source(f"{saved}:{only}", TASK, streaming=streaming)) == list(
+        open_source(str(tmp_path / "a.jsonl"), TASK, streaming=streaming)
+    )
+    beside = open_source("facts", TASK, "test", streaming=streaming, test_dataset=saved)
+    assert places(beside) == {(row["prompt"], "test") for row in ROWS}
+
+
+def test_a_configuration_of_a_hub_data_set_is_a_part_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`datasets` itself reads a repository of two configurations, from a folder in the hub's stead."""
+    hub = tmp_path / "hub"
+    for config, rows in (("en", ROWS[:4]), ("de", ROWS[4:7])):
+        (hub / config).mkdir(parents=True)
+        (hub / config / "train.jsonl").write_bytes(lines(rows))
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}/train.jsonl\n" for name in ("en", "de"))
+    (hub / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    load = datasets.load_dataset
+
+    def from_folder(name: str, *more: Any, **options: Any) -> Any:
+        return load(str(hub) if name == "someone/texts" else name, *more, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", from_folder)
+    for name, numbers in (("someone/texts/de", range(4, 7)), ("someone/texts/en:train", range(4))):
+        source = SourceOptions().open_source(name, "all")
+        assert {e.prompt for e in source} == {f"p{i}" for i in numbers}
+    assert refusal(lambda: load_examples("someone/texts", TASK)) == (
+        "data set 'someone/texts' has several configurations: ['en', 'de']. Name one: 'someone/texts/NAME'."
+    )
+    assert "(BuilderConfig 'fr' not found. Available: ['en', 'de'])" in refusal(
+        lambda: load_examples("someone/texts/fr", TASK)
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "where", "config", "split"),
+    [
+        ("facts", "facts", None, None),
+        ("me/data", "me/data", None, None),
+        ("me/data:train_sft", "me/data", None, "train_sft"),
+        ("me/data/en", "me/data", "en", None),
+        ("me/data/20231101.en:train", "me/data", "20231101.en", "train"),
+        ("data:test", "data", None, "test"),
+        ("./a/b", "./a/b", None, None),
+        ("/a/b/c:dev", "/a/b/c", None, "dev"),
+        ("here/are/files", "here/are/files", None, None),
+        ("here/are/files:dev", "here/are/files", None, "dev"),
+        ("here/are/files:odd", "here/are/files:odd", None, None),
+        ("a:b.jsonl", "a:b.jsonl", None, None),
+        ("s3://a/b.jsonl", "s3://a/b.jsonl", None, None),
+    ],
+)
+@pytest.mark.parametrize("by_root", [False, True])
+def test_the_parts_of_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_root: bool, written: str, where: str, config: Any, split: Any
+):
+    for name in ("files", "files:odd"):
+        (tmp_path / "here/are" / name).mkdir(parents=True)
+    if by_root:
+        monkeypatch.setenv("NEGATIVES_GEN_ROOT", str(tmp_path))
+    else:
+        monkeypatch.chdir(tmp_path)
+    name = SourceName.of(written)
+    assert name == SourceName(where, config, split)
+    assert name.located(str) == written
+    assert name.located(lambda where: f"/x/{where}") == f"/x/{written}"
 
 
 # Splits that are asked for
@@ -322,14 +492,47 @@ def test_a_share_of_the_rows_is_held_out_by_their_content(tmp_path: Path, share:
         for name in ("a.jsonl", "b.jsonl")
     )
     assert set(said(found)) == set(said(other))
-    held_out = {e.id for e in found if e.split == "test"}
+    held_out = {e.prompt for e in found if e.split == "test"}
     assert len(found) == 60
-    if not streaming:
+    by_hash = sorted(found, key=lambda e: hashlib.sha256(f"0:{e.id}".encode()).digest())
+    if streaming:  # whose hash, as a fraction of all hashes, is not below the share that is left
+        hashes = [int(hashlib.sha256(f"0:{e.id}".encode()).hexdigest()[:16], 16) / 2**64 for e in found]
+        assert held_out == {e.prompt for e, fraction in zip(found, hashes, strict=True) if fraction >= 1 - share}
+    else:  # the last ones by their hash
         assert said(found) == said(other)
-        assert len(held_out) == 60 - train
+        assert held_out == {e.prompt for e in by_hash[train:]}
     if share < 0.5:
         half = open_source(str(tmp_path / "a.jsonl"), TASK, "test", streaming=streaming)
-        assert held_out <= {e.id for e in half}
+        assert held_out <= {e.prompt for e in half}
+
+
+# Of ROWS, those whose hash lies in the last half of all hashes, the ones in the last quarter first.
+LAST_HALF = [
+    *(1, 7, 11, 14, 15, 16, 20, 25, 28, 29, 30, 31, 35, 36, 39, 43, 49, 50, 52, 55),
+    *(2, 10, 12, 24, 33, 40, 47, 51, 56, 58),
+]
+
+
+@pytest.mark.parametrize(("share", "of_stream"), [(0.5, LAST_HALF), (0.25, LAST_HALF[:20])])
+def test_a_stream_holds_out_the_rows_that_a_table_does_but_for_those_between_their_bounds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, share: float, of_stream: list[int]
+):
+    """One order, that of the hashes, is cut at a share of all hashes, or at a share of the rows that there are."""
+    caplog.set_level(logging.INFO)
+    (tmp_path / "a.jsonl").write_bytes(lines(ROWS))
+    path, kept = str(tmp_path / "a.jsonl"), num_train(60, share)
+    table, stream = (
+        {e.prompt for e in SourceOptions(test_share=share).open_source(path, "test", streaming=streaming)}
+        for streaming in (False, True)
+    )
+    assert stream == {f"p{number}" for number in of_stream}
+    assert len(table) == 60 - kept
+    assert table <= stream
+    assert (table == stream) == (len(of_stream) == 60 - kept) == (share == 0.5)
+    assert [record.getMessage() for record in caplog.records if record.name == source_options.__name__] == [
+        f"{path}: 60 rows: {kept} train, {60 - kept} held out; read: {60 - kept} of test",
+        f"{path}: rows of a stream: about {100 * share:g}% of them are held out",
+    ]
 
 
 def test_the_default_is_a_half_as_it_always_was(tmp_path: Path):

@@ -12,13 +12,13 @@ from data.command.errors import UserError
 from data.command.options import make_config
 from data.models import check_causal, context_length
 from data.shards import NegativeSet
-from data.sources.examples import load_examples
 from evaluation.answers.cache import Store
 from evaluation.answers.checkpoints import load_checkpoints
 from evaluation.metrics.likelihood import SecondModel
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
+from tests.support.read_examples import load_examples
 from tests.support.stubs import ScorerStub, signals_stub
 from tests.support.without_ray import without_ray
 

@@ -9,8 +9,9 @@ import pytest
 from data import blank
 from data.models import load_tokenizer
 from data.schema import example_id
-from data.sources.examples import Example, as_example, load_examples
+from data.sources.examples import Example
 from data.sources.prepare import describe_rejects, prepare_groups, require_groups
+from tests.support.read_examples import as_example, load_examples
 from tests.support.written import refusal
 
 TASK = "prompt-completion"

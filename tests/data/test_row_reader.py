@@ -1,25 +1,32 @@
 """`--columns` and `--prompt_template`: rows as people have them, read by every task; Alpaca's and ShareGPT's shapes."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import datasets.config
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 
 from data.models import load_tokenizer
-from data.sources.examples import Example, load_examples, open_source
+from data.sources import bounded_jinja
+from data.sources.examples import Example, open_source
 from data.sources.prepare import prepare_groups
 from data.sources.row_paths import NOWHERE
 from data.sources.row_paths import Path as RowPath
 from data.sources.row_reader import RowReader
 from data.sources.shapes import ALPACA_INPUT_TEMPLATE, ALPACA_TEMPLATE, SHAREGPT_ROLES
 from data.sources.tasks import TASKS
+from tests.support.read_examples import load_examples
 from tests.support.written import refusal
 
 TASK = "prompt-completion"
+STEPS, CHARACTERS = "takes more than 1,000 rounds of loops and calls", "writes more than 10,000 characters"
 
 
 @pytest.fixture(autouse=True)
@@ -73,8 +80,16 @@ def test_a_path_leads_into_a_row_or_nowhere(path: str, found: Any):
     assert RowPath.of(path).find(row) == found
 
 
-@pytest.mark.parametrize("path", ["", "a..b", ".a", "a.", "a[0]", "a[", "[].a", "a]b"])
-def test_what_is_no_path_is_refused(path: str):
+@pytest.mark.parametrize("path", ["a..b", ".a", "a.", "a[0]", "a[", "[].a", "a]b", "a.b[]", "a b", "a\nb"])
+def test_a_column_of_the_whole_name_goes_first_and_what_is_no_path_can_be_nothing_else(path: str):
+    assert RowPath.of(path).find({path: 1, "a": {"b": [2]}}) == 1
+    assert RowPath.of(path).find({"a": {"b": [2]}}) == ([2] if path == "a.b[]" else NOWHERE)
+    signed = RowPath.of(f"-{path}", signed=True)
+    assert (signed.find({path: 1}), signed.sign) == (1, -1)
+
+
+@pytest.mark.parametrize("path", ["", " "])
+def test_what_writes_no_place_is_refused(path: str):
     assert f"'{path}' is no place in a row." in refusal(lambda: RowPath.of(path))
 
 
@@ -108,7 +123,11 @@ def test_every_task_reads_other_columns_under_its_own_names(read: Any):
         (["promt=a"], "reads no 'promt'. Did you mean 'prompt'? It reads prompt, completion, tools"),
         (["prompt"], "--columns 'prompt' must read NAME=COLUMN"),
         (["prompt=a", "prompt=b"], "--columns names 'prompt' twice."),
-        (["prompt=a[0]"], "'a[0]' is no place in a row."),
+        (
+            ["prompt=a[0]"],
+            "has no column 'a[0]', of --columns prompt=a[0]; it has: prompt, completion. Correct --columns: a column, "
+            "or a path such as answers[].text.",
+        ),
         (["prompt=-a"], "has no column '-a', of --columns prompt=-a; it has: prompt, completion."),
         (["completion=answers[].text"], "has no column 'answers[].text', of --columns completion=answers[].text; it"),
     ],
@@ -136,6 +155,22 @@ def test_a_column_with_a_dot_in_its_name_is_read(read: Any, tmp_path: Path, stre
     row = {"prompt": "p", "completion": "c", "o": ["no"], "o.a": ["x"], "o.s": [2]}
     (found,) = read([row], columns=["candidates=o.a", "scores=-o.s"])
     assert listed(found) == [("x", -2.0)]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows.csv"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_column_whose_name_is_no_path_is_read(tmp_path: Path, name: str, streaming: bool):
+    row = {"turns[0].value": "p", "a..b": "c", "turns": "no"}
+    table = pa.Table.from_pylist([row])
+    if name.endswith("jsonl"):
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+    elif name.endswith("csv"):
+        pyarrow.csv.write_csv(table, tmp_path / name)
+    else:
+        pq.write_table(table, tmp_path / name)
+    columns = ["prompt=turns[0].value", "completion=a..b"]
+    (found,) = open_source(str(tmp_path / name), TASK, streaming=streaming, columns=columns)
+    assert (found.prompt, found.response, found.problem) == ("p", "c", None)
 
 
 def test_nested_columns_of_parquet_are_read(tmp_path: Path):
@@ -183,6 +218,90 @@ def test_a_jinja_file_is_filled_in_a_sandbox(read: Any, tmp_path: Path):
     (unsafe,) = read(rows[:1], "alpaca", prompt_template=str(file))
     assert unsafe.problem is not None
     assert unsafe.problem[0] == "prompt template failed"
+
+
+@pytest.mark.parametrize("name", ["my question", "first\nsecond", "q[0]"])
+def test_a_template_writes_a_column_of_any_name(read: Any, tmp_path: Path, name: str):
+    rows = [{name: "why", "prompt": "p", "completion": "c"}]
+    assert read(rows, prompt_template=f"Q: {{{name}}}?")[0].prompt == "Q: why?"
+    message = refusal(lambda: read([{"prompt": "p", "completion": "c"}], prompt_template=f"Q: {{{name}}}?"))
+    assert f"has no column '{name}', which --prompt_template writes; it has: prompt, completion." in message
+    file = tmp_path / "t.jinja"
+    file.write_text(f"Q: {{{{ {name} }}}}?")
+    if name != "q[0]":  # an item of q, in Jinja
+        assert re.search(
+            r"t\.jinja', line [12]: expected token", refusal(lambda: read(rows, prompt_template=str(file)))
+        )
+    file.write_text("Q: {{ prompt }}?")  # so it is given a name that Jinja can say
+    assert read(rows, columns=[f"prompt={name}"], prompt_template=str(file))[0].prompt == "Q: why?"
+
+
+@pytest.mark.parametrize(
+    ("said", "other"),
+    [
+        ("{% include 'x.jinja' %}", ", 'x.jinja'"),
+        ("{% import 'x.jinja' as x %}", ", 'x.jinja'"),
+        ("{% from 'x.jinja' import y %}", ", 'x.jinja'"),
+        ("{% extends 'x.jinja' %}", ", 'x.jinja'"),
+        ("{% include prompt %}", ""),
+    ],
+)
+def test_a_jinja_file_reads_no_other(tmp_path: Path, said: str, other: str):
+    file = tmp_path / "t.jinja"
+    file.write_text("{{ prompt }}" + said)
+    message = refusal(lambda: RowReader.of(TASK, prompt_template=str(file)))
+    assert message == f"--prompt_template '{file}' reads another file{other}. Write all of it in one."
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("endless", "what"),
+    [
+        ("{% for i in range(n) %}{% for j in range(n) %}{% endfor %}{% endfor %}", STEPS),
+        ("{% for i in range(10 ** 9) %}x{% endfor %}", STEPS),
+        ("{% for i in range(n) %}{% set x = range(n)|list %}{% endfor %}", STEPS),
+        ("{% macro f(k) %}{% if k %}{{ f(k - 1) }}{{ f(k - 1) }}{% endif %}{% endmacro %}{{ f(n // 50) }}", STEPS),
+        ("{% for i in range(n) %}{{ prompt * n }}{% endfor %}", CHARACTERS),
+        ("{{ 'x' * 10 ** 11 }}", CHARACTERS),
+        ("{{ n ** (10 ** 9) }}", CHARACTERS),
+    ],
+)
+def test_a_template_without_an_end_stops_with_its_name_and_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool, endless: str, what: str
+):
+    monkeypatch.setattr(bounded_jinja, "MOST_STEPS", 1000)
+    monkeypatch.setattr(bounded_jinja, "MOST_CHARACTERS", 10_000)
+    file, rows = tmp_path / "t.jinja", tmp_path / "rows.jsonl"
+    file.write_text("{{ prompt }}" + endless)
+    rows.write_text("".join(json.dumps({"prompt": "p", "completion": "c", "n": n}) + "\n" for n in (1, 2, 900)))
+    row = 1 if "10 **" in endless else 3
+    options: dict[str, Any] = {"streaming": streaming, "prompt_template": str(file)}
+    assert refusal(lambda: list(open_source(str(rows), TASK, **options))) == (
+        f"--prompt_template '{file}' {what} for row {row} of data set '{rows}'. Correct the template."
+    )
+
+
+def test_the_bounds_leave_a_template_what_it_was(read: Any, tmp_path: Path):
+    file = tmp_path / "t.jinja"
+    file.write_text(
+        "{% macro say(m, context='') %}{{ m.role }}: {{ m.text }}{{ context }}{% endmacro %}"
+        "{% for m in turns if m.text %}{{ loop.index }}/{{ loop.length }} {{ say(m, context='!') }}"
+        "{{ ', ' if not loop.last else '.' }}{% else %}none{% endfor %}"
+        "{% for i in range(5, 0, -2) %}{{ i }}{% endfor %}"
+        "{% for t in tree recursive %}<{{ t.n }}{{ loop(t.s) if t.s else '' }}>{% endfor %}{{ 2 ** 3 * 2 }}"
+    )
+    turns = [{"role": "a", "text": "x"}, {"role": "b", "text": ""}, {"role": "c", "text": "y"}]
+    rows = [
+        {"completion": "c", "turns": turns, "tree": [{"n": 1, "s": [{"n": 2, "s": []}]}, {"n": 3, "s": []}]},
+        {"completion": "c", "turns": [], "tree": []},
+    ]
+    assert [e.prompt for e in read(rows, prompt_template=str(file))] == [
+        "1/2 a: x!, 2/2 c: y!.531<1<2>><3>16",
+        "none53116",
+    ]
+    file.write_text("{{ [prompt, 'x']|random }}")
+    message = refusal(lambda: read([{"prompt": "p", "completion": "c"}], prompt_template=str(file)))
+    assert "No filter named 'random'" in message
 
 
 def test_columns_that_are_in_other_rows_are_not_missed(read: Any, tmp_path: Path):

@@ -17,8 +17,9 @@ import pytest
 from data.schema import example_id
 from data.sources import examples as sources
 from data.sources import readers
-from data.sources.examples import Example, as_example, fingerprint, load_examples, open_source
+from data.sources.examples import Example, fingerprint, open_source
 from data.sources.tasks import dolly
+from tests.support.read_examples import as_example, load_examples
 from tests.support.written import refusal
 
 ROWS = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(5)]
@@ -182,7 +183,10 @@ def test_an_unreachable_hub_data_set_is_refused_also_if_the_client_says_nothing(
 
 def test_unknown_names_and_limits_are_refused():
     assert "unknown task 'doly'. Did you mean 'dolly'?" in refusal(lambda: load_examples("facts", "doly"))
-    assert "unknown split 'dev'. Use one of train, test, all." in refusal(lambda: load_examples("facts", TASK, "dev"))
+    assert refusal(lambda: load_examples("facts", TASK, "dev")) == (
+        "unknown split 'dev'. Use one of train, test, all. A split of the data set's own is written behind its name: "
+        "--dataset NAME:dev."
+    )
     assert "limit must be at least 1, got 0" in refusal(lambda: load_examples("facts", TASK, limit=0))
 
 
@@ -278,7 +282,7 @@ def test_a_stream_from_the_hub_is_read_no_further_than_asked(monkeypatch: pytest
     calls: list[Any] = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: calls.append((args, kwargs)) or hub)
     source = open_source("someone/data", TASK, limit=5, streaming=True)
-    assert (calls, hub.asked) == ([(("someone/data",), {"streaming": True})], 0)
+    assert (calls, hub.asked) == ([(("someone/data", None), {"streaming": True})], 0)
     assert [e.prompt for e in source] == ["p1", "p2", "p3", "p4", "p5"]
     assert hub.asked == 5
 

@@ -9,7 +9,6 @@ import pytest
 
 from data.command.errors import UserError
 from data.models import load_tokenizer
-from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
 from data.sources.tasks import (
     ROW_FIELDS,
@@ -23,6 +22,7 @@ from data.sources.tasks import (
     prompt_completion,
     task_of,
 )
+from tests.support.read_examples import load_examples
 
 
 def user(content: Any) -> dict[str, Any]:

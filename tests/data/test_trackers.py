@@ -8,7 +8,7 @@ import pytest
 
 from data.command import trackers
 from data.command.errors import UserError
-from data.command.trackers import check_trackers, report, reporting_to, reports
+from data.command.trackers import check_trackers, report, reporting_to, reports, valid_name
 from tests.support.written import scalars, trackio_run
 
 
@@ -59,6 +59,28 @@ def test_an_offline_run_is_in_trackio_and_in_tensorboard(tmp_path: Path, trackio
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("shard/seconds/score", "shard/seconds/score"),
+        ("rejected_by_reason/prompt and response too long", "rejected_by_reason/prompt and response too long"),
+        ("O/alpha-0.1/top_k=50/win rate (judge)", "O/alpha-0.1/top_k_50/win rate _judge_"),
+        ("rejected_by_reason/'name' cannot be kept", "rejected_by_reason/_name_ cannot be kept"),
+        ("my.module:METRIC", "my.module_METRIC"),
+        ("Größe/50%", "Größe/50_"),
+        ("a\nb", "a_b"),
+        ("/a//b/./../c/", "a/b/_/_/c"),
+        ("x" * 249 + "/y", "x" * 249),
+        ("x" * 300, "x" * 250),
+        ("", "_"),
+        ("/", "_"),
+    ],
+)
+def test_names_are_made_what_every_tracker_takes(text: str, name: str) -> None:
+    assert valid_name(text) == name
+    assert valid_name(name) == name
+
+
 def test_a_tracker_that_fails_is_told_no_more_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -80,10 +102,11 @@ def test_a_tracker_that_fails_is_told_no_more_and_the_run_goes_on(
             raise AssertionError("it has failed")
 
     monkeypatch.setattr(trackers, "_make", lambda *_: TrackerStub())
-    with reporting_to(["tensorboard"], str(tmp_path / "set"), {"a": {"b": [1]}}), caplog.at_level(logging.WARNING):
-        report({"x": 1.0})
+    config = {"a": {"b": [1]}, "engine": {"odd:key": "x" * 7000}}
+    with reporting_to(["tensorboard"], str(tmp_path / "set"), config), caplog.at_level(logging.WARNING):
+        report({"x (y)": 1.0})
         report({"x": 2.0})
-    assert told == [{"a.b": "[1]"}, ({"x": 1.0}, 1)]
+    assert told == [{"a.b": "[1]", "engine.odd_key": "x" * 6000}, ({"x _y_": 1.0}, 1)]
     assert [r.getMessage() for r in caplog.records] == ["tracker tensorboard has failed and is told no more: no space"]
 
 

@@ -23,7 +23,6 @@ import negatives_gen.models.engine
 from data.command.errors import INTERRUPTED, UserError
 from data.command.options import load_config, make_config
 from data.models import load_tokenizer
-from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
 from evaluation.config import EvaluateConfig
 from evaluation.metrics.statistics import Estimate
@@ -34,6 +33,7 @@ from negatives_gen.models.engine import Sample
 from tests.support.answering import Engines
 from tests.support.chat_server import ChatAPIStub, chat_api_stub
 from tests.support.commands import ROOT, ForkedCommand, fork_command
+from tests.support.read_examples import load_examples
 from tests.support.tiny import copy_minilm, with_context
 from tests.support.written import scalars
 from trainer.scoring.scorer import Scorer

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from data.shards import NegativeSet
-from data.sources.examples import load_examples
 from tests.support.commands import ForkedCommand, run_command
 from tests.support.kill_points import arm
 from tests.support.ray_cluster import RayCluster
+from tests.support.read_examples import load_examples
 
 pytestmark = pytest.mark.ray
 

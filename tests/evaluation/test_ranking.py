@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 from data.command.errors import UserError
 from data.models import load_tokenizer, tokenizer_hash
 from data.schema import Candidate, Group
-from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
 from evaluation.answers.cache import Store
 from evaluation.answers.checkpoints import Checkpoint
@@ -25,6 +24,7 @@ from evaluation.metrics.statistics import Estimate
 from evaluation.metrics.truth import Truth
 from evaluation.subject import Evaluation, Part
 from negatives_gen.models.loading import load_scorer
+from tests.support.read_examples import load_examples
 from tests.support.tiny import make_negative_set
 from trainer.scoring.scorer import Scorer
 

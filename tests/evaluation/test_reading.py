@@ -7,13 +7,13 @@ import pytest
 
 from data.models import load_tokenizer
 from data.schema import Group
-from data.sources.examples import as_example
 from data.tokens import reading_of
 from evaluation.answers.cache import Store
 from evaluation.answers.checkpoints import load_checkpoints
 from evaluation.metrics.likelihood import _read_as_text
 from negatives_gen.models.engine import Sample
 from tests.support import odd_tokenizers as odd
+from tests.support.read_examples import as_example
 
 
 def identity_of(model: Path, store: Path) -> dict[str, str]:

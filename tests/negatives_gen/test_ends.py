@@ -10,7 +10,6 @@ import pytest
 from data.chat.client import Answer
 from data.command.errors import UserError
 from data.schema import Group, groups_to_table
-from data.sources.examples import as_example
 from data.sources.prepare import prepare_groups
 from data.tokens import describe_ends, described_ends, marks_of
 from negatives_gen.models.engine import Request
@@ -19,6 +18,7 @@ from negatives_gen.strategies.base import Tools
 from negatives_gen.verbs import checks
 from negatives_gen.verbs.extend import _refuse_other_config, _refuse_other_ends
 from tests.support import odd_tokenizers as odd
+from tests.support.read_examples import as_example
 
 
 class EveryTokenStub:

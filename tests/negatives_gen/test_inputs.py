@@ -12,10 +12,11 @@ from data.command.errors import UserError
 from data.schema import Group, Reject
 from data.set_directory import SetDirectory
 from data.set_writer import NegativeSetWriter
-from data.sources.examples import Example, fingerprint, load_examples, open_source
+from data.sources.examples import Example, fingerprint, open_source
 from data.storage import Folder
 from negatives_gen.job.inputs import ParentShards, Shard, StagedShards, stage_inputs
 from tests.support.owners import die
+from tests.support.read_examples import load_examples
 from tests.support.written import job_of
 
 EXAMPLES = [

@@ -13,13 +13,13 @@ import torch
 from data.command.errors import UserError
 from data.command.options import make_config
 from data.schema import Candidate, Group
-from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
 from data.tokens import marks_of, never_drawn
 from negatives_gen.config import GenerateConfig
 from negatives_gen.models.engine import Sample
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import Tools
+from tests.support.read_examples import load_examples
 from trainer.scoring.scorer import Scorer
 
 # --- BN, MN, TN ---

@@ -13,7 +13,6 @@ from data.command.options import make_config
 from data.command.privacy import without_secrets
 from data.schema import Group
 from data.shards import NegativeSet
-from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.job import generate, make_writer
@@ -22,6 +21,7 @@ from negatives_gen.strategies.base import MAX_ROUNDS, Tools
 from negatives_gen.strategies.un import TEMPLATE
 from negatives_gen.verbs.extend import ExtendConfig, extend
 from tests.support.chat_server import ChatAPIStub, chat_api_stub, free_port, said
+from tests.support.read_examples import load_examples
 from tests.support.tiny import with_context
 from tests.support.without_ray import without_ray
 

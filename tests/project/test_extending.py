@@ -14,7 +14,6 @@ import pytest
 from data.models import load_tokenizer
 from data.schema import Group
 from data.shards import NegativeSet
-from data.sources.examples import load_examples
 from evaluation.metrics import METRICS
 from negatives_gen.signals import SIGNALS
 from negatives_gen.signals.base import Reference
@@ -22,6 +21,7 @@ from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import Tools
 from tests.support.commands import ROOT, fork_command
 from tests.support.odd_tokenizers import sentencepiece
+from tests.support.read_examples import load_examples
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 

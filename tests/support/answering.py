@@ -9,9 +9,9 @@ import torch
 
 from data.models import context_length, load_tokenizer
 from data.schema import Group
-from data.sources.examples import load_examples
 from data.sources.prepare import prepare_groups
 from negatives_gen.models.engine import Engine, Request, Sample
+from tests.support.read_examples import load_examples
 from tests.support.tiny import save_tiny_model, tiny_model
 
 TASK = "prompt-completion"

@@ -113,9 +113,9 @@ def make_negative_set(
     from data.models import context_length, load_tokenizer, tokenizer_hash, weights_hash
     from data.schema import Candidate
     from data.set_writer import NegativeSetWriter
-    from data.sources.examples import load_examples
     from data.sources.prepare import prepare_groups
     from data.tokens import describe_ends, marks_of
+    from tests.support.read_examples import load_examples
     from trainer.scoring.continuations import Continuations
     from trainer.scoring.scorer import Scorer
 
