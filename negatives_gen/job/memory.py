@@ -21,7 +21,12 @@ HEADROOM = 1.25
 SAMPLE_BYTES, ASK_BYTES, SCORE_BYTES = 1000 * MIB, 500 * MIB, 1000 * MIB
 LOGIT_BYTES, SLOTS = 80, 256
 BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
-WIDE = ("F64", "F32", "F16", "BF16")  # what is computed with in another type than it is stored in; not quantised weights
+WIDE = (
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+)  # what is computed with in another type than it is stored in; not quantised weights
 # A token of a list, which is a number and its place, with its text; what else a candidate is.
 TOKEN_BYTES, CANDIDATE_BYTES = 48, 1000
 

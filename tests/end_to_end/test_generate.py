@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from data.command.options import make_config
 from data.models import load_tokenizer, weights_hash
 from data.shards import NegativeSet
-from negatives_gen.__main__ import main as verify
+from negatives_gen.__main__ import main
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.inputs import Shard
@@ -32,7 +32,7 @@ from tests.support.commands import ROOT, ForkedCommand, fork_command
 from tests.support.kill_points import arm
 from tests.support.outside_entries import SIGNAL, STRATEGY
 from tests.support.ray_cluster import RAY, RayCluster
-from tests.support.stubs import LENGTH, EngineStub, ScorerStub, signals_stub
+from tests.support.stubs import LENGTH, EngineStub
 from tests.support.without_ray import without_ray
 from trainer.scoring.continuations import Continuations
 from trainer.scoring.scorer import Scorer
@@ -81,7 +81,10 @@ def test_actors_ask_ray_for_the_memory_that_they_take_and_ray_does_not_warn(
     taken = actor_memory(work, on_gpu=False, shard=size, in_flight=min(3, shards_in_flight(work, CPU_SLOTS)))
     [percent] = re.findall(r"(\d+)% of it is asked for", submitted.said) or ["100"]  # on a machine with less
     asked = {stage: resources["memory"] for stage, resources in submitted.requests.items()}
-    assert asked == {"SampleStage": taken["sample"] * int(percent) // 100, "ScoreStage": taken["score"] * int(percent) // 100}
+    assert asked == {
+        "SampleStage": taken["sample"] * int(percent) // 100,
+        "ScoreStage": taken["score"] * int(percent) // 100,
+    }
     assert "Ray: stage 'sample': 1 actor(s) with" in submitted.said
     if percent == "100":
         assert not re.findall(r".*(?:of\s+memory\s+per\s+worker|out-of-memory).*", submitted.said)
@@ -230,7 +233,9 @@ def test_the_same_command_again_finds_the_set_complete(
     generated: Path, options: dict[str, object], tmp_path: Path
 ) -> None:
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in generated.iterdir()}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**options, "strategies": "an=5,rn=2", "limit": 480, "out": str(generated)}))
+    (tmp_path / "r.yaml").write_text(
+        yaml.safe_dump({**options, "strategies": "an=5,rn=2", "limit": 480, "out": str(generated)})
+    )
     done = fork_command("negatives_gen", "--config", str(tmp_path / "r.yaml"))
     assert done.returncode == 0
     assert "complete already" in done.stderr
@@ -253,33 +258,37 @@ def test_the_trainer_starts_at_log_k_on_sampled_negatives(generated: Path, train
 
 def test_rn_is_added_to_a_set_without_it_on_a_cluster(cluster: RayCluster, reference: Path, tmp_path: Path) -> None:
     """`extend` under Ray with a stub engine: what the set has stays, what is added is what one go would have made."""
-    counts = {"parent": "an=2", "whole": "an=2,rn=3"}
-    for name, strategies in counts.items():
+    added = {"strategies": "rn=3", "rn_share": "0.5"}
+    for name, options in {"parent": {"strategies": "an=2"}, "whole": {**added, "strategies": "an=2,rn=3"}}.items():
         config = make_config(
             GenerateConfig,
-            model=str(reference), dataset="facts", limit=20, groups_per_shard=8, strategies=strategies,
-            embedder="reference", out=str(tmp_path / name), **({"rn_share": "0.5"} if "rn" in strategies else {}),
+            model=str(reference), dataset="facts", limit=20, groups_per_shard=8, signals="rouge",
+            out=str(tmp_path / name), **options,
         )  # fmt: skip
         with without_ray():
-            generate(config, Components(EngineStub, ScorerStub, signals_stub))
+            generate(config, Components(engine=EngineStub))
     done = fork_command(
-        "tests.support.stubs", "extend", str(tmp_path / "parent"), "--stub-scorer", "--out", str(tmp_path / "more"),
-        "--strategies", "rn=3", "--rn_share", "0.5", env=cluster.env,
+        "tests.support.stubs", "extend", str(tmp_path / "parent"), "--out", str(tmp_path / "more"),
+        *(word for key, value in added.items() for word in (f"--{key}", value)), env=cluster.env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     parent, whole, more = (NegativeSet(str(tmp_path / name)) for name in ("parent", "whole", "more"))
     assert more.manifest.job["strategies"] == whole.manifest.job["strategies"]
     for before, one_go, group in zip(parent.groups(), whole.groups(), more.groups(), strict=True):
         assert group.negatives[:2] == before.negatives
-        assert group.negatives == one_go.negatives
+        unscored, expected = (
+            [dataclasses.replace(c, reference_logp=None) for c in made.negatives] for made in (group, one_go)
+        )
+        assert unscored == expected
         kept = round(0.5 * (len(group.response_ids) - 1))
-        for candidate in group.negatives[2:]:
+        for candidate, other in zip(group.negatives[2:], one_go.negatives[2:], strict=True):
             assert candidate.strategy == "rn"
             assert candidate.ids[:kept] == group.response_ids[:kept]
             assert len(candidate.ids) == kept + LENGTH + 1
             assert candidate.sampler_logp == -1.0
+            assert candidate.reference_logp == pytest.approx(other.reference_logp, abs=1e-4)
     assert len(more) == 20
-    assert verify(["verify", str(tmp_path / "more")]) == 0
+    assert main(["verify", str(tmp_path / "more")]) == 0
 
 
 def test_an_engine_that_cannot_start_ends_the_job_in_one_line(

@@ -197,7 +197,14 @@ def test_a_shards_bytes_are_those_of_its_groups_at_their_longest(reference: Path
 
     def shard(negatives: list[str]) -> Shard:
         groups = [
-            Group(f"{n:032x}", "word" * 50, "word" * length, ids(50), ids(length), negatives=list(map(candidate, negatives)))
+            Group(
+                f"{n:032x}",
+                "word" * 50,
+                "word" * length,
+                ids(50),
+                ids(length),
+                negatives=list(map(candidate, negatives)),
+            )
             for n in range(100)
         ]
         return Shard(groups, groups, [])

@@ -111,14 +111,18 @@ def signals_stub(options: Mapping[str, Any], reference: Reference) -> list[Signa
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
-    """`python -m tests.support.stubs [extend SET]`: negatives_gen with a stub engine and signal; with --stub-scorer all
-    is one."""
+    """`python -m tests.support.stubs`: negatives_gen with a stub engine and signal; with --stub-scorer all is one.
+
+    `extend SET` as its verb: with a stub engine alone.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    components = Components(engine=EngineStub, signals=signals_stub)
-    if "--stub-scorer" in argv:
-        components = Components(engine=EngineStub, scorer=ScorerStub, signals=signals_stub)
     words = [word for word in argv if word != "--stub-scorer"]
     extended = words[1] if words[:1] == ["extend"] else None
+    components = Components(engine=EngineStub, signals=signals_stub)
+    if extended:
+        components = Components(engine=EngineStub)
+    elif "--stub-scorer" in argv:
+        components = Components(engine=EngineStub, scorer=ScorerStub, signals=signals_stub)
     config: Any = load_config(
         ExtendConfig if extended else GenerateConfig, words[2:] if extended else words, command="tests.support.stubs"
     )
