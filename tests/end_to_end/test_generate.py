@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from data.command.options import make_config
 from data.models import load_tokenizer, weights_hash
 from data.shards import NegativeSet
+from data.tokens import marks_of, text_behind
 from negatives_gen.__main__ import main
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
@@ -168,6 +169,7 @@ def test_resumed_negatives_keep_a_share_of_the_truth_and_their_tail_was_sampled(
             kept.append(fits[0])
     assert len(kept) == 20
     assert max(kept) > 0
+    assert main(["verify", str(generated), "--model", str(trained)]) == 0
 
 
 def test_the_trainer_computes_the_log_probabilities_that_the_scorer_stored(
@@ -273,6 +275,8 @@ def test_rn_is_added_to_a_set_without_it_on_a_cluster(cluster: RayCluster, refer
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     parent, whole, more = (NegativeSet(str(tmp_path / name)) for name in ("parent", "whole", "more"))
+    tokenizer = load_tokenizer(str(reference))
+    ends = marks_of(tokenizer).ends
     assert more.manifest.job["strategies"] == whole.manifest.job["strategies"]
     for before, one_go, group in zip(parent.groups(), whole.groups(), more.groups(), strict=True):
         assert group.negatives[:2] == before.negatives
@@ -286,9 +290,9 @@ def test_rn_is_added_to_a_set_without_it_on_a_cluster(cluster: RayCluster, refer
             assert candidate.ids[:kept] == group.response_ids[:kept]
             assert len(candidate.ids) == kept + LENGTH + 1
             assert candidate.sampler_logp == -1.0
+            assert candidate.text == text_behind(tokenizer, group.prompt_ids, candidate.ids, ends)
             assert candidate.reference_logp == pytest.approx(other.reference_logp, abs=1e-4)
     assert len(more) == 20
-    assert main(["verify", str(tmp_path / "more")]) == 0
 
 
 def test_an_engine_that_cannot_start_ends_the_job_in_one_line(
