@@ -60,7 +60,7 @@ class EngineStub:
         return [(key, self.draw(request))]
 
     def draw(self, request: Request) -> list[Sample]:
-        """The same of the same request, in whichever process and beside whichever others."""
+        """Samples that the request alone decides, by its seed: in whichever process, beside whichever others."""
         generator = random.Random(request.seed)
         return [self._draw(generator) for _ in range(request.n)]
 
