@@ -1,5 +1,6 @@
 """The stages that Ray Data runs as actors: sample, ask, score. A row is the number of a shard, then the whole shard."""
 
+import asyncio
 import dataclasses
 import pickle
 import time
@@ -114,6 +115,9 @@ class Stage:
         """Load what the stage lends to its strategies, once per actor."""
         return {}
 
+    def close(self) -> None:
+        """End what would not end with the stage itself. Of an actor it is not called: its process ends."""
+
     def finish(self, index: int, shard: Shard) -> dict[str, Any]:
         """Pass the shard on, once the stage's strategies have run."""
         return {"payload": pickle.dumps(shard)}
@@ -205,6 +209,10 @@ class SampleStage(Stage):
         self.admission = Admission(lambda: self.engine.backlog, FILLINGS * self.engine.slots)
         return {}
 
+    def close(self) -> None:
+        if self.failure is None:
+            self.engine.close()
+
     async def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if row["error"] or row["aside"]:
             return row
@@ -214,7 +222,9 @@ class SampleStage(Stage):
             # A shard whose worker has died is sampled alone, or it would take others with it.
             async with self.admission.turn(alone=suspect(self.work.writer, index, self.name)) as turn:
                 with attempt(self.work.writer, index, self.name) as tell:
-                    shard = self._shard(row)
+                    # In a thread: while it loads and is tokenised, the others in flight ask and tell. One at a time
+                    # does so, since the next one begins once it has asked.
+                    shard = await asyncio.to_thread(self._shard, row)
                     await self._sample(shard, turn, tell)
                     result |= self.finish(index, shard)
         return result

@@ -75,7 +75,8 @@ class EngineLoop:
         self._closed = False
         self.reading = Reading()
         made: Future[SteppedEngine] = Future()
-        threading.Thread(target=self._run, args=(make, made), name="engine", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, args=(make, made), name="engine", daemon=True)
+        self._thread.start()
         self.engine = made.result()
         self.slots = self.engine.slots
 
@@ -100,10 +101,11 @@ class EngineLoop:
         return future
 
     def close(self) -> None:
-        """End the thread after its step; what has not ended never does."""
+        """End the thread after its step, so that the engine is held by nobody else; what has not ended never does."""
         with self._changed:
             self._closed = True
             self._changed.notify()
+        self._thread.join()
 
     def _run(self, make: Callable[[], SteppedEngine], made: "Future[SteppedEngine]") -> None:
         try:
@@ -170,7 +172,7 @@ class Admission:
         self._backlog, self._enough = backlog, enough
         self._changed = asyncio.Condition()
         self._in_flight = 0
-        self._beginning = False  # a shard has begun and has asked for nothing yet
+        self._beginning: int | None = None  # the turn of the shard that has begun and has asked for nothing yet
         self._alone = False  # whether the shard in flight must stay alone
         self._numbers, self._waiting = itertools.count(), list[int]()
 
@@ -185,14 +187,14 @@ class Admission:
         self._waiting.append(number)
 
         def may_begin() -> bool:
-            if number != self._waiting[0] or self._alone or self._beginning:
+            if number != self._waiting[0] or self._alone or self._beginning is not None:
                 return False
             return not self._in_flight or not (alone or self._backlog() >= self._enough)
 
         async with self._changed:
             try:
                 await self._changed.wait_for(may_begin)
-                self._in_flight, self._alone, self._beginning = self._in_flight + 1, alone, True
+                self._in_flight, self._alone, self._beginning = self._in_flight + 1, alone, number
             finally:
                 self._waiting.remove(number)
                 self._changed.notify_all()
@@ -200,14 +202,16 @@ class Admission:
             yield number
         finally:
             async with self._changed:
-                self._in_flight, self._alone, self._beginning = self._in_flight - 1, False, False
+                self._in_flight, self._alone = self._in_flight - 1, False
+                if self._beginning == number:
+                    self._beginning = None
                 self._changed.notify_all()
 
-    async def asked(self) -> None:
-        """Say that the shard that has begun last asks the engine: what it asks for counts from now on."""
-        if self._beginning:
+    async def asked(self, turn: int) -> None:
+        """Say that a shard asks the engine. If it has begun last, what it asks for counts, and the next may begin."""
+        if self._beginning == turn:
             async with self._changed:
-                self._beginning = False
+                self._beginning = None
                 self._changed.notify_all()
 
     async def look_again(self) -> None:
@@ -240,7 +244,7 @@ class ShardSampler:
         self.asked += 1
         request = Request(prompt, n, top_k, temperature, max_tokens, seed)
         submitted = asyncio.wrap_future(self._loop.submit(request, self._turn))
-        await self._admission.asked()
+        await self._admission.asked(self._turn)
         samples = await submitted
         self.answered += sum(bool(sample.ids) for sample in samples)
         self.tokens += sum(len(sample.ids) for sample in samples)

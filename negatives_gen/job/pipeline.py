@@ -17,7 +17,7 @@ from negatives_gen.job.attempts import Stall, refuse_set_aside
 from negatives_gen.job.batching import FILLINGS
 from negatives_gen.job.cluster import ray_started
 from negatives_gen.job.inputs import SPENT
-from negatives_gen.job.memory import actor_memory
+from negatives_gen.job.memory import actor_memory, shard_bytes
 from negatives_gen.job.resources import Node, Resources
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import SAMPLE
@@ -86,12 +86,16 @@ def _results(work: Work, shards: Sequence[int], num_engines: int | None) -> Gene
         Node(offers.get("CPU", 0.0), int(offers.get("GPU", 0)), offers.get("memory", 0.0))
         for offers in (node["Resources"] for node in ray.nodes() if node["Alive"])
     ]
+    on_gpu = any(node.gpus for node in nodes)
+    in_flight = min(shards_in_flight(work, MOST_SLOTS if on_gpu else CPU_SLOTS), len(shards))
+    # Shards are random samples: one is as large as another.
+    size = shard_bytes(work, work.source.load(shards[0]))
     resources = Resources.plan(
         work.stages,
         nodes,
         num_engines=num_engines,
         engine=work.engine_options,
-        memory=actor_memory(work, on_gpu=any(node.gpus for node in nodes)),
+        memory=actor_memory(work, on_gpu=on_gpu, shard=size, in_flight=in_flight),
     )
     log.info("Ray: %s", resources)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -100,8 +104,7 @@ def _results(work: Work, shards: Sequence[int], num_engines: int | None) -> Gene
     sampling = dataclasses.replace(work, engine_options={**resources.engine_options, **work.engine_options})
     at_once: dict[str, int] = {}
     if SAMPLE in resources.shares:
-        slots = MOST_SLOTS if resources.shares[SAMPLE].gpus else CPU_SLOTS
-        at_once[SAMPLE] = min(shards_in_flight(work, slots), -(-len(shards) // resources.shares[SAMPLE].actors))
+        at_once[SAMPLE] = min(in_flight, -(-len(shards) // resources.shares[SAMPLE].actors))
         groups = at_once[SAMPLE] * work.writer.job["groups_per_shard"]
         log.info("at most %d shards, %d groups, in flight in an engine's actor", at_once[SAMPLE], groups)
     results = ray.data.from_items([new_row(index) for index in shards], override_num_blocks=len(shards))

@@ -119,7 +119,7 @@ class Engine:
             "logprobs_mode": "processed_logprobs",
             "enable_prefix_caching": True,
             **(CPU_OPTIONS if self.on_cpu else {}),
-            **({"enable_lora": True, "max_lora_rank": _lora_rank(adapter)} if adapter else {}),
+            **({"enable_lora": True, "max_lora_rank": lora_rank(adapter)} if adapter else {}),
             **(options or {}),
         }
         try:
@@ -289,7 +289,7 @@ class Engine:
         ]
 
 
-def _lora_rank(adapter: str) -> int:
+def lora_rank(adapter: str) -> int:
     """The smallest rank that vLLM makes room for and that holds an adapter's."""
     rank = int(read_object(Path(adapter) / ADAPTER).get("r", 0))
     return next((size for size in LORA_RANKS if size >= rank), rank)

@@ -169,14 +169,18 @@ def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measure
         shards = [dataclasses.replace(shard, components=components) for shard in shards]
     stages = [STAGES[name](shards[0]) for name in work.stages]
     manifests = []
-    for shard in shards:
-        row = new_row(0)
+    try:
+        for shard in shards:
+            row = new_row(0)
+            for stage in stages:
+                stage.work = shard
+                row = work_on(stage, row)
+            if row["error"]:
+                raise UserError(row["error"])
+            manifests.append(shard.writer.collect(1))
+    finally:
         for stage in stages:
-            stage.work = shard
-            row = work_on(stage, row)
-        if row["error"]:
-            raise UserError(row["error"])
-        manifests.append(shard.writer.collect(1))
+            stage.close()
     small, large = (manifest.shards[0] for manifest in manifests)
     if not 0 < small.rows < large.rows:
         reasons = ", ".join(f"{n} {reason}" for reason, n in manifests[-1].counts["rejected_by_reason"].items())

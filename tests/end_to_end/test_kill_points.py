@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from data.command.options import make_config
+from data.shards import NegativeSet
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
 from tests.support.commands import ForkedCommand
-from tests.support.kill_points import arm
-from tests.support.kills import check_equal, checksums
+from tests.support.kill_points import arm, in_flight
+from tests.support.kills import check_equal, checksums, made
 from tests.support.ray_cluster import RayCluster
 from tests.support.stubs import EngineStub, signals_stub
 from tests.support.without_ray import without_ray
@@ -141,12 +142,22 @@ def whole_under_ray(reference: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_engine_and_workers_killed_in_a_job_that_survives_them(
     two_nodes: RayCluster, reference: Path, whole_under_ray: Path, tmp_path: Path
 ) -> None:
-    """Ray starts each actor again and gives it the shard that it had; the driver notices nothing."""
+    """Ray starts each actor again and gives it the shards that it had; the driver notices nothing.
+
+    The engine's actor dies with two shards or more in flight, of which it has finished none.
+    """
     points = ["sample", "after shard-00001.parquet", "after _job/shard-00002.json"]
     armed, out = arm(tmp_path / "armed", *points), tmp_path / "set"
     assert run(armed, *command(reference, out, UNDER_RAY), env=two_nodes.env) == 0
     assert not list(armed.iterdir())
+    killed = in_flight(armed)
+    assert {"00000-sample-1", "00001-sample-1"} <= killed["begun"].keys()
+    assert {mark["pid"] for mark in killed["begun"].values()} == {killed["pid"]}
+    assert len({mark["actor"] for mark in killed["begun"].values()}) == 1
+    assert killed["finished"] == []
     check_equal(out, whole_under_ray, {})
+    for group, other in zip(*(NegativeSet(str(path)).groups() for path in (out, whole_under_ray)), strict=True):
+        assert made(group, "an") == made(other, "an")  # the stub draws by the request's seed
 
 
 def test_a_driver_killed_between_shards_and_before_the_manifest(

@@ -144,9 +144,9 @@ def shards_in_turn(backlog: Callable[[], int], alone: list[bool], body: Callable
         admission = Admission(backlog, 10)
 
         async def one(index: int) -> None:
-            async with admission.turn(alone=alone[index]):
+            async with admission.turn(alone=alone[index]) as turn:
                 await asyncio.sleep(0)  # it loads
-                await admission.asked()
+                await admission.asked(turn)
                 await body(index)
             await admission.look_again()
 
@@ -163,13 +163,13 @@ def test_a_shard_begins_while_the_engine_has_less_than_enough_to_do() -> None:
         admission = Admission(lambda: 4 * len(asked), 10)
 
         async def one(index: int) -> None:
-            async with admission.turn(alone=False):
+            async with admission.turn(alone=False) as turn:
                 in_flight.add(index)
                 order.append(index)
                 most[0] = max(most[0], len(in_flight))
                 await asyncio.sleep(0.01)  # it loads
                 asked.add(index)
-                await admission.asked()
+                await admission.asked(turn)
                 await asyncio.sleep(0.05)
                 in_flight.remove(index)
                 asked.remove(index)
@@ -180,6 +180,36 @@ def test_a_shard_begins_while_the_engine_has_less_than_enough_to_do() -> None:
     asyncio.run(run())
     assert most == [3]  # 4 + 4 are less than 10, 12 are not
     assert order == list(range(7))
+
+
+def test_a_shard_that_loads_holds_up_the_next_one_whatever_earlier_ones_ask_and_end() -> None:
+    order = list[str]()
+
+    async def run() -> None:
+        admission = Admission(lambda: 0, 10)
+
+        async def earlier() -> None:
+            async with admission.turn(alone=False) as turn:
+                await admission.asked(turn)
+                await asyncio.sleep(0.01)  # the next one begins
+                await admission.asked(turn)  # it draws again
+            order.append("the first ends")
+
+        async def loading() -> None:
+            async with admission.turn(alone=False) as turn:
+                order.append("the second begins")
+                await asyncio.sleep(0.05)
+                order.append("the second has loaded")
+                await admission.asked(turn)
+
+        async def next_one() -> None:
+            async with admission.turn(alone=False):
+                order.append("the third begins")
+
+        await asyncio.gather(earlier(), loading(), next_one())
+
+    asyncio.run(run())
+    assert order == ["the second begins", "the first ends", "the second has loaded", "the third begins"]
 
 
 def test_one_shard_begins_however_much_there_is_to_do() -> None:

@@ -1,5 +1,6 @@
 """Stage 1 writes no number that is not finite: it stops where one arises, with the group's id; `verify` finds one."""
 
+import dataclasses
 import math
 import re
 import shutil
@@ -18,7 +19,7 @@ from data.schema import Group, groups_to_table
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
-from negatives_gen.models.engine import Sample
+from negatives_gen.models.engine import Request, Sample
 from negatives_gen.signals import Reference, Signal
 from negatives_gen.verbs.checks import number_problems
 from tests.support.stubs import EngineStub, ScorerStub, SignalStub, signals_stub
@@ -36,9 +37,8 @@ class EngineFaultStub(EngineStub):
 
     value = math.nan
 
-    def _draw(self) -> Sample:
-        drawn = super()._draw()
-        return Sample(drawn.ids, drawn.text, drawn.finish_reason, self.value, None)
+    def draw(self, request: Request) -> list[Sample]:
+        return [dataclasses.replace(sample, logp=self.value) for sample in super().draw(request)]
 
 
 class ScorerFaultStub(ScorerStub):

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,23 @@ def test_a_measured_sample_predicts_tokens_and_bytes(
     assert plan.tokens["sampled"] == total(real, "an") == 3 * 7 * ROWS
     assert plan.device_hours.keys() == {"an", "bn", "mn", "tn", "score", "embedding"}
     assert all(hours > 0 for hours in plan.device_hours.values())
+
+
+def test_a_resumed_negative_costs_its_tail_only(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("negatives_gen.job.job.Components", lambda: Components(EngineStub, ScorerStub, signals_stub))
+    options = {**OPTIONS, "strategies": "rn=3", "rn_share": "0.2-0.4"}
+    with without_ray():
+        job = make_config(GenerateConfig, model=str(reference), out=str(tmp_path / "set"), limit=96, **options)
+        made = generate(job, Components(EngineStub, ScorerStub, signals_stub))
+    before = set(threading.enumerate())
+    plan = predict(make_config(PlanConfig, model=str(reference), rows=96, **options))
+    assert "engine" not in {thread.name for thread in set(threading.enumerate()) - before}  # which has measured it
+    assert plan.groups == 96
+    assert plan.tokens["negatives"] == pytest.approx(total(made, "rn"), rel=0.15)
+    assert plan.tokens["sampled"] == round(0.7 * plan.tokens["negatives"])
+    assert plan.device_hours.keys() == {"rn", "score", "embedding"}
 
 
 def test_a_given_speed_needs_no_model(reference: Path, real: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:

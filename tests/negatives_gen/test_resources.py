@@ -1,19 +1,29 @@
 """Shares of a cluster: each actor can be placed on a node, or the job is refused. Without Ray."""
 
+import dataclasses
+import gc
+import json
 import logging
+import random
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from data.command.errors import UserError
 from data.command.options import make_config
 from data.models import vocabulary_size
+from data.schema import Candidate, Group
 from data.sources.examples import open_source
 from negatives_gen.config import GenerateConfig
+from negatives_gen.job.actors import Work
+from negatives_gen.job.inputs import Shard
 from negatives_gen.job.job import make_work
-from negatives_gen.job.memory import SCORE_BYTES, actor_memory, weights_bytes
+from negatives_gen.job.memory import SCORE_BYTES, actor_memory, shard_bytes, weights_bytes
 from negatives_gen.job.resources import GIB, Node, Resources, Share
 from negatives_gen.models.engine import CPU_OPTIONS
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
@@ -118,13 +128,17 @@ def test_memory_that_no_node_offers_is_asked_for_in_part_and_said(caplog: pytest
     ]
 
 
-def test_an_actors_memory_is_that_of_its_models_in_their_types(reference: Path, tmp_path: Path) -> None:
+def work_of(reference: Path, tmp_path: Path, **options: Any) -> Work:
     config = make_config(
         GenerateConfig,
-        model=str(reference), dataset="facts", out=str(tmp_path / "set"), strategies="an=1", embedder="reference",
-        scorer_dtype="bfloat16", limit=20,
+        model=str(reference), dataset="facts", out=str(tmp_path / "set"), embedder="reference",
+        scorer_dtype="bfloat16", limit=20, **{"strategies": "an=1", **options},
     )  # fmt: skip
-    work = make_work(config, open_source("facts", "prompt-completion", "train", 20))
+    return make_work(config, open_source("facts", "prompt-completion", "train", 20))
+
+
+def test_an_actors_memory_is_that_of_its_models_in_their_types(reference: Path, tmp_path: Path) -> None:
+    work = work_of(reference, tmp_path)
     stored = weights_bytes(str(reference), "auto")
     assert CPU_OPTIONS["dtype"] == "float32"
     assert weights_bytes(str(reference), "float32") == stored == 2 * weights_bytes(str(reference), "bfloat16") > 0
@@ -133,3 +147,74 @@ def test_an_actors_memory_is_that_of_its_models_in_their_types(reference: Path, 
     assert logits
     assert on_cpu[SAMPLE] - on_gpu[SAMPLE] == pytest.approx(1.25 * (GIB + logits), abs=1)
     assert on_cpu[SCORE] == pytest.approx(1.25 * (SCORE_BYTES + 0.5 * stored + stored), abs=1)
+
+
+def test_quantised_weights_take_what_they_are_stored_in(tmp_path: Path) -> None:
+    save_file(
+        {"codes": torch.zeros(64, 32, dtype=torch.int8), "scale": torch.ones(64, 1, dtype=torch.float32)},
+        tmp_path / "model.safetensors",
+    )
+    assert weights_bytes(str(tmp_path), "bfloat16") == 64 * 32 + 2 * 64
+    assert weights_bytes(str(tmp_path), "auto") == 64 * 32 + 4 * 64
+
+
+def test_an_adapter_takes_its_own_room_and_that_of_its_rank_beside_each_matrix(reference: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "r": 12, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    weights = {"lora_A": torch.zeros(12, 64), "lora_B": torch.zeros(64, 12)}
+    save_file(weights, adapter / "adapter_model.safetensors")
+    bare, adapted = work_of(reference, tmp_path), work_of(reference, tmp_path, sampler=str(adapter))
+    matrices = [t for t in load_file(reference / "model.safetensors").values() if t.dim() == 2]
+    beside = 4 * 16 * sum(sum(matrix.shape) for matrix in matrices)  # vLLM has room for ranks 8, 16, 32 ...
+    own = 4 * 2 * 12 * 64
+    for on_gpu, more in ((False, own + beside), (True, own)):
+        before, after = actor_memory(bare, on_gpu=on_gpu), actor_memory(adapted, on_gpu=on_gpu)
+        assert after[SAMPLE] - before[SAMPLE] == pytest.approx(1.25 * more, abs=1)
+        assert after[SCORE] == before[SCORE]
+
+
+def test_an_actor_takes_the_shards_that_it_has_in_flight(reference: Path, tmp_path: Path) -> None:
+    work, size = work_of(reference, tmp_path), 100 * 2**20
+    without, with_shards = (actor_memory(work, on_gpu=False, shard=shard, in_flight=3) for shard in (0, size))
+    more = {stage: with_shards[stage] - without[stage] for stage in without}
+    assert more == pytest.approx({SAMPLE: 3.75 * size, ASK: 1.25 * size, SCORE: 1.25 * size}, abs=1)
+
+
+@pytest.mark.parametrize("length", [4, 200])
+def test_a_shards_bytes_are_those_of_its_groups_at_their_longest(reference: Path, tmp_path: Path, length: int) -> None:
+    """Against what Python allocates for the groups; short candidates are more than their tokens."""
+    work = dataclasses.replace(
+        work_of(reference, tmp_path, strategies="an=4,tn=2", max_new_tokens=length), present={"an": 1}, context=1024
+    )
+
+    def ids(number: int) -> list[int]:
+        return [random.randrange(1000, 50000) for _ in range(number)]
+
+    def candidate(strategy: str) -> Candidate:
+        return Candidate(strategy, ids(length), "word" * length, "stop", sampler_logp=random.random(), similarity={})
+
+    def shard(negatives: list[str]) -> Shard:
+        groups = [
+            Group(
+                f"{n:032x}",
+                "word" * 50,
+                "word" * length,
+                ids(50),
+                ids(length),
+                negatives=list(map(candidate, negatives)),
+            )
+            for n in range(100)
+        ]
+        return Shard(groups, groups, [])
+
+    expected = shard_bytes(work, shard(["an"]))
+    assert expected == 100 * (48 * (50 + length + length + 5 * length) + 1000 * 7)
+    gc.collect()
+    tracemalloc.start()
+    whole = shard(["an"] * 4 + ["tn"] * 2)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(whole.groups[0].negatives) == 6
+    assert taken <= expected <= 2.5 * taken

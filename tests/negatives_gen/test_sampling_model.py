@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from data.command.errors import UserError
 from data.command.options import make_config
@@ -49,6 +50,47 @@ def save_adapter(model: Path, folder: Path, seed: int) -> Path:
             torch.nn.init.normal_(weight, std=0.3)
     adapted.save_pretrained(folder)
     return folder
+
+
+def save_quantised(model: Path, folder: Path, levels: int = 8) -> tuple[Path, Any]:
+    """A model's linear layers as int8 codes in compressed-tensors' format (W8A8, per channel and per token).
+
+    Of few levels, so that it says visibly other things. Returns the directory, and a model of transformers that
+    computes the same in float32.
+    """
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(model, folder)
+    same: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    tensors = {name: tensor for name, tensor in same.state_dict().items() if name != "lm_head.weight"}
+
+    def rounded(module: Any, inputs: tuple[Any]) -> tuple[Any]:
+        scale = inputs[0].abs().amax(-1, keepdim=True) / 127
+        return ((inputs[0] / scale).round().clamp(-128, 127) * scale,)
+
+    with torch.no_grad():
+        for name, layer in same.model.named_modules():
+            if isinstance(layer, torch.nn.Linear):
+                scale = layer.weight.abs().amax(1, keepdim=True) / levels
+                codes = (layer.weight / scale).round()
+                tensors[f"model.{name}.weight"] = codes.to(torch.int8)
+                tensors[f"model.{name}.weight_scale"] = scale.clone()
+                layer.weight.copy_(codes * scale)
+                layer.register_forward_pre_hook(rounded)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    integers = {"num_bits": 8, "type": "int", "symmetric": True}
+    group = {
+        "targets": ["Linear"],
+        "weights": {**integers, "strategy": "channel", "dynamic": False},
+        "input_activations": {**integers, "strategy": "token", "dynamic": True},
+    }
+    quantization = {
+        "quant_method": "compressed-tensors", "format": "int-quantized", "quantization_status": "compressed",
+        "config_groups": {"group_0": group}, "ignore": ["lm_head"],
+    }  # fmt: skip
+    settings = json.loads((model / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "quantization_config": quantization}))
+    return folder, same
 
 
 class AskedEngineStub(EngineStub):
@@ -267,6 +309,39 @@ def test_an_engine_samples_from_the_adapted_model(engines: Any, answering_model:
         expected = drawn_logp(adapted, prompt, sample.ids, top_k=50)
         assert sample.logp == pytest.approx(expected, abs=1e-4 * len(sample.ids))
     assert max(abs(a - s.logp) for a, s in zip(own, samples, strict=True)) > 0.5
+
+
+def test_a_quantised_sampler_is_known_by_its_codes_and_its_configuration(reference: Path, tmp_path: Path) -> None:
+    quantised, _ = save_quantised(reference, tmp_path / "quantised")
+    coarser, _ = save_quantised(reference, tmp_path / "coarser", levels=4)
+    with without_ray():
+        made = generate(config(reference, tmp_path / "set", sampler=str(quantised)), components())
+        assert AskedEngineStub.made == [(str(quantised), "")]
+        with pytest.raises(UserError, match=r"already holds another job: its sampler\.weights_sha256 is"):
+            generate(config(reference, tmp_path / "set", sampler=str(coarser)), components())
+    assert made.job["sampler"]["weights_sha256"] == weights_hash(str(quantised)) != weights_hash(str(reference))
+    tokenizer = load_tokenizer(str(reference))
+    whole = sampling_model("w", str(reference), str(reference), tokenizer).identity()
+    assert made.job["sampler"]["config_sha256"] != whole["config_sha256"]
+    pipeline = json.loads((quantised / "tokenizer.json").read_text())
+    (quantised / "tokenizer.json").write_text(json.dumps({**pipeline, "normalizer": {"type": "Lowercase"}}))
+    with pytest.raises(UserError, match="the tokenizer of --sampler 'q' has SHA-256 "):
+        sampling_model("q", str(quantised), str(reference), tokenizer)
+
+
+@pytest.mark.vllm
+def test_an_engine_samples_from_a_quantised_model(engines: Any, answering_model: Path, tmp_path: Path) -> None:
+    """vLLM's CPU build on int8 codes; its log-probabilities are those of the same numbers in float32."""
+    from transformers import AutoModelForCausalLM
+
+    quantised, same = save_quantised(answering_model, tmp_path / "quantised", levels=2)
+    engine: DrawingEngine = engines.Engine(str(quantised))
+    own: Any = AutoModelForCausalLM.from_pretrained(answering_model, dtype=torch.float32).eval()
+    prompt = facts_groups(answering_model, 1)[0].prompt_ids
+    [samples] = engine.draw([Request(prompt, 8, 50, 1.0, 8, 0)])
+    as_it_is = [abs(drawn_logp(same, prompt, s.ids, top_k=50) - s.logp) / len(s.ids) for s in samples]
+    before = [abs(drawn_logp(own, prompt, s.ids, top_k=50) - s.logp) / len(s.ids) for s in samples]
+    assert max(as_it_is) < 1e-3 < 0.1 < max(before)
 
 
 @pytest.mark.vllm

@@ -48,8 +48,8 @@ REJECTS = [
 ]
 
 
-def written(path: Path, shards: Sequence[Sequence[Group]]) -> NegativeSet:
-    writer = NegativeSetWriter(str(path), job_of(an=2, bn=1), ["embedding", "reward"])
+def written(path: Path, shards: Sequence[Sequence[Group]], job: dict[str, Any] | None = None) -> NegativeSet:
+    writer = NegativeSetWriter(str(path), job or job_of(an=2, bn=1), ["embedding", "reward"])
     writer.begin()
     for index, groups in enumerate(shards):
         seconds = {"an": 1.5, "score": 0.25}
@@ -115,7 +115,10 @@ def test_what_was_in_reach_of_the_sampler_is_counted_and_advice_given_where_it_i
     counted = {
         "half": (groups, "in reach of the sampler: 1 of 2 ground truths (50.0%), of 1 it is not known"),
         "few": (groups[1:], "in reach of the sampler: 0 of 1 ground truths (0.0%), of 1 it is not known"),
-        "unknown": (groups[2:], ""),
+        "unknown": (
+            groups[2:],
+            "in reach of the sampler: unknown for all 1 groups: its strategies (an) do not say it",
+        ),
     }
     advice = f"Sample with --top_k 0 and --max_new_tokens {len(GROUPS[0].response_ids)} (the longest ground truth)"
     found = {}
@@ -126,10 +129,27 @@ def test_what_was_in_reach_of_the_sampler_is_counted_and_advice_given_where_it_i
         lines = [" ".join(text.split()) for text in capsys.readouterr().out.splitlines()]
         assert "".join(text for text in lines if "in reach of the sampler" in text) == line
         assert (advice in " ".join(lines)) == (name == "few")
-    assert found["half"] == {"known": 2, "count": 1, "share": 0.5}
-    assert found["unknown"] == {"known": 0, "count": 0, "share": None}
-    write_as_schema(3, tmp_path / "half")
-    assert statistics(NegativeSet(str(tmp_path / "half")))["in_support"] == found["unknown"]
+    assert found["half"] == {"known": 2, "count": 1, "share": 0.5, "unknown": None}
+    assert found["unknown"] == {"known": 0, "count": 0, "share": None, "unknown": "its strategies (an) do not say it"}
+
+
+def test_where_no_reach_is_known_one_line_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = job_of(an=2, bn=1)
+    for name, (said_by, why) in {
+        "borrowed": (job_of(bn=1), "none of its strategies samples"),
+        "old": (job, "sets of schema version 3 do not say it"),
+        "other": ({**job, "sampler": {"name": "small"}}, "of --sampler no ranks are computed"),
+        "own": (job_of(bn=1, rotated=2), "its strategies (rotated) do not say it"),
+    }.items():
+        negatives = written(tmp_path / name, [GROUPS[:1], GROUPS[1:]], said_by)
+        if name == "old":
+            write_as_schema(3, tmp_path / name)
+        assert main(["stats", negatives.folder.path]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        said = [line for line in lines if "in reach" in line]
+        assert said == [f"in reach of the sampler: unknown for all 2 groups: {why}"]
+        known = statistics(NegativeSet(negatives.folder.path))["in_support"]
+        assert known == {"known": 0, "count": 0, "share": None, "unknown": why}
 
 
 def test_shards_do_not_change_what_is_counted(negatives: NegativeSet, tmp_path: Path) -> None:

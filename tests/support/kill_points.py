@@ -6,17 +6,20 @@ and dies by SIGKILL, so the same command goes on where it was killed, and a poin
 - "before NAME" and "after NAME": the rename or link that puts a file of the set in its place, in whichever process
   writes it;
 - "half of _job": the job's folder is removed when the set is finished; it dies with half of it gone;
-- "sample": the actor of the engine, when it is asked for a shard's answers;
+- "sample": the actor of the engine, when it is asked for a group's answers and has begun at least two shards, for which
+  it waits; what is in flight then it leaves in a file beside ARMED (`in_flight`);
 - "told": the driver, when it hears of its first shard.
 
 Engine, scorer and signal are stubs under Ray, where each start of an actor would import torch; without Ray the scorer
 is the real one.
 """
 
+import json
 import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +60,22 @@ class ArmedStub:
             return
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def reach_in_flight(self) -> None:
+        """Reach "sample" when this process has begun two shards, and say which they are and what is finished."""
+        if not (self.folder / "sample").exists():
+            return
+        job, marks = Path(self.out) / "_job", list[Path]()
+        for _ in range(600):
+            marks = sorted((job / "tries").glob("[0-9]*-sample-1"))
+            if len(marks) >= 2:
+                break
+            time.sleep(0.1)
+        begun = {mark.name: json.loads(mark.read_bytes()) for mark in marks}
+        finished = [path.name for path in [*Path(self.out).glob("*.parquet"), *job.glob("shard-*.json")]]
+        record = {"pid": os.getpid(), "begun": begun, "finished": finished}
+        self.folder.with_suffix(".json").write_text(json.dumps(record))
+        self.reach("sample")
+
     def install(self) -> None:
         """Let this process die from here on where it would put in place or remove a file whose point is armed."""
         remove = Folder.remove
@@ -93,7 +112,7 @@ class MakeEngineStub:
 
         class EngineKilledStub(EngineStub):
             def draw(self, request: Request) -> list[Sample]:
-                armed.reach("sample")
+                armed.reach_in_flight()
                 return super().draw(request)
 
         return EngineKilledStub(model, seed=seed, options=options)
@@ -116,6 +135,11 @@ def arm(folder: Path, *points: str) -> Path:
     for point in points:
         (folder / file_of(point)).touch()
     return folder
+
+
+def in_flight(folder: Path) -> dict[str, Any]:
+    """What point "sample" has left: "pid"; "begun": mark of a shard -> what it says; "finished": files of shards."""
+    return json.loads(folder.with_suffix(".json").read_bytes())
 
 
 def file_of(point: str) -> str:

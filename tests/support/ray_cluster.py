@@ -1,6 +1,7 @@
 """A Ray cluster of its own on this machine, of one or more nodes, whose processes can be found and killed."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import psutil
 from tests.support.commands import ROOT
 
 RAY = str(Path(sys.executable).parent / "ray")
+STAGES = ("SampleStage", "AskStage", "ScoreStage")
 
 
 class RayCluster:
@@ -97,9 +99,16 @@ class RayCluster:
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
             if title.startswith("ray::"):
-                for stage in ("SampleStage", "AskStage", "ScoreStage"):
+                for stage in STAGES:
                     if stage in title:
                         yield process, stage
+
+    def requests(self) -> dict[str, dict[str, float]]:
+        """Stage -> the resources that its actors of the newest job asked Ray for, whether they live or not."""
+        actors = self._ask("api/v0/actors?detail=true&limit=1000")["data"]["result"]["result"]
+        found = [(stage, actor) for actor in actors for stage in STAGES if f"({stage})" in str(actor)]
+        newest = max((actor["job_id"] for _, actor in found), default="")
+        return {stage: actor["required_resources"] for stage, actor in found if actor["job_id"] == newest}
 
     def _start(self, *options: str) -> None:
         # No log monitor: it looks at files all the time, for lines that our driver does not take from workers.
@@ -114,10 +123,16 @@ class RayCluster:
 
     def _wait_until_up(self) -> None:
         """What `ray job list` asks for, without its three seconds of imports at each try."""
-        token = {"Authorization": f"Bearer {self.env['RAY_AUTH_TOKEN']}"}
-        request = urllib.request.Request(f"{self.env['RAY_API_SERVER_ADDRESS']}/api/jobs/", headers=token)
         for _ in range(120):
-            with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=10):
+            with contextlib.suppress(OSError):
+                self._ask("api/jobs/")
                 return
             time.sleep(0.5)
         raise AssertionError("the Ray cluster did not come up")
+
+    def _ask(self, path: str) -> Any:
+        """What the head's server says."""
+        token = {"Authorization": f"Bearer {self.env['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(f"{self.env['RAY_API_SERVER_ADDRESS']}/{path}", headers=token)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)

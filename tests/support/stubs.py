@@ -20,12 +20,13 @@ from negatives_gen.job.job import generate
 from negatives_gen.job.progress import print_outcome
 from negatives_gen.models.engine import Request, Sample
 from negatives_gen.signals import Reference, Signal
+from negatives_gen.verbs.extend import ExtendConfig, extend
 
 LENGTH = 6
 
 
 class EngineStub:
-    """Samples random tokens, after `engine.seconds_per_prompt`, or raises `engine.refuses`; for kills and for scale.
+    """Samples tokens at random, after `engine.seconds_per_prompt`, or raises `engine.refuses`; for kills and for scale.
 
     A prompt that holds the text `engine.dies_of` kills its process.
     """
@@ -40,6 +41,7 @@ class EngineStub:
         self.tokenizer = load_tokenizer(model)
         special = set(self.tokenizer.all_special_ids)
         self.words = {i: t for t, i in self.tokenizer.get_vocab().items() if i not in special and t.isalpha()}
+        self.ids = sorted(self.words)
 
         self.running = self.unfinished = 0
         self._requests: deque[tuple[str, Request]] = deque()
@@ -58,10 +60,12 @@ class EngineStub:
         return [(key, self.draw(request))]
 
     def draw(self, request: Request) -> list[Sample]:
-        return [self._draw() for _ in range(request.n)]
+        """Samples that the request alone decides, by its seed: in whichever process, beside whichever others."""
+        generator = random.Random(request.seed)
+        return [self._draw(generator) for _ in range(request.n)]
 
-    def _draw(self) -> Sample:
-        ids = random.choices(list(self.words), k=LENGTH)
+    def _draw(self, generator: random.Random) -> Sample:
+        ids = generator.choices(self.ids, k=LENGTH)
         text = "".join(f" {self.words[i]}" for i in ids)
         return Sample([*ids, self.tokenizer.eos_token_id], text, "stop", -1.0, None)
 
@@ -107,17 +111,24 @@ def signals_stub(options: Mapping[str, Any], reference: Reference) -> list[Signa
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
-    """`python -m tests.support.stubs`: negatives_gen with a stub engine and signal; with --scorer stub all is one."""
+    """`python -m tests.support.stubs`: negatives_gen with a stub engine and signal; with --stub-scorer all is one.
+
+    `extend SET` as its verb: with a stub engine alone.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    stub_scorer = "--stub-scorer" in argv
-    config = load_config(
-        GenerateConfig, [word for word in argv if word != "--stub-scorer"], command="tests.support.stubs"
+    words = [word for word in argv if word != "--stub-scorer"]
+    extended = words[1] if words[:1] == ["extend"] else None
+    components = Components(engine=EngineStub, signals=signals_stub)
+    if extended:
+        components = Components(engine=EngineStub)
+    elif "--stub-scorer" in argv:
+        components = Components(engine=EngineStub, scorer=ScorerStub, signals=signals_stub)
+    config: Any = load_config(
+        ExtendConfig if extended else GenerateConfig, words[2:] if extended else words, command="tests.support.stubs"
     )
     start_logging(config.log_format)
-    components = Components(engine=EngineStub, signals=signals_stub)
-    if stub_scorer:
-        components = Components(engine=EngineStub, scorer=ScorerStub, signals=signals_stub)
-    print_outcome(generate(config, components), config.out, config.log_format)
+    made = extend(extended, config, components) if extended else generate(config, components)
+    print_outcome(made, config.out, config.log_format)
 
 
 if __name__ == "__main__":

@@ -38,12 +38,16 @@ def pipeline_without_ray_stub(work: Work, shards: Sequence[int], *, on_written: 
         work = dataclasses.replace(work, components=dataclasses.replace(work.components, scorer=KEPT_SCORER))
     stages = [STAGES[name](work) for name in work.stages]
     outcome = Outcome(work.writer.folder, on_written)
-    for index in shards:
-        row = new_row(index)
+    try:
+        for index in shards:
+            row = new_row(index)
+            for stage in stages:
+                row = work_on(stage, row)
+            outcome.take(row)
+        outcome.end()
+    finally:
         for stage in stages:
-            row = work_on(stage, row)
-        outcome.take(row)
-    outcome.end()
+            stage.close()
 
 
 @contextmanager
