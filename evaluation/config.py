@@ -156,9 +156,10 @@ class EvaluateConfig(SourceOptions):
 
     def _refuse_idle(self) -> None:
         """Options of metrics that are not measured: who gives one expects it to count."""
-        for key, (name, *_) in idle(self.metric_options, [metric.name for metric in self.chosen_metrics()]).items():
-            needed = self._lacks(METRICS.load(name))
-            why = f" without {needed}. Give that too" if needed else f": --metrics lacks '{name}'. Add it"
+        for key, names in idle(self.metric_options, [metric.name for metric in self.chosen_metrics()]).items():
+            needed, listed = self._lacks(METRICS.load(names[0])), " and ".join(f"'{name}'" for name in names)
+            lacked = f"{listed}. Add {'one' if len(names) > 1 else 'it'}"
+            why = f" without {needed}. Give that too" if needed else f": --metrics lacks {lacked}"
             raise UserError(f"--{key} does nothing{why}, or leave it out.")
 
     def _lacks(self, metric: type[Metric]) -> str:

@@ -14,7 +14,7 @@ METRICS: Registry[type[Metric]] = Registry(
     classes=True,
     fault=fault_of,
     reserved=RECORD,
-    helpers=("columns", "features", "likelihood", "logps", "rates", "second_model", "statistics"),
+    helpers=("columns", "embeddings", "features", "likelihood", "logps", "rates", "second_model", "statistics"),
 )
 
 

@@ -9,7 +9,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +32,8 @@ SCHEMA = pa.schema([("id", pa.string()), ("logp", pa.float64()), ("tokens", pa.i
 
 # How prompt and answer become the second model's tokens where it reads them as text; part of the key.
 READING = "jointly"
+# What answers without their prompts stand behind; part of their key.
+ALONE = "beginning of text"
 
 # Token ids of a prompt and of an answer.
 Pair = tuple[list[int], list[int]]
@@ -47,12 +49,14 @@ class Likelihoods:
         logps: log P^(y|x) in nats, summed over the answer's tokens; None where it could not be scored.
         tokens: |y|, how many these are: with EOS if the answer ended by itself; by "text" as `_split` counts them.
         problems: why an answer could not be scored, in few words; "" where it was.
+        without_prompt: log P^(y) of the same tokens, as `second_model_logps` gives it; empty where nobody asked.
     """
 
     by: str
     logps: list[float | None]
     tokens: list[int]
     problems: list[str]
+    without_prompt: list[float | None] = field(default_factory=list)
 
     def unscored(self, kept: Sequence[int]) -> dict[str, int]:
         """Reason -> number of the kept answers that could not be scored for it, the most frequent first."""
@@ -96,6 +100,8 @@ def second_model_logps(
     generations: GenerationSet,
     groups: Sequence[Group],
     second: SecondModel,
+    *,
+    without_prompt: bool = False,
 ) -> Likelihoods:
     """Score the answers of a generation set with a second model, or take the scores from the store.
 
@@ -106,28 +112,37 @@ def second_model_logps(
 
     Args:
         groups: those that the answers are to.
+        without_prompt: log P^(y) in the place of log P^(y|x): the same tokens of each answer, at the beginning of a
+            text, behind the second model's BOS, or its EOS where it has none.
 
     Raises:
         UserError: the second model cannot be loaded, or can score none of the answers.
     """
     key = {"generations": generations.hash, "second_model": second.identity, "dtype": second.dtype}
+    if without_prompt:
+        key |= {"behind": ALONE, "tokenizer": tokenizer_settings(second.path)}
     if generations.key["model"]["tokenizer_sha256"] == second.identity["tokenizer_sha256"]:
         by, sequences = "ids", [(g.prompt_ids, s.ids) for g, s in zip(groups, generations.samples, strict=True)]
         key |= {"by": by, "sequences_sha256": hash_of({"sequences": sequences})}
-        table = store.get_or_make(KIND, key, lambda: _score(generations.ids, sequences, second))
+
+        def read() -> Sequence[Pair | str]:
+            return sequences
     else:
         by = "text"
         # All that the tokens follow from: a finished evaluation then loads no tokenizer.
         prompts = [[g.prompt, g.messages] for g in groups]
         samples = [dataclasses.astuple(sample) for sample in generations.samples]
-        read = {"reading": READING, "tokenizer": tokenizer_settings(second.path)}
-        key |= {"by": by, **read, "texts_sha256": hash_of({"prompts": prompts, "samples": samples})}
+        reading = {"reading": READING, "tokenizer": tokenizer_settings(second.path)}
+        key |= {"by": by, **reading, "texts_sha256": hash_of({"prompts": prompts, "samples": samples})}
 
-        def make() -> pa.Table:
-            sequences = _read_as_text(groups, generations.samples, second.tokenizer())
-            return _score(generations.ids, sequences, second)
+        def read() -> Sequence[Pair | str]:
+            return _read_as_text(groups, generations.samples, second.tokenizer())
 
-        table = store.get_or_make(KIND, key, make)
+    def make() -> pa.Table:
+        pairs = _without_prompts(read(), second.tokenizer()) if without_prompt else read()
+        return _score(generations.ids, pairs, second)
+
+    table = store.get_or_make(KIND, key, make)
     found = Likelihoods(by, *(table[name].to_pylist() for name in ("logp", "tokens", "problem")))
     if all(logp is None for logp in found.logps):
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.unscored(range(len(found.problems))).items())
@@ -155,6 +170,26 @@ def length_normalised_nll(log_p: Sequence[float | None], tokens: Sequence[int]) 
         tokens: |y|, of the answer under P^.
     """
     return [None if p is None else -p / n for p, n in zip(log_p, tokens, strict=True)]
+
+
+def pointwise_mutual_information(
+    log_p: Sequence[float | None], without_prompt: Sequence[float | None]
+) -> list[float | None]:
+    """log P^(y|x) - log P^(y) of each answer, in nats; None where one of both is missing.
+
+    Args:
+        log_p: log P^(y|x) in nats.
+        without_prompt: log P^(y) in nats, of the same tokens.
+    """
+    pairs = zip(log_p, without_prompt, strict=True)
+    return [None if given is None or alone is None else given - alone for given, alone in pairs]
+
+
+def _without_prompts(sequences: Sequence[Pair | str], tokenizer: Any) -> list[Pair | str]:
+    """Each answer at the beginning of a text: behind what the tokenizer puts there, else behind BOS, or EOS."""
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    beginning = [*(marks_of(tokenizer).leading or (first,))]
+    return [sequence if isinstance(sequence, str) else (beginning, sequence[1]) for sequence in sequences]
 
 
 def _read_as_text(groups: Sequence[Group], samples: Sequence[Sample], tokenizer: Any) -> list[Pair | str]:

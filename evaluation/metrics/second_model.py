@@ -58,14 +58,15 @@ class SecondModelMetric(AnswerMetric):
         self.second.drop()
 
     def gather(self, answer_sets: Sequence["AnswerSet"]) -> "LikelihoodEvidence":
-        from evaluation.metrics.likelihood import second_model_logps
-
-        found = {
-            (a.model, a.decoding): second_model_logps(self.evaluation.store, a.generations, a.groups, self.second)
-            for a in answer_sets
-        }
+        found = {(a.model, a.decoding): self.likelihoods_of(a) for a in answer_sets}
         values = {which: self.of_likelihoods(a, found[which]) for a, which in _by_name(answer_sets) if self.is_of(a)}
         return LikelihoodEvidence(self.columns, values, likelihoods=found, answer_sets=tuple(answer_sets))
+
+    def likelihoods_of(self, answers: "AnswerSet") -> "Likelihoods":
+        """What the second model gives the answers, scored or taken from the store."""
+        from evaluation.metrics.likelihood import second_model_logps
+
+        return second_model_logps(self.evaluation.store, answers.generations, answers.groups, self.second)
 
     @classmethod
     @abstractmethod
@@ -86,15 +87,15 @@ class LikelihoodEvidence(PromptEvidence):
 
     def notes(self, part: "Part") -> list[str]:
         said = [
-            f"{number} {decoding} answers of {model} are in no reverse KL or NLL: {reason}."
+            f"{number} {decoding} answers of {model} are in no mean under the second model: {reason}."
             for (model, decoding), likelihoods in self.likelihoods.items()
             for reason, number in likelihoods.unscored(part.prompts).items()
         ]
         by_text = sorted({model for (model, _), likelihoods in self.likelihoods.items() if likelihoods.by == "text"})
         if by_text:
             said.append(
-                f"Reverse KL and NLL of {', '.join(by_text)}: the second model has another tokenizer, so it scored the "
-                "text as it tokenises it; log Q is of the tokens that were sampled, one of many ways to write the text."
+                f"Under the second model, {', '.join(by_text)}: it has another tokenizer, so it scored the text as it "
+                "tokenises it; log Q is of the tokens that were sampled, one of many ways to write the text."
             )
         return said
 

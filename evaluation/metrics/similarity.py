@@ -1,41 +1,22 @@
 """How alike an answer and the ground truth are: the cosine similarity of their embeddings."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
-from data.command.errors import UserError
-from data.command.options import option
-from evaluation.metrics.base import HIGHER, Column, PromptMetric, Request, Values
+from evaluation.metrics.base import HIGHER, Column, Values
+from evaluation.metrics.embeddings import EmbedderMetric
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from evaluation.answers.answer_sets import AnswerSet
-    from evaluation.answers.cache import Store
-    from evaluation.subject import Evaluation
 
 KEY = "similarity"
 
 
-@dataclass(frozen=True)
-class SimilarityOptions:
-    """Options of metric `similarity`."""
-
-    embedder: str | None = option(None, "sentence-transformers name or path", metavar="PATH", is_name=True)
-
-    def check(self) -> None:
-        """Raise UserError for what would be another model for each checkpoint."""
-        if self.embedder == "reference":
-            raise UserError("--embedder must be one model for all checkpoints: a sentence-transformers name or path.")
-
-
-class Similarity(PromptMetric):
-    """How similar each answer is to its ground truth; embeddings are kept in the store."""
+class Similarity(EmbedderMetric):
+    """How similar each answer is to its ground truth."""
 
     name = "similarity"
     summary = "cosine similarity of the answer's embedding to the ground truth's"
     order = 50
-    Options = SimilarityOptions
     columns = (
         Column(
             KEY,
@@ -47,59 +28,10 @@ class Similarity(PromptMetric):
             difference="similarity minus baseline",
         ),
     )
-    record_schema: ClassVar = {"embedder": {"type": ["object", "null"]}}
-
-    @classmethod
-    def needs(cls, options: SimilarityOptions, request: Request) -> str:
-        return "" if options.embedder else "--embedder"
-
-    def __init__(self, options: SimilarityOptions, evaluation: "Evaluation"):
-        super().__init__(options, evaluation)
-        assert options.embedder is not None  # needs
-        self.record = _identify(options.embedder, evaluation.store)
-        self.embedder = self.on_demand(lambda: load_embedder(options.embedder))
-
-    def identity(self) -> dict[str, Any]:
-        return {"embedder": self.record}
 
     def values(self, answers: "AnswerSet") -> Values:
-        truths = self._embed([group.response for group in answers.groups])
-        return {KEY: (truths * self._embed(answers.texts)).sum(-1).tolist()}
-
-    def _embed(self, texts: list[str]) -> "np.ndarray":
-        """[len(texts), D], of unit length, kept in the store."""
-        import numpy as np
-        import pyarrow as pa
-
-        from evaluation.answers.cache import hash_of
-
-        hashes = {key: self.record[key] for key in ("weights_sha256", "settings_sha256")}
-        key = {**hashes, "texts_sha256": hash_of({"texts": texts})}
-
-        def make() -> pa.Table:
-            return pa.table({"embedding": list(self.embedder().embed(texts))})
-
-        table = self.evaluation.store.get_or_make("embeddings", key, make)
-        return np.stack(table["embedding"].to_numpy())
-
-
-def load_embedder(embedder: str | None) -> Any:
-    """The sentence-transformers model of --embedder."""
-    from negatives_gen.models.embedder import Embedder
-    from negatives_gen.models.loading import NO_CODE
-
-    assert embedder is not None  # Similarity.needs
-    return Embedder(embedder, "", custom_code=NO_CODE)
-
-
-def _identify(embedder: str, store: "Store") -> dict[str, str]:
-    from evaluation.answers.weights import identify_text_model
-
-    try:
-        identity = identify_text_model(embedder, store)
-    except UserError as error:
-        raise UserError(f"embedder '{embedder}' cannot be used: {error}") from error
-    return {"name": embedder, **identity}
+        truths = self.embed([group.response for group in answers.groups])
+        return {KEY: (truths * self.embed(answers.texts)).sum(-1).tolist()}
 
 
 METRIC = Similarity

@@ -1,7 +1,8 @@
 """Statistics of answers' texts, which need neither a judge nor a second model: length, diversity, repetition.
 
 Words are what whitespace separates, in lower case, so that models with different tokenizers compare. All but the
-length in tokens and the share at the limit are of the text alone: on ground truths they give what to compare with.
+length in tokens, the share at the limit and early ends are of the text alone: on ground truths they give what to
+compare with.
 Longer texts repeat more words even when well written: read diversity beside length.
 """
 
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from evaluation.metrics.base import LENGTH, Column, PromptMetric, Values
 
 if TYPE_CHECKING:
+    from data.schema import Group
     from evaluation.answers.answer_sets import AnswerSet
     from negatives_gen.models.engine import Sample
 
@@ -31,11 +33,20 @@ class Text(PromptMetric):
     summary = "length, diversity and repetition of the answers"
     order = 90
     columns = (
-        Column("answer_tokens", "answer tokens", "{:.1f}", "length of the answers", LENGTH, unit="tokens"),
+        Column("answer_tokens", "answer tokens", "{:.1f}", "length of the answers", LENGTH, unit="tokens", paired=True),
         Column(
             "answer_characters", "characters", "{:.1f}", "length of the answers as texts", LENGTH, unit="characters"
         ),
         Column("hit_limit", "hit limit", "{:.1%}", "share of answers cut at the limit", LENGTH, share=True),
+        Column(
+            "early_ends",
+            "early ends",
+            "{:.1%}",
+            "share of answers that end by themselves before half of the ground truth's tokens",
+            LENGTH,
+            share=True,
+            paired=True,
+        ),
         Column("empty", "empty", "{:.1%}", "share of answers without a word", LENGTH, share=True),
         Column(
             "distinct_1",
@@ -61,7 +72,7 @@ class Text(PromptMetric):
     )
 
     def values(self, answers: "AnswerSet") -> Values:
-        return text_values(answers.samples)
+        return text_values(answers.samples) | {"early_ends": early_ends(answers.samples, answers.groups)}
 
 
 def text_values(answers: Sequence["Sample"]) -> dict[str, list[float | None]]:
@@ -87,6 +98,16 @@ def text_values(answers: Sequence["Sample"]) -> dict[str, list[float | None]]:
         "repetition": [1 - distinct(text, REPETITION_N) if len(text) >= REPETITION_N else None for text in words],
         "loops": [float(ends_in_loop(text)) for text in words],
     }
+
+
+def early_ends(answers: Sequence["Sample"], groups: Sequence["Group"]) -> list[float | None]:
+    """1 for an answer that ended by itself with fewer than half of its ground truth's tokens, EOS included; else 0.
+
+    Args:
+        groups: with the ground truths, in the tokens of the model that answered.
+    """
+    pairs = zip(answers, groups, strict=True)
+    return [float(a.finish_reason == "stop" and 2 * len(a.ids) < len(g.response_ids)) for a, g in pairs]
 
 
 def distinct(words: Sequence[str], n: int) -> float:

@@ -27,7 +27,19 @@ def config(*words: str) -> EvaluateConfig:
 
 
 # A metric that is added and needs nothing is measured by default too.
-SHIPPED = ("reverse_kl", "nll", "correct", "truth", "ranking", "similarity", "text", "win_rate", "mauve")
+SHIPPED = (
+    "reverse_kl",
+    "nll",
+    "pmi",
+    "relevance",
+    "correct",
+    "truth",
+    "ranking",
+    "similarity",
+    "text",
+    "win_rate",
+    "mauve",
+)
 
 
 def metrics(*words: str) -> list[str]:
@@ -41,6 +53,12 @@ def test_by_default_all_that_the_options_make_possible_is_measured() -> None:
         *("reverse_kl", "nll", "truth", "ranking", "text")
     ]
     assert "win_rate" in metrics(*JUDGED)
+    assert metrics(*MODEL, "--embedder", "E") == ["similarity", "relevance", "truth", "text"]
+
+
+def test_what_takes_a_pass_of_its_own_is_measured_where_it_is_named() -> None:
+    assert "pmi" not in metrics(*MODEL, "--second_model", "P")
+    assert metrics(*MODEL, "--second_model", "P", "--metrics", "pmi", "nll") == ["nll", "pmi"]
 
 
 def test_chosen_metrics_come_in_one_order() -> None:
@@ -147,7 +165,12 @@ def test_a_bare_path_may_hold_an_equals_sign() -> None:
         ([*MODEL, "--metrics", "correct"], "needs --dataset facts"),
         ([*MODEL, "--judge.max_cost", "1"], "--judge.max_cost does nothing without --judge.model or .reward_model."),
         ([*MODEL, "--second_model_dtype", "bfloat16"], "--second_model_dtype does nothing without --second_model."),
-        ([*MODEL, "--metrics", "text", "--embedder", "x"], "--embedder does nothing: --metrics lacks 'similarity'."),
+        (
+            [*MODEL, "--metrics", "text", "--embedder", "x"],
+            "--embedder does nothing: --metrics lacks 'relevance' and 'similarity'. Add one, or leave it out.",
+        ),
+        ([*MODEL, "--metrics", "text", "--featuriser", "x"], "--metrics lacks 'mauve'. Add it, or leave it out."),
+        ([*MODEL, "--metrics", "pmi"], "metric 'pmi' needs --second_model. Give it."),
         ([*MODEL, "--judge.model", "m"], "needs a key and $OPENAI_API_KEY is not set"),
         ([*JUDGED, "--judge.template", "none"], "judge's template 'none' cannot be read"),
         ([*MODEL, "--seed", "-4"], "--seed must be from 0 to 2^32 - 1, got -4"),

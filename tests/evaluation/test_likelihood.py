@@ -18,11 +18,15 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from data.command.errors import UserError
 from data.models import load_tokenizer, tokenizer_hash
 from data.schema import Group
+from evaluation.answers.answer_sets import AnswerSet
 from evaluation.answers.cache import Store
 from evaluation.answers.decoding import parse_decoding
 from evaluation.answers.generations import GenerationSet, generate, identify_model
 from evaluation.metrics.likelihood import SecondModel, length_normalised_nll, reverse_kl, second_model_logps
+from evaluation.metrics.pmi import PMI
+from evaluation.metrics.second_model import SecondModelOptions
 from evaluation.metrics.statistics import Estimate
+from evaluation.subject import Evaluation, Part
 from negatives_gen.models.engine import Engine, Sample
 from tests.support.answering import answer_logp, facts_groups, save_toy_model
 from tests.support.tiny import tiny_model
@@ -142,6 +146,76 @@ def test_text_is_read_with_the_second_models_bos(
     assert found.by == "text"
     expected = [answer_logp(model, [EOS, *g.prompt_ids], s.ids) for g, s in zip(groups, answers, strict=True)]
     assert found.logps == pytest.approx(expected, abs=1e-3)
+
+
+def test_without_its_prompt_an_answer_stands_at_the_beginning_of_a_text(
+    tmp_path: Path, groups: list[Group], answers: list[Sample], tokenizer: Any, reference: Path, model: Any
+) -> None:
+    store, generations = Store(str(tmp_path)), set_of(groups, answers, tokenizer_hash(tokenizer))
+    second = SecondModel(str(reference))
+    alone = second_model_logps(store, generations, groups, second, without_prompt=True)
+    assert alone.logps == pytest.approx([answer_logp(model, [EOS], s.ids) for s in answers], abs=1e-3)
+    by_text = set_of(groups, answers, "another")
+    assert second_model_logps(store, by_text, groups, second, without_prompt=True) == dataclasses.replace(
+        alone, by="text", logps=pytest.approx(alone.logps, abs=1e-4)
+    )
+    # Kept under a key of its own, and taken from there without a model.
+    given, kept = second_model_logps(store, generations, groups, second), SecondModel(str(reference))
+    assert given.logps != alone.logps
+    assert second_model_logps(store, generations, groups, kept, without_prompt=True) == alone
+    assert not kept.scorer.loaded
+    assert not kept.tokenizer.loaded
+
+
+@pytest.mark.parametrize(
+    ("template", "bos", "first"),
+    [("<s> $A", "<s>", "<s>"), ("$A", "<s>", "<s>"), ("$A", None, "</s>")],
+    ids=["what its tokenizer puts there", "BOS", "EOS where there is no BOS"],
+)
+def test_without_their_prompts_answers_stand_behind_the_second_models_beginning_in_the_same_tokens(
+    tmp_path: Path, template: str, bos: str | None, first: str
+) -> None:
+    model, pieces = save_sentencepiece_model(tmp_path / "pieces")
+    pieces.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=[("<s>", 1)])
+    pieces.bos_token = bos
+    pieces.save_pretrained(tmp_path / "pieces")
+    texts = [("the cat", " to go"), ("the th", "ings")]  # a token across the boundary is whole in both
+    groups = [Group(str(i), prompt, "r", [9], [8, 0]) for i, (prompt, _) in enumerate(texts)]
+    samples = [Sample([7, 0], answer, "stop", -1.0, None) for _, answer in texts]
+    second, store = SecondModel(str(tmp_path / "pieces")), Store(str(tmp_path))
+    found = [
+        second_model_logps(store, set_of(groups, samples, "another"), groups, second, without_prompt=without)
+        for without in (False, True)
+    ]
+    assert found[0].tokens == found[1].tokens == [3, 2]
+    for i, words in enumerate((["▁to", "▁go"], ["▁things"])):
+        ids = pieces.convert_tokens_to_ids([first, *words, "</s>"])
+        assert found[1].logps[i] == pytest.approx(answer_logp(model, ids[:1], ids[1:]), abs=1e-3)
+
+
+def test_pmi_is_of_asked_answers_and_says_what_it_is_not_of(
+    tmp_path: Path, groups: list[Group], answers: list[Sample], tokenizer: Any, reference: Path, model: Any
+) -> None:
+    part = Part("test", range(6))
+    evaluation = Evaluation(
+        "facts", {"task": "t"}, "all", 6, "", (), None, (), part, None, 0, Store(str(tmp_path / "store"))
+    )
+    nothing = [*answers[:5], Sample([], "", "length", -1.0, None)]
+    sets = [
+        AnswerSet("a", decoding, groups, set_of(groups, said, tokenizer_hash(tokenizer)), asked)
+        for decoding, said, asked in (("greedy", nothing, True), ("sample", answers, False))
+    ]
+    evidence = PMI(SecondModelOptions(str(reference)), evaluation).gather(sets)
+    expected = [
+        answer_logp(model, g.prompt_ids, s.ids) - answer_logp(model, [EOS], s.ids)
+        for g, s in zip(groups[:5], answers[:5], strict=True)
+    ]
+    values = evidence.values["a", "greedy"]
+    assert values["pmi_of_answer"] == pytest.approx([*expected, None], abs=1e-3)
+    lengths = [len(s.ids) for s in answers[:5]]
+    assert values["pmi"][:5] == pytest.approx([v / n for v, n in zip(expected, lengths, strict=True)], abs=1e-3)
+    assert ("a", "sample") not in evidence.values
+    assert evidence.notes(part) == ["1 greedy answers of a are in no mean under the second model: no tokens."]
 
 
 def test_a_chat_is_read_with_the_second_models_template(

@@ -20,6 +20,7 @@ from evaluation.metrics import METRICS
 from evaluation.metrics.base import SPENT, Mark, Metric, PromptEvidence, SetEvidence, SetMetric
 from evaluation.metrics.likelihood import Likelihoods
 from evaluation.metrics.nll import NLL
+from evaluation.metrics.pmi import PMI
 from evaluation.metrics.reverse_kl import ReverseKL
 from evaluation.metrics.second_model import SecondModelMetric
 from evaluation.metrics.statistics import Estimate, Measurement
@@ -175,6 +176,16 @@ def test_reverse_kl_and_nll_are_paired_with_the_baseline() -> None:
         assert estimate.mean == pytest.approx(expected)
 
 
+def test_pmi_is_what_the_prompt_adds_per_token_and_of_the_answer() -> None:
+    given: list[float | None] = [-3.0, -4.0, None, -5.0]
+    alone: list[float | None] = [-9.0, -3.0, -6.0, None]
+    likelihoods = Likelihoods("ids", given, [2, 4, 3, 5], ["", "", "no tokens", ""], alone)
+    assert PMI.of_likelihoods(answers("a", RIGHT), likelihoods) == {
+        "pmi": [3.0, -0.25, None, None],
+        "pmi_of_answer": [6.0, -1.0, None, None],
+    }
+
+
 def test_each_model_is_judged_against_each_opponent_but_itself() -> None:
     long, short = answers("long", [text + " Indeed." for text in RIGHT]), answers("short", [" No."] * 4)
     judge = ShortestJudgeStub()
@@ -244,7 +255,7 @@ def test_all_wrong_or_all_at_the_limit_is_a_share_with_its_exact_interval() -> N
     gathered = Gathered((asked,), (), (made("correct").gather([asked]), made("text").gather([asked]), same))
     measured = found(gathered.measurements(part(range(4)), ""), "a")
     at_most = pytest.approx(1 - 0.025 ** (1 / 4))
-    for metric in ("correct", "hit_limit", "empty", "loops"):
+    for metric in ("correct", "hit_limit", "early_ends", "empty", "loops"):
         assert (measured[metric].mean, measured[metric].interval) == (0, (0, at_most)), metric
     for metric in ("answer_tokens", "similarity"):  # no shares
         assert measured[metric].interval is None

@@ -21,7 +21,9 @@ from tests.support.commands import ROOT
 EVALUATION = ROOT / "evaluation"
 ALL = in_order(METRICS.names())
 # In their order. There may be others, before, between and behind these.
-KNOWN = ["win_rate", "correct", "reverse_kl", "nll", "similarity", "mauve", "truth", "ranking", "text"]
+KNOWN = [
+    *("win_rate", "correct", "reverse_kl", "nll", "pmi", "similarity", "relevance", "mauve", "truth", "ranking", "text")
+]
 # The same word for something else: a column of answers, how texts were read, an opponent, keys of the page's data, a
 # number of verdicts, outcomes of a comparison in words, a cell's text, properties of a style.
 OTHER_MEANINGS = {
@@ -83,13 +85,15 @@ def test_a_paired_column_of_a_metric_has_a_difference_beside_it_and_no_other_has
             differences = [c.key for c in columns_of([metric]) if c.key == column.difference_column().key]
             assert len(differences) == column.paired, column.key
     paired = {column.key for metric in ALL for column in metric.columns if column.paired}
-    assert paired >= {"win_rate", "correct", "reverse_kl", "nll", "similarity"}
+    assert paired >= {"win_rate", "correct", "reverse_kl", "nll", "pmi", "similarity", "relevance"}
+    assert paired >= {"answer_tokens", "early_ends"}
 
 
 def test_alpha_is_chosen_by_the_first_column_of_a_metric_of_answers() -> None:
     criteria = [m.columns[0] for m in ALL if issubclass(m, AnswerMetric) and m.columns[0].better in (HIGHER, LOWER)]
     known = {
-        "win_rate": HIGHER, "correct": HIGHER, "reverse_kl": LOWER, "nll": LOWER, "similarity": HIGHER, "mauve": HIGHER
+        "win_rate": HIGHER, "correct": HIGHER, "reverse_kl": LOWER, "nll": LOWER, "pmi": HIGHER,
+        "similarity": HIGHER, "relevance": HIGHER, "mauve": HIGHER,
     }  # fmt: skip
     assert [(column.key, column.better) for column in criteria if column.key in known] == list(known.items())
     others = {m.columns[0].key: m.columns[0].better for m in ALL if m.name in KNOWN and m.columns[0] not in criteria}

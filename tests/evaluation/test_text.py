@@ -4,9 +4,10 @@ import math
 
 import pytest
 
+from data.schema import Group
 from evaluation.metrics.base import PromptEvidence
 from evaluation.metrics.statistics import Estimate
-from evaluation.metrics.text import Text, distinct, ends_in_loop, text_values
+from evaluation.metrics.text import Text, distinct, early_ends, ends_in_loop, text_values
 from evaluation.subject import Part
 from negatives_gen.models.engine import Sample
 
@@ -29,6 +30,15 @@ def test_lengths_of_answers_and_the_share_cut_at_the_limit() -> None:
     assert found["empty"].mean == 0.25
     assert found["loops"].mean == 0
     assert {e.n for e in (found["answer_tokens"], found["hit_limit"], found["empty"], found["loops"])} == {4}
+
+
+def test_an_early_end_is_one_before_half_of_the_ground_truths_tokens() -> None:
+    groups = [Group("g", "p", "r", [1], [7] * n) for n in (10, 10, 9, 10, 10)]
+    # One that was cut did not end, however short it is; one that says nothing ended at once.
+    said = [answer("a", 4), answer("a", 5), answer("a", 5), answer("a", 4, "length"), answer("", 1)]
+    assert early_ends(said, groups) == [1, 0, 0, 0, 1]
+    with pytest.raises(ValueError):
+        early_ends(said, groups[:2])
 
 
 def test_distinct_counts_ngrams_of_lower_cased_words() -> None:
