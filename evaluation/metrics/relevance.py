@@ -83,8 +83,8 @@ class RelevanceEvidence(PromptEvidence):
             return []
         if self.texts < 2:
             return ["No answer could be told to be to its own prompt: there is no other one."]
-        return [f"Answers are told from {self.texts} prompts, not {PROMPTS}, as there are no more: chance finds one "
-                f"in {self.texts}."]  # fmt: skip
+        fewer = f"{self.texts} prompts, not {PROMPTS}, as there are no more"
+        return [f"An answer's own prompt is looked for among {fewer}: chance finds one in {self.texts}."]
 
 
 def draw_others(groups: Sequence["Group"], seed: int) -> list[list[int]]:

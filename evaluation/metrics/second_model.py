@@ -94,7 +94,7 @@ class LikelihoodEvidence(PromptEvidence):
         by_text = sorted({model for (model, _), likelihoods in self.likelihoods.items() if likelihoods.by == "text"})
         if by_text:
             said.append(
-                f"Under the second model, {', '.join(by_text)}: it has another tokenizer, so it scored the text as it "
+                f"The second model has another tokenizer than {', '.join(by_text)}, so it scored their text as it "
                 "tokenises it; log Q is of the tokens that were sampled, one of many ways to write the text."
             )
         return said
