@@ -13,7 +13,7 @@ from data.shard_records import ShardEntry
 from negatives_gen.job.attempts import Told
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
 
-# What is said while a stage's worker loads, and of what has been done within a shard.
+# What is said while a stage's worker loads, and of what has been done within a shard (else see `_said`).
 LOADING = {
     SAMPLE: "starting the engine (about 60 s)",
     ASK: "preparing to ask the API",
@@ -102,10 +102,7 @@ class Progress:
         """How far stages are within shards."""
         self._say(
             {"event": "progress", "shards": [asdict(one) for one in told]},
-            "; ".join(
-                f"shard {one.shard}: {one.done} of {one.of} {DONE[one.stage]}{one.strategy and f' ({one.strategy})'}"
-                for one in told
-            ),
+            "; ".join(map(_said, told)),
         )
 
     def _say(self, record: Mapping[str, object], text: str) -> None:
@@ -126,6 +123,17 @@ def print_outcome(manifest: Manifest, out: str, log_format: str = "text") -> Non
         f"{counts['rows_rejected']} rejected" + (f" ({reasons})" if reasons else "")
     )
     say(f"negative set: {out}")
+
+
+def _said(told: Told) -> str:
+    if told.signal:
+        things = "texts compared"
+    elif told.stage == SCORE and told.strategy:
+        things = "groups with negatives"
+    else:
+        things = DONE[told.stage]
+    names = ", ".join(name for name in (told.strategy, told.signal, told.part) if name)
+    return f"shard {told.shard}: {told.done} of {told.of} {things}" + (f" ({names})" if names else "")
 
 
 def _spoken(seconds: float) -> str:
