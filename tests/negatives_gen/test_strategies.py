@@ -404,7 +404,9 @@ def test_rn_draws_for_a_set_that_is_extended_what_it_has_not_drawn_in_any_round(
         return [request["seed"] for _, request in sampler.requests]
 
     (group,) = fresh(pool[:1])
-    first, then = seeds(group, 2), seeds(group, 3)
+    first = seeds(group, 2)
+    group.negatives.append(Candidate("rn", [7, 0], " something"))  # what another draw of the first job gave it
+    then = seeds(group, 3)
     assert len({*first, *then}) == len(first) + len(then) == 2 * MAX_ROUNDS
 
 
