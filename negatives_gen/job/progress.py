@@ -50,8 +50,9 @@ class Progress:
         seconds = time.perf_counter() - self.started
         self.first = self.first or time.perf_counter()
         shards = self.done - self.before - 1  # since the first one, or the start of the engine would count as work
-        pace = (time.perf_counter() - self.first) / shards if shards else seconds
-        left = pace * (self.total - self.done)
+        left = None
+        if shards or self.done == self.total:
+            left = (time.perf_counter() - self.first) / max(1, shards) * (self.total - self.done)
         self._say(
             {
                 "event": "shard",
@@ -64,11 +65,12 @@ class Progress:
                 "tokens_per_second": round(self.tokens / seconds, 1),
                 **({} if occupancy is None else {"occupancy": occupancy}),
                 "seconds": round(seconds, 1),
-                "seconds_left": round(left, 1),
+                "seconds_left": None if left is None else round(left, 1),
             },
             f"shard {self.done}/{self.total} written: {self.groups} groups, {self.rejected} rejected, {self.tokens} "
             f"negative tokens, {self.tokens / seconds:.0f} tokens/s with the start counted in"
-            f"{'' if occupancy is None else f', engine {occupancy:.0%} occupied'}, {_spoken(left)} left",
+            f"{'' if occupancy is None else f', engine {occupancy:.0%} occupied'}"
+            f"{'' if left is None else f', {_spoken(left)} left'}",
         )
 
     def count(self, entry: ShardEntry) -> None:

@@ -53,7 +53,9 @@ def test_progress_is_text_for_people_and_json_for_clusters(capsys: pytest.Captur
     assert lines[0] == "4 shards, 3 of them to do"
     assert lines[2].startswith("shard 3/4 written: 15 groups, 1 rejected, 150 negative tokens, ")
     assert lines[2].endswith(" left")
-    start, _, last = (json.loads(line) for line in lines[3:])
+    assert "left" not in lines[1]  # the start of the engine would count as work
+    start, first, last = (json.loads(line) for line in lines[3:])
+    assert first["seconds_left"] is None
     assert (start["event"], start["shards"], start["shards_done"]) == ("start", 4, 1)
     assert {key: last[key] for key in ("event", "shard", "groups", "rejected", "tokens", "shards_done")} == {
         "event": "shard", "shard": 2, "groups": 15, "rejected": 1, "tokens": 150, "shards_done": 3,
