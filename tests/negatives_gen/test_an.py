@@ -142,7 +142,7 @@ def test_samples_that_a_group_has_are_kept_and_only_what_it_lacks_is_drawn() -> 
 
 
 def test_a_set_that_is_extended_draws_in_no_round_what_was_drawn_for_it_before() -> None:
-    """The same seed would give texts that the group has, so that it might be given up for nothing."""
+    """A seed that was drawn with gives texts that the group has, so that it might be given up for nothing."""
     first = group("x")
     sampler = ScriptedSamplerStub(x=[[" a", " a"], [" a", " a"], [" b"], [" a", " b", " c"], [" c"], [" d"]])
     sample([first], sampler, count=2)
