@@ -37,7 +37,7 @@ MAX_TRIES = 3
 # A mark is rewritten, and the driver looks, no more often: on an object store each is a request.
 TELL_SECONDS = 10.0
 MARK = re.compile(r"(?P<what>\w+)-(?P<stage>\w+)-\d+")
-# What a stage calls with the number of things that are done and of all, and for which strategy, if several tell.
+# What a stage calls with the number of things that are done and of all, and with what else `Told` says of them.
 Tell = Callable[..., None]
 
 
@@ -131,7 +131,7 @@ class Mark:
         self.directory.folder.write(f"{TRIES}/{self.name}", json.dumps(content).encode())
         self._written = time.monotonic()
 
-    def tell(self, done: int, of: int, strategy: str = "") -> None:
+    def tell(self, done: int, of: int, strategy: str = "", signal: str = "", part: str = "") -> None:
         """Say how far the work is; written at most every `TELL_SECONDS`."""
         if not self.name or time.monotonic() - self._written < TELL_SECONDS:
             return
@@ -139,7 +139,7 @@ class Mark:
             if self.name and time.monotonic() - self._written >= TELL_SECONDS:
                 try:
                     self.directory.check()
-                    self.leave(done=done, of=of, strategy=strategy)
+                    self.leave(done=done, of=of, strategy=strategy, signal=signal, part=part)
                 except UserError as error:  # what works will notice, as of a heartbeat
                     self._written = time.monotonic()
                     log.debug("no progress in '%s': %s", self.directory.folder.path, error)
@@ -174,10 +174,12 @@ def refuse_set_aside(folder: Folder, aside: dict[int, str]) -> None:
 
 @dataclass(frozen=True)
 class Told:
-    """How far a stage is within a shard: so many of its groups (of stage `ask`: answers) are done.
+    """How far a stage is within a shard: so many of its groups (of stage `ask` answers, of a signal texts) are done.
 
     Attributes:
-        strategy: that they are done for; "" where the stage counts them once.
+        strategy: that they are done for; "" of what is scored by the reference, and of a signal.
+        signal: the ranking signal that they are done for.
+        part: which part of its work a strategy is at, in words, where it goes over the groups more than once.
     """
 
     shard: int
@@ -185,6 +187,8 @@ class Told:
     done: int
     of: int
     strategy: str = ""
+    signal: str = ""
+    part: str = ""
 
 
 class Inside:
@@ -222,7 +226,7 @@ class Inside:
 
     def _read(self, match: re.Match[str]) -> Told | None:
         try:
-            shape = {"done": int, "of": int, "strategy": str}
+            shape = {"done": int, "of": int, "strategy": str, "signal": str, "part": str}
             content = parse_shaped(self.folder.read(f"{TRIES}/{match.group()}"), shape)
         except (FileNotFoundError, ValueError):  # it is done, or has not said anything yet
             return None
