@@ -36,6 +36,8 @@ TRIES = f"{JOB_FOLDER}/tries"
 MAX_TRIES = 3
 # A mark is rewritten, and the driver looks, no more often: on an object store each is a request.
 TELL_SECONDS = 10.0
+# That a worker still loads is said so often.
+STILL_SECONDS = 30.0
 MARK = re.compile(r"(?P<what>\w+)-(?P<stage>\w+)-\d+")
 # What a stage calls with the number of things that are done and of all, and with what else `Told` says of them.
 Tell = Callable[..., None]
@@ -195,13 +197,14 @@ class Inside:
     """What the marks say of what goes on inside of stages.
 
     Args:
-        on_loading: called once for each stage, when a worker first loads what it needs.
+        on_loading: called for each stage when a worker first loads what it needs, and now and then while it does; with
+            the seconds that have passed since.
         on_told: called with what is new of the shards that are worked on, in their order.
     """
 
-    def __init__(self, folder: Folder, on_loading: Callable[[str], None], on_told: Callable[[list[Told]], None]):
+    def __init__(self, folder: Folder, on_loading: Callable[[str, float], None], on_told: Callable[[list[Told]], None]):
         self.folder, self.on_loading, self.on_told = folder, on_loading, on_told
-        self.loading: set[str] = set()
+        self.loading: dict[str, tuple[float, float]] = {}  # stage -> when it was first said, and last
         self.told: set[Told] = set()
         self.at_work = False  # whether a worker has ever been seen
         self.looked = -TELL_SECONDS
@@ -215,9 +218,12 @@ class Inside:
         marks = [match for match in map(MARK.fullmatch, sorted(self.folder.names(TRIES))) if match]
         self.at_work = self.at_work or bool(marks)
         for what, stage in (match.groups() for match in marks):
-            if not what.isdecimal() and stage not in self.loading:
-                self.loading.add(stage)
-                self.on_loading(stage)
+            if what.isdecimal():
+                continue
+            first, last = self.loading.get(stage, (now, now - STILL_SECONDS))
+            if now - last >= STILL_SECONDS:
+                self.loading[stage] = first, now
+                self.on_loading(stage, now - first)
         found = [told for match in marks if match["what"].isdecimal() and (told := self._read(match))]
         if new := [told for told in found if told not in self.told]:
             self.told = set(found)

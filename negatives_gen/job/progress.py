@@ -40,7 +40,8 @@ class Progress:
         self.started = time.perf_counter()
         self.first: float | None = None  # when the first shard was written
         self._say(
-            {"event": "start", "shards": total, "shards_done": done}, f"{total} shards, {total - done} of them to do"
+            {"event": "start", "shards": total, "shards_done": done},
+            f"{total} shard{'s' * (total != 1)}, {total - done} to do",
         )
 
     def shard(self, index: int, rows: int, rejected: int, tokens: int, occupancy: float | None = None) -> None:
@@ -96,9 +97,10 @@ class Progress:
             **{f"api/{what}": number for what, number in self.spent.items() if self.spent["requests"]},
         }
 
-    def loading(self, stage: str) -> None:
-        """A worker has begun to load what a stage needs."""
-        self._say({"event": "loading", "stage": stage}, LOADING[stage])
+    def loading(self, stage: str, seconds: float) -> None:
+        """A worker loads what a stage needs, for so many seconds by now."""
+        text = LOADING[stage] if seconds < 1 else f"still {LOADING[stage].partition(' (')[0]}, after {seconds:.0f} s"
+        self._say({"event": "loading", "stage": stage, "seconds": round(seconds, 1)}, text)
 
     def inside(self, told: Sequence[Told]) -> None:
         """How far stages are within shards."""
