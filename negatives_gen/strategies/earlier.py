@@ -78,32 +78,31 @@ class Earlier(Strategy):
         return {**settings, "earlier_use": use, "earlier_sha256": _hash_of(negatives)}
 
     def for_job(self, settings: dict[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
-        path = resolve_path(settings["earlier_set"])
+        named, path = f"--earlier_set '{settings['earlier_set']}'", resolve_path(settings["earlier_set"])
         manifest = NegativeSet(path, current=True).manifest
-        theirs, ours = manifest.job["tokenizer"]["sha256"], job["tokenizer"]["sha256"]
-        if theirs != ours:
+        theirs, ours = manifest.job["tokenizer"], job["tokenizer"]
+        if theirs["sha256"] != ours["sha256"]:
             raise UserError(
-                f"--earlier_set '{settings['earlier_set']}' was made with tokenizer {theirs[:16]}, this job's reference "
-                f"has tokenizer {ours[:16]}: ids would be other texts. Give a set of the same tokenizer."
+                f"{named} was made with tokenizer {theirs['sha256'][:16]}, this job's reference has tokenizer "
+                f"{ours['sha256'][:16]}: ids would be other texts. Give a set of the same tokenizer."
             )
-        theirs, ours = (sorted(described_ends(of["tokenizer"])) for of in (manifest.job, job))
-        if theirs != ours:
+        ends, own = sorted(described_ends(theirs)), sorted(described_ends(ours))
+        if ends != own:
             raise UserError(
-                f"--earlier_set '{settings['earlier_set']}': its continuations end with the ids {theirs}, this job's with "
-                f"{ours} (EOS, generation_config.json, chat template). Give a set of a reference with the same ends."
+                f"{named}: its continuations end with the ids {ends}, this job's with {own} (EOS, "
+                "generation_config.json, chat template). Give a set of a reference with the same ends."
             )
         most = sum((_counts(settings) or manifest.stored).values())
         if most < settings["count"]:
             raise UserError(
-                f"earlier={settings['count']}: a group of '{settings['earlier_set']}' has {most} such candidates. Ask for "
-                "as many or fewer."
+                f"earlier={settings['count']}: a group of {named} has {most} such candidates. Ask for as many or fewer."
             )
         known = manifest.job.get("data", {}).get("examples_sha256"), job["data"]["examples_sha256"]
         if None not in known and known[0] != known[1]:
             log.warning(
-                "'%s' was made of other examples than this job (other data, split or limit): groups that it lacks "
-                "are rejected",
-                settings["earlier_set"],
+                "%s was made of other examples than this job (other data, split or limit): groups that it lacks are "
+                "rejected",
+                named,
             )
         return {**settings, "earlier_set": path}
 

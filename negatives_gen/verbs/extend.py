@@ -276,7 +276,7 @@ def _grown(known: dict[str, dict[str, Any]], config: ExtendConfig) -> dict[str, 
 
 
 def _refuse_other_hashes(name: str, known: dict[str, Any], grown: dict[str, Any]) -> None:
-    """Raise UserError if what grows would be made of something else than what the set has, as its settings' hashes say."""
+    """Raise UserError if what grows is made of something else than what the set has, by the hashes of its settings."""
     options = [field.name for field in dataclasses.fields(STRATEGIES.load(name).Options)]
     if difference := first_difference(known, grown, ignore=[*options, "count", "least", "origin"]):
         key, was, would = difference

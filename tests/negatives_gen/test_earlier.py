@@ -44,14 +44,11 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(model: Path, out: Path, earlier: Path, **options: Any) -> NegativeSet:
+    named: dict[str, Any] = {"strategies": "earlier=2", "earlier_set": str(earlier), "groups_per_shard": 20}
     config = make_config(
-        GenerateConfig,
-        **{
-            **{"model": str(model), "dataset": "facts", "split": "train", "limit": 48, "out": str(out)},
-            **{"strategies": "earlier=2", "earlier_set": str(earlier), "embedder": "reference"},
-            **{"groups_per_shard": 20, **options},
-        },
-    )
+        GenerateConfig, model=str(model), dataset="facts", split="train", out=str(out), embedder="reference",
+        **{"limit": 48, **named, **options},
+    )  # fmt: skip
     with without_ray():
         generate(config, Components(engine=NoEngine))
     return NegativeSet(str(out))
@@ -138,7 +135,7 @@ def test_only_the_named_strategies_are_used_and_so_many_of_each(
     assert settings["earlier_use"] == ["an=1", "mn=2"]
     assert STRATEGY.add([group], [group], settings, tools) == {}
     assert [c.text for c in group.negatives] == [" an 0", " mn 3", " mn 4"]
-    with pytest.raises(UserError, match="--earlier_use bn=2: the set .* has an=2,bn=1,mn=2"):
+    with pytest.raises(UserError, match=r"--earlier_use bn=2: the set .* has an=2,bn=1,mn=2"):
         settings_of(path, 1, ["bn=2"])
 
 
@@ -234,7 +231,7 @@ def test_added_to_a_finished_set_it_equals_one_go_and_grows(negative_set: Path, 
         assert [c.strategy for c in group.negatives] == ["earlier", "earlier", "tn"]
     groups = list(NegativeSet(str(negative_set)).groups())
     other = written(tmp_path / "other", groups, negative_set, an=3)
-    with pytest.raises(UserError, match="the set's 'earlier' was made with earlier_sha256 [0-9a-f]{64}, this run"):
+    with pytest.raises(UserError, match=r"the set's 'earlier' was made with earlier_sha256 [0-9a-f]{64}, this run"):
         extended(tmp_path / "then", "never", strategies="earlier=2", earlier_set=str(other))
 
 
@@ -256,7 +253,7 @@ def test_other_data_are_said_before_any_work(
     first = made(policy, tmp_path / "first", negative_set)
     assert "other examples" not in caplog.text
     made(policy, tmp_path / "then", Path(first.folder.path), limit=30, strategies="earlier=1")
-    assert f"'{first.folder.path}' was made of other examples than this job" in caplog.text
+    assert f"--earlier_set '{first.folder.path}' was made of other examples than this job" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -264,8 +261,8 @@ def test_other_data_are_said_before_any_work(
     [
         ({"earlier_set": None}, "strategy 'earlier' needs --earlier_set"),
         ({"earlier_set": "/no/such/set"}, "'/no/such/set' does not exist, so it is no negative set"),
-        ({"strategies": "earlier=4"}, "earlier=4: a group of '.*' has 3 such candidates"),
-        ({"earlier_use": "an=1"}, "earlier=2: a group of '.*' has 1 such candidates"),
+        ({"strategies": "earlier=4"}, "earlier=4: a group of --earlier_set '.*' has 3 such candidates"),
+        ({"earlier_use": "an=1"}, "earlier=2: a group of --earlier_set '.*' has 1 such candidates"),
         ({"earlier_use": "an"}, "--earlier_use 'an': 'an' needs a whole number"),
         ({"earlier_use": "bn=1"}, "--earlier_use bn=1: the set '.*' has an=3"),
         ({"strategies": "tn=1"}, "--earlier_set would change nothing: no 'earlier' is chosen"),
