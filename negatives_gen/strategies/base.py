@@ -129,7 +129,7 @@ class Strategy(ABC):
             job: as the manifest says it.
 
         Raises:
-            UserError: they do not go with this job; called before any work is done.
+            UserError: the settings do not go with this job. No work has been done then.
         """
         return settings
 

@@ -134,7 +134,7 @@ class _EarlierSet:
         expected: SHA-256 of its manifest when the job began.
 
     Raises:
-        UserError: it is another set by now, or damaged.
+        UserError: another set lies there by now, or a damaged one.
     """
 
     def __init__(self, path: str, expected: str):
@@ -150,7 +150,7 @@ class _EarlierSet:
         self.keys, self.shards = keys[order], shards[order]
 
     def rows(self, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Those of these groups that the set has, as rows of COLUMNS; one shard at a time is in memory."""
+        """The groups of these ids that the set has, as rows of COLUMNS; one shard at a time is in memory."""
         if not len(self.keys):
             return
         wanted = _keys(ids)
