@@ -19,7 +19,7 @@ from data.manifest import MANIFEST
 from data.schema import Candidate, Group
 from data.shards import NegativeSet
 from data.storage import sha256
-from data.tokens import declared, described_ends
+from data.tokens import declared
 from negatives_gen.strategies.base import Strategy, Tools
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ class Earlier(Strategy):
                 f"{named} was made with tokenizer {theirs['sha256'][:16]}, this job's reference has tokenizer "
                 f"{ours['sha256'][:16]}: ids would be other texts. Give a set of the same tokenizer."
             )
-        ends, own = sorted(described_ends(theirs)), sorted(described_ends(ours))
+        # As `describe_ends` writes them; a manifest that readers take need not have them.
+        ends, own = (of.get("end_token_ids", [of.get("eos_token_id")]) for of in (theirs, ours))
         if ends != own:
             raise UserError(
                 f"{named}: its continuations end with the ids {ends}, this job's with {own} (EOS, "
@@ -97,7 +98,7 @@ class Earlier(Strategy):
             raise UserError(
                 f"earlier={settings['count']}: a group of {named} has {most} such candidates. Ask for as many or fewer."
             )
-        known = manifest.job.get("data", {}).get("examples_sha256"), job["data"]["examples_sha256"]
+        known = [of.get("data", {}).get("examples_sha256") for of in (manifest.job, job)]
         if None not in known and known[0] != known[1]:
             log.warning(
                 "%s was made of other examples than this job (other data, split or limit): groups that it lacks are "
