@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar, Protocol
@@ -127,6 +127,17 @@ class Strategy(ABC):
 
         Raises:
             UserError: a shard's rows are too few for the count.
+        """
+        return settings
+
+    def for_job(self, settings: dict[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings as the stages need them, which may run in another directory: paths are absolute.
+
+        Args:
+            job: as the manifest says it.
+
+        Raises:
+            UserError: the settings do not go with this job. No work has been done then.
         """
         return settings
 
