@@ -8,7 +8,7 @@ RUNS := runs
 # The index that carries torch's CPU build where the indexes at hand do not.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install quickstart test test-fast test-all lint style types bench reproduce-small small-task clean
+.PHONY: help install quickstart test test-fast test-all lint style types bench reproduce-small small-task rounds rounds-steps clean
 
 help:
 	@echo "make quickstart        install into $(VENV) and run both stages and the evaluation on the embedded example"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint              ruff and pyright"
 	@echo "make bench             the benchmarks of docs/benchmarks.md (needs ../shared; two hours); BENCH_SMALL=1: that they run"
 	@echo "make reproduce-small   every row of the paper's tables in small, recipes/small (needs ../shared)"
+	@echo "make rounds            ROUNDS=3 times: negatives of the reference, training, and the policy is the next reference"
 	@echo "make clean             remove $(RUNS)/quickstart"
 
 install: $(VENV)/.installed
@@ -157,6 +158,50 @@ $S/evaluate-%/report.json: | $(ENSEMBLES:%=$S/ensembles/%/ensemble.json)
 $S/evaluate-sweep/report.json: | $S/evaluate-rows/report.json
 $S/evaluate-decodings/report.json: | $S/evaluate-sweep/report.json
 endif
+
+# Rounds: the three stages again and again, recipes of one folder; each policy is the next round's reference. A file that a
+# step writes last stands for the step, so that the same command goes on where it was stopped, and with a larger ROUNDS from
+# the last round.
+ROUNDS ?= 3
+ROUND_RECIPES ?= recipes/rounds
+D := $(RUNS)/rounds
+NUMBERS := $(shell seq $(ROUNDS))
+
+rounds: export OMP_NUM_THREADS = 1
+rounds: export HF_HUB_OFFLINE = 1
+rounds: export TOKENIZERS_PARALLELISM = false
+rounds: export PYTHONWARNINGS = ignore
+rounds: install
+	@$(MAKE) --no-print-directory rounds-steps
+	@echo "report: $D/evaluation-$(ROUNDS)/report.md, rounds.svg beside it"
+
+rounds-steps: $D/evaluation-$(ROUNDS)/report.json
+
+$D/0/policy/trainer_state.json:
+	@echo "== round 0: the first reference"
+	@test -e $D/blank/config.json || $(PY) -m data.blank --out $D/blank
+	@$(PY) -m trainer.run --config $(ROUND_RECIPES)/reference.yaml --model $D/blank --output_dir $D/0/policy \
+		--resume_from_checkpoint true --disable_tqdm true
+
+# $(call round,NUMBER,NUMBER BEFORE)
+define round
+$D/$1/negatives/manifest.json: | $D/$2/policy/trainer_state.json
+	@echo "== round $1: negatives of its reference$(if $(filter-out 1,$1), and the round before's)"
+	@$(PY) -m negatives_gen --model $D/$2/policy --out $D/$1/negatives --seed $1 $(if $(filter 1,$1),\
+		--config $(ROUND_RECIPES)/negatives.yaml,\
+		--config $(ROUND_RECIPES)/negatives-again.yaml --earlier_set $D/$2/negatives)
+
+$D/$1/policy/trainer_state.json: | $D/$1/negatives/manifest.json
+	@echo "== round $1: training from its reference"
+	@$(PY) -m trainer.run --config $(ROUND_RECIPES)/train.yaml --model $D/$2/policy --shards $D/$1/negatives \
+		--output_dir $D/$1/policy --resume_from_checkpoint true --disable_tqdm true
+endef
+$(foreach number,$(NUMBERS),$(eval $(call round,$(number),$(shell expr $(number) - 1))))
+
+$D/evaluation-$(ROUNDS)/report.json: | $D/$(ROUNDS)/policy/trainer_state.json
+	@echo "== the checkpoints of all rounds, evaluated"
+	@$(PY) -m evaluation.run --config $(ROUND_RECIPES)/evaluate.yaml --store $D/store --out $D/evaluation-$(ROUNDS) \
+		--model $(foreach number,0 $(NUMBERS),round-$(number)=$D/$(number)/policy)
 
 clean:
 	rm -rf $(RUNS)/quickstart

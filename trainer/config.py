@@ -139,6 +139,10 @@ class ScriptArguments(SourceOptions):
         self._refuse_others_options()
         check(self.options)
         self._refuse_idle()
+        if self.negatives is not None:
+            from trainer.groups.choice import parse_use
+
+            parse_use(self.negatives)  # before a model or a set is looked at
         if objective.needs == "pairs" and ":random" in (self.negatives or ""):
             raise UserError(
                 f"objective '{objective.name}' trains on pairs that are made once. Leave ':random' out of --use."

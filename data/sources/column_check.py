@@ -8,6 +8,7 @@ from data.sources.json_lines import Unreadable
 from data.sources.readers import Part
 from data.sources.row_paths import NOWHERE, Path
 from data.sources.row_reader import RowReader
+from data.sources.tasks import TASKS
 
 
 class ColumnCheck:
@@ -54,7 +55,9 @@ class ColumnCheck:
             advice = "Correct --columns: a column, or a path such as answers[].text."
         elif lacking.text in self.reader.task.columns:
             needs = f"which task '{self.reader.name}' needs"
-            advice = f"Choose another --task, or say which one it is: --columns {lacking.text}=COLUMN."
+            others = [n for n, task in TASKS.items() if n != self.reader.name and set(task.columns) <= set(self.first)]
+            choice = f"--task {' or '.join(others)} reads such rows" if others else "Choose another --task"
+            advice = f"{choice}, or say which column it is: --columns {lacking.text}=COLUMN."
         else:
             needs, advice = "which --prompt_template writes", "Correct the template."
         raise UserError(

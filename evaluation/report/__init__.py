@@ -6,9 +6,9 @@ from evaluation.report.results import AnswerRow, Results, SampleRow
 
 __all__ = ["FILES", "AnswerRow", "Results", "SampleRow", "read_report", "write_report"]
 
-FIGURE_1, ALPHA = "figure1.svg", "alpha.svg"
+FIGURE_1, ALPHA, ROUNDS = "figure1.svg", "alpha.svg", "rounds.svg"
 # What a report may consist of; report.json is written last, so that a run that has it is finished.
-FILES = ("report.md", "report.html", FIGURE_1, ALPHA, REPORT)
+FILES = ("report.md", "report.html", FIGURE_1, ALPHA, ROUNDS, REPORT)
 
 
 def write_report(folder: Folder, results: Results) -> str:
@@ -20,14 +20,14 @@ def write_report(folder: Folder, results: Results) -> str:
     """
     from evaluation.report.files import to_json
     from evaluation.report.markdown import in_terminal, markdown
-    from evaluation.report.plots import alpha_curve, figure1, svg
+    from evaluation.report.plots import alpha_curve, figure1, rounds_curve, svg
     from evaluation.report.proposal import proposal
     from evaluation.report.report_page import page
     from evaluation.report.tables import paper_notes, tables
 
     made = tables(results)
     notes = [*results.notes, *paper_notes(results)]
-    plots = {FIGURE_1: figure1(results), ALPHA: alpha_curve(results)}
+    plots = {FIGURE_1: figure1(results), ALPHA: alpha_curve(results), ROUNDS: rounds_curve(results)}
     plots = {name: panels for name, panels in plots.items() if panels}
     alts = [(name, " ".join(panel.alt for panel in panels)) for name, panels in plots.items()]
     content = {

@@ -1,4 +1,4 @@
-"""Plots in the style of the paper's Figure 1, and the sweep over alpha, as SVG files."""
+"""Plots in the style of the paper's Figure 1, the sweep over alpha, and rounds, as SVG files."""
 
 import functools
 import math
@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 from evaluation.metrics.columns import Column
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report.cells import INTERVAL
-from evaluation.report.proposal import Point, alpha_of, validation
+from evaluation.report.proposal import alpha_of, validation
 from evaluation.report.results import Results
+from evaluation.report.rounds import measured_rounds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH = 5.6  # inches, of one panel
+CURVE_HEIGHT = 3.6
 # Ink, grid, then the colours of lines: on a light page, and on a dark one.
 LIGHT = ("#1d2126", "#c9cdcf", "#1f6f5c", "#b9521a", "#2f62a3", "#84509f", "#7d6a14")
 DARK = ("#e7e9ea", "#4a525a", "#6fcbb0", "#f0a36b", "#8ab4f0", "#c9a0e0", "#d8c65a")
@@ -66,10 +68,31 @@ def alpha_curve(results: Results) -> list[Panel]:
     for key, column in results.columns.items():
         found = [point for point in points if point.measurement.metric == key]
         if found and (column.curve or key == sweep.get("metric")):
-            proposed = alpha_of(sweep.get("proposed"))
-            draw = functools.partial(_draw_curve, column=column, points=found, proposed=proposed)
+            draw = functools.partial(
+                _draw_curve,
+                column=column,
+                points=[(point.alpha, point.measurement) for point in found],
+                over="over alpha, validation prompts",
+                axis="alpha, 0: CPO, 1: MLE",
+                proposed=alpha_of(sweep.get("proposed")),
+            )
             alt = f"{column.heading} of the ensembles over alpha, on the validation prompts."
-            panels.append(Panel(alt, 3.6, draw))
+            panels.append(Panel(alt, CURVE_HEIGHT, draw))
+    return panels
+
+
+def rounds_curve(results: Results) -> list[Panel]:
+    """What models are compared by, e.g. reverse KL, over rounds; no panels without models of two rounds."""
+    points = [(number, m) for number, m in measured_rounds(results.measurements) if math.isfinite(m.estimate.mean)]
+    panels = []
+    for key, column in results.columns.items():
+        found = [(number, m) for number, m in points if m.metric == key]
+        if len({number for number, _ in found}) > 1 and (column.figure or column.curve or column.criterion):
+            draw = functools.partial(
+                _draw_curve, column=column, points=found, over="over rounds", axis="round, 0: the first reference"
+            )
+            better = f"; {column.spoken_better}" if column.spoken_better else ""
+            panels.append(Panel(f"{column.heading} over rounds{better}.", CURVE_HEIGHT, draw))
     return panels
 
 
@@ -142,27 +165,43 @@ def _draw_points(axes: "Axes", column: Column, found: Sequence[Measurement], mod
         axes.legend(fontsize=9)
 
 
-def _draw_curve(axes: "Axes", column: Column, points: Sequence[Point], proposed: float | None) -> None:
-    """A line per decoding with a band: the interval where there is one, else one standard error to either side."""
+def _draw_curve(
+    axes: "Axes",
+    column: Column,
+    points: Sequence[tuple[float, Measurement]],
+    *,
+    over: str,
+    axis: str,
+    proposed: float | None = None,
+) -> None:
+    """A line per decoding with a band: the interval where there is one, else one standard error to either side.
+
+    Args:
+        points: places along the axis with what was measured there, in the axis's order.
+        over: end of the title.
+        axis: what it is, in words.
+    """
     scale = 100 if column.percent else 1
-    decodings = list(dict.fromkeys(point.measurement.decoding for point in points))
+    decodings = list(dict.fromkeys(m.decoding for _, m in points))
     for index, decoding in enumerate(decodings):
-        ours = [point for point in points if point.measurement.decoding == decoding]
-        alphas = [point.alpha for point in ours]
-        low, high = zip(*(_band(point.measurement.estimate) for point in ours), strict=True)
-        means = [point.measurement.estimate.mean * scale for point in ours]
-        axes.plot(alphas, means, "o-", color=f"C{index}", markersize=5, label=_printable(decoding))
+        ours = [(place, m.estimate) for place, m in points if m.decoding == decoding]
+        places = [place for place, _ in ours]
+        low, high = zip(*(_band(estimate) for _, estimate in ours), strict=True)
+        means = [estimate.mean * scale for _, estimate in ours]
+        axes.plot(places, means, "o-", color=f"C{index}", markersize=5, label=_printable(decoding))
         axes.fill_between(
-            alphas, [v * scale for v in low], [v * scale for v in high], color=f"C{index}", alpha=0.18, linewidth=0
+            places, [v * scale for v in low], [v * scale for v in high], color=f"C{index}", alpha=0.18, linewidth=0
         )
     if column.chance is not None:
         axes.axhline(column.chance * scale, color=axes.spines["left"].get_edgecolor(), linewidth=0.8, zorder=0)
     if proposed is not None:
         axes.axvline(proposed, linestyle=":", color="grey", label=f"proposed, {proposed:g}")
-    bands = dict.fromkeys(INTERVAL if point.measurement.estimate.interval else "one standard error" for point in points)
+    if all(isinstance(place, int) for place, _ in points):
+        axes.set_xticks(sorted({place for place, _ in points}))
+    bands = dict.fromkeys(INTERVAL if m.estimate.interval else "one standard error" for _, m in points)
     axes.set(
-        title=f"{column.heading} over alpha, validation prompts",
-        xlabel=f"alpha, 0: CPO, 1: MLE; band: {' or '.join(bands)}",
+        title=f"{column.heading} {over}",
+        xlabel=f"{axis}; band: {' or '.join(bands)}",
         ylabel=column.heading + (" (%)" if column.percent else ""),
     )
     axes.grid()

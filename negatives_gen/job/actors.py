@@ -27,7 +27,7 @@ from negatives_gen.models.engine import Engine
 from negatives_gen.models.loading import load_scorer
 from negatives_gen.signals import SIGNALS, Reference, Signal, load_signals
 from negatives_gen.strategies import STRATEGIES
-from negatives_gen.strategies.base import ASK, SAMPLE, SCORE, SampledStrategy, Strategy, Tools
+from negatives_gen.strategies.base import ASK, SAMPLE, SCORE, SampledStrategy, Strategy, Tools, derive_seed
 
 # Groups, so that progress can be told within a shard. Larger ones would be packed hardly better.
 SCORED_AT_A_TIME = 128
@@ -77,6 +77,14 @@ class Work:
         """The stages that there is work for, in their order; the last one scores and writes."""
         needed = {STRATEGIES.load(name).stage for name in self.strategies}
         return [stage for stage in (SAMPLE, ASK) if stage in needed] + [SCORE]
+
+    @property
+    def engine_seed(self) -> int:
+        """The engine's own: of a set that is extended another one, or it would begin with the draws that the set has.
+
+        On a CPU vLLM draws all samples of a request by it, where there are several.
+        """
+        return derive_seed(self.seed, sorted(self.present.items())) >> 32 if self.present else self.seed
 
 
 def new_row(index: int) -> dict[str, Any]:
@@ -165,7 +173,8 @@ class Stage:
     def _make_negatives(self, index: int, shard: Shard) -> None:
         for strategy, settings in self._mine():
             started = time.perf_counter()
-            short = strategy.add(shard.tried_by(strategy), shard.pool, settings, self.tools)
+            tools = dataclasses.replace(self.tools, tell=partial(self.tools.tell, strategy=strategy.name))
+            short = strategy.add(shard.tried_by(strategy), shard.pool, settings, tools)
             _served(strategy, settings, shard, short)
             shard.seconds[strategy.name] = time.perf_counter() - started
 
@@ -204,7 +213,9 @@ class SampleStage(Stage):
         sampler = work.sampler or SamplingModel(work.model)
         options = {**code, **context_option(sampler.model, work.context), **work.engine_options}
         self.engine = EngineLoop(
-            lambda: work.components.engine(sampler.model, seed=work.seed, options=options, **sampler.engine_arguments)
+            lambda: work.components.engine(
+                sampler.model, seed=work.engine_seed, options=options, **sampler.engine_arguments
+            )
         )
         self.admission = Admission(lambda: self.engine.backlog, FILLINGS * self.engine.slots)
         return {}
@@ -283,6 +294,7 @@ class ScoreStage(Stage):
         shard.seconds["score"] = time.perf_counter() - started
         for signal in self.signals:
             started = time.perf_counter()
+            signal.tell = partial(self.tools.tell, signal=signal.name)
             signal.add(shard.groups)
             require_finite(shard.groups, f"ranking signal '{signal.name}'", LOOK)
             # A signal of a strategy's own has its name.

@@ -36,8 +36,10 @@ TRIES = f"{JOB_FOLDER}/tries"
 MAX_TRIES = 3
 # A mark is rewritten, and the driver looks, no more often: on an object store each is a request.
 TELL_SECONDS = 10.0
+# That a worker still loads is said so often.
+STILL_SECONDS = 30.0
 MARK = re.compile(r"(?P<what>\w+)-(?P<stage>\w+)-\d+")
-# What a stage calls with the number of things that are done and of all, and for which strategy, if several tell.
+# What a stage calls with the number of things that are done and of all, and with what else `Told` says of them.
 Tell = Callable[..., None]
 
 
@@ -131,7 +133,7 @@ class Mark:
         self.directory.folder.write(f"{TRIES}/{self.name}", json.dumps(content).encode())
         self._written = time.monotonic()
 
-    def tell(self, done: int, of: int, strategy: str = "") -> None:
+    def tell(self, done: int, of: int, strategy: str = "", signal: str = "", part: str = "") -> None:
         """Say how far the work is; written at most every `TELL_SECONDS`."""
         if not self.name or time.monotonic() - self._written < TELL_SECONDS:
             return
@@ -139,7 +141,7 @@ class Mark:
             if self.name and time.monotonic() - self._written >= TELL_SECONDS:
                 try:
                     self.directory.check()
-                    self.leave(done=done, of=of, strategy=strategy)
+                    self.leave(done=done, of=of, strategy=strategy, signal=signal, part=part)
                 except UserError as error:  # what works will notice, as of a heartbeat
                     self._written = time.monotonic()
                     log.debug("no progress in '%s': %s", self.directory.folder.path, error)
@@ -174,10 +176,12 @@ def refuse_set_aside(folder: Folder, aside: dict[int, str]) -> None:
 
 @dataclass(frozen=True)
 class Told:
-    """How far a stage is within a shard: so many of its groups (of stage `ask`: answers) are done.
+    """How far a stage is within a shard: so many of its groups (of stage `ask` answers, of a signal texts) are done.
 
     Attributes:
-        strategy: that they are done for; "" where the stage counts them once.
+        strategy: that they are done for; "" of what is scored by the reference, and of a signal.
+        signal: the ranking signal that they are done for.
+        part: which part of its work a strategy is at, in words, where it goes over the groups more than once.
     """
 
     shard: int
@@ -185,19 +189,22 @@ class Told:
     done: int
     of: int
     strategy: str = ""
+    signal: str = ""
+    part: str = ""
 
 
 class Inside:
     """What the marks say of what goes on inside of stages.
 
     Args:
-        on_loading: called once for each stage, when a worker first loads what it needs.
+        on_loading: called for each stage when a worker first loads what it needs, and now and then while it does; with
+            the seconds that have passed since.
         on_told: called with what is new of the shards that are worked on, in their order.
     """
 
-    def __init__(self, folder: Folder, on_loading: Callable[[str], None], on_told: Callable[[list[Told]], None]):
+    def __init__(self, folder: Folder, on_loading: Callable[[str, float], None], on_told: Callable[[list[Told]], None]):
         self.folder, self.on_loading, self.on_told = folder, on_loading, on_told
-        self.loading: set[str] = set()
+        self.loading: dict[str, tuple[float, float]] = {}  # stage -> when it was first said, and last
         self.told: set[Told] = set()
         self.at_work = False  # whether a worker has ever been seen
         self.looked = -TELL_SECONDS
@@ -211,9 +218,12 @@ class Inside:
         marks = [match for match in map(MARK.fullmatch, sorted(self.folder.names(TRIES))) if match]
         self.at_work = self.at_work or bool(marks)
         for what, stage in (match.groups() for match in marks):
-            if not what.isdecimal() and stage not in self.loading:
-                self.loading.add(stage)
-                self.on_loading(stage)
+            if what.isdecimal():
+                continue
+            first, last = self.loading.get(stage, (now, now - STILL_SECONDS))
+            if now - last >= STILL_SECONDS:
+                self.loading[stage] = first, now
+                self.on_loading(stage, now - first)
         found = [told for match in marks if match["what"].isdecimal() and (told := self._read(match))]
         if new := [told for told in found if told not in self.told]:
             self.told = set(found)
@@ -222,7 +232,7 @@ class Inside:
 
     def _read(self, match: re.Match[str]) -> Told | None:
         try:
-            shape = {"done": int, "of": int, "strategy": str}
+            shape = {"done": int, "of": int, "strategy": str, "signal": str, "part": str}
             content = parse_shaped(self.folder.read(f"{TRIES}/{match.group()}"), shape)
         except (FileNotFoundError, ValueError):  # it is done, or has not said anything yet
             return None

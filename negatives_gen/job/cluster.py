@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from data.command.errors import UserError, first_line
 from data.command.privacy import is_secret_variable
 
+log = logging.getLogger(__name__)
+
 # gRPC's greeting, and an empty frame of settings: what a client of HTTP/2 says first.
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 SETTINGS = 4
@@ -44,6 +46,7 @@ def start_ray() -> None:
         return
     address = os.environ.get("RAY_ADDRESS")
     named = f"'{address}'"
+    log.info("%s", f"joining Ray cluster {named}" if address else "starting Ray on this machine")
     try:
         if address:  # the cluster and `ray job submit` decide the workers' environment
             found = _found(address)

@@ -126,7 +126,7 @@ def make_work(config: GenerateConfig, source: Source, components: Components | N
     return Work(
         model=model,
         source=StagedShards(writer.folder, config.task, model, context, config.trust_remote_code),
-        strategies=strategies,
+        strategies=for_stages(strategies, job),
         signals={name: with_local_paths(options) for name, options in signals.items()},
         writer=writer,
         context=context,
@@ -263,6 +263,11 @@ def make_writer(
             keys = [*undecided(registry.load(name).Options), "origin.entry"]
             undecided_keys += [f"{part}.{name}.{key}" for key in keys]
     return NegativeSetWriter(resolve_path(out), job, signals, parent, undecided=undecided_keys)
+
+
+def for_stages(strategies: Mapping[str, dict[str, Any]], job: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The strategies' settings as the stages need them. Raises UserError, see `Strategy.for_job`."""
+    return {name: STRATEGIES.load(name).for_job(settings, job) for name, settings in strategies.items()}
 
 
 def outside_paths(strategies: Iterable[str], signals: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

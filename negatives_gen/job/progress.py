@@ -13,7 +13,7 @@ from data.shard_records import ShardEntry
 from negatives_gen.job.attempts import Told
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
 
-# What is said while a stage's worker loads, and of what has been done within a shard.
+# What is said while a stage's worker loads, and of what has been done within a shard (else see `_said`).
 LOADING = {
     SAMPLE: "starting the engine (about 60 s)",
     ASK: "preparing to ask the API",
@@ -40,7 +40,8 @@ class Progress:
         self.started = time.perf_counter()
         self.first: float | None = None  # when the first shard was written
         self._say(
-            {"event": "start", "shards": total, "shards_done": done}, f"{total} shards, {total - done} of them to do"
+            {"event": "start", "shards": total, "shards_done": done},
+            f"{total} shard{'s' * (total != 1)}, {total - done} to do",
         )
 
     def shard(self, index: int, rows: int, rejected: int, tokens: int, occupancy: float | None = None) -> None:
@@ -50,8 +51,9 @@ class Progress:
         seconds = time.perf_counter() - self.started
         self.first = self.first or time.perf_counter()
         shards = self.done - self.before - 1  # since the first one, or the start of the engine would count as work
-        pace = (time.perf_counter() - self.first) / shards if shards else seconds
-        left = pace * (self.total - self.done)
+        left = None
+        if shards or self.done == self.total:
+            left = (time.perf_counter() - self.first) / max(1, shards) * (self.total - self.done)
         self._say(
             {
                 "event": "shard",
@@ -64,11 +66,12 @@ class Progress:
                 "tokens_per_second": round(self.tokens / seconds, 1),
                 **({} if occupancy is None else {"occupancy": occupancy}),
                 "seconds": round(seconds, 1),
-                "seconds_left": round(left, 1),
+                "seconds_left": None if left is None else round(left, 1),
             },
             f"shard {self.done}/{self.total} written: {self.groups} groups, {self.rejected} rejected, {self.tokens} "
             f"negative tokens, {self.tokens / seconds:.0f} tokens/s with the start counted in"
-            f"{'' if occupancy is None else f', engine {occupancy:.0%} occupied'}, {_spoken(left)} left",
+            f"{'' if occupancy is None else f', engine {occupancy:.0%} occupied'}"
+            f"{'' if left is None else f', {_spoken(left)} left'}",
         )
 
     def count(self, entry: ShardEntry) -> None:
@@ -94,18 +97,16 @@ class Progress:
             **{f"api/{what}": number for what, number in self.spent.items() if self.spent["requests"]},
         }
 
-    def loading(self, stage: str) -> None:
-        """A worker has begun to load what a stage needs."""
-        self._say({"event": "loading", "stage": stage}, LOADING[stage])
+    def loading(self, stage: str, seconds: float) -> None:
+        """A worker loads what a stage needs, for so many seconds by now."""
+        text = LOADING[stage] if seconds < 1 else f"still {LOADING[stage].partition(' (')[0]}, after {seconds:.0f} s"
+        self._say({"event": "loading", "stage": stage, "seconds": round(seconds, 1)}, text)
 
     def inside(self, told: Sequence[Told]) -> None:
         """How far stages are within shards."""
         self._say(
             {"event": "progress", "shards": [asdict(one) for one in told]},
-            "; ".join(
-                f"shard {one.shard}: {one.done} of {one.of} {DONE[one.stage]}{one.strategy and f' ({one.strategy})'}"
-                for one in told
-            ),
+            "; ".join(map(_said, told)),
         )
 
     def _say(self, record: Mapping[str, object], text: str) -> None:
@@ -126,6 +127,17 @@ def print_outcome(manifest: Manifest, out: str, log_format: str = "text") -> Non
         f"{counts['rows_rejected']} rejected" + (f" ({reasons})" if reasons else "")
     )
     say(f"negative set: {out}")
+
+
+def _said(told: Told) -> str:
+    if told.signal:
+        things = "texts compared"
+    elif told.stage == SCORE and told.strategy:
+        things = "groups with negatives"
+    else:
+        things = DONE[told.stage]
+    names = ", ".join(name for name in (told.strategy, told.signal, told.part) if name)
+    return f"shard {told.shard}: {told.done} of {told.of} {things}" + (f" ({names})" if names else "")
 
 
 def _spoken(seconds: float) -> str:

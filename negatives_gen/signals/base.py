@@ -1,14 +1,19 @@
 """What a ranking signal is: a number per candidate, higher the nearer it is to the ground truth."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from data.command.errors import UserError
 from data.command.options import NoOptions
 from data.schema import Group
+
+T = TypeVar("T")
+V = TypeVar("V")
+# Batches of a model between two words about how far it is; of fewer, texts of one length would be harder to find.
+BATCHES_A_PART = 32
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Signal(ABC):
         embeds: whether it sets the groups' `response_embedding`.
         reads: names of `--columns` that it needs; then it cannot be added to a finished set, which does not hold them.
         only_of: the strategies whose candidates have a value; None: all have.
+        tell: says how many of how many texts `add` has compared, as often as it likes; set by the stage that scores.
     """
 
     name: str
@@ -43,6 +49,7 @@ class Signal(ABC):
     embeds: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
     only_of: ClassVar[tuple[str, ...] | None] = None
+    tell: Callable[[int, int], None] = staticmethod(lambda done, of: None)
 
     @abstractmethod
     def __init__(self, options: Any, reference: Reference): ...
@@ -69,6 +76,14 @@ class Signal(ABC):
     def add(self, groups: Sequence[Group]) -> None:
         """Set `similarity[name]` of every candidate that lacks it, in place."""
 
+    def in_parts(self, compute: Callable[[Sequence[T]], Iterable[V]], texts: Sequence[T], batch_size: int) -> list[V]:
+        """What a model makes of texts, some batches at a time, so that it can be told how many are done."""
+        values, size = list[V](), batch_size * BATCHES_A_PART
+        for start in range(0, len(texts), size):
+            values.extend(compute(texts[start : start + size]))
+            self.tell(len(values), len(texts))
+        return values
+
 
 class TextSignal(Signal):
     """A signal that compares two texts, one pair at a time, with no model."""
@@ -87,10 +102,10 @@ class TextSignal(Signal):
         """The similarity of a candidate's text to its ground truth, in [0, 1]."""
 
     def add(self, groups: Sequence[Group]) -> None:
-        for group in groups:
-            for candidate in group.negatives:
-                if self.name not in candidate.similarity:
-                    candidate.similarity[self.name] = self.similarity(candidate.text, group.response)
+        lacking = [(c, g.response) for g in groups for c in g.negatives if self.name not in c.similarity]
+        for number, (candidate, truth) in enumerate(lacking, 1):
+            candidate.similarity[self.name] = self.similarity(candidate.text, truth)
+            self.tell(number, len(lacking))
 
 
 def library_identity(signal: str, library: str) -> dict[str, Any]:

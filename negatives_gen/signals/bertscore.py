@@ -77,12 +77,14 @@ class BertScore(Signal):
         unique = list(dict.fromkeys((c.text, truth) for c, truth in pairs))
         usable = [pair for pair in unique if all(map(self._has_tokens, pair))]
         values = dict.fromkeys(unique, 0.0)
-        if usable:
-            texts, truths = zip(*usable, strict=True)
-            _, _, f1 = self.scorer.score(list(texts), list(truths))
-            values.update(zip(usable, f1.tolist(), strict=True))
+        values.update(zip(usable, self.in_parts(self._f1, usable, self.scorer.batch_size), strict=True))
         for candidate, truth in pairs:
             candidate.similarity[self.name] = values[candidate.text, truth]
+
+    def _f1(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        texts, truths = zip(*pairs, strict=True)
+        _, _, f1 = self.scorer.score(list(texts), list(truths), batch_size=self.scorer.batch_size)
+        return f1.tolist()
 
     def _has_tokens(self, text: str) -> bool:
         return bool(text.strip()) and bool(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -50,7 +50,8 @@ class Embedding(Signal):
         unique = list(dict.fromkeys(texts))
         if not unique:
             return
-        vector_of = dict(zip(unique, self.embedder.embed(unique), strict=True))
+        vectors = self.in_parts(self.embedder.embed, unique, self.embedder.batch_size)
+        vector_of = dict(zip(unique, vectors, strict=True))
         for group, candidates in lacking:
             if not group.response_embedding:
                 group.response_embedding = vector_of[group.response].tolist()

@@ -53,7 +53,7 @@ class Reward(Signal):
         lacking = [(g, [c for c in g.negatives if self.name not in c.similarity]) for g in groups]
         asked = [(g, [g.response, *(c.text for c in some)]) for g, some in lacking if some]
         unique = list(dict.fromkeys(self._written(group, text) for group, texts in asked for text in texts))
-        rewards = dict(zip(unique, self.model.rewards(unique), strict=True))
+        rewards = dict(zip(unique, self.in_parts(self.model.rewards, unique, self.model.size), strict=True))
         for group, candidates in lacking:
             for candidate in candidates:
                 truth = rewards[self._written(group, group.response)]

@@ -17,8 +17,8 @@ class Autoregressive(SampledStrategy):
         self, group: Group, number: int, round_number: int, settings: dict[str, Any], tools: Tools
     ) -> list[Candidate]:
         assert tools.sampler is not None
-        # How many it has already: a set that is extended must not draw the samples that it has.
-        present = sum(c.strategy == self.name for c in group.negatives) if round_number == 0 else 0
+        # How many it has already, in every round: a set that is extended must not draw what it has drawn before.
+        present = sum(c.strategy == self.name for c in group.negatives)
         samples = await tools.sampler.sample(
             group.prompt_ids,
             n=number,

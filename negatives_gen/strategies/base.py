@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar, Protocol
@@ -35,7 +35,14 @@ class Sampler(Protocol):
 class Predictor(Protocol):
     """What MN needs of a scorer: `trainer.scoring.scorer.Scorer.draw`."""
 
-    def draw(self, groups: Sequence[Any], uniforms: Sequence[Any], *, never: Sequence[int]) -> list[Any]: ...
+    def draw(
+        self,
+        groups: Sequence[Any],
+        uniforms: Sequence[Any],
+        *,
+        never: Sequence[int],
+        on_pass: Callable[[int], None] = ...,
+    ) -> list[Any]: ...
 
 
 class Answers(Protocol):
@@ -58,7 +65,8 @@ class Tools:
         predictor: in the score stage only.
         answers: in the ask stage of a job, those of the shard that it works on.
         spent: in the ask stage, counts what the API takes, see `negatives_gen.job.inputs.Shard`.
-        tell: says how far the stage is within its shard, see `negatives_gen.job.attempts.attempt`.
+        tell: says how many of how many groups (in the ask stage: answers) of the shard a strategy is done with, and
+            with which `part` of its work, where it goes over them more than once; as often as it likes.
     """
 
     seed: int
@@ -68,7 +76,7 @@ class Tools:
     predictor: Predictor | None = None
     answers: Answers | None = None
     spent: Counter[str] = dataclasses.field(default_factory=Counter)
-    tell: Callable[[int, int], None] = lambda done, of: None
+    tell: Callable[..., None] = lambda done, of, part="": None
 
 
 class Strategy(ABC):
@@ -119,6 +127,17 @@ class Strategy(ABC):
 
         Raises:
             UserError: a shard's rows are too few for the count.
+        """
+        return settings
+
+    def for_job(self, settings: dict[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings as the stages need them, which may run in another directory: paths are absolute.
+
+        Args:
+            job: as the manifest says it.
+
+        Raises:
+            UserError: the settings do not go with this job. No work has been done then.
         """
         return settings
 
@@ -240,7 +259,8 @@ class SampledStrategy(Strategy):
 
         Args:
             number: how many.
-            round_number: from 0; the draws of each round must be others.
+            round_number: from 0; the draws of each round must be others, and those of a group that has some already:
+                a seed depends on this number and on how many the group has.
         """
 
     async def sample(self, group: Group, settings: dict[str, Any], tools: Tools) -> str:

@@ -88,6 +88,7 @@ class Meanfield(Strategy):
         from trainer.scoring.continuations import Continuations
 
         assert tools.predictor is not None
+        rounds = settings.get("mn_rounds", 1)
         marks = marks_of(tools.tokenizer)
         never = never_drawn(tools.tokenizer, marks)
         # The whole pool, so that its packing, and with it the last digit of a probability, is that of the first time.
@@ -95,13 +96,14 @@ class Meanfield(Strategy):
             [Continuations(group.prompt_ids, [group.response_ids[:-1]]) for group in pool],
             [self._uniforms(group, tools.seed) for group in pool],
             never=never,
+            on_pass=lambda done: tools.tell(done, len(pool), part="first round" if rounds > 1 else ""),
         )
         tokens_of = {group.id: tokens for group, tokens in zip(pool, drawn, strict=True)}
         short: dict[str, str] = {}
-        for group in groups:
+        for number, group in enumerate(groups, 1):
             draws = self._drawn(group, tokens_of[group.id], settings, tools.seed)
-            if settings.get("mn_rounds", 1) > 1:
-                draws = self._redrawn(group, draws, settings["mn_rounds"], tools, never)
+            if rounds > 1:
+                draws = self._redrawn(group, draws, rounds, tools, never)
             candidates = (
                 Candidate(self.name, draw.ids, text_behind(tools.tokenizer, group.prompt_ids, draw.ids, marks.ends))
                 for draw in draws
@@ -109,6 +111,8 @@ class Meanfield(Strategy):
             if missing := self.fill(group, candidates, settings):
                 count = settings["count"]
                 short[group.id] = f"{count - missing} of {count} distinct candidates after {MAX_DRAWS} draws"
+            if rounds > 1:
+                tools.tell(number, len(groups), part="further rounds")
         return short
 
     def _drawn(self, group: Group, tokens: np.ndarray, settings: dict[str, Any], seed: int) -> Iterator[Draw]:

@@ -54,8 +54,8 @@ class Resumed(SampledStrategy):
         self, group: Group, number: int, round_number: int, settings: dict[str, Any], tools: Tools
     ) -> list[Candidate]:
         assert tools.sampler is not None
-        # As of AN: a set that is extended must not draw what it has.
-        present = sum(c.strategy == self.name for c in group.negatives) if round_number == 0 else 0
+        # As of AN: a set that is extended must not draw what it has drawn before.
+        present = sum(c.strategy == self.name for c in group.negatives)
         seed = derive_seed(tools.seed, self.name, group.id, round_number, present)
         room = longest(group, settings, tools)
         lengths = self._kept(len(group.response_ids) - 1, number, room, shares(settings["rn_share"]), seed)

@@ -122,6 +122,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     from negatives_gen.job.actors import Components, Work
     from negatives_gen.job.inputs import ParentShards
     from negatives_gen.job.job import (
+        for_stages,
         local_path,
         make_writer,
         outside_paths,
@@ -186,7 +187,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
             context_length(model, sys.maxsize),
             widened=bool(sampling(strategies.keys() - job["strategies"].keys())),
         ),
-        strategies=growing,
+        strategies=for_stages(growing, job),
         signals={name: with_local_paths(options) for name, options in signals.items()},
         writer=writer,
         context=job["data"]["context"],
@@ -270,7 +271,18 @@ def _grown(known: dict[str, dict[str, Any]], config: ExtendConfig) -> dict[str, 
             )
         elif count > known[name]["count"]:
             grown[name] = job_settings(name, count, over(_options_of(name, known[name]), _of_run(name, given)))
+            _refuse_other_hashes(name, known[name], grown[name])
     return dict(sorted(grown.items()))
+
+
+def _refuse_other_hashes(name: str, known: dict[str, Any], grown: dict[str, Any]) -> None:
+    """Raise UserError if what grows is made of something else than what the set has, by the hashes of its settings."""
+    options = [field.name for field in dataclasses.fields(STRATEGIES.load(name).Options)]
+    if difference := first_difference(known, grown, ignore=[*options, "count", "least", "origin"]):
+        key, was, would = difference
+        raise UserError(
+            f"the set's '{name}' was made with {key} {was}, this run would use {would}. Give what it was made of."
+        )
 
 
 def _refuse_unread(growing: Collection[str], signals: Collection[str]) -> None:

@@ -68,7 +68,7 @@ class StandInScorer:
     ) -> tuple[list[list[float]], list[int | None]]:
         return self.score(groups), [0 if asked else None for asked in ranked]
 
-    def draw(self, groups: Sequence[Any], uniforms: Sequence[np.ndarray], *, never: Sequence[int]) -> list[np.ndarray]:
+    def draw(self, groups: Sequence[Any], uniforms: Sequence[np.ndarray], **_: Any) -> list[np.ndarray]:
         return [(u * self.vocabulary).astype(np.int64) for u in uniforms]
 
 

@@ -148,6 +148,12 @@ def test_the_fingerprint_depends_on_the_examples_and_their_order():
             "has no column 'completion', which task 'prompt-completion' needs; it has: prompt, a",
         ),
         ("a.jsonl", '{"prompt": "a"}\n', "has no column 'completion', which task 'prompt-completion' needs; it has:"),
+        (
+            "a.jsonl",
+            '{"instruction": "a", "output": "b"}\n',
+            "instruction, output. --task alpaca reads such rows, or say which column it is: --columns prompt=COLUMN.",
+        ),
+        ("a.jsonl", '{"conversations": []}\n', "--task sharegpt reads such rows, or say which column it is"),
     ],
 )
 def test_an_unusable_file_is_refused_in_one_line_with_its_path(tmp_path: Path, name: str, content: str, phrase: str):

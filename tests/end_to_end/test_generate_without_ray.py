@@ -65,7 +65,7 @@ def test_an_interrupted_job_goes_on_and_leaves_finished_shards_as_they_are(
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.glob("*.parquet")}
 
     make(engines, settings, out)
-    assert "3 shards, 1 of them to do" in capsys.readouterr().err
+    assert "3 shards, 1 to do" in capsys.readouterr().err
     assert {n: (p.read_bytes(), p.stat().st_mtime_ns) for n, p in ((n, out / n) for n in before)} == before
     whole, resumed = NegativeSet(str(generated)), NegativeSet(str(out))
     assert [g.id for g in resumed.groups()] == [g.id for g in whole.groups()]

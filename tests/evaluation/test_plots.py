@@ -10,7 +10,7 @@ import pytest
 from evaluation.metrics.statistics import Measurement, share
 from evaluation.report import Results
 from evaluation.report.files import to_json
-from evaluation.report.plots import alpha_curve, figure1, for_dark_page, svg
+from evaluation.report.plots import alpha_curve, figure1, for_dark_page, rounds_curve, svg
 from evaluation.report.proposal import proposal, validation
 from evaluation.report.tables import tables
 from tests.support.reports import (
@@ -94,6 +94,27 @@ def test_the_band_is_the_interval_where_all_answers_are_wrong() -> None:
     band = axes.collections[0].get_paths()[0].vertices
     assert band[band[:, 0] == 0, 1].max() == pytest.approx(100 * (1 - 0.025 ** (1 / 20)))
     assert "band: 95% interval or one standard error" in axes.get_xlabel()
+
+
+def test_rounds_are_drawn_over_their_numbers() -> None:
+    found = [
+        *(
+            measured(f"round-{number}", "reverse_kl", value, "sample")
+            for number, value in ((2, 0.5), (0, 1.0), (10, 0.25))
+        ),
+        *(rate(value, f"round-{number}") for number, value in ((0, 0.5), (2, 0.6))),
+        *(rate(0.9, "round-2", against="mle"), measured("round-1b", "reverse_kl", 9.0, "sample")),
+        *(measured(f"round-{number}", "answer_tokens", 9.0) for number in (0, 2)),
+        measured("round-0", "nll", 2.0),
+    ]
+    wins, kl = (drawn(panel) for panel in rounds_curve(make_results(found)))
+    assert [list(map(float, axis)) for axis in kl.get_lines()[0].get_data()] == [[0, 2, 10], [1.0, 0.5, 0.25]]
+    assert [tick.get_text() for tick in kl.get_xticklabels()] == ["0", "2", "10"]
+    assert kl.get_title() == "reverse KL over rounds"
+    assert list(wins.get_lines()[0].get_ydata()) == pytest.approx([50, 60])
+    assert "round, 0: the first reference; band: 95% interval" in wins.get_xlabel()
+    assert [panel.alt for panel in rounds_curve(make_results(found))][1] == "reverse KL over rounds; less is better."
+    assert rounds_curve(make_results([rate(0.5, "round-0"), rate(0.6, "mle")])) == []
 
 
 def test_the_ensembles_of_a_sweep_stand_in_a_table_of_their_own() -> None:

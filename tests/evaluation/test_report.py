@@ -307,7 +307,7 @@ def test_a_report_is_written_as_its_files_and_shown_as_text(tmp_path: Path) -> N
     shown = write_report(Folder(str(tmp_path)), make_results(sweep=make_sweep()))
     assert "Proposed: alpha = " in shown
     assert "The second model has another tokenizer" in shown
-    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES) - {"rounds.svg"}
     assert "![NLL of mle and anr" not in shown
     assert shown.startswith("Win rate against the ground truth, greedy\n| model")
     text = (tmp_path / "report.md").read_text()
@@ -315,7 +315,7 @@ def test_a_report_is_written_as_its_files_and_shown_as_text(tmp_path: Path) -> N
     assert "](alpha.svg)" in text
     # A later report of the same run has no sweep: its plot goes.
     write_report(Folder(str(tmp_path)), make_results())
-    assert {path.name for path in tmp_path.iterdir()} == set(FILES) - {"alpha.svg"}
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES) - {"alpha.svg", "rounds.svg"}
     assert "alpha.svg" not in (tmp_path / "report.md").read_text()
 
 

@@ -34,9 +34,12 @@ def group(name: str, room: int = 62) -> Group:
     return Group(name, f"prompt {name}", " truth", [ord(name)] * (64 - room), [5, 0])
 
 
-def sample(groups: list[Group], sampler: ScriptedSamplerStub, seed: int = 0) -> tuple[list[Group], dict[str, str]]:
+def sample(
+    groups: list[Group], sampler: ScriptedSamplerStub, seed: int = 0, count: int = 3
+) -> tuple[list[Group], dict[str, str]]:
     """AN's groups, without those that it gave up, and why it did."""
-    short = STRATEGIES.load("an").add(groups, groups, SETTINGS, Tools(seed, 64, None, sampler=sampler))
+    settings = {**SETTINGS, "count": count}
+    short = STRATEGIES.load("an").add(groups, groups, settings, Tools(seed, 64, None, sampler=sampler))
     return [g for g in groups if g.id not in short], short
 
 
@@ -136,3 +139,16 @@ def test_samples_that_a_group_has_are_kept_and_only_what_it_lacks_is_drawn() -> 
     fresh = ScriptedSamplerStub(x=[[" a", " b", " c"]])
     sample([group("x")], fresh)
     assert fresh.requests["x"][0]["seed"] != sampler.requests["x"][0]["seed"]
+
+
+def test_a_set_that_is_extended_draws_in_no_round_what_was_drawn_for_it_before() -> None:
+    """A seed that was drawn with gives texts that the group has, so that it might be given up for nothing."""
+    first = group("x")
+    sampler = ScriptedSamplerStub(x=[[" a", " a"], [" a", " a"], [" b"], [" a", " b", " c"], [" c"], [" d"]])
+    sample([first], sampler, count=2)
+    asked = len(sampler.requests["x"])
+    kept, _ = sample([first], sampler, count=4)
+    assert texts(kept) == [[" a", " b", " c", " d"]]
+    seeds = [request["seed"] for request in sampler.requests["x"]]
+    assert (asked, len(seeds)) == (3, 6)
+    assert len(set(seeds)) == 6

@@ -28,7 +28,7 @@ class EveryTokenStub:
         self.vocabulary = vocabulary
         self.never: list[int] = []
 
-    def draw(self, groups: Any, uniforms: Any, *, never: Any) -> list[np.ndarray]:
+    def draw(self, groups: Any, uniforms: Any, *, never: Any, **_: Any) -> list[np.ndarray]:
         self.never = list(never)
         allowed = np.array([i for i in range(self.vocabulary) if i not in set(never)])
         return [allowed[np.arange(u.size).reshape(u.shape) % len(allowed)] for u in uniforms]

@@ -13,10 +13,11 @@ import pytest
 from data.command.errors import UserError
 from data.command.options import make_config
 from data.set_writer import NegativeSetWriter
+from data.shards import NegativeSet
 from data.storage import Folder
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components, Work
-from negatives_gen.job.attempts import Inside, Stall, Told, attempt
+from negatives_gen.job.attempts import Inside, Mark, Stall, Told, attempt, loading_stage
 from negatives_gen.job.job import generate
 from negatives_gen.job.pipeline import END, follow
 from negatives_gen.job.progress import Progress
@@ -41,17 +42,20 @@ def test_progress_is_text_for_people_and_json_for_clusters(capsys: pytest.Captur
         progress.shard(3, rows=7, rejected=1, tokens=70)
         progress.shard(2, rows=8, rejected=0, tokens=80)
     lines = capsys.readouterr().err.splitlines()
-    progress.loading("sample")
+    progress.loading("sample", 0.0)
     progress.inside([Told(3, "sample", 120, 512, "an")])
     loading, inside = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert (loading["event"], loading["stage"]) == ("loading", "sample")
     assert (inside["event"], inside["shards"]) == (
-        "progress", [{"shard": 3, "stage": "sample", "done": 120, "of": 512, "strategy": "an"}],
+        "progress",
+        [{"shard": 3, "stage": "sample", "done": 120, "of": 512, "strategy": "an", "signal": "", "part": ""}],
     )  # fmt: skip
-    assert lines[0] == "4 shards, 3 of them to do"
+    assert lines[0] == "4 shards, 3 to do"
     assert lines[2].startswith("shard 3/4 written: 15 groups, 1 rejected, 150 negative tokens, ")
     assert lines[2].endswith(" left")
-    start, _, last = (json.loads(line) for line in lines[3:])
+    assert "left" not in lines[1]  # the start of the engine would count as work
+    start, first, last = (json.loads(line) for line in lines[3:])
+    assert first["seconds_left"] is None
     assert (start["event"], start["shards"], start["shards_done"]) == ("start", 4, 1)
     assert {key: last[key] for key in ("event", "shard", "groups", "rejected", "tokens", "shards_done")} == {
         "event": "shard", "shard": 2, "groups": 15, "rejected": 1, "tokens": 150, "shards_done": 3,
@@ -62,11 +66,15 @@ def test_progress_is_text_for_people_and_json_for_clusters(capsys: pytest.Captur
 
 def test_progress_within_shards_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(4, 0, "text")
-    progress.loading("sample")
+    progress.loading("sample", 0.0)
     progress.inside([Told(3, "sample", 120, 512, "rn"), Told(1, "score", 8, 16)])
+    progress.inside([Told(2, "ask", 40, 96, "un"), Told(1, "score", 256, 900, signal="embedding")])
+    progress.inside([Told(1, "score", 4, 16, "mn"), Told(2, "score", 9, 16, "mn", part="further rounds")])
     assert capsys.readouterr().err.splitlines()[1:] == [
         "starting the engine (about 60 s)",
         "shard 3: 120 of 512 groups sampled (rn); shard 1: 8 of 16 groups scored",
+        "shard 2: 40 of 96 answers written (un); shard 1: 256 of 900 texts compared (embedding)",
+        "shard 1: 4 of 16 groups with negatives (mn); shard 2: 9 of 16 groups with negatives (mn, further rounds)",
     ]
 
 
@@ -209,11 +217,34 @@ def test_the_driver_looks_every_ten_seconds_once_it_has_seen_any_mark(
     writer.end()
 
 
+def test_that_a_worker_still_loads_is_said_every_half_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = {"now": 1000.0}
+    monkeypatch.setattr("negatives_gen.job.attempts.time.monotonic", lambda: clock["now"])
+    writer = NegativeSetWriter(str(tmp_path / "set"), {}, ["embedding"])
+    assert writer.begin()
+    progress = Progress(1, 0, "text")
+    inside = Inside(writer.folder, progress.loading, progress.inside)
+    with loading_stage(writer, "sample"):
+        for _ in range(75):
+            inside.look()
+            clock["now"] += 1
+    inside.look()
+    writer.end()
+    assert capsys.readouterr().err.splitlines() == [
+        "1 shard, 1 to do",
+        "starting the engine (about 60 s)",
+        "still starting the engine, after 30 s",
+        "still starting the engine, after 60 s",
+    ]
+
+
 def test_strategies_that_sample_are_told_apart_within_a_shard(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Told] = []
-    inside = Inside(Folder(str(tmp_path / "set")), lambda stage: None, told.extend)
+    inside = Inside(Folder(str(tmp_path / "set")), lambda *_: None, told.extend)
     monkeypatch.setattr("negatives_gen.job.attempts.TELL_SECONDS", 0.0)
 
     class LookingEngineStub(EngineStub):
@@ -231,6 +262,42 @@ def test_strategies_that_sample_are_told_apart_within_a_shard(
         done = [one.done for one in told if one.strategy == strategy]
         assert done == sorted(set(done))
     assert {(one.shard, one.stage, one.of) for one in told} == {(0, "sample", 20)}
+
+
+def test_what_scores_a_shard_says_how_far_it_is_strategy_by_strategy_and_signal_by_signal(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real scorer and embedder; each word that a stage says is seen."""
+    told: list[Told] = []
+    inside = Inside(Folder(str(tmp_path / "set")), lambda *_: None, told.extend)
+    tell = Mark.tell
+
+    def tell_and_look(mark: Mark, *done: Any, **more: Any) -> None:
+        tell(mark, *done, **more)
+        inside.look()
+
+    monkeypatch.setattr("negatives_gen.job.attempts.TELL_SECONDS", 0.0)
+    monkeypatch.setattr(Mark, "tell", tell_and_look)
+    monkeypatch.setattr("negatives_gen.signals.base.BATCHES_A_PART", 1)
+    options = {"strategies": "mn=2,tn=1", "mn_rounds": 2, "signals": "embedding,rouge", "groups_per_shard": 20}
+    with without_ray():
+        generate(config(reference, tmp_path / "set", **options))
+    found = NegativeSet(str(tmp_path / "set"))
+    texts = {text for group in found.groups() for text in (group.response, *(c.text for c in group.negatives))}
+    kinds = list(dict.fromkeys((one.strategy, one.signal, one.part, one.of) for one in told))
+    assert kinds == [
+        ("mn", "", "first round", 20),
+        ("mn", "", "further rounds", 20),
+        ("", "", "", 20),
+        ("", "embedding", "", len(texts)),
+        ("", "rouge", "", 60),
+    ]
+    done = {kind: [one.done for one in told if (one.strategy, one.signal, one.part, one.of) == kind] for kind in kinds}
+    assert done[kinds[1]] == list(range(1, 21))
+    assert done[kinds[3]] == [*range(8, len(texts), 8), len(texts)]
+    assert done[kinds[4]] == list(range(1, 61))
+    assert all(numbers[-1] == kind[3] for kind, numbers in done.items())
+    assert {(one.shard, one.stage) for one in told} == {(0, "score")}
 
 
 def test_a_job_says_that_an_engine_starts_and_what_its_workers_warn_of(

@@ -18,7 +18,7 @@ from data.tokens import marks_of, never_drawn
 from negatives_gen.config import GenerateConfig
 from negatives_gen.models.engine import Sample
 from negatives_gen.strategies import STRATEGIES
-from negatives_gen.strategies.base import Tools
+from negatives_gen.strategies.base import MAX_ROUNDS, Tools
 from tests.support.read_examples import load_examples
 from trainer.scoring.scorer import Scorer
 
@@ -169,9 +169,9 @@ def counting(scorer: Scorer) -> tuple[Any, list[int]]:
     passes: list[int] = []
 
     class CountingStub:
-        def draw(self, groups: Sequence[Any], uniforms: Any, *, never: Sequence[int]) -> Any:
+        def draw(self, groups: Sequence[Any], uniforms: Any, **options: Any) -> Any:
             passes.append(sum(len(g.continuations) for g in groups))
-            return scorer.draw(groups, uniforms, never=never)
+            return scorer.draw(groups, uniforms, **options)
 
     return CountingStub(), passes
 
@@ -241,6 +241,22 @@ def test_a_further_round_passes_over_no_more_than_is_wanted_and_still_changes(
     assert passes[0] == 10
     assert len(passes) <= 1 + 10 + 2  # one each, and some more where a candidate is not new
     assert all(1 <= continuations <= 4 for continuations in passes[1:])
+
+
+def test_mn_says_after_each_pass_how_many_groups_are_done(pool: list[Group], scorer: Scorer, tools: Tools) -> None:
+    told: list[tuple[int, int, str]] = []
+    rows = pool[:12]
+    tools = dataclasses.replace(tools, tell=lambda done, of, part="": told.append((done, of, part)))
+    expected = made("mn", rows, tools, count=2, mn_share=0.15)
+    assert told == [(12, 12, "")]  # one pass
+    told.clear()
+    tools = dataclasses.replace(tools, predictor=dataclasses.replace(scorer, row_tokens=1))
+    assert made("mn", rows, tools, count=2, mn_share=0.15) == expected
+    assert told == [(number, 12, "") for number in range(1, 13)]
+    told.clear()
+    made("mn", rows, tools, count=2, **SECOND)
+    first = [(number, 12, "first round") for number in range(1, 13)]
+    assert told == first + [(number, 12, "further rounds") for number in range(1, 13)]
 
 
 def test_one_round_is_what_sets_without_the_option_have() -> None:
@@ -369,6 +385,29 @@ def test_rn_depends_on_seed_and_group_and_on_what_a_group_has(pool: list[Group],
     for group in having:
         group.negatives = [Candidate("rn", [7, 0], " something")]
     assert asked(having).items().isdisjoint(asked(fresh(few)).items())
+
+
+def test_rn_draws_for_a_set_that_is_extended_what_it_has_not_drawn_in_any_round(
+    pool: list[Group], tools: Tools
+) -> None:
+    class RepeatingSamplerStub(TailSamplerStub):
+        """All that it says is what it said before."""
+
+        async def sample(self, prompt: Sequence[int], **request: Any) -> list[Sample]:
+            self.drawn = 0
+            return await super().sample(prompt, **{**request, "n": 1}) * request["n"]
+
+    def seeds(group: Group, count: int) -> list[int]:
+        sampler = RepeatingSamplerStub(tools.tokenizer)
+        lent, settings = dataclasses.replace(tools, sampler=sampler), {**RN, "rn_share": "0.5", "count": count}
+        assert STRATEGIES.load("rn").add([group], [group], settings, lent)  # it is given up
+        return [request["seed"] for _, request in sampler.requests]
+
+    (group,) = fresh(pool[:1])
+    first = seeds(group, 2)
+    group.negatives.append(Candidate("rn", [7, 0], " something"))  # what another draw of the first job gave it
+    then = seeds(group, 3)
+    assert len({*first, *then}) == len(first) + len(then) == 2 * MAX_ROUNDS
 
 
 def test_rn_keeps_no_end_and_leaves_room_for_a_token(tools: Tools) -> None:

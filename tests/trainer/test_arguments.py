@@ -62,6 +62,11 @@ def test_flags_override_the_yaml_and_the_yaml_the_defaults(tmp_path: Path) -> No
     assert (script.shards, script.options.beta, training.learning_rate) == (["from-yaml"], 7.0, 3e-4)
 
 
+def test_a_way_to_choose_that_does_not_exist_is_refused_with_the_options() -> None:
+    with pytest.raises(UserError, match="':hardest' is no way to choose"):
+        parse(["--shards", "not/there", "--model", "not/there", "--output_dir", "o", "--use", "an=2:hardest"])
+
+
 def test_drop_last_that_leaves_nothing_is_refused_before_anything_is_written(
     reference: Path, negative_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,24 @@ from trainer.groups.ways import WAYS
 RANDOM = "random"
 
 
+def parse_use(use: str) -> tuple[dict[str, int], dict[str, str]]:
+    """Counts and ways by strategy of --use: "an=4:hard,bn=3" -> {"an": 4, "bn": 3}, {"an": "hard"}.
+
+    Raises:
+        UserError: an unknown way, or what `parse_counts` refuses.
+    """
+    parts = [part.strip() for part in use.split(",")]
+    numbers = [part.partition("=")[2].partition(":") for part in parts]
+    ways = {part.partition("=")[0].strip(): way for part, (_, colon, way) in zip(parts, numbers, strict=True) if colon}
+    if odd := [way for way in ways.values() if way not in (RANDOM, *WAYS)]:
+        known = ", ".join(f":{way}" for way in (RANDOM, *WAYS))
+        raise UserError(
+            f"--use '{use}': ':{odd[0]}' is no way to choose. Behind a number can stand {known}, as in an=4:{RANDOM}."
+        )
+    plain = ",".join(part.removesuffix(colon + way) for part, (_, colon, way) in zip(parts, numbers, strict=True))
+    return parse_counts(plain, "--use"), ways
+
+
 @dataclass(frozen=True)
 class Choice:
     """How many negatives of which strategy, and which.
@@ -60,19 +78,8 @@ class Choice:
                         f"'{negatives.folder.path}' {format_counts(counts)}. Say with --use what to take of both."
                     )
         use, rank_by = short_names(sets, use, rank_by)
-        parts = [part.strip() for part in use.split(",")] if use else []
-        numbers = [part.partition("=")[2].partition(":") for part in parts]
-        ways = {
-            part.partition("=")[0].strip(): way for part, (_, colon, way) in zip(parts, numbers, strict=True) if colon
-        }
-        if odd := [way for way in ways.values() if way not in (RANDOM, *WAYS)]:
-            known = ", ".join(f":{way}" for way in (RANDOM, *WAYS))
-            raise UserError(
-                f"--use '{use}': ':{odd[0]}' is no way to choose. Behind a number can stand {known}, as in "
-                f"an=4:{RANDOM}."
-            )
-        plain = ",".join(part.removesuffix(colon + way) for part, (_, colon, way) in zip(parts, numbers, strict=True))
-        counts = parse_counts(plain, "--use") if use else stored[0]
+        wanted, ways = parse_use(use) if use else ({}, {})
+        counts = wanted or stored[0]
         signal = rank_by or sets[0].signals[0]
         for negatives, held in zip(sets, stored, strict=True):
             for strategy, count in counts.items():

@@ -1,6 +1,6 @@
 """The scorer: summed log-probabilities of continuations under a frozen model, for stage 1 and the evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,12 @@ class Scorer:
 
     @torch.no_grad()
     def draw(
-        self, groups: Sequence[Continuations], uniforms: Sequence[np.ndarray], *, never: Sequence[int] = ()
+        self,
+        groups: Sequence[Continuations],
+        uniforms: Sequence[np.ndarray],
+        *,
+        never: Sequence[int] = (),
+        on_pass: Callable[[int], None] = lambda done: None,
     ) -> list[np.ndarray]:
         """Tokens drawn at every position of a continuation, each given what really stands before it: one pass.
 
@@ -97,11 +102,13 @@ class Scorer:
             uniforms: per group [positions, draws] in [0, 1); where in the distribution's cumulative sum a draw falls.
                 Positions are those of its continuations, one behind the other.
             never: token ids that are not drawn.
+            on_pass: called after each forward pass with the number of groups that are done.
 
         Returns:
             Per group [positions, draws], token ids, int64.
         """
         drawn: list[np.ndarray] = [np.empty(0)] * len(groups)
+        done = 0
         order = sorted(range(len(groups)), key=lambda i: groups[i].longest)
         for indices, batch in lay_out([groups[i] for i in order], self.layout, self.row_tokens):
             chosen = [order[index] for index in indices]
@@ -110,4 +117,6 @@ class Scorer:
             lengths = [len(uniforms[i]) for i in chosen]
             for i, part in zip(chosen, tokens.split(lengths), strict=True):
                 drawn[i] = part.cpu().numpy()
+            done += len(chosen)
+            on_pass(done)
         return drawn
