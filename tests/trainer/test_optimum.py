@@ -1,0 +1,247 @@
+"""What the objectives converge to, against closed forms, in a world small enough to enumerate.
+
+Two kinds of test. Exact ones minimise the expected loss over all groups, weighted as they would come; they hold to 1e-4 nats.
+Sampled ones run the trainer once over groups that were drawn and are seen once, on negative sets by the set's own writer
+and BN by its own strategy (K and rounds: groups in memory). Their tolerance is in total variation: what the Fisher
+information of the groups drawn says the exact minimiser of their loss is off by, expected, times SLACK, as a single pass
+of stochastic gradients is no exact minimiser.
+
+docs/what-it-learns.md says what it means; `python -m tests.support.what_it_learns` draws its figure.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.shards import NegativeSet
+from tests.support.enumerable import (
+    TabularLM,
+    distribution_by,
+    expected_distance,
+    exponent_of,
+    marginal,
+    mass,
+    optimum,
+    optimum_of_other_texts,
+    scored,
+    standard_errors,
+    tilted,
+    top_k_of,
+    total_variation,
+)
+from tests.support.enumerable_runs import (
+    REFERENCE,
+    TRUTH,
+    Drawn,
+    DrawnGroups,
+    all_groups,
+    borrowed,
+    contrastive,
+    draw,
+    independent,
+    learned,
+    minimised,
+    of_other_texts,
+    trained,
+    write_set,
+)
+from trainer.ensemble.interpolate import interpolate
+from trainer.scoring.prepared_model import prepare_model
+
+pytestmark = pytest.mark.seconds
+
+BETAS = (0.5, 1.0, 2.0, 5.0)
+EXACT = 1e-5  # nats
+SLACK = 2.0
+GROUPS = 12_288  # of the set: 96 steps
+TOP_K = 3  # of four tokens
+PARTS, PART, RATIO = 6, 3072, 1.3
+
+
+# --- exactly ---
+
+
+def test_the_policy_is_scored_alike_in_both_layouts() -> None:
+    model = TabularLM.of(REFERENCE, torch.float64)
+    prepared = prepare_model(model)
+    assert prepared.layout == "packed"
+    assert np.abs(scored(prepared).detach().numpy() - REFERENCE).max() < 1e-12
+    assert np.abs(np.exp(REFERENCE).sum(axis=1) - 1).max() < 1e-12
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("beta", BETAS)
+def test_cpos_minimiser_is_the_closed_form_whatever_k(beta: float, number: int, layout: str) -> None:
+    if number == 3 and layout == "padded":
+        pytest.skip("the layout is K's no matter")
+    groups = all_groups(number)
+    policy = minimised(REFERENCE, groups, independent(groups, TRUTH, REFERENCE), beta, layout=layout)
+    assert np.abs(policy - tilted(REFERENCE, TRUTH, 1 / beta)).max() < EXACT
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_bns_minimiser_is_the_reference_times_pmi(beta: float) -> None:
+    groups = all_groups(2)
+    policy = minimised(REFERENCE, groups, independent(groups, TRUTH, marginal(TRUTH)), beta)
+    pmi = TRUTH - marginal(TRUTH)
+    expected = REFERENCE + pmi / beta
+    assert np.abs(policy - (expected - np.logaddexp.reduce(expected, axis=1, keepdims=True))).max() < EXACT
+
+
+def test_negatives_that_are_never_the_ground_truth_move_the_minimiser_as_the_closed_form_says() -> None:
+    groups = all_groups(2)
+    policy = minimised(REFERENCE, groups, of_other_texts(groups, TRUTH, REFERENCE), 1.0)
+    assert np.abs(policy - optimum_of_other_texts(REFERENCE, TRUTH, REFERENCE, 1.0)).max() < EXACT
+    assert np.abs(policy - TRUTH).max() > 100 * EXACT
+
+
+def test_exact_rounds_go_the_rest_of_the_way_by_the_same_share_each() -> None:
+    groups, beta, policy = all_groups(2), 5.0, REFERENCE
+    for t in (1, 2, 3):
+        policy = minimised(policy, groups, independent(groups, TRUTH, policy), beta)
+        assert np.abs(policy - tilted(REFERENCE, TRUTH, 1 - (1 - 1 / beta) ** t)).max() < EXACT
+
+
+def test_below_top_k_there_is_no_minimiser_all_mass_leaves_for_what_is_out_of_reach() -> None:
+    groups, reach = all_groups(2), top_k_of(REFERENCE, TOP_K)
+    outside = np.isneginf(reach)
+    seen: list[float] = []
+    weights = independent(groups, TRUTH, reach)
+    minimised(REFERENCE, groups, weights, 1.0, watch=lambda now: seen.append(mass(now, outside)))
+    assert mass(REFERENCE, outside) < mass(TRUTH, outside) < 0.5
+    assert seen == sorted(seen)
+    assert seen[-1] > 0.99
+
+
+# --- by the trainer ---
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Drawn:
+    return draw(0, GROUPS, TRUTH, REFERENCE, 4)
+
+
+@pytest.fixture(scope="module")
+def stored(drawn: Drawn, tmp_path_factory: pytest.TempPathFactory) -> NegativeSet:
+    """A real negative set of fresh AN, and BN by its strategy."""
+    return write_set(tmp_path_factory.mktemp("enumerable") / "set", drawn, REFERENCE)
+
+
+def tolerance(drawn: Drawn, odds: np.ndarray, policy: np.ndarray, beta: float) -> float:
+    """In total variation, see above."""
+    return SLACK * expected_distance(policy, standard_errors(drawn.prefixes, drawn.candidates, odds, policy, beta))
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_cpo_on_fresh_an_converges_to_the_closed_form(beta: float, drawn: Drawn, stored: NegativeSet) -> None:
+    expected = tilted(REFERENCE, TRUTH, 1 / beta)
+    allowed = tolerance(drawn, TRUTH - REFERENCE, expected, beta)
+    policy = learned(trained(REFERENCE, contrastive(stored, "an=3"), beta))
+    assert total_variation(policy, expected) < allowed
+    for wrong in (beta / 2, beta * 2):
+        assert total_variation(tilted(REFERENCE, TRUTH, 1 / wrong), expected) > 2 * allowed
+
+
+def test_fewer_negatives_raise_the_variance_and_leave_the_optimum() -> None:
+    """The Fisher information of these groups says by how much; RATIO leaves room for the error of a ratio of variances
+    of PARTS runs: with (PARTS - 1) x 117 degrees of freedom, about 6%."""
+    spread, expected_spread = {}, {}
+    for number in (2, 8):
+        whole = draw(number, PARTS * PART, TRUTH, REFERENCE, number)
+        policies = np.array(
+            [
+                learned(trained(REFERENCE, DrawnGroups(whole.part(i, PARTS), REFERENCE), 1.0, batch=32))
+                for i in range(PARTS)
+            ]
+        )
+        assert total_variation(policies.mean(axis=0), TRUTH) < tolerance(whole, TRUTH - REFERENCE, TRUTH, 1.0)
+        spread[number] = (np.exp(TRUTH) * policies.var(axis=0, ddof=1)).sum()
+        errors = standard_errors(whole.prefixes, whole.candidates, TRUTH - REFERENCE, TRUTH, 1.0)
+        expected_spread[number] = (np.exp(TRUTH) * errors**2).sum()
+    assert expected_spread[2] / expected_spread[8] > RATIO
+    assert spread[2] / spread[8] > RATIO
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_cpo_on_bn_converges_to_the_reference_times_pmi(beta: float, drawn: Drawn, stored: NegativeSet) -> None:
+    """BN borrows what is no text of the group yet, so that its negatives are never the ground truth."""
+    expected = optimum_of_other_texts(REFERENCE, TRUTH, marginal(TRUTH), beta)
+    pairs = Drawn(drawn.prefixes, np.stack([drawn.candidates[:, 0], borrowed(stored)], axis=1))
+    odds = beta * (expected - REFERENCE)
+    allowed = tolerance(pairs, odds, expected, beta)
+    policy = learned(trained(REFERENCE, contrastive(stored, "bn=1"), beta))
+    assert total_variation(policy, expected) < allowed
+    for other in (tilted(REFERENCE, TRUTH, 1 / beta), optimum(REFERENCE, TRUTH, marginal(TRUTH), 2 * beta)):
+        assert total_variation(other, expected) > 2 * allowed
+
+
+def test_dpo_by_trls_trainer_has_spins_fixed_point(drawn: Drawn, stored: NegativeSet) -> None:
+    """SPIN's Theorem 5.4 (arXiv 2401.01335): the reference times (truth / reference)^(1/beta), that of CPO with K = 2."""
+    beta = 2.0
+    expected = tilted(REFERENCE, TRUTH, 1 / beta)
+    pairs = Drawn(drawn.prefixes, drawn.candidates[:, :2])
+    allowed = tolerance(pairs, TRUTH - REFERENCE, expected, beta)
+    dpo, cpo = (learned(trained(REFERENCE, contrastive(stored, "an=1"), beta, name)) for name in ("dpo", "cpo"))
+    assert total_variation(dpo, expected) < allowed
+    assert total_variation(cpo, expected) < allowed
+    assert total_variation(dpo, cpo) < allowed
+    assert total_variation(tilted(REFERENCE, TRUTH, 1 / (2 * beta)), expected) > 2 * allowed
+
+
+def test_rounds_from_the_last_policy_with_fresh_negatives_go_on() -> None:
+    """The error of a round is carried into the next, which takes 1/beta of it back."""
+    beta, policy, allowed = 2.0, REFERENCE, 0.0
+    for t in (1, 2, 3):
+        round_groups = draw(10 + t, GROUPS // 2, TRUTH, policy, 4)
+        allowed = (1 - 1 / beta) * allowed + tolerance(round_groups, TRUTH - policy, policy, beta)
+        policy = learned(trained(policy, DrawnGroups(round_groups, policy), beta))
+        expected = tilted(REFERENCE, TRUTH, 1 - (1 - 1 / beta) ** t)
+        assert total_variation(policy, expected) < allowed
+        before = tilted(REFERENCE, TRUTH, 1 - (1 - 1 / beta) ** (t - 1))
+        assert total_variation(before, expected) > allowed
+
+
+def test_mass_leaves_below_top_k_only() -> None:
+    reach = top_k_of(REFERENCE, TOP_K)
+    outside = np.isneginf(reach)
+    found = {}
+    for k, negatives in ((0, REFERENCE), (TOP_K, reach)):
+        groups = draw(20, GROUPS // 2, TRUTH, negatives, 4)
+        found[k] = mass(learned(trained(REFERENCE, DrawnGroups(groups, REFERENCE), 1.0)), outside)
+    # Of the share of truths out of reach, a binomial's standard error.
+    share = mass(TRUTH, outside)
+    error = np.sqrt(share * (1 - share) / (GROUPS // 2))
+    assert abs(found[0] - share) < 3 * SLACK * error
+    assert found[TOP_K] > 0.9
+
+
+def test_an_ensembles_alpha_is_an_exponent_to_first_order() -> None:
+    """Of the difference of truth and reference: half of it leaves a quarter of what the exponent does not explain.
+
+    At alpha 0 and 1, and between models of one exponent, it is exact.
+    """
+    alpha, beta, left = 0.3, 5.0, []
+    for scale in (0.2, 0.1):
+        truth = tilted(REFERENCE, TRUTH, scale)
+        mle, cpo = (TabularLM.of(tilted(REFERENCE, truth, e), torch.float64) for e in (1.0, 1 / beta))
+        mixed = TabularLM.of(REFERENCE, torch.float64)
+        mixed.table.data = interpolate(mle.table.data, cpo.table.data, alpha)
+        expected = tilted(REFERENCE, truth, alpha + (1 - alpha) / beta)
+        left.append(np.abs(distribution_by(mixed) - expected).max())
+    assert 3.5 < left[0] / left[1] < 4.5
+
+
+def test_an_ensemble_of_trained_models_has_the_exponent_of_theory(drawn: Drawn, stored: NegativeSet) -> None:
+    beta = 5.0
+    mle = trained(REFERENCE, contrastive(stored, None), 1.0, "mle")
+    cpo = trained(REFERENCE, contrastive(stored, "an=3"), beta)
+    ends = [exponent_of(distribution_by(model), REFERENCE, TRUTH) for model in (cpo, mle)]
+    assert ends == pytest.approx([1 / beta, 1.0], abs=0.05)
+    mixed = TabularLM.of(REFERENCE)
+    for alpha in (0.1, 0.3, 0.6):
+        mixed.table.data = interpolate(mle.table.data, cpo.table.data, alpha)
+        expected = alpha + (1 - alpha) / beta
+        assert exponent_of(distribution_by(mixed), REFERENCE, TRUTH) == pytest.approx(expected, abs=0.05)
