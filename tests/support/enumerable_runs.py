@@ -26,6 +26,7 @@ from tests.support.enumerable import (
     distribution_of,
     random_table,
     scored,
+    standard_errors,
 )
 from tests.support.written import job_of
 from trainer.arguments import PaperTrainingArguments
@@ -76,7 +77,7 @@ def minimised(
     beta: float,
     *,
     layout: str = "packed",
-    most: int = 120,
+    most: int = 200,
     watch: Callable[[np.ndarray], None] = lambda _: None,
 ) -> np.ndarray:
     """The minimiser of CPO's expected loss, by L-BFGS in float64 over the policy's table, from the reference.
@@ -290,3 +291,23 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def learned(model: TabularLM) -> np.ndarray:
     """A trained model's distribution, in float64 arithmetic."""
     return distribution_by(model.double())
+
+
+PARTS, PART = 6, 3072  # runs whose spread is measured, and groups of each
+
+
+def spread(number: int) -> tuple[float, float, np.ndarray, Drawn]:
+    """Variance of log-probabilities over runs at beta 1 on groups of their own, weighted as the truth says.
+
+    Args:
+        number: K.
+
+    Returns:
+        As measured, as the groups' Fisher information says, the mean policy, and the groups of all runs.
+    """
+    whole = draw(number, PARTS * PART, TRUTH, REFERENCE, number)
+    parts = [whole.part(i, PARTS) for i in range(PARTS)]
+    runs = np.array([learned(trained(REFERENCE, DrawnGroups(part, REFERENCE), 1.0, batch=32)) for part in parts])
+    errors = standard_errors(whole.prefixes, whole.candidates, TRUTH - REFERENCE, TRUTH, 1.0) * np.sqrt(PARTS)
+    found, expected = ((np.exp(TRUTH) * v).sum(axis=1).mean() for v in (runs.var(axis=0, ddof=1), errors**2))
+    return float(found), float(expected), runs.mean(axis=0), whole

@@ -20,7 +20,7 @@ from tests.support.enumerable import (
     mass,
     top_k_of,
 )
-from tests.support.enumerable_runs import BATCH, REFERENCE, TRUTH, DrawnGroups, draw, learned, trained
+from tests.support.enumerable_runs import BATCH, REFERENCE, TRUTH, DrawnGroups, draw, learned, spread, trained
 from trainer.ensemble.interpolate import interpolate
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def measured() -> dict[str, Any]:
         "ensembles": ensembles(models[5.0]),
         "reach": {k: out_of_reach(k) for k in (0, TOP_K)},
         "taught": taught(),
+        "spread": {number: spread(number)[:2] for number in (2, 8)},
     }
 
 
@@ -185,6 +186,8 @@ def main() -> None:
     FIGURE.write_text(drawn(found))
     print("exponent of CPO:", {beta: round(e, 3) for beta, e in zip(BETAS, found["exponents"], strict=True)})
     print("after rounds:", [round(e, 3) for e in found["rounds"]])
+    two, eight = (found["spread"][number] for number in (2, 8))
+    print("variance, K = 2 over K = 8:", round(two[0] / eight[0], 2), "theory", round(two[1] / eight[1], 2))
     print("of ensembles:", {alpha: round(e, 3) for alpha, e in zip(ALPHAS, found["ensembles"], strict=True)})
     print("out of reach:", {k: round(masses[-1], 3) for k, (_, masses) in found["reach"].items()})
     print("relevance, reverse KL:", {n: tuple(round(v, 3) for v in values) for n, values in found["taught"].items()})

@@ -44,6 +44,7 @@ from tests.support.enumerable_runs import (
     learned,
     minimised,
     of_other_texts,
+    spread,
     trained,
     write_set,
 )
@@ -57,7 +58,7 @@ EXACT = 1e-5  # nats
 SLACK = 2.0
 GROUPS = 12_288  # of the set: 96 steps
 TOP_K = 3  # of four tokens
-PARTS, PART, RATIO = 6, 3072, 1.3
+RATIO = 1.3
 
 
 # --- exactly ---
@@ -71,18 +72,16 @@ def test_the_policy_is_scored_alike_in_both_layouts() -> None:
     assert np.abs(np.exp(REFERENCE).sum(axis=1) - 1).max() < 1e-12
 
 
-@pytest.mark.parametrize("layout", ["packed", "padded"])
-@pytest.mark.parametrize("number", [2, 3])
-@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize(
+    ("beta", "number", "layout"), [*((beta, 2, "packed") for beta in BETAS), (1.0, 2, "padded"), (2.0, 3, "packed")]
+)
 def test_cpos_minimiser_is_the_closed_form_whatever_k(beta: float, number: int, layout: str) -> None:
-    if number == 3 and layout == "padded":
-        pytest.skip("the layout is K's no matter")
     groups = all_groups(number)
     policy = minimised(REFERENCE, groups, independent(groups, TRUTH, REFERENCE), beta, layout=layout)
     assert np.abs(policy - tilted(REFERENCE, TRUTH, 1 / beta)).max() < EXACT
 
 
-@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("beta", [0.5, 5.0])
 def test_bns_minimiser_is_the_reference_times_pmi(beta: float) -> None:
     groups = all_groups(2)
     policy = minimised(REFERENCE, groups, independent(groups, TRUTH, marginal(TRUTH)), beta)
@@ -108,11 +107,11 @@ def test_exact_rounds_go_the_rest_of_the_way_by_the_same_share_each() -> None:
 def test_below_top_k_there_is_no_minimiser_all_mass_leaves_for_what_is_out_of_reach() -> None:
     groups, reach = all_groups(2), top_k_of(REFERENCE, TOP_K)
     outside = np.isneginf(reach)
-    seen: list[float] = []
+    seen: list[float] = [mass(REFERENCE, outside)]
     weights = independent(groups, TRUTH, reach)
-    minimised(REFERENCE, groups, weights, 1.0, watch=lambda now: seen.append(mass(now, outside)))
-    assert mass(REFERENCE, outside) < mass(TRUTH, outside) < 0.5
+    minimised(REFERENCE, groups, weights, 1.0, most=30, watch=lambda now: seen.append(mass(now, outside)))
     assert seen == sorted(seen)
+    assert mass(TRUTH, outside) < 0.2
     assert seen[-1] > 0.99
 
 
@@ -130,6 +129,14 @@ def stored(drawn: Drawn, tmp_path_factory: pytest.TempPathFactory) -> NegativeSe
     return write_set(tmp_path_factory.mktemp("enumerable") / "set", drawn, REFERENCE)
 
 
+def check(policy: np.ndarray, expected: np.ndarray, allowed: float, *wrong: np.ndarray) -> None:
+    """A policy is what is expected within the tolerance, and by the same tolerance none of what would be wrong."""
+    assert total_variation(policy, expected) < allowed
+    for other in wrong:
+        assert total_variation(policy, other) > allowed
+        assert total_variation(expected, other) > 1.5 * allowed
+
+
 def tolerance(drawn: Drawn, odds: np.ndarray, policy: np.ndarray, beta: float) -> float:
     """In total variation, see above."""
     return SLACK * expected_distance(policy, standard_errors(drawn.prefixes, drawn.candidates, odds, policy, beta))
@@ -140,29 +147,18 @@ def test_cpo_on_fresh_an_converges_to_the_closed_form(beta: float, drawn: Drawn,
     expected = tilted(REFERENCE, TRUTH, 1 / beta)
     allowed = tolerance(drawn, TRUTH - REFERENCE, expected, beta)
     policy = learned(trained(REFERENCE, contrastive(stored, "an=3"), beta))
-    assert total_variation(policy, expected) < allowed
-    for wrong in (beta / 2, beta * 2):
-        assert total_variation(tilted(REFERENCE, TRUTH, 1 / wrong), expected) > 2 * allowed
+    check(policy, expected, allowed, *(tilted(REFERENCE, TRUTH, 1 / wrong) for wrong in (beta / 2, beta * 2)))
 
 
 def test_fewer_negatives_raise_the_variance_and_leave_the_optimum() -> None:
-    """The Fisher information of these groups says by how much; RATIO leaves room for the error of a ratio of variances
-    of PARTS runs: with (PARTS - 1) x 117 degrees of freedom, about 6%."""
-    spread, expected_spread = {}, {}
+    """By how much is in the groups' Fisher information. RATIO leaves room for the error of a ratio of two variances of
+    PARTS runs, about 6% with (PARTS - 1) x 117 degrees of freedom each."""
+    measured, expected = {}, {}
     for number in (2, 8):
-        whole = draw(number, PARTS * PART, TRUTH, REFERENCE, number)
-        policies = np.array(
-            [
-                learned(trained(REFERENCE, DrawnGroups(whole.part(i, PARTS), REFERENCE), 1.0, batch=32))
-                for i in range(PARTS)
-            ]
-        )
-        assert total_variation(policies.mean(axis=0), TRUTH) < tolerance(whole, TRUTH - REFERENCE, TRUTH, 1.0)
-        spread[number] = (np.exp(TRUTH) * policies.var(axis=0, ddof=1)).sum()
-        errors = standard_errors(whole.prefixes, whole.candidates, TRUTH - REFERENCE, TRUTH, 1.0)
-        expected_spread[number] = (np.exp(TRUTH) * errors**2).sum()
-    assert expected_spread[2] / expected_spread[8] > RATIO
-    assert spread[2] / spread[8] > RATIO
+        measured[number], expected[number], mean, whole = spread(number)
+        assert total_variation(mean, TRUTH) < tolerance(whole, TRUTH - REFERENCE, TRUTH, 1.0)
+    assert measured[2] / measured[8] > RATIO
+    assert expected[2] / expected[8] > RATIO
 
 
 @pytest.mark.parametrize("beta", [1.0, 2.0])
@@ -173,9 +169,8 @@ def test_cpo_on_bn_converges_to_the_reference_times_pmi(beta: float, drawn: Draw
     odds = beta * (expected - REFERENCE)
     allowed = tolerance(pairs, odds, expected, beta)
     policy = learned(trained(REFERENCE, contrastive(stored, "bn=1"), beta))
-    assert total_variation(policy, expected) < allowed
-    for other in (tilted(REFERENCE, TRUTH, 1 / beta), optimum(REFERENCE, TRUTH, marginal(TRUTH), 2 * beta)):
-        assert total_variation(other, expected) > 2 * allowed
+    wrong = tilted(REFERENCE, TRUTH, 1 / beta), optimum(REFERENCE, TRUTH, marginal(TRUTH), 2 * beta)
+    check(policy, expected, allowed, *wrong)
 
 
 def test_dpo_by_trls_trainer_has_spins_fixed_point(drawn: Drawn, stored: NegativeSet) -> None:
@@ -185,23 +180,21 @@ def test_dpo_by_trls_trainer_has_spins_fixed_point(drawn: Drawn, stored: Negativ
     pairs = Drawn(drawn.prefixes, drawn.candidates[:, :2])
     allowed = tolerance(pairs, TRUTH - REFERENCE, expected, beta)
     dpo, cpo = (learned(trained(REFERENCE, contrastive(stored, "an=1"), beta, name)) for name in ("dpo", "cpo"))
-    assert total_variation(dpo, expected) < allowed
-    assert total_variation(cpo, expected) < allowed
+    for policy in (dpo, cpo):
+        check(policy, expected, allowed, *(tilted(REFERENCE, TRUTH, 1 / wrong) for wrong in (beta / 2, beta * 2)))
     assert total_variation(dpo, cpo) < allowed
-    assert total_variation(tilted(REFERENCE, TRUTH, 1 / (2 * beta)), expected) > 2 * allowed
 
 
 def test_rounds_from_the_last_policy_with_fresh_negatives_go_on() -> None:
-    """The error of a round is carried into the next, which takes 1/beta of it back."""
-    beta, policy, allowed = 2.0, REFERENCE, 0.0
+    """A round carries on 1 - 1/beta of the error before it, and adds one of its own."""
+    beta, policy, errors = 5.0, REFERENCE, np.zeros_like(REFERENCE)
     for t in (1, 2, 3):
-        round_groups = draw(10 + t, GROUPS // 2, TRUTH, policy, 4)
-        allowed = (1 - 1 / beta) * allowed + tolerance(round_groups, TRUTH - policy, policy, beta)
-        policy = learned(trained(policy, DrawnGroups(round_groups, policy), beta))
-        expected = tilted(REFERENCE, TRUTH, 1 - (1 - 1 / beta) ** t)
-        assert total_variation(policy, expected) < allowed
-        before = tilted(REFERENCE, TRUTH, 1 - (1 - 1 / beta) ** (t - 1))
-        assert total_variation(before, expected) > allowed
+        drawn = draw(10 + t, GROUPS, TRUTH, policy, 4)
+        before, expected = (tilted(REFERENCE, TRUTH, 1 - (1 - 1 / beta) ** rounds) for rounds in (t - 1, t))
+        own = standard_errors(drawn.prefixes, drawn.candidates, TRUTH - policy, expected, beta)
+        errors = np.hypot((1 - 1 / beta) * errors, own)
+        policy = learned(trained(policy, DrawnGroups(drawn, policy), beta))
+        check(policy, expected, SLACK * expected_distance(expected, errors), before)
 
 
 def test_mass_leaves_below_top_k_only() -> None:
@@ -211,11 +204,10 @@ def test_mass_leaves_below_top_k_only() -> None:
     for k, negatives in ((0, REFERENCE), (TOP_K, reach)):
         groups = draw(20, GROUPS // 2, TRUTH, negatives, 4)
         found[k] = mass(learned(trained(REFERENCE, DrawnGroups(groups, REFERENCE), 1.0)), outside)
-    # Of the share of truths out of reach, a binomial's standard error.
     share = mass(TRUTH, outside)
-    error = np.sqrt(share * (1 - share) / (GROUPS // 2))
-    assert abs(found[0] - share) < 3 * SLACK * error
-    assert found[TOP_K] > 0.9
+    binomial = np.sqrt(share * (1 - share) / (GROUPS // 2))  # standard error of the share of truths
+    assert abs(found[0] - share) < 3 * SLACK * binomial
+    assert found[TOP_K] > 2 * share > share + 12 * SLACK * binomial
 
 
 def test_an_ensembles_alpha_is_an_exponent_to_first_order() -> None:
