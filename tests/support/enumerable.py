@@ -1,9 +1,9 @@
 """A world small enough to enumerate: all responses, their exact probabilities, a policy that can hold any of them.
 
-Tokens are an end and three letters. A response is up to three letters with the end behind them, or cut off after three:
-40 sequences, of which none begins another, so that a model's next-token distributions over 13 histories of a prefix and
-a distribution over the 40 are the same thing. A distribution here is an array [prefixes, sequences] of log-probabilities
-in nats. What an objective converges to is a function of such arrays.
+Tokens are an end and three letters. A response is up to three letters with the end behind them, or cut off after
+three: 40 sequences, of which none begins another, so that a model's next-token distributions over 13 histories of a
+prefix and a distribution over the 40 are the same thing. A distribution here is an array [prefixes, sequences] of
+log-probabilities in nats. What an objective converges to is a function of such arrays.
 """
 
 import itertools
@@ -117,20 +117,26 @@ def optimum_of_other_texts(reference: np.ndarray, truth: np.ndarray, negatives: 
     return normalised(reference + (truth - negatives - np.log1p(-np.exp(negatives))) / beta)
 
 
+def exponent_weights(reference: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """What `exponent_of` multiplies each log-probability's change with, [prefixes, sequences]."""
+    weights = np.exp(reference)
+    way = truth - reference
+    way = way - (weights * way).sum(axis=1, keepdims=True)
+    return weights * way / (weights * way**2).sum()
+
+
 def exponent_of(policy: np.ndarray, reference: np.ndarray, truth: np.ndarray) -> float:
     """How far of the way from the reference to the truth a policy is in log space: the least-squares slope.
 
     Sequences weigh as the reference says; each prefix has a constant of its own, its normalisation.
     """
-    weights = np.exp(reference)
-    moved, way = (d - (weights * d).sum(axis=1, keepdims=True) for d in (policy - reference, truth - reference))
-    return float((weights * moved * way).sum() / (weights * way**2).sum())
+    return float((exponent_weights(reference, truth) * (policy - reference)).sum())
 
 
-def standard_errors(
+def covariances(
     prefixes: np.ndarray, candidates: np.ndarray, odds: np.ndarray, policy: np.ndarray, beta: float
 ) -> np.ndarray:
-    """Standard error of each log-probability of the exact minimiser of the loss of some groups, [prefixes, sequences].
+    """Covariance of the log-probabilities at the minimum of some groups' loss, [prefixes, sequences, sequences].
 
     The loss is the log-likelihood of which candidate is the ground truth, so its Fisher information is the groups' own:
     the sum of diag(q) - q q', with q the truth's distribution over the candidates. Its pseudo-inverse is the covariance
@@ -141,7 +147,7 @@ def standard_errors(
         odds: log (truth / negatives), [prefixes, sequences].
         policy: where the minimiser is expected.
     """
-    found = np.zeros_like(policy)
+    found = []
     for x in range(len(PREFIXES)):
         chosen = candidates[prefixes == x]
         q = np.exp(odds[x, chosen])
@@ -149,9 +155,25 @@ def standard_errors(
         information = np.zeros((len(SEQUENCES), len(SEQUENCES)))
         for i, j in itertools.product(range(chosen.shape[1]), repeat=2):
             np.add.at(information, (chosen[:, i], chosen[:, j]), q[:, i] * ((i == j) - q[:, j]))
-        centred = np.eye(len(SEQUENCES)) - np.exp(policy[x])  # log-probabilities sum to one
-        found[x] = np.sqrt(np.diag(centred @ np.linalg.pinv(information) @ centred.T)) / beta
-    return found
+        centred = np.eye(len(SEQUENCES)) - np.exp(policy[x])  # probabilities go on summing to one
+        found.append(centred @ np.linalg.pinv(information) @ centred.T / beta**2)
+    return np.array(found)
+
+
+def covariances_of_mle(groups: int, truth: np.ndarray) -> np.ndarray:
+    """Covariance of log-probabilities that are relative frequencies of so many ground truths, as MLE's are."""
+    return np.array([np.diag(np.exp(-row)) - 1 for row in truth]) * len(truth) / groups
+
+
+def standard_errors(covariance: np.ndarray) -> np.ndarray:
+    """Standard error of each log-probability, [prefixes, sequences]."""
+    return np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+
+
+def exponent_error(covariance: np.ndarray, reference: np.ndarray, truth: np.ndarray) -> float:
+    """Standard error of `exponent_of` a policy whose log-probabilities have this covariance."""
+    weights = exponent_weights(reference, truth)
+    return float(np.sqrt(np.einsum("xi,xij,xj->", weights, covariance, weights)))
 
 
 def expected_distance(policy: np.ndarray, errors: np.ndarray) -> float:
@@ -215,7 +237,8 @@ class TabularLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def of(cls, distribution: np.ndarray, dtype: torch.dtype = torch.float32) -> "TabularLM":
         """The model of a distribution over sequences."""
-        model: Any = cls(TabularConfig()).to(dtype)
+        model: Any = cls(TabularConfig())  # Any: the stubs of `to` take no dtype alone
+        model.to(dtype)
         with torch.no_grad():
             model.model.embed_tokens.weight.copy_(torch.from_numpy(table_of(distribution)))
             model.lm_head.weight.copy_(torch.eye(VOCABULARY))

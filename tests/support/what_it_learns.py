@@ -1,7 +1,7 @@
 """The figure and the numbers of docs/what-it-learns.md: `python -m tests.support.what_it_learns`.
 
-Every point is a run of the trainer as in tests/trainer/test_optimum.py: an epoch over groups that were drawn and are seen
-once, in the world of `tests.support.enumerable`.
+Every point is a run of the trainer as in tests/trainer/test_optimum.py: an epoch over groups that were drawn and are
+seen once, in the world of `tests.support.enumerable`.
 """
 
 import sys
@@ -14,10 +14,13 @@ import numpy as np
 from evaluation.report.plots import DARK, LIGHT
 from tests.support.commands import ROOT
 from tests.support.enumerable import (
+    covariances,
     distribution_by,
+    exponent_error,
     exponent_of,
     marginal,
     mass,
+    tilted,
     top_k_of,
 )
 from tests.support.enumerable_runs import BATCH, REFERENCE, TRUTH, DrawnGroups, draw, learned, spread, trained
@@ -35,10 +38,21 @@ TOP_K = 3
 ALPHAS = (0.0, 0.1, 0.3, 0.6, 1.0)
 
 
-def exponents() -> tuple[list[float], dict[float, Any]]:
-    """How far each beta went, measured; and the models."""
-    models = {beta: trained(REFERENCE, fresh(1, REFERENCE, 4), beta) for beta in BETAS}
-    return [exponent_of(distribution_by(model), REFERENCE, TRUTH) for model in models.values()], models
+def exponents() -> tuple[list[float], list[float], dict[float, Any]]:
+    """How far each beta went, measured; the standard errors of an exact minimiser of the groups; the models."""
+    groups = fresh(1, REFERENCE, 4)
+    models = {beta: trained(REFERENCE, groups, beta) for beta in BETAS}
+    found = [exponent_of(distribution_by(model), REFERENCE, TRUTH) for model in models.values()]
+    drawn, odds = groups.drawn, TRUTH - REFERENCE
+    errors = [
+        exponent_error(
+            covariances(drawn.prefixes, drawn.candidates, odds, tilted(REFERENCE, TRUTH, 1 / beta), beta),
+            REFERENCE,
+            TRUTH,
+        )
+        for beta in BETAS
+    ]
+    return found, errors, models
 
 
 def fresh(seed: int, negatives: np.ndarray, candidates: int, reference: np.ndarray = REFERENCE) -> DrawnGroups:
@@ -96,9 +110,10 @@ def taught() -> dict[str, tuple[float, float]]:
 
 def measured() -> dict[str, Any]:
     """All that the figure shows and the page says."""
-    by_beta, models = exponents()
+    by_beta, errors, models = exponents()
     return {
         "exponents": by_beta,
+        "errors": errors,
         "rounds": rounds(),
         "ensembles": ensembles(models[5.0]),
         "reach": {k: out_of_reach(k) for k in (0, TOP_K)},
@@ -119,7 +134,7 @@ def draw_betas(axes: "Axes", found: dict[str, Any], colours: Sequence[str]) -> N
 
 def draw_rounds(axes: "Axes", found: dict[str, Any], colours: Sequence[str]) -> None:
     t = np.arange(ROUNDS + 1)
-    axes.plot(t, 1 - (1 - 1 / ROUNDS_BETA) ** t, color=colours[0], label=f"theory: 1 − (1 − 1/{ROUNDS_BETA:g})ᵗ")
+    axes.plot(t, 1 - (1 - 1 / ROUNDS_BETA) ** t, color=colours[0], label=f"theory: 1 - (1 - 1/{ROUNDS_BETA:g})ᵗ")
     axes.plot(t, found["rounds"], "o", color=colours[1], label=f"β = {ROUNDS_BETA:g}, measured")
     axes.set(title="Rounds go on", xlabel="rounds t, each from the last policy", ylabel="share of the way", ylim=(0, 1))
     axes.legend(loc="upper left")
@@ -132,10 +147,9 @@ def draw_taught(axes: "Axes", found: dict[str, Any], colours: Sequence[str]) -> 
         bars = axes.barh(np.arange(len(names)) + 0.4 * index - 0.2, values, 0.36, color=colours[index], label=label)
         axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set(title="AN teaches the distribution, BN relevance (β = 1)", xlabel="nats", xlim=(0, None))
-    axes.margins(x=0.12)
-    axes.legend(loc="best")
+    axes.set(title="AN teaches the distribution, BN relevance (β = 1)", xlabel="nats", xlim=(-0.35, 0.75), ylim=(4.5, -0.6))
+    axes.axvline(0, linewidth=0.8, color=LIGHT[1])
+    axes.legend(loc="lower right")
 
 
 def draw_reach(axes: "Axes", found: dict[str, Any], colours: Sequence[str]) -> None:
@@ -184,7 +198,8 @@ def drawn(found: dict[str, Any]) -> str:
 def main() -> None:
     found = measured()
     FIGURE.write_text(drawn(found))
-    print("exponent of CPO:", {beta: round(e, 3) for beta, e in zip(BETAS, found["exponents"], strict=True)})
+    by_beta = zip(BETAS, found["exponents"], found["errors"], strict=True)
+    print("exponent of CPO, standard error:", {beta: (round(e, 3), round(error, 3)) for beta, e, error in by_beta})
     print("after rounds:", [round(e, 3) for e in found["rounds"]])
     two, eight = (found["spread"][number] for number in (2, 8))
     print("variance, K = 2 over K = 8:", round(two[0] / eight[0], 2), "theory", round(two[1] / eight[1], 2))
