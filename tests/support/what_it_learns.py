@@ -147,7 +147,8 @@ def draw_taught(axes: "Axes", found: dict[str, Any], colours: Sequence[str]) -> 
         bars = axes.barh(np.arange(len(names)) + 0.4 * index - 0.2, values, 0.36, color=colours[index], label=label)
         axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.set_yticks(range(len(names)), names)
-    axes.set(title="AN teaches the distribution, BN relevance (β = 1)", xlabel="nats", xlim=(-0.35, 0.75), ylim=(4.5, -0.6))
+    axes.set(title="AN teaches the distribution, BN relevance (β = 1)", xlabel="nats", xlim=(-0.35, 0.75))
+    axes.set_ylim(4.5, -0.6)  # the first on top, and room for the legend
     axes.axvline(0, linewidth=0.8, color=LIGHT[1])
     axes.legend(loc="lower right")
 

@@ -214,9 +214,9 @@ def test_mass_leaves_below_top_k_only() -> None:
 
 
 def test_an_ensembles_alpha_is_an_exponent_to_first_order() -> None:
-    """Of the difference of truth and reference: half of it leaves a quarter of what the exponent does not explain.
+    """Half the difference of truth and reference leaves a quarter of what the exponent does not explain.
 
-    At alpha 0 and 1, and between models of one exponent, it is exact.
+    So what is left is of second order; at alpha 0 and 1, and between models of one exponent, nothing is.
     """
     alpha, beta, left = 0.3, 5.0, []
     for scale in (0.2, 0.1):
