@@ -40,8 +40,10 @@ GIVEN: dict[str, dict[str, Any]] = {
     "cpo": {"beta": 0.5},
     "cpo-rank": {"beta": 0.5},
     "cpo + 0.5 mle": {"beta": 0.5, "sft_weight": 0.5},
+    "nca": {"beta": 0.5},
+    "cpo + length": {"loss_normalize": "length"},
 }
-TRAJECTORIES = ("mle", "pss", "cpo", "cpo-rank", "cpo + 0.5 mle", "dpo")
+TRAJECTORIES = ("mle", "pss", "cpo", "cpo-rank", "cpo + 0.5 mle", "dpo", "nca", "cpo + length")
 
 
 def trajectory(objective: str, reference: Path, negatives: NegativeSet, out: Path) -> list[float]:
