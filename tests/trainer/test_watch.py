@@ -1,7 +1,6 @@
 """The watch on training: what metrics.jsonl holds, and what a real run that was stopped and resumed leaves."""
 
 import json
-import logging
 import math
 from pathlib import Path
 from typing import Any

@@ -22,7 +22,7 @@ BEFORE = "GroundTruthWatch"  # what checkpoints of before 0.7 call it, of which 
 
 # See `above_start` and `mostly_decided`.
 TOO_LARGE = 1.5
-FEWEST_OF_LOSS = 64
+FEWEST_OF_LOSS = 128
 MOSTLY = 0.9
 FEWEST_OF_SHARE = 256
 
@@ -78,10 +78,10 @@ class Diagnosis(TrainerCallback, ExportableState):
             return ""
         moved = "" if found.moved is None else f": at beta {self.beta:g} one step moves h apart by {found.moved:.2g}"
         return (
-            f"the loss is {found.loss:.2f}, {found.loss / found.start:.1f} times its start of {found.start:.2f}: the step "
-            f"is too large{moved}. Try a smaller --learning_rate (now {args.learning_rate:g}), a warm-up (--warmup_steps, "
-            f"now {args.warmup_steps:g}), a smaller --beta, or a --max_grad_norm (now {args.max_grad_norm:g}) below the "
-            "usual grad_norm of the log."
+            f"the loss is {found.loss:.2f}, {found.loss / found.start:.1f} times its start of {found.start:.2f}: the "
+            f"step is too large{moved}. Try a smaller --learning_rate (now {args.learning_rate:g}), a warm-up "
+            f"(--warmup_steps, now {args.warmup_steps:g}), a smaller --beta, or a --max_grad_norm (now "
+            f"{args.max_grad_norm:g}) below the usual grad_norm of the log."
         )
 
     def _decided(self, args: TrainingArguments, history: LogHistory) -> str:
@@ -93,8 +93,9 @@ class Diagnosis(TrainerCallback, ExportableState):
         others = "" if held_out is None else f"; of the held-out groups {held_out:.0%} are decided"
         return (
             f"{share:.0%} of the train groups are decided (the softmax gives the ground truth more than 0.99): their "
-            f"negatives are too easy{known}, and teach next to nothing more{others}. Try harder ones (--use an=4:hard), "
-            "a larger pool (--use an=4:random), negatives of the model as it is now, fewer steps, or a smaller --beta."
+            f"negatives are too easy{known}, and teach next to nothing more{others}. Try harder ones (--use "
+            "an=4:hard), a larger pool (--use an=4:random), negatives of the model as it is now, fewer steps, or a "
+            "smaller --beta."
         )
 
     def _falling(self, args: TrainingArguments, history: LogHistory) -> str:
@@ -104,8 +105,9 @@ class Diagnosis(TrainerCallback, ExportableState):
         if not falling_while_growing(changes, margins):
             return ""
         return (
-            f"the {where} ground truths have become less likely than under the reference ({mean(changes[-RECENT:]):+.2f} "
-            f"nats, and falling over the last {len(changes)} logs) while the margin grows (now "
+            f"the {where} ground truths have become less likely than under the reference "
+            f"({mean(changes[-RECENT:]):+.2f} nats, and falling over the last {len(changes)} logs) while the margin "
+            f"grows (now "
             f"{mean(margins[-RECENT:]):.2f}). To keep them likely try {self.remedies}, or an ensemble with the MLE "
             "model: python -m trainer.ensemble."
         )
@@ -144,7 +146,10 @@ class AboveStart:
 def above_start(history: LogHistory, batch: int) -> AboveStart | None:
     """The loss, where it is above 1.5 times what it was while the policy was the reference; else None.
 
-    It is that of the last train logs that hold at least 64 groups together: of fewer it is mostly noise.
+    It is that of the last train logs that hold at least 128 groups together: of fewer it is mostly noise. By simulation
+    (1,000 series of 50 logs of 128 groups, K = 12, h normal, judged after each log) a loss whose mean is 1.25 times its
+    start raises the line in none of the series, 1.33 times in 1.4 %, 1.37 times in 36 %, 1.42 times in 98 %; one of 1.6
+    times in all, at the first or second log.
 
     Args:
         batch: groups per optimiser step.
@@ -167,6 +172,9 @@ def above_start(history: LogHistory, batch: int) -> AboveStart | None:
 
 def mostly_decided(history: LogHistory, batch: int) -> float | None:
     """The share of decided train groups, where it is above 0.9 in the last logs that hold at least 256; else None.
+
+    By simulation (20,000 series of 50 logs of 256 groups, judged after each log) a share of 0.8 raises the line in
+    0.03 % of the series, one of 0.85 in a third, one of 0.9 in all.
 
     Args:
         batch: groups per optimiser step.
