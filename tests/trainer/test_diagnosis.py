@@ -237,8 +237,8 @@ def test_the_line_of_a_large_step_comes_once_and_says_what_to_try(
         run.log(step, loss=8.0, **{"start/contrast": 2.0, "contrast/spread": 19.0})
     assert caplog.messages == [
         "By step 20 the loss is 8.00, 4.0 times its start of 2.00: the step is too large: at beta 5 one step moves h "
-        "apart by 2. Try a smaller --learning_rate (now 5e-05), a warm-up (--warmup_steps, now 0), a smaller --beta, or "
-        "a --max_grad_norm (now 1) below the usual grad_norm of the log."
+        "apart by 2. Try a smaller --learning_rate (now 5e-05), a warm-up (--warmup_steps, now 0), a smaller --beta, "
+        "or a --max_grad_norm (now 1) below the usual grad_norm of the log."
     ]
     late = Run(tmp_path, Diagnosis(REMEDIES, beta=5.0), checkpoint=run.save(tmp_path / "late.json"))
     late.log(80, loss=9.0, **{"start/contrast": 2.0})
@@ -299,7 +299,7 @@ def test_decided_negatives_are_said_once_with_repeats_and_held_out_groups(
     run.log(40, loss=0.1, **{"contrast/decided": 0.93, "contrast/repeats": 3.2})
     run.log(80, loss=0.1, **{"contrast/decided": 0.99, "contrast/repeats": 6.4})
     assert caplog.messages == [
-        "By step 40 93% of the train groups are decided (the softmax gives the ground truth more than 0.99): their "
+        "By step 40 the train groups are decided (in 93% the softmax gives the ground truth more than 0.99): their "
         "negatives are too easy, or known by heart (shown 3.2 times so far), and teach next to nothing more; of the "
         "held-out groups 25% are decided. Try harder ones (--use an=4:hard), a larger pool (--use an=4:random), "
         "negatives of the model as it is now, fewer steps, or a smaller --beta."

@@ -92,7 +92,7 @@ class Diagnosis(TrainerCallback, ExportableState):
         known = "" if repeats is None or repeats < 1 else f", or known by heart (shown {repeats:.1f} times so far)"
         others = "" if held_out is None else f"; of the held-out groups {held_out:.0%} are decided"
         return (
-            f"{share:.0%} of the train groups are decided (the softmax gives the ground truth more than 0.99): their "
+            f"the train groups are decided (in {share:.0%} the softmax gives the ground truth more than 0.99): their "
             f"negatives are too easy{known}, and teach next to nothing more{others}. Try harder ones (--use "
             "an=4:hard), a larger pool (--use an=4:random), negatives of the model as it is now, fewer steps, or a "
             "smaller --beta."
@@ -107,9 +107,8 @@ class Diagnosis(TrainerCallback, ExportableState):
         return (
             f"the {where} ground truths have become less likely than under the reference "
             f"({mean(changes[-RECENT:]):+.2f} nats, and falling over the last {len(changes)} logs) while the margin "
-            f"grows (now "
-            f"{mean(margins[-RECENT:]):.2f}). To keep them likely try {self.remedies}, or an ensemble with the MLE "
-            "model: python -m trainer.ensemble."
+            f"grows (now {mean(margins[-RECENT:]):.2f}). To keep them likely try {self.remedies}, or an ensemble with "
+            "the MLE model: python -m trainer.ensemble."
         )
 
 
