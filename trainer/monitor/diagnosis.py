@@ -15,6 +15,7 @@ from transformers.trainer_callback import ExportableState
 
 from trainer.monitor.curves import CHANGE, DECIDED, HELD_OUT, MARGIN, REPEATS, SPREAD, LogHistory, loss_and_start
 from trainer.objectives.base import Objective
+from trainer.objectives.rewards import SURE
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class Diagnosis(TrainerCallback, ExportableState):
         known = "" if repeats is None or repeats < 1 else f", or known by heart (shown {repeats:.1f} times so far)"
         others = "" if held_out is None else f"; of the held-out groups {held_out:.0%} are decided"
         return (
-            f"the train groups are decided (in {share:.0%} the softmax gives the ground truth more than 0.99): their "
+            f"the train groups are decided (in {share:.0%} the softmax gives the ground truth more than {SURE}): their "
             f"negatives are too easy{known}, and teach next to nothing more{others}. Try harder ones (--use "
             "an=4:hard), a larger pool (--use an=4:random), negatives of the model as it is now, fewer steps, or a "
             "smaller --beta."

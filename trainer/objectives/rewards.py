@@ -10,7 +10,7 @@ import torch
 
 Beta = float | torch.Tensor
 # A group is decided where the softmax over its candidates gives the ground truth more than this.
-DECIDED = 0.99
+SURE = 0.99
 
 
 def implicit_rewards(
@@ -104,7 +104,7 @@ def contrast_metrics(
         contrast/effective_candidates: exp of the entropy of the softmax over the candidates' h: K while the policy is
             the reference, 1 where one candidate has all of it.
         contrast/spread: standard deviation of h over the candidates.
-        contrast/decided: 1 where the softmax gives the ground truth more than `DECIDED`.
+        contrast/decided: 1 where the softmax gives the ground truth more than `SURE`.
     """
     exists = torch.ones_like(policy_logps, dtype=torch.bool) if mask is None else mask
     h = implicit_rewards(policy_logps, reference_logps, beta=beta, mask=mask)
@@ -114,7 +114,7 @@ def contrast_metrics(
     return {
         "contrast/effective_candidates": torch.special.entr(shares).sum(-1).exp(),
         "contrast/spread": (deviation.square().sum(-1) / count[:, 0]).sqrt(),
-        "contrast/decided": (shares[:, 0] > DECIDED).to(h.dtype),
+        "contrast/decided": (shares[:, 0] > SURE).to(h.dtype),
     }
 
 
