@@ -193,6 +193,7 @@ def test_a_loss_is_above_its_start_from_one_and_a_half_times_on() -> None:
     assert found is not None
     assert (found.loss, found.start, found.moved) == (3.01, 2.0, None)
     assert above_start([{"step": 10, "loss": 99.0}], 64) is None  # of mle: no start is known
+    assert above_start([started(10, 3.0, start=0.0)], 64) is None
     assert above_start([], 64) is None
 
 

@@ -65,12 +65,10 @@ def test_a_run_that_was_stopped_early_is_finished(whole: Path, reference: Path, 
 
 
 def test_resumed_before_the_end_it_goes_on_counting(whole: Path, reference: Path, halves: Path, tmp_path: Path) -> None:
-    """From the last checkpoint but one, where one evaluation in a row was no better."""
+    """At the last checkpoint but one, the start, one evaluation in a row was no better."""
     output = tmp_path / "parts"
     shutil.copytree(whole, output)
-    steps = len(held_out(whole))
-    for name in (f"checkpoint-{steps}",):
-        shutil.rmtree(output / name)
+    shutil.rmtree(output / f"checkpoint-{len(held_out(whole))}")
     for name in ("model.safetensors", "trainer_state.json"):
         (output / name).unlink()
     assert main(cli(reference, halves, output, *WATCHED, "--resume_from_checkpoint", "true")) == 0

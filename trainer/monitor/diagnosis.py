@@ -160,7 +160,7 @@ def above_start(history: LogHistory, batch: int) -> AboveStart | None:
     if keys is None:
         return None
     loss, start = (average(last, key) for key in keys)
-    if not loss > TOO_LARGE * start:
+    if not loss > TOO_LARGE * start > 0:  # of a start at 0 no multiple says anything
         return None
     before = [*islice(logs, len(last))]
     moved = None
