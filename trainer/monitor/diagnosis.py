@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations, islice
+from itertools import chain, combinations, islice, pairwise
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -77,7 +77,9 @@ class Diagnosis(TrainerCallback, ExportableState):
         found = above_start(history, _batch(args))
         if found is None:
             return ""
-        moved = "" if found.moved is None else f": at beta {self.beta:g} one step moves h apart by {found.moved:.2g}"
+        moved = (
+            "" if found.moved is None else f": at beta {self.beta:g} a step moves h apart by up to {found.moved:.2g}"
+        )
         return (
             f"the loss is {found.loss:.2f}, {found.loss / found.start:.1f} times its start of {found.start:.2f}: the "
             f"step is too large{moved}. Try a smaller --learning_rate (now {args.learning_rate:g}), a warm-up "
@@ -134,8 +136,7 @@ class AboveStart:
 
     Attributes:
         loss, start: in nats.
-        moved: by how much an optimiser step moves the h of a group's candidates apart (their standard deviation), of
-            late; None where that is not logged.
+        moved: see `moved_apart`.
     """
 
     loss: float
@@ -154,20 +155,32 @@ def above_start(history: LogHistory, batch: int) -> AboveStart | None:
     Args:
         batch: groups per optimiser step.
     """
-    logs = train_logs(history, batch)
-    last = latest(logs, FEWEST_OF_LOSS)
+    last = latest(train_logs(history, batch), FEWEST_OF_LOSS)
     keys = loss_and_start(last[0].logs) if last else None
     if keys is None:
         return None
     loss, start = (average(last, key) for key in keys)
     if not loss > TOO_LARGE * start > 0:  # of a start at 0 no multiple says anything
         return None
-    before = [*islice(logs, len(last))]
-    moved = None
-    if SPREAD in last[0].logs:
-        now, earlier = ((average(part, SPREAD), _updates(part)) for part in (last, before))
-        moved = abs(now[0] - earlier[0]) / (now[1] - earlier[1]) if now[1] > earlier[1] else None
-    return AboveStart(loss, start, moved)
+    return AboveStart(loss, start, moved_apart([*train_logs(history, batch)][::-1]))
+
+
+def moved_apart(logs: Sequence[TrainLog]) -> float | None:
+    """By how much a step moved the h of a group's candidates apart: the growth of their standard deviation.
+
+    The fastest of a run so far, from one stretch of 128 groups to the next, the first from the start; None where it
+    is not logged.
+
+    Args:
+        logs: all, the oldest first.
+    """
+    points, stretch = [(0.0, 0.0)], []
+    for one in logs:
+        stretch.append(one)
+        if SPREAD in one.logs and sum(other.groups for other in stretch) >= FEWEST_OF_LOSS:
+            points.append((_updates(stretch), average(stretch, SPREAD)))
+            stretch = []
+    return max(((b - a) / (v - u) for (u, a), (v, b) in pairwise(points) if v > u), default=None)
 
 
 def mostly_decided(history: LogHistory, batch: int) -> float | None:
