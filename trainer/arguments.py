@@ -247,7 +247,8 @@ def _refuse_ignored(script: ScriptArguments, training: PaperTrainingArguments) -
 def _refuse_unwatched(script: ScriptArguments, training: PaperTrainingArguments) -> None:
     """Options of held-out groups that nobody watches, and held-out groups that are trained on."""
     if training.eval_strategy == "no":
-        given = {name: getattr(script, name) for name in ("eval_shards", "eval_split", "max_eval_samples")}
+        watched = ("eval_shards", "eval_split", "max_eval_samples", "early_stopping_patience")
+        given = {name: getattr(script, name) for name in watched}
         defaults = {f.name: f.default for f in dataclasses.fields(ScriptArguments)}
         idle = [name for name, value in given.items() if value != defaults[name]]
         idle += [name for name in ("eval_on_start", "load_best_model_at_end") if getattr(training, name)]
@@ -259,4 +260,9 @@ def _refuse_unwatched(script: ScriptArguments, training: PaperTrainingArguments)
         raise UserError(
             f"--eval_strategy would watch groups that are trained on: --split is '{script.split}', --eval_split "
             f"'{script.eval_split}'. Train on one half and watch the other, or give other sets as --eval_shards."
+        )
+    if script.early_stopping_patience and not training.load_best_model_at_end:
+        raise UserError(
+            "--early_stopping_patience stops when the best model is that many evaluations old. Add "
+            "--load_best_model_at_end true, so that the best one is kept."
         )

@@ -80,6 +80,11 @@ class ScriptArguments(SourceOptions):
     )
     eval_split: str = option("test", "which half of the data to watch with --eval_strategy", metavar="HALF")
     max_eval_samples: int | None = option(None, "watch the first so many held-out groups only")
+    early_stopping_patience: int | None = option(
+        None,
+        "stop after so many evaluations of held-out groups in a row that were no better than the best, by "
+        "--metric_for_best_model (default: loss), and take the best model: with --load_best_model_at_end true",
+    )
     dataset: str | None = option(
         None,
         f"{TRUTHS_ALONE} without --shards, with --task and what else says how rows are read: {DATASET_HELP}",
@@ -132,7 +137,7 @@ class ScriptArguments(SourceOptions):
             )
         self.check_source(self.split)
         require_split(self.eval_split)
-        require_positive(self, "max_eval_samples", "max_length", "row_tokens")
+        require_positive(self, "max_eval_samples", "max_length", "row_tokens", "early_stopping_patience")
         low, high = self.min_similarity, self.max_similarity
         if low is not None and high is not None and low > high:
             raise UserError(f"--min_similarity {low} is above --max_similarity {high}.")

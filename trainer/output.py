@@ -94,8 +94,9 @@ def _refuse_file(output: Path) -> None:
 
 def difference(theirs: dict[str, Any], job: dict[str, Any]) -> tuple[str, Any, Any] | None:
     """The first thing in which the record of another run differs from this job's: its name, theirs, ours."""
-    others = [name for name in fields_of_entries(OBJECTIVES, None) if name not in job]
-    # Records of before 0.5 hold options of objectives that have none.
+    options = fields_of_entries(OBJECTIVES, None)
+    # Records of before 0.5 hold options of objectives that have none; older ones lack options that were made since.
+    others = [name for name in options if name not in job or (job[name] is None and name not in theirs)]
     found = first_difference(theirs, as_read(job, default=str), ignore=[*others, *UNDECIDED])
     return (found[0].removeprefix("training."), *found[1:]) if found else None
 

@@ -19,6 +19,8 @@ DECISIVE = (
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
     *("mixed_precision", "neftune_noise_alpha"),
 )
+# And those that decide where training is stopped early; with them our options of that.
+STOPPING = ("metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps", "eval_delay")
 # Of the record, what decides nothing: where the objective's module lies. The hash of its source decides.
 UNDECIDED = ("origin.entry",)
 # Of pairs only: groups have an order of their own.
@@ -64,6 +66,7 @@ def job_record(
         "rank_by": rank_by,
         **{name: getattr(script, name) for name in ("min_similarity", "max_similarity")},
         **({"in_support": True} if script.in_support else {}),  # older records lack it
+        **({"early_stopping": _stopping(script, training)} if script.early_stopping_patience else {}),
         "batch_size": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
         "training": {name: getattr(training, name) for name in decisive},
         # By its hashes, not its name: see "model".
@@ -76,6 +79,12 @@ def job_record(
             "Rename it."
         )
     return {**record, **options}
+
+
+def _stopping(script: "ScriptArguments", training: "PaperTrainingArguments") -> dict[str, Any]:
+    """What decides when training is stopped early."""
+    ours = {name: getattr(script, name) for name in ("early_stopping_patience", "eval_split", "max_eval_samples")}
+    return {**ours, **{name: getattr(training, name) for name in STOPPING}}
 
 
 def _decisive_options(options: Any) -> dict[str, Any]:

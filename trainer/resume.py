@@ -14,6 +14,7 @@ from transformers.utils import strtobool
 from data.command.errors import UserError
 from data.models import WEIGHTS, read_header, read_object, weight_files
 from data.shape import Count, IfThere, ListOf, Maybe, as_read, misfit, parse_json
+from trainer.monitor.resumption import was_stopped_early
 from trainer.output import JOB_FILE, STATE_FILE, difference, read_job
 
 if TYPE_CHECKING:
@@ -35,7 +36,14 @@ STATE = {
     "stateful_callbacks": IfThere(
         {
             "TrainerControl": dict,
-            "GroundTruthWatch": IfThere({"attributes": {"warned": bool}}),
+            "Diagnosis": IfThere({"attributes": {"said": ListOf(str)}}),
+            "GroundTruthWatch": IfThere({"attributes": {"warned": bool}}),  # of before 0.7
+            "EarlyStopping": IfThere(
+                {
+                    "args": {"early_stopping_patience": Count()},
+                    "attributes": {"early_stopping_patience_counter": Count()},
+                }
+            ),
             "JobStamp": IfThere({"attributes": {"job": Maybe(dict)}}),
         }
     ),
@@ -149,7 +157,7 @@ def problem(checkpoint: Path, needs: Needs) -> str | None:
 
 
 def is_finished(output: Path, checkpoint: str, needs: Needs) -> bool:
-    """Whether a checkpoint is of a run's last step, and the model of that step lies in the output directory, whole."""
+    """Whether a checkpoint is of a run's last step, and the run's model lies in the output directory, whole."""
     if not (output / STATE_FILE).is_file():
         return False
     try:
@@ -157,7 +165,9 @@ def is_finished(output: Path, checkpoint: str, needs: Needs) -> bool:
         weights = [ADAPTER] if needs.adapter else [path.name for path in weight_files(output)] or [WEIGHTS]
     except UserError:
         return False
-    if not last["global_step"] == last.get("max_steps") == final.get("global_step"):
+    if last["global_step"] != final.get("global_step"):
+        return False
+    if last["global_step"] != last.get("max_steps") and not was_stopped_early(last):
         return False
     return not any(_damage(output / name) for name in (*weights, ADAPTER_CONFIG if needs.adapter else "config.json"))
 

@@ -65,10 +65,12 @@ def _train(
     from trainer.groups.sampler import EpochOfSampler
     from trainer.groups.training_data import load_training_data
     from trainer.ingredients import Setup
+    from trainer.monitor.diagnosis import Diagnosis
     from trainer.monitor.metrics_file import MetricsFile
     from trainer.monitor.ownership import StopIfTakenOver
+    from trainer.monitor.resumption import EarlyStopping
     from trainer.monitor.safety import CheckpointOnSigterm
-    from trainer.monitor.watch import Curves, GroundTruthWatch
+    from trainer.monitor.watch import Curves
     from trainer.policy import Policy
     from trainer.record import job_record
     from trainer.resume import JobStamp, Needs, check_job, find_checkpoint, is_finished, resume_from
@@ -114,9 +116,11 @@ def _train(
     with Attempt(output, script.model, claim) as attempt:
         trainer = make_trainer(script, Setup(policy, data, training, tokenizer, row_tokens))
         sigterm = CheckpointOnSigterm(trainer.accelerator)
-        watches = MetricsFile(), GroundTruthWatch(script.chosen.remedies), Curves()
+        chosen, patience = script.chosen, script.early_stopping_patience
+        watches = MetricsFile(), Diagnosis(chosen.remedies, chosen.beta(script.options)), Curves()
+        stopping = [] if patience is None else [EarlyStopping(patience)]
         guards = [] if claim is None else [StopIfTakenOver(claim)]
-        for callback in (EpochOfSampler(), JobStamp(job), sigterm, *guards, *watches, attempt):
+        for callback in (EpochOfSampler(), JobStamp(job), sigterm, *stopping, *guards, *watches, attempt):
             trainer.add_callback(callback)
         if claim is not None:
             claim.check()

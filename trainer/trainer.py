@@ -16,13 +16,12 @@ from trainer.groups.sampler import StepSampler
 from trainer.monitor.resumption import SoundResumption
 from trainer.monitor.safety import SoundSaves, check_finite
 from trainer.monitor.start import computed_in, report_start
-from trainer.objectives.base import Objective, Term
+from trainer.objectives.base import TERM, Objective, Term
 from trainer.objectives.rewards import implicit_rewards
 from trainer.scoring.prepared_model import PreparedModel, candidate_logps
 
 log = logging.getLogger(__name__)
 
-TERM = "loss/"  # before a term's name in logs
 START_PASSES = 8  # the forward passes to compare policy and reference on, before the first step
 
 
@@ -166,6 +165,9 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
             padding, number = positions.tolist()  # type: ignore[union-attr]
             averages = self._averages(self._sums)
             averages.pop("loss")  # transformers' own is the same number
+            shown = getattr(self.train_dataset, "shown_per_epoch", None)
+            if shown is not None:
+                averages["contrast/repeats"] = round((self.state.epoch or 0.0) * shown, 4)
             logs = {**logs, **averages, "tokens_per_second": round((number - padding) / elapsed, 1)}
             self._sums = {}
         super().log(logs, start_time)
@@ -310,7 +312,7 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
                 sums = losses.setdefault(expected.formula, [0.0, 0.0])
                 sums[0] += total
                 sums[1] += expected.values.sum().item()
-            longest = max(longest, int(packed.tokens.slot.bincount().max()))
+            longest = max(longest, int(packed.tokens.lengths.max()))
             groups += packed.num_groups
         if not groups:
             return

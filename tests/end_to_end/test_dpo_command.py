@@ -103,8 +103,11 @@ def test_held_out_pairs_are_watched_under_our_names(reference: Path, both_halves
     assert train[-1]["rewards/margin"] > 0.5
     assert held_out[-1]["eval_loss"] < math.log(2)
 
-    loss, *others = figure(lines).axes
-    assert all(axes.get_lines() for axes in (loss, *others))
+    *drawn, rivals, distance = figure(lines).axes
+    assert all(axes.get_lines() for axes in drawn)
+    assert not rivals.get_lines()  # TRL's trainer measures neither
+    assert not distance.get_lines()
+    assert train[0]["start/contrast"] == held_out[0]["eval_start/contrast"] == pytest.approx(math.log(2))
     assert (tmp_path / "training.png").exists()
 
 
@@ -186,7 +189,7 @@ def test_two_processes_stop_together_each_with_its_groups(reference: Path, both_
         ("rank_by", "embedding", "objective 'dpo' without --min_similarity, --max_similarity or :similar"),
         ("row_tokens", "512", "objective 'dpo', which trains on pairs"),
         ("pss_passes", "2", "objective 'dpo'; it goes with --objective pss"),
-        ("sft_weight", "1", "objective 'dpo'; it goes with --objective cpo and cpo-rank"),
+        ("sft_weight", "1", "objective 'dpo'; it goes with --objective cpo and cpo-rank and nca"),
     ],
 )
 def test_options_that_do_not_apply_are_refused(

@@ -88,7 +88,7 @@ def test_the_command_watches_the_held_out_half_by_strategy(reference: Path, two_
         for line in lines_of:
             assert {prefix + name for name in names} <= line.keys()
     image = Image.open(tmp_path / "out" / "training.png")
-    assert image.size == (1210, 825)
+    assert image.size == (1210, 1210)
 
     groups = half(two_halves, "test")
     assert len(groups) == 16

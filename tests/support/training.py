@@ -17,7 +17,7 @@ from data.shards import NegativeSet
 from trainer.arguments import PaperTrainingArguments
 from trainer.groups.dataset import Collator, ContrastiveGroups
 from trainer.groups.store import GroupStore
-from trainer.monitor.watch import GroundTruthWatch
+from trainer.monitor.diagnosis import Diagnosis
 from trainer.objectives import OBJECTIVES
 from trainer.scoring.prepared_model import prepare_model
 from trainer.trainer import ContrastiveTrainer
@@ -109,7 +109,7 @@ class Run:
 
     def save(self, path: Path) -> str:
         for callback in self.callbacks:
-            if isinstance(callback, GroundTruthWatch):
+            if isinstance(callback, Diagnosis):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()  # type: ignore[index, call-overload]
         self.state.save_to_json(str(path))
         self.event("on_save")

@@ -110,6 +110,8 @@ def test_transformers_says_which_attention_a_model_uses(
         ("--objective", "pss", "--pss_mixtures", "2"),
         ("--objective", "dpo", "--train_sampling_strategy", "group_by_length"),
         ("--objective", "dpo", "--beta", "1"),
+        ("--objective", "nca", "--beta", "1"),
+        ("--loss_normalize", "length"),
     ],
 )
 def test_the_record_holds_what_decides_the_result(more: tuple[str, ...]) -> None:
@@ -130,6 +132,8 @@ def test_the_record_holds_what_decides_the_result(more: tuple[str, ...]) -> None
     [
         ("cpo", "sft_weight", "0.5"),
         ("cpo-rank", "sft_weight", "0.5"),
+        ("cpo", "loss_normalize", "length"),
+        ("nca", "beta", "1"),
         ("pss", "pss_share", "0.75"),
         ("pss", "pss_passes", "2"),
         ("pss", "pss_mixtures", "1"),

@@ -13,7 +13,9 @@ from trainer.monitor.watch import Curves
 
 HISTORY: list[dict[str, Any]] = [
     {"step": 10, "loss": 2.5, "logps/ground_truth_change": 0.0, "rewards/margin": 0.1, "rewards/top1": 0.2}
-    | {"rewards/margin/an": 0.2, "rewards/margin/bn": 0.3, "rewards/kendall_tau": -0.1},
+    | {"rewards/margin/an": 0.2, "rewards/margin/bn": 0.3, "rewards/kendall_tau": -0.1}
+    | {"start/contrast": 2.0, "contrast/kl_bound": -0.5, "contrast/effective_candidates": 7.0, "contrast/spread": 4.0}
+    | {"contrast/decided": 0.25, "contrast/h_per_token": 0.1, "contrast/repeats": 0.5},
     {"step": 10, "eval_loss": 2.6, "eval_logps/ground_truth_change": 0.1, "eval_rewards/margin": 0.05}
     | {"eval_rewards/margin/an": 0.4, "eval_rewards/top1": 0.3, "eval_rewards/kendall_tau": 0.4},
     {"step": 20, "loss": 1.5, "logps/ground_truth_change": -0.5, "rewards/margin": 1.1, "rewards/top1": 0.7}
@@ -32,8 +34,13 @@ def lines(axes: Any) -> dict[str, tuple[str, list[list[float]]]]:
 
 
 def test_the_panels_show_the_logs_train_solid_and_held_out_dashed() -> None:
-    loss, change, margin, ranking = figure(HISTORY).axes
-    assert lines(loss) == {"train": ("-", [[10, 2.5], [20, 1.5]]), "held-out": ("--", [[10, 2.6]])}
+    loss, change, margin, ranking, rivals, distance = figure(HISTORY).axes
+    assert lines(loss) == {
+        "train": ("-", [[10, 2.5], [20, 1.5]]),
+        "held-out": ("--", [[10, 2.6]]),
+        "contrast at the start, train": ("-", [[10, 2.0]]),
+        "bound on KL(P || A), train": ("-", [[10, -0.5]]),
+    }
     assert lines(change) == {"train": ("-", [[10, 0.0], [20, -0.5]]), "held-out": ("--", [[10, 0.1]])}
     assert lines(margin) == {
         "an, train": ("-", [[10, 0.2], [20, 1.2]]),
@@ -45,7 +52,14 @@ def test_the_panels_show_the_logs_train_solid_and_held_out_dashed() -> None:
         "top-1 accuracy, held-out": ("--", [[10, 0.3]]),
         "Kendall's tau, train": ("-", [[10, -0.1], [20, 0.5]]),
         "Kendall's tau, held-out": ("--", [[10, 0.4]]),
+        "decided, train": ("-", [[10, 0.25]]),
     }
+    assert lines(rivals) == {
+        "effective candidates, train": ("-", [[10, 7.0]]),
+        "repeats of negatives, train": ("-", [[10, 0.5]]),
+    }
+    assert lines(distance) == {"spread in a group, train": ("-", [[10, 4.0]]), "per token, train": ("-", [[10, 0.1]])}
+    assert distance.get_yscale() == "log"
     colours = [line.get_color() for line in margin.get_lines()]
     assert colours == ["C0", "C0", "C1", "grey"]
     assert margin.get_lines()[-1].get_ydata() == [0.0, 0.0]
@@ -58,6 +72,8 @@ def test_panels_of_curves_have_titles_units_and_legends() -> None:
         "Ground truth, policy minus reference",
         "Margin, h of ground truth minus mean h of negatives",
         "Ranking",
+        "What competes",
+        "Distance from the reference",
     ]
     assert {axes.get_xlabel() for axes in panels} == {"optimiser step"}
     assert [axes.get_ylabel() for axes in panels] == [
@@ -65,6 +81,8 @@ def test_panels_of_curves_have_titles_units_and_legends() -> None:
         "log-probability (nats)",
         "h (beta x nats)",
         "share of groups; tau, -1 to 1",
+        "candidates; times shown",
+        "h (beta x nats)",
     ]
     for axes in panels:
         legend = axes.get_legend()
@@ -89,10 +107,12 @@ def test_panels_without_data_say_so() -> None:
     assert [axes.texts[0].get_text() for axes in others] == [
         "no data: the logs hold no\nlogps/ground_truth_change",
         "no data: the logs hold no\nrewards/margin",
-        "no data: the logs hold no\nrewards/top1\nrewards/kendall_tau",
+        "no data: the logs hold no\nrewards/top1\nrewards/kendall_tau\ncontrast/decided",
+        "no data: the logs hold no\ncontrast/effective_candidates\ncontrast/repeats",
+        "no data: the logs hold no\ncontrast/spread\ncontrast/h_per_token",
     ]
     assert all(not axes.get_lines() for axes in others)
-    assert [len(axes.texts) for axes in figure([]).axes] == [1, 1, 1, 1]
+    assert [len(axes.texts) for axes in figure([]).axes] == [1] * 6
 
 
 def test_a_value_that_is_no_number_is_a_gap() -> None:
@@ -103,7 +123,7 @@ def test_a_value_that_is_no_number_is_a_gap() -> None:
     assert png(figure(history)).startswith(b"\x89PNG")
 
 
-def test_the_png_is_an_image_of_four_panels(tmp_path: Path) -> None:
+def test_the_png_is_an_image_of_six_panels(tmp_path: Path) -> None:
     run = Run(tmp_path, Curves())
     for logs in HISTORY[:2]:
         run.log(**logs)
@@ -116,6 +136,6 @@ def test_the_png_is_an_image_of_four_panels(tmp_path: Path) -> None:
     assert first != last
     image = Image.open(BytesIO(last))
     image.load()
-    assert (image.format, image.size) == ("PNG", (1210, 825))
+    assert (image.format, image.size) == ("PNG", (1210, 1210))
     assert len(set(image.convert("L").get_flattened_data())) > 20  # drawn, not blank
     assert [path.name for path in tmp_path.iterdir()] == ["training.png"]

@@ -16,7 +16,7 @@ from data.shards import NegativeSet
 from tests.support.training import Infinite, first_gradient
 from trainer.arguments import PaperTrainingArguments
 from trainer.groups.dataset import ContrastiveGroups
-from trainer.monitor.watch import GroundTruthWatch
+from trainer.monitor.diagnosis import Diagnosis
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.losses import cpo_loss
 from trainer.objectives.pairs import PairTrainer, dpo_config, make_dpo_trainer, preference_pairs
@@ -249,7 +249,7 @@ def test_a_ground_truth_that_falls_is_named(
         return loss
 
     trainer.compute_loss = falling_stub  # type: ignore[method-assign]
-    trainer.add_callback(GroundTruthWatch(OBJECTIVES.load("dpo").remedies))
+    trainer.add_callback(Diagnosis(OBJECTIVES.load("dpo").remedies))
     trainer.train()
-    (line,) = (record.getMessage() for record in caplog.records if record.name == "trainer.monitor.watch")
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "trainer.monitor.diagnosis")
     assert line.startswith("By step 9 the train ground truths have become less likely than under the reference (-6.00")

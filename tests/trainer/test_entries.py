@@ -19,7 +19,7 @@ from trainer.objectives.base import Objective, fault_of
 
 NAMES = OBJECTIVES.names()
 HOME = ROOT / "trainer" / "objectives"
-SHIPPED = {"cpo", "cpo-rank", "dpo", "mle", "pss"}
+SHIPPED = {"cpo", "cpo-rank", "dpo", "mle", "nca", "pss"}
 
 
 def strings(path: Path) -> list[str]:
@@ -147,12 +147,17 @@ def test_finding_the_entries_loads_nothing_heavy() -> None:
     [
         ("cpo", {"beta": 0.0}, "--beta must be above 0, got 0.0."),
         ("cpo-rank", {"sft_weight": -1.0}, "--sft_weight must be 0 or more, got -1.0."),
+        (
+            "cpo",
+            {"loss_normalize": "tokens"},
+            "--loss_normalize can be length, got 'tokens'. Leave it out for sums.",
+        ),
         ("dpo", {"beta": float("nan")}, "--beta must be above 0, got nan."),
         ("pss", {"pss_share": 1.5}, "--pss_share must be from 0 to 1, got 1.5."),
         ("pss", {"pss_mixtures": 0}, "--pss_mixtures must be at least 1, got 0."),
     ],
 )
-def test_options_of_objectives_check_their_values(name: str, values: dict[str, float], said: str) -> None:
+def test_options_of_objectives_check_their_values(name: str, values: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as caught:
         OBJECTIVES.load(name).Options(**values).check()
     assert str(caught.value) == said

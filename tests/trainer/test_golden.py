@@ -33,6 +33,8 @@ GOLDEN = {
     "cpo-rank": [3.17805, 2.62111, 1.96680, 1.68010, 1.29159, 1.10036],
     "dpo": [0.69315, 0.38786, 0.17590, 0.08201, 0.04203, 0.02306],
     "cpo + 0.5 mle": [4.62267, 3.96525, 3.44311, 3.15326, 2.95902, 2.82005],
+    "nca": [1.38629, 1.00701, 0.67577, 0.47723, 0.30902, 0.26966],
+    "cpo + length": [1.38629, 0.90372, 0.50107, 0.27156, 0.12633, 0.07195],
 }
 # Options of the objectives that are not their defaults.
 GIVEN: dict[str, dict[str, Any]] = {
@@ -40,8 +42,10 @@ GIVEN: dict[str, dict[str, Any]] = {
     "cpo": {"beta": 0.5},
     "cpo-rank": {"beta": 0.5},
     "cpo + 0.5 mle": {"beta": 0.5, "sft_weight": 0.5},
+    "nca": {"beta": 0.5},
+    "cpo + length": {"loss_normalize": "length"},
 }
-TRAJECTORIES = ("mle", "pss", "cpo", "cpo-rank", "cpo + 0.5 mle", "dpo")
+TRAJECTORIES = ("mle", "pss", "cpo", "cpo-rank", "cpo + 0.5 mle", "dpo", "nca", "cpo + length")
 
 
 def trajectory(objective: str, reference: Path, negatives: NegativeSet, out: Path) -> list[float]:

@@ -7,9 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from trainer.objectives.losses import cpo_loss, cpo_ranking_loss, mle_loss
+from trainer.objectives.losses import cpo_loss, cpo_ranking_loss, mle_loss, nca_loss
 from trainer.objectives.rewards import (
+    contrast_metrics,
+    h_per_token,
     implicit_rewards,
+    kl_bound,
     preference_metrics,
     strategy_metrics,
 )
@@ -29,6 +32,7 @@ def ranked(policy: torch.Tensor, reference: torch.Tensor, *, beta: float, mask: 
 
 
 BOTH = pytest.mark.parametrize("loss", [cpo_loss, ranked], ids=["cpo", "ranking"])
+EACH = pytest.mark.parametrize("loss", [cpo_loss, ranked, nca_loss], ids=["cpo", "ranking", "nca"])
 
 
 def random_logps(groups: int, k: int, seed: int = 0, dtype: torch.dtype = torch.float64):
@@ -124,7 +128,7 @@ def test_equal_ranks_keep_the_order_of_the_candidates():
     assert tied.item() == ranked(policy, reference, beta=1.0).item()
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradients_match_finite_differences(loss: Loss, masked: bool):
     policy, reference = random_logps(3, 4)
@@ -160,7 +164,7 @@ def test_small_terms_behind_a_large_one_are_not_lost():
     assert ranked(h, torch.zeros_like(h), beta=1.0).item() == pytest.approx(math.log1p(math.exp(-1)), rel=1e-6)
 
 
-@BOTH
+@EACH
 def test_bfloat16_inputs_are_reduced_in_float32(loss: Loss):
     policy, reference = random_logps(8, 5, dtype=torch.bfloat16)
     result = loss(policy, reference, beta=5.0)
@@ -168,7 +172,7 @@ def test_bfloat16_inputs_are_reduced_in_float32(loss: Loss):
     assert result.item() == loss(policy.float(), reference.float(), beta=5.0).item()
 
 
-@BOTH
+@EACH
 def test_a_masked_batch_is_the_mean_of_its_groups_computed_alone(loss: Loss):
     policy, reference = random_logps(4, 5)
     counts = [5, 1, 3, 2]
@@ -178,7 +182,7 @@ def test_a_masked_batch_is_the_mean_of_its_groups_computed_alone(loss: Loss):
     torch.testing.assert_close(result, torch.stack(alone).mean(), rtol=1e-12, atol=0)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf, 1e30])
 def test_garbage_in_masked_slots_matters_neither_for_loss_nor_for_gradient(loss: Loss, garbage: float):
     mask = torch.tensor([[True, True, False, True], [True, False, False, True]])
@@ -195,7 +199,7 @@ def test_garbage_in_masked_slots_matters_neither_for_loss_nor_for_gradient(loss:
     assert math.isfinite(results[0][0])
 
 
-@BOTH
+@EACH
 def test_anomaly_detection_finds_nothing_in_masked_groups(loss: Loss):
     policy, reference = random_logps(2, 4)
     policy.requires_grad_(True)
@@ -276,3 +280,94 @@ def test_strategy_metrics_are_the_metrics_against_one_strategys_negatives():
     assert found["rewards/kendall_tau/an"].tolist() == pytest.approx([(1 + 1 - 1) / 3, (-1 + 1 + 1) / 3])
     assert found["rewards/margin/bn"].tolist() == [2 * (1 + 8)]  # the second group has none
     assert set(found) == {f"rewards/{key}/{s}" for key in ("margin", "top1", "kendall_tau") for s in ("an", "bn")}
+
+
+def test_nca_with_three_candidates_by_hand():
+    # h = [1, 0, -2]: -log sigmoid(1) = log(1 + e^-1) = 0.313262;
+    # negatives: -log sigmoid(-0) = log 2 = 0.693147, -log sigmoid(2) = log(1 + e^-2) = 0.126928; their mean 0.410038.
+    loss = nca_loss(torch.tensor([POLICY]), torch.tensor([REFERENCE]), beta=BETA)
+    assert loss.item() == pytest.approx(0.313262 + 0.410038, abs=1e-6)
+
+
+@pytest.mark.parametrize(("k", "times"), [(1, 1), (2, 2), (12, 2)])
+def test_nca_starts_at_log_2_for_the_truth_and_for_its_negatives(k: int, times: int):
+    policy, _ = random_logps(3, k)
+    assert nca_loss(policy, policy, beta=5.0).item() == pytest.approx(times * math.log(2), abs=1e-12)
+
+
+def test_nca_is_absolute_a_shift_of_all_candidates_changes_it():
+    """A contrast by softmax does not see that all of a group have become less likely; here the truth's place counts."""
+    policy, reference = random_logps(4, 3)
+    lower = nca_loss(policy - 1, reference, beta=1.0) - nca_loss(policy, reference, beta=1.0)
+    assert abs(lower.item()) > 0.01
+    torch.testing.assert_close(cpo_loss(policy - 1, reference, beta=1.0), cpo_loss(policy, reference, beta=1.0))
+
+
+def test_the_optimum_of_nca_is_the_log_ratio_of_truths_to_negatives():
+    """Three outcomes, P and A known: the expected loss over all draws is least at h = log P/A, without a constant."""
+    p, a = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
+    pairs = list(itertools.product(range(3), repeat=2))
+    weights = torch.stack([p[i] * a[j] for i, j in pairs])
+    h = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([h], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimiser.zero_grad()
+        each = [nca_loss(h[[i, j]][None], torch.zeros(1, 2, dtype=torch.float64), beta=1.0) for i, j in pairs]
+        loss = (torch.stack(each) * weights).sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    torch.testing.assert_close(h.detach(), (p / a).log(), atol=1e-5, rtol=0)
+
+
+@EACH
+def test_a_beta_for_each_candidate_is_a_sum_divided_by_its_own_tokens(loss: Loss):
+    policy, reference = random_logps(3, 4)
+    lengths = torch.tensor([[3, 1, 2, 5], [1, 1, 1, 1], [8, 2, 4, 2]], dtype=torch.float64)
+    found = loss(policy, reference, beta=2.0 / lengths)
+    torch.testing.assert_close(found, loss(policy / lengths, reference / lengths, beta=2.0), rtol=1e-12, atol=0)
+
+
+def test_contrast_metrics_by_hand():
+    nan = math.nan
+    policy, reference = torch.tensor([POLICY, [5.0, 0.0, nan]]), torch.tensor([REFERENCE, [0.0, 0.0, nan]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    found = contrast_metrics(policy, reference, beta=BETA, mask=mask)
+    # h = [1, 0, -2]: shares e^1, 1, e^-2 over 3.853617 = 0.705385, 0.259496, 0.035119.
+    # Entropy: 0.246188 + 0.350064 + 0.117614 = 0.713866; exp: 2.041869. h = [10, 0]: shares 0.9999546, 0.0000454.
+    small = math.exp(-10) / (1 + math.exp(-10))
+    entropy = -small * math.log(small) - (1 - small) * math.log1p(-small)
+    assert found["contrast/effective_candidates"].tolist() == pytest.approx([2.041869, math.exp(entropy)], abs=1e-5)
+    # Mean -1/3, squares 16/9 + 1/9 + 25/9 = 42/9 over 3.
+    assert found["contrast/spread"].tolist() == pytest.approx([math.sqrt(42 / 27), 5.0], abs=1e-6)
+    assert found["contrast/decided"].tolist() == [0.0, 1.0]
+    bound = kl_bound(policy, reference, beta=BETA, mask=mask)
+    assert bound.tolist() == pytest.approx([math.log(3) - 0.349012, math.log(2) - math.log1p(math.exp(-10))], abs=1e-6)
+    # |h| = 1, 0, 2 over 2, 4, 4 tokens: (1/2 + 0 + 1/2) / 3; the second group 10/5 and 0.
+    tokens = torch.tensor([[2, 4, 4], [5, 5, 0]])
+    per_token = h_per_token(policy, reference, tokens, beta=BETA, mask=mask)
+    assert per_token.tolist() == pytest.approx([1 / 3, 1.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2, 12])
+def test_contrast_metrics_of_the_reference_itself(k: int):
+    policy, _ = random_logps(2, k)
+    found = contrast_metrics(policy, policy, beta=5.0)
+    assert found["contrast/effective_candidates"].tolist() == pytest.approx([k, k])
+    assert found["contrast/spread"].tolist() == [0.0, 0.0]
+    assert found["contrast/decided"].tolist() == [float(k == 1)] * 2
+    assert kl_bound(policy, policy, beta=5.0).tolist() == pytest.approx([0.0, 0.0], abs=1e-12)
+
+
+def test_strategy_metrics_take_a_beta_for_each_candidate():
+    policy, reference = random_logps(3, 3)
+    strategy, ranks = torch.tensor([[-1, 0, 1], [-1, 0, -1], [-1, 1, 1]]), torch.arange(3).expand(3, 3)
+    mask = torch.tensor([[True] * 3, [True, True, False], [True] * 3])
+    lengths = torch.tensor([[1.0, 2, 3], [4, 5, 1], [6, 7, 8]], dtype=torch.float64)
+    found = strategy_metrics(policy, reference, ranks, strategy, ["an", "bn"], beta=2.0 / lengths, mask=mask)
+    args = policy / lengths, reference / lengths, ranks, strategy, ["an", "bn"]
+    expected = strategy_metrics(*args, beta=2.0, mask=mask)
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values)

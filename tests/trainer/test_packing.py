@@ -171,6 +171,12 @@ def test_padding_counts_the_positions_without_a_token():
     assert pad([EXAMPLE, SHORT]).padding == 1 + 4 + 3 + 4  # five rows of 6: 5, 6, 2, 3 and 2 tokens
 
 
+@pytest.mark.parametrize("arrange", [pack, pad])
+def test_lengths_are_the_tokens_of_each_continuation(arrange):
+    batch = arrange([Continuations([1, 2], [[3, 4, 5], [6]]), Continuations([7], [[8, 9]])])
+    assert batch.lengths.tolist() == [[3, 1], [2, 0]]
+
+
 def test_the_lengths_of_a_groups_layouts():
     assert EXAMPLE.packed_length == 2 + 2 + 3
     assert EXAMPLE.longest == 3 + 3

@@ -17,7 +17,9 @@ from trainer.run import main
 pytestmark = pytest.mark.seconds
 
 
-@pytest.mark.parametrize(("objective", "expected"), [("cpo", math.log(4)), ("cpo-rank", math.log(24))])
+@pytest.mark.parametrize(
+    ("objective", "expected"), [("cpo", math.log(4)), ("cpo-rank", math.log(24)), ("nca", 2 * math.log(2))]
+)
 def test_the_loss_starts_at_log_k_and_log_k_factorial(
     objective: str, expected: float, reference: Path, negative_set: Path, tmp_path: Path
 ) -> None:
@@ -27,6 +29,7 @@ def test_the_loss_starts_at_log_k_and_log_k_factorial(
     trainer.train()
     first = trainer.state.log_history[0]
     assert float(first["loss"]) == pytest.approx(expected, abs=2e-3)
+    assert float(first["start/contrast"]) == pytest.approx(expected)
     assert abs(float(first["logps/ground_truth_change"])) < 1e-3
     assert abs(float(first["rewards/margin"])) < 1e-2
     assert float(first["padding_fraction"]) == 0.0

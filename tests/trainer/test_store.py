@@ -351,3 +351,30 @@ def test_a_split_without_groups_is_refused(tmp_path: Path) -> None:
     negatives = write(tmp_path / "set", [group(1)], 1, "train")
     with pytest.raises(UserError, match="holds no groups of split 'test'"):
         GroupStore([negatives], "test")
+
+
+@pytest.mark.parametrize(
+    ("use", "shown"),
+    # Sets a and b hold four an and two bn.
+    [
+        (None, 1.0),
+        ("an=2", 1.0),
+        ("an=2:random", 2 / 4),
+        ("an=2:random,bn=1", 3 / 5),
+        ("an=4:random,bn=1:random", 5 / 6),
+    ],
+)
+def test_an_epoch_shows_each_negative_once_or_a_share_of_those_it_draws_from(
+    sets: list[NegativeSet], use: str | None, shown: float
+) -> None:
+    groups = ContrastiveGroups.of(sets, "train", use)
+    assert groups.shown_per_epoch == pytest.approx(shown)
+    seen = Counter()  # type: ignore[var-annotated]  # of lists of ids
+    epochs = 60
+    for epoch in range(epochs):
+        seen.update(tuple(ids) for ids in groups[epoch * len(groups)].tokens.continuations[1:])
+    assert sum(seen.values()) / len(seen) == pytest.approx(epochs * shown)
+
+
+def test_ground_truths_alone_show_no_negatives(sets: list[NegativeSet]) -> None:
+    assert ContrastiveGroups(GroupStore(sets, "train")).shown_per_epoch is None

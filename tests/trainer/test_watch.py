@@ -1,9 +1,7 @@
-"""The watch on training: what metrics.jsonl holds and when the ground-truth warning comes."""
+"""The watch on training: what metrics.jsonl holds, and what a real run that was stopped and resumed leaves."""
 
 import json
-import logging
 import math
-import random
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +19,12 @@ from transformers import (
 
 from data.command.errors import UserError
 from tests.support.training import Run, metrics
+from trainer.monitor.diagnosis import Diagnosis
 from trainer.monitor.metrics_file import MetricsFile
-from trainer.monitor.watch import Curves, GroundTruthWatch, falling_while_growing, trend
+from trainer.monitor.watch import Curves
 from trainer.objectives import OBJECTIVES
 
 REMEDIES = OBJECTIVES.load("cpo").remedies
-
-LOGS = 50
-
-
-def noise(seed: int, scale: float = 1.0, slope: float = 0.0) -> list[float]:
-    draw = random.Random(seed)
-    return [slope * i + draw.gauss(0.0, scale) for i in range(LOGS)]
-
-
-def alarm(changes: list[float], margins: list[float]) -> int | None:
-    """The log at which the watch would warn, judging after each; None if never."""
-    ends = range(1, len(changes) + 1)
-    return next((end for end in ends if falling_while_growing(changes[:end], margins[:end])), None)
-
-
-def contrast(change: float, margin: float, prefix: str = "") -> dict[str, float]:
-    return {
-        f"{prefix}loss": 1.0,
-        f"{prefix}logps/ground_truth_change": change,
-        f"{prefix}rewards/margin": margin,
-    }
 
 
 # --- metrics.jsonl
@@ -109,9 +87,9 @@ def test_starting_again_without_a_checkpoint_drops_the_lines_of_the_attempt(tmp_
 
 
 def test_only_the_main_process_writes_and_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = Run(tmp_path / "out", MetricsFile(), GroundTruthWatch(REMEDIES), Curves(), main=False)
+    run = Run(tmp_path / "out", MetricsFile(), Diagnosis(REMEDIES), Curves(), main=False)
     for step in range(30):
-        run.log(step, **contrast(-step, step))
+        run.log(step, **{"loss": 1.0, "logps/ground_truth_change": -step, "rewards/margin": step})
     run.event("on_save")
     run.event("on_train_end")
     assert not (tmp_path / "out").exists()
@@ -143,132 +121,6 @@ def test_a_failed_line_costs_a_warning_and_the_next_log_makes_up_for_it(
     run.log(5, loss=5.0)
     assert [json.loads(line)["loss"] for line in file.read_text().splitlines()] == [1.0, 2.0, 3.0, 4.0, 5.0]
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".tmp-")]
-
-
-# --- the warning
-
-
-@pytest.mark.parametrize(
-    ("n", "expected"), [(1, 0.0), (8, 27 / math.sqrt(8 * 7 * 21 / 18)), (9, 35 / math.sqrt(9 * 8 * 23 / 18))]
-)
-def test_the_trend_is_mann_and_kendalls_z(n: int, expected: float) -> None:
-    assert trend([float(i) for i in range(n)]) == pytest.approx(expected)
-    assert trend([-float(i) for i in range(n)]) == pytest.approx(-expected)
-
-
-def test_the_trend_counts_ordered_pairs_not_sizes() -> None:
-    """By hand: of the six pairs of 1, 3, 2, 9 five rise and one falls; (4 - 1) / sqrt(4 * 3 * 13 / 18)."""
-    assert trend([1, 3, 2, 9]) == pytest.approx(3 / math.sqrt(26 / 3))
-    assert trend([1, 3, 2, 9000]) == trend([1, 3, 2, 9])
-    assert trend([2.0] * 10) == 0.0
-
-
-def test_flat_noise_hardly_ever_raises_a_false_alarm() -> None:
-    """Judged after each of 50 logs, the margin growing all along, which is the harder case: below 2 %."""
-    growing = [float(i) for i in range(LOGS)]
-    assert sum(alarm(noise(seed), growing) is not None for seed in range(200)) / 200 < 0.02
-    assert not any(alarm(noise(seed), noise(seed + 1000)) for seed in range(200))
-
-
-@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
-def test_a_fall_of_one_standard_deviation_per_five_logs_is_always_found(scale: float) -> None:
-    found = [alarm(noise(s, scale, -scale / 5), noise(s + 1000, scale, scale / 5)) for s in range(100)]
-    assert None not in found
-    assert sorted(found)[50] <= 25  # type: ignore[type-var]
-
-
-@pytest.mark.seconds
-def test_no_alarm_when_the_ground_truth_rises_or_the_margin_is_flat() -> None:
-    fall = [-float(i) for i in range(LOGS)]
-    assert alarm(fall, [3.0] * LOGS) is None
-    assert sum(alarm(fall, noise(seed)) is not None for seed in range(200)) / 200 < 0.02
-    for seed in range(50):
-        growing, falling = noise(seed + 1000, 1.0, 0.3), noise(seed, 1.0, -0.3)
-        assert alarm(noise(seed, 1.0, 0.3), growing) is None
-        assert alarm(falling, falling) is None
-        assert alarm(falling, growing) is not None
-
-
-def test_no_alarm_for_a_single_dip_above_the_reference_or_a_fall_of_next_to_nothing() -> None:
-    growing = [float(i) for i in range(LOGS)]
-    for seed in range(50):
-        dip = noise(seed, 0.1, 0.01)
-        dip[20] -= 100.0
-        assert alarm(dip, growing) is None
-    above = [10.0 - 0.1 * i for i in range(LOGS)]
-    assert alarm(above, growing) is None
-    assert alarm([-0.001 * i for i in range(LOGS)], growing) is None
-    assert alarm([-0.01 * i for i in range(LOGS)], growing) == 14  # the mean of logs 10 to 14 is -0.11
-
-
-def test_eight_logs_are_too_few_and_nine_enough() -> None:
-    falling, growing = [-float(i) for i in range(9)], [float(i) for i in range(9)]
-    assert not falling_while_growing(falling[:8], growing[:8])
-    assert falling_while_growing(falling, growing)
-    assert not falling_while_growing([], [])
-
-
-def test_the_warning_comes_once_in_one_line_and_says_what_to_try(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    run = Run(tmp_path, GroundTruthWatch(REMEDIES))
-    for step in range(0, 300, 10):
-        run.log(step, **contrast(-step / 10, step / 5))
-        assert len(caplog.records) == (step >= 80)
-    assert caplog.records[0].levelno == logging.WARNING
-    assert caplog.messages == [
-        "By step 80 the train ground truths have become less likely than under the reference (-6.00 nats, and falling "
-        "over the last 9 logs) while the margin grows (now 12.00). To keep them likely try a smaller --beta or "
-        "--learning_rate, fewer steps, --sft_weight 0.1 to 1, or an ensemble with the MLE "
-        "model: python -m trainer.ensemble."
-    ]
-
-
-def test_held_out_logs_decide_once_there_are_nine_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = Run(tmp_path, GroundTruthWatch(REMEDIES))
-    for step in range(9):  # not yet below the reference on train groups, and rising on held-out ones
-        run.log(step, **contrast(7.0 - step, step))
-        run.log(step, **contrast(step, step, "eval_"))
-    for step in range(9, 30):
-        run.log(step, **contrast(7.0 - step, step))
-    assert caplog.messages == []
-    for step in range(30, 60):
-        run.log(step, **contrast(7.0 - step, step, "eval_"))
-    assert len(caplog.messages) == 1
-    assert "the held-out ground truths" in caplog.messages[0]
-
-
-def test_logs_without_both_numbers_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = Run(tmp_path, GroundTruthWatch(REMEDIES))
-    for step in range(8):
-        run.log(step, **contrast(-step, step))
-        run.log(step, **contrast(math.nan, step))
-        run.log(step, loss=1.0, **{"logps/ground_truth": -30.0 - step})
-    assert caplog.messages == []
-    run.log(8, **contrast(-8, 8))
-    assert len(caplog.messages) == 1
-
-
-def test_after_a_resume_there_is_no_second_warning_but_a_first_one_if_none_came(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    run = Run(tmp_path, GroundTruthWatch(REMEDIES))
-    for step in range(5):
-        run.log(step, **contrast(-step, step))
-    early = run.save(tmp_path / "early.json")
-    for step in range(5, 10):
-        run.log(step, **contrast(-step, step))
-    late = run.save(tmp_path / "late.json")
-    assert len(caplog.messages) == 1
-    warned = Run(tmp_path, GroundTruthWatch(REMEDIES), checkpoint=late)
-    for step in range(10, 20):
-        warned.log(step, **contrast(-step, step))
-    assert len(caplog.messages) == 1
-    not_yet = Run(tmp_path, GroundTruthWatch(REMEDIES), checkpoint=early)
-    for step in range(5, 9):  # with the five logs of the checkpoint's history
-        not_yet.log(step, **contrast(-step, step))
-    assert len(caplog.messages) == 2
-    assert "over the last 9 logs" in caplog.messages[1]
 
 
 # --- a real Trainer
@@ -316,7 +168,7 @@ def train(output: Path, steps: int, resume: str | None = None) -> FallingTrainer
     rows = [{"x": torch.tensor([float(i)]), "labels": torch.tensor([0.5 * i])} for i in range(6)]
     trainer = FallingTrainer(model=Line(), args=arguments, train_dataset=rows, eval_dataset=rows[:2])  # type: ignore[arg-type]
     trainer.remove_callback(PrinterCallback)
-    for callback in (MetricsFile(), GroundTruthWatch(REMEDIES), Curves(), Stop()):
+    for callback in (MetricsFile(), Diagnosis(REMEDIES), Curves(), Stop()):
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
@@ -331,12 +183,12 @@ def test_a_real_training_run_stopped_and_resumed(tmp_path: Path, caplog: pytest.
     assert [line["step"] for line in written if "eval_loss" in line] == [4, 8, 12, 16]
     assert written[-1]["step"] == 16
     assert "train_runtime" in written[-1]
-    warnings = [record.getMessage() for record in caplog.records if record.name == "trainer.monitor.watch"]
+    warnings = [record.getMessage() for record in caplog.records if record.name == "trainer.monitor.diagnosis"]
     assert [w[:14] for w in warnings] == ["By step 9 the "]
     stored = json.loads((tmp_path / "whole" / "checkpoint-10" / "trainer_state.json").read_text())
-    assert stored["stateful_callbacks"]["GroundTruthWatch"] == {
-        "args": {"remedies": REMEDIES},
-        "attributes": {"warned": True},
+    assert stored["stateful_callbacks"]["Diagnosis"] == {
+        "args": {"remedies": REMEDIES, "beta": 1.0},
+        "attributes": {"said": ["falling"]},
     }
 
     caplog.clear()
@@ -349,5 +201,5 @@ def test_a_real_training_run_stopped_and_resumed(tmp_path: Path, caplog: pytest.
         return [{k: v for k, v in line.items() if not k.endswith(timings)} for line in lines]
 
     assert lasting(metrics(tmp_path / "parts")) == lasting(written)
-    assert len([r for r in caplog.records if r.name == "trainer.monitor.watch"]) == 1  # before the stop, not after
-    assert Image.open(tmp_path / "parts" / "training.png").size == (1210, 825)
+    assert len([r for r in caplog.records if r.name == "trainer.monitor.diagnosis"]) == 1  # before the stop, not after
+    assert Image.open(tmp_path / "parts" / "training.png").size == (1210, 1210)

@@ -14,7 +14,7 @@ from torch.distributed import checkpoint as distributed
 
 from data.command.errors import UserError
 from tests.support.training import cli, metrics
-from trainer.output import JOB_FILE, STATE_FILE
+from trainer.output import JOB_FILE, STATE_FILE, difference
 from trainer.resume import JobStamp, Needs, check_job, find_checkpoint, problem
 from trainer.run import main
 
@@ -330,3 +330,12 @@ def test_a_checkpoint_whose_state_is_of_another_step_is_damaged(stopped: Path, t
     assert found == f"is damaged: its {STATE_FILE} is of step 3"
     (stopped / "checkpoint-4").rename(stopped / "mine")
     assert problem(stopped / "mine", Needs()) is None
+
+
+def test_a_record_from_before_an_option_is_of_the_job_that_does_not_give_it(finished: Path) -> None:
+    job = json.loads((finished / JOB_FILE).read_text())
+    older = {name: value for name, value in job.items() if name != "loss_normalize"}
+    assert job["loss_normalize"] is None
+    assert difference(older, job) is None
+    assert str(difference(older, {**job, "loss_normalize": "length"})) == "('loss_normalize', (missing), 'length')"
+    assert difference({**job, "loss_normalize": "length"}, job) == ("loss_normalize", "length", None)

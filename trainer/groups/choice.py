@@ -43,6 +43,7 @@ class Choice:
         signal: ranking signal; its similarities order the candidates, and the bounds hold for them.
         min_similarity, max_similarity: negatives outside are passed over, for the next ones of their strategy.
         seed: of the draws.
+        held: strategy -> negatives of a group in the set that has the fewest.
     """
 
     counts: dict[str, int]
@@ -51,6 +52,7 @@ class Choice:
     min_similarity: float | None = None
     max_similarity: float | None = None
     seed: int = 0
+    held: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -99,7 +101,18 @@ class Choice:
                     f"{', '.join(negatives.signals)}. Choose one of them, or add it with "
                     "`python -m negatives_gen extend`."
                 )
-        return cls(counts, signal, ways, min_similarity, max_similarity, seed)
+        fewest = {strategy: min(held[strategy] for held in stored) for strategy in counts}
+        return cls(counts, signal, ways, min_similarity, max_similarity, seed, fewest)
+
+    @property
+    def shown_per_epoch(self) -> float:
+        """How often an epoch shows a negative that may be shown at all: 1, or less where each epoch draws afresh.
+
+        Bounds of similarity are not looked at; where they leave fewer to draw from, it is more.
+        """
+        random = {strategy for strategy, way in self.ways.items() if way == RANDOM}
+        pool = sum(self.held.get(name, count) if name in random else count for name, count in self.counts.items())
+        return sum(self.counts.values()) / max(1, pool)
 
     @property
     def filters(self) -> bool:

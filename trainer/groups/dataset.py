@@ -47,9 +47,11 @@ class GroundTruths(Dataset):
 
     Attributes:
         strategies: of negatives, of which there are none.
+        shown_per_epoch: how often an epoch shows a negative, of which there are none.
     """
 
     strategies: Sequence[str] = ()
+    shown_per_epoch: float | None = None
 
     def __init__(self, groups: Sequence[Group]):
         self.groups = groups
@@ -140,6 +142,11 @@ class ContrastiveGroups(Dataset):
     def strategies(self) -> list[str]:
         """Names of the strategies of the negatives."""
         return list(self.choice.counts) if self.choice else []
+
+    @property
+    def shown_per_epoch(self) -> float | None:
+        """How often an epoch shows each negative that may be shown at all; None for ground truths alone."""
+        return self.choice.shown_per_epoch if self.choice else None
 
     def _drop_empty(self, choice: Choice) -> None:
         everything = replace(choice, min_similarity=None, max_similarity=None)

@@ -42,14 +42,16 @@ def load_training_data(
         groups = _groups(sets, script, script.split, seed, ANOTHER_SPLIT)
         use, rank_by = short_names(sets, use, rank_by)
         _refuse_repeated(groups.store, "--shards")
-        held_out = None
+        held_out, others = None, sets
         if watched:
             others = _opened(script.eval_shards, script, identity) if script.eval_shards else sets
             held_out = _groups(others, script, script.eval_split, seed, OTHER_HELD_OUT)
             _refuse_repeated(held_out.store, "--eval_shards" if script.eval_shards else "--shards")
             if script.eval_shards:
                 _refuse_trained_on(held_out.store, groups.store)
-        source: dict[str, Any] = {"shards": [s.sha256 for one in sets for s in one.manifest.shards]}
+        source: dict[str, Any] = {"shards": _checksums(sets)}
+        if script.early_stopping_patience and script.eval_shards:  # else the held-out groups decide nothing
+            source["eval_shards"] = _checksums(others)
         if script.chosen.needs != "truths":
             manifests = [one.manifest for one in sets]
             scored = {(m.job["model"]["scorer_dtype"], shard.layout) for m in manifests for shard in m.shards}
@@ -59,6 +61,10 @@ def load_training_data(
     if held_out is not None and script.max_eval_samples is not None:
         held_out = Subset(held_out, range(min(script.max_eval_samples, len(held_out))))  # type: ignore[arg-type]
     return TrainingData(groups, held_out, source, sorted(scored), use, rank_by)
+
+
+def _checksums(sets: list[NegativeSet]) -> list[str]:
+    return [shard.sha256 for one in sets for shard in one.manifest.shards]
 
 
 def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any]) -> list[NegativeSet]:

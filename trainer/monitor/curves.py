@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from trainer.objectives.base import START, TERM
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -14,6 +16,12 @@ LogHistory = Sequence[Mapping[str, Any]]
 HELD_OUT = "eval_"
 MARGIN = "rewards/margin"
 CHANGE = "logps/ground_truth_change"
+BOUND = "contrast/kl_bound"
+CANDIDATES = "contrast/effective_candidates"
+SPREAD = "contrast/spread"
+PER_TOKEN = "contrast/h_per_token"
+DECIDED = "contrast/decided"
+REPEATS = "contrast/repeats"
 SINGLE_POINTS = 40  # up to so many points each is marked: a single one would make no line at all
 
 
@@ -30,8 +38,27 @@ def by_strategy(log_history: LogHistory, key: str) -> dict[str, str]:
     return {name: f"{key}/{name}" for name in strategies} if len(strategies) > 1 else {"": key}
 
 
+def losses(log_history: LogHistory) -> dict[str, str]:
+    """Name of a line -> key of the logs: the loss, and what is known of its terms, starts and bound on KL(P || A)."""
+    held = sorted({name for logs in log_history for name in logs})
+    found = {"": "loss"}
+    found |= {name.removeprefix(TERM): name for name in held if name.startswith(TERM)}
+    found |= {f"{name.removeprefix(START)} at the start": name for name in held if name.startswith(START)}
+    return {**found, "bound on KL(P || A)": BOUND} if BOUND in held else found
+
+
+def loss_and_start(logs: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Under which names a log holds the loss, or that term of it, whose start is known, and its start; else None."""
+    start = next((name for name in logs if name.startswith(START)), None)
+    if start is None:
+        return None
+    term = f"{TERM}{start.removeprefix(START)}"
+    return term if term in logs else "loss", start
+
+
 def figure(log_history: LogHistory) -> "Figure":
-    """Four panels: loss, ground truth against the reference, margin, ranking; train solid, held-out dashed.
+    """Six panels, train solid, held-out dashed: loss beside its start, ground truth against the reference, margin,
+    ranking, what competes, how far h is.
 
     Args:
         log_history: `TrainerState.log_history`.
@@ -39,15 +66,21 @@ def figure(log_history: LogHistory) -> "Figure":
     from matplotlib.figure import Figure
 
     # Margins by hand: to find them by drawing, as constrained layout does, takes twice as long as the drawing.
-    drawing = Figure(figsize=(11, 7.5), dpi=110)
-    drawing.subplots_adjust(left=0.07, right=0.985, bottom=0.07, top=0.955, hspace=0.28, wspace=0.17)
-    (loss, change), (margin, ranking) = drawing.subplots(2, 2)
-    _draw(loss, log_history, "Loss", "loss (nats)", {"": "loss"})
+    drawing = Figure(figsize=(11, 11), dpi=110)
+    drawing.subplots_adjust(left=0.07, right=0.985, bottom=0.05, top=0.97, hspace=0.28, wspace=0.17)
+    (loss, change), (margin, ranking), (rivals, distance) = drawing.subplots(3, 2)
+    _draw(loss, log_history, "Loss", "loss (nats)", losses(log_history))
     _draw(change, log_history, "Ground truth, policy minus reference", "log-probability (nats)", {"": CHANGE})
     margins = by_strategy(log_history, MARGIN)
     _draw(margin, log_history, "Margin, h of ground truth minus mean h of negatives", "h (beta x nats)", margins)
-    names = {"top-1 accuracy": "rewards/top1", "Kendall's tau": "rewards/kendall_tau"}
+    names = {"top-1 accuracy": "rewards/top1", "Kendall's tau": "rewards/kendall_tau", "decided": DECIDED}
     _draw(ranking, log_history, "Ranking", "share of groups; tau, -1 to 1", names)
+    names = {"effective candidates": CANDIDATES, "repeats of negatives": REPEATS}
+    _draw(rivals, log_history, "What competes", "candidates; times shown", names)
+    names = {"spread in a group": SPREAD, "per token": PER_TOKEN}
+    _draw(distance, log_history, "Distance from the reference", "h (beta x nats)", names)
+    if any(value > 0 for key in names.values() for _, value in points(log_history, key)):
+        distance.set_yscale("log")
     for axes in (change, margin):
         if axes.get_lines():
             axes.axhline(0.0, color="grey", linewidth=0.8, zorder=0)  # where the policy is the reference

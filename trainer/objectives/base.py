@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
     from trainer.groups.dataset import PackedGroups
     from trainer.ingredients import Setup
+    from trainer.objectives.rewards import Beta
     from trainer.scoring.prepared_model import PreparedModel
 
 # What an objective is trained on: ground truths alone; groups, a ground truth with its negatives and the reference's
 # log-probabilities; pairs of a ground truth and one negative, made from groups once.
 Needs = Literal["truths", "groups", "pairs"]
 MeanOver = Literal["groups", "truth tokens"]
+# Before a term's name in logs: its value, and what that is while the policy is the reference.
+TERM, START = "loss/", "start/"
 
 
 @dataclass(frozen=True)
@@ -92,15 +95,20 @@ class Objective:
 
     def metrics(self, policy_logps: "Tensor", groups: "PackedGroups", options: Any) -> Mapping[str, "Tensor"]:
         """What is logged beside the terms: name -> [n] values, of which the log holds the mean. Args as for `terms`."""
-        from trainer.objectives.rewards import preference_metrics, strategy_metrics
+        from trainer.objectives.rewards import contrast_metrics, h_per_token, preference_metrics, strategy_metrics
 
         if self.needs == "truths":
             return {"logps/ground_truth": policy_logps[:, 0]}
-        arguments = policy_logps, groups.reference_logps, groups.ranks
-        beta, mask = self.beta(options), groups.tokens.mask
-        metrics = preference_metrics(*arguments, beta=beta, mask=mask)
+        logps, mask, scale = (policy_logps, groups.reference_logps), groups.tokens.mask, self.scale(groups, options)
+        metrics = preference_metrics(*logps, groups.ranks, beta=scale, mask=mask)
         if len(groups.strategies) > 1:
-            metrics |= strategy_metrics(*arguments, groups.strategy, groups.strategies, beta=beta, mask=mask)
+            of_them = groups.strategy, groups.strategies
+            metrics |= strategy_metrics(*logps, groups.ranks, *of_them, beta=scale, mask=mask)
+        metrics |= contrast_metrics(*logps, beta=scale, mask=mask)
+        lengths = groups.tokens.lengths
+        metrics["contrast/h_per_token"] = h_per_token(*logps, lengths, beta=self.beta(options), mask=mask)
+        if expected := self.expected_at_start(groups, options):
+            metrics[f"{START}{expected.term}"] = expected.values
         return metrics
 
     def expected_at_start(self, groups: "PackedGroups", options: Any) -> Expected | None:
@@ -110,6 +118,10 @@ class Objective:
     def beta(self, options: Any) -> float:
         """What the loss multiplies differences of log-probabilities with; rounding errors grow as much."""
         return getattr(options, "beta", 1.0)
+
+    def scale(self, groups: "PackedGroups", options: Any) -> "Beta":
+        """What h multiplies each candidate's log-ratio with: `beta`, or [G, K] where each has its own."""
+        return self.beta(options)
 
     def copies(self, options: Any) -> int:
         """How often each ground truth is laid out in training, for `mix` to make as many inputs of it."""

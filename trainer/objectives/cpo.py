@@ -1,5 +1,6 @@
 """CPO, best of K: the ground truth against all negatives at once (arXiv 2502.16433, eq. 1)."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainer.objectives.base import Expected
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trainer.groups.dataset import PackedGroups
+    from trainer.objectives.rewards import Beta
 
 
 class CPO(Contrast):
@@ -17,10 +19,17 @@ class CPO(Contrast):
     name = "cpo"
     summary = "Contrastive Preference Optimization, best of K (arXiv 2502.16433, eq. 1)"
 
-    def contrast(self, policy_logps: "Tensor", groups: "PackedGroups", beta: float) -> "Tensor":
+    def contrast(self, policy_logps: "Tensor", groups: "PackedGroups", beta: "Beta") -> "Tensor":
         from trainer.objectives.losses import cpo_loss
 
         return cpo_loss(policy_logps, groups.reference_logps, beta=beta, mask=groups.tokens.mask)
+
+    def metrics(self, policy_logps: "Tensor", groups: "PackedGroups", options: Any) -> Mapping[str, "Tensor"]:
+        from trainer.objectives.rewards import kl_bound
+
+        scale, mask = self.scale(groups, options), groups.tokens.mask
+        bound = kl_bound(policy_logps, groups.reference_logps, beta=scale, mask=mask)
+        return {**super().metrics(policy_logps, groups, options), "contrast/kl_bound": bound}
 
     def expected_at_start(self, groups: "PackedGroups", options: Any) -> Expected:
         return Expected("contrast", "log K", groups.tokens.mask.sum(-1).float().log())

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trainer.groups.dataset import PackedGroups
+    from trainer.objectives.rewards import Beta
 
 
 class CPORank(Contrast):
@@ -17,7 +18,7 @@ class CPORank(Contrast):
     name = "cpo-rank"
     summary = "CPO with ranking, Plackett-Luce over the similarity order (eq. 2)"
 
-    def contrast(self, policy_logps: "Tensor", groups: "PackedGroups", beta: float) -> "Tensor":
+    def contrast(self, policy_logps: "Tensor", groups: "PackedGroups", beta: "Beta") -> "Tensor":
         from trainer.objectives.losses import cpo_ranking_loss
 
         reference, mask = groups.reference_logps, groups.tokens.mask

@@ -6,15 +6,16 @@ TRL's CPO (Xu et al., arXiv 2401.08417).
 """
 
 import torch
+from torch.nn.functional import logsigmoid
 
-from trainer.objectives.rewards import implicit_rewards
+from trainer.objectives.rewards import Beta, implicit_rewards
 
 
 def cpo_loss(
     policy_logps: torch.Tensor,
     reference_logps: torch.Tensor,
     *,
-    beta: float,
+    beta: Beta,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """CPO, best of K: the mean over groups of -log softmax(h)_1 (paper eq. 7; arXiv eq. 1).
@@ -23,7 +24,7 @@ def cpo_loss(
 
     Args:
         policy_logps, reference_logps: [groups, K], summed over each continuation's tokens, in nats.
-        beta: temperature, the paper's beta (5 in its experiments).
+        beta: temperature, the paper's beta (5 in its experiments); [groups, K] where each candidate has its own.
         mask: [groups, K], True where a candidate exists; candidate 0 always does. None: all exist.
 
     Returns:
@@ -40,7 +41,7 @@ def cpo_ranking_loss(
     reference_logps: torch.Tensor,
     ranks: torch.Tensor,
     *,
-    beta: float,
+    beta: Beta,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """CPO with ranking, Plackett-Luce (paper eq. 8; arXiv eq. 2).
@@ -70,6 +71,32 @@ def cpo_ranking_loss(
     competes = competes | ~exists[:, :, None]
     normalisers = torch.logsumexp(h[:, None, :].masked_fill(~competes, -torch.inf), dim=-1)
     return (normalisers - h).masked_fill(~exists, 0.0).sum(dim=-1).mean()
+
+
+def nca_loss(
+    policy_logps: torch.Tensor,
+    reference_logps: torch.Tensor,
+    *,
+    beta: Beta,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """NCA for one ground truth: the mean over groups of -log sigmoid(h_1) - mean over negatives of log sigmoid(-h_k).
+
+    NCA (arXiv 2402.05369) draws all K candidates from one model and weighs them by their rewards in the first term, by
+    1/K in the second. Here the ground truth is a draw of the data (weight 1), the K-1 negatives are draws of the noise
+    (1/(K-1) each), so that the optimum is h = log P/A itself, where that of a softmax is so up to a constant: each
+    candidate's own likelihood counts. With policy = reference it is 2 log 2.
+
+    Args:
+        policy_logps, reference_logps, beta, mask: as in `cpo_loss`. A group without negatives has the first term alone.
+
+    Returns:
+        Scalar, float32 or wider.
+    """
+    h = implicit_rewards(policy_logps, reference_logps, beta=beta, mask=mask)
+    negatives = torch.ones_like(h[:, 1:], dtype=torch.bool) if mask is None else mask[:, 1:]
+    noise = (logsigmoid(-h[:, 1:]) * negatives).sum(-1) / negatives.sum(-1).clamp(min=1)
+    return -(logsigmoid(h[:, 0]) + noise).mean()
 
 
 def mle_loss(policy_logps: torch.Tensor, num_tokens: torch.Tensor | int) -> torch.Tensor:

@@ -24,6 +24,7 @@ from trainer.groups.dataset import ContrastiveGroups, TrainingGroup
 from trainer.monitor.resumption import SoundResumption
 from trainer.monitor.safety import SoundSaves, check_finite
 from trainer.monitor.start import report_start
+from trainer.objectives.base import START
 
 # The group's id, the columns of TRL's DataCollatorForPreference, and the tokens of the longer sequence, by which
 # transformers sorts for --train_sampling_strategy group_by_length.
@@ -37,7 +38,7 @@ PAIRS = pa.schema(
 )
 GROUPS_AT_A_TIME = 1000
 
-# Our names of what TRL logs, for `trainer.monitor.watch`; a pair has no Kendall's tau.
+# Our names of what TRL logs, for `trainer.monitor`; a pair has no Kendall's tau.
 OUR_NAMES = {
     "logps/chosen": "logps/ground_truth",
     "rewards/margins": "rewards/margin",
@@ -172,6 +173,7 @@ class PairTrainer(SoundResumption, SoundSaves, DPOTrainer):
                 found[ours] = found[theirs]
         if "rewards/chosen" in found:
             found["logps/ground_truth_change"] = [reward / self.beta for reward in found["rewards/chosen"]]
+            found[f"{START}contrast"] = [math.log(2)] * len(found["rewards/chosen"])
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss of a batch without the ids, which TRL would hand to the model."""

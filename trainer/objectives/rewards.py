@@ -1,15 +1,20 @@
 """Implicit rewards, and what is measured with them: pure functions of log-probabilities, [groups, K] in.
 
-Candidate 0 is the ground truth. Training and evaluation measure with the same functions.
+Candidate 0 is the ground truth. Training and evaluation measure with the same functions. `beta` is a number, or
+[groups, K] where each candidate has its own (h per token: beta / tokens).
 """
 
 from collections.abc import Sequence
 
 import torch
 
+Beta = float | torch.Tensor
+# A group is decided where the softmax over its candidates gives the ground truth more than this.
+SURE = 0.99
+
 
 def implicit_rewards(
-    policy_logps: torch.Tensor, reference_logps: torch.Tensor, *, beta: float, mask: torch.Tensor | None = None
+    policy_logps: torch.Tensor, reference_logps: torch.Tensor, *, beta: Beta, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """h = beta * (policy - reference), reduced in float32 or wider; 0 where mask is False. All [groups, K]."""
     dtype = torch.promote_types(torch.promote_types(policy_logps.dtype, reference_logps.dtype), torch.float32)
@@ -24,7 +29,7 @@ def preference_metrics(
     reference_logps: torch.Tensor,
     ranks: torch.Tensor,
     *,
-    beta: float,
+    beta: Beta,
     mask: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """What to watch in training, each a sum over groups' values ready to be averaged: [groups] per metric.
@@ -62,7 +67,7 @@ def strategy_metrics(
     strategy: torch.Tensor,
     names: Sequence[str],
     *,
-    beta: float,
+    beta: Beta,
     mask: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """`preference_metrics`'s rewards against the negatives of one strategy at a time, e.g. "rewards/margin/an".
@@ -79,6 +84,66 @@ def strategy_metrics(
         within = exists & (strategy == code)
         has = within.any(dim=-1)
         within[:, 0] = True
-        metrics = preference_metrics(policy_logps[has], reference_logps[has], ranks[has], beta=beta, mask=within[has])
+        own = beta[has] if isinstance(beta, torch.Tensor) else beta
+        metrics = preference_metrics(policy_logps[has], reference_logps[has], ranks[has], beta=own, mask=within[has])
         found.update({f"{key}/{name}": values for key, values in metrics.items() if key.startswith("rewards/")})
     return found
+
+
+def log_shares(h: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Log of the softmax over a group's candidates, [groups, K]; -inf where mask is False."""
+    return torch.log_softmax(h if mask is None else h.masked_fill(~mask, -torch.inf), dim=-1)
+
+
+def contrast_metrics(
+    policy_logps: torch.Tensor, reference_logps: torch.Tensor, *, beta: Beta, mask: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """How much there is left to learn from the candidates, [groups] per metric.
+
+    Keys:
+        contrast/effective_candidates: exp of the entropy of the softmax over the candidates' h: K while the policy is
+            the reference, 1 where one candidate has all of it.
+        contrast/spread: standard deviation of h over the candidates.
+        contrast/decided: 1 where the softmax gives the ground truth more than `SURE`.
+    """
+    exists = torch.ones_like(policy_logps, dtype=torch.bool) if mask is None else mask
+    h = implicit_rewards(policy_logps, reference_logps, beta=beta, mask=mask)
+    shares = log_shares(h, mask).exp()
+    count = exists.sum(-1, keepdim=True)
+    deviation = (h - h.sum(-1, keepdim=True) / count) * exists
+    return {
+        "contrast/effective_candidates": torch.special.entr(shares).sum(-1).exp(),
+        "contrast/spread": (deviation.square().sum(-1) / count[:, 0]).sqrt(),
+        "contrast/decided": (shares[:, 0] > SURE).to(h.dtype),
+    }
+
+
+def h_per_token(
+    policy_logps: torch.Tensor,
+    reference_logps: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    beta: float,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The mean of |h| / tokens over a group's candidates, [groups]: how far a token has moved, times beta.
+
+    Args:
+        lengths: [groups, K], tokens of each candidate.
+    """
+    exists = torch.ones_like(policy_logps, dtype=torch.bool) if mask is None else mask
+    h = implicit_rewards(policy_logps, reference_logps, beta=beta, mask=mask)
+    return (h.abs() / lengths.clamp(min=1)).sum(-1) / exists.sum(-1)
+
+
+def kl_bound(
+    policy_logps: torch.Tensor, reference_logps: torch.Tensor, *, beta: Beta, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """log K less the best-of-K loss of each group, [groups], in nats.
+
+    Its mean is a lower bound on KL(P || A), P the distribution of the ground truths and A that of negatives drawn
+    independently, on groups that were not trained on; never above log K (InfoNCE, arXiv 1807.03748).
+    """
+    exists = torch.ones_like(policy_logps, dtype=torch.bool) if mask is None else mask
+    h = implicit_rewards(policy_logps, reference_logps, beta=beta, mask=mask)
+    return exists.sum(-1).to(h.dtype).log() + log_shares(h, mask)[:, 0]

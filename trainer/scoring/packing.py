@@ -66,6 +66,11 @@ class TokenBatch:
         """Number of positions that hold no token."""
         return 0 if self.attention_mask is None else int((self.attention_mask == 0).sum())
 
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Tokens of each continuation, [G, K]; 0 where there is none."""
+        return self.slot.bincount(minlength=self.mask.numel()).view(self.mask.shape)
+
 
 def split_by_budget(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     """Indices of the groups that share a row, in order; a group over the budget gets a row of its own."""
