@@ -64,6 +64,7 @@ def job_record(
         "rank_by": rank_by,
         **{name: getattr(script, name) for name in ("min_similarity", "max_similarity")},
         **({"in_support": True} if script.in_support else {}),  # older records lack it
+        **({} if script.skip_below is None else {"skip_below": script.skip_below}),  # likewise
         "batch_size": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
         "training": {name: getattr(training, name) for name in decisive},
         # By its hashes, not its name: see "model".

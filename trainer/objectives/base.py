@@ -111,6 +111,13 @@ class Objective:
         """What the loss multiplies differences of log-probabilities with; rounding errors grow as much."""
         return getattr(options, "beta", 1.0)
 
+    @property
+    def of_logps_alone(self) -> bool:
+        """Whether its loss follows from the log-probabilities of groups: no trainer, inputs or dropout of its own."""
+        kind = type(self)
+        own = kind.own_trainer is not Objective.own_trainer or kind.mix is not Objective.mix
+        return self.needs == "groups" and not own and not self.dropout
+
     def copies(self, options: Any) -> int:
         """How often each ground truth is laid out in training, for `mix` to make as many inputs of it."""
         return 1
