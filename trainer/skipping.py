@@ -41,7 +41,12 @@ def gradient(total: torch.Tensor, policy_logps: torch.Tensor) -> torch.Tensor:
 
 
 def weighty(
-    terms: Mapping[str, Term], policy_logps: torch.Tensor, mask: torch.Tensor, *, beta: float, below: float
+    terms: Mapping[str, Term],
+    policy_logps: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    beta: float | torch.Tensor,
+    below: float,
 ) -> torch.Tensor:
     """Which candidates are kept, [G, K]: those of a weight above `below`, or that a mean over tokens depends on.
 
@@ -51,6 +56,7 @@ def weighty(
         terms: of the loss of these groups, made from policy_logps.
         policy_logps: [G, K], a leaf that requires a gradient.
         mask: [G, K], True where a candidate exists.
+        beta: what the loss multiplies log-probabilities with, or [G, K].
     """
     kept = torch.zeros_like(mask)
     for term in terms.values():

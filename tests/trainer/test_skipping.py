@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from data.command.errors import UserError
 from tests.support.processes import TwoProcesses
 from tests.support.tiny import save_tiny_model
-from tests.support.training import cli, first_gradient, make_trainer
+from tests.support.training import cli, first_gradient, make_trainer, metrics
 from trainer.arguments import parse
 from trainer.objectives.base import Term
 from trainer.objectives.losses import cpo_loss, mle_loss
@@ -24,10 +24,7 @@ from trainer.trainer import ContrastiveTrainer
 
 BETA = 5.0
 BATCH = 12
-
-
-def weights_of(h: list[list[float]]) -> torch.Tensor:
-    return torch.tensor(h).softmax(-1)
+NAMES = ("candidates", "groups")
 
 
 def leaf(h: list[list[float]]) -> torch.Tensor:
@@ -210,6 +207,11 @@ def test_two_processes_skip_like_one(reference: Path, negative_set: Path, tmp_pa
     off = math.sqrt(sum((expected[n] - found[n]).pow(2).sum().item() for n in expected))
     assert moved > 1e-3
     assert off / moved < 1e-3
+    logs = [[line for line in metrics(d) if "loss" in line] for d in (alone, together)]
+    shares = [[line[f"skipped/{name}"] for line in lines] for lines in logs for name in NAMES]
+    assert shares[0] == pytest.approx(shares[2])
+    assert shares[1] == pytest.approx(shares[3])
+    assert 0 < shares[1][-1] <= shares[0][-1]
 
 
 @pytest.mark.parametrize(
