@@ -100,8 +100,8 @@ class ScriptArguments(SourceOptions):
     )
     skip_below: float | None = option(
         None,
-        "no backward pass over candidates whose weight in the loss of their group (cpo: in the softmax) is not above "
-        "this, e.g. 0.01; loss and metrics stay those of whole groups (default: a backward pass over all)",
+        "no backward pass over candidates whose weight in the loss of their group is not above this, e.g. "
+        "0.01; loss and metrics stay those of whole groups (default: a backward pass over all)",
         metavar="W",
     )
     objective_options: dict[str, Any] = entry_options(OBJECTIVES, chosen_by="objective")

@@ -268,7 +268,7 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Of the micro-batch that was trained on last, of this process; see `trainer.monitor.utilisation`."""
+        """FLOP of the micro-batch trained on last, of this process, see `trainer.monitor.utilisation`."""
         return self._last_flop
 
     def _count_flop(self, tokens: TokenBatch, *, forward: bool, backward: bool) -> None:

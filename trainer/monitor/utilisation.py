@@ -36,7 +36,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype | None) -> float | None:
 
 @dataclass(frozen=True)
 class ModelFlop:
-    """What passes cost.
+    """What forward and backward passes of a model cost.
 
     Attributes:
         body: parameters but for the embeddings, where tokens are looked up, and the head.
@@ -50,7 +50,7 @@ class ModelFlop:
 
     @classmethod
     def of(cls, model: Any) -> "ModelFlop":
-        """Of a transformers model."""
+        """The costs of a transformers model."""
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         tied = head is None or head.weight is embedding.weight
         size, whole = embedding.weight.numel(), model.num_parameters()
@@ -61,5 +61,5 @@ class ModelFlop:
         return 2 * (self.body * positions + self.head * targets)
 
     def backward(self, positions: int, targets: int) -> int:
-        """Of the backward pass: gradients of what goes through, and of the parameters that are trained."""
+        """FLOP of a backward pass: gradients of what goes through, and of the parameters that are trained."""
         return round((1 + self.trained) * self.forward(positions, targets))

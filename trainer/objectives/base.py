@@ -113,7 +113,7 @@ class Objective:
 
     @property
     def of_logps_alone(self) -> bool:
-        """Whether its loss follows from the log-probabilities of groups: no trainer, inputs or dropout of its own."""
+        """Whether the loss follows from log-probabilities of groups: no trainer, inputs or dropout of its own."""
         kind = type(self)
         own = kind.own_trainer is not Objective.own_trainer or kind.mix is not Objective.mix
         return self.needs == "groups" and not own and not self.dropout
