@@ -20,8 +20,8 @@ from tests.benchmarks.extent import extent
 from tests.benchmarks.reuse import timed
 from tests.benchmarks.training import ROW_TOKENS, step_times
 
-ROWS, NEW_TOKENS, EARLY, STEPS, FEWER = extent((450, 48, 100, 300, 120), (24, 8, 2, 4, 3))
-STEP, BELOW, RATE = 4, 0.01, 3e-5
+ROWS, NEW_TOKENS, EARLY, STEPS, FEWER = extent((450, 48, 100, 300, 120), (24, 8, 2, 4, 4))
+STEP, BELOW, RATE = 4, 0.01, 1e-5
 # Objective, --use, steps.
 RUNS = (("cpo", "an=11", STEPS), ("cpo-rank", "an=11", FEWER), ("cpo", "an=4:hard", FEWER))
 WARM_UP = extent(5, 1)  # steps that no speed is taken of
