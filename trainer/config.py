@@ -103,6 +103,12 @@ class ScriptArguments(SourceOptions):
     row_tokens: int | None = option(
         None, "token budget of one forward pass; groups are packed up to it (default: 1024 on a CPU, 8192 on a GPU)"
     )
+    skip_below: float | None = option(
+        None,
+        "no backward pass over candidates whose weight in the loss of their group is not above this, e.g. "
+        "0.01; loss and metrics stay those of whole groups (default: a backward pass over all)",
+        metavar="W",
+    )
     objective_options: dict[str, Any] = entry_options(OBJECTIVES, chosen_by="objective")
 
     @property
@@ -141,6 +147,8 @@ class ScriptArguments(SourceOptions):
         low, high = self.min_similarity, self.max_similarity
         if low is not None and high is not None and low > high:
             raise UserError(f"--min_similarity {low} is above --max_similarity {high}.")
+        if self.skip_below is not None and not 0 <= self.skip_below < 1:
+            raise UserError(f"--skip_below must be from 0 to less than 1, got {self.skip_below}.")
         self._refuse_others_options()
         check(self.options)
         self._refuse_idle()
@@ -183,6 +191,11 @@ class ScriptArguments(SourceOptions):
                 needs == "pairs" and unused,
                 f"{spoken} without --min_similarity, --max_similarity or :similar",
                 ("rank_by",),
+            ),
+            (
+                not self.chosen.of_logps_alone,
+                f"{spoken}, whose loss is not one of the log-probabilities of whole groups",
+                ("skip_below",),
             ),
             (bool(self.shards), "--shards, whose prompts are made", (*OF_SOURCE, "max_length")),
             (self.dataset is not None, "--dataset", ("eval_shards", "in_support")),

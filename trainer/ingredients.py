@@ -39,6 +39,7 @@ class Setup:
         training: transformers' arguments.
         tokenizer: saved beside the model.
         row_tokens: token budget of a forward pass.
+        skip_below: see `trainer.skipping`; None: nothing is skipped.
     """
 
     policy: "Policy"
@@ -46,3 +47,4 @@ class Setup:
     training: "TrainingArguments"
     tokenizer: Any
     row_tokens: int
+    skip_below: float | None = None

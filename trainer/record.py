@@ -67,6 +67,7 @@ def job_record(
         **{name: getattr(script, name) for name in ("min_similarity", "max_similarity")},
         **({"in_support": True} if script.in_support else {}),  # older records lack it
         **({"early_stopping": _stopping(script, training)} if script.early_stopping_patience else {}),
+        **({} if script.skip_below is None else {"skip_below": script.skip_below}),  # likewise
         "batch_size": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
         "training": {name: getattr(training, name) for name in decisive},
         # By its hashes, not its name: see "model".

@@ -114,7 +114,7 @@ def _train(
         return
     policy = Policy(directory, model_config, script.from_scratch, script.chosen.dropout)
     with Attempt(output, script.model, claim) as attempt:
-        trainer = make_trainer(script, Setup(policy, data, training, tokenizer, row_tokens))
+        trainer = make_trainer(script, Setup(policy, data, training, tokenizer, row_tokens, script.skip_below))
         sigterm = CheckpointOnSigterm(trainer.accelerator)
         chosen, patience = script.chosen, script.early_stopping_patience
         watches = MetricsFile(), Diagnosis(chosen.remedies, chosen.beta(script.options)), Curves()

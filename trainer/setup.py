@@ -85,4 +85,5 @@ def make_group_trainer(objective: "Objective", setup: "Setup", options: Any) -> 
         objective=objective,
         options=options,
         prepared=policy,
+        skip_below=setup.skip_below,
     )

@@ -11,18 +11,25 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from data.command.errors import UserError
 from trainer.groups.dataset import PackedGroups
 from trainer.groups.sampler import StepSampler
 from trainer.monitor.resumption import SoundResumption
 from trainer.monitor.safety import SoundSaves, check_finite
 from trainer.monitor.start import computed_in, report_start
+from trainer.monitor.utilisation import ModelFlop, peak_flops
 from trainer.objectives.base import TERM, Objective, Term
 from trainer.objectives.rewards import implicit_rewards
+from trainer.scoring.packing import TokenBatch
 from trainer.scoring.prepared_model import PreparedModel, candidate_logps
+from trainer.skipping import Remainder, gradient, lay_out_remainders, nothing, positions, remainders, weighty
 
 log = logging.getLogger(__name__)
 
 START_PASSES = 8  # the forward passes to compare policy and reference on, before the first step
+# Of --skip_below: a pass of which more is left goes backward as it is. Else what is left is laid out anew, and then has
+# a forward pass more; a backward pass costs about two.
+LEFT_AS_IT_IS = 2 / 3
 
 
 class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
@@ -36,15 +43,28 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
         objective: what is trained towards.
         options: an instance of its `Options`.
         prepared: the model, prepared before it was wrapped for an adapter.
+        skip_below: the weight up to which candidates have no backward pass, see `trainer.skipping`; None: all have.
         Everything else as for transformers' Trainer. The data collator must be `trainer.groups.dataset.Collator`.
     """
 
-    def __init__(self, *args: Any, objective: Objective, options: Any, prepared: PreparedModel, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        objective: Objective,
+        options: Any,
+        prepared: PreparedModel,
+        skip_below: float | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         self.objective = objective
         self.options = options
+        self.skip_below = skip_below
         self.prepared = dataclasses.replace(prepared, compute_dtype=computed_in(self.args, self.model))
+        self._model_flop = ModelFlop.of(self.prepared.model)  # before its weights are sharded
         self._sums: dict[str, torch.Tensor] = {}
+        # Of this process, in the last micro-batch and since the last log.
+        self._last_flop = self._flop = 0
         # Of each term in the loss, once a pass was made.
         self._weights: dict[str, float] = {}
         self._logged_at: float | None = None
@@ -53,6 +73,8 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
         self._total: Any = 0.0  # a tensor after the first micro-batch
         self._ids: list[str] = []
         self._unsound: list[str] = []
+        if skip_below is not None:
+            self._refuse_to_skip()
         if self.train_dataset is not None:
             self._get_train_sampler()  # it may refuse: before anything is written
 
@@ -91,6 +113,17 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
         if self._logged_at is None:  # tokens per second are the training's: not before its first step
             self._logged_at = time.perf_counter()
         model.train()
+        self._last_flop = 0
+        make_passes = self._passes if self.skip_below is None else self._passes_of_kept
+        total = make_passes(model, inputs, num_items_in_batch)
+        self._flop += self._last_flop
+        self._total = self._total + total
+        if self.accelerator.sync_gradients:
+            self._check_finite(model)
+        return total
+
+    def _passes(self, model: nn.Module, inputs: Sequence[PackedGroups], items: torch.Tensor) -> torch.Tensor:
+        """Forward and backward passes of a micro-batch; args and return value as of `training_step`."""
         total = torch.zeros((), device=self.args.device)
         policy = self.prepared.of(model)
         passes = list(self._in_step(inputs))
@@ -104,15 +137,75 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
                     packed = self.objective.mix(policy, packed, self.options, seed)
                     policy_logps = candidate_logps(policy, packed.tokens)
                     terms = self._terms(policy_logps, packed)
-                    share = self._share(terms, num_items_in_batch) * counts
+                    share = self._share(terms, items) * counts
                 # DDP averages over processes; the loss is a sum over all of them.
                 self.accelerator.backward(share * self.accelerator.num_processes)
             total += share.detach() * self.accelerator.num_processes
             self._record(policy_logps.detach(), packed, terms, share.detach(), counts)
-        self._total = self._total + total
-        if self.accelerator.sync_gradients:
-            self._check_finite(model)
+            self._count_flop(packed.tokens, forward=counts, backward=counts)
         return total
+
+    def _passes_of_kept(self, model: nn.Module, inputs: Sequence[PackedGroups], items: torch.Tensor) -> torch.Tensor:
+        """`_passes` for --skip_below: forward passes of everything, backward passes of the candidates that are kept.
+
+        Loss and metrics are those of `_passes`. A pass of which little is left has no backward pass; what is left of
+        all these is laid out anew. Gradients are synchronised after the last pass, which each process therefore makes:
+        where nothing is left one with a gradient of 0, so that the optimiser's momentum and weight decay go on.
+        """
+        total = torch.zeros((), device=self.args.device)
+        policy, processes = self.prepared.of(model), self.accelerator.num_processes
+        left: list[Remainder] = []
+        whole = gone_back = 0  # positions
+        for packed, counts in self._in_step(inputs):
+            packed = packed.to(self.args.device)
+            with self.accelerator.no_sync(model), self.compute_loss_context_manager():
+                with_graph = candidate_logps(policy, packed.tokens)
+                policy_logps = with_graph.detach().requires_grad_()
+                terms = self._terms(policy_logps, packed)
+                share = self._share(terms, items) * counts
+            kept = self._kept(terms, policy_logps, packed, counts)
+            coefficients = gradient(share, policy_logps).masked_fill(~kept, 0)
+            parts = remainders(packed, kept, coefficients)
+            size = packed.tokens.input_ids.numel()
+            as_it_is = positions(parts, self.prepared.layout) > LEFT_AS_IT_IS * size
+            if as_it_is:
+                with self.accelerator.no_sync(model):
+                    self.accelerator.backward((coefficients * with_graph).sum() * processes)
+                gone_back += size
+            else:
+                left += parts
+            del with_graph  # and with it what a backward pass would need
+            whole += size * counts
+            total += share.detach() * processes
+            self._record(policy_logps.detach(), packed, terms, share.detach(), counts)
+            self._count_flop(packed.tokens, forward=counts, backward=as_it_is)
+        if not left and (processes > 1 or not gone_back):
+            left = [nothing(inputs)]
+        row_tokens: int = self.data_collator.row_tokens  # type: ignore[attr-defined, union-attr]
+        passes = list(lay_out_remainders(left, self.prepared.layout, row_tokens))
+        for index, (tokens, coefficients) in enumerate(passes):
+            with nullcontext() if index == len(passes) - 1 else self.accelerator.no_sync(model):
+                tokens = tokens.to(self.args.device)
+                with self.compute_loss_context_manager():
+                    policy_logps = candidate_logps(policy, tokens)
+                self.accelerator.backward((coefficients.to(self.args.device) * policy_logps).sum() * processes)
+            gone_back += tokens.input_ids.numel()
+            self._count_flop(tokens, forward=True, backward=True)
+        self._add_share("skipped/tokens", whole - gone_back, whole)
+        return total
+
+    def _kept(
+        self, terms: Mapping[str, Term], policy_logps: torch.Tensor, packed: PackedGroups, counts: bool
+    ) -> torch.Tensor:
+        """Which candidates of a pass have a backward pass, [G, K]; the log gets the shares of those that have none."""
+        assert self.skip_below is not None
+        mask, scale = packed.tokens.mask, self.objective.scale(packed, self.options)
+        kept = weighty(terms, policy_logps, mask, scale=scale, below=self.skip_below) & counts
+        candidates = int(mask.sum()) * counts
+        self._add_share("skipped/candidates", candidates - int(kept.sum()), candidates)
+        groups = packed.num_groups * counts
+        self._add_share("skipped/groups", groups - int(kept.any(-1).sum()), groups)
+        return kept
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -161,21 +254,44 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
             now = time.perf_counter()
             assert self._logged_at is not None
             elapsed, self._logged_at = now - self._logged_at, now
-            positions = self.accelerator.reduce(self._sums["padding_fraction"].clone(), "sum")  # type: ignore[arg-type]
-            padding, number = positions.tolist()  # type: ignore[union-attr]
+            mine = torch.cat([self._sums["padding_fraction"], self._sums["padding_fraction"].new_tensor([self._flop])])
+            everywhere = self.accelerator.reduce(mine, "sum")  # type: ignore[arg-type]
+            padding, number, flop = everywhere.tolist()  # type: ignore[union-attr]
             averages = self._averages(self._sums)
             averages.pop("loss")  # transformers' own is the same number
             shown = getattr(self.train_dataset, "shown_per_epoch", None)
             if shown is not None:
                 averages["contrast/repeats"] = round((self.state.epoch or 0.0) * shown, 4)
             logs = {**logs, **averages, "tokens_per_second": round((number - padding) / elapsed, 1)}
-            self._sums = {}
+            peak = peak_flops(self.args.device, self.prepared.compute_dtype)
+            if peak is not None:
+                logs["mfu"] = round(flop / (elapsed * peak * self.accelerator.num_processes), 4)
+            self._sums, self._flop = {}, 0
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Six operations per parameter and token, forward and backward."""
-        tokens = sum(packed.tokens.input_ids.numel() for packed in inputs)
-        return 6 * tokens * sum(p.numel() for p in self.model.parameters())  # type: ignore[union-attr]
+        """FLOP of the micro-batch trained on last, of this process, see `trainer.monitor.utilisation`."""
+        return self._last_flop
+
+    def _count_flop(self, tokens: TokenBatch, *, forward: bool, backward: bool) -> None:
+        size = tokens.input_ids.numel() - tokens.padding, len(tokens.target_ids)
+        self._last_flop += forward * self._model_flop.forward(*size) + backward * self._model_flop.backward(*size)
+
+    def _add_share(self, name: str, part: int, whole: int) -> None:
+        device = self.args.device
+        _add(self._sums, {name: torch.tensor([part, whole], dtype=torch.float64, device=device)})
+
+    def _refuse_to_skip(self) -> None:
+        if self.is_fsdp_enabled:
+            raise UserError(
+                "--skip_below does not go with FSDP, whose processes need equally many passes. Use DDP, or leave it "
+                "out."
+            )
+        if any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.prepared.called.modules()):
+            raise UserError(
+                "--skip_below does not go with dropout: what is left of a group would be computed under another mask. "
+                "Set --lora_dropout 0."
+            )
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
         """Count the tokens of a micro-batch for --include_num_input_tokens_seen, over all processes."""

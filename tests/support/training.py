@@ -28,7 +28,7 @@ def make_trainer(reference: Path, negative_set: Path, tmp_path: Path, **options:
     objective = OBJECTIVES.load(options.pop("objective", "cpo"))
     chosen = {"pss_passes": 2} if objective.name == "pss" else {}
     objective_options = objective.Options(**chosen, **options.pop("objective_options", {}))
-    row_tokens = options.pop("row_tokens", 256)
+    row_tokens, skip_below = options.pop("row_tokens", 256), options.pop("skip_below", None)
     model = AutoModelForCausalLM.from_pretrained(reference, dtype=options.pop("dtype", torch.float32))
     prepared = prepare_model(model)
     negatives = NegativeSet(str(negative_set))
@@ -46,6 +46,7 @@ def make_trainer(reference: Path, negative_set: Path, tmp_path: Path, **options:
         objective=objective,
         options=objective_options,
         prepared=prepared,
+        skip_below=skip_below,
     )
 
 

@@ -104,6 +104,7 @@ def test_transformers_says_which_attention_a_model_uses(
         ("--min_similarity", "0.2"),
         ("--max_similarity", "0.8"),
         ("--in_support", "true"),
+        ("--skip_below", "0.01"),
         ("--sft_weight", "0.5"),
         ("--objective", "pss", "--pss_share", "0.5"),
         ("--objective", "pss", "--pss_passes", "2"),
@@ -139,6 +140,7 @@ def test_the_record_holds_what_decides_the_result(more: tuple[str, ...]) -> None
         ("pss", "pss_mixtures", "1"),
         ("cpo", "min_similarity", "0.4"),
         ("dpo", "max_similarity", "0.6"),
+        ("cpo", "skip_below", "0.9"),
     ],
 )
 def test_an_option_of_the_command_reaches_the_training(

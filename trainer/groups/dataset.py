@@ -180,6 +180,7 @@ class PackedGroups:
 
     Attributes:
         ids: G ids of the groups.
+        sequences: G prefixes with their continuations, which `tokens` lays out.
         tokens: see `trainer.scoring.packing.TokenBatch`; its mask is the mask of the groups, [G, K].
         reference_logps: [G, K] in nats, 0 where there is no candidate. Of ground truths alone: zeros.
         ranks: [G, K], 0 = best. Of ground truths alone: zeros.
@@ -190,6 +191,7 @@ class PackedGroups:
     """
 
     ids: list[str]
+    sequences: Sequence[Continuations]
     tokens: TokenBatch
     reference_logps: torch.Tensor
     ranks: torch.Tensor
@@ -236,12 +238,14 @@ class Collator:
         if self.copies > 1:
             sequences = [Continuations(s.prefix, list(s.continuations) * self.copies) for s in sequences]
         return [
-            _with_targets([groups[i] for i in indices], tokens, self.strategies)
+            _with_targets([groups[i] for i in indices], [sequences[i] for i in indices], tokens, self.strategies)
             for indices, tokens in lay_out(sequences, self.layout, self.row_tokens)
         ]
 
 
-def _with_targets(groups: Sequence[TrainingGroup], tokens: TokenBatch, names: Sequence[str]) -> PackedGroups:
+def _with_targets(
+    groups: Sequence[TrainingGroup], sequences: Sequence[Continuations], tokens: TokenBatch, names: Sequence[str]
+) -> PackedGroups:
     shape = tuple(tokens.mask.shape)
     reference, similarity = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
     strategy = np.full(shape, -1, dtype=np.int64)
@@ -253,6 +257,7 @@ def _with_targets(groups: Sequence[TrainingGroup], tokens: TokenBatch, names: Se
             strategy[row, 1 : 1 + len(made_by)] = made_by
     return PackedGroups(
         ids=[group.id for group in groups],
+        sequences=sequences,
         tokens=tokens,
         reference_logps=torch.from_numpy(reference),
         ranks=torch.from_numpy(ranks_from_similarity(similarity, tokens.mask.numpy())),

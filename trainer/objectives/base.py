@@ -123,6 +123,13 @@ class Objective:
         """What h multiplies each candidate's log-ratio with: `beta`, or [G, K] where each has its own."""
         return self.beta(options)
 
+    @property
+    def of_logps_alone(self) -> bool:
+        """Whether the loss follows from log-probabilities of groups: no trainer, inputs or dropout of its own."""
+        kind = type(self)
+        own = kind.own_trainer is not Objective.own_trainer or kind.mix is not Objective.mix
+        return self.needs == "groups" and not own and not self.dropout
+
     def copies(self, options: Any) -> int:
         """How often each ground truth is laid out in training, for `mix` to make as many inputs of it."""
         return 1

@@ -1,0 +1,115 @@
+"""What `--skip_below` saves: `python -m tests.benchmarks.skipping`.
+
+base-6m on Dolly, a set with an=11 (K = 12), beta 5, float32; each run is a process of its own on the same groups in the
+same order from the same start, once with and once without skipping: cpo for 300 steps of 4 groups, and for fewer where
+it is expected to save little, cpo-rank (every place of the order is contested) and an=4:hard. Groups per second of the
+steps up to 100 and of those behind them, and the losses beside each other: their difference is that of the means over
+the steps of a window, which see the same groups; the noise beside it is the standard error of one such mean.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.dolly import DOLLY, MODEL
+from tests.benchmarks.extent import extent
+from tests.benchmarks.reuse import timed
+from tests.benchmarks.training import ROW_TOKENS, step_times
+
+ROWS, NEW_TOKENS, EARLY, STEPS, FEWER = extent((450, 48, 100, 300, 120), (24, 8, 2, 4, 4))
+STEP, BELOW, RATE = 4, 0.01, 1e-5
+# Objective, --use, steps.
+RUNS = (("cpo", "an=11", STEPS), ("cpo-rank", "an=11", FEWER), ("cpo", "an=4:hard", FEWER))
+WARM_UP = extent(5, 1)  # steps that no speed is taken of
+
+
+def train(shards: str, objective: str, use: str, steps: str, skipping: str) -> dict[str, Any]:
+    """Seconds and losses of each step, and the shares that were skipped."""
+    from transformers import AutoModelForCausalLM, PrinterCallback
+
+    from data.shards import NegativeSet
+    from trainer.arguments import PaperTrainingArguments
+    from trainer.groups.dataset import Collator, ContrastiveGroups
+    from trainer.objectives import OBJECTIVES
+    from trainer.scoring.prepared_model import prepare_model
+    from trainer.trainer import ContrastiveTrainer
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype="float32")
+    prepared, groups = prepare_model(model), ContrastiveGroups.of([NegativeSet(shards)], "train", use)
+    chosen = OBJECTIVES.load(objective)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = PaperTrainingArguments(
+            output_dir=folder, use_cpu=True, save_strategy="no", report_to="none", max_steps=int(steps),
+            logging_steps=1, disable_tqdm=True, learning_rate=RATE, lr_scheduler_type="constant",
+            per_device_train_batch_size=STEP,
+        )  # fmt: skip
+        trainer = ContrastiveTrainer(
+            model=model, args=arguments, train_dataset=groups,
+            data_collator=Collator(prepared.layout, ROW_TOKENS, groups.strategies),
+            objective=chosen, options=chosen.Options(beta=5.0), prepared=prepared,
+            skip_below=BELOW if skipping == "skipping" else None,
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        seconds = step_times(trainer)
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    found = {name: [float(log[name]) for log in logs if name in log] for name in ("loss", *SKIPPED)}
+    return {"seconds": seconds, **found}
+
+
+SKIPPED = ("skipped/candidates", "skipped/tokens", "skipped/groups")
+
+
+def run(*words: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.skipping", "--run", *words], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def speed(found: dict[str, Any], steps: slice) -> float:
+    """Groups per second of some steps."""
+    seconds = found["seconds"][steps]
+    return STEP * len(seconds) / sum(seconds)
+
+
+def report(objective: str, use: str, full: dict[str, Any], less: dict[str, Any]) -> None:
+    steps = len(full["seconds"])
+    for first, last in ((1, EARLY), (EARLY + 1, steps)):
+        window, timed_ones = slice(first - 1, last), slice(max(first - 1, WARM_UP), last)
+        slow, fast = speed(full, timed_ones), speed(less, timed_ones)
+        losses, others = full["loss"][window], less["loss"][window]
+        noise = statistics.stdev(losses) / len(losses) ** 0.5
+        difference = statistics.mean(others) - statistics.mean(losses)
+        skipped = ", ".join(f"{statistics.mean(less[name][window]):.0%} of {name.split('/')[1]}" for name in SKIPPED)
+        print(f"| {objective}, {use}, steps {first} to {last} | {slow:.2f} | {fast:.2f} | {fast / slow:.2f} x | "
+              f"{statistics.mean(losses):.3f} | {statistics.mean(others):.3f} | {difference:+.3f} ({noise:.3f}) | "
+              f"{skipped} |", flush=True)  # fmt: skip
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--run"]:
+        print(json.dumps(train(*sys.argv[2:])))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        shards = Path(name) / "set"
+        timed("negatives_gen", {
+            "model": MODEL, "dataset": DOLLY, "task": "dolly", "limit": ROWS, "groups_per_shard": 64,
+            "strategies": "an=11", "max_new_tokens": NEW_TOKENS, "embedder": "reference", "out": shards,
+        })  # fmt: skip
+        groups = json.loads((shards / "manifest.json").read_text())["counts"]["rows_written"]
+        print(f"base-6m, {groups} Dolly groups, {STEP} a step, beta 5, learning rate {RATE:g}, --skip_below {BELOW}")
+        print("| | groups/s | skipping | | loss | skipping | difference (noise) | skipped |")
+        print("|---|---|---|---|---|---|---|---|", flush=True)
+        for objective, use, steps in RUNS:
+            words = str(shards), objective, use, str(steps)
+            report(objective, use, run(*words, "full"), run(*words, "skipping"))
+
+
+if __name__ == "__main__":
+    main()
