@@ -24,9 +24,9 @@ from data.models import check_model, hash_of_all_weights, weights_hash
 from data.shards import NegativeSet
 from evaluation.answers.cache import Store
 from evaluation.judging.reward_judge import RewardJudge
+from evaluation.metrics.embeddings import _identify
 from evaluation.metrics.features import Featuriser
 from evaluation.metrics.likelihood import SecondModel
-from evaluation.metrics.similarity import _identify
 from tests.support.tiny import make_negative_set, tiny_model
 
 WEIGHTS = "model.safetensors"

@@ -321,7 +321,7 @@ def test_a_job_without_a_stall_timeout_never_stalls(tmp_path: Path, clock: Clock
 def test_how_far_a_stage_is_within_its_shards_is_told_by_its_marks(writer: NegativeSetWriter, clock: ClockStub) -> None:
     loading: list[str] = []
     told: list[list[Told]] = []
-    inside = Inside(writer.folder, loading.append, told.append)
+    inside = Inside(writer.folder, lambda stage, _: loading.append(stage), told.append)
 
     def look(after: float) -> None:
         clock.now += after
