@@ -37,7 +37,7 @@ class Request:
         n: how many.
         top_k: sample among the k most likely tokens, 0 for all.
         max_tokens: of a continuation, at most.
-        seed: not used on a CPU with n > 1.
+        seed: not used on a CPU with n > 1, see `Engine`.
     """
 
     prompt: Sequence[int]
@@ -73,8 +73,9 @@ class Engine:
 
     Args:
         model: local directory of the model.
-        seed: seed of the engine. On GPUs each request has a seed of its own as well; vLLM on a CPU takes none
-            with n > 1 ("CPU Generator does not use offset").
+        seed: seed of the engine. On GPUs each request has a seed of its own as well. On a CPU requests with n > 1 draw from
+            the engine's generator instead, as one for each sequence halves vLLM's speed there; so what is sampled then
+            depends on what shares a step, and differs from run to run.
         options: arguments of vLLM's `LLM`, untouched.
         adapter: directory of a LoRA adapter that is laid over the model when it samples.
 

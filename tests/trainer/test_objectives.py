@@ -322,6 +322,29 @@ def test_the_optimum_of_nca_is_the_log_ratio_of_truths_to_negatives():
     torch.testing.assert_close(h.detach(), (p / a).log(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+def test_a_policy_trained_by_nca_on_its_references_samples_ends_at_the_truth_where_beta_is_one(beta: float):
+    """The same world; the policy sums to one, so that beta x its log-ratio is log P/A at beta = 1 alone."""
+    p, a = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
+    pairs = list(itertools.product(range(3), repeat=2))
+    weights = torch.stack([p[i] * a[j] for i, j in pairs])
+    logits = a.log().requires_grad_()
+    optimiser = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimiser.zero_grad()
+        logps = logits.log_softmax(0)
+        each = [nca_loss(logps[[i, j]][None], a.log()[[i, j]][None], beta=beta) for i, j in pairs]
+        loss = (torch.stack(each) * weights).sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    h = beta * (logits.detach().log_softmax(0) - a.log())
+    off = (h - (p / a).log()).abs().max().item()
+    assert off < 1e-5 if beta == 1 else off > 0.05
+
+
 @EACH
 def test_a_beta_for_each_candidate_is_a_sum_divided_by_its_own_tokens(loss: Loss):
     policy, reference = random_logps(3, 4)
