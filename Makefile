@@ -164,7 +164,10 @@ endif
 # the last round.
 ROUNDS ?= 3
 ROUND_RECIPES ?= recipes/rounds
-D := $(RUNS)/rounds
+# A finished model of one's own in place of the first reference.
+ROUND_REFERENCE ?=
+# Other recipes, another folder: a step that is done there is never taken for one of these.
+D := $(RUNS)/$(notdir $(ROUND_RECIPES:/=))
 NUMBERS := $(shell seq $(ROUNDS))
 
 rounds: export OMP_NUM_THREADS = 1
@@ -183,17 +186,21 @@ $D/0/policy/trainer_state.json:
 	@$(PY) -m trainer.run --config $(ROUND_RECIPES)/reference.yaml --model $D/blank --output_dir $D/0/policy \
 		--resume_from_checkpoint true --disable_tqdm true
 
+# $(call policy,ROUND), and the file that a round's training writes last; a reference of one's own is there already.
+policy = $(if $(filter 0,$1),$(or $(ROUND_REFERENCE),$D/0/policy),$D/$1/policy)
+trained = $(if $(and $(filter 0,$1),$(ROUND_REFERENCE)),,$D/$1/policy/trainer_state.json)
+
 # $(call round,NUMBER,NUMBER BEFORE)
 define round
-$D/$1/negatives/manifest.json: | $D/$2/policy/trainer_state.json
+$D/$1/negatives/manifest.json: | $(call trained,$2)
 	@echo "== round $1: negatives of its reference$(if $(filter-out 1,$1), and the round before's)"
-	@$(PY) -m negatives_gen --model $D/$2/policy --out $D/$1/negatives --seed $1 $(if $(filter 1,$1),\
+	@$(PY) -m negatives_gen --model $(call policy,$2) --out $D/$1/negatives --seed $1 $(if $(filter 1,$1),\
 		--config $(ROUND_RECIPES)/negatives.yaml,\
 		--config $(ROUND_RECIPES)/negatives-again.yaml --earlier_set $D/$2/negatives)
 
 $D/$1/policy/trainer_state.json: | $D/$1/negatives/manifest.json
 	@echo "== round $1: training from its reference"
-	@$(PY) -m trainer.run --config $(ROUND_RECIPES)/train.yaml --model $D/$2/policy --shards $D/$1/negatives \
+	@$(PY) -m trainer.run --config $(ROUND_RECIPES)/train.yaml --model $(call policy,$2) --shards $D/$1/negatives \
 		--output_dir $D/$1/policy --resume_from_checkpoint true --disable_tqdm true
 endef
 $(foreach number,$(NUMBERS),$(eval $(call round,$(number),$(shell expr $(number) - 1))))
@@ -201,7 +208,7 @@ $(foreach number,$(NUMBERS),$(eval $(call round,$(number),$(shell expr $(number)
 $D/evaluation-$(ROUNDS)/report.json: | $D/$(ROUNDS)/policy/trainer_state.json
 	@echo "== the checkpoints of all rounds, evaluated"
 	@$(PY) -m evaluation.run --config $(ROUND_RECIPES)/evaluate.yaml --store $D/store --out $D/evaluation-$(ROUNDS) \
-		--model $(foreach number,0 $(NUMBERS),round-$(number)=$D/$(number)/policy)
+		--model $(foreach number,0 $(NUMBERS),round-$(number)=$(call policy,$(number)))
 
 clean:
 	rm -rf $(RUNS)/quickstart

@@ -27,9 +27,9 @@ def make_words(runs: Path, *more: str) -> list[str]:
     return ["make", "rounds-steps", "ROUNDS=2", f"RUNS={runs}", f"PY={sys.executable}", *more]
 
 
-def planned(runs: Path) -> list[tuple[str, str, list[str]]]:
+def planned(runs: Path, *more: str) -> list[tuple[str, str, list[str]]]:
     """Module, recipe and the other words of each command that make would run."""
-    done = subprocess.run([*make_words(runs), "-n"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([*make_words(runs, *more), "-n"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     lines = done.stdout.replace("\\\n", " ").splitlines()
     commands = [re.search(r"\S+ -m (\S+) (.*)", line) for line in lines if not line.startswith("echo")]
     found = []
@@ -85,6 +85,18 @@ def test_what_is_there_is_not_made_again_and_more_rounds_go_on(tmp_path: Path) -
     assert [recipe for _, recipe, _ in planned(tmp_path)] == ["negatives-again", "train", "evaluate"]
 
 
+def test_a_reference_of_ones_own_is_where_rounds_begin(tmp_path: Path) -> None:
+    steps = planned(tmp_path, "ROUND_REFERENCE=/my/model")
+    assert [step[:2] for step in steps[:2]] == [("negatives_gen", "negatives"), ("trainer.run", "train")]
+    assert [value(words, "--model") for _, _, words in steps[:2]] == ["/my/model"] * 2
+    assert "round-0=/my/model" in steps[-1][2]
+
+
+def test_other_recipes_have_a_folder_of_their_own(tmp_path: Path) -> None:
+    first = planned(tmp_path, "ROUND_RECIPES=/my/recipes/wiki/")[1][2]
+    assert value(first, "--output_dir") == f"{tmp_path}/wiki/0/policy"
+
+
 def in_small(folder: Path) -> Path:
     """The recipes with fewer rows and steps."""
     shutil.copytree(RECIPES, folder)
@@ -112,7 +124,7 @@ def in_small(folder: Path) -> Path:
 @pytest.mark.ray
 @pytest.mark.timeout(1500)
 def test_two_rounds_that_are_killed_go_on_and_end_in_one_table_and_plot(tmp_path: Path) -> None:
-    words = make_words(tmp_path / "runs", f"ROUND_RECIPES={in_small(tmp_path / 'recipes')}")
+    words = make_words(tmp_path / "runs", f"ROUND_RECIPES={in_small(tmp_path / "recipes/rounds")}")
     folder = tmp_path / "runs/rounds"
     second = folder / "2/negatives"
     with (tmp_path / "log").open("wb") as log:

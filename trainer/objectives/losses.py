@@ -84,8 +84,8 @@ def nca_loss(
 
     NCA (arXiv 2402.05369) draws all K candidates from one model and weighs them by their rewards in the first term, by
     1/K in the second. Here the ground truth is a draw of the data (weight 1), the K-1 negatives are draws of the noise
-    (1/(K-1) each), so that the optimum of a free h is log P/A itself, where that of a softmax is so up to a constant: each
-    candidate's own likelihood counts. A policy, whose probabilities sum to one, has this h where beta = 1 and the
+    (1/(K-1) each), so that the optimum of a free h is log P/A itself, where that of a softmax is so up to a constant:
+    each candidate's own likelihood counts. A policy, whose probabilities sum to one, has this h where beta = 1 and the
     reference is A, and comes near it elsewhere. With policy = reference it is 2 log 2.
 
     Args:
