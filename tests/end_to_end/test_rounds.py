@@ -29,7 +29,9 @@ def make_words(runs: Path, *more: str) -> list[str]:
 
 def planned(runs: Path, *more: str) -> list[tuple[str, str, list[str]]]:
     """Module, recipe and the other words of each command that make would run."""
-    done = subprocess.run([*make_words(runs, *more), "-n"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [*make_words(runs, *more), "-n"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
     lines = done.stdout.replace("\\\n", " ").splitlines()
     commands = [re.search(r"\S+ -m (\S+) (.*)", line) for line in lines if not line.startswith("echo")]
     found = []
@@ -124,7 +126,7 @@ def in_small(folder: Path) -> Path:
 @pytest.mark.ray
 @pytest.mark.timeout(1500)
 def test_two_rounds_that_are_killed_go_on_and_end_in_one_table_and_plot(tmp_path: Path) -> None:
-    words = make_words(tmp_path / "runs", f"ROUND_RECIPES={in_small(tmp_path / "recipes/rounds")}")
+    words = make_words(tmp_path / "runs", f"ROUND_RECIPES={in_small(tmp_path / 'recipes/rounds')}")
     folder = tmp_path / "runs/rounds"
     second = folder / "2/negatives"
     with (tmp_path / "log").open("wb") as log:
