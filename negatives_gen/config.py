@@ -57,8 +57,8 @@ class RunOptions:
         require_positive(self, "num_engines")
         if self.engine.get("data_parallel_size", 1) != 1:  # their GPUs would be in no plan (job/resources.py)
             raise UserError(
-                f"--engine.data_parallel_size {self.engine['data_parallel_size']}: engines side by side are asked for by "
-                "--num_engines. Leave it out."
+                f"--engine.data_parallel_size {self.engine['data_parallel_size']}: engines side by side are asked for "
+                "by --num_engines. Leave it out."
             )
         check_trackers(self.report_to)
         if not 0 <= self.stall_timeout < float("inf"):
