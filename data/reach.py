@@ -6,7 +6,7 @@ from data.shards import NegativeSet
 
 
 class Unknown(NamedTuple):
-    """Why it is not known, and what would tell it; "" where nothing does."""
+    """The cause why `in_support` is not known, and the remedy, what would tell it: "" where nothing does."""
 
     cause: str
     remedy: str

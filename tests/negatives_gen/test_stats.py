@@ -147,7 +147,7 @@ def test_what_was_in_reach_of_the_sampler_is_counted_and_advice_given_where_it_i
 def test_where_some_reach_is_unknown_there_is_no_share_and_no_advice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With --sampler only the truths that are too long are known: of all of them that says nothing."""
+    """Only the truths that are too long are known with --sampler: of all of them that says nothing."""
     groups = [replace(GROUPS[0], id=f"{n:032x}", in_support=False if n < 5 else None) for n in range(100)]
     small = written(tmp_path / "small", [groups], {**SAMPLED, "sampler": {"name": "small"}})
     why = "of --sampler no ranks are computed"
