@@ -28,7 +28,9 @@ class RunOptions:
         False, "run Python code that comes with a model (true only if you trust it); signals may refuse it"
     )
     num_engines: int | None = option(None, "vLLM engines (default: one per GPU, or one on CPUs)")
-    engine: dict[str, Any] = option({}, "any argument of vLLM's LLM, untouched: --engine.tensor_parallel_size 2")
+    engine: dict[str, Any] = option(
+        {}, "any argument of vLLM's LLM but data_parallel_size, untouched: --engine.tensor_parallel_size 2"
+    )
     stall_timeout: float = option(
         14400.0,
         "end if no shard begins, ends or gets further in a stage for so many seconds, and name what stands still "
@@ -53,6 +55,11 @@ class RunOptions:
     def check(self) -> None:
         """Raise UserError for a value out of range."""
         require_positive(self, "num_engines")
+        if self.engine.get("data_parallel_size", 1) != 1:  # their GPUs would be in no plan (job/resources.py)
+            raise UserError(
+                f"--engine.data_parallel_size {self.engine['data_parallel_size']}: engines side by side are asked for "
+                "by --num_engines. Leave it out."
+            )
         check_trackers(self.report_to)
         if not 0 <= self.stall_timeout < float("inf"):
             raise UserError(f"--stall_timeout must be 0 (never) or more seconds, got {self.stall_timeout}.")

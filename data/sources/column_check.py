@@ -52,7 +52,7 @@ class ColumnCheck:
         name = next((name for name, place in self.reader.places.items() if place == lacking), None)
         if name is not None:
             needs = f"of --columns {name}={lacking.text}"
-            advice = "Correct --columns: a column, or a path such as answers[].text."
+            advice = "Correct --columns: a column, or a path such as answers[].text, with one [] at most."
         elif lacking.text in self.reader.task.columns:
             needs = f"which task '{self.reader.name}' needs"
             others = [n for n, task in TASKS.items() if n != self.reader.name and set(task.columns) <= set(self.first)]

@@ -2,7 +2,8 @@
 
 A place is a column, or a path into nested data: `answer.text` is the field `text` of column `answer`, and
 `answers[].answer` the list of what `answer` is in each item of the list `answers`. A column that is itself called
-`answer.text`, as in a flattened table, goes first; what is no path, such as `answers[0]`, can only be a column.
+`answer.text`, as in a flattened table, goes first; what is no path can only be a column, such as `answers[0]`, or
+`turns[].answers[].text`, which goes into lists of lists.
 """
 
 from collections.abc import Collection, Container, Mapping, Sequence
@@ -55,7 +56,8 @@ class Path:
             if not name or lists.replace(EACH, "") or "[" in name or "]" in name:
                 return cls(text, (plain,), sign)
             steps += [name, *([EACH] * (len(lists) // len(EACH)))]
-        return cls(text, tuple(steps), sign)
+        # What lies in lists of lists no task reads: each row would be rejected for it.
+        return cls(text, tuple(steps) if steps.count(EACH) < 2 else (plain,), sign)
 
     def column(self, columns: Container[str]) -> str:
         """The column that it begins in: one of this whole name, dots included, or of that of its first step."""

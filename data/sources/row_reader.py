@@ -9,7 +9,7 @@ from data.command.errors import UserError
 from data.sources.encode import Problem
 from data.sources.prompt_templates import PromptTemplate, Unfilled, read_template
 from data.sources.row_paths import NOWHERE, Path, parse_columns
-from data.sources.tasks import Task, describe_task, task_of
+from data.sources.tasks import TASKS, Task, describe_task, task_of
 
 # What every task with a column for the response can read beside it: a row's other responses, and how good each is.
 CANDIDATES, SCORES = "candidates", "scores"
@@ -67,6 +67,13 @@ class RowReader:
         """
         how = task_of(task)
         known = [*how.columns, *how.optional, *((CANDIDATES, SCORES) if how.response else ())]
+        for name in (item.partition("=")[0].strip() for item in columns):
+            if name in (CANDIDATES, SCORES) and name not in known:
+                others = ", ".join(other for other, has in TASKS.items() if has.response)
+                raise UserError(
+                    f"--columns {name}=...: task '{task}' reads no '{name}', since its rows have no place for a "
+                    f"response alone. Leave it out, or choose a --task that has: {others}."
+                )
         places = parse_columns(columns, known, (SCORES,), task)
         if SCORES in places and CANDIDATES not in places:
             raise UserError(f"--columns {SCORES}=... needs {CANDIDATES}=... beside it: what the scores are of.")

@@ -1,4 +1,4 @@
-"""Whether the sampler could have said a ground truth: where it could not, no negative is ever like it (THEORY 6)."""
+"""Whether the sampler could have said a ground truth: else no negative is ever like it (docs/what-it-learns.md)."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -168,9 +168,9 @@ class Strategy(ABC):
         """
         return None
 
-    def sampled_share(self, settings: dict[str, Any]) -> float:
-        """Share of a candidate's tokens that the engine samples, about, for a plan."""
-        return 1.0
+    def given_tokens(self, group: Group, settings: dict[str, Any], tools: Tools) -> float:
+        """Tokens of one of the group's candidates that the engine is given and does not sample, about, for a plan."""
+        return 0.0
 
     def missing(self, group: Group, settings: dict[str, Any]) -> int:
         """How many candidates of this strategy a group still lacks."""

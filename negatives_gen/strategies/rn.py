@@ -58,7 +58,7 @@ class Resumed(SampledStrategy):
         present = sum(c.strategy == self.name for c in group.negatives)
         seed = derive_seed(tools.seed, self.name, group.id, round_number, present)
         room = longest(group, settings, tools)
-        lengths = self._kept(len(group.response_ids) - 1, number, room, shares(settings["rn_share"]), seed)
+        lengths = self._kept(_whole(group, room), number, shares(settings["rn_share"]), seed)
         requests = Counter(lengths)
         drawn = await asyncio.gather(
             *(
@@ -83,19 +83,19 @@ class Resumed(SampledStrategy):
                 candidates.append(self.candidate(ids, text, sample))
         return candidates
 
-    def sampled_share(self, settings: dict[str, Any]) -> float:
-        return 1 - sum(shares(settings["rn_share"])) / 2
+    def given_tokens(self, group: Group, settings: dict[str, Any], tools: Tools) -> float:
+        whole = _whole(group, longest(group, settings, tools))
+        return min(sum(shares(settings["rn_share"])) / 2 * whole, whole - 1)
 
-    def _kept(self, tokens: int, number: int, room: int, bounds: tuple[float, float], seed: int) -> list[int]:
-        """How many tokens of the ground truth each draw keeps.
-
-        Args:
-            tokens: of the ground truth before its end.
-            room: tokens of a continuation, at most.
-        """
+    def _kept(self, whole: int, number: int, bounds: tuple[float, float], seed: int) -> list[int]:
+        """How many tokens of the ground truth each draw keeps, of the `whole` that it may."""
         generator = random.Random(seed)
-        whole = max(1, min(tokens, room))  # of one that is longer than a continuation may be, what fits
         return [min(round(generator.uniform(*bounds) * whole), whole - 1) for _ in range(number)]
+
+
+def _whole(group: Group, room: int) -> int:
+    """Tokens of a ground truth before its end; of one that a continuation has no room for, what fits in `room`."""
+    return max(1, min(len(group.response_ids) - 1, room))
 
 
 STRATEGY = Resumed()

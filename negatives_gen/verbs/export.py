@@ -164,8 +164,15 @@ def _are_chats(negatives: NegativeSet, split: str) -> bool:
 
 
 def _use(negatives: NegativeSet, chosen: list[str] | None) -> dict[str, int]:
-    """How many negatives of which strategy. Raises UserError if the set has not that many."""
+    """How many negatives of which strategy. Raises UserError for more than the set has, or a trainer's way."""
     stored = negatives.manifest.stored
+    for part in ",".join(chosen or []).split(","):
+        if ":" in part.partition("=")[2]:  # before it, it is one from outside: my.module:NAME=3
+            count, _, way = part.rpartition(":")
+            raise UserError(
+                f"--use '{part.strip()}': ways to choose, as ':{way.strip()}', are the trainer's; an export takes the "
+                f"first ones. Write {count.strip()}."
+            )
     use = parse_counts(chosen, "--use", negatives.manifest.strategy_name) if chosen else stored
     for strategy, count in use.items():
         if count > stored.get(strategy, 0):

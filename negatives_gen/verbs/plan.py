@@ -23,7 +23,7 @@ from data.schema import Group
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.inputs import Kind, Shard, ShardSource
 from negatives_gen.strategies import STRATEGIES
-from negatives_gen.strategies.base import ASK, SAMPLE
+from negatives_gen.strategies.base import ASK, SAMPLE, Tools
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +111,8 @@ def predict(config: PlanConfig) -> Plan:
         if config.tokens_per_second is None:
             log.info("measuring %d rows with the real models, which takes a minute or more to load", len(examples))
         with library_output_to(None, "log", verbose=config.verbose):
-            records = _measure(work, parts, min(rows, config.groups_per_shard), config.tokens_per_second is None)
-    return _scale(records, rows, config, asked)
+            records, given = _measure(work, parts, min(rows, config.groups_per_shard), config.tokens_per_second is None)
+    return _scale(records, given, rows, config, asked)
 
 
 @dataclass
@@ -129,8 +129,12 @@ class SamplePart:
         return self.source.kinds(index, known)
 
 
-def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measured: bool) -> list[ShardRecord]:
+def _measure(
+    work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measured: bool
+) -> tuple[list[ShardRecord], dict[str, float]]:
     """Records of shards that really were made, one of each part, without Ray; with models only if they are measured.
+
+    Beside them, of each strategy that samples, a group's tokens that were given to the engine instead of sampled.
 
     Args:
         parts: examples; the last part is the whole sample.
@@ -188,10 +192,18 @@ def _measure(work: Any, parts: Sequence[Sequence[Any]], shard_rows: int, measure
             f"a sample of {len(parts[-1])} rows gave {large.rows} groups ({reasons}), too few to predict from. Give a "
             "larger --sample, or ask for fewer negatives."
         )
-    return [small, large]
+    tools = Tools(seed=work.seed, context=work.context, tokenizer=None)
+    given = {
+        name: sum(settings["count"] * STRATEGIES.load(name).given_tokens(g, settings, tools) for g in pool) / len(pool)
+        for name, settings in work.strategies.items()
+        if STRATEGIES.load(name).stage == SAMPLE
+    }
+    return [small, large], given
 
 
-def _scale(records: Sequence[ShardRecord], rows: int, config: PlanConfig, asked: dict[str, int]) -> Plan:
+def _scale(
+    records: Sequence[ShardRecord], given: dict[str, float], rows: int, config: PlanConfig, asked: dict[str, int]
+) -> Plan:
     small, large = records
     groups = round(rows * large.rows / large.rows_read)
     # A shard takes some bytes, and some more for each of its groups.
@@ -205,9 +217,7 @@ def _scale(records: Sequence[ShardRecord], rows: int, config: PlanConfig, asked:
     for name, count in asked.items():
         per_group *= 1 + count / (candidates + 1)  # an answer takes as much as another candidate
         tokens["negatives"] += count * min(tokens["response"], strategies[name].get("max_new_tokens", math.inf))
-    sampling = [name for name in strategies if STRATEGIES.load(name).stage == SAMPLE]
-    shares = {name: STRATEGIES.load(name).sampled_share(strategies[name]) for name in sampling}
-    sampled = sum(large.tokens.get(name, 0) * share for name, share in shares.items()) / large.rows
+    sampled = sum(large.tokens.get(name, 0) / large.rows - of_group for name, of_group in given.items())
     if config.tokens_per_second is None:
         hours = {name: seconds / large.rows * groups / 3600 for name, seconds in large.seconds.items()}
     else:

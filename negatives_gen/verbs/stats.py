@@ -13,10 +13,9 @@ from data.command.errors import UserError, exit_on_user_error
 from data.command.options import load_config, option, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
+from data.reach import why_unknown
 from data.shards import NegativeSet
 from data.soundness import floats_of
-from negatives_gen.strategies import STRATEGIES
-from negatives_gen.strategies.base import SAMPLE
 from negatives_gen.verbs.reading import console, number
 
 if TYPE_CHECKING:
@@ -33,7 +32,8 @@ What a negative set holds, by strategy and for the ground truth, from its shards
   log p per token  the reference model's, in nats: sum over all tokens divided by their number
   likelier         share to which the reference gives a higher summed log p than to the ground truth
   in reach         of the ground truths, how many the sampler could have said itself (every token within --top_k, length
-                   within --max_new_tokens); what it could not say, no negative is ever like. Or why that is not known
+                   within --max_new_tokens); what it could not say, no negative is ever like. Or of how many that is not
+                   known and why
   similarity       a histogram of ten bins between the lowest and the highest in the set, for each ranking signal; each
                    strategy's fullest bin has a bar of full length
 """
@@ -137,8 +137,8 @@ def statistics(negatives: NegativeSet) -> dict[str, Any]:
         "in_support": {
             "known": reach[True] + reach[False],
             "count": reach[True],
-            "share": _ratio(reach[True], reach[True] + reach[False]),
-            "unknown": None if reach.keys() - {None} else _why_unknown(negatives),
+            "share": None if reach[None] else _ratio(reach[True], truth.count),
+            "unknown": why_unknown(negatives).cause if reach[None] else None,
         },
         "rows_read": manifest.counts["rows_read"],
         "rows_rejected": manifest.counts["rows_rejected"],
@@ -160,20 +160,6 @@ def statistics(negatives: NegativeSet) -> dict[str, Any]:
             for signal in edges
         },
     }
-
-
-def _why_unknown(negatives: NegativeSet) -> str:
-    """Why a set says of no ground truth whether the sampler could have said it."""
-    job, version = negatives.manifest.job, negatives.manifest.schema_version
-    # One from outside may sample: it is not imported.
-    samples = [n for n in job["strategies"] if n not in STRATEGIES.names() or STRATEGIES.load(n).stage == SAMPLE]
-    if not samples:
-        return "none of its strategies samples"
-    if not negatives.knows_support:
-        return f"sets of schema version {version} do not say it"
-    if "sampler" in job:
-        return "of --sampler no ranks are computed"
-    return f"its strategies ({', '.join(samples)}) do not say it"
 
 
 def _edges(negatives: NegativeSet) -> dict[str, np.ndarray]:
@@ -280,20 +266,26 @@ def print_statistics(found: dict[str, Any]) -> None:
 
 def _reach(found: dict[str, Any]) -> list[str]:
     """How many ground truths the sampler could have said, and what to do where they are few."""
-    reach = found["in_support"]
+    reach, groups = found["in_support"], found["groups"]
+    if not groups:
+        return []
     if not reach["known"]:
-        groups = found["groups"]
-        return [f"in reach of the sampler: unknown for all {groups} groups: {reach['unknown']}"] if groups else []
+        return [f"in reach of the sampler: unknown for all {groups} groups: {reach['unknown']}"]
+    # A share of some would be none of all: where the ranks are unknown, those that are known are the too long ones.
+    if unknown := groups - reach["known"]:
+        out = reach["known"] - reach["count"]
+        return [
+            f"in reach of the sampler: {reach['count']} of {groups} ground truths, out of reach {out}, unknown "
+            f"{unknown}: {reach['unknown']}"
+        ]
     share = reach["share"]
-    unknown = f", of {more} it is not known" if (more := found["groups"] - reach["known"]) else ""
-    lines = [
-        f"in reach of the sampler: {reach['count']} of {reach['known']} ground truths ({_percent(share)}){unknown}"
-    ]
+    lines = [f"in reach of the sampler: {reach['count']} of {groups} ground truths ({_percent(share)})"]
     if share < LOW_REACH:
         longest = found["ground_truth"]["tokens"]["max"]
+        kept = ", or train with --in_support true" if reach["count"] else ""
         lines.append(
             f"  few: training favours whatever the sampler cannot say. Sample with --top_k 0 and --max_new_tokens "
-            f"{longest} (the longest ground truth), or train with --in_support true."
+            f"{longest} (the longest ground truth){kept}."
         )
     return lines
 

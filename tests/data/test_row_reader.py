@@ -61,7 +61,8 @@ def turn(role: str, content: str) -> dict[str, str]:
         ("a.b[].c", [1, None]),
         ("a.e", None),
         ("l[]", ["x", "y"]),
-        ("n[][].v", [[1], [2, 3]]),
+        ("n[][].v", NOWHERE),  # lists of lists
+        ("n[].v[]", NOWHERE),
         ("empty[].v", []),
         ("a.b[].z", NOWHERE),
         ("a.x", NOWHERE),
@@ -80,7 +81,7 @@ def test_a_path_leads_into_a_row_or_nowhere(path: str, found: Any):
     assert RowPath.of(path).find(row) == found
 
 
-@pytest.mark.parametrize("path", ["a..b", ".a", "a.", "a[0]", "a[", "[].a", "a]b", "a.b[]", "a b", "a\nb"])
+@pytest.mark.parametrize("path", ["a..b", ".a", "a.", "a[0]", "a[", "[].a", "a]b", "a.b[]", "a b", "a\nb", "a[].b[].c"])
 def test_a_column_of_the_whole_name_goes_first_and_what_is_no_path_can_be_nothing_else(path: str):
     assert RowPath.of(path).find({path: 1, "a": {"b": [2]}}) == 1
     assert RowPath.of(path).find({"a": {"b": [2]}}) == ([2] if path == "a.b[]" else NOWHERE)
@@ -126,7 +127,12 @@ def test_every_task_reads_other_columns_under_its_own_names(read: Any):
         (
             ["prompt=a[0]"],
             "has no column 'a[0]', of --columns prompt=a[0]; it has: prompt, completion. Correct --columns: a column, "
-            "or a path such as answers[].text.",
+            "or a path such as answers[].text, with one [] at most.",
+        ),
+        (
+            ["candidates=a[].b[].c"],
+            "has no column 'a[].b[].c', of --columns candidates=a[].b[].c; it has: prompt, completion. Correct "
+            "--columns: a column, or a path such as answers[].text, with one [] at most.",
         ),
         (["prompt=-a"], "has no column '-a', of --columns prompt=-a; it has: prompt, completion."),
         (["completion=answers[].text"], "has no column 'answers[].text', of --columns completion=answers[].text; it"),
@@ -509,9 +515,13 @@ def test_candidates_of_a_chat_are_messages_or_texts(reference: Path, read: Any):
     assert (bad.problem, bad.alternatives, bad.unusable) == (None, [], ["response is not one assistant message"])
 
 
-def test_tasks_without_a_column_of_responses_take_no_candidates():
-    message = refusal(lambda: RowReader.of("conversational", ["candidates=x"]))
-    assert "task 'conversational' reads no 'candidates'" in message
+@pytest.mark.parametrize("task", ["conversational", "sharegpt", "continuation"])
+@pytest.mark.parametrize("name", ["candidates", "scores"])
+def test_tasks_without_a_column_of_responses_take_no_candidates_and_others_are_named(task: str, name: str):
+    assert refusal(lambda: RowReader.of(task, [f"{name}=x"])) == (
+        f"--columns {name}=...: task '{task}' reads no '{name}', since its rows have no place for a response alone. "
+        "Leave it out, or choose a --task that has: dolly, prompt-completion, alpaca."
+    )
 
 
 def test_the_embedded_world_is_read_as_ever():

@@ -105,6 +105,11 @@ def test_a_folder_gets_a_file_named_after_the_split_and_a_url_the_same_bytes(
         ({"format": "trl"}, "unknown --format 'trl'. Did you mean 'trl-sft'?"),
         ({"use": "an=4"}, "--use asks for an=4, but negative set"),
         ({"use": "bn=1"}, "--use asks for bn=1, but negative set"),
+        (
+            {"use": "bn=1, an=2:hard"},
+            "--use 'an=2:hard': ways to choose, as ':hard', are the trainer's; an export takes the first ones. "
+            "Write an=2.",
+        ),
         ({"split": "test"}, "holds no groups of split 'test'"),
         ({"split": "dev"}, "unknown split 'dev'"),
         ({"rank_by": "rouge"}, "--rank_by asks for 'rouge', but negative set"),

@@ -131,6 +131,10 @@ def test_continuation_cuts_any_text_and_counts_what_it_truncates(reference: Path
             r"--engine\.\* would change nothing: no 'an' or 'rn' is chosen",
         ),
         ({"strategies": "bn=3", "num_engines": 2}, "--num_engines would change nothing: no 'an' or 'rn' is"),
+        (
+            {"engine": {"data_parallel_size": 2}},
+            "--engine.data_parallel_size 2: engines side by side are asked for by --num_engines. Leave it out.",
+        ),
     ],
 )
 def test_options_that_cannot_work_are_refused_before_an_engine_starts(

@@ -65,7 +65,7 @@ def test_a_resumed_negative_costs_its_tail_only(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("negatives_gen.job.job.Components", lambda: Components(EngineStub, ScorerStub, signals_stub))
-    options = {**OPTIONS, "strategies": "rn=3", "rn_share": "0.2-0.4"}
+    options = {**OPTIONS, "strategies": "rn=3", "rn_share": "0.6-0.8"}
     with without_ray():
         job = make_config(GenerateConfig, model=str(reference), out=str(tmp_path / "set"), limit=96, **options)
         made = generate(job, Components(EngineStub, ScorerStub, signals_stub))
@@ -74,7 +74,8 @@ def test_a_resumed_negative_costs_its_tail_only(
     assert "engine" not in {thread.name for thread in set(threading.enumerate()) - before}  # which has measured it
     assert plan.groups == 96
     assert plan.tokens["negatives"] == pytest.approx(total(made, "rn"), rel=0.15)
-    assert plan.tokens["sampled"] == round(0.7 * plan.tokens["negatives"])
+    # The stub samples 7 tokens behind whatever is kept: how much that is depends on the ground truth, not on them.
+    assert plan.tokens["sampled"] == pytest.approx(3 * 7 * 96, rel=0.05)
     assert plan.device_hours.keys() == {"rn", "score", "embedding"}
 
 

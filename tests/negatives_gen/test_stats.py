@@ -48,6 +48,11 @@ REJECTS = [
 ]
 
 
+SAMPLED: dict[str, Any] = {**job_of(), "strategies": {"an": {"count": 2, "top_k": 50}, "bn": {"count": 1}}}
+OWN = {"count": 1, "origin": {"entry": "mine:OWN", "source_sha256": "c" * 64}}  # of a strategy from outside
+KNOWN = "known", "count", "share", "unknown"
+
+
 def written(path: Path, shards: Sequence[Sequence[Group]], job: dict[str, Any] | None = None) -> NegativeSet:
     writer = NegativeSetWriter(str(path), job or job_of(an=2, bn=1), ["embedding", "reward"])
     writer.begin()
@@ -107,39 +112,65 @@ def test_statistics_of_a_set_written_by_hand_are_those_counted_by_hand(negatives
     assert reward["counts"] == {"an": [0] * 5 + [4] + [0] * 4, "bn": [0] * 5 + [2] + [0] * 4}
 
 
+def printed_reach(negatives: NegativeSet, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The line on the sampler's reach, and the advice below it."""
+    assert main(["stats", negatives.folder.path]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    part = "in reach of" + out.partition("in reach of")[2].partition(" strategy count ")[0]
+    said, few, advice = part.partition(" few: ")
+    return [said, *([f"few: {advice}"] if few else [])]
+
+
 def test_what_was_in_reach_of_the_sampler_is_counted_and_advice_given_where_it_is_little(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = [True, False, None]
-    groups = [replace(GROUPS[0], id=f"{n:032x}", in_support=value) for n, value in enumerate(said)]
-    counted = {
-        "half": (groups, "in reach of the sampler: 1 of 2 ground truths (50.0%), of 1 it is not known"),
-        "few": (groups[1:], "in reach of the sampler: 0 of 1 ground truths (0.0%), of 1 it is not known"),
-        "unknown": (
-            groups[2:],
-            "in reach of the sampler: unknown for all 1 groups: its strategies (an) do not say it",
+    line = "in reach of the sampler: "
+    advice = (
+        "few: training favours whatever the sampler cannot say. Sample with --top_k 0 and --max_new_tokens "
+        f"{len(GROUPS[0].response_ids)} (the longest ground truth)"
+    )
+    for said, lines, known in (
+        ([True, False], [f"{line}1 of 2 ground truths (50.0%)"], (2, 1, 0.5, None)),
+        (
+            [True, False, False],
+            [f"{line}1 of 3 ground truths (33.3%)", f"{advice}, or train with --in_support true."],
+            (3, 1, pytest.approx(1 / 3), None),
         ),
-    }
-    advice = f"Sample with --top_k 0 and --max_new_tokens {len(GROUPS[0].response_ids)} (the longest ground truth)"
-    found = {}
-    for name, (part, line) in counted.items():
-        negatives = written(tmp_path / name, [part])
-        found[name] = statistics(negatives)["in_support"]
-        assert main(["stats", negatives.folder.path]) == 0
-        lines = [" ".join(text.split()) for text in capsys.readouterr().out.splitlines()]
-        assert "".join(text for text in lines if "in reach of the sampler" in text) == line
-        assert (advice in " ".join(lines)) == (name == "few")
-    assert found["half"] == {"known": 2, "count": 1, "share": 0.5, "unknown": None}
-    assert found["unknown"] == {"known": 0, "count": 0, "share": None, "unknown": "its strategies (an) do not say it"}
+        ([False], [f"{line}0 of 1 ground truths (0.0%)", f"{advice}."], (1, 0, 0.0, None)),  # nothing would be kept
+    ):
+        groups = [replace(GROUPS[0], id=f"{n:032x}", in_support=value) for n, value in enumerate(said)]
+        negatives = written(tmp_path / str(len(said)), [groups])
+        assert printed_reach(negatives, capsys) == lines
+        assert statistics(negatives)["in_support"] == dict(zip(KNOWN, known, strict=True))
+
+
+def test_where_some_reach_is_unknown_there_is_no_share_and_no_advice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the truths that are too long are known with --sampler: of all of them that says nothing."""
+    groups = [replace(GROUPS[0], id=f"{n:032x}", in_support=False if n < 5 else None) for n in range(100)]
+    small = written(tmp_path / "small", [groups], {**SAMPLED, "sampler": {"name": "small"}})
+    why = "of --sampler no ranks are computed"
+    assert printed_reach(small, capsys) == [
+        f"in reach of the sampler: 0 of 100 ground truths, out of reach 5, unknown 95: {why}"
+    ]
+    assert statistics(small)["in_support"] == dict(zip(KNOWN, (5, 0, None, why), strict=True))
+    groups[0].in_support = True
+    job = {**SAMPLED, "strategies": {**SAMPLED["strategies"], "own": OWN}}
+    assert printed_reach(written(tmp_path / "own", [groups], job), capsys) == [
+        "in reach of the sampler: 1 of 100 ground truths, out of reach 4, unknown 95: its strategies (own) do not "
+        "say it"
+    ]
 
 
 def test_where_no_reach_is_known_one_line_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job = job_of(an=2, bn=1)
+    own = {**job_of(bn=1), "strategies": {"bn": {"count": 1}, "rotated": OWN}}
     for name, (said_by, why) in {
         "borrowed": (job_of(bn=1), "none of its strategies samples"),
-        "old": (job, "sets of schema version 3 do not say it"),
-        "other": ({**job, "sampler": {"name": "small"}}, "of --sampler no ranks are computed"),
-        "own": (job_of(bn=1, rotated=2), "its strategies (rotated) do not say it"),
+        "old": (SAMPLED, "sets of schema version 3 do not say it"),
+        "other": ({**SAMPLED, "sampler": {"name": "small"}}, "of --sampler no ranks are computed"),
+        "own": (own, "its strategies (rotated) do not say it"),
+        "an": (SAMPLED, "its strategies (an) do not say it"),
     }.items():
         negatives = written(tmp_path / name, [GROUPS[:1], GROUPS[1:]], said_by)
         if name == "old":

@@ -419,6 +419,23 @@ def test_rn_keeps_no_end_and_leaves_room_for_a_token(tools: Tools) -> None:
     assert (len(sampler.requests[0][0]), sampler.requests[0][1]["max_tokens"]) == (1 + 4, 1)  # of the five that fit
 
 
+def test_a_plan_counts_as_given_what_rn_keeps_of_the_truth_and_the_cap(pool: list[Group], tools: Tools) -> None:
+    truth = Group("x", "p", "r", [1], [*range(20, 40), 0])  # 20 tokens before its end; a context of 64
+
+    def given(group: Group, **settings: Any) -> float:
+        return STRATEGIES.load("rn").given_tokens(group, {**RN, **settings}, tools)
+
+    assert given(truth, rn_share="0.2-0.4") == pytest.approx(0.3 * 20)
+    assert given(truth, rn_share="0.2-0.4", max_new_tokens=5) == pytest.approx(0.3 * 5)
+    assert given(truth, rn_share="0.9", max_new_tokens=5) == 4  # one at least is sampled
+    assert given(dataclasses.replace(truth, prompt_ids=[1] * 54)) == pytest.approx(0.5 * 10)  # the context's room
+    assert given(dataclasses.replace(truth, response_ids=[9, 0])) == 0
+    assert STRATEGIES.load("an").given_tokens(truth, RN, tools) == 0
+    groups, _ = resumed(pool, tools)
+    kept = sum(len(candidate.ids) - 2 for group in groups for candidate in group.negatives)  # the stub's tails are two
+    assert kept == pytest.approx(4 * sum(map(given, groups)), rel=0.05)
+
+
 @pytest.mark.parametrize("share", ["0", "1", "0.8-0.2", "half", "0.2-", "-0.5", "0.1-1", "nan"])
 def test_rn_refuses_a_share_that_is_none(share: str) -> None:
     config = make_config(GenerateConfig, model="m", dataset="facts", out="o", strategies="rn=1", rn_share=share)

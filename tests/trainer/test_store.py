@@ -302,13 +302,34 @@ def test_only_groups_in_reach_of_the_sampler_are_kept_and_counted(
         made.in_support = False
     with pytest.raises(UserError, match=r"--in_support: 0 of 6 groups kept\. Leave it out, or sample with --top_k 0"):
         GroupStore([write(tmp_path / "none", some, 4, "all")], "train", in_support=True)
-    some[1].in_support = None
-    unknown = write(tmp_path / "unknown", some, 4, "all")
-    assert len(GroupStore([unknown], "train")) == 6
-    write_as_schema(3, tmp_path / "set")
-    for negatives in (unknown, NegativeSet(str(tmp_path / "set"))):
-        with pytest.raises(UserError, match="does not say of every group whether the sampler could have said"):
+
+
+def test_a_set_that_does_not_say_what_was_in_reach_is_refused_with_its_own_cause(tmp_path: Path) -> None:
+    some = [group(n) for n in range(4)]
+    for made in some[1:]:
+        made.in_support = False
+    an, own = {"count": 4, "top_k": 50}, {"count": 4, "origin": {"entry": "mine:AN", "source_sha256": "c" * 64}}
+    bn, extend = {"count": 2}, "`python -m negatives_gen extend`"
+    for name, an_or_own, more, said in (
+        ("other", an, {"sampler": {"name": "small"}}, "of --sampler no ranks are computed. Leave the option out, or "
+            "generate with --top_k 0, where lengths alone decide."),
+        ("borrowed", {"count": 4}, {}, f"none of its strategies samples. Leave the option out, or add sampled "
+            f"negatives with {extend}."),
+        ("own", own, {}, "its strategies (an) do not say it. Leave the option out."),
+        ("old", an, {}, f"sets of schema version 3 do not say it. Leave the option out, or {extend} the set, which "
+            "finds it out."),
+    ):  # fmt: skip
+        negatives = write(tmp_path / name, some, 4, "all", strategies={"an": an_or_own, "bn": bn}, **more)
+        if name == "old":
+            write_as_schema(3, tmp_path / name)
+            negatives = NegativeSet(str(tmp_path / name))
+        assert len(GroupStore([negatives], "train")) == 4
+        with pytest.raises(UserError) as caught:
             GroupStore([negatives], "train", in_support=True)
+        assert str(caught.value) == (
+            f"--in_support: negative set '{negatives.folder.path}' does not say of every group whether the sampler "
+            f"could have said its ground truth: {said}"
+        )
 
 
 def test_bounds_pass_negatives_over_for_the_next_ones_and_are_counted(

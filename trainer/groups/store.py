@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.command.errors import UserError
+from data.reach import why_unknown
 from data.shards import NegativeSet
 
 log = logging.getLogger(__name__)
@@ -197,10 +198,11 @@ class GroupStore:
             negatives = self.sets[number]
             known = negatives.peek(index, "in_support").take(rows) if negatives.knows_support else None
             if len(rows) and (known is None or known.null_count):
+                unknown = why_unknown(negatives)
                 raise UserError(
                     f"--in_support: negative set '{negatives.folder.path}' does not say of every group whether the "
-                    "sampler could have said its ground truth: nothing was sampled for it, or its version is older. "
-                    "Leave the option out, or add sampled negatives with `python -m negatives_gen extend`."
+                    f"sampler could have said its ground truth: {unknown.cause}. Leave the option out"
+                    f"{', or ' + unknown.remedy if unknown.remedy else ''}."
                 )
             if known is not None:
                 self._shards[place] = (number, index, rows[known.to_numpy().astype(bool)])
