@@ -15,7 +15,9 @@ def plan(study: Study, folder: Path, records: Records, only: Sequence[str] = ())
 
     A row without a chosen rate is planned at the rate in the middle.
     """
-    middle = {row.name: study.rates_of(row)[len(study.rates_of(row)) // 2] for row in study.rows.values() if row.trained}
+    middle = {
+        row.name: study.rates_of(row)[len(study.rates_of(row)) // 2] for row in study.rows.values() if row.trained
+    }
     undecided = Steps(study, folder, records, records.rates)
     decided = Steps(study, folder, records, {**middle, **records.rates})
     for row in middle:

@@ -21,6 +21,7 @@ class Data:
         first_line: a row's text is its first line alone (an article's first paragraph).
         shortest, longest: characters of a row, all columns that the task reads together; other rows are left out.
         parts: name -> number of rows; 0, last: all that are left.
+        evaluated_as: the data set that evaluations name, their part being its --test_dataset; "": the part itself.
     """
 
     dataset: str
@@ -29,6 +30,7 @@ class Data:
     first_line: bool = False
     shortest: int = 0
     longest: int = 1 << 60
+    evaluated_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class Study:
         second_model: a reference, or a directory.
         held_out: the set whose groups are ranked; "" for none.
         evaluation: options of evaluation.run.
+        of_tests: further ones, of evaluations on the test prompts.
     """
 
     name: str
@@ -160,6 +163,7 @@ class Study:
     evaluation: Mapping[str, Any]
     second_model: str = ""
     held_out: str = ""
+    of_tests: Mapping[str, Any] = field(default_factory=dict)
 
     def rates_of(self, row: Row) -> list[float]:
         """The learning rates that a row tries, rising."""
@@ -201,7 +205,9 @@ def read_study(path: Path) -> Study:
     kinds = {"references": Reference, "sets": NegativeSet, "rows": Row, "hypotheses": Hypothesis}
     for key, kind in kinds.items():
         entries = said.get(key) or {}
-        said[key] = {name: _made(kind, {"name": name, **entry}, f"{key}.{name}", path) for name, entry in entries.items()}
+        said[key] = {
+            name: _made(kind, {"name": name, **entry}, f"{key}.{name}", path) for name, entry in entries.items()
+        }
     said["data"] = _made(Data, said.get("data") or {}, "data", path)
     study = _made(Study, {"name": path.stem, **said}, "the study", path)
     _check(study, path)

@@ -14,7 +14,7 @@ TRAINING = {
     "save_strategy": "no",
     "resume_from_checkpoint": True,
     "disable_tqdm": True,
-    "include_num_input_tokens_seen": "all",
+    "include_num_input_tokens_seen": True,
 }
 
 
@@ -134,7 +134,7 @@ class Steps:
 
     def _set(self, made: NegativeSet, seed: int) -> tuple[Path, str]:
         """The directory of a set, and the step that makes it; of a row's model there is a set for each seed."""
-        by_row = made.reference in self.study.rows
+        by_row = made.reference not in self.study.references
         out = self.folder / "sets" / made.name / (f"seed-{seed}" if by_row else "all")
         model, needed = self.checkpoint(made.reference, seed)
         options: dict[str, Any] = {
@@ -217,12 +217,12 @@ class Steps:
 
     def _evaluation(self, part: str, metrics: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
         options: dict[str, Any] = {
-            "dataset": self.part_file(part),
+            **self._prompts(part),
             "task": self.study.data.task,
-            "split": "all",
             "store": self.folder / "store",
             "metrics": metrics,
             **self.study.evaluation,
+            **(self.study.of_tests if part == TEST else {}),
         }
         needs: tuple[str, ...] = ()
         if self.study.second_model in self.study.references:
@@ -234,6 +234,11 @@ class Steps:
             options["shards"], step = self._set(self.study.sets[self.study.held_out], self.study.seeds[0])
             needs = (*needs, step)
         return options, needs
+
+    def _prompts(self, part: str) -> dict[str, Any]:
+        if as_named := self.study.data.evaluated_as:
+            return {"dataset": as_named, "test_dataset": self.part_file(part), "split": "test"}
+        return {"dataset": self.part_file(part), "split": "all"}
 
 
 def trained_rows(study: Study, name: str) -> list[str]:

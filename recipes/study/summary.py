@@ -6,7 +6,7 @@ from evaluation.metrics import METRICS
 from evaluation.metrics.columns import Column
 from recipes.study.aggregate import ERRORS, OverSeeds, difference, measures_of, values
 from recipes.study.choice import at_an_end
-from recipes.study.design import Hypothesis, Study
+from recipes.study.design import TEST, VALIDATION, Hypothesis, Study
 from recipes.study.records import Comparison, Records
 
 NOTHING = ""
@@ -18,11 +18,11 @@ def markdown(study: Study, records: Records) -> str:
     parts = [
         f"# Study: {study.name}",
         study.about.strip(),
-        f"`make study TASK={study.name}` (recipes/study/{study.name}.yaml) runs it and writes this page; the numbers "
-        f"behind it are in `study-{study.name}.json`. Prompts: {study.data.parts['test']} of the test part, rates chosen "
-        f"on {study.data.parts['validation']} others. Behind ± is one error: sqrt(mean over seeds of the squared paired "
-        f"error over prompts + variance between seeds / seeds). **Bold**: more than {ERRORS} errors from 0. "
-        "Not yet measured rows are left out.",
+        f"`make study TASK={study.name}` (recipes/study/{study.name}.yaml) runs it and writes this page; its numbers "
+        f"are in `study-{study.name}.json`. {study.data.parts[TEST]} test prompts; rates are chosen on "
+        f"{study.data.parts[VALIDATION]} others. Behind ± is one error: sqrt(mean over seeds of the squared paired "
+        f"error over prompts + variance between seeds / seeds). **Bold**: more than {ERRORS} errors from 0. Rows that "
+        "were not measured yet are left out.",
         *_notes(records),
         "## Learning rates",
         _choices(study, records),

@@ -1,4 +1,4 @@
-"""`python -m recipes.study` with the real commands: two rows and two seeds of the embedded world, stopped and gone on."""
+"""`python -m recipes.study` with the real commands: two rows, two seeds of the embedded world, in two parts."""
 
 import json
 import subprocess

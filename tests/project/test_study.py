@@ -11,9 +11,9 @@ import pytest
 from data.command.errors import UserError
 from data.command.options import load_config
 from evaluation.config import EvaluateConfig
+from evaluation.metrics import METRICS, in_order
 from evaluation.metrics.base import columns_of
 from evaluation.metrics.columns import in_order as by_section
-from evaluation.metrics import METRICS, in_order
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report.files import to_json
 from evaluation.report.results import Results
@@ -107,7 +107,9 @@ def pretended(models: list[str]) -> Results:
     truths = {"0.0001": -3.0, "0.001": -2.0, "0.01": -9.0, "mle": -2.0, "bn": -1.5}
     found = [Measurement(m, "", "truth_logp", Estimate(truths.get(m, -4.0), 0.2, 30)) for m in models]
     found += [
-        Measurement(m, "", "truth_logp_difference", Estimate(truths.get(m, -4.0) - truths.get(models[0], -4.0), 0.1, 30))
+        Measurement(
+            m, "", "truth_logp_difference", Estimate(truths.get(m, -4.0) - truths.get(models[0], -4.0), 0.1, 30)
+        )
         for m in models[1:]
     ]
     return Results({"models": {m: {"weights_sha256": m} for m in models}}, {}, found, columns=COLUMNS)
@@ -169,7 +171,7 @@ def test_every_command_of_a_study_is_taken_by_its_own_options(path: Path, tmp_pa
         ("about: a world", "abuot: a world", "unknown key 'abuot'. Did you mean 'about'?"),
         ("part: train, options: {max_steps: 5}", "part: rest, options: {max_steps: 5}", "names 'rest'"),
         ("seeds: [0, 1]\n", "", "lacks something"),
-        ("set: negatives, objective: mle", "set: positives, objective: mle", "rows.mle names 'positives'"),
+        ("set: negatives, objective: mle", "set: positives, objective: mle", "names 'positives'"),
         ("  bn: {set", "  reference: {reference: reference}\n  bn: {set", "is not valid YAML"),
     ],
 )
@@ -207,7 +209,7 @@ def test_a_shape_changes_what_config_json_has_and_nothing_else() -> None:
         "hidden_size": 4,
         "vocab_size": 9,
     }
-    with pytest.raises(UserError, match="config.json has no 'width'"):
+    with pytest.raises(UserError, match=r"config\.json has no 'width'"):
         shaped('{"hidden_size": 8}', {"width": 4})
     assert Reference("r", "train", shape={"hidden_size": 4}).from_scratch
 
@@ -235,7 +237,14 @@ def test_without_a_rate_each_row_tries_all_and_with_one_it_has_all_seeds(tmp_pat
         for seed in (0, 1)
     ]
     assert [name for name in decided if name.startswith("set")] == ["set negatives", "set second 0", "set second 1"]
-    pairs = [("mle", "mle"), ("reference", "mle"), ("bn", "mle"), ("again", "mle"), ("both", "mle"), ("bn", "reference")]
+    pairs = [
+        ("mle", "mle"),
+        ("reference", "mle"),
+        ("bn", "mle"),
+        ("again", "mle"),
+        ("both", "mle"),
+        ("bn", "reference"),
+    ]
     expected = {f"evaluate {row} {other} {seed}" for row, other in pairs for seed in (0, 1)}
     assert {name for name in decided if name.startswith("evaluate")} == expected
 
@@ -248,8 +257,8 @@ def test_only_what_a_hypothesis_or_row_needs_is_run(tmp_path: Path, study: Study
     of_row = names(Steps(study, tmp_path, Records(), {"mle": 1e-3, "bn": 1e-2}).of(["again"]))
     assert {"train bn 0.01 1", "set second 1", "train again 0.01 1", "evaluate again mle 1"} <= set(of_row)
     assert "evaluate bn mle 1" not in of_row
-    with pytest.raises(UserError, match="has no hypothesis or row 'H2'. Did you mean 'H1'"):
-        study.comparisons(["H2"])
+    with pytest.raises(UserError, match=r"has no hypothesis or row 'agian'\. Did you mean 'again'"):
+        study.comparisons(["agian"])
 
 
 def test_a_step_says_what_comes_first_and_what_it_is_told(tmp_path: Path, study: Study) -> None:
@@ -262,7 +271,12 @@ def test_a_step_says_what_comes_first_and_what_it_is_told(tmp_path: Path, study:
     assert options["--model"] == str(tmp_path / "rows/bn/0.01/seed-1")
     assert (options["--max_steps"], options["--learning_rate"], options["--seed"]) == ("3", "0.01", "1")
     evaluation = steps["evaluate bn reference 1"]
-    assert set(evaluation.needs) == {"reference reference", "train bn 0.01 1", "evaluate bn mle 1", "evaluate reference mle 1"}
+    assert set(evaluation.needs) == {
+        "reference reference",
+        "train bn 0.01 1",
+        "evaluate bn mle 1",
+        "evaluate reference mle 1",
+    }
     models = evaluation.words[evaluation.words.index("--model") + 1 :]
     assert [word.split("=")[0] for word in models] == ["reference", "bn"]  # the first is what the report compares with
     assert str(tmp_path / "data/test.jsonl") in evaluation.words
@@ -270,7 +284,16 @@ def test_a_step_says_what_comes_first_and_what_it_is_told(tmp_path: Path, study:
 
 
 def test_options_become_words() -> None:
-    assert flags({"a": True, "b": 1e-5, "c": [1, "x"], "d": 3}) == ["--a", "true", "--b", "1e-05", "--c", "1,x", "--d", "3"]
+    assert flags({"a": True, "b": 1e-5, "c": [1, "x"], "d": 3}) == [
+        "--a",
+        "true",
+        "--b",
+        "1e-05",
+        "--c",
+        "1,x",
+        "--d",
+        "3",
+    ]
 
 
 def test_two_cores_are_filled_and_no_more() -> None:
@@ -371,7 +394,7 @@ def test_what_is_recorded_needs_no_runs_and_a_further_row_only_its_own(tmp_path:
     runner = Pretence()
     progress_of(study, tmp_path, ["H1"]).run(runner)
     # The rates are known, and mle and bn beside mle: what is left is the reference's, for which the rows are made anew.
-    assert not any(name.startswith("choose") or name.startswith("evaluate bn mle") for name in runner.ran)
+    assert not any(name.startswith(("choose", "evaluate bn mle")) for name in runner.ran)
     assert {f"evaluate bn reference {seed}" for seed in (0, 1)} <= set(runner.ran)
     trained = {name for name in runner.ran if name.startswith("train")}
     assert trained == {f"train {row} 0.001 {seed}" for row in ("bn", "mle") for seed in (0, 1)}
@@ -379,7 +402,7 @@ def test_what_is_recorded_needs_no_runs_and_a_further_row_only_its_own(tmp_path:
 
 def test_a_step_that_fails_ends_the_run_and_what_was_done_is_kept(tmp_path: Path, study: Study) -> None:
     runner = Pretence(fails="train bn 0.001 0")
-    with pytest.raises(UserError, match="step 'train bn 0.001 0' failed"):
+    with pytest.raises(UserError, match=r"step 'train bn 0\.001 0' failed"):
         progress_of(study, tmp_path).run(runner)
     assert "choose bn" not in runner.ran
     again = Pretence()
@@ -395,7 +418,12 @@ def test_no_step_is_begun_after_the_time_is_up(tmp_path: Path, study: Study) -> 
 
 
 def test_a_plan_estimates_from_what_was_timed(tmp_path: Path, study: Study) -> None:
-    records = Records(steps={"train bn 0.001 0": {"wall": 40.0, "processor": 30.0}, "train mle 0.001 0": {"wall": 20.0, "processor": 1.0}})
+    records = Records(
+        steps={
+            "train bn 0.001 0": {"wall": 40.0, "processor": 30.0},
+            "train mle 0.001 0": {"wall": 20.0, "processor": 1.0},
+        }
+    )
     assert estimate(Step("train bn 0.01 1", (), Path("x")), records.steps) == 40.0
     assert estimate(Step("train again 0.01 1", (), Path("x")), records.steps) == 30.0
     assert estimate(Step("choose bn", (), Path("x")), records.steps) is None
