@@ -22,6 +22,7 @@ COMPARISON = {
     "differences": Each(NUMBER),
     "weights": Each(str),
 }
+NUMBERS = ("values", "theirs", "differences")
 SHAPE = {
     "choices": Each({"rate": float, "scores": Each(float), "values": Each(Each(float))}),
     "comparisons": ListOf(COMPARISON),
@@ -115,15 +116,13 @@ def read_records(path: Path) -> Records:
     except ValueError as error:
         raise UserError(f"'{path}' is damaged: {error}. Take it from git again, or remove it.") from None
     made = [
-        Comparison(
-            entry["row"], entry["against"], entry["seed"],
-            *({key: Number(**number) for key, number in entry[name].items()}
-              for name in ("values", "theirs", "differences")),
-            entry["weights"],
-        )
-        for entry in found["comparisons"]
-    ]  # fmt: skip
+        Comparison(**{**entry, **{name: _numbers(entry[name]) for name in NUMBERS}}) for entry in found["comparisons"]
+    ]
     return Records(comparisons=made, **{key: found[key] for key in SHAPE if key != "comparisons"})
+
+
+def _numbers(entries: Mapping[str, Any]) -> dict[str, Number]:
+    return {key: Number(**entry) for key, entry in entries.items()}
 
 
 def comparison_of(results: Results, row: str, against: str, seed: int) -> Comparison:
