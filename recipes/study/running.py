@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 CORES = 2
 SETTINGS = {
+    "OMP_NUM_THREADS": "1",  # models as small as these gain nothing from a second thread, and wait for it
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
@@ -92,7 +93,7 @@ class Processes:
     def __call__(self, step: Step) -> Spent:
         self.logs.mkdir(parents=True, exist_ok=True)
         path = self.logs / f"{step.name.replace(' ', '-')}.log"
-        settings = {**os.environ, **SETTINGS, "OMP_NUM_THREADS": str(step.cores)}
+        settings = {**os.environ, **SETTINGS}
         began = time.monotonic()
         with path.open("wb") as output:
             process = subprocess.Popen(

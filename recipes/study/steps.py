@@ -130,7 +130,7 @@ class Steps:
             **reference.options,
         }
         words = ("trainer.run", *flags(options))
-        return self._add(Step(f"reference {reference.name}", words, out / "trainer_state.json", needs, cores=2))
+        return self._add(Step(f"reference {reference.name}", words, out / "trainer_state.json", needs))
 
     def _set(self, made: NegativeSet, seed: int) -> tuple[Path, str]:
         """The directory of a set, and the step that makes it; of a row's model there is a set for each seed."""
