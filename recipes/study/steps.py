@@ -141,7 +141,8 @@ class Steps:
             "model": model,
             "dataset": self.part_file(made.part),
             "task": self.study.data.task,
-            "test_share": 0,
+            # Groups that are ranked say that they are of the test half, as evaluations ask for them.
+            **({"test_dataset": self.part_file(TEST), "split": "test"} if made.part == TEST else {"test_share": 0}),
             "out": out,
             "seed": seed if by_row else 0,
         }

@@ -195,6 +195,20 @@ def test_a_step_says_what_comes_first_and_what_it_is_told(tmp_path: Path, study:
     assert all(need in steps for step in steps.values() for need in step.needs)
 
 
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_ranked_groups_are_of_the_half_that_is_evaluated(path: Path, tmp_path: Path) -> None:
+    study = read_study(path)
+    rates = {row.name: study.rates_of(row)[0] for row in study.rows.values() if row.trained}
+    steps = {step.name: step.words for step in Steps(study, tmp_path, Records(), rates).of([study.baseline])}
+    evaluation = steps[f"evaluate {study.baseline} {study.baseline} 0"]
+    assert evaluation[evaluation.index("--split") + 1] in ("all", "test")
+    assert ("--shards" in evaluation) == bool(study.held_out)
+    if study.held_out:
+        words = steps[f"set {study.held_out}"]
+        assert words[words.index("--split") + 1] == "test"
+        assert words[words.index("--test_dataset") + 1] == str(tmp_path / "data/test.jsonl")
+
+
 def test_options_become_words() -> None:
     assert flags({"a": True, "b": 1e-5, "c": [1, "x"], "d": 3}) == [
         "--a",
