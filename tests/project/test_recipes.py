@@ -186,10 +186,10 @@ def test_the_quickstarts_recipes_parse(path: Path) -> None:
         assert config.strategy_options["an"].top_k == 50
 
 
-def test_recipes_hold_yaml_only() -> None:
-    files = [p for p in (ROOT / "recipes").rglob("*") if p.is_file()]
-    assert files
-    assert {p.suffix for p in files} == {".yaml"}
+def test_recipes_hold_yaml_and_what_runs_the_study() -> None:
+    files = [p for p in (ROOT / "recipes").rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    assert {p.suffix for p in files} == {".yaml", ".py"}
+    assert {p.parent for p in files if p.suffix == ".py"} == {ROOT / "recipes/study"}
 
 
 @pytest.mark.parametrize(

@@ -324,7 +324,7 @@ def test_the_optimum_of_nca_is_the_log_ratio_of_truths_to_negatives():
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
 def test_a_policy_trained_by_nca_on_its_references_samples_ends_at_the_truth_where_beta_is_one(beta: float):
-    """The same world; the policy sums to one, so that beta x its log-ratio is log P/A at beta = 1 alone."""
+    """Three outcomes, reference A, truth P: what sums to one has h = log P/A at beta = 1 alone."""
     p, a = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
     pairs = list(itertools.product(range(3), repeat=2))
     weights = torch.stack([p[i] * a[j] for i, j in pairs])

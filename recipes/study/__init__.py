@@ -1,0 +1,1 @@
+"""The fair study: one YAML per task, what runs it in resumable parts, and what makes its tables."""
