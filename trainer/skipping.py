@@ -50,7 +50,8 @@ def weighty(
 ) -> torch.Tensor:
     """Which candidates are kept, [G, K]: those of a weight above `below`, or that a mean over tokens depends on.
 
-    Such a mean, MLE's, is no contrast that gets decided. A weight that is not a number is kept, for others to find.
+    Such a mean, MLE's, is no contrast that gets decided. Terms that are means over groups are weighed together, as their
+    slopes add up. A weight that is not a number is kept, for others to find.
 
     Args:
         terms: of the loss of these groups, made from policy_logps.
@@ -58,11 +59,11 @@ def weighty(
         mask: [G, K], True where a candidate exists.
         scale: what the loss multiplies log-probabilities with, see `Objective.scale`.
     """
-    kept = torch.zeros_like(mask)
+    of_groups, of_tokens = torch.zeros_like(policy_logps), torch.zeros_like(policy_logps)
     for term in terms.values():
-        slopes = gradient(term.total, policy_logps).abs() * abs(term.weight)
-        kept |= ~(slopes <= (below * scale if term.mean_over == "groups" else 0.0))
-    return kept & mask
+        slopes = of_groups if term.mean_over == "groups" else of_tokens
+        slopes += term.weight * gradient(term.total, policy_logps)
+    return (~(of_groups.abs() <= below * scale) | (of_tokens != 0)) & mask
 
 
 def remainders(packed: PackedGroups, kept: torch.Tensor, coefficients: torch.Tensor) -> list[Remainder]:

@@ -55,6 +55,16 @@ def test_an_mle_term_keeps_every_ground_truth_and_no_negative() -> None:
     assert weighty(terms, logps, mask, scale=BETA, below=0.1).tolist() == [[True, False, False]]
 
 
+def test_terms_that_are_means_over_groups_are_weighed_together() -> None:
+    """Slopes of 0.6 and 0.6 W beta are more than W beta, 0.6 and -0.3 less; weights of terms count."""
+    logps, mask = leaf([[0.0, 0.0, 0.0]]), torch.ones(1, 3, dtype=torch.bool)
+    unit = 0.1 * BETA * logps
+    terms = {"a": Term(0.6 * unit[:, :2].sum()), "b": Term(0.3 * unit[0, 0] - 0.15 * unit[0, 1], weight=2.0)}
+    for name in terms:
+        assert not weighty({name: terms[name]}, logps, mask, scale=BETA, below=0.1).any()
+    assert weighty(terms, logps, mask, scale=BETA, below=0.1).tolist() == [[True, False, False]]
+
+
 def test_a_weight_that_is_not_a_number_is_kept_and_one_that_nothing_depends_on_is_not() -> None:
     logps, mask = leaf([[math.nan, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
     assert weighty({"a": Term(logps.sum() * logps[0, 0])}, logps, mask, scale=1, below=0.1).all()
