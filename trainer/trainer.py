@@ -193,7 +193,7 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
                     policy_logps = candidate_logps(policy, tokens)
                 self.accelerator.backward((coefficients.to(self.args.device) * policy_logps).sum() * processes)
             gone_back += 0 if nothing_left else tokens.input_ids.numel()
-            self._count_flop(tokens, forward=True, backward=True)
+            self._count_flop(tokens, forward=False, backward=not nothing_left)
         self._add_share("skipped/tokens", all_positions - gone_back, all_positions)
         return total
 

@@ -144,6 +144,7 @@ def test_the_gradient_is_off_by_less_than_what_was_left_out_and_loss_and_metrics
         assert float(others[name]) == pytest.approx(float(logs[name]), rel=1e-5, abs=1e-6), name
     assert float(others["skipped/candidates"]) == pytest.approx(len(norms) / (4 * BATCH))
     assert 0 < float(others["skipped/tokens"]) < 1
+    assert full.state.total_flos / 3 < skipping.state.total_flos < full.state.total_flos
 
 
 @pytest.mark.seconds
@@ -220,7 +221,10 @@ def test_where_nothing_is_left_the_step_is_one_with_a_gradient_of_zero(
         lr_scheduler_type="constant",
     )  # fmt: skip
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}  # type: ignore[union-attr]
+    full = moved(reference, negative_set, tmp_path)
+    full.train()
     trainer.train()
+    assert trainer.state.total_flos == full.state.total_flos / 3  # no backward pass, and the small one is not counted
     logs = trainer.state.log_history[0]
     assert (float(logs["skipped/candidates"]), float(logs["skipped/groups"])) == (1.0, 1.0)
     assert float(logs["grad_norm"]) == 0.0
