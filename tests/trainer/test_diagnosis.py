@@ -350,8 +350,9 @@ def test_a_run_logs_what_it_is_diagnosed_by_and_a_too_large_step_is_named(
     reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = make_trainer(
-        reference, negative_set, tmp_path, max_steps=3, logging_steps=3, per_device_train_batch_size=48,
-        learning_rate=0.3, lr_scheduler_type="constant", use="an=2:random", max_grad_norm=0.0,
+        reference, negative_set, tmp_path, max_steps=3, logging_steps=3, logging_first_step=False,
+        per_device_train_batch_size=48, learning_rate=0.3, lr_scheduler_type="constant", use="an=2:random",
+        max_grad_norm=0.0,
     )  # fmt: skip
     trainer.add_callback(Diagnosis(trainer.objective.remedies, 5.0))
     trainer.train()
