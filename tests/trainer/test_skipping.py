@@ -153,7 +153,7 @@ def test_the_gradient_is_off_by_less_than_what_was_left_out_and_loss_and_metrics
 def test_the_gradient_is_that_of_a_loss_to_which_what_is_left_out_is_constant(
     objective: str, options: dict[str, Any], layout: str, reference: Path, negative_set: Path, tmp_path: Path
 ) -> None:
-    """Of several micro-batches, and of some passes that go backward whole and some that are laid out anew."""
+    """Three micro-batches, some of whose passes go backward whole, and the others' remainders are laid out anew."""
 
     def make(limit: float | None) -> ContrastiveTrainer:
         trainer = moved(
@@ -177,7 +177,7 @@ def test_the_gradient_is_that_of_a_loss_to_which_what_is_left_out_is_constant(
 
 
 def laid_out(trainer: ContrastiveTrainer, layout: str, **options: Any) -> ContrastiveTrainer:
-    """It in another layout."""
+    """The trainer with passes in another layout."""
     trainer.prepared = dataclasses.replace(trainer.prepared, layout=layout)
     collator: Any = trainer.data_collator
     trainer.data_collator = dataclasses.replace(collator, layout=layout, **options)

@@ -57,7 +57,7 @@ class Diagnosis(TrainerCallback, ExportableState):
 
     @classmethod
     def of(cls, objective: Objective, options: Any) -> "Diagnosis":
-        """That of runs of an objective with an instance of its `Options`."""
+        """The diagnosis of runs of an objective with an instance of its `Options`."""
         return cls(objective.remedies, objective.beta(options), objective.done_when_decided)
 
     def state(self) -> dict[str, Any]:
