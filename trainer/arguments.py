@@ -36,6 +36,9 @@ class PaperTrainingArguments(TrainingArguments):
         },
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every X update steps, as TRL does."})
+    logging_first_step: bool = field(
+        default=True, metadata={"help": "Log step 1 too: what all later values are seen to have started from."}
+    )
 
     def __post_init__(self) -> None:
         if self.per_device_train_batch_size == 0:
@@ -52,6 +55,8 @@ class PaperTrainingArguments(TrainingArguments):
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
         # Batches are groups laid out by our collator, not columns that match the model's arguments.
         self.remove_unused_columns = False
+        # transformers would log the first step even so.
+        self.logging_first_step = self.logging_first_step and self.logging_strategy != "no"
         # torch warns at each epoch where there is nothing to pin for.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
 

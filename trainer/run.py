@@ -117,7 +117,7 @@ def _train(
         trainer = make_trainer(script, Setup(policy, data, training, tokenizer, row_tokens, script.skip_below))
         sigterm = CheckpointOnSigterm(trainer.accelerator)
         chosen, patience = script.chosen, script.early_stopping_patience
-        watches = MetricsFile(), Diagnosis(chosen.remedies, chosen.beta(script.options)), Curves()
+        watches = MetricsFile(), Diagnosis.of(chosen, script.options), Curves()
         stopping = [] if patience is None else [EarlyStopping(patience)]
         guards = [] if claim is None else [StopIfTakenOver(claim)]
         for callback in (EpochOfSampler(), JobStamp(job), sigterm, *stopping, *guards, *watches, attempt):

@@ -4,7 +4,8 @@ The gradient of any loss of a group's log-probabilities is sum_k c_k grad log pi
 c_k = d loss / d log pi(y_k|x) are known after a forward pass. For cpo |c_k| is beta times a negative's softmax weight,
 and of the ground truth beta times what all negatives weigh together. So |c_k| / beta is called a candidate's weight,
 whatever the objective, and candidates up to a weight of W are left out: their log-probabilities are constants. What the
-gradient of a group then lacks is at most W x beta x the sum of |grad log pi(y_k|x)| over those left out.
+gradient of a group then lacks is at most W x beta x the sum of |grad log pi(y_k|x)| over those left out. Where that
+would save nothing (`goes_back_whole`) none are.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,10 @@ from trainer.groups.dataset import PackedGroups
 from trainer.objectives.base import Term
 from trainer.scoring.continuations import Continuations
 from trainer.scoring.packing import TokenBatch, lay_out
+
+# A pass of which more is left goes backward as it is. Else what is left is laid out anew, and then has a forward pass
+# more; a backward pass costs about two.
+LEFT_AS_IT_IS = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ def weighty(
 ) -> torch.Tensor:
     """Which candidates are kept, [G, K]: those of a weight above `below`, or that a mean over tokens depends on.
 
-    Such a mean, MLE's, is no contrast that gets decided. A weight that is not a number is kept, for others to find.
+    Such a mean, MLE's, is no contrast that gets decided. Terms that are means over groups are weighed together, as
+    their slopes add up. A weight that is not a number is kept, for others to find.
 
     Args:
         terms: of the loss of these groups, made from policy_logps.
@@ -58,11 +64,11 @@ def weighty(
         mask: [G, K], True where a candidate exists.
         scale: what the loss multiplies log-probabilities with, see `Objective.scale`.
     """
-    kept = torch.zeros_like(mask)
+    of_groups, of_tokens = torch.zeros_like(policy_logps), torch.zeros_like(policy_logps)
     for term in terms.values():
-        slopes = gradient(term.total, policy_logps).abs() * abs(term.weight)
-        kept |= ~(slopes <= (below * scale if term.mean_over == "groups" else 0.0))
-    return kept & mask
+        slopes = of_groups if term.mean_over == "groups" else of_tokens
+        slopes += term.weight * gradient(term.total, policy_logps)
+    return (~(of_groups.abs() <= below * scale) | (of_tokens != 0)) & mask
 
 
 def remainders(packed: PackedGroups, kept: torch.Tensor, coefficients: torch.Tensor) -> list[Remainder]:
@@ -73,6 +79,15 @@ def remainders(packed: PackedGroups, kept: torch.Tensor, coefficients: torch.Ten
             continuations = [group.continuations[k] for k in chosen.nonzero()[:, 0].tolist()]
             found.append(Remainder(Continuations(group.prefix, continuations), row[chosen]))
     return found
+
+
+def goes_back_whole(packed: PackedGroups, parts: Sequence[Remainder], layout: str) -> bool:
+    """Whether so much is left of a pass that it goes backward as it is, with all of its candidates.
+
+    Args:
+        parts: what is left of its groups.
+    """
+    return positions(parts, layout) > LEFT_AS_IT_IS * packed.tokens.input_ids.numel()
 
 
 def lay_out_remainders(

@@ -22,14 +22,11 @@ from trainer.objectives.base import TERM, Objective, Term
 from trainer.objectives.rewards import implicit_rewards
 from trainer.scoring.packing import TokenBatch
 from trainer.scoring.prepared_model import PreparedModel, candidate_logps
-from trainer.skipping import Remainder, gradient, lay_out_remainders, nothing, positions, remainders, weighty
+from trainer.skipping import Remainder, goes_back_whole, gradient, lay_out_remainders, nothing, remainders, weighty
 
 log = logging.getLogger(__name__)
 
 START_PASSES = 8  # the forward passes to compare policy and reference on, before the first step
-# Of --skip_below: a pass of which more is left goes backward as it is. Else what is left is laid out anew, and then has
-# a forward pass more; a backward pass costs about two.
-LEFT_AS_IT_IS = 2 / 3
 
 
 class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
@@ -149,13 +146,15 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
         """`_passes` for --skip_below: forward passes of everything, backward passes of the candidates that are kept.
 
         Loss and metrics are those of `_passes`. A pass of which little is left has no backward pass; what is left of
-        all these is laid out anew. Gradients are synchronised after the last pass, which each process therefore makes:
-        where nothing is left one with a gradient of 0, so that the optimiser's momentum and weight decay go on.
+        all these is laid out anew. Of another one nothing is skipped: it goes backward whole. Gradients are
+        synchronised after the last pass, which each process therefore makes: where nothing is left one with a gradient
+        of 0, so that the optimiser's momentum and weight decay go on; it is not among what is counted.
         """
+        assert self.skip_below is not None
         total = torch.zeros((), device=self.args.device)
         policy, processes = self.prepared.of(model), self.accelerator.num_processes
         left: list[Remainder] = []
-        whole = gone_back = 0  # positions
+        all_positions = gone_back = 0
         for packed, counts in self._in_step(inputs):
             packed = packed.to(self.args.device)
             with self.accelerator.no_sync(model), self.compute_loss_context_manager():
@@ -163,23 +162,27 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
                 policy_logps = with_graph.detach().requires_grad_()
                 terms = self._terms(policy_logps, packed)
                 share = self._share(terms, items) * counts
-            kept = self._kept(terms, policy_logps, packed, counts)
-            coefficients = gradient(share, policy_logps).masked_fill(~kept, 0)
+            mask, scale = packed.tokens.mask, self.objective.scale(packed, self.options)
+            kept = weighty(terms, policy_logps, mask, scale=scale, below=self.skip_below) & counts
+            coefficients = gradient(share, policy_logps)
             parts = remainders(packed, kept, coefficients)
-            size = packed.tokens.input_ids.numel()
-            as_it_is = positions(parts, self.prepared.layout) > LEFT_AS_IT_IS * size
-            if as_it_is:
+            if whole := goes_back_whole(packed, parts, self.prepared.layout):
                 with self.accelerator.no_sync(model):
                     self.accelerator.backward((coefficients * with_graph).sum() * processes)
-                gone_back += size
+                gone_back += packed.tokens.input_ids.numel()
+                kept = mask
             else:
                 left += parts
             del with_graph  # and with it what a backward pass would need
-            whole += size * counts
+            all_positions += packed.tokens.input_ids.numel() * counts
+            self._add_share("skipped/candidates", int((mask & ~kept).sum()) * counts, int(mask.sum()) * counts)
+            groups = packed.num_groups * counts
+            self._add_share("skipped/groups", groups - int(kept.any(-1).sum()), groups)
             total += share.detach() * processes
             self._record(policy_logps.detach(), packed, terms, share.detach(), counts)
-            self._count_flop(packed.tokens, forward=counts, backward=as_it_is)
-        if not left and (processes > 1 or not gone_back):
+            self._count_flop(packed.tokens, forward=counts, backward=whole)
+        nothing_left = not left
+        if nothing_left and (processes > 1 or not gone_back):
             left = [nothing(inputs)]
         row_tokens: int = self.data_collator.row_tokens  # type: ignore[attr-defined, union-attr]
         passes = list(lay_out_remainders(left, self.prepared.layout, row_tokens))
@@ -189,23 +192,10 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
                 with self.compute_loss_context_manager():
                     policy_logps = candidate_logps(policy, tokens)
                 self.accelerator.backward((coefficients.to(self.args.device) * policy_logps).sum() * processes)
-            gone_back += tokens.input_ids.numel()
-            self._count_flop(tokens, forward=True, backward=True)
-        self._add_share("skipped/tokens", whole - gone_back, whole)
+            gone_back += 0 if nothing_left else tokens.input_ids.numel()
+            self._count_flop(tokens, forward=False, backward=not nothing_left)
+        self._add_share("skipped/tokens", all_positions - gone_back, all_positions)
         return total
-
-    def _kept(
-        self, terms: Mapping[str, Term], policy_logps: torch.Tensor, packed: PackedGroups, counts: bool
-    ) -> torch.Tensor:
-        """Which candidates of a pass have a backward pass, [G, K]; the log gets the shares of those that have none."""
-        assert self.skip_below is not None
-        mask, scale = packed.tokens.mask, self.objective.scale(packed, self.options)
-        kept = weighty(terms, policy_logps, mask, scale=scale, below=self.skip_below) & counts
-        candidates = int(mask.sum()) * counts
-        self._add_share("skipped/candidates", candidates - int(kept.sum()), candidates)
-        groups = packed.num_groups * counts
-        self._add_share("skipped/groups", groups - int(kept.any(-1).sum()), groups)
-        return kept
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

@@ -5,8 +5,8 @@ Dolly, as in a real run, and then base-6m as it is, whose samples are soon told 
 process of its own on the same groups in the same order from the same start, once with and once without skipping: cpo
 for 300 steps of 4 groups, and for fewer where it is expected to save little, cpo-rank (every place of the order is
 contested) and an=4:hard. Groups per second of the steps up to 100 and of those behind them, and the losses beside each
-other: their difference is that of the means over the steps of a window, which see the same groups; the noise beside it
-is the standard error of one such mean.
+other: both runs see the same groups in a step, so the difference is the mean of the steps' differences, and beside it
+stands the standard error of that mean, as if steps were independent.
 """
 
 import json
@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,7 @@ ROWS, NEW_TOKENS, EARLY, STEPS, FEWER = extent((450, 48, 100, 300, 120), (24, 8,
 STEP, BELOW, RATE = 4, 0.01, 1e-5
 MLE_STEPS = extent(80, 1)  # of 16, for the reference
 # Objective, --use, steps.
-CPO = ("cpo", "an=11", STEPS)
-RUNS = (CPO, ("cpo-rank", "an=11", FEWER), ("cpo", "an=4:hard", FEWER))
+RUNS = (("cpo", "an=11", STEPS), ("cpo-rank", "an=11", FEWER), ("cpo", "an=4:hard", FEWER))
 WARM_UP = extent(5, 1)  # steps that no speed is taken of
 
 
@@ -89,11 +87,11 @@ def report(objective: str, use: str, full: dict[str, Any], less: dict[str, Any])
         window, timed_ones = slice(first - 1, last), slice(max(first - 1, WARM_UP), last)
         slow, fast = speed(full, timed_ones), speed(less, timed_ones)
         losses, others = full["loss"][window], less["loss"][window]
-        noise = statistics.stdev(losses) / len(losses) ** 0.5
-        difference = statistics.mean(others) - statistics.mean(losses)
+        differences = [other - loss for other, loss in zip(others, losses, strict=True)]
+        difference, error = statistics.mean(differences), statistics.stdev(differences) / len(differences) ** 0.5
         skipped = ", ".join(f"{statistics.mean(less[name][window]):.0%} of {name.split('/')[1]}" for name in SKIPPED)
         print(f"| {objective}, {use}, steps {first} to {last} | {slow:.2f} | {fast:.2f} | {fast / slow:.2f} x | "
-              f"{statistics.mean(losses):.3f} | {statistics.mean(others):.3f} | {difference:+.3f} ({noise:.3f}) | "
+              f"{statistics.mean(losses):.3f} | {statistics.mean(others):.3f} | {difference:+.3f} ({error:.3f}) | "
               f"{skipped} |", flush=True)  # fmt: skip
 
 
@@ -107,11 +105,11 @@ def main() -> None:
             "objective": "mle", "model": MODEL, "dataset": DOLLY, "task": "dolly", "max_steps": MLE_STEPS,
             "per_device_train_batch_size": 16, "learning_rate": 1e-4, "save_strategy": "no", "output_dir": reference,
         })  # fmt: skip
-        compare(str(reference), f"base-6m after {MLE_STEPS} steps of 16 on Dolly", Path(name) / "set", RUNS)
-        compare(MODEL, "base-6m", Path(name) / "other", [CPO])
+        compare(str(reference), f"base-6m after {MLE_STEPS} steps of 16 on Dolly", Path(name) / "set")
+        compare(MODEL, "base-6m", Path(name) / "other")
 
 
-def compare(reference: str, spoken: str, shards: Path, runs: Sequence[tuple[str, str, int]]) -> None:
+def compare(reference: str, spoken: str, shards: Path) -> None:
     """Make a set of a reference's own samples, and train on it with and without skipping."""
     timed("negatives_gen", {
         "model": reference, "dataset": DOLLY, "task": "dolly", "limit": ROWS, "groups_per_shard": 64,
@@ -119,9 +117,9 @@ def compare(reference: str, spoken: str, shards: Path, runs: Sequence[tuple[str,
     })  # fmt: skip
     groups = json.loads((shards / "manifest.json").read_text())["counts"]["rows_written"]
     print(f"{spoken}, {groups} groups, {STEP} a step, beta 5, learning rate {RATE:g}, --skip_below {BELOW}")
-    print("| | groups/s | skipping | | loss | skipping | difference (noise) | skipped |")
+    print("| | groups/s | skipping | | loss | skipping | difference (standard error) | skipped |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    for objective, use, steps in runs:
+    for objective, use, steps in RUNS:
         words = reference, str(shards), objective, use, str(steps)
         report(objective, use, run(*words, "full"), run(*words, "skipping"))
 

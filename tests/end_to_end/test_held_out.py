@@ -80,7 +80,7 @@ def test_the_command_watches_the_held_out_half_by_strategy(reference: Path, two_
     held_out = watched_run(reference, two_halves, tmp_path / "out")
     assert [line["step"] for line in held_out] == [2, 4]
     train = [line for line in metrics(tmp_path / "out") if "loss" in line]
-    assert [line["step"] for line in train] == [2, 4]
+    assert [line["step"] for line in train] == [1, 2, 4]
     rewards = {f"rewards/{name}" for name in ("margin", "top1", "kendall_tau")}
     by_strategy = {f"{name}/{strategy}" for name in rewards for strategy in ("an", "bn")}
     names = {"loss", *rewards, *by_strategy, "logps/ground_truth", "logps/ground_truth_change"}

@@ -128,4 +128,4 @@ def test_the_last_step_of_a_run_is_in_its_metrics_once(
 ) -> None:
     options = ["--max_steps", "5", "--logging_steps", "2", "--save_strategy", "no", "--report_to", "none", *objective]
     assert main(cli(reference, negative_set, tmp_path / "out", *options)) == 0
-    assert [line["step"] for line in metrics(tmp_path / "out") if "loss" in line] == [2, 4, 5]
+    assert [line["step"] for line in metrics(tmp_path / "out") if "loss" in line] == [1, 2, 4, 5]

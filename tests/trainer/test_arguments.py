@@ -125,6 +125,15 @@ def test_the_record_holds_what_decides_the_result(more: tuple[str, ...]) -> None
     without = more[:-2]
     assert record(*more) != record(*without)
     assert record(*without, "--logging_steps", "3") == record(*without)
+    assert record(*without, "--logging_first_step", "false") == record(*without)
+
+
+@pytest.mark.parametrize(
+    ("words", "logged"), [((), True), (("--logging_first_step", "false"), False), (("--logging_strategy", "no"), False)]
+)
+def test_the_first_step_is_logged_unless_told_otherwise(words: tuple[str, ...], logged: bool) -> None:
+    _, training, _ = parse(["--shards", "s", "--model", "m", "--output_dir", "o", *words])
+    assert training.logging_first_step is logged
 
 
 @pytest.mark.seconds

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support.training import Run, make_trainer
 from trainer.monitor.diagnosis import Diagnosis, above_start, falling_while_growing, mostly_decided, trend
 from trainer.objectives import OBJECTIVES
+from trainer.objectives.losses import cpo_loss, cpo_ranking_loss, nca_loss
+from trainer.objectives.rewards import SURE
 
 REMEDIES = OBJECTIVES.load("cpo").remedies
 
@@ -273,6 +276,11 @@ def test_a_loss_of_twice_its_start_is_found_at_once() -> None:
 # --- negatives that are decided
 
 
+def diagnosis(objective: str) -> Diagnosis:
+    chosen = OBJECTIVES.load(objective)
+    return Diagnosis.of(chosen, chosen.Options())
+
+
 def decided(step: int, share: float) -> dict[str, Any]:
     return {"step": step, "loss": 0.1, "contrast/decided": share}
 
@@ -297,7 +305,7 @@ def test_four_fifths_of_decided_groups_hardly_ever_raise_a_false_alarm() -> None
 def test_decided_negatives_are_said_once_with_repeats_and_held_out_groups(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = Run(tmp_path, Diagnosis(REMEDIES))
+    run = Run(tmp_path, diagnosis("cpo"))
     run.log(40, eval_loss=2.0, **{"eval_contrast/decided": 0.25})
     run.log(40, loss=0.1, **{"contrast/decided": 0.93, "contrast/repeats": 3.2})
     run.log(80, loss=0.1, **{"contrast/decided": 0.99, "contrast/repeats": 6.4})
@@ -308,9 +316,30 @@ def test_decided_negatives_are_said_once_with_repeats_and_held_out_groups(
         "negatives of the model as it is now, fewer steps, or a smaller --beta."
     ]
     caplog.clear()
-    early = Run(tmp_path, Diagnosis(REMEDIES))
+    early = Run(tmp_path, diagnosis("cpo"))
     early.log(40, loss=0.1, **{"contrast/decided": 0.93, "contrast/repeats": 0.5})
     assert "negatives are too easy, and teach next to nothing more. Try" in caplog.text
+
+
+@pytest.mark.parametrize("objective", ["cpo-rank", "nca"])
+def test_decided_groups_are_no_news_where_they_still_teach(
+    objective: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Run(tmp_path, diagnosis(objective)).log(40, loss=0.1, **{"contrast/decided": 1.0})
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("name", "loss"), [("cpo", cpo_loss), ("cpo-rank", cpo_ranking_loss), ("nca", nca_loss)])
+def test_what_a_decided_group_still_teaches_is_as_its_objective_says(name: str, loss: Any) -> None:
+    """The largest |d loss / dh| of groups that the softmax decides: two equal negatives; all h far above 0."""
+    h = torch.tensor([[6.0, 0.0, 0.0], [16.0, 10.0, 8.0]], requires_grad=True)
+    assert (h.softmax(-1)[:, 0] > SURE).all()
+    ranks = {"ranks": torch.arange(3).expand(2, 3)} if name == "cpo-rank" else {}
+    loss(h, torch.zeros(2, 3), **ranks, beta=1.0).backward()
+    assert h.grad is not None
+    largest = float(h.grad.abs().max()) * len(h)  # the loss is a mean over groups
+    assert (largest < 1 - SURE) == OBJECTIVES.load(name).done_when_decided
+    assert OBJECTIVES.load(name).done_when_decided or largest > 0.2
 
 
 # --- real runs
@@ -321,8 +350,9 @@ def test_a_run_logs_what_it_is_diagnosed_by_and_a_too_large_step_is_named(
     reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = make_trainer(
-        reference, negative_set, tmp_path, max_steps=3, logging_steps=3, per_device_train_batch_size=48,
-        learning_rate=0.3, lr_scheduler_type="constant", use="an=2:random", max_grad_norm=0.0,
+        reference, negative_set, tmp_path, max_steps=3, logging_steps=3, logging_first_step=False,
+        per_device_train_batch_size=48, learning_rate=0.3, lr_scheduler_type="constant", use="an=2:random",
+        max_grad_norm=0.0,
     )  # fmt: skip
     trainer.add_callback(Diagnosis(trainer.objective.remedies, 5.0))
     trainer.train()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from tests.support.processes import TwoProcesses
 from tests.support.tiny import save_tiny_model
 from tests.support.training import cli, first_gradient, make_trainer, metrics
 from trainer.arguments import parse
+from trainer.groups.dataset import PackedGroups
 from trainer.objectives.base import Term
 from trainer.objectives.losses import cpo_loss, mle_loss
 from trainer.run import main
 from trainer.scoring.continuations import Continuations
 from trainer.scoring.prepared_model import candidate_logps
-from trainer.skipping import Remainder, gradient, lay_out_remainders, positions, weighty
+from trainer.skipping import Remainder, gradient, lay_out_remainders, positions, remainders, weighty
 from trainer.trainer import ContrastiveTrainer
 
 BETA = 5.0
@@ -52,6 +54,16 @@ def test_an_mle_term_keeps_every_ground_truth_and_no_negative() -> None:
         "contrast": Term(cpo_loss(logps, torch.zeros(1, 3), beta=BETA, mask=mask)),
         "sft": Term(mle_loss(logps, 1), "truth tokens", 0.001),
     }
+    assert weighty(terms, logps, mask, scale=BETA, below=0.1).tolist() == [[True, False, False]]
+
+
+def test_terms_that_are_means_over_groups_are_weighed_together() -> None:
+    """Slopes of 0.6 and 0.6 W beta are more than W beta, 0.6 and -0.3 less; weights of terms count."""
+    logps, mask = leaf([[0.0, 0.0, 0.0]]), torch.ones(1, 3, dtype=torch.bool)
+    unit = 0.1 * BETA * logps
+    terms = {"a": Term(0.6 * unit[:, :2].sum()), "b": Term(0.3 * unit[0, 0] - 0.15 * unit[0, 1], weight=2.0)}
+    for name in terms:
+        assert not weighty({name: terms[name]}, logps, mask, scale=BETA, below=0.1).any()
     assert weighty(terms, logps, mask, scale=BETA, below=0.1).tolist() == [[True, False, False]]
 
 
@@ -117,10 +129,7 @@ def test_the_gradient_is_off_by_less_than_what_was_left_out_and_loss_and_metrics
         trainer = moved(
             reference, negative_set, tmp_path, objective=objective, objective_options=options, skip_below=limit
         )
-        trainer.prepared = dataclasses.replace(trainer.prepared, layout=layout)
-        collator: Any = trainer.data_collator
-        trainer.data_collator = dataclasses.replace(collator, layout=layout)
-        return trainer
+        return laid_out(trainer, layout)
 
     full, exact, skipping = make(None), make(0.0), make(below)
     whole, same, less = (flat(first_gradient(trainer)) for trainer in (full, exact, skipping))
@@ -135,18 +144,66 @@ def test_the_gradient_is_off_by_less_than_what_was_left_out_and_loss_and_metrics
         assert float(others[name]) == pytest.approx(float(logs[name]), rel=1e-5, abs=1e-6), name
     assert float(others["skipped/candidates"]) == pytest.approx(len(norms) / (4 * BATCH))
     assert 0 < float(others["skipped/tokens"]) < 1
+    assert full.state.total_flos / 3 < skipping.state.total_flos < full.state.total_flos
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize(("objective", "options"), [("cpo", {}), ("cpo", {"sft_weight": 0.5})])
+def test_the_gradient_is_that_of_a_loss_to_which_what_is_left_out_is_constant(
+    objective: str, options: dict[str, Any], layout: str, reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    """Three micro-batches, some of whose passes go backward whole, and the others' remainders are laid out anew."""
+
+    def make(limit: float | None) -> ContrastiveTrainer:
+        trainer = moved(
+            reference, negative_set, tmp_path, objective=objective, objective_options=options, skip_below=limit,
+            per_device_train_batch_size=BATCH // 3, gradient_accumulation_steps=3,
+        )  # fmt: skip
+        return laid_out(trainer, layout, row_tokens=100)
+
+    constant, skipping, kinds = make(None), make(0.1), set()
+    terms_of = constant._terms
+
+    def terms(logps: torch.Tensor, packed: PackedGroups) -> Mapping[str, Term]:
+        kept = going_back(constant, logps, packed, 0.1)
+        kinds.add(bool(kept.equal(packed.tokens.mask)))
+        return terms_of(torch.where(kept, logps, logps.detach()), packed)
+
+    constant._terms = terms  # type: ignore[method-assign]
+    expected, found = (flat(first_gradient(trainer)) for trainer in (constant, skipping))
+    assert kinds == {True, False}
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def laid_out(trainer: ContrastiveTrainer, layout: str, **options: Any) -> ContrastiveTrainer:
+    """The trainer with passes in another layout."""
+    trainer.prepared = dataclasses.replace(trainer.prepared, layout=layout)
+    collator: Any = trainer.data_collator
+    trainer.data_collator = dataclasses.replace(collator, layout=layout, **options)
+    return trainer
+
+
+def going_back(trainer: ContrastiveTrainer, logps: torch.Tensor, packed: PackedGroups, below: float) -> torch.Tensor:
+    """Which candidates of a pass have a backward pass, [G, K]: all, where more than two thirds of its positions do."""
+    found = logps.detach().requires_grad_()
+    mask, layout = packed.tokens.mask, trainer.prepared.layout
+    with torch.enable_grad():
+        terms = trainer.objective.terms(found, packed, trainer.options)
+        kept = weighty(terms, found, mask, scale=BETA, below=below)
+    whole = positions(remainders(packed, mask, torch.zeros(mask.shape)), layout)
+    left = positions(remainders(packed, kept, torch.zeros(mask.shape)), layout)
+    return mask if left > 2 / 3 * whole else kept
 
 
 def skipped_norms(trainer: ContrastiveTrainer, below: float) -> list[float]:
-    """The gradient norms of the log-probabilities of the first step's candidates up to a weight."""
+    """The gradient norms of the log-probabilities of the first step's candidates that have no backward pass."""
     norms: list[float] = []
     model: Any = trainer.model
     for batch in trainer.get_train_dataloader():
         for packed in batch:
             logps = candidate_logps(trainer.prepared, packed.tokens)
-            found = logps.detach().requires_grad_()
-            terms = trainer._terms(found, packed)
-            kept = weighty(terms, found, packed.tokens.mask, scale=BETA, below=below)
+            kept = going_back(trainer, logps, packed, below)
             for logp in logps[packed.tokens.mask & ~kept]:
                 gradients = torch.autograd.grad(logp, list(model.parameters()), retain_graph=True)
                 norms.append(math.sqrt(sum(float(g.double().pow(2).sum()) for g in gradients)))
@@ -164,14 +221,33 @@ def test_where_nothing_is_left_the_step_is_one_with_a_gradient_of_zero(
         lr_scheduler_type="constant",
     )  # fmt: skip
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}  # type: ignore[union-attr]
+    full = moved(reference, negative_set, tmp_path)
+    full.train()
     trainer.train()
+    assert trainer.state.total_flos == full.state.total_flos / 3  # no backward pass, and the small one is not counted
     logs = trainer.state.log_history[0]
     assert (float(logs["skipped/candidates"]), float(logs["skipped/groups"])) == (1.0, 1.0)
     assert float(logs["grad_norm"]) == 0.0
-    assert 0.9 < float(logs["skipped/tokens"]) < 1
+    assert float(logs["skipped/tokens"]) == 1.0
     for name, parameter in trainer.model.named_parameters():  # type: ignore[union-attr]
         decayed = 1.0 if parameter.dim() == 1 else 1 - 1e-2 * 0.5
         torch.testing.assert_close(parameter.detach(), before[name] * decayed)
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize(("below", "share"), [(0.0, 0.0), (0.999999, 1.0)])
+def test_what_does_not_count_is_in_no_share(
+    below: float, share: float, reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    """The last step of the epoch has three groups, and two micro-batches of a group that does not count."""
+    trainer = moved(
+        reference, negative_set, tmp_path, skip_below=below, max_steps=-1, num_train_epochs=1, learning_rate=0.0,
+        per_device_train_batch_size=1, gradient_accumulation_steps=5,
+    )  # fmt: skip
+    assert len(trainer.train_dataset) % 5 == 3  # type: ignore[arg-type]
+    trainer.train()
+    *steps, _ = trainer.state.log_history
+    assert [step[f"skipped/{name}"] for step in steps for name in (*NAMES, "tokens")] == [share] * 3 * len(steps)
 
 
 @pytest.mark.seconds

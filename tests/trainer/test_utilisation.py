@@ -55,7 +55,8 @@ def test_a_peak_is_that_of_the_device_by_its_whole_name(
 def test_the_log_has_mfu_where_the_peak_is_known_and_only_there(
     reference: Path, negative_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"max_steps": 2, "logging_steps": 2, "per_device_train_batch_size": 8}
+    options: dict[str, Any] = {"max_steps": 2, "logging_steps": 2, "logging_first_step": False}
+    options |= {"per_device_train_batch_size": 8}
     plain = make_trainer(reference, negative_set, tmp_path, **options)
     plain.train()
     assert "mfu" not in plain.state.log_history[0]

@@ -187,7 +187,7 @@ def test_a_real_training_run_stopped_and_resumed(tmp_path: Path, caplog: pytest.
     assert [w[:14] for w in warnings] == ["By step 9 the "]
     stored = json.loads((tmp_path / "whole" / "checkpoint-10" / "trainer_state.json").read_text())
     assert stored["stateful_callbacks"]["Diagnosis"] == {
-        "args": {"remedies": REMEDIES, "beta": 1.0},
+        "args": {"remedies": REMEDIES, "beta": 1.0, "done_when_decided": False},
         "attributes": {"said": ["falling"]},
     }
 

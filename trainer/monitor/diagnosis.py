@@ -43,14 +43,26 @@ class Diagnosis(TrainerCallback, ExportableState):
     Args:
         remedies: of the objective, against falling ground truths.
         beta: what the objective multiplies log-ratios with.
+        done_when_decided: of the objective.
     """
 
-    def __init__(self, remedies: str = Objective.remedies, beta: float = 1.0) -> None:
-        self.remedies, self.beta = remedies, beta
+    def __init__(
+        self,
+        remedies: str = Objective.remedies,
+        beta: float = 1.0,
+        done_when_decided: bool = Objective.done_when_decided,
+    ) -> None:
+        self.remedies, self.beta, self.done_when_decided = remedies, beta, done_when_decided
         self.said: list[str] = []
 
+    @classmethod
+    def of(cls, objective: Objective, options: Any) -> "Diagnosis":
+        """The diagnosis of runs of an objective with an instance of its `Options`."""
+        return cls(objective.remedies, objective.beta(options), objective.done_when_decided)
+
     def state(self) -> dict[str, Any]:
-        return {"args": {"remedies": self.remedies, "beta": self.beta}, "attributes": {"said": list(self.said)}}
+        args = {"remedies": self.remedies, "beta": self.beta, "done_when_decided": self.done_when_decided}
+        return {"args": args, "attributes": {"said": list(self.said)}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -88,7 +100,7 @@ class Diagnosis(TrainerCallback, ExportableState):
         )
 
     def _decided(self, args: TrainingArguments, history: LogHistory) -> str:
-        share = mostly_decided(history, _batch(args))
+        share = mostly_decided(history, _batch(args)) if self.done_when_decided else None
         if share is None:
             return ""
         repeats, held_out = _last(history, REPEATS), _last(history, HELD_OUT + DECIDED)

@@ -2,7 +2,7 @@
 
 Counted are the model's matrix products with its parameters, two operations per parameter and token forward and four
 backward, where they are needed: the head only where a token is predicted. Not counted are attention's own products, and
-what is computed twice (logits for the backward pass, gradient checkpointing).
+what is computed twice (logits for the backward pass, gradient checkpointing, candidates that `--skip_below` keeps).
 """
 
 from dataclasses import dataclass

@@ -72,6 +72,8 @@ class Objective:
         dropout: whether the policy keeps its dropout. Without it the policy starts as the reference was scored.
         from_scratch: whether random weights are a start.
         remedies: what to try when the ground truths become less likely than under the reference.
+        done_when_decided: True where a group whose softmax over h gives the ground truth nearly all teaches next to
+            nothing more, and a run is to be told so, from `contrast/decided`.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Objective:
     dropout: bool = False
     from_scratch: bool = False
     remedies: str = "a smaller --learning_rate, fewer steps"
+    done_when_decided: bool = False
 
     def terms(self, policy_logps: "Tensor", groups: "PackedGroups", options: Any) -> Mapping[str, Term]:
         """The loss of one forward pass as named terms, in every pass the same names; their sum is the loss.
