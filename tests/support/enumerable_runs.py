@@ -54,9 +54,9 @@ SCALE = 1e6  # of the exact loss: L-BFGS of torch learns no curvature from chang
 # --- exactly ---
 
 
-def all_groups(number: int) -> np.ndarray:
-    """Every group of so many candidates, [sequences^K, K]; candidate 0 is the ground truth."""
-    return np.array(list(itertools.product(range(len(SEQUENCES)), repeat=number)))
+def all_groups(number: int, responses: int = len(SEQUENCES)) -> np.ndarray:
+    """Every group of so many candidates, [responses^K, K]; candidate 0 is the ground truth."""
+    return np.array(list(itertools.product(range(responses), repeat=number)))
 
 
 def independent(groups: np.ndarray, truth: np.ndarray, negatives: np.ndarray) -> np.ndarray:
@@ -65,10 +65,44 @@ def independent(groups: np.ndarray, truth: np.ndarray, negatives: np.ndarray) ->
 
 
 def of_other_texts(groups: np.ndarray, truth: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-    """How often each pair comes where the negative is drawn again while it is the truth, [prefixes, pairs]."""
-    first, second = groups.T
-    rest = 1 - np.exp(negatives)[:, first]
-    return np.where(first == second, 0.0, independent(groups, truth, negatives) / rest)
+    """How often each group comes where a draw is repeated while the group has its text, [prefixes, groups]."""
+    weights = np.zeros((len(truth), len(groups)))
+    distinct = (np.diff(np.sort(groups, axis=1), axis=1) > 0).all(axis=1)
+    first, *others = groups[distinct].T
+    found, left = np.exp(truth[:, first]), 1 - np.exp(negatives[:, first])
+    for chosen in others:
+        found = found * np.exp(negatives[:, chosen]) / left
+        left = left - np.exp(negatives[:, chosen])
+    weights[:, distinct] = found
+    return weights
+
+
+def expected_loss(
+    policy: torch.Tensor, reference: np.ndarray, groups: np.ndarray, weights: np.ndarray, beta: float
+) -> torch.Tensor:
+    """CPO's loss of a policy [prefixes, responses] over groups that come as often as their weights say; summed."""
+    per_group = torch.vmap(lambda new, old: cpo_loss(new[None], old[None], beta=beta))
+    candidates, fixed = torch.from_numpy(groups), torch.from_numpy(reference)
+    losses = [per_group(new[candidates], old[candidates]) for new, old in zip(policy, fixed, strict=True)]
+    return (torch.from_numpy(weights) * torch.stack(losses)).sum()
+
+
+def lbfgs(
+    parameter: torch.Tensor, loss: Callable[[], torch.Tensor], most: int, watch: Callable[[], None] = lambda: None
+) -> None:
+    """Minimise a loss, by at most so many iterations of L-BFGS; watch is called after every tenth."""
+    settings: dict[str, Any] = {"line_search_fn": "strong_wolfe", "tolerance_grad": 0.0, "tolerance_change": 0.0}
+    optimiser = torch.optim.LBFGS([parameter], max_iter=10, history_size=40, **settings)
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        scaled = SCALE * loss()
+        scaled.backward()
+        return scaled
+
+    for _ in range(most // 10):
+        optimiser.step(closure)  # type: ignore[arg-type]
+        watch()
 
 
 def minimised(
@@ -91,23 +125,19 @@ def minimised(
     """
     model = TabularLM.of(reference, torch.float64)
     prepared = replace(prepare_model(model), layout=layout)
-    rates, candidates, fixed = torch.from_numpy(weights), torch.from_numpy(groups), torch.from_numpy(reference)
-    per_group = torch.vmap(lambda policy, old: cpo_loss(policy[None], old[None], beta=beta))
 
-    def closure() -> torch.Tensor:
-        model.zero_grad()
-        logps = scored(prepared)
-        losses = [per_group(new[candidates], old[candidates]) for new, old in zip(logps, fixed, strict=True)]
-        loss = SCALE * (rates * torch.stack(losses)).sum()
-        loss.backward()
-        return loss
+    def loss() -> torch.Tensor:
+        return expected_loss(scored(prepared), reference, groups, weights, beta)
 
-    settings: dict[str, Any] = {"line_search_fn": "strong_wolfe", "tolerance_grad": 0.0, "tolerance_change": 0.0}
-    optimiser = torch.optim.LBFGS([model.table], max_iter=10, history_size=40, **settings)
-    for _ in range(most // 10):
-        optimiser.step(closure)
-        watch(scored(prepared).detach().numpy())
+    lbfgs(model.table, loss, most, lambda: watch(scored(prepared).detach().numpy()))
     return scored(prepared).detach().numpy()
+
+
+def minimised_by_responses(reference: np.ndarray, groups: np.ndarray, weights: np.ndarray, beta: float) -> np.ndarray:
+    """As `minimised`, by a policy with a logit for each response, [prefixes, responses], of which there may be few."""
+    logits = torch.from_numpy(reference).clone().requires_grad_()
+    lbfgs(logits, lambda: expected_loss(logits.log_softmax(-1), reference, groups, weights, beta), 200)
+    return logits.detach().log_softmax(-1).numpy()
 
 
 # --- by the trainer, on groups that are drawn and seen once ---

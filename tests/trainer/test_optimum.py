@@ -4,10 +4,14 @@ Two kinds of test. Exact ones minimise the expected loss over all groups, weight
 nats. Sampled ones run the trainer for an epoch over groups that were drawn and are seen once, on a negative set by the
 set's own writer and BN by its own strategy (K, rounds and top-k: groups in memory). Their tolerance is in total
 variation: what the Fisher information of the groups drawn says the exact minimiser of their loss is off by, expected,
-times SLACK, as a single pass of stochastic gradients is no exact minimiser.
+times SLACK, as a single pass of stochastic gradients is no exact minimiser. Where the optimum lies on the way from the
+reference to the truth, its exponent must be met too, within SIGMAS standard errors by the same information.
 
 docs/what-it-learns.md says what it means; `python -m tests.support.what_it_learns` draws its figure.
 """
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +48,7 @@ from tests.support.enumerable_runs import (
     independent,
     learned,
     minimised,
+    minimised_by_responses,
     of_other_texts,
     spread,
     trained,
@@ -57,6 +62,7 @@ pytestmark = pytest.mark.seconds
 BETAS = (0.5, 1.0, 2.0, 5.0)
 EXACT = 1e-5  # nats
 SLACK = 2.0
+SIGMAS = 3.0
 GROUPS = 12_288  # of the set: 96 steps
 TOP_K = 3  # of four tokens
 RATIO = 1.3
@@ -69,7 +75,9 @@ def test_the_policy_is_scored_alike_in_both_layouts() -> None:
     model = TabularLM.of(REFERENCE, torch.float64)
     prepared = prepare_model(model)
     assert prepared.layout == "packed"
-    assert np.abs(scored(prepared).detach().numpy() - REFERENCE).max() < 1e-12
+    packed, padded = (scored(replace(prepared, layout=layout)).detach().numpy() for layout in ("packed", "padded"))
+    assert np.abs(packed - padded).max() < 1e-12
+    assert np.abs(packed - REFERENCE).max() < 1e-12
     assert np.abs(np.exp(REFERENCE).sum(axis=1) - 1).max() < 1e-12
 
 
@@ -96,6 +104,31 @@ def test_negatives_that_are_never_the_ground_truth_move_the_minimiser_as_the_clo
     policy = minimised(REFERENCE, groups, of_other_texts(groups, TRUTH, REFERENCE), 1.0)
     assert np.abs(policy - optimum_of_other_texts(REFERENCE, TRUTH, REFERENCE, 1.0)).max() < EXACT
     assert np.abs(policy - TRUTH).max() > 100 * EXACT
+
+
+@pytest.mark.parametrize(
+    ("beta", "shares"), [(1.0, (0.6364, 0.7000, 0.7554, 0.8000)), (5.0, (0.5280, 0.5423, 0.5561, 0.5689))]
+)
+def test_negatives_that_differ_from_all_of_their_group_move_the_minimiser_further_with_k(
+    beta: float, shares: tuple[float, ...]
+) -> None:
+    """Truth and sampler are the reference already, one response half of it; K is 2 to 5.
+
+    With K = 2 there is the closed form. With K = 5 each group is all five responses: what was drawn says nothing, and
+    the ratio is that of the truth to a uniform sampler, so that the policy is reference x truth^(1/beta).
+    """
+    reference = np.log([[0.5, 0.125, 0.125, 0.125, 0.125]])
+    found = {}
+    for number in (2, 3, 4, 5):
+        groups = all_groups(number, responses=5)
+        weights = of_other_texts(groups, reference, reference)
+        assert weights.sum() == pytest.approx(1)
+        found[number] = minimised_by_responses(reference, groups, weights, beta)
+        fresh = minimised_by_responses(reference, groups, independent(groups, reference, reference), beta)
+        assert np.abs(fresh - reference).max() < EXACT
+    assert [float(np.exp(policy[0, 0])) for policy in found.values()] == pytest.approx(shares, abs=1e-4)
+    assert np.abs(found[2] - optimum_of_other_texts(reference, reference, reference, beta)).max() < EXACT
+    assert np.abs(found[5] - tilted(np.zeros((1, 5)), reference, 1 + 1 / beta)).max() < EXACT
 
 
 def test_exact_rounds_go_the_rest_of_the_way_by_the_same_share_each() -> None:
@@ -138,28 +171,57 @@ def check(policy: np.ndarray, expected: np.ndarray, allowed: float, *wrong: np.n
         assert total_variation(expected, other) > 1.5 * allowed
 
 
-def tolerance(drawn: Drawn, odds: np.ndarray, policy: np.ndarray, beta: float) -> float:
+def check_exponent(
+    policy: np.ndarray,
+    expected: float,
+    error: float,
+    wrong: Sequence[float],
+    ends: tuple[np.ndarray, np.ndarray] = (REFERENCE, TRUTH),
+) -> None:
+    """A policy is so far of the way between two ends within SIGMAS standard errors, which what is wrong is not."""
+    assert abs(exponent_of(policy, *ends) - expected) < SIGMAS * error
+    for other in wrong:
+        assert abs(other - expected) > 2 * SIGMAS * error
+
+
+def covariance(drawn: Drawn, odds: np.ndarray, policy: np.ndarray, beta: float) -> np.ndarray:
+    """Covariance of the log-probabilities of the exact minimiser of the groups drawn."""
+    return covariances(drawn.prefixes, drawn.candidates, odds, policy, beta)
+
+
+def tolerance(covariance: np.ndarray, policy: np.ndarray) -> float:
     """Total variation that is allowed, see above."""
-    errors = standard_errors(covariances(drawn.prefixes, drawn.candidates, odds, policy, beta))
-    return SLACK * expected_distance(policy, errors)
+    return SLACK * expected_distance(policy, standard_errors(covariance))
+
+
+def check_tilted(policy: np.ndarray, beta: float, drawn: Drawn) -> float:
+    """A policy is the closed form of fresh AN within both tolerances, and that of no half or double beta.
+
+    Returns:
+        The total variation that is allowed.
+    """
+    expected, wrong = tilted(REFERENCE, TRUTH, 1 / beta), (2 / beta, 1 / (2 * beta))
+    found = covariance(drawn, TRUTH - REFERENCE, expected, beta)
+    allowed = tolerance(found, expected)
+    check(policy, expected, allowed, *(tilted(REFERENCE, TRUTH, exponent) for exponent in wrong))
+    check_exponent(policy, 1 / beta, exponent_error(found, REFERENCE, TRUTH), wrong)
+    return allowed
 
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_cpo_on_fresh_an_converges_to_the_closed_form(beta: float, drawn: Drawn, stored: NegativeSet) -> None:
-    expected = tilted(REFERENCE, TRUTH, 1 / beta)
-    allowed = tolerance(drawn, TRUTH - REFERENCE, expected, beta)
-    policy = learned(trained(REFERENCE, contrastive(stored, "an=3"), beta))
-    check(policy, expected, allowed, *(tilted(REFERENCE, TRUTH, 1 / wrong) for wrong in (beta / 2, beta * 2)))
+    check_tilted(learned(trained(REFERENCE, contrastive(stored, "an=3"), beta)), beta, drawn)
 
 
 def test_fewer_negatives_raise_the_variance_and_leave_the_optimum() -> None:
     """By how much is in the groups' Fisher information. RATIO leaves room for the error of a ratio of two variances of
-    PARTS runs, about 6% with (PARTS - 1) x 117 degrees of freedom each."""
+    PARTS runs, about 6% with (PARTS - 1) x 117 degrees of freedom each. No exponent is asked of the mixture of the
+    runs: the logarithm of a mean is above the mean of logarithms, most so for rare responses."""
     measured, expected = {}, {}
     for number in (2, 8):
         measured[number], expected[number], mean, whole = spread(number)
         wrong = (tilted(REFERENCE, TRUTH, e) for e in (0.5, 2.0))
-        check(mean, TRUTH, tolerance(whole, TRUTH - REFERENCE, TRUTH, 1.0), *wrong)
+        check(mean, TRUTH, tolerance(covariance(whole, TRUTH - REFERENCE, TRUTH, 1.0), TRUTH), *wrong)
     assert measured[2] / measured[8] > RATIO
     assert expected[2] / expected[8] > RATIO
 
@@ -167,37 +229,52 @@ def test_fewer_negatives_raise_the_variance_and_leave_the_optimum() -> None:
 @pytest.mark.parametrize("beta", [1.0, 2.0])
 def test_cpo_on_bn_converges_to_the_reference_times_pmi(beta: float, drawn: Drawn, stored: NegativeSet) -> None:
     """BN borrows what is no text of the group yet, so that its negatives are never the ground truth."""
+    plain = optimum(REFERENCE, TRUTH, marginal(TRUTH), beta)
     expected = optimum_of_other_texts(REFERENCE, TRUTH, marginal(TRUTH), beta)
     pairs = Drawn(drawn.prefixes, np.stack([drawn.candidates[:, 0], borrowed(stored)], axis=1))
-    odds = beta * (expected - REFERENCE)
-    allowed = tolerance(pairs, odds, expected, beta)
+    found = covariance(pairs, beta * (expected - REFERENCE), expected, beta)
     policy = learned(trained(REFERENCE, contrastive(stored, "bn=1"), beta))
     wrong = tilted(REFERENCE, TRUTH, 1 / beta), optimum(REFERENCE, TRUTH, marginal(TRUTH), 2 * beta)
-    check(policy, expected, allowed, *wrong)
+    check(policy, expected, tolerance(found, expected), *wrong)
+    check_exponent(policy, 1.0, exponent_error(found, plain, expected), [0.0], (plain, expected))
+
+
+def test_cpo_on_independent_draws_of_ground_truths_converges_to_the_reference_times_pmi_alone() -> None:
+    """Told apart from what BN's draws of other texts lead to by how far it is of the way there: not at all."""
+    beta, borrowed_from = 2.0, marginal(TRUTH)
+    drawn = draw(30, GROUPS, TRUTH, borrowed_from, 4)
+    expected = optimum(REFERENCE, TRUTH, borrowed_from, beta)
+    of_others = optimum_of_other_texts(REFERENCE, TRUTH, borrowed_from, beta)
+    found = covariance(drawn, TRUTH - borrowed_from, expected, beta)
+    policy = learned(trained(REFERENCE, DrawnGroups(drawn, REFERENCE), beta))
+    wrong = tilted(REFERENCE, TRUTH, 1 / beta), optimum(REFERENCE, TRUTH, borrowed_from, 2 * beta)
+    check(policy, expected, tolerance(found, expected), *wrong)
+    check_exponent(policy, 0.0, exponent_error(found, expected, of_others), [1.0], (expected, of_others))
 
 
 def test_dpo_by_trls_trainer_has_spins_fixed_point(drawn: Drawn, stored: NegativeSet) -> None:
     """SPIN's Theorem 5.4 (arXiv 2401.01335): reference (truth / reference)^(1/beta), that of CPO with K = 2."""
     beta = 2.0
-    expected = tilted(REFERENCE, TRUTH, 1 / beta)
     pairs = Drawn(drawn.prefixes, drawn.candidates[:, :2])
-    allowed = tolerance(pairs, TRUTH - REFERENCE, expected, beta)
     dpo, cpo = (learned(trained(REFERENCE, contrastive(stored, "an=1"), beta, name)) for name in ("dpo", "cpo"))
-    for policy in (dpo, cpo):
-        check(policy, expected, allowed, *(tilted(REFERENCE, TRUTH, 1 / wrong) for wrong in (beta / 2, beta * 2)))
-    assert total_variation(dpo, cpo) < allowed
+    allowed = [check_tilted(policy, beta, pairs) for policy in (dpo, cpo)]
+    assert total_variation(dpo, cpo) < allowed[0]
 
 
 def test_rounds_from_the_last_policy_with_fresh_negatives_go_on() -> None:
     """A round carries on 1 - 1/beta of the error before it, and adds one of its own."""
-    beta, policy, errors = 5.0, REFERENCE, np.zeros_like(REFERENCE)
+    beta, policy, errors, exponent_off, before = 5.0, REFERENCE, np.zeros_like(REFERENCE), 0.0, 0.0
     for t in (1, 2, 3):
         drawn = draw(10 + t, GROUPS, TRUTH, policy, 4)
-        before, expected = (tilted(REFERENCE, TRUTH, 1 - (1 - 1 / beta) ** rounds) for rounds in (t - 1, t))
-        own = covariances(drawn.prefixes, drawn.candidates, TRUTH - policy, expected, beta)
+        exponent = 1 - (1 - 1 / beta) ** t
+        expected = tilted(REFERENCE, TRUTH, exponent)
+        own = covariance(drawn, TRUTH - policy, expected, beta)
         errors = np.hypot((1 - 1 / beta) * errors, standard_errors(own))
+        exponent_off = np.hypot((1 - 1 / beta) * exponent_off, exponent_error(own, REFERENCE, TRUTH))
         policy = learned(trained(policy, DrawnGroups(drawn, policy), beta))
-        check(policy, expected, SLACK * expected_distance(expected, errors), before)
+        check(policy, expected, SLACK * expected_distance(expected, errors), tilted(REFERENCE, TRUTH, before))
+        check_exponent(policy, exponent, exponent_off, [before])
+        before = exponent
 
 
 def test_mass_leaves_below_top_k_only() -> None:
