@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -43,7 +42,7 @@ class Resumed(SampledStrategy):
     """Keeps the first tokens of the ground truth and samples what follows, so that a negative costs its tail only.
 
     At least one token, and the end, are sampled. `sampler_logp` is that of the tail given the tokens that are kept,
-    which are not sampled. Draws that keep as many tokens are one request.
+    which are not sampled. Each draw is a request of its own, which has a seed of its own on every machine.
     """
 
     name = "rn"
@@ -59,25 +58,23 @@ class Resumed(SampledStrategy):
         seed = derive_seed(tools.seed, self.name, group.id, round_number, present)
         room = longest(group, settings, tools)
         lengths = self._kept(_whole(group, room), number, shares(settings["rn_share"]), seed)
-        requests = Counter(lengths)
         drawn = await asyncio.gather(
             *(
                 tools.sampler.sample(
                     [*group.prompt_ids, *group.response_ids[:length]],
-                    n=times,
+                    n=1,
                     top_k=settings["top_k"],
                     temperature=settings["temperature"],
                     max_tokens=room - length,
-                    seed=derive_seed(seed, length) >> 32,
+                    seed=derive_seed(seed, place) >> 32,
                 )
-                for length, times in requests.items()
+                for place, length in enumerate(lengths)
             )
         )
-        tails = {length: iter(samples) for length, samples in zip(requests, drawn, strict=True)}
         ends = marks_of(tools.tokenizer).ends
         candidates = list[Candidate]()
-        for length in lengths:
-            if sample := next(tails[length], None):
+        for length, samples in zip(lengths, drawn, strict=True):
+            for sample in samples:  # none of a prompt that the engine does not take
                 ids = [*group.response_ids[:length], *sample.ids]
                 text = text_behind(tools.tokenizer, group.prompt_ids, ids, ends)
                 candidates.append(self.candidate(ids, text, sample))

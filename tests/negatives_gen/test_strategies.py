@@ -359,12 +359,15 @@ def test_rn_goes_on_from_a_share_of_the_ground_truth(pool: list[Group], tools: T
     assert np.std(shares) > 0.1
 
 
-def test_rn_asks_once_for_all_draws_that_keep_as_many_tokens(pool: list[Group], tools: Tools) -> None:
+def test_rn_asks_for_each_draw_by_itself_with_a_seed_of_its_own(pool: list[Group], tools: Tools) -> None:
     groups, sampler = resumed(pool[:20], tools, rn_share="0.5")
-    assert [request["n"] for _, request in sampler.requests][:20] == [4] * 20
-    for group, (prompt, _) in zip(groups, sampler.requests[:20], strict=True):
+    assert {request["n"] for _, request in sampler.requests} == {1}
+    assert len({request["seed"] for _, request in sampler.requests}) == len(sampler.requests)
+    prompts = [prompt for prompt, _ in sampler.requests]
+    for group in groups:
         tokens = len(group.response_ids) - 1
-        assert prompt == [*group.prompt_ids, *group.response_ids[: min(round(0.5 * tokens), tokens - 1)]]
+        kept = group.response_ids[: min(round(0.5 * tokens), tokens - 1)]
+        assert prompts.count([*group.prompt_ids, *kept]) >= 4
 
 
 def test_rn_depends_on_seed_and_group_and_on_what_a_group_has(pool: list[Group], tools: Tools) -> None:
@@ -407,7 +410,7 @@ def test_rn_draws_for_a_set_that_is_extended_what_it_has_not_drawn_in_any_round(
     first = seeds(group, 2)
     group.negatives.append(Candidate("rn", [7, 0], " something"))  # what another draw of the first job gave it
     then = seeds(group, 3)
-    assert len({*first, *then}) == len(first) + len(then) == 2 * MAX_ROUNDS
+    assert len({*first, *then}) == len(first) + len(then) >= 2 * MAX_ROUNDS
 
 
 def test_rn_keeps_no_end_and_leaves_room_for_a_token(tools: Tools) -> None:

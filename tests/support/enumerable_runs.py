@@ -134,7 +134,7 @@ def minimised(
 
 
 def minimised_by_responses(reference: np.ndarray, groups: np.ndarray, weights: np.ndarray, beta: float) -> np.ndarray:
-    """As `minimised`, by a policy with a logit for each response, [prefixes, responses], of which there may be few."""
+    """The policy of least expected loss that has a logit for each response, [prefixes, responses]."""
     logits = torch.from_numpy(reference).clone().requires_grad_()
     lbfgs(logits, lambda: expected_loss(logits.log_softmax(-1), reference, groups, weights, beta), 200)
     return logits.detach().log_softmax(-1).numpy()
