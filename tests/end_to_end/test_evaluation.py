@@ -103,7 +103,7 @@ def test_the_same_model_twice_gets_the_same_numbers(evaluation: Path) -> None:
     differences = {key: second.pop(key) for key in list(second) if key[0].endswith("_difference")}
     assert first == second
     assert {key[0].removesuffix("_difference") for key in differences} == {
-        *("correct", "reverse_kl", "nll", "answer_tokens", "early_ends")
+        *("correct", "reverse_kl", "nll", "answer_tokens", "early_ends", "truth_logp")
     }
     assert all(d.mean == 0 and math.isnan(d.standard_error) for d in differences.values())
     assert first["correct", "greedy"].n == 12
