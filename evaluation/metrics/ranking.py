@@ -90,7 +90,10 @@ class Ranking(CheckpointMetric):
         scores = candidate_logps(
             self.evaluation.store, checkpoint.identity, held_out.groups, held_out.dtype, load
         )  # fmt: skip
-        return ranking_values(scores, held_out.groups, held_out.signal)
+        found = ranking_values(scores, held_out.groups, held_out.signal)
+        if checkpoint.identity.get("weights_sha256") == held_out.reference:
+            return {ACCURACY: found[ACCURACY]}  # it gained nothing over itself, which says nothing of it
+        return found
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,14 @@ class HeldOut:
     Attributes:
         dtype: that the reference scored them in.
         signal: that ranks them.
+        reference: SHA-256 of the weights of the model that scored them.
         record: what they are, for the report.
     """
 
     groups: "list[Group]"
     dtype: str
     signal: str
+    reference: str
     record: dict[str, Any]
 
 
@@ -132,9 +137,10 @@ def read_held_out(shards: str, split: str, checkpoints: Sequence["Checkpoint"]) 
             f"{split}, or evaluate on another --split."
         )
     checksums = [shard.sha256 for shard in negatives.manifest.shards]
-    dtype = negatives.manifest.job["model"]["scorer_dtype"]
+    reference = negatives.manifest.job["model"]
+    dtype = reference["scorer_dtype"]
     record = {"name": shards, "groups": len(groups), "scorer_dtype": dtype, "sha256": checksums}
-    return HeldOut(groups, dtype, negatives.signals[0], record)
+    return HeldOut(groups, dtype, negatives.signals[0], reference["weights_sha256"], record)
 
 
 def ranking_values(scores: Sequence[Sequence[float]], groups: Sequence["Group"], signal: str) -> dict[str, list[float]]:

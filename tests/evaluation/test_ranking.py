@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from data.command.errors import UserError
-from data.models import load_tokenizer, tokenizer_hash
+from data.models import load_tokenizer, tokenizer_hash, weights_hash
 from data.schema import Candidate, Group
 from data.sources.prepare import prepare_groups
 from evaluation.answers.cache import Store
@@ -19,7 +19,7 @@ from evaluation.answers.checkpoints import Checkpoint
 from evaluation.measure import gather
 from evaluation.metrics.base import PromptEvidence
 from evaluation.metrics.logps import candidate_logps, truth_logps
-from evaluation.metrics.ranking import Ranking, ranking_values, read_held_out
+from evaluation.metrics.ranking import Ranking, RankingOptions, ranking_values, read_held_out
 from evaluation.metrics.statistics import Estimate
 from evaluation.metrics.truth import Truth
 from evaluation.subject import Evaluation, Part
@@ -81,6 +81,22 @@ def test_ranking_of_the_reference_itself_has_no_preference(reference: Path, tmp_
     assert found["kendall_tau"].mean == 0.0
     likelier = [sum(g.reference_logp > c.reference_logp for c in g.negatives) / 3 for g in groups]  # type: ignore[operator]
     assert found["ranking_accuracy"].mean == pytest.approx(sum(likelier) / len(likelier), abs=1e-6)
+
+
+def test_of_the_reference_itself_no_gain_over_itself_is_reported(reference: Path, negative_set: Path, tmp_path: Path):
+    tokenizer = tokenizer_hash(load_tokenizer(str(reference)))
+    itself, other = (
+        Checkpoint(name, str(reference), {"tokenizer_sha256": tokenizer, "weights_sha256": weights}, 128, [])
+        for name, weights in (("reference", weights_hash(str(reference))), ("other", "f" * 64))
+    )
+    evaluation = Evaluation(
+        "facts", {}, "all", 3, "", (itself, other), None, (), Part("all", [0]), None, 0, Store(str(tmp_path))
+    )
+    metric = Ranking(RankingOptions(str(negative_set)), evaluation)
+    load = functools.partial(load_scorer, str(reference))
+    assert set(metric.values(itself, lambda dtype: load(dtype=dtype))) == {"ranking_accuracy"}
+    found = metric.values(other, lambda dtype: load(dtype=dtype))
+    assert set(found) == {"ranking_accuracy", "reward_top1", "kendall_tau"}
 
 
 def test_groups_that_a_checkpoint_does_not_take_are_refused_before_anything_is_generated(
