@@ -215,7 +215,7 @@ def read_study(path: Path) -> Study:
 
 
 def _made(kind: type[T], said: Mapping[str, Any], what: str, path: Path) -> T:
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]  # each kind is a dataclass
     for key in said:
         if key not in known:
             raise UserError(f"{path}: {what} has an unknown key '{key}'.{did_you_mean(key, known)}")
