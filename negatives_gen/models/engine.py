@@ -74,7 +74,7 @@ class Engine:
     Args:
         model: local directory of the model.
         seed: seed of the engine. On GPUs each request has a seed of its own as well. On a CPU requests with n > 1 draw
-            from the engine's generator instead, as one for each sequence halves vLLM's speed there; so what is sampled
+            from the engine's generator instead, as with one for each sequence vLLM draws row by row; so what is sampled
             depends on what shares a step, and differs from run to run.
         options: arguments of vLLM's `LLM`, untouched.
         adapter: directory of a LoRA adapter that is laid over the model when it samples.
