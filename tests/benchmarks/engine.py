@@ -33,10 +33,16 @@ def main() -> None:
     loop = EngineLoop(lambda: engine)
     from vllm import SamplingParams
 
-    def bare(n: int = N, repeat: int = 1, logprobs: int | None = 0) -> int:
+    def bare(n: int = N, repeat: int = 1, logprobs: int | None = 0, seeded: bool = False) -> int:
         """vLLM's own API. `sampler_logp` needs `logprobs=0`, so a user who wants what the set holds asks for it."""
         requests = [{"prompt_token_ids": ids} for ids in prompts for _ in range(repeat)]
-        parameters = SamplingParams(n=n, top_k=TOP_K, temperature=1.0, max_tokens=MAX_TOKENS, logprobs=logprobs)
+        parameters = [
+            SamplingParams(
+                n=n, top_k=TOP_K, temperature=1.0, max_tokens=MAX_TOKENS, logprobs=logprobs,
+                seed=number if seeded else None,
+            )
+            for number in range(len(requests))
+        ]  # fmt: skip
         outputs = engine.llm.generate(requests, parameters, use_tqdm=False)  # type: ignore[arg-type]  # a TypedDict
         return sum(len(c.token_ids) for output in outputs for c in output.outputs)
 
@@ -51,6 +57,7 @@ def main() -> None:
         "bare vLLM, n = 11, the same settings": bare,
         "bare vLLM, n = 11, without log-probabilities": lambda: bare(logprobs=None),
         "bare vLLM, one request per sample": lambda: bare(1, N),
+        "bare vLLM, n = 11, a seed for each request": lambda: bare(seeded=True),
     }
     for contestant in contestants.values():
         contestant()

@@ -32,6 +32,18 @@ def test_a_samples_log_density_is_that_after_temperature_and_top_k(
     assert max(others) > 0.1  # before temperature and top-k it would be another number
 
 
+def test_what_is_sampled_depends_on_the_request_alone(engine: DrawingEngine, answering_model: Path) -> None:
+    """Neither on the order of the requests nor on what shares a step with them."""
+    prompts = [group.prompt_ids for group in facts_groups(answering_model, 12)]
+    requests = [Request(prompt, 3, 50, 1.0, 12, seed) for seed, prompt in enumerate(prompts)]
+    together = engine.draw(requests)
+    backwards = engine.draw(requests[::-1])[::-1]
+    alone = [engine.draw([request])[0] for request in requests]
+    ids = [[[sample.ids for sample in samples] for samples in drawn] for drawn in (together, backwards, alone)]
+    assert ids[0] == ids[1] == ids[2]
+    assert all(len({tuple(sample) for sample in samples}) > 1 for samples in ids[0])  # not one draw three times
+
+
 def test_a_request_that_vllm_refuses_is_a_value_error_and_harms_no_other(engine: DrawingEngine) -> None:
     with pytest.raises(ValueError, match="vLLM refuses a prompt of 100000 tokens"):
         engine.start("long", Request([1] * 100_000, 1, 0, 1.0, 4, 0))

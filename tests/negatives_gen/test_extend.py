@@ -168,23 +168,6 @@ def test_sampled_negatives_are_kept_and_more_are_added_up_to_the_count(make: Mak
     }
 
 
-def test_the_engine_of_an_extension_does_not_begin_with_the_draws_that_the_set_has(make: Maker) -> None:
-    seeds: list[int] = []
-
-    class SeededEngineStub(EngineStub):
-        def __init__(self, model: str, *, seed: int, options: dict[str, Any]):
-            seeds.append(seed)
-            super().__init__(model, seed=seed, options=options)
-
-    components, first = Components(engine=SeededEngineStub), make("first", "an=1")
-    then = extended(first, "then", components, strategies="an=2")
-    extended(first, "again", components, strategies="an=2")
-    extended(then, "further", components, strategies="an=3")
-    assert seeds[0] == seeds[1]
-    assert len({3, *seeds}) == 3  # the job's, and one of each size
-    assert all(0 <= seed < 2**32 for seed in seeds)
-
-
 def test_engine_options_are_the_manifests_under_the_users_and_are_recorded(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -192,9 +175,9 @@ def test_engine_options_are_the_manifests_under_the_users_and_are_recorded(
     given: list[dict[str, Any]] = []
 
     class ListeningEngineStub(EngineStub):
-        def __init__(self, model: str, *, seed: int, options: dict[str, Any]):
+        def __init__(self, model: str, *, options: dict[str, Any]):
             given.append(options)
-            super().__init__(model, seed=seed, options=options)
+            super().__init__(model, options=options)
 
     first = make("first", "an=1", engine={"hf_token": "hf_0", "tokenizer": "/home/ada/draft", "block_size": 16})
     assert NegativeSet(str(first)).manifest.job["engine"] == {

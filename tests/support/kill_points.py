@@ -107,7 +107,7 @@ class MakeEngineStub:
 
     armed: ArmedStub
 
-    def __call__(self, model: str, *, seed: int, options: dict[str, Any]) -> EngineStub:
+    def __call__(self, model: str, *, options: dict[str, Any]) -> EngineStub:
         armed = self.armed
 
         class EngineKilledStub(EngineStub):
@@ -115,7 +115,7 @@ class MakeEngineStub:
                 armed.reach_in_flight()
                 return super().draw(request)
 
-        return EngineKilledStub(model, seed=seed, options=options)
+        return EngineKilledStub(model, options=options)
 
 
 @dataclass(frozen=True)

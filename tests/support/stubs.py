@@ -33,7 +33,7 @@ class EngineStub:
 
     slots = 1024
 
-    def __init__(self, model: str, *, seed: int, options: dict[str, Any]):
+    def __init__(self, model: str, *, options: dict[str, Any]):
         if "refuses" in options:
             raise UserError(options["refuses"])
         self.seconds_per_prompt = options.get("seconds_per_prompt", 0)
