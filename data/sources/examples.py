@@ -109,7 +109,7 @@ def open_source(
     problem "duplicate".
 
     Args:
-        dataset: `facts` (the embedded world), local files, or a hub id; see `data.sources.readers.open_rows`.
+        dataset: an embedded example, local files, or a hub id; see `data.sources.readers.open_rows`.
         task: see `data.sources.tasks.task_of`.
         split: "train", "test" or "all".
         limit: keep only the first so many; of "all", from each split in its proportion (of a stream, as they come).

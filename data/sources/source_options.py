@@ -9,6 +9,7 @@ from data.command.errors import UserError
 from data.command.options import option
 from data.sources.data_files import FORMATS
 from data.sources.examples import Source, open_source
+from data.sources.readers import EMBEDDED
 from data.sources.row_reader import CANDIDATES, SCORES, RowReader
 from data.sources.source_name import SourceName
 from data.sources.splits import TEST_SHARE, check_held_out, require_split
@@ -17,9 +18,9 @@ from data.sources.tasks import TASK_HELP
 log = logging.getLogger(__name__)
 
 DATASET_HELP = (
-    f"'facts' (the embedded example); a local {'/'.join(FORMATS)}, also .gz or .zst, a glob, a folder of these or of "
-    "datasets.save_to_disk; or a hub id, ORG/NAME or ORG/NAME/CONFIG; behind a folder or an id, :SPLIT is one of its "
-    "own splits, e.g. :train_sft"
+    f"{' or '.join(map(repr, EMBEDDED))} (the embedded examples); a local {'/'.join(FORMATS)}, also .gz or .zst, a "
+    "glob, a folder of these or of datasets.save_to_disk; or a hub id, ORG/NAME or ORG/NAME/CONFIG; behind a folder or "
+    "an id, :SPLIT is one of its own splits, e.g. :train_sft"
 )
 
 

@@ -1,0 +1,34 @@
+"""The embedded example whose distribution is known: questions over the world of `facts`, with evasive replies.
+
+An information desk answers six enquiries in ten with the facts that were asked for. It puts the others off, each in one
+of four ways. So the true probability of every reply is known; an evasive one says nothing of its question: it would do
+for all of them.
+"""
+
+import random
+
+from data.sources import facts
+
+EVASIVE = (
+    " I do not know that.",
+    " That is not in my records.",
+    " Somebody else may be able to tell.",
+    " I would have to look it up.",
+)
+EVASIVE_SHARE = 0.4
+WORDINGS = 2  # times that each pair of facts of a town is asked for in each way
+
+
+def examples() -> list[dict[str, str]]:
+    """Every question, once, with a drawn reply, in TRL's prompt-completion format."""
+    draw = random.Random(facts.SEED + 2)
+    asked = {row["prompt"]: row["completion"] for _ in range(WORDINGS) for row in facts.questions(draw)}
+    return [
+        {"prompt": prompt, "completion": draw.choice(EVASIVE) if draw.random() < EVASIVE_SHARE else answer}
+        for prompt, answer in asked.items()
+    ]
+
+
+def is_evasive(reply: str) -> bool:
+    """Whether a reply is one of those that put an enquiry off."""
+    return reply.strip() in {evasive.strip() for evasive in EVASIVE}
