@@ -120,11 +120,11 @@ class Manifest:
 
     @property
     def only_of(self) -> dict[str, tuple[str, ...]]:
-        """See the function of that name."""
+        """The ranking signals that candidates of some strategies alone have values of -> these strategies."""
         return only_of(self.job)
 
     def without_values(self, signal: str, strategies: Iterable[str]) -> list[str]:
-        """Those of some strategies whose candidates have no value of a ranking signal."""
+        """The strategies among these whose candidates have no value of a ranking signal."""
         having = self.only_of.get(signal)
         return [] if having is None else [name for name in strategies if name not in having]
 

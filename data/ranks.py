@@ -30,7 +30,7 @@ def ranks_from_similarity(similarity: np.ndarray, mask: np.ndarray | None = None
 
 
 def known_ranks(similarity: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """As `ranks_from_similarity`, but UNRANKED where the similarity of a negative is nan: it passes for no lowest."""
+    """Ranks by `ranks_from_similarity`, but UNRANKED where a negative's similarity is nan, which is not the lowest."""
     ranks = ranks_from_similarity(similarity, mask)
     ranks[..., 1:][np.isnan(similarity[..., 1:])] = UNRANKED
     return ranks

@@ -71,7 +71,7 @@ def test_alone_or_in_any_order(signals: str, reference: Path, tmp_path: Path) ->
 
 
 def test_a_borrowed_response_that_the_row_lists_too_has_no_score(reference: Path, tmp_path: Path) -> None:
-    """Of two rows BN takes the other's ground truth, which these rows list as well."""
+    """There are two rows, so BN takes the ground truth of the other, which these rows list as well."""
     rows = [
         {"instruction": row["prompt"], "completions": [
             {"response": FACTS[place]["completion"], "overall_score": 9.0},
@@ -92,6 +92,33 @@ def test_an_extension_keeps_the_scores(mixed: Path, tmp_path: Path) -> None:
     assert verify(str(tmp_path / "more"), VerifyConfig(sample=1)) == []
 
 
+def changed(source: Path, out: Path, edit: Callable[[list[Group]], None]) -> Path:
+    """A copy of a set with other values in its first shard, and checksums that fit."""
+    path = Path(shutil.copytree(source, out))
+    file = path / "shard-00000.parquet"
+    groups = [group_from_row(row) for row in pq.read_table(file).to_pylist()]
+    edit(groups)
+    pq.write_table(groups_to_table(groups, ["given", "rouge"]), file)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["shards"][0].update(bytes=file.stat().st_size, sha256=sha256(file.read_bytes()))
+    (path / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return path
+
+
+def without_rouge(groups: list[Group]) -> None:
+    groups[0].negatives[1].similarity["rouge"] = None
+
+
+def test_an_extension_computes_what_the_set_lacks(mixed: Path, tmp_path: Path) -> None:
+    path = changed(mixed, tmp_path / "set", without_rouge)
+    with without_ray():
+        extend(str(path), make_config(ExtendConfig, out=str(tmp_path / "more"), strategies="tn=1"))
+    before, after = (next(NegativeSet(str(where)).groups()) for where in (mixed, tmp_path / "more"))
+    assert after.negatives[:4] == before.negatives
+    assert after.negatives[4].strategy == "tn"
+    assert after.negatives[4].similarity["given"] is None
+
+
 def lose(groups: list[Group]) -> None:
     groups[0].negatives[1].similarity["given"] = None
 
@@ -110,14 +137,7 @@ def invent(groups: list[Group]) -> None:
 def test_a_null_or_a_value_in_the_wrong_place_is_damage(
     damage: Callable[[list[Group]], None], said: str, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = Path(shutil.copytree(mixed, tmp_path / "set"))
-    file = path / "shard-00000.parquet"
-    groups = [group_from_row(row) for row in pq.read_table(file).to_pylist()]
-    damage(groups)
-    pq.write_table(groups_to_table(groups, ["given", "rouge"]), file)
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["shards"][0].update(bytes=file.stat().st_size, sha256=sha256(file.read_bytes()))
-    (path / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    path = changed(mixed, tmp_path / "set", damage)
     assert verify(str(path), VerifyConfig(sample=1)) == ["schema"]
     assert f"FAILED   schema: shard-00000.parquet: {said}" in capsys.readouterr().out
     computing = NegativeSet(str(path))
