@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -27,7 +27,7 @@ READ_JOB_SHAPE = {
     "sampler": IfThere({"name": str}),
     "data": IfThere({"split": Maybe(str)}),
     "strategies": Each({"count": Count(), "least": IfThere(Count()), **ENTRIES_SHAPE}),
-    "signals": IfThere(Each(ENTRIES_SHAPE)),
+    "signals": IfThere(Each({"only_of": IfThere(ListOf(str, least=1)), **ENTRIES_SHAPE})),
 }
 SHARD_SHAPE = {
     "file": str,
@@ -97,7 +97,7 @@ class Manifest:
         environment: this project's version and git commit, and versions of packages.
         inputs: number of examples read and SHA-256 over their ids in order (`data.sources.examples.fingerprint`).
         parent: of a set that extends another: its name and the SHA-256 of its manifest; else None.
-        signals: names of the similarities that every candidate has, the default first.
+        signals: names of the similarities that candidates have, the default first; see `only_of`.
         counts: rows read, written, rejected, and rejected by reason.
         shards: one record per shard, in order.
         rejects: file name, rows and sha256 of the rejects.
@@ -118,6 +118,16 @@ class Manifest:
         """Strategy -> negatives of it that every group has; where its settings say `least`, at most."""
         return {name: settings["count"] for name, settings in self.job["strategies"].items()}
 
+    @property
+    def only_of(self) -> dict[str, tuple[str, ...]]:
+        """The ranking signals that candidates of some strategies alone have values of -> these strategies."""
+        return only_of(self.job)
+
+    def without_values(self, signal: str, strategies: Iterable[str]) -> list[str]:
+        """The strategies among these whose candidates have no value of a ranking signal."""
+        having = self.only_of.get(signal)
+        return [] if having is None else [name for name in strategies if name not in having]
+
     def strategy_name(self, name: str) -> str:
         """What a strategy is called in the set; `name` may be the import path of one from outside."""
         return _name_in(self.job["strategies"], name)
@@ -132,6 +142,15 @@ class Manifest:
             for shard in content["shards"]:
                 del shard["occupancy"]
         return (json.dumps(content, indent=2, sort_keys=False) + "\n").encode()
+
+
+def only_of(job: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The ranking signals that candidates of some strategies alone have values of -> these strategies.
+
+    There a candidate of another strategy has null, and nobody else has. Of all other signals every candidate has one.
+    """
+    signals = job.get("signals", {})
+    return {name: tuple(entry["only_of"]) for name, entry in signals.items() if "only_of" in entry}
 
 
 def shard_name(index: int) -> str:

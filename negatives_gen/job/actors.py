@@ -285,6 +285,7 @@ class ScoreStage(Stage):
         for signal in self.signals:
             started = time.perf_counter()
             signal.tell = partial(self.tools.tell, signal=signal.name)
+            signal.pass_over(shard.groups)
             signal.add(shard.groups)
             require_finite(shard.groups, f"ranking signal '{signal.name}'", LOOK)
             # A signal of a strategy's own has its name.

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
@@ -289,6 +289,7 @@ class ParentShards:
         start = sum(record.rows_rejected for record in records[:index])  # rejects lie in the order of their shards
         rejects = rejects[start : start + records[index].rows_rejected]
         groups = parent.shard(index)
+        _drop_nulls(groups, parent.manifest.only_of)
         if self.widened:
             for group in groups:
                 group.in_support = group.in_support or None
@@ -308,6 +309,18 @@ class ParentShards:
             parent.give_to(self.vocabulary, self.context)
             self._opened = parent, parent.rejects()
         return self._opened
+
+
+def _drop_nulls(groups: Sequence[Group], only_of: Mapping[str, Collection[str]]) -> None:
+    """Leave out the values that a set without scores lacks, so that signals give them; a null that belongs there stays.
+
+    Args:
+        only_of: see `data.manifest.only_of`.
+    """
+    for candidate in (candidate for group in groups for candidate in group.negatives):
+        for name in [name for name, value in candidate.similarity.items() if value is None]:
+            if candidate.strategy in only_of.get(name, (candidate.strategy,)):
+                del candidate.similarity[name]
 
 
 def _reject(group: Group, strategy: str, detail: str) -> Reject:

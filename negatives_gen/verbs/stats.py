@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,8 @@ What a negative set holds, by strategy and for the ground truth, from its shards
   in reach         of the ground truths, how many the sampler could have said itself (every token within --top_k, length
                    within --max_new_tokens); what it could not say, no negative is ever like. Or of how many that is not
                    known and why
-  similarity       a histogram of ten bins between the lowest and the highest in the set, for each ranking signal; each
-                   strategy's fullest bin has a bar of full length
+  similarity       a histogram of ten bins between the lowest and the highest in the set, for each ranking signal, of
+                   the strategies that have values of it; each one's fullest bin has a bar of full length
 """
 
 LOW_REACH = 0.5  # share of the ground truths within the sampler's reach below which there is advice
@@ -151,13 +152,13 @@ def statistics(negatives: NegativeSet) -> dict[str, Any]:
         "similarity": {
             signal: {
                 "edges": [float(edge) for edge in edges[signal]],
-                "counts": {name: tallies[name].bins[signal].tolist() for name in sorted(tallies)},
+                "counts": {name: tally.bins[signal].tolist() for name, tally in having.items()},
                 "mean": {
-                    name: _ratio(tally.similarity_sum[signal], int(tally.bins[signal].sum()))
-                    for name, tally in sorted(tallies.items())
+                    name: tally.similarity_sum[signal] / int(tally.bins[signal].sum()) for name, tally in having.items()
                 },
             }
             for signal in edges
+            for having in [{name: tallies[name] for name in sorted(tallies) if tallies[name].bins[signal].any()}]
         },
     }
 
@@ -259,7 +260,7 @@ def print_statistics(found: dict[str, Any]) -> None:
         out.print(line)
     out.print(_by_strategy(found))
     for signal, histogram in found["similarity"].items():
-        out.print(_histogram(signal, histogram))
+        out.print(_histogram(signal, histogram, [n for n in found["strategies"] if n not in histogram["counts"]]))
     if found["seconds"]:
         out.print("seconds: " + ", ".join(f"{stage} {total:.1f}" for stage, total in found["seconds"].items()))
 
@@ -310,9 +311,13 @@ def _by_strategy(found: dict[str, Any]) -> "Table":
     return table
 
 
-def _histogram(signal: str, histogram: dict[str, Any]) -> "Table":
-    """A column for each strategy, a row for each bin; each strategy's fullest bin has a bar of full length."""
-    table = _table(f"similarity: {signal}")
+def _histogram(signal: str, histogram: dict[str, Any], lacking: Sequence[str]) -> "Table":
+    """A column for each strategy, a row for each bin; each strategy's fullest bin has a bar of full length.
+
+    Args:
+        lacking: strategies without values.
+    """
+    table = _table(f"similarity: {signal}" + (f" ({', '.join(lacking)}: -)" if lacking else ""))
     table.add_column("from", justify="right", no_wrap=True)
     table.add_column("to", justify="right", no_wrap=True)
     strategies = histogram["counts"]

@@ -1,6 +1,7 @@
 """`stats`: every number worked out by hand on a set of two groups."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ GROUPS = [
         reference_logp=-2.0,
         negatives=[
             candidate("an", "right", 2, -3.0, 0.5, finish_reason="length"),
-            candidate("an", "up", 10, None, None, finish_reason="stop"),
+            candidate("an", "up", 10, None, math.nan, finish_reason="stop"),
             candidate("bn", "yes", 2, -1.0, 0.95, source_id="a" * 32),
         ],
     ),
