@@ -459,14 +459,18 @@ def test_the_chosen_truth_is_that_of_every_order(read: Any):
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"others": "a", "marks": [1]}, ("candidates are no list", "they are str")),
+        ({"others": 5, "marks": [1]}, ("candidates are no list", "they are int")),
         ({"others": ["a"], "marks": [1, 2]}, ("scores do not match candidates", "1 candidates, scores: 2")),
-        ({"others": ["a"], "marks": 7}, ("scores do not match candidates", "1 candidates, scores: int, no list")),
+        ({"others": ["a", "b"], "marks": 7}, ("scores do not match candidates", "2 candidates, scores: 1")),
+        (
+            {"others": ["a"], "marks": None},
+            ("scores do not match candidates", "1 candidates, scores: NoneType, no list"),
+        ),
         (
             {"completion": None, "others": ["a", "b", " "], "marks": ["N/A", True, 7]},
             ("score is no number", "of none of the 2 candidates"),
         ),
-        ({"completion": None, "others": "a", "marks": [1]}, ("candidates are no list", "they are str")),
+        ({"completion": None, "others": 5, "marks": [1]}, ("candidates are no list", "they are int")),
     ],
 )
 def test_candidates_and_scores_that_are_none_reject_the_row(read: Any, row: dict[str, Any], problem: tuple[str, str]):
@@ -511,16 +515,16 @@ def test_candidates_of_a_chat_are_messages_or_texts(reference: Path, read: Any):
     own = prepare_groups(read(others), TASK, tokenizer, 128).groups
     assert [a.ids for a in group.alternatives or []] == [one.response_ids for one in own]
     assert {tuple(one.prompt_ids) for one in own} == {tuple(group.prompt_ids)}
-    (bad,) = read([{**row, "others": [[*prompt, turn("assistant", "On Brenn.")]]}], columns=["candidates=others"])
+    elsewhere = [turn("user", "Who?"), turn("assistant", "On Brenn.")]
+    (bad,) = read([{**row, "others": [elsewhere]}], columns=["candidates=others"])
     assert (bad.problem, bad.alternatives, bad.unusable) == (None, [], ["response is not one assistant message"])
 
 
-@pytest.mark.parametrize("task", ["conversational", "sharegpt", "continuation"])
 @pytest.mark.parametrize("name", ["candidates", "scores"])
-def test_tasks_without_a_column_of_responses_take_no_candidates_and_others_are_named(task: str, name: str):
-    assert refusal(lambda: RowReader.of(task, [f"{name}=x"])) == (
-        f"--columns {name}=...: task '{task}' reads no '{name}', since its rows have no place for a response alone. "
-        "Leave it out, or choose a --task that has: dolly, prompt-completion, alpaca."
+def test_tasks_without_a_place_for_responses_take_no_candidates_and_others_are_named(name: str):
+    assert refusal(lambda: RowReader.of("continuation", [f"{name}=x"])) == (
+        f"--columns {name}=...: task 'continuation' reads no '{name}', since its rows have no place for a response "
+        "alone. Leave it out, or choose a --task that has: dolly, prompt-completion, conversational, alpaca, sharegpt."
     )
 
 
