@@ -1,34 +1,17 @@
 """Candidates of every task: preference data in the shapes of TRL and LLaMA-Factory, and scored answers to chats."""
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets.config
 import pytest
 
 from data.models import load_tokenizer
-from data.sources.examples import Example, open_source
 from data.sources.prepare import prepare_groups
 from data.sources.row_reader import RowReader
 from tests.support.written import refusal
 
 ASKED, GOOD, BAD = "Where is Aska?", "In the north.", "I do not know."
 PREFERRED = "prompt=prompt,completion=chosen,candidates=rejected"
-
-
-@pytest.fixture
-def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The examples of some rows, in their order in the file."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-    def examples(rows: Sequence[dict[str, Any]], task: str, columns: str, streaming: bool = True) -> list[Example]:
-        path = tmp_path / "rows.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return list(open_source(str(path), task, streaming=streaming, columns=columns.split(",")))
-
-    return examples
 
 
 def user(text: str) -> dict[str, str]:
