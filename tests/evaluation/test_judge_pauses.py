@@ -1,14 +1,20 @@
 """When a judge asks again: as late as the server says, and not all at once."""
 
+import asyncio
+import random
 import time
 from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import openai
 import pytest
 
-from data.chat.client import asked_pause
+from data.chat.client import Answer, ChatAPI, asked_pause
 from tests.support.chat_server import ChatAPIStub
 from tests.support.judged import FAULTS, judge_by, unequal
+from tests.support.virtual_time import VirtualTimeLoop, run
 
 pytestmark = [pytest.mark.seconds, pytest.mark.usefixtures("api_environment")]
 
@@ -48,20 +54,40 @@ def test_nobody_asks_before_the_server_wants_to_be_asked(server: ChatAPIStub, tm
     assert sum(t - server.times[0] < 0.6 for t in server.times) <= 4
 
 
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("told", [16, 1])
 def test_requests_that_were_told_to_wait_do_not_come_back_together(
-    server: ChatAPIStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: int
+    monkeypatch: pytest.MonkeyPatch, told: int, seed: int
 ) -> None:
-    """Requests that wait because another was told to do not come back together either."""
+    """Requests that wait because another was told to do not come back together either. In virtual time."""
+    loop, times = VirtualTimeLoop(), []
+    monkeypatch.setattr("data.chat.client.time", SimpleNamespace(monotonic=loop.time, time=time.time))
+    monkeypatch.setattr("data.chat.client.random", random.Random(seed))
     monkeypatch.setattr("data.chat.client.FIRST_PAUSE", 0.5)
     monkeypatch.setattr("data.chat.client.LONGEST_PAUSE", 0.5)
-    server.seconds = 0.2
-    server.faults = [(429, {"Retry-After": "0.6"}, "")] * told
-    judge_by(server, tmp_path).judge(unequal(24))
-    assert len(server.requests) == 32 + told
-    back = server.times[16:32]
-    assert min(back) - server.times[told - 1] >= 0.6
+    refusal: Any = SimpleNamespace(status_code=429, headers={"retry-after": "0.6"}, request=None)
+
+    async def send_stub(*_: Any) -> Answer:
+        times.append(loop.time())
+        is_refused = len(times) <= told
+        await asyncio.sleep(0.01 if is_refused else 0.2)
+        if is_refused:
+            raise openai.RateLimitError("slow down", response=refusal, body=None)
+        return Answer("A", "stop")
+
+    async def ask() -> list[Answer]:
+        sampling = {"temperature": 0.0, "max_tokens": 1, "timeout": 60, "retries": 30}
+        async with ChatAPI("m", "http://stub/v1", **sampling, concurrency=16) as api:
+            monkeypatch.setattr(api, "_send", send_stub)
+            return await api.ask([f"Question {number}?" for number in range(32)], [None] * 32)
+
+    assert len(run(loop, ask())) == 32
+    assert len(times) == 32 + told
+    assert times[:16] == [0.0] * 16
+    back = times[16:32]
+    assert min(back) >= 0.61
     assert max(back) - min(back) > 0.15
+    assert len(set(back)) == 16
 
 
 def test_pauses_are_drawn_from_a_doubling_range(
