@@ -61,7 +61,7 @@ def sharegpt_role_problem(prompt: Any, response: Any) -> tuple[str, str] | None:
 
 
 def speaker(turn: Any) -> Any:
-    """Who says a message of TRL's shape or of ShareGPT's, as a role; None of what is neither."""
+    """The role of whoever says a message, in TRL's shape or in ShareGPT's; None of what is no message."""
     if not isinstance(turn, Mapping):
         return None
     who = turn.get("from", turn.get("role"))
