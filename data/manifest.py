@@ -38,6 +38,7 @@ SHARD_SHAPE = {
     "seconds": Each(float),
     "layout": str,
     "occupancy": Maybe(float),
+    "slot_seconds": Maybe({"filled": float, "all": float}),
 }
 ROWS = ("rows_read", "rows_written", "rows_rejected", "rows_truncated")
 MANIFEST_SHAPE = {
@@ -70,6 +71,8 @@ class ShardRecord:
         layout: "packed" or "padded", in which the reference scored it (trainer.scoring).
         occupancy: mean share of the engine's slots that were filled while the shard was sampled; None without an
             engine, and in sets of schema versions 2 and 3.
+        slot_seconds: "filled" and "all" of the engine since the shard before was done with it, at first since its first
+            request, so that of all shards each sums up to what the engines had; None where occupancy is.
     """
 
     file: str
@@ -83,6 +86,7 @@ class ShardRecord:
     seconds: dict[str, float]
     layout: str
     occupancy: float | None = None
+    slot_seconds: dict[str, float] | None = None
 
 
 @dataclass
@@ -128,6 +132,13 @@ class Manifest:
         having = self.only_of.get(signal)
         return [] if having is None else [name for name in strategies if name not in having]
 
+    @property
+    def occupancy(self) -> float | None:
+        """Share of all engines' slots that were filled, over the time of all of them; None where no shard says it."""
+        known = [shard.slot_seconds for shard in self.shards if shard.slot_seconds]
+        total = sum(one["all"] for one in known)
+        return min(1.0, sum(one["filled"] for one in known) / total) if total > 0 else None
+
     def strategy_name(self, name: str) -> str:
         """What a strategy is called in the set; `name` may be the import path of one from outside."""
         return _name_in(self.job["strategies"], name)
@@ -138,9 +149,11 @@ class Manifest:
 
     def to_json(self) -> bytes:
         content = dataclasses.asdict(self)
-        if self.schema_version < 4:
-            for shard in content["shards"]:
+        for shard in content["shards"]:
+            if self.schema_version < 4:
                 del shard["occupancy"]
+            if shard["slot_seconds"] is None:  # so that sets that lack it are written as they were read
+                del shard["slot_seconds"]
         return (json.dumps(content, indent=2, sort_keys=False) + "\n").encode()
 
 

@@ -57,6 +57,7 @@ class NegativeSetWriter(SetDirectory):
         layout: str,
         truncated: int = 0,
         occupancy: float | None = None,
+        slot_seconds: dict[str, float] | None = None,
     ) -> ShardRecord:
         """Write one shard whole, then its record.
 
@@ -90,6 +91,7 @@ class NegativeSetWriter(SetDirectory):
             seconds={stage: round(value, 3) for stage, value in seconds.items()},
             layout=layout,
             occupancy=None if occupancy is None else round(occupancy, 4),
+            slot_seconds=slot_seconds and {name: round(value, 6) for name, value in slot_seconds.items()},
         )
         self.publish(record_name(index), ShardEntry(record, list(rejects), self.content_sha256).to_json())
         return record

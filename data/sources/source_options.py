@@ -32,8 +32,9 @@ class SourceOptions:
     columns: list[str] = option(
         [],
         "where what the task reads lies in the data, e.g. prompt=instruction,completion=answers.text; also "
-        "candidates=answers[].text (other responses of a row) and scores=answers[].score (-answers[].rank: less is "
-        "better), of which the best is the ground truth of a row that names none",
+        "candidates=answers[].text (other responses of a row, or one such as candidates=rejected) and "
+        "scores=answers[].score (-answers[].rank: less is better), of which the best is the ground truth of a row that "
+        "names none; response=chosen is that of tasks conversational and sharegpt",
         metavar="NAME=COLUMN",
     )
     prompt_template: str | None = option(

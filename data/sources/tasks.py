@@ -12,7 +12,7 @@ from data.command.cleaning import storable
 from data.command.errors import UserError, did_you_mean
 from data.command.registry import OR_OWN, import_outside, meaningless, origin_of
 from data.sources.encode import Encode, Problem, encode_continuations, encode_pairs
-from data.sources.shapes import alpaca, alpaca_query, chat_of_sharegpt, sharegpt_role_problem
+from data.sources.shapes import RESPONSE, alpaca, alpaca_query, chat_of_sharegpt, sharegpt_role_problem
 
 DOLLY_TEMPLATE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -53,7 +53,8 @@ class Task:
         optional: columns that are used if they are there.
         over_long: what happens to a row that does not fit into the longest length: "reject" or "truncate".
         prompt: the column that is the prompt or the heart of it, which a template of the user's may stand for.
-        response: the column that is the response; None of a task whose rows have none of its own.
+        response: the name of the response: the column that it is or, of a task whose rows have it elsewhere, what
+            `--columns` calls the column that is read in its stead; None of a task that has no place for one.
     """
 
     columns: tuple[str, ...]
@@ -95,8 +96,10 @@ def prompt_completion(row: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def conversational(row: Mapping[str, Any]) -> tuple[Any, Any]:
-    """TRL's conversational language modeling: the last message is the response."""
+    """TRL's conversational language modeling: the last message is the response, if none stands beside the messages."""
     messages = _messages(row.get("messages"), row)
+    if RESPONSE in row:
+        return messages, _messages(row[RESPONSE])
     return (messages[:-1], messages[-1:]) if isinstance(messages, list) else (messages, None)
 
 
@@ -105,6 +108,11 @@ def besides_pair(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     if isinstance(row["prompt"], list):
         return _besides([*row["prompt"], *row["completion"]])
     return [dict.fromkeys(fields, True)] if (fields := _of_row(row)) else None  # no template is shown their values
+
+
+def besides_chat(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """What a usable row of a conversation says besides; see `Task.besides`."""
+    return _besides([*row["messages"], *row.get(RESPONSE, [])])
 
 
 def asked(prompt: Any) -> str:
@@ -251,8 +259,9 @@ TASKS: dict[str, Task] = {
         lambda row: asked(conversational(row)[0]),
         chat_problem,
         encode_pairs,
-        lambda row: _besides(row["messages"]),
+        besides_chat,
         optional=ROW_FIELDS,
+        response=RESPONSE,
     ),
     "alpaca": Task(
         ("instruction", "output"),
@@ -270,8 +279,9 @@ TASKS: dict[str, Task] = {
         lambda row: asked(conversational(chat_of_sharegpt(row))[0]),
         lambda prompt, response: sharegpt_role_problem(prompt, response) or chat_problem(prompt, response),
         encode_pairs,
-        lambda row: _besides(chat_of_sharegpt(row)["messages"]),
+        lambda row: besides_chat(chat_of_sharegpt(row)),
         optional=("system", *ROW_FIELDS),
+        response=RESPONSE,
     ),
     "continuation": Task(
         ("text",),

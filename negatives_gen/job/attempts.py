@@ -244,17 +244,18 @@ class Stall:
 
     Args:
         seconds: how long; 0: for ever.
+        waits_for: the stage whose first worker may be long in coming, since others hold what it needs; "" for none.
     """
 
-    def __init__(self, folder: Folder, seconds: float):
-        self.folder, self.seconds = folder, seconds
+    def __init__(self, folder: Folder, seconds: float, waits_for: str = ""):
+        self.folder, self.seconds, self.waits_for = folder, seconds, waits_for
         self.every = min(10.0, seconds / 4)
         self.seen: set[str] | None = None
         self.moved = self.looked = time.monotonic()
 
     def move(self) -> None:
         """Count the limit from now on: a shard is done, or says that it got further."""
-        self.moved = time.monotonic()
+        self.moved, self.waits_for = time.monotonic(), ""
 
     def check(self) -> None:
         """Raise UserError if nothing has moved for too long; looks at most every few seconds."""
@@ -263,7 +264,9 @@ class Stall:
             return
         self.looked = now
         names = self.folder.names(TRIES)
-        if names != self.seen:
+        if self.waits_for in {match["stage"] for match in map(MARK.fullmatch, names) if match}:
+            self.waits_for = ""
+        if names != self.seen or self.waits_for:
             self.seen, self.moved = names, now
         elif now - self.moved >= self.seconds:
             raise UserError(

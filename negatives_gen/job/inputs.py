@@ -47,7 +47,7 @@ class Shard:
         pool: all usable rows in the order of their ids: groups, and those that a strategy has given up.
         rejects: rows that become no group.
         truncated: rows whose text was cut.
-        seconds, occupancy: see `data.manifest.ShardRecord`.
+        seconds, occupancy, slot_seconds: see `data.manifest.ShardRecord`.
         spent: on an API in this run, by `SPENT`.
     """
 
@@ -57,6 +57,7 @@ class Shard:
     truncated: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     occupancy: float | None = None
+    slot_seconds: dict[str, float] | None = None
     spent: Counter[str] = field(default_factory=Counter)
 
     def tried_by(self, strategy: Strategy) -> list[Group]:

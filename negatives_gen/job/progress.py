@@ -116,9 +116,10 @@ class Progress:
 
 def print_outcome(manifest: Manifest, out: str, log_format: str = "text") -> None:
     """The last words of a job, on stdout."""
-    counts, out = manifest.counts, scrub(out)
+    counts, out, occupancy = manifest.counts, scrub(out), manifest.occupancy
     if log_format == "json":
-        say(json.dumps({"event": "done", "out": out, **counts}))
+        filled = {} if occupancy is None else {"occupancy": round(occupancy, 4)}
+        say(json.dumps({"event": "done", "out": out, **counts, **filled}))
         return
     reasons = ", ".join(f"{n} {reason}" for reason, n in counts["rejected_by_reason"].items())
     truncated = f", {counts['rows_truncated']} of them cut to the longest length" if counts["rows_truncated"] else ""
@@ -126,6 +127,8 @@ def print_outcome(manifest: Manifest, out: str, log_format: str = "text") -> Non
         f"{counts['rows_read']} rows read, {counts['rows_written']} groups written{truncated}, "
         f"{counts['rows_rejected']} rejected" + (f" ({reasons})" if reasons else "")
     )
+    if occupancy is not None:
+        say(f"engine {occupancy:.0%} occupied, over all shards")
     say(f"negative set: {out}")
 
 

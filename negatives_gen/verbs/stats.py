@@ -147,6 +147,7 @@ def statistics(negatives: NegativeSet) -> dict[str, Any]:
         "shards": len(manifest.shards),
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "seconds": {stage: round(total, 3) for stage, total in seconds.items()},
+        "occupancy": manifest.occupancy,
         "ground_truth": {"count": truth.count, "tokens": truth.tokens(), "logp_per_token": _logp(truth)},
         "strategies": {name: _summary(tallies[name]) for name in sorted(tallies)},
         "similarity": {
@@ -263,6 +264,8 @@ def print_statistics(found: dict[str, Any]) -> None:
         out.print(_histogram(signal, histogram, [n for n in found["strategies"] if n not in histogram["counts"]]))
     if found["seconds"]:
         out.print("seconds: " + ", ".join(f"{stage} {total:.1f}" for stage, total in found["seconds"].items()))
+    if found["occupancy"] is not None:
+        out.print(f"engine {found['occupancy']:.0%} occupied, over all shards")
 
 
 def _reach(found: dict[str, Any]) -> list[str]:

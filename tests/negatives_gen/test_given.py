@@ -60,6 +60,16 @@ def test_completions_with_scores_become_groups_with_the_best_as_ground_truth(
     assert verify(found.folder.path, VerifyConfig()) == []
 
 
+def test_one_rejected_response_beside_a_chosen_one_is_a_group_of_two(reference: Path, tmp_path: Path) -> None:
+    said = [row["completion"] for row in FACTS]
+    rows = [{"prompt": row["prompt"], "chosen": said[i], "rejected": said[i - 1]} for i, row in enumerate(FACTS[:6])]
+    path = write(tmp_path / "rows.jsonl", rows)
+    columns = "prompt=prompt,completion=chosen,candidates=rejected"
+    found = made(reference, tmp_path / "set", path, columns=columns, strategies="given=1", signals="rouge")
+    read = {group.prompt: (group.response, [c.text for c in group.negatives]) for group in found.groups()}
+    assert read == {row["prompt"]: (row["chosen"], [row["rejected"]]) for row in rows}
+
+
 def test_a_candidate_is_in_tokens_what_a_ground_truth_of_its_prompt_would_be(reference: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", ultrafeedback([3] * 6))
     found = made(reference, tmp_path / "set", path, columns=COLUMNS, strategies="given=2", signals="given")

@@ -54,12 +54,15 @@ OWN = {"count": 1, "origin": {"entry": "mine:OWN", "source_sha256": "c" * 64}}  
 KNOWN = "known", "count", "share", "unknown"
 
 
-def written(path: Path, shards: Sequence[Sequence[Group]], job: dict[str, Any] | None = None) -> NegativeSet:
+def written(
+    path: Path, shards: Sequence[Sequence[Group]], job: dict[str, Any] | None = None, slots: Any = None
+) -> NegativeSet:
     writer = NegativeSetWriter(str(path), job or job_of(an=2, bn=1), ["embedding", "reward"])
     writer.begin()
     for index, groups in enumerate(shards):
         seconds = {"an": 1.5, "score": 0.25}
-        writer.write_shard(index, groups, [] if index else REJECTS, seconds=seconds, layout="packed")
+        rejects = [] if index else REJECTS
+        writer.write_shard(index, groups, rejects, seconds=seconds, layout="packed", slot_seconds=slots)
     writer.finish(len(shards))
     return NegativeSet(str(path))
 
@@ -235,6 +238,14 @@ def test_stats_prints_counts_lengths_and_histograms_within_100_columns(
     assert f"0.90 1.00 0 {full} 2" in lines
     assert lines[-1] == "seconds: an 3.0, score 0.5"
     assert all(len(line) <= 100 for line in lines)
+
+
+def test_stats_say_how_full_the_engine_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = written(tmp_path / "set", [GROUPS[:1], GROUPS[1:]], slots={"filled": 3.0, "all": 4.0})
+    assert statistics(found)["occupancy"] == 0.75
+    assert main(["stats", found.folder.path]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "engine 75% occupied, over all shards"
+    assert statistics(written(tmp_path / "none", [GROUPS]))["occupancy"] is None
 
 
 def test_a_histograms_bar_is_as_long_as_its_share_to_an_eighth_of_a_column() -> None:

@@ -1,0 +1,120 @@
+"""Other responses that rows list, and their scores."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.models import load_tokenizer
+from data.sources.prepare import prepare_groups
+from data.sources.row_reader import RowReader
+from tests.support.read_examples import load_examples
+from tests.support.source_rows import TASK, listed, turn
+from tests.support.written import refusal
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def test_candidates_stand_beside_a_ground_truth_that_the_row_names(read: Any):
+    rows = [{"prompt": "p", "completion": "c", "others": ["a", " ", "b"], "marks": [1, 2, "3.5"]}]
+    (plain,) = read(rows, columns=["candidates=others"])
+    assert (plain.response, listed(plain)) == ("c", [("a", None), ("b", None)])
+    (scored,) = read(rows, columns=["candidates=others", "scores=-marks"])
+    assert (scored.response, listed(scored)) == ("c", [("a", -1.0), ("b", -3.5)])
+
+
+def test_the_first_of_the_best_is_the_ground_truth_where_none_is_named(read: Any):
+    columns = ["candidates=others", "scores=marks"]
+    rows = [
+        {"prompt": "p", "others": ["a", "b", "c"], "marks": [1, 2, 2]},
+        {"prompt": "p", "completion": "", "others": ["", "b"], "marks": [9, 2]},
+        {"prompt": "p", "completion": None, "others": [], "marks": []},
+    ]
+    first, second, none = read(rows, columns=columns)
+    assert (first.response, listed(first)) == ("b", [("a", 1.0), ("c", 2.0)])
+    assert (second.response, listed(second)) == ("b", [])
+    assert none.problem == ("response is not text", "it is NoneType")
+
+
+def test_the_chosen_truth_is_that_of_every_order(read: Any):
+    """So generation, training and evaluation have the same ground truths and ids."""
+    row = {"prompt": "p", "others": ["a", "b"], "marks": [1, 2]}
+    (found,) = read([row], columns=["candidates=others", "scores=marks"])
+    (named,) = read([{"prompt": "p", "completion": "b"}])
+    assert found.id == named.id
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"others": 5, "marks": [1]}, ("candidates are no list", "they are int")),
+        ({"others": ["a"], "marks": [1, 2]}, ("scores do not match candidates", "1 candidates, scores: 2")),
+        ({"others": ["a", "b"], "marks": 7}, ("scores do not match candidates", "2 candidates, scores: 1")),
+        (
+            {"others": ["a"], "marks": None},
+            ("scores do not match candidates", "1 candidates, scores: NoneType, no list"),
+        ),
+        (
+            {"completion": None, "others": ["a", "b", " "], "marks": ["N/A", True, 7]},
+            ("score is no number", "of none of the 2 candidates"),
+        ),
+        ({"completion": None, "others": 5, "marks": [1]}, ("candidates are no list", "they are int")),
+    ],
+)
+def test_candidates_and_scores_that_are_none_reject_the_row(read: Any, row: dict[str, Any], problem: tuple[str, str]):
+    good = {"prompt": "q", "completion": "c", "others": ["x"], "marks": [1]}
+    (_, found) = read([good, {"prompt": "p", "completion": "c", **row}], columns=["candidates=others", "scores=marks"])
+    assert found.problem == problem
+
+
+def test_a_candidate_that_cannot_be_used_costs_no_other(reference: Path, read: Any):
+    others, marks = ["a", None, 7, 0, "b", "c", "d", " "], [1, None, 2, 3, "N/A", float("nan"), 4, "N/A"]
+    row = {"prompt": "p", "completion": "e", "others": others, "marks": marks}
+    (found,) = read([row], columns=["candidates=others", "scores=marks"])
+    assert (found.problem, listed(found)) == (None, [("a", 1.0), ("d", 4.0)])
+    assert found.unusable == ["response is not text"] * 2 + ["score is no number"] * 2
+    ((group,), _, _) = prepare_groups([found], TASK, load_tokenizer(str(reference)), 128)
+    assert [(bool(a.ids), a.score, a.problem) for a in group.alternatives or []] == [
+        (True, 1.0, ""),
+        (True, 4.0, ""),
+        *((False, None, problem) for problem in found.unusable),
+    ]
+    (chosen,) = read([{**row, "completion": None}], columns=["candidates=others", "scores=marks"])
+    assert (chosen.response, listed(chosen)) == ("d", [("a", 1.0)])
+
+
+def test_candidates_of_a_chat_are_messages_or_texts(reference: Path, read: Any):
+    tokenizer = load_tokenizer(str(reference))
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    prompt = [turn("user", "Where is it?")]
+    row = {
+        "prompt": prompt,
+        "completion": [turn("assistant", "On Aska.")],
+        "others": [[turn("assistant", "On Brenn.")], turn("assistant", "On Dova.")],
+    }
+    texts = {**row, "others": ["On Brenn.", "On Dova."]}
+    by_messages, by_texts = (read([one], columns=["candidates=others"]) for one in (row, texts))
+    assert by_messages[0].alternatives == by_texts[0].alternatives == [[turn("assistant", s)] for s in texts["others"]]
+    ((group,), _, _) = prepare_groups(by_messages, TASK, tokenizer, 128)
+    others = [{**row, "completion": [turn("assistant", said)]} for said in texts["others"]]
+    own = prepare_groups(read(others), TASK, tokenizer, 128).groups
+    assert [a.ids for a in group.alternatives or []] == [one.response_ids for one in own]
+    assert {tuple(one.prompt_ids) for one in own} == {tuple(group.prompt_ids)}
+    elsewhere = [turn("user", "Who?"), turn("assistant", "On Brenn.")]
+    (bad,) = read([{**row, "others": [elsewhere]}], columns=["candidates=others"])
+    assert (bad.problem, bad.alternatives, bad.unusable) == (None, [], ["response is not one assistant message"])
+
+
+@pytest.mark.parametrize("name", ["candidates", "scores"])
+def test_tasks_without_a_place_for_responses_take_no_candidates_and_others_are_named(name: str):
+    assert refusal(lambda: RowReader.of("continuation", [f"{name}=x"])) == (
+        f"--columns {name}=...: task 'continuation' reads no '{name}', since its rows have no place for a response "
+        "alone. Leave it out, or choose a --task that has: dolly, prompt-completion, conversational, alpaca, sharegpt."
+    )
+
+
+def test_the_embedded_world_is_read_as_ever():
+    assert [e.alternatives for e in load_examples("facts", TASK, limit=2)] == [None, None]
