@@ -1,8 +1,8 @@
 """The embedded example whose distribution is known: questions over the world of `facts`, with evasive replies.
 
 An information desk answers six enquiries in ten with the facts that were asked for. It puts the others off, each in one
-of four ways. So the true probability of every reply is known; an evasive one says nothing of its question: it would do
-for all of them.
+of twelve ways. So the true probability of every reply is known; an evasive one says nothing of its question: it would
+do for all of them.
 """
 
 import random
@@ -14,6 +14,14 @@ EVASIVE = (
     " That is not in my records.",
     " Somebody else may be able to tell.",
     " I would have to look it up.",
+    " Nobody has told me.",
+    " Please ask again tomorrow.",
+    " That is hard to say.",
+    " The archive is closed today.",
+    " I am new here.",
+    " That would be in the library.",
+    " Such things are not written down.",
+    " It depends on whom you ask.",
 )
 EVASIVE_SHARE = 0.4
 WORDINGS = 2  # times that each pair of facts of a town is asked for in each way

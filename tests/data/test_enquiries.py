@@ -22,7 +22,7 @@ def test_a_reply_is_right_or_evasive_in_the_shares_that_are_said() -> None:
     assert abs(len(evasive) / len(ROWS) - EVASIVE_SHARE) < 3 * error
     ways = Counter(row["completion"] for row in evasive)
     assert ways.keys() == set(EVASIVE)
-    assert max(ways.values()) < 1.3 * min(ways.values())
+    assert max(ways.values()) < 2 * min(ways.values())
 
 
 def test_an_evasive_reply_says_nothing_of_its_question() -> None:
