@@ -28,13 +28,12 @@ WORDINGS = 2  # times that each pair of facts of a town is asked for in each way
 
 
 def examples() -> list[dict[str, str]]:
-    """Every question, once, with a drawn reply, in TRL's prompt-completion format."""
+    """Every question, once, with its reply, in TRL's prompt-completion format; which are put off is drawn."""
     draw = random.Random(facts.SEED + 2)
-    asked = {row["prompt"]: row["completion"] for _ in range(WORDINGS) for row in facts.questions(draw)}
-    return [
-        {"prompt": prompt, "completion": draw.choice(EVASIVE) if draw.random() < EVASIVE_SHARE else answer}
-        for prompt, answer in asked.items()
-    ]
+    replies = {row["prompt"]: row["completion"] for _ in range(WORDINGS) for row in facts.questions(draw)}
+    put_off = draw.sample(list(replies), round(EVASIVE_SHARE * len(replies)))
+    replies |= {prompt: EVASIVE[number % len(EVASIVE)] for number, prompt in enumerate(put_off)}
+    return [{"prompt": prompt, "completion": reply} for prompt, reply in replies.items()]
 
 
 def is_evasive(reply: str) -> bool:

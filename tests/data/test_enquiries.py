@@ -18,11 +18,10 @@ def test_a_reply_is_right_or_evasive_in_the_shares_that_are_said() -> None:
     evasive = [row for row in ROWS if is_evasive(row["completion"])]
     right = [row for row in ROWS if facts.is_correct(row["prompt"], row["completion"])]
     assert len(evasive) + len(right) == len(ROWS)
-    error = (EVASIVE_SHARE * (1 - EVASIVE_SHARE) / len(ROWS)) ** 0.5
-    assert abs(len(evasive) / len(ROWS) - EVASIVE_SHARE) < 3 * error
+    assert len(evasive) == round(EVASIVE_SHARE * len(ROWS)) == 719
     ways = Counter(row["completion"] for row in evasive)
     assert ways.keys() == set(EVASIVE)
-    assert max(ways.values()) < 2 * min(ways.values())
+    assert set(ways.values()) == {59, 60}
 
 
 def test_an_evasive_reply_says_nothing_of_its_question() -> None:
