@@ -64,17 +64,17 @@ quickstart: install
 	@echo "== 2/5 negative set: Ray + vLLM sample 11 continuations per prefix (an), 11 are other prefixes' ground truths (bn)"
 	@$(PY) -m negatives_gen --config recipes/quickstart.yaml
 	@echo "== 3/5 from the same shards, for as many steps: MLE, and CPO on bn (logs in $(RUNS)/quickstart/*.log)"
-	@$(call quick,mle,--objective mle --learning_rate 1e-3) & other=$$!; trap "kill $$other 2>/dev/null" INT TERM; \
+	@$(call quick,mle,--objective mle --learning_rate 3e-4) & other=$$!; trap "kill $$other 2>/dev/null" INT TERM; \
 	$(call quick,cpo-bn,--objective cpo --use bn=11 --learning_rate 1e-4) && wait $$other
 	@echo "== 4/5 CPO and CPO with ranking on an"
-	@$(call quick,cpo-rank,--objective cpo-rank --use an=11 --learning_rate 1e-4) & other=$$!; trap "kill $$other 2>/dev/null" INT TERM; \
-	$(call quick,cpo,--objective cpo --use an=11 --learning_rate 1e-4) && wait $$other
+	@$(call quick,cpo-rank,--objective cpo-rank --use an=11 --learning_rate 3e-5) & other=$$!; trap "kill $$other 2>/dev/null" INT TERM; \
+	$(call quick,cpo,--objective cpo --use an=11 --learning_rate 3e-4) && wait $$other
 	@echo "== 5/5 evaluation: answers sampled for held-out enquiries, and held-out groups"
 	@$(PY) -m evaluation.run --config recipes/quickstart-evaluate.yaml
-	@echo "The desk's own replies are 60% correct and 40% evasive. MLE learns these shares, and so does CPO on the model's own samples"
-	@echo "(an): its optimum is the data too, and next-token prediction is the cheaper way there. CPO on other prefixes' ground truths"
-	@echo "(bn) moves off the data, to what tells one enquiry from another: fewer evasive replies, more correct ones than MLE can"
-	@echo "reach, and a lower log-probability of the desk's own. Why, and where else it pays or does not: docs/results.md."
+	@echo "The desk's own replies are 60% correct and 40% evasive. MLE learns these shares, and can do no better when it is sampled from."
+	@echo "CPO moves off the data: on other prefixes' ground truths (bn) to what tells one enquiry from another, on its own samples (an),"
+	@echo "each taken once, to what is likely: fewer evasive replies, more correct ones. It does not bring the data's distribution"
+	@echo "closer (truth logp): where that is what you want, MLE is the cheaper way. docs/results.md says why, and where CPO does not pay."
 	@echo "negative set:  $(RUNS)/quickstart/negatives"
 	@echo "checkpoints:   $(RUNS)/quickstart/reference, /mle, /cpo, /cpo-bn, /cpo-rank"
 	@echo "report:        $(RUNS)/quickstart/evaluation/report.md"
