@@ -27,8 +27,8 @@ def test_the_first_of_the_best_is_the_ground_truth_where_none_is_named(read: Any
     columns = ["candidates=others", "scores=marks"]
     rows = [
         {"prompt": "p", "others": ["a", "b", "c"], "marks": [1, 2, 2]},
-        {"prompt": "p", "completion": "", "others": ["", "b"], "marks": [9, 2]},
-        {"prompt": "p", "completion": None, "others": [], "marks": []},
+        {"prompt": "q", "completion": "", "others": ["", "b"], "marks": [9, 2]},
+        {"prompt": "r", "completion": None, "others": [], "marks": []},
     ]
     first, second, none = read(rows, columns=columns)
     assert (first.response, listed(first)) == ("b", [("a", 1.0), ("c", 2.0)])
