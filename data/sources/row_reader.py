@@ -139,7 +139,7 @@ class RowReader:
         if self.task.response in self.places and _says_something(said := named[str(self.task.response)]):
             self._put_response(named, said)
         if self.chooses_truth and not self._names_truth(named):
-            others, problem = self._with_truth(named, others, problem)
+            others, problem = self._with_truth(named, prompt, others, problem)
         of_task, response = self.task.read(named)
         prompt = of_task if self.template is None else prompt
         problem = prompt.problem if isinstance(prompt, Unfilled) else problem or self.task.problem(prompt, response)
@@ -199,14 +199,27 @@ class RowReader:
         return others, None
 
     def _with_truth(
-        self, named: dict[str, Any], others: list[Listed], problem: Problem | None
+        self, named: dict[str, Any], written: Any, others: list[Listed], problem: Problem | None
     ) -> tuple[list[Listed], Problem | None]:
-        """Put the best-scored candidate, the first of several, in the place of the response; returns the others."""
-        scored = [(other.score, -place) for place, other in enumerate(others) if other.score is not None]
+        """Put the best-scored candidate that the task takes, the first of several, in the place of the response.
+
+        Where it takes none, the best-scored one is put there, by which the row is rejected.
+
+        Args:
+            written: the prompt, if a template writes it.
+
+        Returns:
+            The other candidates, and why the row cannot be used.
+        """
+        scored = sorted((-other.score, place) for place, other in enumerate(others) if other.score is not None)
         if not scored:
             of_all = f"of none of the {len(others)} candidates"
             return others, (NO_NUMBER, of_all) if others else problem
-        place = -max(scored)[1]
+        of_task, _ = self.task.read({**named, str(self.task.response): None})
+        prompt = of_task if self.template is None else written
+        places = [place for _, place in scored]
+        fits = (place for place in places if not self._read_other(named, prompt, others[place]).problem)
+        place = next(fits, places[0])
         self._put_response(named, others[place].said)
         return others[:place] + others[place + 1 :], problem
 

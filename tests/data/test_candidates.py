@@ -36,6 +36,35 @@ def test_the_first_of_the_best_is_the_ground_truth_where_none_is_named(read: Any
     assert none.problem == ("response is not text", "it is NoneType")
 
 
+def test_the_best_that_the_task_takes_is_the_ground_truth(read: Any):
+    row = {"prompt": "p", "others": ["fine", 123, "\ud800", "poor"], "marks": [5, 9, 7, 1]}
+    columns = ["candidates=others", "scores=marks"]
+    (found,) = read([row], columns=columns)
+    assert (found.problem, found.response, listed(found)) == (None, "fine", [("poor", 1.0)])
+    assert found.unusable == ["response is not text", "response is not valid Unicode"]
+    (written,) = read([{**row, "prompt": "Where?"}], columns=columns, prompt_template="Q: {prompt}")
+    assert (written.problem, written.prompt, written.response) == (None, "Q: Where?", "fine")
+    none, blank = read([{**row, "others": [1, 2, 3, 4]}, {**row, "prompt": " "}], columns=columns)
+    assert none.problem == ("response is not text", "it is int")
+    assert blank.problem == ("empty prompt", "")
+
+
+def test_of_a_chat_the_best_that_is_an_answer_is_the_ground_truth(read: Any):
+    others = [[turn("user", "Who?")], turn("assistant", "On Brenn."), "On Dova."]
+    row = {"messages": [turn("user", "Where is it?")], "others": others, "marks": [3, 2, 1]}
+    (found,) = read([row], "conversational", columns=["candidates=others", "scores=marks"])
+    assert (found.problem, found.response) == (None, [turn("assistant", "On Brenn.")])
+    assert listed(found) == [([turn("assistant", "On Dova.")], 1.0)]
+    assert found.unusable == ["response is not one assistant message"]
+
+
+def test_a_chosen_truth_that_is_too_long_costs_the_row(reference: Path, read: Any):
+    row = {"prompt": "p", "others": ["word " * 400, "b"], "marks": [2, 1]}
+    found = read([row], columns=["candidates=others", "scores=marks"])
+    groups, (reject,), _ = prepare_groups(found, TASK, load_tokenizer(str(reference)), 128)
+    assert (groups, reject.reason) == ([], "prompt and response too long")
+
+
 def test_the_chosen_truth_is_that_of_every_order(read: Any):
     """So generation, training and evaluation have the same ground truths and ids."""
     row = {"prompt": "p", "others": ["a", "b"], "marks": [1, 2]}
