@@ -76,6 +76,11 @@ class Example:
     scores: list[float] | None = None
     unusable: list[str] | None = None
 
+    @property
+    def may_repeat(self) -> bool:
+        """Whether another of its id is the same row; not where it cannot be used, or its text says what no id holds."""
+        return self.problem is None and not (self.besides and isinstance(self.prompt, str))
+
 
 class Source(Protocol):
     """The examples of a split. Each iteration reads them anew and gives the same.
@@ -180,7 +185,7 @@ class _Table:
         import numpy as np
 
         self._rows, self._reader, self.own_splits = Joined([part.rows for part in parts]), reader, len(parts) > 1
-        ids, keys, lists, usable = bytearray(), bytearray(), bytearray(), bytearray()
+        ids, keys, lists, may_repeat = bytearray(), bytearray(), bytearray(), bytearray()
         numbers, counts, start = array("q"), list[int](), 0
         for part in parts:
             check = ColumnCheck(part, reader)
@@ -191,7 +196,7 @@ class _Table:
                     ids += bytes.fromhex(example.id)
                     keys += split_key(example.id)
                     lists += _hash_of_lists(example) if reader.lists else b""
-                    usable.append(example.problem is None)
+                    may_repeat.append(example.may_repeat)
                     numbers.append(start + number)
             if not (part.is_own_test and split == "train"):  # what nobody reads may be of another shape
                 check.finish()
@@ -204,7 +209,7 @@ class _Table:
         chosen = np.concatenate(by_hash)[turns] if split == "all" else halves[split]
         pairs, all_ids = np.frombuffer(ids, ">u8").reshape(-1, 2), np.frombuffer(ids, "S16")
         in_both = int(np.isin(all_ids[halves["train"]], all_ids[halves["test"]]).sum())
-        same = repeated(pairs, np.frombuffer(usable, bool), chosen)
+        same = repeated(pairs, np.frombuffer(may_repeat, bool), chosen)
         is_later = np.isin(chosen, [row for first, rows in same.items() for row in rows if row != first])
         self._merged: dict[int, list[int]] = {}
         if reader.lists:
@@ -265,8 +270,8 @@ class _Stream:
             for example in several:
                 if example is not None and self._wants(example.split):
                     key = bytes.fromhex(example.id)
-                    yield _placed(example, example.split, repeats if key in seen else None)
-                    if example.problem is None:
+                    yield _placed(example, example.split, repeats if example.may_repeat and key in seen else None)
+                    if example.may_repeat:
                         seen.add(key)
 
     def _wants(self, half: str | None) -> bool:
@@ -277,8 +282,8 @@ class _Stream:
         if not self._reader.lists:
             yield from examples
             return
-        for (_, usable), run in groupby(examples, key=lambda example: (example.id, example.problem is None)):
-            if usable:
+        for (_, may_repeat), run in groupby(examples, key=lambda example: (example.id, example.may_repeat)):
+            if may_repeat:
                 several = list(run)
                 self._merged += len(several) - 1
                 yield _joined(several)

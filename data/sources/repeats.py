@@ -3,15 +3,14 @@
 from typing import Any
 
 
-def repeated(ids: Any, usable: Any, chosen: Any) -> dict[int, list[int]]:
+def repeated(ids: Any, may_repeat: Any, chosen: Any) -> dict[int, list[int]]:
     """The rows of each id that several of the chosen rows have, under the one that comes first among the chosen.
 
-    A row that cannot be used stands for no other one: it is the first of none, and is not merged. Only ids that
-    repeat take memory.
+    Only ids that repeat take memory.
 
     Args:
         ids: [all rows, 2], the halves of each id.
-        usable: [all rows], whether a row has no problem.
+        may_repeat: [all rows], see `data.sources.examples.Example.may_repeat`; others are the first of none.
         chosen: [rows], indices of rows in the order in which they are read.
 
     Returns:
@@ -19,7 +18,7 @@ def repeated(ids: Any, usable: Any, chosen: Any) -> dict[int, list[int]]:
     """
     import numpy as np
 
-    rows = chosen[usable[chosen]]
+    rows = chosen[may_repeat[chosen]]
     _, which, counts = np.unique(ids[rows], axis=0, return_inverse=True, return_counts=True)
     which = which.ravel()
     several = counts[which] > 1

@@ -145,7 +145,7 @@ class RowReader:
         problem = prompt.problem if isinstance(prompt, Unfilled) else problem or self.task.problem(prompt, response)
         if problem is not None:
             return Parts((own or "") if isinstance(prompt, Unfilled) else prompt, response, problem)
-        besides = self.task.besides(named)
+        besides = self._not_written(self.task.besides(named))
         if self.template is None:
             query = self.task.query(named)
         else:  # what a person asked has no template; where no column says it, all of the prompt was asked
@@ -159,6 +159,14 @@ class RowReader:
         unusable = [other.problem for other in others if other.problem]
         said = [other.said for other in usable]
         return Parts(prompt, response, None, query, besides, said, scores or None, unusable or None)
+
+    def _not_written(self, besides: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        """What a row says beside its texts but for what the template writes into the prompt."""
+        if self.template is None or besides is None:
+            return besides
+        written = {place.steps[0] for place in self.template.places}
+        kept = [{name: said for name, said in fields.items() if name not in written} for fields in besides]
+        return kept if any(kept) else None
 
     @property
     def _response_beside(self) -> list[str]:
