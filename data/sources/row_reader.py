@@ -89,13 +89,21 @@ class RowReader:
 
     @property
     def chooses_truth(self) -> bool:
-        """Whether the best-scored candidate is the ground truth of a row that names none."""
-        return SCORES in self.places
+        """Whether the best-scored candidate is the ground truth of a row that names none.
+
+        Not where `--columns` says where the response lies: there a row without one lacks it.
+        """
+        return SCORES in self.places and self.task.response not in self.places
 
     @property
     def lists(self) -> list[str]:
         """Which of CANDIDATES and SCORES are read."""
         return [name for name in (CANDIDATES, SCORES) if name in self.places]
+
+    @property
+    def own_response(self) -> str | None:
+        """The task's response column if the data may have it or not: with it no ground truth is chosen."""
+        return self.task.response if self.chooses_truth and self._has_column else None
 
     @property
     def needed(self) -> list[Path]:
@@ -138,8 +146,12 @@ class RowReader:
         others, problem = self._candidates(named)
         if self.task.response in self.places and _says_something(said := named[str(self.task.response)]):
             self._put_response(named, said)
-        if self.chooses_truth and not self._names_truth(named):
-            others, problem = self._with_truth(named, prompt, others, problem)
+        if SCORES in self.places and not self._names_truth(named):
+            if self.chooses_truth and self.own_response not in row:
+                others, problem = self._with_truth(named, prompt, others, problem)
+            else:
+                where = self._place(str(self.task.response)).text
+                problem = problem or ("no response", f"'{where}' is null or blank; no candidate takes its place")
         of_task, response = self.task.read(named)
         prompt = of_task if self.template is None else prompt
         problem = prompt.problem if isinstance(prompt, Unfilled) else problem or self.task.problem(prompt, response)
@@ -191,7 +203,7 @@ class RowReader:
             found = [found]
         if not isinstance(found, list):
             return [], ("candidates are no list", f"they are {type(found).__name__}")
-        if not self.chooses_truth:
+        if SCORES not in self.places:
             return [Listed(said) for said in found if _says_something(said)], None
         scores = row.get(SCORES)
         if isinstance(scores, int | float | str):

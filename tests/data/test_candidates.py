@@ -27,8 +27,8 @@ def test_the_first_of_the_best_is_the_ground_truth_where_none_is_named(read: Any
     columns = ["candidates=others", "scores=marks"]
     rows = [
         {"prompt": "p", "others": ["a", "b", "c"], "marks": [1, 2, 2]},
-        {"prompt": "q", "completion": "", "others": ["", "b"], "marks": [9, 2]},
-        {"prompt": "r", "completion": None, "others": [], "marks": []},
+        {"prompt": "q", "others": ["", "b"], "marks": [9, 2]},
+        {"prompt": "r", "others": [], "marks": []},
     ]
     first, second, none = read(rows, columns=columns)
     assert (first.response, listed(first)) == ("b", [("a", 1.0), ("c", 2.0)])
@@ -83,10 +83,6 @@ def test_the_chosen_truth_is_that_of_every_order(read: Any):
             {"others": ["a"], "marks": None},
             ("scores do not match candidates", "1 candidates, scores: NoneType, no list"),
         ),
-        (
-            {"completion": None, "others": ["a", "b", " "], "marks": ["N/A", True, 7]},
-            ("score is no number", "of none of the 2 candidates"),
-        ),
         ({"completion": None, "others": 5, "marks": [1]}, ("candidates are no list", "they are int")),
     ],
 )
@@ -94,6 +90,56 @@ def test_candidates_and_scores_that_are_none_reject_the_row(read: Any, row: dict
     good = {"prompt": "q", "completion": "c", "others": ["x"], "marks": [1]}
     (_, found) = read([good, {"prompt": "p", "completion": "c", **row}], columns=["candidates=others", "scores=marks"])
     assert found.problem == problem
+
+
+def test_scores_that_are_no_numbers_choose_no_truth(read: Any):
+    row = {"prompt": "p", "others": ["a", "b", " "], "marks": ["N/A", True, 7]}
+    (found,) = read([row], columns=["candidates=others", "scores=marks"])
+    assert found.problem == ("score is no number", "of none of the 2 candidates")
+
+
+SCORED = "candidates=rejected,scores=mark"
+
+
+@pytest.mark.parametrize("empty", [{"chosen": None}, {"chosen": " "}, {}])
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_rejected_response_is_never_the_truth_of_a_row_that_lacks_its_own(
+    read: Any, empty: dict[str, Any], streaming: bool
+):
+    good = {"prompt": "q", "chosen": "c", "rejected": "b", "mark": 2}
+    rows = [good, {"prompt": "p", "rejected": "b", "mark": 1, **empty}]
+    found = {e.prompt: e for e in read(rows, TASK, f"completion=chosen,{SCORED}", streaming)}
+    assert (found["q"].problem, listed(found["q"])) == (None, [("b", 2.0)])
+    assert found["p"].problem == ("no response", "'chosen' is null or blank; no candidate takes its place")
+    if empty:
+        own = [{"completion" if name == "chosen" else name: said for name, said in row.items()} for row in rows]
+        (reject,) = [e.problem for e in read(own, TASK, SCORED, streaming) if e.problem]
+        assert reject == ("no response", "'completion' is null or blank; no candidate takes its place")
+
+
+def test_of_a_chat_too(read: Any):
+    row = {"messages": [turn("user", "Where is it?")], "chosen": None, "rejected": "On Brenn.", "mark": 1}
+    good = {**row, "chosen": "On Aska."}
+    _, found = read([good, row], "conversational", f"response=chosen,{SCORED}")
+    assert found.problem == ("no response", "'chosen' is null or blank; no candidate takes its place")
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_response_in_some_rows_alone_is_refused_unless_it_is_named(read: Any, streaming: bool):
+    rows: list[Any] = [{"prompt": "p", "rejected": "b", "mark": 1}, {"prompt": "q", "completion": "c", "rejected": "b"}]
+    message = refusal(lambda: read(rows, TASK, SCORED, streaming))
+    assert "some rows have a column 'completion' and some have none" in message
+    assert "Give --columns completion=completion, which rejects rows without it" in message
+    rows[1]["mark"] = 1
+    found = read(rows, TASK, f"completion=completion,{SCORED}", streaming)
+    assert sorted(e.problem[0] if e.problem else "" for e in found) == ["", "no response"]
+
+
+def test_who_names_the_response_chooses_none(read: Any):
+    assert "ground_truth" in RowReader.of(TASK, SCORED.split(",")).describe()
+    assert "ground_truth" not in RowReader.of(TASK, ["completion=c", *SCORED.split(",")]).describe()
+    rows = [{"prompt": "p", "rejected": "b", "mark": 1}]
+    assert "has no column 'chosen'" in refusal(lambda: read(rows, TASK, f"completion=chosen,{SCORED}"))
 
 
 def test_a_candidate_that_cannot_be_used_costs_no_other(reference: Path, read: Any):
@@ -108,7 +154,8 @@ def test_a_candidate_that_cannot_be_used_costs_no_other(reference: Path, read: A
         (True, 4.0, ""),
         *((False, None, problem) for problem in found.unusable),
     ]
-    (chosen,) = read([{**row, "completion": None}], columns=["candidates=others", "scores=marks"])
+    del row["completion"]
+    (chosen,) = read([row], columns=["candidates=others", "scores=marks"])
     assert (chosen.response, listed(chosen)) == ("d", [("a", 1.0)])
 
 

@@ -252,6 +252,10 @@ def test_a_plan_starts_no_engine(reference: Path, tmp_path: Path) -> None:
             "--columns candidates=... would change nothing: without scores=... nothing that is chosen reads it.",
         ),
         (
+            {"strategies": "tn=2", "signals": "rouge", "columns": "completion=c,candidates=x,scores=y"},
+            "--columns candidates=... would change nothing: beside completion=... nothing that is chosen reads it.",
+        ),
+        (
             {"strategies": "given=2", "given_min": 3, "columns": "candidates=x"},
             "strategy 'given' is to keep groups of at least 3, but given=2 is fewer.",
         ),
