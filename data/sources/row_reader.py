@@ -10,12 +10,13 @@ from data.sources.encode import Problem
 from data.sources.prompt_templates import PromptTemplate, Unfilled, read_template
 from data.sources.row_paths import NOWHERE, Path, parse_columns
 from data.sources.shapes import speaker
-from data.sources.tasks import TASKS, Task, describe_task, task_of
+from data.sources.tasks import NOT_ONE_ANSWER, TASKS, Task, describe_task, task_of
 
 # What every task with a place for the response can read beside it: a row's other responses, and how good each is.
 CANDIDATES, SCORES = "candidates", "scores"
 LARGEST_SCORE = 3.4e38  # a set keeps float32
 NO_NUMBER = "score is no number"
+OTHER_PROMPT = "the prompt before it is not the row's"
 
 
 class Parts(NamedTuple):
@@ -279,12 +280,19 @@ class RowReader:
         said = self._as_response(other.said, prompt, named)
         _, response = self.task.read({**named, str(self.task.response): said})
         problem = self.task.problem(prompt, response)
+        if problem and problem[0] == NOT_ONE_ANSWER and _answers_a_prompt(response):
+            return other._replace(problem=OTHER_PROMPT)  # its own one was not taken off: white space differs, or more
         return other._replace(said=response, problem=problem[0] if problem else "")
 
 
 def _is_conversation(value: Any) -> bool:
     """Whether a list is one candidate, messages that begin with a prompt, and not several, one message each."""
     return isinstance(value, list) and any(speaker(turn) not in (None, "assistant") for turn in value)
+
+
+def _answers_a_prompt(messages: Any) -> bool:
+    """Whether a list of messages is a conversation in which the assistant has the last word."""
+    return _is_conversation(messages) and speaker(messages[-1]) == "assistant"
 
 
 def _says_something(said: Any) -> bool:

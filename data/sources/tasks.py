@@ -33,6 +33,7 @@ TOOL_ROLES, TOOL_FIELDS = ("tool", "function", "ipython"), ("name",)
 NOTHING = ("", "None", "null", "[]", "{}")  # as a table or a text writes it
 LONGEST_NAME, DEEPEST = 1000, 32  # what is staged of a field: characters of its name, levels of its value
 OVER_LONG = ("reject", "truncate")
+NOT_ONE_ANSWER = "response is not one assistant message"
 ROW_FIELDS = ("tools", "documents", "images", "videos", "audio", "chat_template_kwargs")
 ALPACA_FIELDS = ("system", "history", *ROW_FIELDS)  # LLaMA-Factory's, for which Alpaca's prompts have no place
 
@@ -151,7 +152,7 @@ def chat_problem(prompt: Any, response: Any) -> Problem | None:
     if problem:
         return problem
     roles = ", ".join(message["role"] for message in response)
-    return None if roles == "assistant" else ("response is not one assistant message", f"its roles: {roles[:200]}")
+    return None if roles == "assistant" else (NOT_ONE_ANSWER, f"its roles: {roles[:200]}")
 
 
 def _messages_problem(name: str, messages: Any) -> Problem | None:

@@ -181,7 +181,7 @@ def test_candidates_of_a_chat_are_messages_or_texts(reference: Path, read: Any):
     assert {tuple(one.prompt_ids) for one in own} == {tuple(group.prompt_ids)}
     elsewhere = [turn("user", "Who?"), turn("assistant", "On Brenn.")]
     (bad,) = read([{**row, "others": [elsewhere]}], columns=["candidates=others"])
-    assert (bad.problem, bad.alternatives, bad.unusable) == (None, [], ["response is not one assistant message"])
+    assert (bad.problem, bad.alternatives, bad.unusable) == (None, [], ["the prompt before it is not the row's"])
 
 
 @pytest.mark.parametrize("name", ["candidates", "scores"])
