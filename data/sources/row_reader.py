@@ -10,12 +10,13 @@ from data.sources.encode import Problem
 from data.sources.prompt_templates import PromptTemplate, Unfilled, read_template
 from data.sources.row_paths import NOWHERE, Path, parse_columns
 from data.sources.shapes import speaker
-from data.sources.tasks import TASKS, Task, describe_task, task_of
+from data.sources.tasks import NOT_ONE_ANSWER, TASKS, Task, describe_task, task_of
 
 # What every task with a place for the response can read beside it: a row's other responses, and how good each is.
 CANDIDATES, SCORES = "candidates", "scores"
 LARGEST_SCORE = 3.4e38  # a set keeps float32
 NO_NUMBER = "score is no number"
+OTHER_PROMPT = "the prompt before it is not the row's"
 
 
 class Parts(NamedTuple):
@@ -89,13 +90,21 @@ class RowReader:
 
     @property
     def chooses_truth(self) -> bool:
-        """Whether the best-scored candidate is the ground truth of a row that names none."""
-        return SCORES in self.places
+        """Whether the best-scored candidate is the ground truth of a row that names none.
+
+        Not where `--columns` says where the response lies: there a row without one lacks it.
+        """
+        return SCORES in self.places and self.task.response not in self.places
 
     @property
     def lists(self) -> list[str]:
         """Which of CANDIDATES and SCORES are read."""
         return [name for name in (CANDIDATES, SCORES) if name in self.places]
+
+    @property
+    def own_response(self) -> str | None:
+        """The task's response column if the data may have it or not: with it no ground truth is chosen."""
+        return self.task.response if self.chooses_truth and self._has_column else None
 
     @property
     def needed(self) -> list[Path]:
@@ -138,14 +147,18 @@ class RowReader:
         others, problem = self._candidates(named)
         if self.task.response in self.places and _says_something(said := named[str(self.task.response)]):
             self._put_response(named, said)
-        if self.chooses_truth and not self._names_truth(named):
-            others, problem = self._with_truth(named, others, problem)
+        if SCORES in self.places and not self._names_truth(named):
+            if self.chooses_truth and self.own_response not in row:
+                others, problem = self._with_truth(named, prompt, others, problem)
+            else:
+                where = self._place(str(self.task.response)).text
+                problem = problem or ("no response", f"'{where}' is null or blank; no candidate takes its place")
         of_task, response = self.task.read(named)
         prompt = of_task if self.template is None else prompt
         problem = prompt.problem if isinstance(prompt, Unfilled) else problem or self.task.problem(prompt, response)
         if problem is not None:
             return Parts((own or "") if isinstance(prompt, Unfilled) else prompt, response, problem)
-        besides = self.task.besides(named)
+        besides = self._not_written(self.task.besides(named))
         if self.template is None:
             query = self.task.query(named)
         else:  # what a person asked has no template; where no column says it, all of the prompt was asked
@@ -159,6 +172,14 @@ class RowReader:
         unusable = [other.problem for other in others if other.problem]
         said = [other.said for other in usable]
         return Parts(prompt, response, None, query, besides, said, scores or None, unusable or None)
+
+    def _not_written(self, besides: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        """What a row says beside its texts but for what the template writes into the prompt."""
+        if self.template is None or besides is None:
+            return besides
+        written = {place.steps[0] for place in self.template.places}
+        kept = [{name: said for name, said in fields.items() if name not in written} for fields in besides]
+        return kept if any(kept) else None
 
     @property
     def _response_beside(self) -> list[str]:
@@ -183,7 +204,7 @@ class RowReader:
             found = [found]
         if not isinstance(found, list):
             return [], ("candidates are no list", f"they are {type(found).__name__}")
-        if not self.chooses_truth:
+        if SCORES not in self.places:
             return [Listed(said) for said in found if _says_something(said)], None
         scores = row.get(SCORES)
         if isinstance(scores, int | float | str):
@@ -199,14 +220,27 @@ class RowReader:
         return others, None
 
     def _with_truth(
-        self, named: dict[str, Any], others: list[Listed], problem: Problem | None
+        self, named: dict[str, Any], written: Any, others: list[Listed], problem: Problem | None
     ) -> tuple[list[Listed], Problem | None]:
-        """Put the best-scored candidate, the first of several, in the place of the response; returns the others."""
-        scored = [(other.score, -place) for place, other in enumerate(others) if other.score is not None]
+        """Put the best-scored candidate that the task takes, the first of several, in the place of the response.
+
+        Where it takes none, the best-scored one is put there, by which the row is rejected.
+
+        Args:
+            written: the prompt, if a template writes it.
+
+        Returns:
+            The other candidates, and why the row cannot be used.
+        """
+        scored = sorted((-other.score, place) for place, other in enumerate(others) if other.score is not None)
         if not scored:
             of_all = f"of none of the {len(others)} candidates"
             return others, (NO_NUMBER, of_all) if others else problem
-        place = -max(scored)[1]
+        of_task, _ = self.task.read({**named, str(self.task.response): None})
+        prompt = of_task if self.template is None else written
+        places = [place for _, place in scored]
+        fits = (place for place in places if not self._read_other(named, prompt, others[place]).problem)
+        place = next(fits, places[0])
         self._put_response(named, others[place].said)
         return others[:place] + others[place + 1 :], problem
 
@@ -246,12 +280,19 @@ class RowReader:
         said = self._as_response(other.said, prompt, named)
         _, response = self.task.read({**named, str(self.task.response): said})
         problem = self.task.problem(prompt, response)
+        if problem and problem[0] == NOT_ONE_ANSWER and _answers_a_prompt(response):
+            return other._replace(problem=OTHER_PROMPT)  # its own one was not taken off: white space differs, or more
         return other._replace(said=response, problem=problem[0] if problem else "")
 
 
 def _is_conversation(value: Any) -> bool:
     """Whether a list is one candidate, messages that begin with a prompt, and not several, one message each."""
     return isinstance(value, list) and any(speaker(turn) not in (None, "assistant") for turn in value)
+
+
+def _answers_a_prompt(messages: Any) -> bool:
+    """Whether a list of messages is a conversation in which the assistant has the last word."""
+    return _is_conversation(messages) and speaker(messages[-1]) == "assistant"
 
 
 def _says_something(said: Any) -> bool:

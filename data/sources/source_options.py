@@ -33,8 +33,8 @@ class SourceOptions:
         [],
         "where what the task reads lies in the data, e.g. prompt=instruction,completion=answers.text; also "
         "candidates=answers[].text (other responses of a row, or one such as candidates=rejected) and "
-        "scores=answers[].score (-answers[].rank: less is better), of which the best is the ground truth of a row that "
-        "names none; response=chosen is that of tasks conversational and sharegpt",
+        "scores=answers[].score (-answers[].rank: less is better), of which the best is the ground truth where the "
+        "data have no column of it; response=chosen is that of tasks conversational and sharegpt",
         metavar="NAME=COLUMN",
     )
     prompt_template: str | None = option(
@@ -69,9 +69,9 @@ class SourceOptions:
         require_split(split)
         check_held_out(self.test_share, self.test_dataset)
         if CANDIDATES in reader.places and CANDIDATES not in reads and not reader.chooses_truth:
+            why = f"without {SCORES}=..." if SCORES not in reader.places else f"beside {reader.task.response}=..."
             raise UserError(
-                f"--columns {CANDIDATES}=... would change nothing: without {SCORES}=... nothing that is chosen reads "
-                "it. Leave it out."
+                f"--columns {CANDIDATES}=... would change nothing: {why} nothing that is chosen reads it. Leave it out."
             )
         return reader
 

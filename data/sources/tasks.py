@@ -4,7 +4,7 @@ A prompt and a response are texts, or lists of messages ({"role", "content"}, TR
 tokenizer's chat template makes a text of.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,9 @@ TOOL_ROLES, TOOL_FIELDS = ("tool", "function", "ipython"), ("name",)
 NOTHING = ("", "None", "null", "[]", "{}")  # as a table or a text writes it
 LONGEST_NAME, DEEPEST = 1000, 32  # what is staged of a field: characters of its name, levels of its value
 OVER_LONG = ("reject", "truncate")
+NOT_ONE_ANSWER = "response is not one assistant message"
 ROW_FIELDS = ("tools", "documents", "images", "videos", "audio", "chat_template_kwargs")
+ALPACA_FIELDS = ("system", "history", *ROW_FIELDS)  # LLaMA-Factory's, for which Alpaca's prompts have no place
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,12 @@ def besides_pair(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """What a usable row of prompt and completion says besides; see `Task.besides`."""
     if isinstance(row["prompt"], list):
         return _besides([*row["prompt"], *row["completion"]])
-    return [dict.fromkeys(fields, True)] if (fields := _of_row(row)) else None  # no template is shown their values
+    return _beside_text(row, ROW_FIELDS)
+
+
+def besides_alpaca(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """What a usable row of Alpaca's shape says besides; see `Task.besides`."""
+    return _beside_text(row, ALPACA_FIELDS)
 
 
 def besides_chat(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -145,7 +152,7 @@ def chat_problem(prompt: Any, response: Any) -> Problem | None:
     if problem:
         return problem
     roles = ", ".join(message["role"] for message in response)
-    return None if roles == "assistant" else ("response is not one assistant message", f"its roles: {roles[:200]}")
+    return None if roles == "assistant" else (NOT_ONE_ANSWER, f"its roles: {roles[:200]}")
 
 
 def _messages_problem(name: str, messages: Any) -> Problem | None:
@@ -184,7 +191,7 @@ def _messages(value: Any, row: Mapping[str, Any] | None = None) -> Any:
     """
     if not isinstance(value, list):
         return value
-    of_row = _of_row(row or {})
+    of_row = _of_row(row or {}, ROW_FIELDS)
     messages = []
     for number, message in enumerate(value):
         if isinstance(message, dict):
@@ -196,8 +203,13 @@ def _messages(value: Any, row: Mapping[str, Any] | None = None) -> Any:
     return messages
 
 
-def _of_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {field: row[field] for field in ROW_FIELDS if field in row and _says_something(row[field])}
+def _of_row(row: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    return {field: row[field] for field in fields if field in row and _says_something(row[field])}
+
+
+def _beside_text(row: Mapping[str, Any], fields: Sequence[str]) -> list[dict[str, Any]] | None:
+    found = _of_row(row, fields)
+    return [dict.fromkeys(found, True)] if found else None  # no template is shown their values
 
 
 def _besides(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
@@ -269,7 +281,8 @@ TASKS: dict[str, Task] = {
         alpaca_query,
         text_problem,
         encode_pairs,
-        optional=("input",),
+        besides_alpaca,
+        optional=("input", *ALPACA_FIELDS),
         prompt="instruction",
         response="output",
     ),

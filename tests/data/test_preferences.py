@@ -134,7 +134,7 @@ def test_candidates_may_be_texts_messages_or_conversations(read: Any, task: str)
     assert found.prompt == [*opening, user("Hi."), assistant("Ho."), user(ASKED)]
     assert found.response == [assistant(GOOD)]
     assert found.alternatives == [[assistant(text)] for text in (BAD, "Far.", "Near.", "East.")]
-    assert found.unusable == ["response is not one assistant message"] * 2
+    assert found.unusable == ["the prompt before it is not the row's", "response is not one assistant message"]
 
 
 def test_a_list_of_messages_is_several_candidates_if_the_assistant_says_them_all(read: Any) -> None:
@@ -142,7 +142,16 @@ def test_a_list_of_messages_is_several_candidates_if_the_assistant_says_them_all
     (several,) = read([row], "conversational", "candidates=others")
     assert several.alternatives == [[assistant(BAD)], [assistant("Far.")]]
     (one,) = read([{**row, "others": [user("Who?"), assistant(BAD)]}], "conversational", "candidates=others")
-    assert (one.alternatives, one.unusable) == ([], ["response is not one assistant message"])
+    assert (one.alternatives, one.unusable) == ([], ["the prompt before it is not the row's"])
+
+
+@pytest.mark.parametrize("task", ["conversational", "sharegpt"])
+def test_a_candidate_behind_a_prompt_of_other_white_space_is_told_from_no_answer(read: Any, task: str) -> None:
+    said, asks, column = (assistant, user, "messages") if task == "conversational" else (gpt, human, "conversations")
+    others = [[asks(ASKED + " "), said(BAD)], [asks(ASKED), said(BAD)]]
+    (found,) = read([{column: [asks(ASKED), said(GOOD)], "others": others}], task, "candidates=others")
+    assert found.alternatives == [[assistant(BAD)]]
+    assert found.unusable == ["the prompt before it is not the row's"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from data.models import load_tokenizer
 from data.sources.examples import open_source
+from data.sources.prepare import prepare_groups
 from data.sources.row_paths import NOWHERE
 from data.sources.row_paths import Path as RowPath
 from data.sources.row_reader import RowReader
@@ -173,6 +175,25 @@ def test_what_decides_the_examples_is_described_and_nothing_else():
 
 
 # Shapes
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_what_alpacas_prompts_have_no_place_for_is_a_reject(read: Any, reference: Path, streaming: bool):
+    row = {"instruction": "Do.", "output": "Done.", "rejected": "No."}
+    beside = [{"system": "Be brief.", "history": None}, {"history": [["Hi.", "Ho."]]}, {"system": "", "history": []}]
+    found = read([{**row, **more} for more in beside], "alpaca", "candidates=rejected", streaming)
+    groups, rejects, _ = prepare_groups(found, "alpaca", load_tokenizer(str(reference)), 128)
+    assert sorted(reject.reason for reject in rejects) == ["history cannot be kept", "system cannot be kept"]
+    (plain,) = groups
+    assert len(plain.alternatives or []) == 1  # a row with a history lends its candidates to none without
+
+
+def test_what_the_template_writes_is_kept(read: Any):
+    row = {"instruction": "Do.", "output": "Done.", "system": "Be brief."}
+    (written,) = read([row], "alpaca", prompt_template="{system} {instruction}")
+    assert (written.prompt, written.besides) == ("Be brief. Do.", None)
+    (left_out,) = read([row], "alpaca", prompt_template="{instruction}")
+    assert left_out.besides == [{"system": True}]
 
 
 def test_alpacas_rows_get_its_prompts(read: Any):

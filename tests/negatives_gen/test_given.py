@@ -70,6 +70,25 @@ def test_one_rejected_response_beside_a_chosen_one_is_a_group_of_two(reference: 
     assert read == {row["prompt"]: (row["chosen"], [row["rejected"]]) for row in rows}
 
 
+def test_our_own_preference_file_is_read_back_as_the_groups_that_it_was_made_of(
+    reference: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = write(tmp_path / "rows.jsonl", ultrafeedback([4] * 6))
+    first = made(reference, tmp_path / "set", path, columns=COLUMNS, strategies="given=3", signals="given")
+    out = tmp_path / "pairs.jsonl"
+    config = make_config(ExportConfig, format="trl-preference", out=str(out), split="all")
+    assert export(first.folder.path, config).rows == 18
+    columns = "prompt=prompt,completion=chosen,candidates=rejected"
+    again = made(reference, tmp_path / "again", str(out), columns=columns, strategies="given=3", signals="rouge")
+    assert "; 12 rows of the same prompt and response as another merged into it" in caplog.text
+    assert again.manifest.counts["rows_rejected"] == 0
+    before, after = (
+        {g.id: (g.response_ids, [c.ids for c in g.negatives]) for g in found.groups()} for found in (first, again)
+    )
+    assert after == before
+
+
 def test_a_candidate_is_in_tokens_what_a_ground_truth_of_its_prompt_would_be(reference: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", ultrafeedback([3] * 6))
     found = made(reference, tmp_path / "set", path, columns=COLUMNS, strategies="given=2", signals="given")
@@ -231,6 +250,10 @@ def test_a_plan_starts_no_engine(reference: Path, tmp_path: Path) -> None:
         (
             {"strategies": "tn=2", "signals": "rouge", "columns": "candidates=x"},
             "--columns candidates=... would change nothing: without scores=... nothing that is chosen reads it.",
+        ),
+        (
+            {"strategies": "tn=2", "signals": "rouge", "columns": "completion=c,candidates=x,scores=y"},
+            "--columns candidates=... would change nothing: beside completion=... nothing that is chosen reads it.",
         ),
         (
             {"strategies": "given=2", "given_min": 3, "columns": "candidates=x"},

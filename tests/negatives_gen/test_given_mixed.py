@@ -27,6 +27,8 @@ from tests.support.pages import data_of
 from tests.support.training import make_trainer
 from tests.support.without_ray import without_ray
 from tests.support.written import refusal
+from trainer.groups.dataset import ContrastiveGroups
+from trainer.objectives.pairs import preference_pairs
 from trainer.run import main as train
 
 SCORES = {"given": [5.0, 3.0, 2.0]}  # of the rows, in their order
@@ -211,6 +213,20 @@ def test_what_does_not_need_the_others_values_trains(
     assert first["loss"] == pytest.approx(start, abs=1e-3)
     assert second["loss"] < first["loss"]
     assert -1 <= second["rewards/kendall_tau"] <= 1
+
+
+@pytest.mark.parametrize(("strategy", "count"), [("given", 3), ("given", 2), ("bn", 1)])
+def test_dpo_has_a_pair_for_each_negative_of_one_strategy(strategy: str, count: int, mixed: Path) -> None:
+    found = NegativeSet(str(mixed))
+    pairs = preference_pairs(ContrastiveGroups.of([found], "all", f"{strategy}={count}"), "dpo").to_list()
+    assert len(pairs) == 12 * count
+    of_strategy = {g.id: [c.ids for c in g.negatives if c.strategy == strategy][:count] for g in found.groups()}
+    assert sorted((pair["id"], pair["rejected_ids"]) for pair in pairs) == sorted(
+        (group, ids) for group, several in of_strategy.items() for ids in several
+    )
+    assert refusal(lambda: preference_pairs(ContrastiveGroups.of([found], "all"), "dpo")) == (
+        "objective 'dpo' takes the negatives of one strategy, not of bn=1,given=3. Choose one, e.g. --use bn=1."
+    )
 
 
 @pytest.mark.parametrize(
