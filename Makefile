@@ -67,7 +67,7 @@ quickstart: install
 	@$(call quick,mle,--objective mle --learning_rate 3e-4) & other=$$!; trap "kill $$other 2>/dev/null" INT TERM; \
 	$(call quick,cpo-bn,--objective cpo --use bn=11 --learning_rate 1e-4) && wait $$other
 	@echo "== 4/5 CPO and CPO with ranking on an"
-	@$(call quick,cpo-rank,--objective cpo-rank --use an=11 --learning_rate 3e-5) & other=$$!; trap "kill $$other 2>/dev/null" INT TERM; \
+	@$(call quick,cpo-rank,--objective cpo-rank --use an=11 --learning_rate 1e-4) & other=$$!; trap "kill $$other 2>/dev/null" INT TERM; \
 	$(call quick,cpo,--objective cpo --use an=11 --learning_rate 3e-4) && wait $$other
 	@echo "== 5/5 evaluation: answers sampled for held-out enquiries, and held-out groups"
 	@$(PY) -m evaluation.run --config recipes/quickstart-evaluate.yaml
