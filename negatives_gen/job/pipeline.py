@@ -59,7 +59,7 @@ def run_pipeline(
         with ending_on_sigterm():
             nodes = _nodes()
             resources, in_flight = _planned(work, shards, nodes, num_engines)
-            wait = GpuWait(resources, sum(node.gpus for node in nodes), len(shards))
+            wait = GpuWait(resources, sum(node.gpus for node in nodes), _free_gpus, len(shards))
             rows = Rows(_results(work, shards, resources, in_flight))
             outcome = Outcome(work.writer.folder, on_written)
             stall = Stall(work.writer.folder, stall_timeout, wait)
@@ -91,6 +91,13 @@ def _nodes() -> list[Node]:
         Node(offers.get("CPU", 0.0), int(offers.get("GPU", 0)), offers.get("memory", 0.0))
         for offers in (node["Resources"] for node in ray.nodes() if node["Alive"])
     ]
+
+
+def _free_gpus() -> float:
+    """GPUs that nobody holds now, of the whole cluster: Ray says it of no node."""
+    import ray
+
+    return ray.available_resources().get("GPU", 0.0)
 
 
 def _planned(

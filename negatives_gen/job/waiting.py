@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from negatives_gen.job.resources import Resources
 
@@ -21,12 +21,13 @@ class GpuWait:
 
     Args:
         total: GPUs of the cluster.
+        free: says how many of them are free now.
         shards: that are to be made.
     """
 
-    def __init__(self, resources: Resources, total: int, shards: int):
-        self.resources, self.total = resources, total
-        lack = resources.lack_of_gpus(_free(), total, shards) if total else ""
+    def __init__(self, resources: Resources, total: int, free: Callable[[], float], shards: int):
+        self.resources, self.total, self.free = resources, total, free
+        lack = resources.lack_of_gpus(free(), total, shards) if total else ""
         self.stages = resources.gpu_stages if lack else []
         self.said = time.monotonic()
         if lack:
@@ -40,11 +41,5 @@ class GpuWait:
         if self.stages and time.monotonic() - self.said >= SAY_SECONDS:
             self.said = time.monotonic()
             needs = self.resources.to_begin(self.stages)
-            log.warning("not begun yet: %s; %g of %d GPUs are free now", needs, _free(), self.total)
+            log.warning("not begun yet: %s; %g of %d GPUs are free now", needs, self.free(), self.total)
         return self.stages
-
-
-def _free() -> float:
-    import ray
-
-    return ray.available_resources().get("GPU", 0.0)

@@ -13,7 +13,7 @@ from data.command.errors import UserError
 from data.set_writer import NegativeSetWriter
 from negatives_gen.job import pipeline
 from negatives_gen.job.attempts import Stall, attempt, loading_stage
-from negatives_gen.job.pipeline import END, run_pipeline
+from negatives_gen.job.pipeline import END, _free_gpus, run_pipeline
 from negatives_gen.job.resources import Node, Resources
 from negatives_gen.job.waiting import SAY_SECONDS, GpuWait
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
@@ -57,7 +57,7 @@ def planned(**engine: Any) -> Resources:
 
 
 def stall_of(writer: NegativeSetWriter, resources: Resources) -> Stall:
-    return Stall(writer.folder, 60, GpuWait(resources, 8, shards=100))
+    return Stall(writer.folder, 60, GpuWait(resources, 8, _free_gpus, shards=100))
 
 
 def test_an_engine_and_then_a_scorer_that_wait_for_gpus_are_no_stall(
@@ -120,7 +120,7 @@ def test_where_all_gpus_are_free_nothing_waits(
 def test_what_has_not_begun_is_said_every_few_minutes(
     writer: NegativeSetWriter, cluster: ClusterStub, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stall = Stall(writer.folder, 0, GpuWait(planned(), 8, shards=100))  # also without a limit
+    stall = Stall(writer.folder, 0, GpuWait(planned(), 8, _free_gpus, shards=100))  # also without a limit
 
     def said_within(seconds: float) -> list[str]:
         caplog.clear()
