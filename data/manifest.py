@@ -135,9 +135,7 @@ class Manifest:
     @property
     def occupancy(self) -> float | None:
         """Share of all engines' slots that were filled, over the time of all of them; None where no shard says it."""
-        known = [shard.slot_seconds for shard in self.shards if shard.slot_seconds]
-        total = sum(one["all"] for one in known)
-        return min(1.0, sum(one["filled"] for one in known) / total) if total > 0 else None
+        return occupancy_of(shard.slot_seconds for shard in self.shards)
 
     def strategy_name(self, name: str) -> str:
         """What a strategy is called in the set; `name` may be the import path of one from outside."""
@@ -155,6 +153,13 @@ class Manifest:
             if shard["slot_seconds"] is None:  # so that sets that lack it are written as they were read
                 del shard["slot_seconds"]
         return (json.dumps(content, indent=2, sort_keys=False) + "\n").encode()
+
+
+def occupancy_of(slot_seconds: Iterable[Mapping[str, float] | None]) -> float | None:
+    """Share of the slots that were filled, from 0 to 1, of all that these (`ShardRecord.slot_seconds`) sum up to."""
+    known = [one for one in slot_seconds if one]
+    total = sum(one["all"] for one in known)
+    return min(1.0, sum(one["filled"] for one in known) / total) if total > 0 else None
 
 
 def only_of(job: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -19,6 +19,7 @@ from negatives_gen.job.cluster import ray_started
 from negatives_gen.job.inputs import SPENT
 from negatives_gen.job.memory import actor_memory, shard_bytes
 from negatives_gen.job.resources import Node, Resources
+from negatives_gen.job.waiting import GpuWait
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import SAMPLE
 
@@ -58,10 +59,10 @@ def run_pipeline(
         with ending_on_sigterm():
             nodes = _nodes()
             resources, in_flight = _planned(work, shards, nodes, num_engines)
-            waits_for = _first_that_waits(resources, nodes, len(shards))
+            wait = GpuWait(resources, sum(node.gpus for node in nodes), _free_gpus, len(shards))
             rows = Rows(_results(work, shards, resources, in_flight))
             outcome = Outcome(work.writer.folder, on_written)
-            stall = Stall(work.writer.folder, stall_timeout, waits_for)
+            stall = Stall(work.writer.folder, stall_timeout, wait)
             try:
                 follow(rows, outcome, stall, on_pause)
             except BaseException:
@@ -75,7 +76,7 @@ def follow(rows: "Rows", outcome: "Outcome", stall: Stall, on_pause: Callable[[]
     """Take all rows; for the rest see `run_pipeline`."""
     while (row := rows.next(seconds=1.0)) is not END:
         if on_pause() or row is not None:
-            stall.move()
+            stall.move(through=row is not None)
         if row is None:
             stall.check()
         else:
@@ -92,15 +93,11 @@ def _nodes() -> list[Node]:
     ]
 
 
-def _first_that_waits(resources: Resources, nodes: Sequence[Node], shards: int) -> str:
-    """The stage that cannot begin while others hold their GPUs, after the log says so; "" if none waits for them."""
+def _free_gpus() -> float:
+    """GPUs that nobody holds now, of the whole cluster: Ray says it of no node."""
     import ray
 
-    total = sum(node.gpus for node in nodes)
-    free = ray.available_resources().get("GPU", 0.0)  # of the whole cluster: Ray says it of no node
-    if total and (lack := resources.lack_of_gpus(free, total, shards)):
-        log.warning("%s", lack)
-    return resources.gpu_stages[0] if total and free < resources.gpus(1) else ""
+    return ray.available_resources().get("GPU", 0.0)
 
 
 def _planned(

@@ -104,10 +104,13 @@ class Resources:
         """The stages whose actors hold GPUs, in their order."""
         return [stage for stage, share in self.shares.items() if share.gpus or self._workers_gpus(stage)]
 
+    def holds_its_gpus(self, stage: str) -> bool:
+        """Whether a stage's actors hold their GPUs themselves, so that they come up once they have them."""
+        return not self._workers_gpus(stage)
+
     def gpus(self, actors: int) -> float:
         """GPUs that the job holds with at most so many actors of each stage."""
-        held = (min(one.actors, actors) * (one.gpus + self._workers_gpus(stage)) for stage, one in self.shares.items())
-        return round(sum(held), 3)
+        return round(sum(min(one.actors, actors) * self._of_one(stage) for stage, one in self.shares.items()), 3)
 
     def lack_of_gpus(self, free: float, total: float, shards: int) -> str:
         """What is to be said where others hold GPUs that the job asks for; "" where all are free.
@@ -116,15 +119,21 @@ class Resources:
             free, total: GPUs of the cluster.
             shards: that are to be made; of no stage are there more actors.
         """
-        asked, least = self.gpus(shards), self.gpus(1)
+        asked = self.gpus(shards)
         if free >= asked:
             return ""
-        if free < least:
-            return (
-                f"{least:g} GPU(s) are needed to begin, {free:g} of {total:g} are free now: waiting for others' jobs "
-                "to end"
-            )
-        return f"{free:g} of {total:g} GPUs are free now, {asked:g} are asked for: those that others hold come in later"
+        return (
+            f"{free:g} of {total:g} GPUs are free now, {asked:g} are asked for: the rest comes in as others' jobs end. "
+            f"To begin, {self.to_begin(self.gpu_stages)}"
+        )
+
+    def to_begin(self, stages: Sequence[str]) -> str:
+        """What the first actor of each of these stages needs, in words."""
+        return ", ".join(f"stage '{stage}' needs {self._of_one(stage):g} GPU(s)" for stage in stages)
+
+    def _of_one(self, stage: str) -> float:
+        """GPUs of one actor and of vLLM's own workers beside it."""
+        return self.shares[stage].gpus + self._workers_gpus(stage)
 
     def _workers_gpus(self, stage: str) -> int:
         return self.workers_gpus if stage == SAMPLE else 0

@@ -314,22 +314,6 @@ def test_a_job_whose_workers_do_not_come_up_says_so(writer: NegativeSetWriter, c
         clock.pass_by(stall, 60)
 
 
-def test_a_job_that_waits_for_gpus_of_others_does_not_stall_until_its_first_worker_has_them(
-    writer: NegativeSetWriter, clock: ClockStub
-) -> None:
-    stall = Stall(writer.folder, 60, waits_for="sample")
-    for _ in range(5):
-        clock.pass_by(stall, 3600)
-    with loading_stage(writer, "ask"):  # it needs no GPU
-        clock.pass_by(stall, 3600)
-    clock.pass_by(stall, 3600)
-    with loading_stage(writer, "sample"):
-        clock.pass_by(stall, 3600)
-        clock.pass_by(stall, 50)
-        with pytest.raises(UserError, match=r"a worker that loads its models is in stage 'sample'"):
-            clock.pass_by(stall, 15)
-
-
 def test_a_job_without_a_stall_timeout_never_stalls(tmp_path: Path, clock: ClockStub) -> None:
     clock.pass_by(Stall(Folder(str(tmp_path)), 0), 1e9)
 

@@ -110,6 +110,9 @@ def test_trackers_are_told_of_every_shard(
         "rejected_by_reason/too few un negatives": [None, 1, 1],
         "rejected_by_reason/duplicate": [None, None, 1],
         "tokens": [sum(shard.tokens["negatives"] for shard in shards) for shards in whole],
+        "occupancy": [
+            sum(one["filled"] for one in slots[:n]) / sum(one["all"] for one in slots[:n]) for n in (1, 2, 3)
+        ],
         "shard/occupancy": [shard.occupancy for shard in manifest.shards],
         **{
             f"shard/seconds/{stage}": [shard.seconds[stage] for shard in manifest.shards]
@@ -156,6 +159,9 @@ def test_an_interrupted_job_is_one_curve(reference: Path, tmp_path: Path) -> Non
     # MLflow's store of files makes folders of the slashes: no name may be such a folder and a number too.
     assert not [(name, other) for name in found for other in found if other.startswith(f"{name}/")]
     assert found["tokens"][-1] == (3, sum(shard.tokens["negatives"] for shard in manifest.shards))
+    assert found["occupancy"][-1] == (3, pytest.approx(manifest.occupancy))
+    first = manifest.shards[0].slot_seconds or {}
+    assert found["occupancy"][0] == (1, pytest.approx(first["filled"] / first["all"]))
     assert not [tag for tag in found if tag.startswith("api/")]
 
 

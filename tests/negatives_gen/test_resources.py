@@ -73,42 +73,47 @@ def test_every_actor_can_be_placed(options: dict, nodes: list[Node], expected: d
 
 
 RAY_TP2: dict[str, Any] = {**TP2, "distributed_executor_backend": "ray"}
+ASKED = "{} are asked for: the rest comes in as others' jobs end. To begin, "
 
 
 @pytest.mark.parametrize(
     ("options", "nodes", "free", "said"),
     [
         ({}, [Node(16, 1)], 1, ""),
-        ({}, [Node(16, 1)], 0, "1 GPU(s) are needed to begin, 0 of 1 are free now: waiting for others' jobs to end"),
+        ({"stages": [SCORE]}, [Node(16, 4)], 4, ""),
         (
-            {"engine": {"tensor_parallel_size": 3}, "num_engines": 1},
+            {},
+            [Node(16, 1)],
+            0,
+            f"0 of 1 GPUs are free now, {ASKED.format(1)}stage 'sample' needs 0.7 GPU(s), stage 'score' needs 0.3 "
+            "GPU(s)",
+        ),
+        (
+            {"engine": TP2, "num_engines": 1},
             [Node(32, 8)],
             2,
-            "4 GPU(s) are needed to begin, 2 of 8 are free now: waiting for others' jobs to end",
+            f"2 of 8 GPUs are free now, {ASKED.format(8)}stage 'sample' needs 2 GPU(s), stage 'score' needs 1 GPU(s)",
         ),
         (
             {"engine": RAY_TP2, "num_engines": 1},
             [Node(8, 2)] * 2,
             2.5,
-            "3 GPU(s) are needed to begin, 2.5 of 4 are free now: waiting for others' jobs to end",
+            f"2.5 of 4 GPUs are free now, {ASKED.format(4)}stage 'sample' needs 2 GPU(s), stage 'score' needs 1 GPU(s)",
         ),
         (
-            {},
-            [Node(16, 4), Node(16, 4)],
-            5,
-            "5 of 8 GPUs are free now, 8 are asked for: those that others hold come in later",
+            {"stages": [SCORE]},
+            [Node(16, 4)],
+            0.5,
+            f"0.5 of 4 GPUs are free now, {ASKED.format(4)}stage 'score' needs 1 GPU(s)",
         ),
-        ({"stages": [SCORE]}, [Node(16, 4)], 4, ""),
-        ({"stages": [SCORE]}, [Node(16, 4)], 0.5, "1 GPU(s) are needed to begin, 0.5 of 4 are free now: waiting for"),
     ],
 )  # fmt: skip
-def test_gpus_that_others_hold_are_waited_for_and_said(
+def test_gpus_that_others_hold_are_said_with_what_each_stage_needs_to_begin(
     options: dict[str, Any], nodes: list[Node], free: float, said: str
 ) -> None:
     given = {"stages": [SAMPLE, SCORE], "num_engines": None, "engine": {}, "memory": NO_MEMORY, **options}
     resources = Resources.plan(given.pop("stages"), nodes, **given)
-    found = resources.lack_of_gpus(free, sum(node.gpus for node in nodes), 100)
-    assert found.startswith(said) if said else found == ""
+    assert resources.lack_of_gpus(free, sum(node.gpus for node in nodes), 100) == said
     assert resources.gpu_stages == [stage for stage in (SAMPLE, SCORE) if stage in resources.shares]
 
 

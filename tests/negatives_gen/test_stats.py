@@ -51,7 +51,7 @@ REJECTS = [
 
 SAMPLED: dict[str, Any] = {**job_of(), "strategies": {"an": {"count": 2, "top_k": 50}, "bn": {"count": 1}}}
 OWN = {"count": 1, "origin": {"entry": "mine:OWN", "source_sha256": "c" * 64}}  # of a strategy from outside
-KNOWN = "known", "count", "share", "unknown"
+KNOWN = "known", "count", "share", "unknown", "at_least_by"
 
 
 def written(
@@ -134,18 +134,33 @@ def test_what_was_in_reach_of_the_sampler_is_counted_and_advice_given_where_it_i
         f"{len(GROUPS[0].response_ids)} (the longest ground truth)"
     )
     for said, lines, known in (
-        ([True, False], [f"{line}1 of 2 ground truths (50.0%)"], (2, 1, 0.5, None)),
+        ([True, False], [f"{line}1 of 2 ground truths (50.0%)"], (2, 1, 0.5, None, [])),
         (
             [True, False, False],
             [f"{line}1 of 3 ground truths (33.3%)", f"{advice}, or train with --in_support true."],
-            (3, 1, pytest.approx(1 / 3), None),
+            (3, 1, pytest.approx(1 / 3), None, []),
         ),
-        ([False], [f"{line}0 of 1 ground truths (0.0%)", f"{advice}."], (1, 0, 0.0, None)),  # nothing would be kept
+        ([False], [f"{line}0 of 1 ground truths (0.0%)", f"{advice}."], (1, 0, 0.0, None, [])),  # nothing would be kept
     ):
         groups = [replace(GROUPS[0], id=f"{n:032x}", in_support=value) for n, value in enumerate(said)]
         negatives = written(tmp_path / str(len(said)), [groups])
         assert printed_reach(negatives, capsys) == lines
         assert statistics(negatives)["in_support"] == dict(zip(KNOWN, known, strict=True))
+
+
+@pytest.mark.parametrize(("top_k", "at_least"), [(50, ["rn"]), (0, [])])  # without top-k lengths alone decide
+def test_what_a_strategy_reaches_that_is_given_part_of_the_truth_is_a_lower_bound(
+    top_k: int, at_least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"count": 1, "top_k": top_k}
+    groups = [replace(GROUPS[0], id=f"{n:032x}", in_support=n == 0) for n in range(3)]
+    job = {**SAMPLED, "strategies": {"an": settings, "rn": {**settings, "rn_share": "0.5"}, "own": OWN}}
+    negatives = written(tmp_path / "set", [groups], job)
+    said, advice = printed_reach(negatives, capsys)
+    least = "at least " if at_least else ""
+    assert said == f"in reach of the sampler: {least}1 of 3 ground truths (33.3%)"
+    assert advice.endswith(" At least: rn is given part of a ground truth." if at_least else "--in_support true.")
+    assert statistics(negatives)["in_support"]["at_least_by"] == at_least
 
 
 def test_where_some_reach_is_unknown_there_is_no_share_and_no_advice(
@@ -158,7 +173,7 @@ def test_where_some_reach_is_unknown_there_is_no_share_and_no_advice(
     assert printed_reach(small, capsys) == [
         f"in reach of the sampler: 0 of 100 ground truths, out of reach 5, unknown 95: {why}"
     ]
-    assert statistics(small)["in_support"] == dict(zip(KNOWN, (5, 0, None, why), strict=True))
+    assert statistics(small)["in_support"] == dict(zip(KNOWN, (5, 0, None, why, []), strict=True))
     groups[0].in_support = True
     job = {**SAMPLED, "strategies": {**SAMPLED["strategies"], "own": OWN}}
     assert printed_reach(written(tmp_path / "own", [groups], job), capsys) == [
@@ -184,7 +199,7 @@ def test_where_no_reach_is_known_one_line_says_why(tmp_path: Path, capsys: pytes
         said = [line for line in lines if "in reach" in line]
         assert said == [f"in reach of the sampler: unknown for all 2 groups: {why}"]
         known = statistics(NegativeSet(negatives.folder.path))["in_support"]
-        assert known == {"known": 0, "count": 0, "share": None, "unknown": why}
+        assert known == {"known": 0, "count": 0, "share": None, "unknown": why, "at_least_by": []}
 
 
 def test_shards_do_not_change_what_is_counted(negatives: NegativeSet, tmp_path: Path) -> None:
