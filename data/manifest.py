@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -39,6 +40,7 @@ SHARD_SHAPE = {
     "layout": str,
     "occupancy": Maybe(float),
     "slot_seconds": Maybe({"filled": float, "all": float}),
+    "left_out": Maybe(Each(Count())),
 }
 ROWS = ("rows_read", "rows_written", "rows_rejected", "rows_truncated")
 MANIFEST_SHAPE = {
@@ -73,6 +75,8 @@ class ShardRecord:
             engine, and in sets of schema versions 2 and 3.
         slot_seconds: "filled" and "all" of the engine since the shard before was done with it, at first since its first
             request, so that of all shards each sums up to what the engines had; None where occupancy is.
+        left_out: of the groups that were written, candidates that their rows list and that cannot be used, by reason;
+            None if there are none.
     """
 
     file: str
@@ -87,6 +91,7 @@ class ShardRecord:
     layout: str
     occupancy: float | None = None
     slot_seconds: dict[str, float] | None = None
+    left_out: dict[str, int] | None = None
 
 
 @dataclass
@@ -137,6 +142,12 @@ class Manifest:
         """Share of all engines' slots that were filled, over the time of all of them; None where no shard says it."""
         return occupancy_of(shard.slot_seconds for shard in self.shards)
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Reason -> candidates that rows of groups list and that cannot be used, most first."""
+        total = sum((Counter(shard.left_out or {}) for shard in self.shards), Counter[str]())
+        return dict(total.most_common())
+
     def strategy_name(self, name: str) -> str:
         """What a strategy is called in the set; `name` may be the import path of one from outside."""
         return _name_in(self.job["strategies"], name)
@@ -150,8 +161,9 @@ class Manifest:
         for shard in content["shards"]:
             if self.schema_version < 4:
                 del shard["occupancy"]
-            if shard["slot_seconds"] is None:  # so that sets that lack it are written as they were read
-                del shard["slot_seconds"]
+            for name in ("slot_seconds", "left_out"):  # so that sets that lack it are written as they were read
+                if shard[name] is None:
+                    del shard[name]
         return (json.dumps(content, indent=2, sort_keys=False) + "\n").encode()
 
 

@@ -58,6 +58,7 @@ class NegativeSetWriter(SetDirectory):
         truncated: int = 0,
         occupancy: float | None = None,
         slot_seconds: dict[str, float] | None = None,
+        left_out: dict[str, int] | None = None,
     ) -> ShardRecord:
         """Write one shard whole, then its record.
 
@@ -92,6 +93,7 @@ class NegativeSetWriter(SetDirectory):
             layout=layout,
             occupancy=None if occupancy is None else round(occupancy, 4),
             slot_seconds=slot_seconds and {name: round(value, 6) for name, value in slot_seconds.items()},
+            left_out=left_out or None,
         )
         self.publish(record_name(index), ShardEntry(record, list(rejects), self.content_sha256).to_json())
         return record

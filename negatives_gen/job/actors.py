@@ -5,6 +5,7 @@ import dataclasses
 import pickle
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -300,10 +301,19 @@ class ScoreStage(Stage):
             truncated=shard.truncated,
             occupancy=shard.occupancy,
             slot_seconds=shard.slot_seconds,
+            left_out=self._left_out(shard),
         )
         spent = {f"api_{what}": shard.spent[what] for what in SPENT}
         written = {"rows": record.rows, "rejected": record.rows_rejected, "tokens": record.tokens["negatives"]}
         return {**written, "occupancy": record.occupancy, **spent}
+
+    def _left_out(self, shard: Shard) -> dict[str, int]:
+        """Reason -> candidates that rows list and that the groups lack for it."""
+        found = Counter[str]()
+        for strategy, _ in self._mine():
+            for group in shard.groups:
+                found.update(strategy.left_out(group))
+        return dict(found)
 
     def _score(self, shard: Shard) -> None:
         """Reference log-probabilities of every continuation that lacks one, and what was in reach of the sampler."""

@@ -123,7 +123,8 @@ def print_outcome(manifest: Manifest, out: str, log_format: str = "text") -> Non
     counts, out, occupancy = manifest.counts, scrub(out), manifest.occupancy
     if log_format == "json":
         filled = {} if occupancy is None else {"occupancy": round(occupancy, 4)}
-        say(json.dumps({"event": "done", "out": out, **counts, **filled}))
+        left_out = {"candidates_left_out": manifest.left_out} if manifest.left_out else {}
+        say(json.dumps({"event": "done", "out": out, **counts, **left_out, **filled}))
         return
     reasons = ", ".join(f"{n} {reason}" for reason, n in counts["rejected_by_reason"].items())
     truncated = f", {counts['rows_truncated']} of them cut to the longest length" if counts["rows_truncated"] else ""
@@ -131,6 +132,8 @@ def print_outcome(manifest: Manifest, out: str, log_format: str = "text") -> Non
         f"{counts['rows_read']} rows read, {counts['rows_written']} groups written{truncated}, "
         f"{counts['rows_rejected']} rejected" + (f" ({reasons})" if reasons else "")
     )
+    if left := ", ".join(f"{n} {reason}" for reason, n in manifest.left_out.items()):
+        say(f"{sum(manifest.left_out.values())} candidates that these groups' rows list are left out ({left})")
     if occupancy is not None:
         say(f"engine {occupancy:.0%} occupied, over all shards")
     say(f"negative set: {out}")

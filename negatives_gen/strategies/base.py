@@ -170,6 +170,10 @@ class Strategy(ABC):
         """
         return None
 
+    def left_out(self, group: Group) -> Mapping[str, int]:
+        """Reason -> how many candidates the group's row lists that cannot be used; of those that are made none are."""
+        return {}
+
     def given_tokens(self, group: Group, settings: dict[str, Any], tools: Tools) -> float:
         """Tokens of one of the group's candidates that the engine is given and does not sample, about, for a plan."""
         return 0.0

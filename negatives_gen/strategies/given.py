@@ -51,10 +51,13 @@ class Given(GroupStrategy):
                 text = text_behind(tools.tokenizer, group.prompt_ids, alternative.ids, ends)
                 yield Candidate(self.name, list(alternative.ids), text)
 
+    def left_out(self, group: Group) -> Counter[str]:
+        """Reason -> candidates that cannot be used; a text that repeats is none, nor one beyond those asked for."""
+        return Counter(alternative.problem for alternative in group.alternatives or () if alternative.problem)
+
     def why_scarce(self, group: Group) -> str:
         listed = group.alternatives or []
-        problems = Counter(alternative.problem for alternative in listed if alternative.problem)
-        said = "".join(f", {number} {problem}" for problem, number in problems.most_common())
+        said = "".join(f", {number} {problem}" for problem, number in self.left_out(group).most_common())
         return f"the row lists {len(listed)}{said}; texts that repeat are passed over"
 
 

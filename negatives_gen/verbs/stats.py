@@ -146,6 +146,7 @@ def statistics(negatives: NegativeSet) -> dict[str, Any]:
         "rows_read": manifest.counts["rows_read"],
         "rows_rejected": manifest.counts["rows_rejected"],
         "rejected_by_reason": manifest.counts["rejected_by_reason"],
+        "candidates_left_out": manifest.left_out,
         "shards": len(manifest.shards),
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "seconds": {stage: round(total, 3) for stage, total in seconds.items()},
@@ -266,6 +267,10 @@ def print_statistics(found: dict[str, Any]) -> None:
     out.print(f"{found['rows_read']} rows read, {found['rows_rejected']} rejected")
     for reason, count in found["rejected_by_reason"].items():
         out.print(f"  {count:>6} {reason}")
+    if left := found["candidates_left_out"]:
+        out.print(f"{sum(left.values())} candidates that the rows of groups list are left out")
+        for reason, count in left.items():
+            out.print(f"  {count:>6} {reason}")
     for line in _reach(found):
         out.print(line)
     out.print(_by_strategy(found))

@@ -253,11 +253,10 @@ def test_two_strategies_at_once_are_refused_before_anything_is_written(
     words = cli(reference, two_strategies, tmp_path / "out", *more)
     place = words.index("--use")  # cli's own
     assert main(words[:place] + words[place + 2 :]) == 2
-    asked, first = {"an=1,bn=1": ("an=1,bn=1", "an=1"), "bn=1,an=1": ("bn=1,an=1", "bn=1")}.get(
-        more[-1] if more else "", ("an=2,bn=1", "an=2")
-    )
+    asked = more[-1] if more else "an=2,bn=1"
+    proposed = asked.replace(",", " or --use ")
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"error: objective 'dpo' takes the negatives of one strategy, not of {asked}. Choose one, e.g. --use {first}."
+        f"error: objective 'dpo' takes the negatives of one strategy, not of {asked}. Choose one: --use {proposed}."
     )
     assert not (tmp_path / "out" / "trainer_job.json").exists()
 

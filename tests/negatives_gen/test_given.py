@@ -18,6 +18,7 @@ from data.sources.prepare import prepare_groups
 from negatives_gen.config import GenerateConfig
 from negatives_gen.job.actors import Components
 from negatives_gen.job.job import generate
+from negatives_gen.job.progress import print_outcome
 from negatives_gen.strategies.base import Tools
 from negatives_gen.strategies.given import STRATEGY
 from negatives_gen.verbs.export import ExportConfig, export
@@ -200,6 +201,26 @@ def test_what_cannot_be_used_is_counted_in_the_reject(reference: Path, tmp_path:
         "1 of 3: the row lists 4, 1 prompt and response too long, 1 score is no number; "
         "texts that repeat are passed over"
     )
+
+
+def test_what_cannot_be_used_of_a_row_that_is_kept_is_counted_and_said(
+    reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ultrafeedback([5, 5, 4])
+    rows[0]["completions"][4]["overall_score"] = "N/A"
+    rows[0]["completions"][0]["response"] = "word " * 400
+    rows[1]["completions"][3]["overall_score"] = None
+    path = write(tmp_path / "rows.jsonl", rows)
+    options = {"strategies": "given=3", "given_min": 1, "signals": "given", "columns": COLUMNS}
+    found = made(reference, tmp_path / "set", path, **options)
+    assert found.manifest.left_out == {"score is no number": 2, "prompt and response too long": 1}
+    assert sum(len(group.negatives) for group in found.groups()) == 2 + 3 + 3
+    print_outcome(found.manifest, "set")
+    assert (
+        "3 candidates that these groups' rows list are left out (2 score is no number, 1 prompt and response too long)"
+        in (capsys.readouterr().out)
+    )
+    assert statistics(found)["candidates_left_out"] == found.manifest.left_out
 
 
 def test_what_has_the_tokens_of_the_ground_truth_is_no_negative(reference: Path) -> None:

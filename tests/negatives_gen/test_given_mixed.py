@@ -225,7 +225,8 @@ def test_dpo_has_a_pair_for_each_negative_of_one_strategy(strategy: str, count: 
         (group, ids) for group, several in of_strategy.items() for ids in several
     )
     assert refusal(lambda: preference_pairs(ContrastiveGroups.of([found], "all"), "dpo")) == (
-        "objective 'dpo' takes the negatives of one strategy, not of bn=1,given=3. Choose one, e.g. --use bn=1."
+        "objective 'dpo' takes the negatives of one strategy, not of bn=1,given=3. "
+        "Choose one: --use bn=1 or --use given=3."
     )
 
 

@@ -58,10 +58,9 @@ def preference_pairs(groups: ContrastiveGroups | Subset[TrainingGroup], objectiv
     whole: Any = groups.dataset if isinstance(groups, Subset) else groups
     use = whole.choice.counts
     if len(use) > 1:
-        first = next(iter(use.items()))
         raise UserError(
-            f"objective '{objective}' takes the negatives of one strategy, not of {format_counts(use)}. Choose one, "
-            f"e.g. --use {format_counts(dict([first]))}."
+            f"objective '{objective}' takes the negatives of one strategy, not of {format_counts(use)}. Choose one: "
+            f"{' or '.join(f'--use {format_counts({name: count})}' for name, count in use.items())}."
         )
     tables = []
     for start in range(0, len(groups), GROUPS_AT_A_TIME):
