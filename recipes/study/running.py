@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,13 +130,18 @@ class Progress:
     records: Records
     only: Sequence[str] = ()
 
-    def steps(self) -> list[Step]:
-        """The steps that are left, as far as the chosen rates are known; what a finished one says is taken first."""
+    def steps(self, running: Collection[str] = ()) -> list[Step]:
+        """The steps that are left, as far as the chosen rates are known; what a finished one says is taken first.
+
+        Args:
+            running: names of steps that run: such a one is left even if its last file is there, which may be half written.
+        """
         while True:
             found = Steps(self.study, self.folder, self.records, self.records.rates).of(self.only)
-            news = [self.take(step) for step in found if step.done.is_file()]
+            done = [step for step in found if step.name not in running and step.done.is_file()]
+            news = [self.take(step) for step in done]
             if not any(news):
-                return [step for step in found if not step.done.is_file()]
+                return [step for step in found if step not in done]
 
     def take(self, step: Step) -> bool:
         """Keep what a finished step says; returns whether that was new and makes other steps known."""
@@ -169,7 +174,7 @@ class Progress:
         with ThreadPoolExecutor(CORES) as pool:
             try:
                 while True:
-                    left = self.steps()
+                    left = self.steps([step.name for step in running.values()])
                     if until is None or time.monotonic() < until:
                         for step in startable(left, list(running.values())):
                             log.info("%s: %s (%d left)", self.study.name, step.name, len(left))

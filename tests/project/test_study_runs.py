@@ -133,6 +133,15 @@ def test_a_step_that_fails_ends_the_run_and_what_was_done_is_kept(tmp_path: Path
     assert set(runner.ran) & set(again.ran) == {"train bn 0.001 0"}
 
 
+def test_a_step_that_runs_is_left_though_its_last_file_is_there(tmp_path: Path, study: Study) -> None:
+    progress = progress_of(study, tmp_path)
+    first, *_ = progress.steps()
+    first.done.parent.mkdir(parents=True)
+    first.done.touch()
+    assert first.name in [step.name for step in progress.steps([first.name])]
+    assert first.name not in [step.name for step in progress.steps()]
+
+
 def test_no_step_is_begun_after_the_time_is_up(tmp_path: Path, study: Study) -> None:
     runner = Pretence()
     left = progress_of(study, tmp_path).run(runner, until=0.0)
