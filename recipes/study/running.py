@@ -134,7 +134,7 @@ class Progress:
         """The steps that are left, as far as the chosen rates are known; what a finished one says is taken first.
 
         Args:
-            running: names of steps that run: such a one is left even if its last file is there, which may be half written.
+            running: names of steps that run: left even if their last file is there, which may be half written.
         """
         while True:
             found = Steps(self.study, self.folder, self.records, self.records.rates).of(self.only)
