@@ -62,7 +62,7 @@ class Elsewhere(torch.Tensor):
 
 
 class _Placing(TorchDispatchMode):
-    """Sees also what has no tensor of DEVICE among its arguments: what makes tensors there, what moves them there."""
+    """Catches operations without a tensor of DEVICE among their arguments: those that make or move one there."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
@@ -70,7 +70,7 @@ class _Placing(TorchDispatchMode):
 
 @contextmanager
 def pretended_device() -> Iterator[None]:
-    """Within, DEVICE works, and tensors on it do not mix with those on the CPU.
+    """Let DEVICE be a device of its own for the body of a `with`: it works, and its tensors mix with no others.
 
     Autocast, of which "meta" has none, is off there.
     """
