@@ -1,5 +1,6 @@
 """What we tell vLLM, on CPUs and on GPUs, against the argument classes of the installed vLLM. No model is loaded."""
 
+import contextlib
 import re
 import types
 from collections.abc import Callable, Iterator
@@ -54,7 +55,7 @@ def misfits(given: dict[str, Any]) -> dict[str, str]:
             continue
         # One by one: the type of another field is a name that vLLM imports for type checkers only.
         one = types.SimpleNamespace(__annotations__={name: fields[name].type})
-        found[name] = misfit(value, get_type_hints(one, vars(arg_utils))[name])
+        found[name] = misfit(value, get_type_hints(one, dict(vars(arg_utils)))[name])
     return {name: why for name, why in found.items() if why}
 
 
@@ -216,12 +217,12 @@ def asked_of_ray(arguments: dict[str, Any]) -> tuple[list[dict[str, float]], str
         mock.patch.object(ray_utils, "_wait_until_pg_ready"),
         mock.patch.object(ray_utils, "_verify_bundles"),
         mock.patch(f"{executor.__module__}.ray", ray),
+        mock.patch.object(executor, "_get_parallel_sizes", side_effect=InterruptedError),  # what follows needs GPUs
+        contextlib.suppress(InterruptedError),
     ):
-        stopped = mock.patch.object(executor, "_get_parallel_sizes", side_effect=InterruptedError)
-        with stopped, pytest.raises(InterruptedError):
-            made = object.__new__(executor)
-            made.parallel_config, made.vllm_config = parallel, config
-            made._init_executor()
+        made: Any = object.__new__(executor)
+        made.parallel_config, made.vllm_config = parallel, config
+        made._init_executor()
     (call,) = ray.util.placement_group.call_args_list
     return call.args[0], call.kwargs["strategy"]
 
@@ -229,3 +230,29 @@ def asked_of_ray(arguments: dict[str, Any]) -> tuple[list[dict[str, float]], str
 def test_vllms_workers_of_ray_need_no_gpu_beside_the_engines_actor(in_vllm: Callable[..., Any]) -> None:
     """As `job/resources.py` takes it: one GPU each, on whatever nodes, none on that of the actor."""
     assert in_vllm(asked_of_ray, RAY_BACKEND) == ([{"GPU": 1.0}, {"GPU": 1.0}], "PACK")
+
+
+def backend(gpus: int) -> str:
+    """What vLLM runs an engine of two GPUs with in an actor of Ray that sees so many, or what it refuses it with."""
+    import ray
+    from vllm.config import parallel
+
+    platform = mock.Mock(dist_backend="nccl")
+    platform.is_cuda.return_value, platform.device_count.return_value = True, gpus
+    for name in ("is_tpu", "is_rocm", "is_xpu", "is_cpu", "is_out_of_tree"):
+        getattr(platform, name).return_value = False
+    with (
+        mock.patch.object(parallel, "current_platform", platform),
+        mock.patch.object(ray, "is_initialized", return_value=True),
+        mock.patch.object(ray.util, "get_current_placement_group", return_value=None),
+    ):
+        try:
+            return str(parallel.ParallelConfig(tensor_parallel_size=2).distributed_executor_backend)
+        except ValueError as error:
+            return re.findall(r"World size \(2\) is larger than the number of available GPUs \(\d\)", str(error))[0]
+
+
+def test_an_engines_gpus_must_be_its_actors_own(in_vllm: Callable[..., Any]) -> None:
+    """Ray Data's actors are in no placement group: vLLM starts processes beside them, which need the node's GPUs."""
+    assert in_vllm(backend, 2) == "mp"
+    assert in_vllm(backend, 1) == "World size (2) is larger than the number of available GPUs (1)"

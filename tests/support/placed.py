@@ -1,4 +1,4 @@
-"""Stages that load nothing: each actor says where Ray has placed it, and waits until all others have been placed too."""
+"""Stages that load nothing: each actor says where Ray has placed it, and waits until all others are placed too."""
 
 import asyncio
 import json
