@@ -228,7 +228,7 @@ def asked_of_ray(arguments: dict[str, Any]) -> tuple[list[dict[str, float]], str
 
 
 def test_vllms_workers_of_ray_need_no_gpu_beside_the_engines_actor(in_vllm: Callable[..., Any]) -> None:
-    """As `job/resources.py` takes it: one GPU each, on whatever nodes, none on that of the actor."""
+    """`job/resources.py` counts on it: one GPU each, on whatever nodes, none on that of the actor."""
     assert in_vllm(asked_of_ray, RAY_BACKEND) == ([{"GPU": 1.0}, {"GPU": 1.0}], "PACK")
 
 
