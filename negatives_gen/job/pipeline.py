@@ -18,7 +18,7 @@ from negatives_gen.job.batching import FILLINGS
 from negatives_gen.job.cluster import ray_started
 from negatives_gen.job.inputs import SPENT
 from negatives_gen.job.memory import actor_memory, shard_bytes
-from negatives_gen.job.resources import Node, Resources
+from negatives_gen.job.resources import Node, Resources, Share
 from negatives_gen.job.waiting import GpuWait
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import SAMPLE
@@ -139,19 +139,29 @@ def _results(
         results = results.map(
             STAGES[stage],  # type: ignore[arg-type]  # Ray types a callable class as if it were a function
             fn_constructor_args=(sampling if stage == SAMPLE else work,),
-            compute=ray.data.ActorPoolStrategy(
-                size=min(share.actors, len(shards)),
-                # Those of an engine's actor wait for it side by side (`batching.Admission`).
-                max_tasks_in_flight_per_actor=at_once.get(stage),
-                max_concurrent_calls_per_actor=at_once.get(stage),
-            ),
-            num_cpus=share.cpus,
-            num_gpus=share.gpus,
-            memory=share.memory or None,
+            **actor_options(share, len(shards), at_once.get(stage)),
         )
     # A batch is a block is a shard; without prefetching each is told as soon as it is written.
     batches: Any = results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
     return _rows_of(iter(batches))
+
+
+def actor_options(share: Share, shards: int, at_once: int | None) -> dict[str, Any]:
+    """What `ray.data.Dataset.map` is told of a stage's actors.
+
+    Args:
+        shards: that are to be made; there are no more actors.
+        at_once: shards in flight in one actor, at most; None: Ray Data's own limit.
+    """
+    import ray
+
+    pool = ray.data.ActorPoolStrategy(
+        size=min(share.actors, shards),
+        # Those of an engine's actor wait for it side by side (`batching.Admission`).
+        max_tasks_in_flight_per_actor=at_once,
+        max_concurrent_calls_per_actor=at_once,
+    )
+    return {"compute": pool, "num_cpus": share.cpus, "num_gpus": share.gpus, "memory": share.memory or None}
 
 
 def shards_in_flight(work: Work, slots: int) -> int:

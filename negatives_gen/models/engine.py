@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,13 +113,7 @@ class Engine:
                 )
         from vllm import LLM
 
-        arguments = {
-            "logprobs_mode": "processed_logprobs",
-            "enable_prefix_caching": True,
-            **(CPU_OPTIONS if on_cpu else {}),
-            **({"enable_lora": True, "max_lora_rank": lora_rank(adapter)} if adapter else {}),
-            **(options or {}),
-        }
+        arguments = engine_arguments(options or {}, adapter, on_cpu=on_cpu)
         try:
             self.llm = LLM(model=model, **arguments)
         except Exception as error:  # a RuntimeError where the engine's own process fails
@@ -130,11 +124,7 @@ class Engine:
         self.slots = int(self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
         self.running: int | None = None
         self._started: dict[str, tuple[Sequence[int], int | None]] = {}
-        self._adapter: Any = None
-        if adapter:
-            from vllm.lora.request import LoRARequest
-
-            self._adapter = LoRARequest("sampler", 1, adapter)
+        self._adapter = adapter_request(adapter) if adapter else None
 
     def start(self, key: str, request: Request) -> None:
         """Have a request join the batch that the engine works on: one of vLLM's, so that its prompt is computed once.
@@ -142,17 +132,11 @@ class Engine:
         Raises:
             ValueError: vLLM does not take the prompt.
         """
-        from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
-        from vllm.sampling_params import RequestOutputKind
 
         if self.running is None:
             self._count_running()
-        parameters = SamplingParams(
-            n=request.n, top_k=request.top_k, temperature=request.temperature, max_tokens=request.max_tokens,
-            seed=request.seed, logprobs=0, detokenize=False, stop_token_ids=sorted(self.ends),
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )  # fmt: skip
+        parameters = request_parameters(request, self.ends)
         prompt: Any = {"prompt_token_ids": list(request.prompt)}
         try:
             self.llm.llm_engine.add_request(key, prompt, parameters, lora_request=self._adapter)
@@ -210,22 +194,14 @@ class Engine:
         """
         if beams > 1:
             return self._beam_search(prompts, max_tokens, beams)
-        from vllm import SamplingParams
-
-        temperature = 0.0 if seeds is None else 1.0
         used_seeds: list[int | None] = [None] * len(prompts) if seeds is None else list(seeds)
         parameters = [
-            SamplingParams(
-                top_k=top_k, top_p=top_p, temperature=temperature, max_tokens=limit, seed=seed, logprobs=0,
-                detokenize=False, stop_token_ids=sorted(self.ends),
-            )
+            decode_parameters(limit, seed, self.ends, top_k=top_k, top_p=top_p)
             for limit, seed in zip(max_tokens, used_seeds, strict=True)
-        ]  # fmt: skip
+        ]
         return [samples[0] for samples in self._run(prompts, parameters, used_seeds)]
 
     def _beam_search(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], beams: int) -> list[Sample]:
-        from vllm import SamplingParams
-
         config = self.llm.llm_engine.vllm_config
         ends, options = self.ends, config.model_config.max_logprobs
         wanted = beams + len(ends)
@@ -234,7 +210,7 @@ class Engine:
                 f"a beam search of width {beams} needs {wanted} log-probabilities a step, the engine gives "
                 f"{options}. Use fewer beams, or --engine.max_logprobs {wanted}."
             )
-        parameters = SamplingParams(temperature=0.0, max_tokens=1, logprobs=wanted, detokenize=False)
+        parameters = beam_parameters(wanted)
         searches = [BeamSearch(beams, limit, ends) for limit in max_tokens]
         waiting = deque(zip(prompts, searches, strict=True))
         running: list[tuple[Sequence[int], BeamSearch]] = []
@@ -285,6 +261,53 @@ class Engine:
             )
             for c in output.outputs
         ]
+
+
+def engine_arguments(options: dict[str, Any], adapter: str, *, on_cpu: bool) -> dict[str, Any]:
+    """Arguments of vLLM's `LLM` beside the model; for `options` and `adapter` see `Engine`."""
+    return {
+        "logprobs_mode": "processed_logprobs",
+        "enable_prefix_caching": True,
+        **(CPU_OPTIONS if on_cpu else {}),
+        **({"enable_lora": True, "max_lora_rank": lora_rank(adapter)} if adapter else {}),
+        **options,
+    }
+
+
+def adapter_request(adapter: str) -> Any:
+    """What vLLM is told of the adapter with each request."""
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("sampler", 1, adapter)
+
+
+def request_parameters(request: Request, ends: Collection[int]) -> Any:
+    """vLLM's parameters of a request that joins the batch."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=request.n, top_k=request.top_k, temperature=request.temperature, max_tokens=request.max_tokens,
+        seed=request.seed, logprobs=0, detokenize=False, stop_token_ids=sorted(ends),
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )  # fmt: skip
+
+
+def decode_parameters(max_tokens: int, seed: int | None, ends: Collection[int], *, top_k: int, top_p: float) -> Any:
+    """vLLM's parameters of one continuation: drawn at temperature 1, or without a seed the likeliest."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        top_k=top_k, top_p=top_p, temperature=0.0 if seed is None else 1.0, max_tokens=max_tokens, seed=seed,
+        logprobs=0, detokenize=False, stop_token_ids=sorted(ends),
+    )  # fmt: skip
+
+
+def beam_parameters(logprobs: int) -> Any:
+    """vLLM's parameters of a step of a beam search, which gives so many likeliest tokens."""
+    from vllm import SamplingParams
+
+    return SamplingParams(temperature=0.0, max_tokens=1, logprobs=logprobs, detokenize=False)
 
 
 def lora_rank(adapter: str) -> int:

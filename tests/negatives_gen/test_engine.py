@@ -1,8 +1,12 @@
 """The engine's samples: log-densities under what they were drawn from. Real vLLM, against transformers."""
 
+import multiprocessing
+import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +17,8 @@ from data.models import load_tokenizer
 from negatives_gen.models.engine import Engine, Request, Sample
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import Tools
-from tests.support.answering import DrawingEngine, answer_logp, drawn_logp, facts_groups
+from tests.support.answering import BLOCKS, DrawingEngine, answer_logp, drawn_logp, facts_groups
+from tests.support.commands import CONTEXT
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(0.7, 5), (1.3, 0), (1.0, 50)])
@@ -76,6 +81,30 @@ def test_rns_tails_have_the_log_density_of_what_follows_the_kept_tokens(
                 for length in range(kept + 1)
             ]
             assert any(candidate.sampler_logp == pytest.approx(logp, abs=1e-3) for logp in expected)
+
+
+def drawn_beside(model: str, requests: list[Request]) -> tuple[str, list[list[Sample]], list[int | None]]:
+    """The class of the engine's core in a process of its own, what it samples, and `running` before and after."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    with mock.patch("vllm.v1.engine.utils.get_mp_context", return_value=multiprocessing.get_context("fork")):
+        engine = DrawingEngine(model, options={"num_gpu_blocks_override": BLOCKS})
+    core: Any = engine.llm.llm_engine.engine_core
+    try:
+        before = engine.running
+        return type(core).__name__, engine.draw(requests), [before, engine.running]
+    finally:
+        core.shutdown()
+
+
+def test_an_engine_in_processes_as_on_gpus_samples_the_same(engine: DrawingEngine, answering_model: Path) -> None:
+    prompts = [group.prompt_ids for group in facts_groups(answering_model, 4)]
+    requests = [Request(prompt, 3, 50, 1.0, 12, seed) for seed, prompt in enumerate(prompts)]
+    with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
+        core, samples, running = pool.submit(drawn_beside, str(answering_model), requests).result(timeout=300)
+    assert core == "SyncMPClient"
+    assert [[s.ids for s in drawn] for drawn in samples] == [[s.ids for s in drawn] for drawn in engine.draw(requests)]
+    assert running[0] is None
+    assert running[1] in range(1, 13)  # of the last step
 
 
 def test_the_engine_refuses_the_option_logprobs_mode() -> None:
