@@ -28,7 +28,8 @@ def numbers_of(group: "Group") -> Iterator[tuple[str, float]]:
             if value is not None:
                 yield f"{name} {where}", value
         for signal, value in candidate.similarity.items():
-            yield f"similarity '{signal}' {where}", value
+            if value is not None:
+                yield f"similarity '{signal}' {where}", value
 
 
 def require_finite(groups: Iterable["Group"], maker: str, advice: str) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -27,7 +27,7 @@ READ_JOB_SHAPE = {
     "sampler": IfThere({"name": str}),
     "data": IfThere({"split": Maybe(str)}),
     "strategies": Each({"count": Count(), "least": IfThere(Count()), **ENTRIES_SHAPE}),
-    "signals": IfThere(Each(ENTRIES_SHAPE)),
+    "signals": IfThere(Each({"only_of": IfThere(ListOf(str, least=1)), **ENTRIES_SHAPE})),
 }
 SHARD_SHAPE = {
     "file": str,
@@ -38,6 +38,7 @@ SHARD_SHAPE = {
     "seconds": Each(float),
     "layout": str,
     "occupancy": Maybe(float),
+    "slot_seconds": Maybe({"filled": float, "all": float}),
 }
 ROWS = ("rows_read", "rows_written", "rows_rejected", "rows_truncated")
 MANIFEST_SHAPE = {
@@ -70,6 +71,8 @@ class ShardRecord:
         layout: "packed" or "padded", in which the reference scored it (trainer.scoring).
         occupancy: mean share of the engine's slots that were filled while the shard was sampled; None without an
             engine, and in sets of schema versions 2 and 3.
+        slot_seconds: "filled" and "all" of the engine since the shard before was done with it, at first since its first
+            request, so that of all shards each sums up to what the engines had; None where occupancy is.
     """
 
     file: str
@@ -83,6 +86,7 @@ class ShardRecord:
     seconds: dict[str, float]
     layout: str
     occupancy: float | None = None
+    slot_seconds: dict[str, float] | None = None
 
 
 @dataclass
@@ -97,7 +101,7 @@ class Manifest:
         environment: this project's version and git commit, and versions of packages.
         inputs: number of examples read and SHA-256 over their ids in order (`data.sources.examples.fingerprint`).
         parent: of a set that extends another: its name and the SHA-256 of its manifest; else None.
-        signals: names of the similarities that every candidate has, the default first.
+        signals: names of the similarities that candidates have, the default first; see `only_of`.
         counts: rows read, written, rejected, and rejected by reason.
         shards: one record per shard, in order.
         rejects: file name, rows and sha256 of the rejects.
@@ -118,6 +122,21 @@ class Manifest:
         """Strategy -> negatives of it that every group has; where its settings say `least`, at most."""
         return {name: settings["count"] for name, settings in self.job["strategies"].items()}
 
+    @property
+    def only_of(self) -> dict[str, tuple[str, ...]]:
+        """The ranking signals that candidates of some strategies alone have values of -> these strategies."""
+        return only_of(self.job)
+
+    def without_values(self, signal: str, strategies: Iterable[str]) -> list[str]:
+        """The strategies among these whose candidates have no value of a ranking signal."""
+        having = self.only_of.get(signal)
+        return [] if having is None else [name for name in strategies if name not in having]
+
+    @property
+    def occupancy(self) -> float | None:
+        """Share of all engines' slots that were filled, over the time of all of them; None where no shard says it."""
+        return occupancy_of(shard.slot_seconds for shard in self.shards)
+
     def strategy_name(self, name: str) -> str:
         """What a strategy is called in the set; `name` may be the import path of one from outside."""
         return _name_in(self.job["strategies"], name)
@@ -128,10 +147,28 @@ class Manifest:
 
     def to_json(self) -> bytes:
         content = dataclasses.asdict(self)
-        if self.schema_version < 4:
-            for shard in content["shards"]:
+        for shard in content["shards"]:
+            if self.schema_version < 4:
                 del shard["occupancy"]
+            if shard["slot_seconds"] is None:  # so that sets that lack it are written as they were read
+                del shard["slot_seconds"]
         return (json.dumps(content, indent=2, sort_keys=False) + "\n").encode()
+
+
+def occupancy_of(slot_seconds: Iterable[Mapping[str, float] | None]) -> float | None:
+    """Share of the slots that were filled, from 0 to 1, of all that these (`ShardRecord.slot_seconds`) sum up to."""
+    known = [one for one in slot_seconds if one]
+    total = sum(one["all"] for one in known)
+    return min(1.0, sum(one["filled"] for one in known) / total) if total > 0 else None
+
+
+def only_of(job: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The ranking signals that candidates of some strategies alone have values of -> these strategies.
+
+    There a candidate of another strategy has null, and nobody else has. Of all other signals every candidate has one.
+    """
+    signals = job.get("signals", {})
+    return {name: tuple(entry["only_of"]) for name, entry in signals.items() if "only_of" in entry}
 
 
 def shard_name(index: int) -> str:

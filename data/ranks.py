@@ -7,6 +7,8 @@ import numpy as np
 
 from data.schema import Candidate
 
+UNRANKED = -1  # of a candidate whose ranking signal has no value for it
+
 
 def ranks_from_similarity(similarity: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """Ranks of the candidates of each group, 0 = best: the ground truth first, then falling similarity.
@@ -27,8 +29,22 @@ def ranks_from_similarity(similarity: np.ndarray, mask: np.ndarray | None = None
     return np.argsort(np.argsort(-keys, axis=-1, kind="stable"), axis=-1)
 
 
-def ranks_of(negatives: Sequence[Candidate], signal: str) -> list[int]:
-    """Ranks of a group's negatives by a ranking signal, 1 = most similar; the ground truth has 0."""
+def known_ranks(similarity: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """Ranks by `ranks_from_similarity`, but UNRANKED where a negative's similarity is nan, which is not the lowest."""
+    ranks = ranks_from_similarity(similarity, mask)
+    ranks[..., 1:][np.isnan(similarity[..., 1:])] = UNRANKED
+    return ranks
+
+
+def similarities_of(negatives: Sequence[Candidate], signal: str) -> np.ndarray:
+    """[K] for the functions above, of a group's negatives; nan where there is no value, 0 for the ground truth."""
     values = [candidate.similarity.get(signal) for candidate in negatives]
-    similarity = np.array([0.0, *(np.nan if value is None else value for value in values)])
-    return ranks_from_similarity(similarity)[1:].tolist()
+    return np.array([0.0, *(np.nan if value is None else value for value in values)])
+
+
+def ranks_of(negatives: Sequence[Candidate], signal: str) -> list[int]:
+    """Ranks of a group's negatives by a ranking signal, 1 = most similar, those without a value last.
+
+    For those who look at a group: the ground truth has 0.
+    """
+    return ranks_from_similarity(similarities_of(negatives, signal))[1:].tolist()

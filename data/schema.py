@@ -35,7 +35,8 @@ class Candidate:
         sampler_logp: log-density of the ids under what they were sampled from (after temperature and top-k), by the
             sampling engine, in nats, summed; None unless sampled.
         reference_logp: the reference model's log-probability of the ids in nats, summed.
-        similarity: ranking signal -> similarity to the ground truth, higher is better.
+        similarity: ranking signal -> similarity to the ground truth, higher is better; None where the signal has values
+            for other strategies alone (`data.manifest.only_of`).
     """
 
     strategy: str
@@ -46,7 +47,7 @@ class Candidate:
     seed: int | None = None
     sampler_logp: float | None = None
     reference_logp: float | None = None
-    similarity: dict[str, float] = field(default_factory=dict)
+    similarity: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.command.errors import UserError
-from data.manifest import MANIFEST, REJECTS, Manifest, ShardRecord, environment, shard_name
+from data.manifest import MANIFEST, REJECTS, Manifest, ShardRecord, environment, only_of, shard_name
 from data.schema import SCHEMA_VERSION, Group, Reject, group_schema, groups_to_table, reject_schema, rejects_to_table
 from data.set_directory import SetDirectory
 from data.shard_records import JOB_FOLDER, ShardEntry, record_name
@@ -57,6 +57,7 @@ class NegativeSetWriter(SetDirectory):
         layout: str,
         truncated: int = 0,
         occupancy: float | None = None,
+        slot_seconds: dict[str, float] | None = None,
     ) -> ShardRecord:
         """Write one shard whole, then its record.
 
@@ -64,7 +65,8 @@ class NegativeSetWriter(SetDirectory):
 
         Raises:
             UserError: the place cannot be written, or another run of the job has taken it over.
-            ValueError: the signals of a candidate are not the set's (a bug of the caller).
+            ValueError: the signals of a candidate are not the set's, or it lacks a value, or has one where there is
+                none to have (a bug of the caller).
         """
         if done := self._done(index):
             return done
@@ -89,6 +91,7 @@ class NegativeSetWriter(SetDirectory):
             seconds={stage: round(value, 3) for stage, value in seconds.items()},
             layout=layout,
             occupancy=None if occupancy is None else round(occupancy, 4),
+            slot_seconds=slot_seconds and {name: round(value, 6) for name, value in slot_seconds.items()},
         )
         self.publish(record_name(index), ShardEntry(record, list(rejects), self.content_sha256).to_json())
         return record
@@ -160,6 +163,7 @@ class NegativeSetWriter(SetDirectory):
         return manifest
 
     def _check_signals(self, groups: Sequence[Group]) -> None:
+        having = only_of(self.job)
         for group in groups:
             for number, candidate in enumerate(group.negatives):
                 if candidate.similarity.keys() != set(self.signals):
@@ -167,6 +171,12 @@ class NegativeSetWriter(SetDirectory):
                         f"negative {number} of group {group.id} has the signals {sorted(candidate.similarity)}, the "
                         f"set has {sorted(self.signals)}"
                     )
+                for signal, value in candidate.similarity.items():
+                    if (value is not None) != (candidate.strategy in having.get(signal, (candidate.strategy,))):
+                        raise ValueError(
+                            f"negative {number} ({candidate.strategy}) of group {group.id} has {value} of signal "
+                            f"'{signal}', which is of {', '.join(having.get(signal, ('all',)))}"
+                        )
 
     def _done(self, index: int) -> ShardRecord | None:
         """The record of a shard that is finished, and there; None if it is not."""

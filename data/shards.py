@@ -205,9 +205,10 @@ class NegativeSet:
         """Raise UserError for values that no reader can work with, or other numbers of rows than the manifest's."""
         nullable = NULLABLE if self.computes else NULLABLE | SCORES
         problems = [text] if (text := unreadable(table)) else []
-        problems = problems or null_problems(table, NULLABLE_IN_REJECTS if file == REJECTS else nullable)
+        of_some = self.manifest.only_of
+        problems = problems or null_problems(table, NULLABLE_IN_REJECTS if file == REJECTS else nullable, of_some)
         if self.computes and file != REJECTS:
-            problems = problems or score_problems(table)
+            problems = problems or score_problems(table, of_some)
         problems = problems or id_problems(table, self.vocabulary)
         problems = problems or length_problems(table, self.context, truths_only=self.truths_only)
         if not problems and table.num_rows != rows:

@@ -1,10 +1,10 @@
 """What a table of a negative set may not hold, whatever its checksum: what readers would stumble over.
 
-That is, beside other columns (`data.schema.schema_differences`), bytes that are no text, nulls, unknown ids, and
-sequences that are too long.
+That is, beside other columns (`data.schema.schema_differences`), bytes that are no text, nulls, values where there must
+be nulls, unknown ids, and sequences that are too long.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from data.command.errors import first_line
 from data.schema import NULLABLE
 
 NEGATIVES = "negatives[].ids"  # the field, in words
+NONE: Mapping[str, Collection[str]] = {}
 
 
 def unreadable(table: pa.Table) -> str:
@@ -26,31 +27,41 @@ def unreadable(table: pa.Table) -> str:
     return ""
 
 
-def null_problems(table: pa.Table, nullable: frozenset[str] = NULLABLE) -> list[str]:
-    """The columns and fields that hold nulls and may not, in words.
+def null_problems(
+    table: pa.Table, nullable: frozenset[str] = NULLABLE, only_of: Mapping[str, Collection[str]] = NONE
+) -> list[str]:
+    """The columns and fields that hold nulls and may not, or values and may not, in words.
 
     Args:
-        nullable: paths of those that may, with all that is in them.
+        nullable: paths of those that may be null, with all that is in them.
+        only_of: see `data.manifest.only_of`.
     """
-    return [
+    of_some = {_similarity(signal): having for signal, having in only_of.items()}
+    nulls = [
         f"{count} of {path} are null"
         for name in table.column_names
         for chunk in [array_of(table.column(name))]
-        for path, count in _nulls(chunk, name, nullable)
+        for path, count in _nulls(chunk, name, nullable | of_some.keys())
+    ]
+    return nulls + [
+        problem for path, having in of_some.items() for problem in _misplaced(table, path, having, nullable)
     ]
 
 
-def score_problems(table: pa.Table) -> list[str]:
+def score_problems(table: pa.Table, only_of: Collection[str] = NONE) -> list[str]:
     """The sequences without a token, and the scores that are no finite number, in words.
 
     Of each column or field of scores the first one, with its group where the table has ids.
+
+    Args:
+        only_of: see `score_columns`.
     """
     problems = [
         f"{name} holds an empty sequence"
         for name, lists in _sequences(table)
         if pc.min(lists.value_lengths()).as_py() == 0  # type: ignore[attr-defined]  # made at run time
     ]
-    for name, values, rows in score_columns(table):
+    for name, values, rows in score_columns(table, only_of):
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):
             whose = f" of group {table['id'][rows[wrong[0]]]}" if "id" in table.column_names else ""
@@ -58,12 +69,15 @@ def score_problems(table: pa.Table) -> list[str]:
     return problems
 
 
-def score_columns(table: pa.Table) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def score_columns(table: pa.Table, only_of: Collection[str] = NONE) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Each column or field of scores that a table has.
+
+    Args:
+        only_of: ranking signals that not all candidates have a value of.
 
     Yields:
         Its name in words, its values, [N] float64, nan where one is lacking, and the row of the table that each is of,
-        [N]. Of `sampler_logp`, which only sampled candidates have, those that are there.
+        [N]. Of `sampler_logp`, which only sampled candidates have, and of those signals, the values that are there.
     """
     if "reference_logp" in table.column_names:
         values = floats_of(array_of(table.column("reference_logp")))
@@ -75,11 +89,11 @@ def score_columns(table: pa.Table) -> Iterator[tuple[str, np.ndarray, np.ndarray
         if name == "reference_logp":
             yield f"{name} of a negative", floats_of(values), owners
         elif name == "sampler_logp":
-            there = values.is_valid().to_numpy(zero_copy_only=False)
-            yield f"{name} of a negative", floats_of(values.drop_null()), owners[there]
+            yield f"{name} of a negative", floats_of(values.drop_null()), owners[_there(values)]
         elif name == "similarity":
             for field, similarities in zip(values.type, values.flatten(), strict=True):
-                yield f"similarity '{field.name}' of a negative", floats_of(similarities), owners
+                counts = _there(similarities) if field.name in only_of else np.ones(len(owners), dtype=bool)
+                yield f"similarity '{field.name}' of a negative", floats_of(similarities)[counts], owners[counts]
 
 
 def id_problems(table: pa.Table, vocabulary: int | None = None) -> list[str]:
@@ -148,9 +162,39 @@ def _of_negatives(table: pa.Table) -> Iterator[tuple[str, Any]]:
         yield from ((field.name, values) for field, values in zip(negatives.type, negatives.flatten(), strict=True))
 
 
+def _similarity(signal: str) -> str:
+    """The path of a signal's values."""
+    return f"negatives[].similarity.{signal}"
+
+
+def _misplaced(table: pa.Table, path: str, having: Collection[str], nullable: frozenset[str]) -> Iterator[str]:
+    """What is wrong with the values of a signal that negatives of the strategies `having`, and no others, have."""
+    fields = dict(_of_negatives(table))
+    if not {"strategy", "similarity"} <= fields.keys():
+        return
+    similarity = fields["similarity"]
+    there = {_similarity(f.name): _there(v) for f, v in zip(similarity.type, similarity.flatten(), strict=True)}
+    if path not in there:
+        return
+    must = np.isin(np.array(fields["strategy"].to_pylist(), dtype=object), list(having))
+    if (must & ~there[path]).any() and not _may_be_null(path, nullable):
+        yield f"{(must & ~there[path]).sum()} of {path} are null for negatives of {', '.join(having)}"
+    if (there[path] & ~must).any():
+        yield f"{(there[path] & ~must).sum()} of {path} are values for negatives that are not of {', '.join(having)}"
+
+
+def _there(values: Any) -> np.ndarray:
+    """Where an Arrow array is not null."""
+    return values.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _may_be_null(path: str, nullable: Collection[str]) -> bool:
+    return any(f"{path}.".startswith(f"{known}.") for known in nullable)
+
+
 def _nulls(array: Any, path: str, nullable: frozenset[str]) -> Iterator[tuple[str, int]]:
     if array.null_count:
-        if not any(f"{path}.".startswith(f"{known}.") for known in nullable):
+        if not _may_be_null(path, nullable):
             yield path, array.null_count
         array = array.drop_null()
     if pa.types.is_list(array.type):

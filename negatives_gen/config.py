@@ -146,7 +146,7 @@ class GenerateConfig(SourceOptions, RunOptions):
         both = [name for name in strategies.keys() & signals if name not in (SIGNALS.load(name).only_of or ())]
         if both:
             raise UserError(f"'{min(both)}' is the name of a strategy and of a ranking signal. Change one of them.")
-        refuse_values_of_some(strategies, signals)
+        refuse_without_values(strategies, signals)
         self._refuse_idle()
         self._refuse_unread()
         if self.scorer_dtype not in DTYPES:
@@ -183,14 +183,14 @@ def sampling(strategies: Collection[str]) -> list[str]:
     return [name for name in strategies if STRATEGIES.load(name).stage == SAMPLE]
 
 
-def refuse_values_of_some(strategies: Collection[str], signals: Collection[str]) -> None:
-    """Raise UserError for a ranking signal that the candidates of some of the strategies would lack."""
+def refuse_without_values(strategies: Collection[str], signals: Collection[str]) -> None:
+    """Raise UserError for a ranking signal that no candidate of the strategies would have a value of."""
     for signal in signals:
         only_of = SIGNALS.load(signal).only_of
-        if others := [name for name in strategies if only_of is not None and name not in only_of]:
+        if only_of is not None and not set(only_of) & set(strategies):
             raise UserError(
-                f"ranking signal '{signal}' has values for negatives of {', '.join(only_of or ())} alone, and "
-                f"'{others[0]}' makes some too. Choose other --signals, or leave that strategy out."
+                f"ranking signal '{signal}' has values for negatives of {', '.join(only_of)} alone, and no "
+                f"'{only_of[0]}' is chosen. Choose other --signals, or add it to --strategies."
             )
 
 

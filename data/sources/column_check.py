@@ -23,15 +23,26 @@ class ColumnCheck:
         self.spoken = f"{'the test split of ' if part.is_own_test else ''}data set '{part.dataset}'"
         self.way_out = " Or hold out rows of its train split instead: --test_share." if part.is_own_test else ""
         self.rows, self.fits, self.found = 0, False, set[Path]()
+        self.response, self.has_response = reader.own_response, None
         self.first: Any = None
         self.unreadable: Unreadable | None = None
 
     def see(self, row: Any) -> None:
-        """Take one row, whatever it holds."""
+        """Take one row, whatever it holds. Raises UserError if it has the response's column and others have not."""
         self.rows += 1
         if isinstance(row, Unreadable):
             self.unreadable = self.unreadable or row
-        elif not self.fits:
+            return
+        if self.response:
+            has = self.response in row
+            if has is not (has if self.has_response is None else self.has_response):
+                raise UserError(
+                    f"{self.spoken}: some rows have a column '{self.response}' and some have none, which leaves open "
+                    f"whether the best-scored candidate is the ground truth. Give --columns {self.response}="
+                    f"{self.response}, which rejects rows without it, or remove the column."
+                )
+            self.has_response = has
+        if not self.fits:
             self.first = list(row) if self.first is None else self.first
             self.found.update(place for place in self.places if place.find(row) is not NOWHERE)
             self.fits = len(self.found) == len(self.places)

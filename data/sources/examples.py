@@ -8,15 +8,17 @@ split of its own, or another source is named for the test rows, each row belongs
 Every example says which half it belongs to, and its group in the negative set says it too: one generation job can
 make the training groups and the held-out ones, and trainer and evaluation choose by it. A row that a source lists in
 both halves is in both: `Source.summary` counts such rows. A prompt that occurs with several responses may occur in both
-halves (100 of Dolly's test prompts do).
+halves (100 of Dolly's test prompts do). Rows of the same prompt and response are one example: what repeats is a
+duplicate or, where candidates are read, one group with the lists of all (`data.sources.repeats`).
 """
 
 import dataclasses
 import hashlib
+import logging
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import groupby, islice, zip_longest
 from typing import Any, NamedTuple, Protocol
 
 from data.command.cleaning import shown
@@ -26,14 +28,24 @@ from data.sources.column_check import ColumnCheck
 from data.sources.encode import Problem
 from data.sources.json_lines import Unreadable
 from data.sources.readers import Joined, Part, Rows, open_rows
+from data.sources.repeats import repeated
 from data.sources.row_reader import RowReader
 from data.sources.splits import TEST_SHARE, check_held_out, in_turns, is_train, num_train, require_split, split_key
 from data.sources.template_bounds import Endless
+
+log = logging.getLogger(__name__)
 
 # Rows in memory at a time.
 BATCH = 256
 # A stream whose first rows all lack the task's columns is of another kind.
 HOPELESS = 1000
+DUPLICATE: Problem = "duplicate", "same prompt and response as an earlier row"
+# Of a stream whose rows list candidates: the group of the earlier row is on its way already.
+TOO_LATE: Problem = (
+    "repeats an earlier row",
+    "same prompt and response, but not next to it: a stream merges the candidates of neighbours alone. Bring such rows "
+    "together, or read without --streaming",
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,11 @@ class Example:
     scores: list[float] | None = None
     unusable: list[str] | None = None
 
+    @property
+    def may_repeat(self) -> bool:
+        """Whether another of its id is the same row; not where it cannot be used, or its text says what no id holds."""
+        return self.problem is None and not (self.besides and isinstance(self.prompt, str))
+
 
 class Source(Protocol):
     """The examples of a split. Each iteration reads them anew and gives the same.
@@ -77,7 +94,7 @@ class Source(Protocol):
         halves_sha256: with `own_splits`, SHA-256 over the halves of the examples in order, which no id holds; else, or
             of a stream, None.
         summary: rows and halves of the whole source in words: "15,011 rows: 7,505 train, 7,506 held out". It counts
-            what is in both halves, and names the splits that are not read.
+            what is in both halves and what is merged, and names the splits that are not read.
     """
 
     num_examples: int | None
@@ -106,13 +123,15 @@ def open_source(
 
     "all" takes turns: the first of train, the first of test, the second of train, ...; an odd one comes last. Rows
     that repeat each other exactly share an id; of those that are read the first is kept and the others have the
-    problem "duplicate".
+    problem "duplicate". Where candidates are read, such rows are merged: the lists of all, in the order of the source,
+    are those of one example; of a stream only where they follow each other.
 
     Args:
-        dataset: `facts` (the embedded world), local files, or a hub id; see `data.sources.readers.open_rows`.
+        dataset: an embedded example, local files, or a hub id; see `data.sources.readers.open_rows`.
         task: see `data.sources.tasks.task_of`.
         split: "train", "test" or "all".
-        limit: keep only the first so many; of "all", from each split in its proportion (of a stream, as they come).
+        limit: keep only the first so many examples; of "all", from each split in its proportion (of a stream, as they
+            come).
         streaming: read nothing but what is asked for, in the order of the source.
         columns, prompt_template: see `data.sources.row_reader.RowReader.of`.
         test_share: of the rows, held out by their content; a test split of the source's own is then not read. None:
@@ -166,7 +185,8 @@ class _Table:
         import numpy as np
 
         self._rows, self._reader, self.own_splits = Joined([part.rows for part in parts]), reader, len(parts) > 1
-        ids, keys, lists, numbers, counts, start = bytearray(), bytearray(), bytearray(), array("q"), [], 0
+        ids, keys, lists, may_repeat = bytearray(), bytearray(), bytearray(), bytearray()
+        numbers, counts, start = array("q"), list[int](), 0
         for part in parts:
             check = ColumnCheck(part, reader)
             for number, row in _fetched(part.rows, range(len(part.rows))):
@@ -176,6 +196,7 @@ class _Table:
                     ids += bytes.fromhex(example.id)
                     keys += split_key(example.id)
                     lists += _hash_of_lists(example) if reader.lists else b""
+                    may_repeat.append(example.may_repeat)
                     numbers.append(start + number)
             if not (part.is_own_test and split == "train"):  # what nobody reads may be of another shape
                 check.finish()
@@ -185,29 +206,39 @@ class _Table:
         by_hash = [_order(keys[16 * (end - count) : 16 * end]) + end - count for count, end in _ends(counts)]
         halves = {"train": np.concatenate(by_hash)[:train], "test": np.concatenate(by_hash)[train:]}
         turns = in_turns(train, len(numbers) - train)
-        chosen = (np.concatenate(by_hash)[turns] if split == "all" else halves[split])[:limit]
-        all_ids = np.frombuffer(ids, "S16")
+        chosen = np.concatenate(by_hash)[turns] if split == "all" else halves[split]
+        pairs, all_ids = np.frombuffer(ids, ">u8").reshape(-1, 2), np.frombuffer(ids, "S16")
         in_both = int(np.isin(all_ids[halves["train"]], all_ids[halves["test"]]).sum())
-        chosen_ids = np.frombuffer(ids, ">u8").reshape(-1, 2)[chosen]
-        self._is_first = np.zeros(len(chosen), bool)
-        self._is_first[np.unique(chosen_ids, axis=0, return_index=True)[1]] = True
-        self._is_train = np.isin(chosen, halves["train"])
+        same = repeated(pairs, np.frombuffer(may_repeat, bool), chosen)
+        is_later = np.isin(chosen, [row for first, rows in same.items() for row in rows if row != first])
+        self._merged: dict[int, list[int]] = {}
+        if reader.lists:
+            self._merged, chosen = same, chosen[~is_later]
+            is_later = np.zeros(len(chosen), bool)
+        self._chosen, self._is_later, self._numbers = chosen[:limit], is_later[:limit], np.array(numbers)
+        self._is_train = np.isin(self._chosen, halves["train"])
         self.halves_sha256 = hashlib.sha256(self._is_train.tobytes()).hexdigest() if self.own_splits else None
-        self._numbers = np.array(numbers)[chosen]
-        self.num_examples: int | None = len(chosen)
-        self.fingerprint: str | None = _digest(chosen_ids)
+        self.num_examples: int | None = len(self._chosen)
+        self.fingerprint: str | None = _digest(pairs[self._chosen])
+        read = [row for first in self._chosen for row in self._merged.get(int(first), [int(first)])]
         of_lists = np.frombuffer(lists, ">u8").reshape(-1, 2)
-        self.lists_sha256: str | None = _digest(of_lists[chosen]) if reader.lists else None
+        self.lists_sha256: str | None = _digest(of_lists[read]) if reader.lists else None
         self.summary = f"{len(numbers):,} rows: {train:,} train, {len(numbers) - train:,} held out"
         if in_both:
             self.summary += f"; {in_both:,} of train {'is' if in_both == 1 else 'are'} held out too"
         if split != "all" or limit is not None:
-            self.summary += f"; read: {len(chosen):,} of {'both' if split == 'all' else split}"
+            self.summary += f"; read: {len(read):,} of {'both' if split == 'all' else split}"
+        if merged := len(read) - len(self._chosen):
+            self.summary += f"; {_said_of_merged(merged)}"
 
     def __iter__(self) -> Iterator[Example]:
-        rows = _fetched(self._rows, self._numbers)
-        for (_, row), is_in_train, is_first in zip(rows, self._is_train, self._is_first, strict=True):
-            yield _placed(_example(row, self._reader), "train" if is_in_train else "test", not is_first)
+        for start in range(0, len(self._chosen), BATCH):
+            part = slice(start, start + BATCH)
+            several = [self._merged.get(int(first), [int(first)]) for first in self._chosen[part]]
+            rows = iter(self._rows.fetch([int(self._numbers[row]) for some in several for row in some]))
+            for some, is_in_train, is_later in zip(several, self._is_train[part], self._is_later[part], strict=True):
+                example = _joined([_example(row, self._reader) for row in islice(rows, len(some))])
+                yield _placed(example, "train" if is_in_train else "test", DUPLICATE if is_later else None)
 
 
 class _Stream:
@@ -225,21 +256,39 @@ class _Stream:
         self.summary = f"rows of a stream: {held_out} held out"
 
     def __iter__(self) -> Iterator[Example]:
-        return islice(self._examples(), self._limit)
+        self._merged = 0
+        yield from islice(self._examples(), self._limit)
+        if self._merged:
+            log.info("%s: %s", self._parts[0].dataset, _said_of_merged(self._merged))
 
     def _examples(self) -> Iterator[Example]:
         seen: set[bytes] = set()
-        parts = [self._of_part(number, part) for number, part in enumerate(self._parts)]
+        repeats = TOO_LATE if self._reader.lists else DUPLICATE
+        parts = [self._neighbours_merged(self._of_part(number, part)) for number, part in enumerate(self._parts)]
         halves = ["train", "test"] if self.own_splits else [None]
         for several in zip_longest(*(part for part, half in zip(parts, halves, strict=True) if self._wants(half))):
             for example in several:
                 if example is not None and self._wants(example.split):
                     key = bytes.fromhex(example.id)
-                    yield _placed(example, example.split, key in seen)
-                    seen.add(key)
+                    yield _placed(example, example.split, repeats if example.may_repeat and key in seen else None)
+                    if example.may_repeat:
+                        seen.add(key)
 
     def _wants(self, half: str | None) -> bool:
         return half is None or self._split in (half, "all")
+
+    def _neighbours_merged(self, examples: Iterator[Example]) -> Iterator[Example]:
+        """Where candidates are read, one example of those of one id that follow each other."""
+        if not self._reader.lists:
+            yield from examples
+            return
+        for (_, may_repeat), run in groupby(examples, key=lambda example: (example.id, example.may_repeat)):
+            if may_repeat:
+                several = list(run)
+                self._merged += len(several) - 1
+                yield _joined(several)
+            else:
+                yield from run
 
     def _of_part(self, number: int, part: Part) -> Iterator[Example]:
         check = ColumnCheck(part, self._reader)
@@ -297,11 +346,25 @@ def _example(row: Any, reader: RowReader) -> Example:
     )
 
 
-def _placed(example: Example, split: str, is_duplicate: bool) -> Example:
-    problem = example.problem
-    if is_duplicate and problem is None:
-        problem = "duplicate", "same prompt and response as an earlier row"
-    return dataclasses.replace(example, split=split, problem=problem)
+def _joined(several: Sequence[Example]) -> Example:
+    """One example of usable ones of the same prompt and response: what the first says, with the lists of all."""
+    if len(several) == 1:
+        return several[0]
+    lists = {
+        name: [item for example in several for item in getattr(example, name) or ()] or None
+        for name in ("scores", "unusable")
+    }
+    alternatives = [item for example in several for item in example.alternatives or ()]
+    return dataclasses.replace(several[0], alternatives=alternatives, **lists)
+
+
+def _said_of_merged(rows: int) -> str:
+    return f"{rows:,} {'row' if rows == 1 else 'rows'} of the same prompt and response as another merged into it"
+
+
+def _placed(example: Example, split: str, repeats: Problem | None) -> Example:
+    """Args: repeats: what is said of an example that an earlier one was like."""
+    return dataclasses.replace(example, split=split, problem=example.problem or repeats)
 
 
 def _order(keys: bytearray) -> Any:

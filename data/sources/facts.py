@@ -67,7 +67,11 @@ def world() -> dict[str, dict[str, str]]:
 
 def examples() -> list[dict[str, str]]:
     """Every question with its correct answer, in TRL's prompt-completion format."""
-    draw = random.Random(SEED + 1)
+    return questions(random.Random(SEED + 1))
+
+
+def questions(draw: random.Random) -> list[dict[str, str]]:
+    """Every pair of facts of every town asked for in four ways, with the correct answers; wordings are drawn."""
     rows = []
     for town, pair, question in product(world(), combinations(VALUES, 2), _QUESTIONS):
         asked = draw.sample(pair, 2)

@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 
 from data.command.errors import UserError, first_line
 from data.shape import parse_json
-from data.sources import facts
+from data.sources import enquiries, facts
 from data.sources.data_files import LINES, local_files
 from data.sources.file_columns import require_same_columns
 from data.sources.json_lines import BYTES, Unreadable, parse_line
 from data.sources.row_paths import Path as Place
 from data.sources.source_name import SourceName
 
+# Embedded examples, by the names that --dataset takes.
+EMBEDDED: dict[str, Callable[[], list[dict[str, str]]]] = {"facts": facts.examples, "enquiries": enquiries.examples}
 log = logging.getLogger(__name__)
 
 
@@ -101,10 +103,10 @@ def open_rows(
     """The rows of a data source: "train", and "test" where it keeps such rows apart; never neither.
 
     Args:
-        dataset: `facts`; a local file, a glob (`part-*.jsonl.gz`) or a folder of files of one format; a data set that
-            `datasets.save_to_disk` saved; or a hub id, see `SourceName`. Of a folder, files with `train` and with
-            `test` in their names are splits, as those of a hub or saved set are; `validation` stands for a `test` that
-            there is not. Of a split that is named all rows are "train".
+        dataset: one of EMBEDDED; a local file, a glob (`part-*.jsonl.gz`) or a folder of files of one format; a data
+            set that `datasets.save_to_disk` saved; or a hub id, see `SourceName`. Of a folder, files with `train` and
+            with `test` in their names are splits, as those of a hub or saved set are; `validation` stands for a `test`
+            that there is not. Of a split that is named all rows are "train".
         needed, optional: the places that are needed, and those that are used if they are there; other columns may be
             left unread.
         streaming: read without a copy on disk (compressed files are unpacked); the rows can then be iterated over only.
@@ -113,8 +115,8 @@ def open_rows(
         UserError: the source is missing, unreadable or empty. Of a stream, also while it is iterated over.
     """
     name = SourceName.of(dataset)
-    if dataset == "facts":
-        return {"train": Rows(facts.examples())}
+    if dataset in EMBEDDED:
+        return {"train": Rows(EMBEDDED[dataset]())}
     files = local_files(name.where, name.split)
     explain: Callable[[Exception], UserError] = functools.partial(_unreachable, dataset)
     try:
@@ -273,6 +275,6 @@ def _unreachable(dataset: str, error: Exception) -> UserError:
         named = dataclasses.replace(SourceName.of(dataset), config="NAME").located(str)
         return UserError(f"data set '{dataset}' has several configurations: {configs}. Name one: '{named}'.")
     return UserError(
-        f"data set '{dataset}' is neither 'facts', nor a local file, nor a hub data set that can be reached "
-        f"({first_line(error)})."
+        f"data set '{dataset}' is neither {' nor '.join(map(repr, EMBEDDED))}, nor a local file, nor a hub data set "
+        f"that can be reached ({first_line(error)})."
     )

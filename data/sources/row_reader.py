@@ -9,12 +9,14 @@ from data.command.errors import UserError
 from data.sources.encode import Problem
 from data.sources.prompt_templates import PromptTemplate, Unfilled, read_template
 from data.sources.row_paths import NOWHERE, Path, parse_columns
-from data.sources.tasks import TASKS, Task, describe_task, task_of
+from data.sources.shapes import speaker
+from data.sources.tasks import NOT_ONE_ANSWER, TASKS, Task, describe_task, task_of
 
-# What every task with a column for the response can read beside it: a row's other responses, and how good each is.
+# What every task with a place for the response can read beside it: a row's other responses, and how good each is.
 CANDIDATES, SCORES = "candidates", "scores"
 LARGEST_SCORE = 3.4e38  # a set keeps float32
 NO_NUMBER = "score is no number"
+OTHER_PROMPT = "the prompt before it is not the row's"
 
 
 class Parts(NamedTuple):
@@ -66,7 +68,8 @@ class RowReader:
             UserError: an unknown task or name, a template that cannot be used, or what the task has no place for.
         """
         how = task_of(task)
-        known = [*how.columns, *how.optional, *((CANDIDATES, SCORES) if how.response else ())]
+        beside = (how.response, CANDIDATES, SCORES) if how.response else ()
+        known = list(dict.fromkeys([*how.columns, *how.optional, *beside]))
         for name in (item.partition("=")[0].strip() for item in columns):
             if name in (CANDIDATES, SCORES) and name not in known:
                 others = ", ".join(other for other, has in TASKS.items() if has.response)
@@ -87,8 +90,11 @@ class RowReader:
 
     @property
     def chooses_truth(self) -> bool:
-        """Whether the best-scored candidate is the ground truth of a row that names none."""
-        return SCORES in self.places
+        """Whether the best-scored candidate is the ground truth of a row that names none.
+
+        Not where `--columns` says where the response lies: there a row without one lacks it.
+        """
+        return SCORES in self.places and self.task.response not in self.places
 
     @property
     def lists(self) -> list[str]:
@@ -96,10 +102,15 @@ class RowReader:
         return [name for name in (CANDIDATES, SCORES) if name in self.places]
 
     @property
+    def own_response(self) -> str | None:
+        """The task's response column if the data may have it or not: with it no ground truth is chosen."""
+        return self.task.response if self.chooses_truth and self._has_column else None
+
+    @property
     def needed(self) -> list[Path]:
         """The places that some row must have, or the data are of another kind."""
         spared = {self.task.prompt if self.template else None, self.task.response if self.chooses_truth else None}
-        names = [name for name in self.task.columns if name not in spared]
+        names = [name for name in (*self.task.columns, *self._response_beside) if name not in spared]
         of_template = [] if self.template is None else self.template.places
         others = [place for place in of_template if place.steps[0] not in self.places]
         return list(dict.fromkeys([*map(self._place, names), *others, *map(self._place, self.lists)]))
@@ -108,7 +119,7 @@ class RowReader:
     def optional(self) -> list[Path]:
         """The places that are read if they are there."""
         needed = self.needed
-        found = map(self._place, (*self.task.columns, *self.task.optional))
+        found = map(self._place, (*self.task.columns, *self._response_beside, *self.task.optional))
         return [place for place in dict.fromkeys(found) if place not in needed]
 
     def describe(self) -> dict[str, Any]:
@@ -125,6 +136,8 @@ class RowReader:
     def read(self, row: Mapping[str, Any]) -> Parts:
         """What a row says, whatever it holds."""
         named = {**row, **{name: None if (v := p.find(row)) is NOWHERE else v for name, p in self.places.items()}}
+        if self.task.response and not self._has_column:
+            named.pop(self.task.response, None)  # a column that only happens to be called so
         prompt: Any = None
         own = named.get(self.task.prompt) if self.task.prompt else None
         if self.template is not None:
@@ -132,14 +145,20 @@ class RowReader:
             prompt = self.template.fill(named)
             named[self.task.prompt] = prompt if isinstance(prompt, str) else ""
         others, problem = self._candidates(named)
-        if self.chooses_truth and not _says_something(named.get(str(self.task.response))):
-            others, problem = self._with_truth(named, others, problem)
+        if self.task.response in self.places and _says_something(said := named[str(self.task.response)]):
+            self._put_response(named, said)
+        if SCORES in self.places and not self._names_truth(named):
+            if self.chooses_truth and self.own_response not in row:
+                others, problem = self._with_truth(named, prompt, others, problem)
+            else:
+                where = self._place(str(self.task.response)).text
+                problem = problem or ("no response", f"'{where}' is null or blank; no candidate takes its place")
         of_task, response = self.task.read(named)
         prompt = of_task if self.template is None else prompt
         problem = prompt.problem if isinstance(prompt, Unfilled) else problem or self.task.problem(prompt, response)
         if problem is not None:
             return Parts((own or "") if isinstance(prompt, Unfilled) else prompt, response, problem)
-        besides = self.task.besides(named)
+        besides = self._not_written(self.task.besides(named))
         if self.template is None:
             query = self.task.query(named)
         else:  # what a person asked has no template; where no column says it, all of the prompt was asked
@@ -154,6 +173,25 @@ class RowReader:
         said = [other.said for other in usable]
         return Parts(prompt, response, None, query, besides, said, scores or None, unusable or None)
 
+    def _not_written(self, besides: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        """What a row says beside its texts but for what the template writes into the prompt."""
+        if self.template is None or besides is None:
+            return besides
+        written = {place.steps[0] for place in self.template.places}
+        kept = [{name: said for name, said in fields.items() if name not in written} for fields in besides]
+        return kept if any(kept) else None
+
+    @property
+    def _response_beside(self) -> list[str]:
+        """The response's name, where `--columns` alone says that rows have it apart from what the task reads."""
+        name = self.task.response
+        return [name] if name and name in self.places and name not in self.task.columns else []
+
+    @property
+    def _has_column(self) -> bool:
+        """Whether the response lies in a column of its own."""
+        return self.task.response in (*self.task.columns, *self.task.optional, *self.places)
+
     def _place(self, name: str) -> Path:
         return self.places.get(name) or Path(name, (name,))
 
@@ -162,11 +200,15 @@ class RowReader:
         found = row.get(CANDIDATES) if CANDIDATES in self.places else None
         if found is None:
             return [], None
+        if isinstance(found, str | Mapping) or _is_conversation(found):
+            found = [found]
         if not isinstance(found, list):
             return [], ("candidates are no list", f"they are {type(found).__name__}")
-        if not self.chooses_truth:
+        if SCORES not in self.places:
             return [Listed(said) for said in found if _says_something(said)], None
         scores = row.get(SCORES)
+        if isinstance(scores, int | float | str):
+            scores = [scores]
         if not isinstance(scores, list) or len(scores) != len(found):
             has = len(scores) if isinstance(scores, list) else f"{type(scores).__name__}, no list"
             return [], ("scores do not match candidates", f"{len(found)} candidates, scores: {has}")
@@ -178,32 +220,79 @@ class RowReader:
         return others, None
 
     def _with_truth(
-        self, named: dict[str, Any], others: list[Listed], problem: Problem | None
+        self, named: dict[str, Any], written: Any, others: list[Listed], problem: Problem | None
     ) -> tuple[list[Listed], Problem | None]:
-        """Put the best-scored candidate, the first of several, in the place of the response; returns the others."""
-        scored = [(other.score, -place) for place, other in enumerate(others) if other.score is not None]
+        """Put the best-scored candidate that the task takes, the first of several, in the place of the response.
+
+        Where it takes none, the best-scored one is put there, by which the row is rejected.
+
+        Args:
+            written: the prompt, if a template writes it.
+
+        Returns:
+            The other candidates, and why the row cannot be used.
+        """
+        scored = sorted((-other.score, place) for place, other in enumerate(others) if other.score is not None)
         if not scored:
             of_all = f"of none of the {len(others)} candidates"
             return others, (NO_NUMBER, of_all) if others else problem
-        place = -max(scored)[1]
-        named[str(self.task.response)] = _like_prompt(others[place].said, named, self.task)
+        of_task, _ = self.task.read({**named, str(self.task.response): None})
+        prompt = of_task if self.template is None else written
+        places = [place for _, place in scored]
+        fits = (place for place in places if not self._read_other(named, prompt, others[place]).problem)
+        place = next(fits, places[0])
+        self._put_response(named, others[place].said)
         return others[:place] + others[place + 1 :], problem
+
+    def _names_truth(self, named: Mapping[str, Any]) -> bool:
+        """Whether the row says a response: in its column or, of a conversation, as the assistant's last message."""
+        if self._has_column:
+            return _says_something(named.get(str(self.task.response)))
+        _, response = self.task.read(named)
+        return isinstance(response, list) and [speaker(turn) for turn in response] == ["assistant"]
+
+    def _put_response(self, named: dict[str, Any], said: Any) -> None:
+        """Put what is said in the place of the row's response."""
+        prompt, _ = self.task.read({**named, str(self.task.response): None})
+        named[str(self.task.response)] = self._as_response(said, prompt, named)
+
+    def _as_response(self, said: Any, prompt: Any, named: Mapping[str, Any]) -> Any:
+        """What is said as the task reads a response: in a chat a list of messages that holds no prompt.
+
+        A chat's may be given as a text, as a message, or as a conversation that begins with the prompt, perhaps
+        without the system's message, which ShareGPT has in a column of its own.
+        """
+        if not isinstance(prompt, list):
+            return said
+        if isinstance(said, str):
+            return [{"role": "assistant", "content": said}]
+        if not isinstance(said, list):
+            return [said] if isinstance(said, Mapping) else said
+        _, messages = self.task.read({**named, str(self.task.response): said})
+        asked = prompt[1:] if prompt and speaker(prompt[0]) == "system" else prompt
+        repeated = next((len(start) for start in (prompt, asked) if messages[: len(start)] == start), 0)
+        return said[repeated:]
 
     def _read_other(self, named: Mapping[str, Any], prompt: Any, other: Listed) -> Listed:
         """A candidate as the task reads a response, or with what is wrong with it."""
         if other.problem:
             return other
-        _, response = self.task.read({**named, str(self.task.response): _like_prompt(other.said, named, self.task)})
+        said = self._as_response(other.said, prompt, named)
+        _, response = self.task.read({**named, str(self.task.response): said})
         problem = self.task.problem(prompt, response)
+        if problem and problem[0] == NOT_ONE_ANSWER and _answers_a_prompt(response):
+            return other._replace(problem=OTHER_PROMPT)  # its own one was not taken off: white space differs, or more
         return other._replace(said=response, problem=problem[0] if problem else "")
 
 
-def _like_prompt(said: Any, row: Mapping[str, Any], task: Task) -> Any:
-    """A candidate in the form that a response of the row has: of a chat a message, also where it is given as a text."""
-    if isinstance(said, Mapping):
-        said = [said]
-    is_chat = task.prompt is not None and isinstance(row.get(task.prompt), list)
-    return [{"role": "assistant", "content": said}] if is_chat and isinstance(said, str) else said
+def _is_conversation(value: Any) -> bool:
+    """Whether a list is one candidate, messages that begin with a prompt, and not several, one message each."""
+    return isinstance(value, list) and any(speaker(turn) not in (None, "assistant") for turn in value)
+
+
+def _answers_a_prompt(messages: Any) -> bool:
+    """Whether a list of messages is a conversation in which the assistant has the last word."""
+    return _is_conversation(messages) and speaker(messages[-1]) == "assistant"
 
 
 def _says_something(said: Any) -> bool:

@@ -13,6 +13,7 @@ ALPACA_INPUT_TEMPLATE = (
     "response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
 )
+RESPONSE = "response"  # of a conversation, where it is not its last turn
 # Who speaks -> role. All others, such as function_call and observation, are no text of a chat.
 SHAREGPT_ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
@@ -43,14 +44,11 @@ def chat_of_sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
 
     A turn of somebody who is no role of a chat keeps that name, by which `sharegpt_role_problem` knows it.
     """
-    turns = row.get("conversations")
-    if not isinstance(turns, list):
-        return {**row, "messages": turns}
-    messages = [_message(turn) for turn in turns]
-    system = row.get("system")
-    if isinstance(system, str) and system.strip():
-        messages.insert(0, {"role": "system", "content": system})
-    return {**row, "messages": messages}
+    messages, system = _conversation(row.get("conversations")), row.get("system")
+    if isinstance(messages, list) and isinstance(system, str) and system.strip():
+        messages = [{"role": "system", "content": system}, *messages]
+    beside = {RESPONSE: _conversation(row[RESPONSE])} if RESPONSE in row else {}
+    return {**row, "messages": messages, **beside}
 
 
 def sharegpt_role_problem(prompt: Any, response: Any) -> tuple[str, str] | None:
@@ -62,13 +60,20 @@ def sharegpt_role_problem(prompt: Any, response: Any) -> tuple[str, str] | None:
     return None
 
 
-def _message(turn: Any) -> Any:
+def speaker(turn: Any) -> Any:
+    """The role of whoever says a message, in TRL's shape or in ShareGPT's; None of what is no message."""
     if not isinstance(turn, Mapping):
+        return None
+    who = turn.get("from", turn.get("role"))
+    return SHAREGPT_ROLES.get(who, who) if isinstance(who, str) else who
+
+
+def _conversation(turns: Any) -> Any:
+    return [_message(turn) for turn in turns] if isinstance(turns, list) else turns
+
+
+def _message(turn: Any) -> Any:
+    if not isinstance(turn, Mapping) or ("role" in turn and "from" not in turn):
         return turn
     others = {name: value for name, value in turn.items() if name not in ("from", "value")}
-    who = turn.get("from")
-    return {
-        **others,
-        "role": SHAREGPT_ROLES.get(who, who) if isinstance(who, str) else who,
-        "content": turn.get("value"),
-    }
+    return {**others, "role": speaker(turn), "content": turn.get("value")}

@@ -1,4 +1,4 @@
-"""What a data source is called: `facts`, files, or a hub id, and which part of it is meant.
+"""What a data source is called: one of the embedded examples, files, or a hub id, and which part of it is meant.
 
 `ORG/NAME/CONFIG` is a configuration of a hub data set, and `NAME:SPLIT` a split under the source's own name for it:
 `allenai/c4/en`, `HuggingFaceH4/ultrachat_200k:train_sft`. What exists here under the whole name is that.
@@ -20,7 +20,7 @@ class SourceName:
     """The parts of a name.
 
     Attributes:
-        where: `facts`, a local path or glob, or a hub id.
+        where: an embedded example, a local path or glob, or a hub id.
         config: of a hub data set, or None.
         split: the one split that is read, or None.
     """

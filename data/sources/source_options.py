@@ -9,6 +9,7 @@ from data.command.errors import UserError
 from data.command.options import option
 from data.sources.data_files import FORMATS
 from data.sources.examples import Source, open_source
+from data.sources.readers import EMBEDDED
 from data.sources.row_reader import CANDIDATES, SCORES, RowReader
 from data.sources.source_name import SourceName
 from data.sources.splits import TEST_SHARE, check_held_out, require_split
@@ -17,9 +18,9 @@ from data.sources.tasks import TASK_HELP
 log = logging.getLogger(__name__)
 
 DATASET_HELP = (
-    f"'facts' (the embedded example); a local {'/'.join(FORMATS)}, also .gz or .zst, a glob, a folder of these or of "
-    "datasets.save_to_disk; or a hub id, ORG/NAME or ORG/NAME/CONFIG; behind a folder or an id, :SPLIT is one of its "
-    "own splits, e.g. :train_sft"
+    f"{' or '.join(map(repr, EMBEDDED))} (the embedded examples); a local {'/'.join(FORMATS)}, also .gz or .zst, a "
+    "glob, a folder of these or of datasets.save_to_disk; or a hub id, ORG/NAME or ORG/NAME/CONFIG; behind a folder or "
+    "an id, :SPLIT is one of its own splits, e.g. :train_sft"
 )
 
 
@@ -31,8 +32,9 @@ class SourceOptions:
     columns: list[str] = option(
         [],
         "where what the task reads lies in the data, e.g. prompt=instruction,completion=answers.text; also "
-        "candidates=answers[].text (other responses of a row) and scores=answers[].score (-answers[].rank: less is "
-        "better), of which the best is the ground truth of a row that names none",
+        "candidates=answers[].text (other responses of a row, or one such as candidates=rejected) and "
+        "scores=answers[].score (-answers[].rank: less is better), of which the best is the ground truth where the "
+        "data have no column of it; response=chosen is that of tasks conversational and sharegpt",
         metavar="NAME=COLUMN",
     )
     prompt_template: str | None = option(
@@ -67,9 +69,9 @@ class SourceOptions:
         require_split(split)
         check_held_out(self.test_share, self.test_dataset)
         if CANDIDATES in reader.places and CANDIDATES not in reads and not reader.chooses_truth:
+            why = f"without {SCORES}=..." if SCORES not in reader.places else f"beside {reader.task.response}=..."
             raise UserError(
-                f"--columns {CANDIDATES}=... would change nothing: without {SCORES}=... nothing that is chosen reads "
-                "it. Leave it out."
+                f"--columns {CANDIDATES}=... would change nothing: {why} nothing that is chosen reads it. Leave it out."
             )
         return reader
 

@@ -4,7 +4,7 @@ A prompt and a response are texts, or lists of messages ({"role", "content"}, TR
 tokenizer's chat template makes a text of.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from data.command.cleaning import storable
 from data.command.errors import UserError, did_you_mean
 from data.command.registry import OR_OWN, import_outside, meaningless, origin_of
 from data.sources.encode import Encode, Problem, encode_continuations, encode_pairs
-from data.sources.shapes import alpaca, alpaca_query, chat_of_sharegpt, sharegpt_role_problem
+from data.sources.shapes import RESPONSE, alpaca, alpaca_query, chat_of_sharegpt, sharegpt_role_problem
 
 DOLLY_TEMPLATE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -33,7 +33,9 @@ TOOL_ROLES, TOOL_FIELDS = ("tool", "function", "ipython"), ("name",)
 NOTHING = ("", "None", "null", "[]", "{}")  # as a table or a text writes it
 LONGEST_NAME, DEEPEST = 1000, 32  # what is staged of a field: characters of its name, levels of its value
 OVER_LONG = ("reject", "truncate")
+NOT_ONE_ANSWER = "response is not one assistant message"
 ROW_FIELDS = ("tools", "documents", "images", "videos", "audio", "chat_template_kwargs")
+ALPACA_FIELDS = ("system", "history", *ROW_FIELDS)  # LLaMA-Factory's, for which Alpaca's prompts have no place
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Task:
         optional: columns that are used if they are there.
         over_long: what happens to a row that does not fit into the longest length: "reject" or "truncate".
         prompt: the column that is the prompt or the heart of it, which a template of the user's may stand for.
-        response: the column that is the response; None of a task whose rows have none of its own.
+        response: the name of the response: the column that it is or, of a task whose rows have it elsewhere, what
+            `--columns` calls the column that is read in its stead; None of a task that has no place for one.
     """
 
     columns: tuple[str, ...]
@@ -95,8 +98,10 @@ def prompt_completion(row: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def conversational(row: Mapping[str, Any]) -> tuple[Any, Any]:
-    """TRL's conversational language modeling: the last message is the response."""
+    """TRL's conversational language modeling: the last message is the response, if none stands beside the messages."""
     messages = _messages(row.get("messages"), row)
+    if RESPONSE in row:
+        return messages, _messages(row[RESPONSE])
     return (messages[:-1], messages[-1:]) if isinstance(messages, list) else (messages, None)
 
 
@@ -104,7 +109,17 @@ def besides_pair(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """What a usable row of prompt and completion says besides; see `Task.besides`."""
     if isinstance(row["prompt"], list):
         return _besides([*row["prompt"], *row["completion"]])
-    return [dict.fromkeys(fields, True)] if (fields := _of_row(row)) else None  # no template is shown their values
+    return _beside_text(row, ROW_FIELDS)
+
+
+def besides_alpaca(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """What a usable row of Alpaca's shape says besides; see `Task.besides`."""
+    return _beside_text(row, ALPACA_FIELDS)
+
+
+def besides_chat(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """What a usable row of a conversation says besides; see `Task.besides`."""
+    return _besides([*row["messages"], *row.get(RESPONSE, [])])
 
 
 def asked(prompt: Any) -> str:
@@ -137,7 +152,7 @@ def chat_problem(prompt: Any, response: Any) -> Problem | None:
     if problem:
         return problem
     roles = ", ".join(message["role"] for message in response)
-    return None if roles == "assistant" else ("response is not one assistant message", f"its roles: {roles[:200]}")
+    return None if roles == "assistant" else (NOT_ONE_ANSWER, f"its roles: {roles[:200]}")
 
 
 def _messages_problem(name: str, messages: Any) -> Problem | None:
@@ -176,7 +191,7 @@ def _messages(value: Any, row: Mapping[str, Any] | None = None) -> Any:
     """
     if not isinstance(value, list):
         return value
-    of_row = _of_row(row or {})
+    of_row = _of_row(row or {}, ROW_FIELDS)
     messages = []
     for number, message in enumerate(value):
         if isinstance(message, dict):
@@ -188,8 +203,13 @@ def _messages(value: Any, row: Mapping[str, Any] | None = None) -> Any:
     return messages
 
 
-def _of_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {field: row[field] for field in ROW_FIELDS if field in row and _says_something(row[field])}
+def _of_row(row: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    return {field: row[field] for field in fields if field in row and _says_something(row[field])}
+
+
+def _beside_text(row: Mapping[str, Any], fields: Sequence[str]) -> list[dict[str, Any]] | None:
+    found = _of_row(row, fields)
+    return [dict.fromkeys(found, True)] if found else None  # no template is shown their values
 
 
 def _besides(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
@@ -251,8 +271,9 @@ TASKS: dict[str, Task] = {
         lambda row: asked(conversational(row)[0]),
         chat_problem,
         encode_pairs,
-        lambda row: _besides(row["messages"]),
+        besides_chat,
         optional=ROW_FIELDS,
+        response=RESPONSE,
     ),
     "alpaca": Task(
         ("instruction", "output"),
@@ -260,7 +281,8 @@ TASKS: dict[str, Task] = {
         alpaca_query,
         text_problem,
         encode_pairs,
-        optional=("input",),
+        besides_alpaca,
+        optional=("input", *ALPACA_FIELDS),
         prompt="instruction",
         response="output",
     ),
@@ -270,8 +292,9 @@ TASKS: dict[str, Task] = {
         lambda row: asked(conversational(chat_of_sharegpt(row))[0]),
         lambda prompt, response: sharegpt_role_problem(prompt, response) or chat_problem(prompt, response),
         encode_pairs,
-        lambda row: _besides(chat_of_sharegpt(row)["messages"]),
+        lambda row: besides_chat(chat_of_sharegpt(row)),
         optional=("system", *ROW_FIELDS),
+        response=RESPONSE,
     ),
     "continuation": Task(
         ("text",),

@@ -1,4 +1,4 @@
-"""Answers that code finds right, in the embedded world of facts."""
+"""Answers that code finds right, in the embedded world of facts and enquiries."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from evaluation.answers.answer_sets import AnswerSet
     from evaluation.report.results import AnswerRow
 
-DATASET = "facts"
+DATASETS = ("facts", "enquiries")
 KEY = "correct"
 MARKS = (Mark("wrong", "bad"), Mark("correct", "good"))
 
@@ -37,7 +37,7 @@ class Correct(PromptMetric):
 
     @classmethod
     def needs(cls, options: Any, request: Request) -> str:
-        return "" if request.dataset == DATASET else f"--dataset {DATASET}"
+        return "" if request.dataset in DATASETS else f"--dataset {' or '.join(DATASETS)}"
 
     def values(self, answers: "AnswerSet") -> Values:
         pairs = zip(answers.groups, answers.texts, strict=True)

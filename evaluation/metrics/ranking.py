@@ -58,7 +58,8 @@ class Ranking(CheckpointMetric):
             TAU,
             "Kendall's tau",
             "{:.3f}",
-            "agreement of those gains with the order by similarity, -1 to 1",
+            "agreement of those gains with the order by similarity, -1 to 1, over the candidates that the set's first "
+            "ranking signal has values for",
             MODEL,
             better=HIGHER,
         ),
@@ -72,7 +73,13 @@ class Ranking(CheckpointMetric):
     @classmethod
     def summary_of(cls, record: Mapping[str, Any]) -> str:
         shards = record.get("shards") or {}
-        return f"{shards['groups']:,} groups of {shards.get('name')}" if shards.get("groups") is not None else ""
+        if shards.get("groups") is None:
+            return ""
+        of_some = shards.get("kendall_tau")
+        tau = (
+            f" (Kendall's tau by {of_some['signal']}, over {', '.join(of_some['strategies'])} alone)" if of_some else ""
+        )
+        return f"{shards['groups']:,} groups of {shards.get('name')}{tau}"
 
     def __init__(self, options: RankingOptions, evaluation: "Evaluation"):
         super().__init__(options, evaluation)
@@ -102,7 +109,7 @@ class HeldOut:
 
     Attributes:
         dtype: that the reference scored them in.
-        signal: that ranks them.
+        signal: that ranks them, those that it has values for.
         reference: SHA-256 of the weights of the model that scored them.
         record: what they are, for the report.
     """
@@ -140,16 +147,22 @@ def read_held_out(shards: str, split: str, checkpoints: Sequence["Checkpoint"]) 
     reference = negatives.manifest.job["model"]
     dtype = reference["scorer_dtype"]
     record = {"name": shards, "groups": len(groups), "scorer_dtype": dtype, "sha256": checksums}
-    return HeldOut(groups, dtype, negatives.signals[0], reference["weights_sha256"], record)
+    signal = negatives.signals[0]
+    if having := negatives.manifest.only_of.get(signal):
+        record["kendall_tau"] = {"signal": signal, "strategies": list(having)}
+    return HeldOut(groups, dtype, signal, reference["weights_sha256"], record)
 
 
-def ranking_values(scores: Sequence[Sequence[float]], groups: Sequence["Group"], signal: str) -> dict[str, list[float]]:
+def ranking_values(
+    scores: Sequence[Sequence[float]], groups: Sequence["Group"], signal: str
+) -> dict[str, list[float | None]]:
     """Ranking metrics of each held-out group, by column.
 
     ranking_accuracy: share of negatives less likely than their ground truth under the checkpoint itself.
     reward_top1: 1 if the ground truth has the highest implicit reward (log-probability minus the reference's), else 0;
         0 for the reference itself, whose rewards are all equal up to rounding.
-    kendall_tau: between the implicit rewards and the order by similarity.
+    kendall_tau: between the implicit rewards and the order by similarity, over the ground truth and the negatives that
+        have a value of the signal; None where a group has no such negative.
 
     Args:
         scores: from `evaluation.metrics.logps.candidate_logps`.
@@ -157,21 +170,21 @@ def ranking_values(scores: Sequence[Sequence[float]], groups: Sequence["Group"],
     """
     import torch
 
-    from data.ranks import ranks_of
+    from data.ranks import known_ranks, similarities_of
     from trainer.objectives.rewards import preference_metrics
 
-    values: dict[str, list[float]] = {ACCURACY: [], TOP_1: [], TAU: []}
+    values: dict[str, list[float | None]] = {ACCURACY: [], TOP_1: [], TAU: []}
     for group, score in zip(groups, scores, strict=True):
         reference = torch.tensor([[group.reference_logp, *(c.reference_logp for c in group.negatives)]])
         own = torch.tensor([list(score)])
         # float32 sums differ in their last digits between two layouts of the same group: that is no preference.
         rewards = torch.round((own - reference) / ROUNDING) * ROUNDING
-        ranks = torch.tensor([[0, *ranks_of(group.negatives, signal)]])
+        ranks = torch.from_numpy(known_ranks(similarities_of(group.negatives, signal)))[None]
         found = preference_metrics(rewards, torch.zeros_like(rewards), ranks, beta=1.0)
         likelier = preference_metrics(own, reference, ranks, beta=1.0)["logps/ranking_accuracy"]
         values[ACCURACY].append(likelier.item())
         values[TOP_1].append(found["rewards/top1"].item())
-        values[TAU].append(found["rewards/kendall_tau"].item())
+        values[TAU].append(next(iter(found["rewards/kendall_tau"].tolist()), None))
     return values
 
 

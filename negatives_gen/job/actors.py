@@ -245,6 +245,7 @@ class SampleStage(Stage):
                 "model's weights, and the engine's options and log."
             )
         shard.occupancy = sampler.occupancy
+        shard.slot_seconds = self.engine.slot_seconds() if sampler.asked else None
 
 
 class AskStage(Stage):
@@ -285,6 +286,7 @@ class ScoreStage(Stage):
         for signal in self.signals:
             started = time.perf_counter()
             signal.tell = partial(self.tools.tell, signal=signal.name)
+            signal.pass_over(shard.groups)
             signal.add(shard.groups)
             require_finite(shard.groups, f"ranking signal '{signal.name}'", LOOK)
             # A signal of a strategy's own has its name.
@@ -297,6 +299,7 @@ class ScoreStage(Stage):
             layout=self.scorer.layout,
             truncated=shard.truncated,
             occupancy=shard.occupancy,
+            slot_seconds=shard.slot_seconds,
         )
         spent = {f"api_{what}": shard.spent[what] for what in SPENT}
         written = {"rows": record.rows, "rejected": record.rows_rejected, "tokens": record.tokens["negatives"]}

@@ -29,6 +29,7 @@ from data.set_directory import INPUTS, SetDirectory
 from data.shape import IfThere, parse_shaped
 from data.shard_records import JOB_FOLDER
 from data.storage import Folder
+from negatives_gen.job.waiting import GpuWait
 
 log = logging.getLogger(__name__)
 
@@ -244,28 +245,35 @@ class Stall:
 
     Args:
         seconds: how long; 0: for ever.
+        wait: the stages that wait for GPUs which others hold: while nothing else is at work, it is they that are waited
+            for, and not a stall.
     """
 
-    def __init__(self, folder: Folder, seconds: float):
-        self.folder, self.seconds = folder, seconds
-        self.every = min(10.0, seconds / 4)
+    def __init__(self, folder: Folder, seconds: float, wait: GpuWait | None = None):
+        self.folder, self.seconds, self.wait = folder, seconds, wait
+        self.every = min(10.0, seconds / 4) if seconds else 10.0
         self.seen: set[str] | None = None
         self.moved = self.looked = time.monotonic()
 
-    def move(self) -> None:
-        """Count the limit from now on: a shard is done, or says that it got further."""
+    def move(self, through: bool = False) -> None:
+        """Count the limit from now on: a shard says that it got further, or is `through` all stages: none waits."""
         self.moved = time.monotonic()
+        if self.wait and through:
+            self.wait.stages = []
 
     def check(self) -> None:
         """Raise UserError if nothing has moved for too long; looks at most every few seconds."""
         now = time.monotonic()
-        if not self.seconds or now - self.looked < self.every:
+        if now - self.looked < self.every:
             return
         self.looked = now
         names = self.folder.names(TRIES)
-        if names != self.seen:
-            self.seen, self.moved = names, now
-        elif now - self.moved >= self.seconds:
+        marks = [match for match in map(MARK.fullmatch, names) if match]
+        waiting = self.wait.look(marks) if self.wait else []
+        at_work = {match.group() for match in marks if match["stage"] not in waiting}
+        if at_work != self.seen or (waiting and not at_work):
+            self.seen, self.moved = at_work, now
+        elif self.seconds and now - self.moved >= self.seconds:
             raise UserError(
                 f"nothing has moved for {self.seconds:g} s (--stall_timeout): {self._at_work(names)}. Raise it if that "
                 "is how long a stage says nothing; finished shards stay, and the same command goes on."

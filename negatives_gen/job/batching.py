@@ -74,6 +74,7 @@ class EngineLoop:
         self._failure: BaseException | None = None
         self._closed = False
         self.reading = Reading()
+        self._told: tuple[float, float] | None = None  # when `slot_seconds` began to count, and what was filled then
         made: Future[SteppedEngine] = Future()
         self._thread = threading.Thread(target=self._run, args=(make, made), name="engine", daemon=True)
         self._thread.start()
@@ -97,8 +98,19 @@ class EngineLoop:
                 raise RuntimeError(f"the engine has failed: {self._failure}") from self._failure
             heapq.heappush(self._waiting, _Waiting((turn, next(self._numbers)), request, future))
             self._queued += request.n
+            self._told = self._told or (time.perf_counter(), 0.0)
             self._changed.notify()
         return future
+
+    def slot_seconds(self) -> dict[str, float]:
+        """Slot-seconds that were "filled", and "all" that there were, since this was called last.
+
+        The first call counts from the first request on. A step counts when it ends.
+        """
+        assert self._told is not None, "nothing has been asked for yet"
+        (since, before), now, filled = self._told, time.perf_counter(), self.reading.slot_seconds
+        self._told = now, filled
+        return {"filled": filled - before, "all": (now - since) * self.slots}
 
     def close(self) -> None:
         """End the thread after its step, so that the engine is held by nobody else; what has not ended never does."""

@@ -1,6 +1,7 @@
 """The dataset card that is written with each set, and the upload to the hub."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -91,6 +92,11 @@ def _sampler_line(sampler: dict[str, Any] | None) -> str:
     return f"| sampler | `{sampler['name']}`, weights SHA-256 `{sampler['weights_sha256'][:16]}` |\n" if sampler else ""
 
 
+def _signal(manifest: Manifest, signal: str) -> str:
+    having = manifest.only_of.get(signal)
+    return f"`{signal}`" + (f" (null but for {', '.join(f'`{name}`' for name in having)})" if having else "")
+
+
 def card(manifest: Manifest) -> str:
     """The card of a set, as the hub reads it."""
     job, counts = manifest.job, manifest.counts
@@ -110,7 +116,7 @@ def card(manifest: Manifest) -> str:
         task=job["data"]["task"],
         split=job["data"]["split"],
         rejects=REJECTS,
-        signals=", ".join(f"`{signal}`" for signal in manifest.signals),
+        signals=", ".join(map(partial(_signal, manifest), manifest.signals)),
         seed=job["seed"],
         strategies="\n".join(lines),
         sampler=_sampler_line(job.get("sampler")),

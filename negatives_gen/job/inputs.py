@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
@@ -47,7 +47,7 @@ class Shard:
         pool: all usable rows in the order of their ids: groups, and those that a strategy has given up.
         rejects: rows that become no group.
         truncated: rows whose text was cut.
-        seconds, occupancy: see `data.manifest.ShardRecord`.
+        seconds, occupancy, slot_seconds: see `data.manifest.ShardRecord`.
         spent: on an API in this run, by `SPENT`.
     """
 
@@ -57,6 +57,7 @@ class Shard:
     truncated: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     occupancy: float | None = None
+    slot_seconds: dict[str, float] | None = None
     spent: Counter[str] = field(default_factory=Counter)
 
     def tried_by(self, strategy: Strategy) -> list[Group]:
@@ -289,6 +290,7 @@ class ParentShards:
         start = sum(record.rows_rejected for record in records[:index])  # rejects lie in the order of their shards
         rejects = rejects[start : start + records[index].rows_rejected]
         groups = parent.shard(index)
+        _drop_nulls(groups, parent.manifest.only_of)
         if self.widened:
             for group in groups:
                 group.in_support = group.in_support or None
@@ -308,6 +310,18 @@ class ParentShards:
             parent.give_to(self.vocabulary, self.context)
             self._opened = parent, parent.rejects()
         return self._opened
+
+
+def _drop_nulls(groups: Sequence[Group], only_of: Mapping[str, Collection[str]]) -> None:
+    """Leave out the values that a set without scores lacks, so that signals give them; a null that belongs there stays.
+
+    Args:
+        only_of: see `data.manifest.only_of`.
+    """
+    for candidate in (candidate for group in groups for candidate in group.negatives):
+        for name in [name for name, value in candidate.similarity.items() if value is None]:
+            if candidate.strategy in only_of.get(name, (candidate.strategy,)):
+                del candidate.similarity[name]
 
 
 def _reject(group: Group, strategy: str, detail: str) -> Reject:

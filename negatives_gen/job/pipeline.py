@@ -19,6 +19,7 @@ from negatives_gen.job.cluster import ray_started
 from negatives_gen.job.inputs import SPENT
 from negatives_gen.job.memory import actor_memory, shard_bytes
 from negatives_gen.job.resources import Node, Resources
+from negatives_gen.job.waiting import GpuWait
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.strategies.base import SAMPLE
 
@@ -56,8 +57,12 @@ def run_pipeline(
             started.enter_context(ray_started())
         # Ray has put a handler of its own in the place of ours, which would end it in the middle of what it does.
         with ending_on_sigterm():
-            rows = Rows(_results(work, shards, num_engines))
-            outcome, stall = Outcome(work.writer.folder, on_written), Stall(work.writer.folder, stall_timeout)
+            nodes = _nodes()
+            resources, in_flight = _planned(work, shards, nodes, num_engines)
+            wait = GpuWait(resources, sum(node.gpus for node in nodes), _free_gpus, len(shards))
+            rows = Rows(_results(work, shards, resources, in_flight))
+            outcome = Outcome(work.writer.folder, on_written)
+            stall = Stall(work.writer.folder, stall_timeout, wait)
             try:
                 follow(rows, outcome, stall, on_pause)
             except BaseException:
@@ -71,21 +76,34 @@ def follow(rows: "Rows", outcome: "Outcome", stall: Stall, on_pause: Callable[[]
     """Take all rows; for the rest see `run_pipeline`."""
     while (row := rows.next(seconds=1.0)) is not END:
         if on_pause() or row is not None:
-            stall.move()
+            stall.move(through=row is not None)
         if row is None:
             stall.check()
         else:
             outcome.take(row)
 
 
-def _results(work: Work, shards: Sequence[int], num_engines: int | None) -> Generator[dict[str, Any], None, None]:
-    """The rows that come out of the last stage, each as soon as its shard is written."""
+def _nodes() -> list[Node]:
+    """What the nodes of the cluster have, whoever holds it now."""
     import ray
 
-    nodes = [
+    return [
         Node(offers.get("CPU", 0.0), int(offers.get("GPU", 0)), offers.get("memory", 0.0))
         for offers in (node["Resources"] for node in ray.nodes() if node["Alive"])
     ]
+
+
+def _free_gpus() -> float:
+    """GPUs that nobody holds now, of the whole cluster: Ray says it of no node."""
+    import ray
+
+    return ray.available_resources().get("GPU", 0.0)
+
+
+def _planned(
+    work: Work, shards: Sequence[int], nodes: Sequence[Node], num_engines: int | None
+) -> tuple[Resources, int]:
+    """What the actors get, and how many shards one with an engine may have in flight. Raises UserError."""
     on_gpu = any(node.gpus for node in nodes)
     in_flight = min(shards_in_flight(work, MOST_SLOTS if on_gpu else CPU_SLOTS), len(shards))
     # Shards are random samples: one is as large as another.
@@ -98,6 +116,15 @@ def _results(work: Work, shards: Sequence[int], num_engines: int | None) -> Gene
         memory=actor_memory(work, on_gpu=on_gpu, shard=size, in_flight=in_flight),
     )
     log.info("Ray: %s", resources)
+    return resources, in_flight
+
+
+def _results(
+    work: Work, shards: Sequence[int], resources: Resources, in_flight: int
+) -> Generator[dict[str, Any], None, None]:
+    """The rows that come out of the last stage, each as soon as its shard is written."""
+    import ray
+
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from data.command.privacy import scrub
 from data.command.terminal import say
-from data.manifest import Manifest
+from data.manifest import Manifest, occupancy_of
 from data.shard_records import ShardEntry
 from negatives_gen.job.attempts import Told
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
@@ -36,6 +36,7 @@ class Progress:
         self.json = log_format == "json"
         self.groups = self.rejected = self.tokens = 0
         self.whole: Counter[str] = Counter()  # for trackers: of all runs of the job, rejects by reason among it
+        self.slots: dict[str, float] = {"filled": 0.0, "all": 0.0}  # slot-seconds of the engines, of all runs too
         self.spent: Counter[str] = Counter()  # on an API: requests, tokens
         self.started = time.perf_counter()
         self.first: float | None = None  # when the first shard was written
@@ -79,6 +80,8 @@ class Progress:
         record = entry.record
         self.whole.update(groups=record.rows, rejected=record.rows_rejected, tokens=record.tokens["negatives"])
         self.whole.update(f"rejected_by_reason/{reject.reason}" for reject in entry.rejects)
+        for what, seconds in (record.slot_seconds or {}).items():
+            self.slots[what] += seconds
 
     def values(self, entry: ShardEntry) -> dict[str, float | None]:
         """For trackers: how far the job is, with the shard that was written last.
@@ -93,6 +96,7 @@ class Progress:
             "tokens_per_second": self.tokens / seconds,
             "seconds": seconds,
             **{f"shard/seconds/{stage}": value for stage, value in entry.record.seconds.items()},
+            "occupancy": occupancy_of([self.slots]),
             "shard/occupancy": entry.record.occupancy,
             **{f"api/{what}": number for what, number in self.spent.items() if self.spent["requests"]},
         }
@@ -116,9 +120,10 @@ class Progress:
 
 def print_outcome(manifest: Manifest, out: str, log_format: str = "text") -> None:
     """The last words of a job, on stdout."""
-    counts, out = manifest.counts, scrub(out)
+    counts, out, occupancy = manifest.counts, scrub(out), manifest.occupancy
     if log_format == "json":
-        say(json.dumps({"event": "done", "out": out, **counts}))
+        filled = {} if occupancy is None else {"occupancy": round(occupancy, 4)}
+        say(json.dumps({"event": "done", "out": out, **counts, **filled}))
         return
     reasons = ", ".join(f"{n} {reason}" for reason, n in counts["rejected_by_reason"].items())
     truncated = f", {counts['rows_truncated']} of them cut to the longest length" if counts["rows_truncated"] else ""
@@ -126,6 +131,8 @@ def print_outcome(manifest: Manifest, out: str, log_format: str = "text") -> Non
         f"{counts['rows_read']} rows read, {counts['rows_written']} groups written{truncated}, "
         f"{counts['rows_rejected']} rejected" + (f" ({reasons})" if reasons else "")
     )
+    if occupancy is not None:
+        say(f"engine {occupancy:.0%} occupied, over all shards")
     say(f"negative set: {out}")
 
 

@@ -47,9 +47,11 @@ class Resources:
 
     Attributes:
         shares: stage -> what it gets, of the stages that there are.
+        workers_gpus: GPUs that vLLM's own workers of each engine hold beside its actor.
     """
 
     shares: dict[str, Share]
+    workers_gpus: int = 0
 
     @property
     def engine_options(self) -> dict[str, Any]:
@@ -94,7 +96,47 @@ class Resources:
             ASK: Share(1, ASK_CPUS),
             SCORE: Share(scorers, cpus, scorer_gpus),
         }
-        return cls(_with_memory({stage: shares[stage] for stage in shares if stage in stages}, nodes, memory))
+        found = _with_memory({stage: shares[stage] for stage in shares if stage in stages}, nodes, memory)
+        return cls(found, _engine_size(engine) if gpus and SAMPLE in stages and not engine_gpus else 0)
+
+    @property
+    def gpu_stages(self) -> list[str]:
+        """The stages whose actors hold GPUs, in their order."""
+        return [stage for stage, share in self.shares.items() if share.gpus or self._workers_gpus(stage)]
+
+    def holds_its_gpus(self, stage: str) -> bool:
+        """Whether a stage's actors hold their GPUs themselves, so that they come up once they have them."""
+        return not self._workers_gpus(stage)
+
+    def gpus(self, actors: int) -> float:
+        """GPUs that the job holds with at most so many actors of each stage."""
+        return round(sum(min(one.actors, actors) * self._of_one(stage) for stage, one in self.shares.items()), 3)
+
+    def lack_of_gpus(self, free: float, total: float, shards: int) -> str:
+        """What is to be said where others hold GPUs that the job asks for; "" where all are free.
+
+        Args:
+            free, total: GPUs of the cluster.
+            shards: that are to be made; of no stage are there more actors.
+        """
+        asked = self.gpus(shards)
+        if free >= asked:
+            return ""
+        return (
+            f"{free:g} of {total:g} GPUs are free now, {asked:g} are asked for: the rest comes in as others' jobs end. "
+            f"To begin, {self.to_begin(self.gpu_stages)}"
+        )
+
+    def to_begin(self, stages: Sequence[str]) -> str:
+        """What the first actor of each of these stages needs, in words."""
+        return ", ".join(f"stage '{stage}' needs {self._of_one(stage):g} GPU(s)" for stage in stages)
+
+    def _of_one(self, stage: str) -> float:
+        """GPUs of one actor and of vLLM's own workers beside it."""
+        return self.shares[stage].gpus + self._workers_gpus(stage)
+
+    def _workers_gpus(self, stage: str) -> int:
+        return self.workers_gpus if stage == SAMPLE else 0
 
     def __str__(self) -> str:
         return ", ".join(
@@ -111,7 +153,7 @@ def _on_gpus(
     gpus = sum(node.gpus for node in nodes)
     if not samples:
         return 0, 0.0, gpus, 1.0
-    per_engine = _size(engine, "tensor_parallel_size") * _size(engine, "pipeline_parallel_size")
+    per_engine = _engine_size(engine)
     # vLLM's own workers of Ray hold the GPUs then, in a placement group of one GPU each, on whatever nodes.
     spread = engine.get("distributed_executor_backend") == "ray"
     most = gpus // per_engine if spread else sum(node.gpus // per_engine for node in nodes)
@@ -139,6 +181,11 @@ def _on_gpus(
             "leave none for a scorer. Lower --num_engines or --engine.tensor_parallel_size, or add a GPU."
         )
     return engines, 0.0 if spread else float(per_engine), gpus - engines * per_engine, 1.0
+
+
+def _engine_size(engine: Mapping[str, Any]) -> int:
+    """GPUs of an engine."""
+    return _size(engine, "tensor_parallel_size") * _size(engine, "pipeline_parallel_size")
 
 
 def _size(engine: Mapping[str, Any], option: str) -> int:
@@ -187,12 +234,25 @@ def _with_memory(shares: dict[str, Share], nodes: Sequence[Node], memory: Mappin
 
 def _fit(shares: Collection[Share], nodes: Sequence[Node]) -> bool:
     """Whether all actors can be placed, stage by stage as Ray does it, each on the first node that has room."""
-    left = [[node.cpus, node.gpus, node.memory] for node in nodes]
-    for share in shares:
-        wanted = [share.cpus, share.gpus, share.memory]
-        for _ in range(share.actors):
-            room = (free for free in left if all(has >= asks - 1e-6 for has, asks in zip(free, wanted, strict=True)))
-            if (found := next(room, None)) is None:
-                return False
-            found[:] = [has - asks for has, asks in zip(found, wanted, strict=True)]
-    return True
+    left = [_Left(node.cpus, [1.0] * node.gpus, node.memory) for node in nodes]
+    return all(any(node.take(share) for node in left) for share in shares for _ in range(share.actors))
+
+
+@dataclass
+class _Left:
+    """What a node has left, GPU by GPU: a part of one is a part of this one, and whole ones are whole."""
+
+    cpus: float
+    gpus: list[float]
+    memory: float
+
+    def take(self, share: Share) -> bool:
+        """Place an actor here. Whether there was room for it."""
+        parts, least = max(1, int(share.gpus)) if share.gpus else 0, min(1.0, share.gpus)
+        chosen = [place for place, has in enumerate(self.gpus) if has >= least - 1e-6][:parts]
+        if len(chosen) < parts or self.cpus < share.cpus - 1e-6 or self.memory < share.memory:
+            return False
+        self.cpus, self.memory = self.cpus - share.cpus, self.memory - share.memory
+        for place in chosen:
+            self.gpus[place] -= least
+        return True

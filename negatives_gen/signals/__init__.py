@@ -25,7 +25,9 @@ def load_signals(options: Mapping[str, Any], reference: Reference) -> list[Signa
 
 
 def job_identity(name: str, named: Any, local: Any, reference: Reference) -> dict[str, Any]:
-    """What a manifest says of a signal: its options, what decides its values and, of one from outside, its origin.
+    """What a manifest says of a signal: its options, what decides its values, and what not every signal has.
+
+    That is `only_of`, where only candidates of some strategies have values, and of one from outside its origin.
 
     Args:
         named: the options as the user wrote them.
@@ -37,6 +39,9 @@ def job_identity(name: str, named: Any, local: Any, reference: Reference) -> dic
     signal, origin = SIGNALS.load(name), SIGNALS.origin(name)
     check(named)
     settings = dataclasses.asdict(named)
-    if "origin" in settings:
-        raise UserError(f"ranking signal '{name}' has an option 'origin', which a manifest says of each. Rename it.")
-    return {**settings, **signal.identity(local, reference), **({"origin": origin} if origin else {})}
+    if taken := sorted(settings.keys() & {"only_of", "origin"}):
+        raise UserError(
+            f"ranking signal '{name}' has an option '{taken[0]}', which a manifest says of each. Rename it."
+        )
+    having = {"only_of": list(signal.only_of)} if signal.only_of else {}
+    return {**settings, **signal.identity(local, reference), **having, **({"origin": origin} if origin else {})}

@@ -39,7 +39,7 @@ class Signal(ABC):
             value out of range. They are options of the commands, and stand in the manifest.
         embeds: whether it sets the groups' `response_embedding`.
         reads: names of `--columns` that it needs; then it cannot be added to a finished set, which does not hold them.
-        only_of: the strategies whose candidates have a value; None: all have.
+        only_of: the strategies whose candidates have a value; None: all have. The others' is None, null in the shard.
         tell: says how many of how many texts `add` has compared, as often as it likes; set by the stage that scores.
     """
 
@@ -48,7 +48,7 @@ class Signal(ABC):
     Options: ClassVar[type] = NoOptions
     embeds: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
-    only_of: ClassVar[tuple[str, ...] | None] = None
+    only_of: tuple[str, ...] | None = None
     tell: Callable[[int, int], None] = staticmethod(lambda done, of: None)
 
     @abstractmethod
@@ -72,9 +72,15 @@ class Signal(ABC):
         """
         return
 
+    def pass_over(self, groups: Sequence[Group]) -> None:
+        """Set `similarity[name]` of the candidates that it has no value for to None, in place; before `add`."""
+        for candidate in (candidate for group in groups for candidate in group.negatives):
+            if self.only_of is not None and candidate.strategy not in self.only_of:
+                candidate.similarity.setdefault(self.name, None)
+
     @abstractmethod
     def add(self, groups: Sequence[Group]) -> None:
-        """Set `similarity[name]` of every candidate that lacks it, in place."""
+        """Set `similarity[name]` of every candidate that lacks it, in place. One that has None does not lack it."""
 
     def in_parts(self, compute: Callable[[Sequence[T]], Iterable[V]], texts: Sequence[T], batch_size: int) -> list[V]:
         """What a model makes of texts, some batches at a time, so that it can be told how many are done."""

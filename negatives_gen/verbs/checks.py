@@ -93,6 +93,9 @@ def _contradictions(manifest: Manifest) -> list[str]:
         problems.append(f"ranking signals {manifest.signals}, job.signals says {', '.join(job['signals'])}")
     if not isinstance(job["model"]["name"], str) or job["model"]["scorer_dtype"] not in DTYPES:
         problems.append(f"model '{job['model']['name']}' in {job['model']['scorer_dtype']}")
+    for name, having in manifest.only_of.items():
+        if not set(having) & strategies.keys():
+            problems.append(f"ranking signal {name} is of {', '.join(having)} alone, and the set has none of these")
     keys, ends = sorted(job["tokenizer"].keys() - {"end_token_ids"}), described_ends(job["tokenizer"])
     if keys != TOKENIZER_KEYS or not all(type(token) is int for token in {*ends, job["tokenizer"]["eos_token_id"]}):
         problems.append(f"job.tokenizer is {job['tokenizer']}, it has {', '.join(TOKENIZER_KEYS)}")
@@ -189,11 +192,15 @@ def token_problems(table: pa.Table, file: str, ends: Collection[int]) -> list[st
     return problems
 
 
-def number_problems(table: pa.Table, file: str, signals: Sequence[str]) -> list[str]:
-    """Whether log-probabilities and similarities are finite, and embeddings of unit length."""
+def number_problems(table: pa.Table, file: str, signals: Sequence[str], only_of: Collection[str] = ()) -> list[str]:
+    """Whether log-probabilities and similarities are finite, and embeddings of unit length.
+
+    Args:
+        only_of: signals of which some candidates have no value.
+    """
     groups = np.array(table["id"].to_pylist(), dtype=object)
     problems = []
-    for what, values, rows in score_columns(table):
+    for what, values, rows in score_columns(table, only_of):
         wrong = ~np.isfinite(values)
         if what.startswith(("reference_logp", "sampler_logp")):
             wrong |= values > ROUNDING

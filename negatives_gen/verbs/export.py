@@ -52,7 +52,9 @@ class ExportConfig:
     )
     split: str = option("train", "groups of which half of the data source: train, test or all", metavar="HALF")
     rank_by: str | None = option(
-        None, "order a group's rows by this ranking signal, most similar first", metavar="SIGNAL"
+        None,
+        "order a group's rows by this ranking signal, most similar first, those without a value last",
+        metavar="SIGNAL",
     )
 
     def check(self) -> None:

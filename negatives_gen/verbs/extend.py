@@ -28,7 +28,7 @@ from data.tokens import described_ends, marks_of
 from negatives_gen.config import (
     RunOptions,
     idle_option,
-    refuse_values_of_some,
+    refuse_without_values,
     sampling,
     signal_names,
     strategy_counts,
@@ -139,6 +139,16 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     job = parent.manifest.job
     if wrong := misfit(job, JOB_SHAPE, "job"):
         raise UserError(f"the manifest of '{path}' is damaged ({wrong}), so it cannot be extended. Restore it.")
+    _load_outside(job)
+    strategies = _grown(job["strategies"], config)
+    growing = {name: settings for name, settings in strategies.items() if _grows(name, settings, job["strategies"])}
+    _refuse_unread(growing, [name for name in signal_names(config.signals) if name not in job["signals"]])
+    refuse_without_values(strategies, signal_names(config.signals))
+    _refuse_idle_options(config, job["strategies"], growing)
+    signals = _signal_options(job["signals"], config)
+    samples = bool(sampling(growing))
+    sampler_name = _sampler_name(job, config, samples)
+    # Only now what takes time: a model's weights are hashed.
     name = config.model or job["model"]["name"]
     model = local_path(name)
     check_model(model)
@@ -149,16 +159,8 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     parent.check_tokenizer(tokenizer_hash(tokenizer), name)
     _refuse_other_ends(described_ends(job["tokenizer"]), marks_of(tokenizer).ends, name)
 
-    _load_outside(job)
-    strategies = _grown(job["strategies"], config)
-    growing = {name: settings for name, settings in strategies.items() if _grows(name, settings, job["strategies"])}
-    _refuse_unread(growing, [name for name in signal_names(config.signals) if name not in job["signals"]])
-    refuse_values_of_some(strategies, [*job["signals"], *signal_names(config.signals)])
-    _refuse_idle_options(config, job["strategies"], growing)
-    samples = bool(sampling(growing))
     engine = {**job["engine"], **config.engine} if samples else job["engine"]
-    sampler = _sampler(job, config, model, tokenizer, samples)
-    signals = _signal_options(job["signals"], config)
+    sampler = _sampler(sampler_name, job, config, model, tokenizer) if sampler_name is not None else None
     identities = signal_identities(signals, Reference(model, config.trust_remote_code))
     for signal, known in job["signals"].items():
         _refuse_other_signal(signal, known, identities[signal])
@@ -210,22 +212,26 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
     return run_job(config, config.out, work, prepare)
 
 
-def _sampler(job: dict[str, Any], config: ExtendConfig, model: str, tokenizer: Any, samples: bool) -> Any:
-    """What samples; None: the reference, or nothing samples. Raises UserError for another one than the set's."""
-    from data.models import context_length
-    from negatives_gen.job.job import local_path
-    from negatives_gen.job.sampling_model import sampling_model
-
+def _sampler_name(job: dict[str, Any], config: ExtendConfig, samples: bool) -> str | None:
+    """What samples, by name; None: the reference, or nothing samples. Raises UserError for one that would not."""
     if not samples:
         if config.sampler is not None:
             raise idle_option("sampler", sampling(STRATEGIES.names()), "added")
         return None
     known = job.get("sampler")
     named = config.sampler or (known["name"] if known else None)
-    if named is None:
-        return None
-    if known is None and sampling(job["strategies"]):
+    if named is not None and known is None and sampling(job["strategies"]):
         raise UserError(f"--sampler '{named}': what the set has was sampled from its reference. Leave it out.")
+    return named
+
+
+def _sampler(named: str, job: dict[str, Any], config: ExtendConfig, model: str, tokenizer: Any) -> Any:
+    """What samples, of that name. Raises UserError for another one than the set's."""
+    from data.models import context_length
+    from negatives_gen.job.job import local_path
+    from negatives_gen.job.sampling_model import sampling_model
+
+    known = job.get("sampler")
     sampler = sampling_model(named, local_path(named), model, tokenizer, config.trust_remote_code)
     if (longest := context_length(sampler.model, sys.maxsize)) < job["data"]["context"]:
         raise UserError(

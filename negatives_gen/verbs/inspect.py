@@ -28,8 +28,8 @@ USAGE = "python -m negatives_gen inspect DIR [--row ID] [--limit N] [--html FILE
 ABOUT = """
 Show groups of a negative set: prompt, ground truth and negatives with strategy, similarity, rank and the reference
 model's log-probability; of a ground truth also whether it was in reach of the sampler. The rank is derived: the ground
-truth has 0, then falling similarity of one signal. With --html a page to look through, search, filter and sort; it is
-one file that needs no network.
+truth has 0, then falling similarity of one signal, those without a value ("-") last. With --html a page to look
+through, search, filter and sort; it is one file that needs no network.
 """
 
 LIMIT = 3

@@ -76,7 +76,7 @@ class StandInSignal(Signal):
     """Random similarities, and embeddings of the right dimension if the signal sets any."""
 
     def __init__(self, name: str, options: Any, reference: Reference):
-        self.name = name
+        self.name, self.only_of = name, SIGNALS.load(name).only_of
         self.dimension = _dimension(options, reference) if SIGNALS.load(name).embeds else 0
 
     @classmethod
@@ -88,7 +88,7 @@ class StandInSignal(Signal):
             if self.dimension:
                 group.response_embedding = [random.random() for _ in range(self.dimension)]
             for candidate in group.negatives:
-                candidate.similarity[self.name] = random.random()
+                candidate.similarity.setdefault(self.name, random.random())
 
 
 def stand_in_components(shards: Sequence[Shard], vocabulary: int) -> Components:

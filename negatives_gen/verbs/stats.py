@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from data.command.usage import answered
 from data.reach import why_unknown
 from data.shards import NegativeSet
 from data.soundness import floats_of
+from negatives_gen.strategies import STRATEGIES
 from negatives_gen.verbs.reading import console, number
 
 if TYPE_CHECKING:
@@ -32,10 +34,10 @@ What a negative set holds, by strategy and for the ground truth, from its shards
   log p per token  the reference model's, in nats: sum over all tokens divided by their number
   likelier         share to which the reference gives a higher summed log p than to the ground truth
   in reach         of the ground truths, how many the sampler could have said itself (every token within --top_k, length
-                   within --max_new_tokens); what it could not say, no negative is ever like. Or of how many that is not
-                   known and why
-  similarity       a histogram of ten bins between the lowest and the highest in the set, for each ranking signal; each
-                   strategy's fullest bin has a bar of full length
+                   within --max_new_tokens); what it could not say, no negative is ever like. At least so many, where a
+                   strategy is given part of a ground truth (rn). Or of how many that is not known and why
+  similarity       a histogram of ten bins between the lowest and the highest in the set, for each ranking signal, of
+                   the strategies that have values of it; each one's fullest bin has a bar of full length
 """
 
 LOW_REACH = 0.5  # share of the ground truths within the sampler's reach below which there is advice
@@ -139,6 +141,7 @@ def statistics(negatives: NegativeSet) -> dict[str, Any]:
             "count": reach[True],
             "share": None if reach[None] else _ratio(reach[True], truth.count),
             "unknown": why_unknown(negatives).cause if reach[None] else None,
+            "at_least_by": _reaching_more(manifest.job["strategies"]),
         },
         "rows_read": manifest.counts["rows_read"],
         "rows_rejected": manifest.counts["rows_rejected"],
@@ -146,20 +149,28 @@ def statistics(negatives: NegativeSet) -> dict[str, Any]:
         "shards": len(manifest.shards),
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "seconds": {stage: round(total, 3) for stage, total in seconds.items()},
+        "occupancy": manifest.occupancy,
         "ground_truth": {"count": truth.count, "tokens": truth.tokens(), "logp_per_token": _logp(truth)},
         "strategies": {name: _summary(tallies[name]) for name in sorted(tallies)},
         "similarity": {
             signal: {
                 "edges": [float(edge) for edge in edges[signal]],
-                "counts": {name: tallies[name].bins[signal].tolist() for name in sorted(tallies)},
+                "counts": {name: tally.bins[signal].tolist() for name, tally in having.items()},
                 "mean": {
-                    name: _ratio(tally.similarity_sum[signal], int(tally.bins[signal].sum()))
-                    for name, tally in sorted(tallies.items())
+                    name: tally.similarity_sum[signal] / int(tally.bins[signal].sum()) for name, tally in having.items()
                 },
             }
             for signal in edges
+            for having in [{name: tallies[name] for name in sorted(tallies) if tallies[name].bins[signal].any()}]
         },
     }
+
+
+def _reaching_more(strategies: Mapping[str, dict[str, Any]]) -> list[str]:
+    """The strategies for whose sake the ground truths in reach are at least so many: a bound from below."""
+    known = set(STRATEGIES.names())
+    cutting = [name for name, settings in strategies.items() if name in known and settings.get("top_k")]
+    return [name for name in cutting if STRATEGIES.load(name).reaches_more]
 
 
 def _edges(negatives: NegativeSet) -> dict[str, np.ndarray]:
@@ -259,9 +270,11 @@ def print_statistics(found: dict[str, Any]) -> None:
         out.print(line)
     out.print(_by_strategy(found))
     for signal, histogram in found["similarity"].items():
-        out.print(_histogram(signal, histogram))
+        out.print(_histogram(signal, histogram, [n for n in found["strategies"] if n not in histogram["counts"]]))
     if found["seconds"]:
         out.print("seconds: " + ", ".join(f"{stage} {total:.1f}" for stage, total in found["seconds"].items()))
+    if found["occupancy"] is not None:
+        out.print(f"engine {found['occupancy']:.0%} occupied, over all shards")
 
 
 def _reach(found: dict[str, Any]) -> list[str]:
@@ -279,13 +292,15 @@ def _reach(found: dict[str, Any]) -> list[str]:
             f"{unknown}: {reach['unknown']}"
         ]
     share = reach["share"]
-    lines = [f"in reach of the sampler: {reach['count']} of {groups} ground truths ({_percent(share)})"]
+    least = "at least " if reach["at_least_by"] else ""
+    lines = [f"in reach of the sampler: {least}{reach['count']} of {groups} ground truths ({_percent(share)})"]
     if share < LOW_REACH:
         longest = found["ground_truth"]["tokens"]["max"]
         kept = ", or train with --in_support true" if reach["count"] else ""
+        given = f" At least: {', '.join(by)} is given part of a ground truth." if (by := reach["at_least_by"]) else ""
         lines.append(
             f"  few: training favours whatever the sampler cannot say. Sample with --top_k 0 and --max_new_tokens "
-            f"{longest} (the longest ground truth){kept}."
+            f"{longest} (the longest ground truth){kept}.{given}"
         )
     return lines
 
@@ -310,9 +325,13 @@ def _by_strategy(found: dict[str, Any]) -> "Table":
     return table
 
 
-def _histogram(signal: str, histogram: dict[str, Any]) -> "Table":
-    """A column for each strategy, a row for each bin; each strategy's fullest bin has a bar of full length."""
-    table = _table(f"similarity: {signal}")
+def _histogram(signal: str, histogram: dict[str, Any], lacking: Sequence[str]) -> "Table":
+    """A column for each strategy, a row for each bin; each strategy's fullest bin has a bar of full length.
+
+    Args:
+        lacking: strategies without values.
+    """
+    table = _table(f"similarity: {signal}" + (f" ({', '.join(lacking)}: -)" if lacking else ""))
     table.add_column("from", justify="right", no_wrap=True)
     table.add_column("to", justify="right", no_wrap=True)
     strategies = histogram["counts"]

@@ -125,14 +125,15 @@ def _check_shards(
             if wrong := checks.schema_problems(table, manifest.signals, manifest.schema_version):
                 schema += [f"{record.file}: {problem}" for problem in wrong]
             else:
-                nulls, strange = null_problems(table), id_problems(table, vocabulary)
+                nulls = null_problems(table, only_of=manifest.only_of)
+                strange = id_problems(table, vocabulary)
                 schema += [f"{record.file}: {problem}" for problem in nulls]
                 schema += checks.split_problems(table, record.file, job["data"].get("split") or "all")
                 counts += checks.count_problems(table, record, job["strategies"])
                 tokens += [f"{record.file}: {problem}" for problem in strange]
                 tokens += [f"{record.file}: {problem}" for problem in length_problems(table, context)]
                 tokens += checks.token_problems(table, record.file, described_ends(job["tokenizer"]))
-                numbers += checks.number_problems(table, record.file, manifest.signals)
+                numbers += checks.number_problems(table, record.file, manifest.signals, manifest.only_of)
                 tokens += [] if nulls else checks.support_problems(table, record.file, job)
                 ids += unique.add(table["id"].to_pylist(), record.file)
                 rows = [i for i in range(table.num_rows) if rows_before + i in drawn]

@@ -2,13 +2,15 @@
 
 `python -m tests.benchmarks.batching`. base-6m on Dolly, 64 slots, shards that fill them 1.4, 2.75 and 5.5 times. One
 process; an engine that vLLM's own loop drives and one that the sampling stage's does, each in a thread of its own; the
-order of the contestants changes from round to round. Tokens are all that were sampled, ramp-up and last drain counted.
+order of the contestants changes from round to round. `LLM.generate` runs without seeds, and with one for each request,
+as stage 1 does. Tokens are all that were sampled, ramp-up and last drain counted.
 """
 
 import asyncio
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from tests.benchmarks.extent import extent
 ROWS, MAX_TOKENS, ROUNDS = extent((96, 48, 3), (32, 8, 1))
 N, TOP_K, SLOTS = 11, 50, 64
 SIZES = (8, 16, 32)
+# Each request of stage 1 has a seed, and vLLM draws for those with a seed one by one.
+UNSEEDED, SEEDED = "one LLM.generate", "one LLM.generate, a seed for each request"
 ENGINE = {"max_num_seqs": SLOTS, "num_gpu_blocks_override": 512}
 
 
@@ -67,13 +71,16 @@ def main() -> None:
         bare_engine = thread.submit(lambda: Engine(MODEL, options=ENGINE)).result()
         prompts = [group.prompt_ids for index in range(shards) for group in work.source.load(index).groups]
 
-        def generate(texts: bool) -> int:
+        def generate(texts: bool, seeded: bool) -> int:
             from vllm import SamplingParams
 
             requests = [{"prompt_token_ids": ids} for ids in prompts]
             limits = [min(MAX_TOKENS, work.context - len(ids)) for ids in prompts]
             parameters = [
-                SamplingParams(n=N, top_k=TOP_K, max_tokens=limit, logprobs=0, detokenize=texts) for limit in limits
+                SamplingParams(
+                    n=N, top_k=TOP_K, max_tokens=limit, logprobs=0, detokenize=texts, seed=number if seeded else None
+                )
+                for number, limit in enumerate(limits)
             ]
             outputs = bare_engine.llm.generate(requests, parameters, use_tqdm=False)  # type: ignore[arg-type]  # a TypedDict
             return sum(len(c.token_ids) for output in outputs for c in output.outputs)
@@ -96,15 +103,16 @@ def main() -> None:
             return sum(sampler.tokens for sampler in actors.ShardSampler.made)
 
         contestants: dict[str, Any] = {
-            "one LLM.generate": lambda: thread.submit(generate, True).result(),
-            "one LLM.generate, without texts": lambda: thread.submit(generate, False).result(),
+            UNSEEDED: lambda: thread.submit(generate, texts=True, seeded=False).result(),
+            f"{UNSEEDED}, without texts": lambda: thread.submit(generate, texts=False, seeded=False).result(),
+            SEEDED: lambda: thread.submit(generate, texts=True, seeded=True).result(),
         }
         for size in SIZES:
             contestants[f"shards of {size} ({size * N / SLOTS:.3g} fillings)"] = lambda size=size: sampled(size)
         for size in SIZES:
             contestants[f"shards of {size}, one at a time"] = lambda size=size: sampled(size, 1)
         speeds: dict[str, list[float]] = {name: [] for name in contestants}
-        for warming in (*list(contestants.values())[:2], contestants[f"shards of {SIZES[0]}, one at a time"]):
+        for warming in (*list(contestants.values())[:3], contestants[f"shards of {SIZES[0]}, one at a time"]):
             warming()
         for round_number in range(ROUNDS):
             for name in sorted(contestants, reverse=round_number % 2 == 1):
@@ -113,14 +121,19 @@ def main() -> None:
                 speeds[name].append(tokens / (time.perf_counter() - started))
         for work, _ in jobs.values():
             work.writer.end()
-    print("median tokens/s (range), and ratio to the LLM.generate of the same round")
+    print(f"median tokens/s (range), and ratios to '{UNSEEDED}' and to '{SEEDED}' of the same round")
     print(f"base-6m, {len(prompts)} Dolly prompts, n = {N}, at most {MAX_TOKENS}, {SLOTS} slots, {ROUNDS} rounds")
     for name, values in speeds.items():
-        ratios = [value / base for value, base in zip(values, speeds["one LLM.generate"], strict=True)]
         print(
             f"| {name} | {statistics.median(values):.0f} tokens/s ({min(values):.0f} to {max(values):.0f}) | "
-            f"{statistics.median(ratios):.3f} x ({min(ratios):.3f} to {max(ratios):.3f}) |"
+            f"{ratio(values, speeds[UNSEEDED])} | {ratio(values, speeds[SEEDED])} |"
         )
+
+
+def ratio(values: Sequence[float], base: Sequence[float]) -> str:
+    """How many times as fast, round by round: the median and the range."""
+    ratios = [value / other for value, other in zip(values, base, strict=True)]
+    return f"{statistics.median(ratios):.3f} x ({min(ratios):.3f} to {max(ratios):.3f})"
 
 
 if __name__ == "__main__":

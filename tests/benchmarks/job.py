@@ -6,15 +6,17 @@ starts.
 """
 
 import dataclasses
-import json
 import pickle
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 from data.command.options import make_config
+from data.manifest import read_manifest
+from data.storage import Folder
 from negatives_gen.config import GenerateConfig
 from tests.benchmarks.dolly import DOLLY, MODEL
 from tests.benchmarks.extent import extent
@@ -73,17 +75,17 @@ def main() -> None:
         alone = {stage: timed("tests.benchmarks.job", stage, name) for stage in ("read", "sample", "score")}
         words = [word for key, value in OPTIONS.items() for word in (f"--{key}", str(value))]
         whole = timed("negatives_gen", *words, "--out", str(folder / "whole"))
-        manifest = json.loads((folder / "whole/manifest.json").read_text())
+        made = read_manifest(Folder(str(folder / "whole")))
     total = sum(alone.values())
-    print(f"base-6m, {manifest['counts']['rows_written']} Dolly groups, {OPTIONS['strategies']}, wall time with starts")
+    print(f"base-6m, {made.counts['rows_written']} Dolly groups, {OPTIONS['strategies']}, wall time with starts")
     for stage, seconds in alone.items():
         print(f"| {stage} alone | {seconds:.0f} s |")
     print(f"| sum of the stages alone | {total:.0f} s |")
     print(f"| whole job | {whole:.0f} s, {whole / total:.2f} x the sum |")
-    parts: dict[str, float] = {}
-    for record in manifest["shards"]:
-        for part, seconds in record["seconds"].items():
-            parts[part] = parts.get(part, 0) + seconds
+    print(f"| engine occupied, over all shards of the job, with its scorers beside it | {made.occupancy:.0%} |")
+    parts: Counter[str] = Counter()
+    for record in made.shards:
+        parts.update(record.seconds)
     print(
         "| inside the job, by part | " + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in parts.items()) + " |"
     )

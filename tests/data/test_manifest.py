@@ -60,3 +60,21 @@ def test_a_manifest_that_names_another_file_is_damaged_for_who_reads_and_who_wri
     assert refusal(lambda: NegativeSet(str(out))) == expected
     assert refusal(NegativeSetWriter(str(out), JOB, SIGNALS).begin) == expected
     assert all_files(out) == before
+
+
+def test_the_manifest_says_which_strategies_have_values_of_a_signal(tmp_path: Path) -> None:
+    writer = NegativeSetWriter(
+        str(tmp_path), {**JOB, "signals": {"given": {"only_of": ["given", "bn"]}, "rouge": {}}}, ["rouge", "given"]
+    )
+    writer.begin()
+    writer.finish(0)
+    manifest = NegativeSet(str(tmp_path)).manifest
+    assert manifest.only_of == {"given": ("given", "bn")}
+    assert manifest.without_values("given", ["an", "bn", "given", "tn"]) == ["an", "tn"]
+    assert manifest.without_values("rouge", ["an", "bn"]) == []
+    file = tmp_path / "manifest.json"
+    for wrong in ("[]", "7", '["an", 1]'):
+        written = json.loads(file.read_text())
+        written["job"]["signals"]["given"]["only_of"] = json.loads(wrong)
+        file.write_text(json.dumps(written))
+        assert "job.signals.given.only_of" in refusal(lambda: NegativeSet(str(tmp_path)))

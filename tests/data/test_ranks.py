@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from data.ranks import ranks_from_similarity, ranks_of
+from data.ranks import UNRANKED, known_ranks, ranks_from_similarity, ranks_of, similarities_of
 from data.schema import Candidate
 
 
@@ -50,5 +50,15 @@ def test_nan_still_ranks_before_candidates_that_do_not_exist() -> None:
 
 
 def test_ranks_of_negatives_start_at_one_and_what_is_not_known_is_lowest() -> None:
-    negatives = [Candidate("an", [1], "", similarity=s) for s in ({"a": 0.5}, {}, {"a": 0.9}, {"a": math.nan})]
+    similarities: list[dict[str, float | None]] = [{"a": 0.5}, {}, {"a": 0.9}, {"a": math.nan}]
+    negatives = [Candidate("an", [1], "", similarity=similarity) for similarity in similarities]
     assert ranks_of(negatives, "a") == [2, 3, 1, 4]
+
+
+def test_a_similarity_that_is_not_known_gives_no_rank():
+    negatives = [Candidate("bn", [1], "", similarity={"a": s}) for s in (0.5, None, 0.9)]
+    similarity = similarities_of(negatives, "a")
+    assert known_ranks(similarity).tolist() == [0, 2, UNRANKED, 1]
+    mask = np.array([[True, True, True, False]])
+    assert known_ranks(similarity[None], mask).tolist() == [[0, 1, UNRANKED, 3]]
+    assert ranks_of(negatives, "a") == [2, 3, 1]  # to look at: last

@@ -152,7 +152,7 @@ def test_the_same_job_with_other_signals_is_refused(tmp_path: Path, state: str):
 
 
 @pytest.mark.parametrize("similarity", [{}, {"embedding": 0.5}, {"embedding": 0.5, "rouge": 0.5, "bleu": 0.5}])
-def test_a_candidate_with_other_signals_than_the_sets_is_a_bug(tmp_path: Path, similarity: dict[str, float]):
+def test_a_candidate_with_other_signals_than_the_sets_is_a_bug(tmp_path: Path, similarity: dict[str, float | None]):
     writer = NegativeSetWriter(str(tmp_path), JOB, SIGNALS)
     writer.begin()
     before, wrong = all_files(tmp_path), group(1)
@@ -161,6 +161,32 @@ def test_a_candidate_with_other_signals_than_the_sets_is_a_bug(tmp_path: Path, s
         writer.write_shard(0, [group(2), wrong], [], seconds={}, layout="packed")
     assert not isinstance(caught.value, UserError)
     assert all_files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("strategy", "value", "said"),
+    [
+        ("bn", None, r"negative 1 \(bn\) of group .* has None of signal 'rouge', which is of bn"),
+        ("an", 0.5, r"negative 0 \(an\) of group .* has 0.5 of signal 'rouge', which is of bn"),
+        ("both", None, r"negative 0 \(an\) of group .* has None of signal 'embedding', which is of all"),
+    ],
+)
+def test_a_candidate_with_no_value_or_with_one_where_there_is_none_is_a_bug(
+    strategy: str, value: float | None, said: str, tmp_path: Path
+):
+    writer = NegativeSetWriter(str(tmp_path), {**JOB, "signals": {"rouge": {"only_of": ["bn"]}}}, SIGNALS)
+    writer.begin()
+    right = group(1)
+    right.negatives[0].similarity["rouge"] = None
+    writer.write_shard(0, [right], [], seconds={}, layout="packed")
+    wrong = group(2)
+    wrong.negatives[0].similarity["rouge"] = None
+    if strategy == "both":
+        wrong.negatives[0].similarity["embedding"] = value
+    else:
+        wrong.negatives[strategy == "bn"].similarity["rouge"] = value
+    with pytest.raises(ValueError, match=said):
+        writer.write_shard(1, [wrong], [], seconds={}, layout="packed")
 
 
 def test_a_finished_shard_written_again_stays_as_it_is_and_gives_its_record(tmp_path: Path):

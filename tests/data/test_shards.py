@@ -213,6 +213,24 @@ def test_occupancy_of_the_engine_is_kept_per_shard(tmp_path: Path):
     assert [shard.occupancy for shard in shards] == [0.6667, None]
 
 
+def test_occupancy_of_the_set_is_that_of_all_slots_over_all_their_time(tmp_path: Path):
+    """Not the mean of the shards' shares: 16 of 20 slot-seconds, and 3 of 60 while the engines drained."""
+    writer = NegativeSetWriter(str(tmp_path / "set"), JOB, SIGNALS)
+    writer.begin()
+    of_shards = [{"filled": 16.0, "all": 20.0}, None, {"filled": 3.0000004, "all": 60.0}]
+    for index, slots in enumerate(of_shards):
+        share = slots and slots["filled"] / slots["all"]
+        more: Any = {"seconds": {}, "layout": "packed", "occupancy": share, "slot_seconds": slots}
+        writer.write_shard(index, [group(index)], [], **more)
+    writer.finish(3)
+    manifest = NegativeSet(str(tmp_path / "set")).manifest
+    assert [shard.slot_seconds for shard in manifest.shards] == [*of_shards[:2], {"filled": 3.0, "all": 60.0}]
+    assert manifest.occupancy == 19 / 80
+    assert "slot_seconds" not in json.loads(manifest.to_json())["shards"][1]
+    manifest.shards = manifest.shards[1:2]
+    assert manifest.occupancy is None
+
+
 @pytest.mark.parametrize("read", ["groups", "shard_table", "rejects"])
 def test_a_file_with_other_columns_than_the_schemas_is_refused(finished: Path, read: str):
     name = "rejects.parquet" if read == "rejects" else shard_name(0)

@@ -183,7 +183,7 @@ def test_an_unreachable_hub_data_set_is_refused_also_if_the_client_says_nothing(
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     message = refusal(lambda: load_examples("someone/data", TASK))
-    assert "data set 'someone/data' is neither 'facts', nor a local file, nor a hub data set" in message
+    assert "data set 'someone/data' is neither 'facts' nor 'enquiries', nor a local file, nor a hub data set" in message
     assert "(ConnectionError)" in message
 
 

@@ -205,7 +205,7 @@ def test_rank_by_says_by_which_signal_pairs_are_filtered(
     groups = list(NegativeSet(str(negative_set)).groups())
     for group in groups:
         for candidate in group.negatives:
-            candidate.similarity["rouge"] = 1.0 - candidate.similarity["embedding"]
+            candidate.similarity["rouge"] = 1.0 - (candidate.similarity["embedding"] or 0.0)
     writer = NegativeSetWriter(
         str(tmp_path / "set"), NegativeSet(str(negative_set)).manifest.job, ["embedding", "rouge"]
     )
@@ -213,7 +213,7 @@ def test_rank_by_says_by_which_signal_pairs_are_filtered(
     writer.write_shard(0, groups, [], seconds={}, layout="packed")
     writer.finish(1)
     expected = {
-        signal: sum(min(2, sum(c.similarity[signal] >= 0.6 for c in group.negatives)) for group in groups)
+        signal: sum(min(2, sum((c.similarity[signal] or 0.0) >= 0.6 for c in group.negatives)) for group in groups)
         for signal in ("embedding", "rouge")
     }
     assert expected["embedding"] != expected["rouge"]

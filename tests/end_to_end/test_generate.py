@@ -235,8 +235,9 @@ def test_the_same_command_again_finds_the_set_complete(
     generated: Path, options: dict[str, object], tmp_path: Path
 ) -> None:
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in generated.iterdir()}
+    limit = yaml.safe_load((ROOT / "recipes/quickstart.yaml").read_text())["limit"]
     (tmp_path / "r.yaml").write_text(
-        yaml.safe_dump({**options, "strategies": "an=5,rn=2", "limit": 480, "out": str(generated)})
+        yaml.safe_dump({**options, "strategies": "an=5,rn=2", "limit": limit, "out": str(generated)})
     )
     done = fork_command("negatives_gen", "--config", str(tmp_path / "r.yaml"))
     assert done.returncode == 0

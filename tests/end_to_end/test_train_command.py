@@ -108,7 +108,7 @@ def test_one_yaml_serves_objectives_with_and_without_a_temperature(tmp_path: Pat
     recipe = ROOT / "recipes" / "quickstart-train.yaml"
     for objective in ("mle", "pss", "cpo", "cpo-rank"):
         script, _, _ = parse(["--config", str(recipe), "--objective", objective, "--output_dir", str(tmp_path)])
-        assert (script.objective, script.objective_options["cpo"].beta) == (objective, 5)
+        assert (script.objective, script.objective_options["cpo"].beta) == (objective, 1)
 
 
 def test_eval_shards_go_with_shards(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,117 +1,22 @@
 """A judge behind a server with every fault: no verdict is lost or counted twice, no cap is exceeded by one request."""
 
 import asyncio
-import base64
-import logging
-import os
-import random
-import signal
-import sqlite3
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from email.utils import formatdate
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data.chat.budget import Budget, Tokens, asked_tokens
-from data.chat.client import ChatAPI, asked_pause
+from data.chat.client import ChatAPI
 from data.command.errors import UserError
-from data.command.options import make_config
-from evaluation.judging import make_judge
-from evaluation.judging.base import Comparison, Judge, JudgeOptions
-from evaluation.judging.interrupts import stopping_at_signals
-from tests.support.chat_server import GARBAGE, HALF, NOTHING, ChatAPIStub, Fault, chat_api_stub, said
-from tests.support.commands import ForkedCommand
+from evaluation.judging.base import Comparison
+from tests.support.chat_server import ChatAPIStub, Fault, said
+from tests.support.judged import FAULTS, TIMEOUT, judge_by, longer, pairs, random_faults, rows, scores, unequal
 
-pytestmark = pytest.mark.seconds
-
-KEY = "sk-a-secret-of-the-tests"
-TIMEOUT = 10.0  # seconds, of the test that waits for it: a busy machine answers before
-FAULTS: list[Fault] = [
-    (429, {"Retry-After": "0.05"}, {"error": {"message": "slow down"}}),
-    (429, {"retry-after-ms": "30"}, ""),
-    (429, {}, ""),
-    (500, {}, "down"),
-    (502, {"Content-Type": "text/html"}, "<html>\nbad gateway</html>"),
-    (408, {}, ""),
-    GARBAGE,
-    NOTHING,
-    HALF,
-    (200, {}, {"id": "1", "object": "chat.completion", "choices": []}),
-    (200, {}, {"id": "1", "object": "chat.completion", "choices": [{"index": 0}]}),
-    (200, {}, "[]"),
-    (200, {}, '"A"'),
-    (200, {}, ""),
-    (200, {"Content-Encoding": "gzip"}, "no gzip"),
-    (200, {"Content-Encoding": "deflate"}, "no deflate \u00ff"),
-    (200, {}, "[" * 200_000),
-]
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("data.chat.client.FIRST_PAUSE", 0.005)
-    monkeypatch.setattr("data.chat.client.LONGEST_PAUSE", 0.05)
-
-
-@pytest.fixture
-def server() -> Iterator[ChatAPIStub]:
-    with chat_api_stub() as stub:
-        stub.answer = longer
-        yield stub
-
-
-def longer(request: dict[str, Any]) -> tuple[str, str]:
-    """A judge that prefers the longer answer."""
-    a, b = (said(request).split(f"Response {letter}: ")[1].split("\n")[0] for letter in "AB")
-    return ("A" if len(a) > len(b) else "B"), "stop"
-
-
-def random_faults(share: float, hanging: Sequence[int] = ()) -> Callable[[int], Fault | None]:
-    """Faults of so many of the requests; those of these numbers hang until the client gives them up."""
-
-    def fault_of(number: int) -> Fault | None:
-        draw = random.Random(number)
-        if number in hanging:
-            return TIMEOUT + 1
-        return draw.choice(FAULTS) if draw.random() < share else None
-
-    return fault_of
-
-
-def judge_by(server: ChatAPIStub, store: Path, **options: Any) -> Judge:
-    settings = {"model": "m", "base_url": server.url, "timeout": 60, "retries": 30}
-    return make_judge(make_config(JudgeOptions, **{**settings, **options}), str(store))
-
-
-def pairs(number: int) -> list[Comparison]:
-    """The answer to every third question is the longer one."""
-    return [Comparison(str(n), f"Question {n}?", "x" * (n % 3), "y") for n in range(number)]
-
-
-def scores(number: int) -> list[float]:
-    return [float(n % 3 == 2) for n in range(number) if n % 3 != 1]
-
-
-def unequal(number: int) -> list[Comparison]:
-    return [c for c in pairs(number) if len(c.answer) != len(c.other)]
-
-
-def rows(store: Path) -> list[str]:
-    if not (store / "verdicts.sqlite").exists():
-        return []
-    with sqlite3.connect(store / "verdicts.sqlite") as connection:
-        return [key for (key,) in connection.execute("SELECT key FROM verdicts")]
-
-
-# --- faults ---
+pytestmark = [pytest.mark.seconds, pytest.mark.usefixtures("api_environment")]
 
 
 @pytest.mark.parametrize("judgments", [200, pytest.param(1000, marks=pytest.mark.slow)])
@@ -309,70 +214,6 @@ def test_a_redirect_is_no_request_that_nobody_counts(server: ChatAPIStub, tmp_pa
     assert len(server.requests) == 1
 
 
-# --- pauses ---
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({}, 0),
-        ({"retry-after": "2"}, 2),
-        ({"retry-after": "1800"}, 1800),
-        ({"retry-after": " 0.5 "}, 0.5),
-        ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
-        ({"retry-after-ms": "soon", "retry-after": "9"}, 9),
-        ({"retry-after": "99999999"}, 3600),
-        ({"retry-after": "inf"}, 3600),
-        ({"retry-after": "nan"}, 0),
-        ({"retry-after": "-3"}, 0),
-        ({"retry-after": "soon"}, 0),
-        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
-        ({"retry-after": "Wed, 21 Oct 9999 07:28:00 GMT"}, 3600),
-    ],
-)
-def test_servers_say_how_long_to_wait(headers: dict[str, str], seconds: float) -> None:
-    assert asked_pause(headers) == seconds
-
-
-def test_servers_say_until_when_to_wait() -> None:
-    assert 18 <= asked_pause({"retry-after": formatdate(time.time() + 20, usegmt=True)}) <= 20
-
-
-def test_nobody_asks_before_the_server_wants_to_be_asked(server: ChatAPIStub, tmp_path: Path) -> None:
-    """One of four requests under way is told to wait; the other three are let alone, and nothing new is sent."""
-    server.seconds = 0.05
-    server.faults = [(429, {"Retry-After": "0.6"}, "")]
-    judge_by(server, tmp_path, concurrency=4).judge(unequal(9))
-    assert len(server.requests) == 13
-    assert sum(t - server.times[0] < 0.6 for t in server.times) <= 4
-
-
-@pytest.mark.parametrize("told", [16, 1])
-def test_requests_that_were_told_to_wait_do_not_come_back_together(
-    server: ChatAPIStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: int
-) -> None:
-    """Requests that wait because another was told to do not come back together either."""
-    monkeypatch.setattr("data.chat.client.FIRST_PAUSE", 0.5)
-    monkeypatch.setattr("data.chat.client.LONGEST_PAUSE", 0.5)
-    server.seconds = 0.2
-    server.faults = [(429, {"Retry-After": "0.6"}, "")] * told
-    judge_by(server, tmp_path).judge(unequal(24))
-    assert len(server.requests) == 32 + told
-    back = server.times[16:32]
-    assert min(back) - server.times[told - 1] >= 0.6
-    assert max(back) - min(back) > 0.15
-
-
-def test_pauses_are_drawn_from_a_doubling_range(
-    server: ChatAPIStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ranges = []
-    monkeypatch.setattr("data.chat.client.random.uniform", lambda *bounds: ranges.append(bounds) or 0.0)
-    server.faults = [FAULTS[3]] * 6
-    judge_by(server, tmp_path, concurrency=1).judge(unequal(1))
-    assert ranges == [(0, 0.005), (0, 0.01), (0, 0.02), (0, 0.04), (0, 0.05), (0, 0.05)]
-
-
 def test_prompts_are_taken_when_there_is_a_free_place(server: ChatAPIStub) -> None:
     """No more of a hundred thousand prompts are alive than requests are under way."""
     drawn = 0
@@ -416,131 +257,3 @@ def test_the_budget_learns_from_answers_which_tokens_a_server_adds() -> None:
     ):
         budget.settle(budget.reserve(asked), used)
         assert (budget.one_at_a_time, budget.dearest(asked)) == (narrow, dearest)
-
-
-# --- interruptions ---
-
-CHILD = """
-import sys
-from tests.evaluation.test_judge_faults import JudgeOptions, make_judge, unequal
-make_judge(JudgeOptions(model="m", base_url=sys.argv[1], concurrency=4), sys.argv[2]).judge(unequal(150))
-"""
-
-
-def start(server: ChatAPIStub, store: Path) -> ForkedCommand:
-    (store / "judging_child.py").write_text(CHILD)
-    return ForkedCommand.start("judging_child", server.url, str(store), cwd=store)
-
-
-def wait_until(condition: Callable[[], bool], child: ForkedCommand) -> None:
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert child.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-@pytest.mark.parametrize(
-    ("ending", "codes", "lost"),
-    [(signal.SIGKILL, {-9}, 4), (signal.SIGTERM, {143}, 0), (signal.SIGINT, {130, -signal.SIGINT}, 0)],
-)
-def test_an_interrupted_judge_goes_on_and_asks_nothing_twice(
-    server: ChatAPIStub, tmp_path: Path, ending: signal.Signals, codes: set[int], lost: int
-) -> None:
-    """SIGTERM and SIGINT wait for the requests under way, of which there are four at most; SIGKILL loses these."""
-    server.seconds = 0.1
-    child = start(server, tmp_path)
-    wait_until(lambda: len(server.answered) >= 40, child)
-    os.kill(child.pid, ending)
-    assert child.wait(timeout=30) in codes
-    assert ("waiting for" in child.stderr) == (not lost)
-    sent, kept = len(server.requests), len(rows(tmp_path))
-    assert sent - lost <= kept <= sent < 200
-    time.sleep(0.3)
-    assert len(server.requests) == sent
-    server.seconds = 0.0
-    judge = judge_by(server, tmp_path)
-    assert [outcome.score for outcome in judge.judge(unequal(150))] == scores(150)
-    assert (judge.spent()["this_run"]["reused"], len(server.requests) - sent) == (kept, 200 - kept)
-    assert len(rows(tmp_path)) == 200
-    if not lost:
-        assert len(server.prompts) == len(set(server.prompts)) == 200
-
-
-def test_a_second_sigint_ends_at_once(server: ChatAPIStub, tmp_path: Path) -> None:
-    server.seconds = 60
-    child = start(server, tmp_path)
-    wait_until(lambda: len(server.requests) == 4, child)
-    os.kill(child.pid, signal.SIGTERM)
-    time.sleep(1)
-    assert child.poll() is None
-    os.kill(child.pid, signal.SIGINT)
-    assert child.wait(timeout=20) in (130, -signal.SIGINT)
-    assert rows(tmp_path) == []
-
-
-@pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_a_signal_that_comes_with_the_last_answer_is_not_forgotten(number: int, ends: type[BaseException]) -> None:
-    async def work() -> None:
-        with stopping_at_signals(lambda error: None):
-            os.kill(os.getpid(), number)
-
-    with pytest.raises(ends) as ended:
-        asyncio.run(work())
-    assert getattr(ended.value, "code", 143) == 143
-
-
-def test_signal_handlers_are_put_back_after_judging(server: ChatAPIStub, tmp_path: Path) -> None:
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(number) for number in numbers]
-    judge_by(server, tmp_path).judge(unequal(3))
-    assert [signal.getsignal(number) for number in numbers] == before
-
-
-def test_a_judge_works_in_a_thread(server: ChatAPIStub, tmp_path: Path) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        outcomes = pool.submit(judge_by(server, tmp_path).judge, unequal(3)).result(timeout=60)
-    assert [outcome.score for outcome in outcomes] == scores(3)
-
-
-# --- the key ---
-
-
-def test_a_password_of_the_address_that_the_server_repeats_is_in_no_error_and_no_store(
-    server: ChatAPIStub, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    header = base64.b64encode(b"ann:pass word-1").decode()
-    address = server.url.replace("://", "://ann:pass%20word-1@")
-    server.answer = lambda request: (f"Basic {header}, pass word-1: A", "stop")
-    judge = judge_by(server, tmp_path, base_url=address, concurrency=1)
-    judge.judge(unequal(1))
-    assert b"Basic ***, ***: A" in (tmp_path / "verdicts.sqlite").read_bytes()
-    assert server.keys == {f"Basic {header}"}
-    server.faults = [(418, {}, {"error": {"message": f"not Basic {header}"}})]
-    with pytest.raises(UserError, match=r"\(418: not Basic \*\*\*\)") as caught:
-        judge.judge([Comparison("1", "p", "a", "b")])
-    seen = [str(caught.value), caplog.text, *(str(path.read_bytes()) for path in tmp_path.rglob("*"))]
-    assert not [text for text in seen if header in text or "word-1" in text]
-
-
-def test_the_key_is_in_no_store_no_log_and_no_error(
-    server: ChatAPIStub, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A server that repeats it in its answers, its refusals and its errors."""
-    leak = {"error": {"message": f"Wrong key {KEY}, look."}}
-    server.answer = lambda request: (f"{KEY} says A", "stop")
-    server.faults = [(400, {}, leak), (500, {}, leak), (429, {}, leak)]
-    judge = judge_by(server, tmp_path, concurrency=1)
-    with caplog.at_level(logging.INFO):
-        outcomes = judge.judge(unequal(6))
-        server.faults = [(418, {}, leak)]
-        with pytest.raises(UserError, match=r"refuses the request \(418: Wrong key \*\*\*, look\)") as caught:
-            judge.judge([Comparison("1", "p", "a", "b")])
-    assert outcomes[0].reason == "the API refuses the question: Wrong key ***, look"
-    assert server.keys == {f"Bearer {KEY}"}
-    seen = [repr(outcomes), repr(judge.identity()), repr(judge.spent()), str(caught.value), caplog.text]
-    assert not [text for text in seen if KEY in text]
-    assert caught.value.__cause__ is None
-    for path in tmp_path.rglob("*"):
-        assert KEY.encode() not in path.read_bytes()
-    assert b"*** says A" in (tmp_path / "verdicts.sqlite").read_bytes()

@@ -9,7 +9,7 @@ import pytest
 
 from data.command.errors import UserError
 from data.schema import Group
-from data.sources import facts
+from data.sources import enquiries, facts
 from data.sources.tasks import dolly
 from evaluation.answers.answer_sets import AnswerSet
 from evaluation.answers.cache import Store
@@ -322,3 +322,15 @@ def test_marks_and_outcome_stand_beside_an_answer_once_for_each_opponent() -> No
         ((Mark("correct", "good"),), "truth", SAME),
         ((Mark("correct", "good"),), "b", Outcome(1.0, verdicts=("A", "B"))),
     ]
+
+
+def test_evasive_replies_are_counted_and_marked_beside_wrong_and_correct_ones() -> None:
+    base, other = answers("base", [enquiries.EVASIVE[0]] * 3 + [WRONG]), answers("other", [*RIGHT[:3], WRONG])
+    evidence = [made(name).gather([base, other]) for name in ("correct", "evasive")]
+    measured = Gathered((base, other), (), tuple(evidence)).measurements(part(range(4)), "base")
+    assert found(measured, "base")["evasive"].mean == 0.75
+    assert found(measured, "other")["evasive_difference"].mean == -0.75
+    rows = sample_rows(Gathered((base, other), (), tuple(evidence)), part(range(4)))
+    labels = [{a.model: [mark.label for mark in a.marks] for a in row.answers} for row in rows]
+    assert labels[0] == {"base": ["wrong", "evasive"], "other": ["correct"]}
+    assert labels[3] == {"base": ["wrong"], "other": ["wrong"]}

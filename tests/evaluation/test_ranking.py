@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from data.command.errors import UserError
 from data.models import load_tokenizer, tokenizer_hash, weights_hash
 from data.schema import Candidate, Group
+from data.set_writer import NegativeSetWriter
 from data.sources.prepare import prepare_groups
 from evaluation.answers.cache import Store
 from evaluation.answers.checkpoints import Checkpoint
@@ -26,6 +27,7 @@ from evaluation.subject import Evaluation, Part
 from negatives_gen.models.loading import load_scorer
 from tests.support.read_examples import load_examples
 from tests.support.tiny import make_negative_set
+from tests.support.written import job_of
 from trainer.scoring.scorer import Scorer
 
 
@@ -148,6 +150,39 @@ def test_equal_gains_are_no_preference_however_long_the_candidates() -> None:
     ]
     found = ranking([[-700.1 + 0.52, -351.8 + 0.52, -20.5 + 0.52]], [made])
     assert (found["reward_top1"].mean, found["kendall_tau"].mean) == (0.0, 0.0)
+
+
+def scored(id_: str, strategies: Sequence[str], *scores: float | None) -> Group:
+    made = Group(id_, "p", "r", [5, 6], [7, 0], reference_logp=-10.0)
+    made.negatives = [
+        Candidate(strategy, [8 + i, 0], f"t{i}", reference_logp=-10.0, similarity={"given": score})
+        for i, (strategy, score) in enumerate(zip(strategies, scores, strict=True))
+    ]
+    return made
+
+
+def test_tau_is_over_the_candidates_that_the_signal_has_values_for() -> None:
+    """The first negative gained most, but has no score: among the others the order agrees. Who has none has no tau."""
+    groups = [scored("a", ("bn", "given", "given"), None, 4.0, 2.0), scored("b", ("bn", "bn"), None, None)]
+    found = ranking_values([[-8.0, -7.0, -9.0, -9.5], [-8.0, -9.0, -9.0]], groups, "given")
+    assert found["kendall_tau"] == [1.0, None]
+    assert found["reward_top1"] == [0.0, 1.0]
+    estimates = PromptEvidence(Ranking.columns, {("m", ""): found}, of_prompts=False)
+    measured = {m.metric: m.estimate for m in estimates.measurements(Part("test", [0]))}
+    assert (measured["kendall_tau"].mean, measured["kendall_tau"].n) == (1.0, 1)
+    assert measured["reward_top1"].n == 2
+
+
+def test_the_record_says_over_whom_tau_is(tmp_path: Path) -> None:
+    job = {**job_of(bn=1, given=1), "signals": {"given": {"only_of": ["given"]}}}
+    writer = NegativeSetWriter(str(tmp_path / "set"), job, ["given"])
+    writer.begin()
+    writer.write_shard(0, [scored("a" * 32, ("bn", "given"), None, 4.0)], [], seconds={}, layout="packed")
+    writer.finish(1)
+    record = read_held_out(str(tmp_path / "set"), "all", []).record
+    assert record["kendall_tau"] == {"signal": "given", "strategies": ["given"]}
+    said = Ranking.summary_of({"shards": {**record, "name": "S"}})
+    assert said == "1 groups of S (Kendall's tau by given, over given alone)"
 
 
 def test_a_checkpoint_that_transformers_cannot_load_is_one_line(reference: Path, tmp_path: Path) -> None:

@@ -311,6 +311,22 @@ def test_occupancy_is_of_the_time_since_the_shard_began() -> None:
     loop.close()
 
 
+def test_slot_seconds_of_all_shards_sum_up_to_what_the_engine_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [5.0]
+    monkeypatch.setattr("negatives_gen.job.batching.time.perf_counter", lambda: now[0])
+    loop = with_loop(SlottedEngineStub())
+    now[0] = 10.0  # until then nobody asks for anything
+    loop.submit(request(1), 0).result(timeout=10)
+    loop.reading = Reading()
+    taken = []
+    for seconds, filled in ((4.0, 30.0), (1.0, 0.0), (2.0, 16.0)):  # shards that overlap end one after another
+        now[0] += seconds
+        loop.reading.slot_seconds += filled
+        taken.append(loop.slot_seconds())
+    assert taken == [{"filled": 30.0, "all": 32.0}, {"filled": 0.0, "all": 8.0}, {"filled": 16.0, "all": 16.0}]
+    loop.close()
+
+
 def test_seconds_of_a_strategy_are_its_part_by_the_tokens_of_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("negatives_gen.job.batching.time.perf_counter", lambda: now[0])

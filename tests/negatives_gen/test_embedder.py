@@ -36,7 +36,7 @@ def test_similarity_of_each_candidate_is_its_cosine_to_the_ground_truth(minilm: 
     group.negatives = [Candidate("an", [3, 0], text) for text in texts]
     (signal,) = load_signals({"embedding": SIGNALS.load("embedding").Options(MINILM)}, Reference(""))
     signal.add([group])
-    found = [c.similarity["embedding"] for c in group.negatives]
+    found = [c.similarity["embedding"] or 0.0 for c in group.negatives]
     truth, *others = minilm.embed([group.response, *texts])
     assert found == pytest.approx([float(v @ truth) for v in others], abs=1e-5)
     assert found[1] == pytest.approx(1.0, abs=1e-5)

@@ -83,7 +83,7 @@ def test_use_takes_the_first_negatives_and_rank_by_orders_them(negative_set: Pat
     expected = []
     for group in groups_of(negative_set):
         first, second = group.negatives[:2]
-        swap = second.similarity["embedding"] > first.similarity["embedding"]
+        swap = (second.similarity["embedding"] or 0.0) > (first.similarity["embedding"] or 0.0)
         expected += [second.text, first.text] if swap else [first.text, second.text]
     assert [row["rejected"] for row in rows] == expected
 

@@ -1,6 +1,5 @@
 """Strategy and signal `given`: responses and scores that rows list, in shapes that people have. No engine, no Ray."""
 
-import json
 import logging
 import math
 import re
@@ -13,7 +12,6 @@ from tokenizers import normalizers
 from data.command.options import load_config, make_config
 from data.models import load_tokenizer
 from data.shards import NegativeSet
-from data.sources import facts
 from data.sources.encode import Encoded, encode_pairs
 from data.sources.examples import Example
 from data.sources.prepare import prepare_groups
@@ -28,77 +26,12 @@ from negatives_gen.verbs.plan import PlanConfig, predict
 from negatives_gen.verbs.stats import statistics
 from negatives_gen.verbs.verify import VerifyConfig, verify
 from tests.support.commands import ROOT
+from tests.support.given_rows import COLUMNS, FACTS, NoEngine, made, nectar, ultrafeedback, write
 from tests.support.training import make_trainer
 from tests.support.without_ray import without_ray
 from tests.support.written import refusal
 from trainer.groups.dataset import ContrastiveGroups
 from trainer.objectives.pairs import preference_pairs
-
-# Each with an answer of its own.
-FACTS = list({row["completion"]: row for row in facts.examples()}.values())[:24]
-COLUMNS = "prompt=instruction,candidates=completions[].response,scores=completions[].overall_score"
-
-
-def ultrafeedback(numbers: list[int]) -> list[dict[str, Any]]:
-    """Rows of UltraFeedback's shape; row i lists `numbers[i]` completions, of which the second is the best."""
-    return [
-        {
-            "source": "test",
-            "instruction": row["prompt"],
-            "models": ["a"] * number,
-            "completions": [
-                {
-                    "model": "a",
-                    "response": FACTS[(place + offset) % len(FACTS)]["completion"],
-                    "overall_score": 9.5 if offset == 1 else 5.0 - offset,
-                    "fine-grained_score": 4.25,
-                    "annotations": {"helpfulness": {"Rating": "N/A"}},
-                }
-                for offset in range(number)
-            ],
-        }
-        for place, (row, number) in enumerate(zip(FACTS, numbers, strict=False))
-    ]
-
-
-def nectar(number: int) -> list[dict[str, Any]]:
-    """Rows of Nectar's shape, seven ranked answers each, rank 1 the best."""
-    return [
-        {
-            "prompt": row["prompt"],
-            "answers": [
-                {"answer": FACTS[(place + rank) % len(FACTS)]["completion"], "model": "a", "rank": float(rank)}
-                for rank in (3, 1, 2, 4, 5, 6, 7)
-            ],
-            "turns": 1,
-            "num_responses": 7,
-            "source": ["test"],
-            "good_natured": True,
-        }
-        for place, row in enumerate(FACTS[:number])
-    ]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-class NoEngine:
-    """Must not start."""
-
-    def __init__(self, *_: Any, **__: Any):
-        pytest.fail("an engine was started")
-
-
-def made(reference: Path, out: Path, dataset: str, **options: Any) -> NegativeSet:
-    config = make_config(
-        GenerateConfig,
-        **{"model": str(reference), "dataset": dataset, "out": str(out), "groups_per_shard": 6, **options},
-    )
-    with without_ray():
-        generate(config, Components(engine=NoEngine))
-    return NegativeSet(str(out))
 
 
 def test_completions_with_scores_become_groups_with_the_best_as_ground_truth(
@@ -125,6 +58,35 @@ def test_completions_with_scores_become_groups_with_the_best_as_ground_truth(
     assert found.manifest.job["strategies"] == {"given": {"count": 3}}
     assert {group.split for group in found.groups()} == {"train", "test"}
     assert verify(found.folder.path, VerifyConfig()) == []
+
+
+def test_one_rejected_response_beside_a_chosen_one_is_a_group_of_two(reference: Path, tmp_path: Path) -> None:
+    said = [row["completion"] for row in FACTS]
+    rows = [{"prompt": row["prompt"], "chosen": said[i], "rejected": said[i - 1]} for i, row in enumerate(FACTS[:6])]
+    path = write(tmp_path / "rows.jsonl", rows)
+    columns = "prompt=prompt,completion=chosen,candidates=rejected"
+    found = made(reference, tmp_path / "set", path, columns=columns, strategies="given=1", signals="rouge")
+    read = {group.prompt: (group.response, [c.text for c in group.negatives]) for group in found.groups()}
+    assert read == {row["prompt"]: (row["chosen"], [row["rejected"]]) for row in rows}
+
+
+def test_our_own_preference_file_is_read_back_as_the_groups_that_it_was_made_of(
+    reference: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = write(tmp_path / "rows.jsonl", ultrafeedback([4] * 6))
+    first = made(reference, tmp_path / "set", path, columns=COLUMNS, strategies="given=3", signals="given")
+    out = tmp_path / "pairs.jsonl"
+    config = make_config(ExportConfig, format="trl-preference", out=str(out), split="all")
+    assert export(first.folder.path, config).rows == 18
+    columns = "prompt=prompt,completion=chosen,candidates=rejected"
+    again = made(reference, tmp_path / "again", str(out), columns=columns, strategies="given=3", signals="rouge")
+    assert "; 12 rows of the same prompt and response as another merged into it" in caplog.text
+    assert again.manifest.counts["rows_rejected"] == 0
+    before, after = (
+        {g.id: (g.response_ids, [c.ids for c in g.negatives]) for g in found.groups()} for found in (first, again)
+    )
+    assert after == before
 
 
 def test_a_candidate_is_in_tokens_what_a_ground_truth_of_its_prompt_would_be(reference: Path, tmp_path: Path) -> None:
@@ -276,10 +238,10 @@ def test_a_plan_starts_no_engine(reference: Path, tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"strategies": "given=3"}, "strategy 'given' needs --columns candidates=COLUMN"),
-        ({"strategies": "tn=2", "signals": "given"}, "ranking signal 'given' has values for negatives of given alone"),
         (
-            {"strategies": "given=2,tn=2", "signals": "given", "columns": COLUMNS},
-            "and 'tn' makes some too. Choose other --signals, or leave that strategy out.",
+            {"strategies": "tn=2", "signals": "given"},
+            "ranking signal 'given' has values for negatives of given alone, and no 'given' is chosen. Choose other "
+            "--signals, or add it to --strategies.",
         ),
         (
             {"strategies": "given=2", "signals": "given", "columns": "candidates=x"},
@@ -288,6 +250,10 @@ def test_a_plan_starts_no_engine(reference: Path, tmp_path: Path) -> None:
         (
             {"strategies": "tn=2", "signals": "rouge", "columns": "candidates=x"},
             "--columns candidates=... would change nothing: without scores=... nothing that is chosen reads it.",
+        ),
+        (
+            {"strategies": "tn=2", "signals": "rouge", "columns": "completion=c,candidates=x,scores=y"},
+            "--columns candidates=... would change nothing: beside completion=... nothing that is chosen reads it.",
         ),
         (
             {"strategies": "given=2", "given_min": 3, "columns": "candidates=x"},
@@ -306,19 +272,23 @@ def test_what_it_lacks_is_said_before_any_work(options: dict[str, Any], said: st
     assert said in refusal(config.check)
 
 
-def test_a_finished_set_cannot_be_extended_by_it(reference: Path, tmp_path: Path) -> None:
+def test_a_finished_set_cannot_be_extended_by_it(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said by the manifest and the options alone: before a model is looked at."""
     path = write(tmp_path / "rows.jsonl", ultrafeedback([4] * 6))
-    options = {"columns": COLUMNS, "strategies": "given=2"}
-    scored = made(reference, tmp_path / "scored", path, signals="given", **options).folder.path
-    plain = made(reference, tmp_path / "plain", path, signals="rouge", **options).folder.path
-    for parent, added, said in [
-        (plain, {"strategies": "given=3"}, "strategy 'given' reads candidates in the rows of the data source"),
-        (plain, {"signals": "given"}, "ranking signal 'given' reads scores in the rows of the data source"),
-        (scored, {"strategies": "tn=2"}, "ranking signal 'given' has values for negatives of given alone"),
-        (plain, {"strategies": "tn=2", "given_min": 2}, "--given_min 2 would change nothing: a finished set's 'given'"),
+    plain = made(
+        reference, tmp_path / "plain", path, signals="rouge", columns=COLUMNS, strategies="given=2"
+    ).folder.path  # fmt: skip
+    monkeypatch.setattr("data.models.check_model", lambda *_: pytest.fail("a model was looked at"))
+    for added, said in [
+        ({"strategies": "given=3"}, "strategy 'given' reads candidates in the rows of the data source"),
+        ({"signals": "given"}, "ranking signal 'given' reads scores in the rows of the data source"),
+        ({"strategies": "tn=2", "given_min": 2}, "--given_min 2 would change nothing: a finished set's 'given'"),
+        ({"signals": "bleu", "sampler": "m"}, "--sampler would change nothing: no "),
     ]:
         config = make_config(ExtendConfig, out=str(tmp_path / "more"), **added)
-        assert said in refusal(lambda parent=parent, config=config: extend(parent, config))
+        assert said in refusal(lambda config=config: extend(plain, config))
         assert not (tmp_path / "more").exists()
 
 

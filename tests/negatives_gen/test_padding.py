@@ -101,7 +101,7 @@ def test_a_bertscore_does_not_depend_on_the_batch(reference: Path, tmp_path: Pat
         group = Group("g", "p", "the cat lies on the mat", [1], [2, 0])
         group.negatives = [Candidate("an", [3], text) for text in texts]
         signal.add([group])
-        return [candidate.similarity["bertscore"] for candidate in group.negatives]
+        return [candidate.similarity["bertscore"] or 0.0 for candidate in group.negatives]
 
     texts = [text for text in TEXTS if text]
     assert scores(*texts) == pytest.approx([scores(text)[0] for text in texts], abs=1e-5)

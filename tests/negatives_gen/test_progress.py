@@ -12,6 +12,7 @@ import pytest
 
 from data.command.errors import UserError
 from data.command.options import make_config
+from data.manifest import Manifest, ShardRecord, shard_name
 from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
 from data.storage import Folder
@@ -20,7 +21,7 @@ from negatives_gen.job.actors import Components, Work
 from negatives_gen.job.attempts import Inside, Mark, Stall, Told, attempt, loading_stage
 from negatives_gen.job.job import generate
 from negatives_gen.job.pipeline import END, follow
-from negatives_gen.job.progress import Progress
+from negatives_gen.job.progress import Progress, print_outcome
 from negatives_gen.models.engine import Request, Sample
 from tests.support.chat_server import ChatAPIStub, said
 from tests.support.stubs import EngineStub, ScorerStub, signals_stub
@@ -97,6 +98,10 @@ def test_trackers_are_told_of_every_shard(
         "empty response": 2, "duplicate": 1, "too few un negatives": 1,
     }  # fmt: skip
     whole = [manifest.shards[: n + 1] for n in range(3)]
+    slots = [shard.slot_seconds or {} for shard in manifest.shards]
+    filled, there = (sum(one[name] for one in slots) for name in ("filled", "all"))
+    assert manifest.occupancy == pytest.approx(filled / there)
+    assert 0 < filled < there
     expected: dict[str, list[float | None]] = {
         "shards": [1, 2, 3],
         "groups": [7, 11, 16],
@@ -105,6 +110,9 @@ def test_trackers_are_told_of_every_shard(
         "rejected_by_reason/too few un negatives": [None, 1, 1],
         "rejected_by_reason/duplicate": [None, None, 1],
         "tokens": [sum(shard.tokens["negatives"] for shard in shards) for shards in whole],
+        "occupancy": [
+            sum(one["filled"] for one in slots[:n]) / sum(one["all"] for one in slots[:n]) for n in (1, 2, 3)
+        ],
         "shard/occupancy": [shard.occupancy for shard in manifest.shards],
         **{
             f"shard/seconds/{stage}": [shard.seconds[stage] for shard in manifest.shards]
@@ -151,7 +159,32 @@ def test_an_interrupted_job_is_one_curve(reference: Path, tmp_path: Path) -> Non
     # MLflow's store of files makes folders of the slashes: no name may be such a folder and a number too.
     assert not [(name, other) for name in found for other in found if other.startswith(f"{name}/")]
     assert found["tokens"][-1] == (3, sum(shard.tokens["negatives"] for shard in manifest.shards))
+    assert found["occupancy"][-1] == (3, pytest.approx(manifest.occupancy))
+    first = manifest.shards[0].slot_seconds or {}
+    assert found["occupancy"][0] == (1, pytest.approx(first["filled"] / first["all"]))
     assert not [tag for tag in found if tag.startswith("api/")]
+
+
+def test_the_last_words_say_how_full_the_engine_was_over_all_shards(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = {"rows_read": 9, "rows_written": 8, "rows_rejected": 1, "rows_truncated": 0}
+    records = [
+        ShardRecord(shard_name(index), 4, 4, 0, 0, 1, "", {}, {}, "packed", share, slots)
+        for index, (share, slots) in enumerate(
+            [(0.9, {"filled": 9.0, "all": 10.0}), (0.1, {"filled": 3.0, "all": 6.0})]
+        )
+    ]
+    manifest = Manifest(4, {}, {}, {}, None, [], {**counts, "rejected_by_reason": {"bad": 1}}, records, {})
+    print_outcome(manifest, "set")
+    assert capsys.readouterr().out.splitlines() == [
+        "9 rows read, 8 groups written, 1 rejected (1 bad)",
+        "engine 75% occupied, over all shards",
+        "negative set: set",
+    ]
+    print_outcome(manifest, "set", "json")
+    assert json.loads(capsys.readouterr().out)["occupancy"] == 0.75
+    manifest.shards = []
+    print_outcome(manifest, "set", "json")
+    assert "occupancy" not in json.loads(capsys.readouterr().out)
 
 
 class RowsStub:

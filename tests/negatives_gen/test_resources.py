@@ -49,6 +49,8 @@ def shares(engines: int, engine_gpus: float, scorers: int, scorer_gpus: float, c
         ({}, [Node(2)], shares(1, 0, 2, 0, 0.656)),
         ({}, [Node(32)], shares(1, 0, 2, 0, 10)),
         ({}, [Node(16, 1)], shares(1, 0.7, 1, 0.3, 8)),
+        # Of four GPUs no more than four have 0.7 left: the scorers lie beside the engines.
+        ({}, [Node(16, 4), Node(16, 4)], shares(8, 0.7, 8, 0.3, 2)),
         ({"stages": [SCORE]}, [Node(2)], shares(0, 0, 2, 0, 1)),
         ({"stages": [SCORE]}, [Node(16, 4)], shares(0, 0, 4, 1, 4)),
         ({"num_engines": 6}, [Node(64, 8)], shares(6, 1, 2, 1, 8)),
@@ -68,6 +70,59 @@ def shares(engines: int, engine_gpus: float, scorers: int, scorer_gpus: float, c
 )  # fmt: skip
 def test_every_actor_can_be_placed(options: dict, nodes: list[Node], expected: dict[str, Share]) -> None:
     assert planned(nodes, **options) == expected
+
+
+RAY_TP2: dict[str, Any] = {**TP2, "distributed_executor_backend": "ray"}
+ASKED = "{} are asked for: the rest comes in as others' jobs end. To begin, "
+
+
+@pytest.mark.parametrize(
+    ("options", "nodes", "free", "said"),
+    [
+        ({}, [Node(16, 1)], 1, ""),
+        ({"stages": [SCORE]}, [Node(16, 4)], 4, ""),
+        (
+            {},
+            [Node(16, 1)],
+            0,
+            f"0 of 1 GPUs are free now, {ASKED.format(1)}stage 'sample' needs 0.7 GPU(s), stage 'score' needs 0.3 "
+            "GPU(s)",
+        ),
+        (
+            {"engine": TP2, "num_engines": 1},
+            [Node(32, 8)],
+            2,
+            f"2 of 8 GPUs are free now, {ASKED.format(8)}stage 'sample' needs 2 GPU(s), stage 'score' needs 1 GPU(s)",
+        ),
+        (
+            {"engine": RAY_TP2, "num_engines": 1},
+            [Node(8, 2)] * 2,
+            2.5,
+            f"2.5 of 4 GPUs are free now, {ASKED.format(4)}stage 'sample' needs 2 GPU(s), stage 'score' needs 1 GPU(s)",
+        ),
+        (
+            {"stages": [SCORE]},
+            [Node(16, 4)],
+            0.5,
+            f"0.5 of 4 GPUs are free now, {ASKED.format(4)}stage 'score' needs 1 GPU(s)",
+        ),
+    ],
+)  # fmt: skip
+def test_gpus_that_others_hold_are_said_with_what_each_stage_needs_to_begin(
+    options: dict[str, Any], nodes: list[Node], free: float, said: str
+) -> None:
+    given = {"stages": [SAMPLE, SCORE], "num_engines": None, "engine": {}, "memory": NO_MEMORY, **options}
+    resources = Resources.plan(given.pop("stages"), nodes, **given)
+    assert resources.lack_of_gpus(free, sum(node.gpus for node in nodes), 100) == said
+    assert resources.gpu_stages == [stage for stage in (SAMPLE, SCORE) if stage in resources.shares]
+
+
+def test_of_few_shards_few_gpus_are_asked_for() -> None:
+    resources = Resources.plan([SAMPLE, ASK, SCORE], [Node(64, 8)], num_engines=None, engine={}, memory=NO_MEMORY)
+    assert [resources.gpus(shards) for shards in (1, 3, 8, 100)] == [1, 3, 8, 8]
+    assert resources.lack_of_gpus(3, 8, 3) == ""
+    assert resources.gpu_stages == [SAMPLE, SCORE]
+    assert Resources.plan([SCORE], [Node(4)], num_engines=None, engine={}, memory=NO_MEMORY).gpu_stages == []
 
 
 def test_an_engine_that_shares_its_gpu_leaves_room_for_the_scorer() -> None:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from data.command.errors import UserError
 from data.schema import Candidate, Group
-from negatives_gen.signals import SIGNALS, Reference, Signal, load_signals
+from negatives_gen.signals import SIGNALS, Reference, Signal, job_identity, load_signals
 from negatives_gen.signals.reward import Reward
 
 TRUTH = "the cat sat on the mat"
@@ -31,7 +31,7 @@ def values(name: str, texts: list[str], truth: str = TRUTH, **options: Any) -> l
     negatives = [Candidate("an", [3], text) for text in texts]
     group = Group("g", PROMPT, truth, [1], [2, 0], negatives=negatives, query=QUERY)
     load(name, **options).add([group])
-    return [c.similarity[name] for c in group.negatives]
+    return [value for c in group.negatives if (value := c.similarity[name]) is not None]
 
 
 def test_rouge_is_the_f1_of_the_longest_common_subsequence_of_words() -> None:
@@ -59,6 +59,17 @@ def test_a_candidate_that_has_a_similarity_keeps_it(name: str) -> None:
     group = Group("g", "p", TRUTH, [1], [2, 0], negatives=[Candidate("an", [3], TRUTH, similarity={name: -5.0})])
     load(name).add([group, Group("h", "p", "r", [1], [2, 0])])
     assert group.negatives[0].similarity == {name: -5.0}
+
+
+def test_a_signal_of_some_strategies_has_none_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SIGNALS.load("rouge"), "only_of", ("tn", "mn"))
+    group = Group("g", "p", TRUTH, [1], [2, 0], negatives=[Candidate(name, [3], TRUTH) for name in ("an", "tn")])
+    signal = load("rouge")
+    signal.pass_over([group])
+    signal.add([group])
+    assert [c.similarity for c in group.negatives] == [{"rouge": None}, {"rouge": 1.0}]
+    options = SIGNALS.load("rouge").Options()
+    assert job_identity("rouge", options, options, Reference(""))["only_of"] == ["tn", "mn"]
 
 
 @pytest.mark.parametrize("name", ["rouge", "bleu"])

@@ -1,6 +1,7 @@
 """`stats`: every number worked out by hand on a set of two groups."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ GROUPS = [
         reference_logp=-2.0,
         negatives=[
             candidate("an", "right", 2, -3.0, 0.5, finish_reason="length"),
-            candidate("an", "up", 10, None, None, finish_reason="stop"),
+            candidate("an", "up", 10, None, math.nan, finish_reason="stop"),
             candidate("bn", "yes", 2, -1.0, 0.95, source_id="a" * 32),
         ],
     ),
@@ -50,15 +51,18 @@ REJECTS = [
 
 SAMPLED: dict[str, Any] = {**job_of(), "strategies": {"an": {"count": 2, "top_k": 50}, "bn": {"count": 1}}}
 OWN = {"count": 1, "origin": {"entry": "mine:OWN", "source_sha256": "c" * 64}}  # of a strategy from outside
-KNOWN = "known", "count", "share", "unknown"
+KNOWN = "known", "count", "share", "unknown", "at_least_by"
 
 
-def written(path: Path, shards: Sequence[Sequence[Group]], job: dict[str, Any] | None = None) -> NegativeSet:
+def written(
+    path: Path, shards: Sequence[Sequence[Group]], job: dict[str, Any] | None = None, slots: Any = None
+) -> NegativeSet:
     writer = NegativeSetWriter(str(path), job or job_of(an=2, bn=1), ["embedding", "reward"])
     writer.begin()
     for index, groups in enumerate(shards):
         seconds = {"an": 1.5, "score": 0.25}
-        writer.write_shard(index, groups, [] if index else REJECTS, seconds=seconds, layout="packed")
+        rejects = [] if index else REJECTS
+        writer.write_shard(index, groups, rejects, seconds=seconds, layout="packed", slot_seconds=slots)
     writer.finish(len(shards))
     return NegativeSet(str(path))
 
@@ -130,18 +134,33 @@ def test_what_was_in_reach_of_the_sampler_is_counted_and_advice_given_where_it_i
         f"{len(GROUPS[0].response_ids)} (the longest ground truth)"
     )
     for said, lines, known in (
-        ([True, False], [f"{line}1 of 2 ground truths (50.0%)"], (2, 1, 0.5, None)),
+        ([True, False], [f"{line}1 of 2 ground truths (50.0%)"], (2, 1, 0.5, None, [])),
         (
             [True, False, False],
             [f"{line}1 of 3 ground truths (33.3%)", f"{advice}, or train with --in_support true."],
-            (3, 1, pytest.approx(1 / 3), None),
+            (3, 1, pytest.approx(1 / 3), None, []),
         ),
-        ([False], [f"{line}0 of 1 ground truths (0.0%)", f"{advice}."], (1, 0, 0.0, None)),  # nothing would be kept
+        ([False], [f"{line}0 of 1 ground truths (0.0%)", f"{advice}."], (1, 0, 0.0, None, [])),  # nothing would be kept
     ):
         groups = [replace(GROUPS[0], id=f"{n:032x}", in_support=value) for n, value in enumerate(said)]
         negatives = written(tmp_path / str(len(said)), [groups])
         assert printed_reach(negatives, capsys) == lines
         assert statistics(negatives)["in_support"] == dict(zip(KNOWN, known, strict=True))
+
+
+@pytest.mark.parametrize(("top_k", "at_least"), [(50, ["rn"]), (0, [])])  # without top-k lengths alone decide
+def test_what_a_strategy_reaches_that_is_given_part_of_the_truth_is_a_lower_bound(
+    top_k: int, at_least: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"count": 1, "top_k": top_k}
+    groups = [replace(GROUPS[0], id=f"{n:032x}", in_support=n == 0) for n in range(3)]
+    job = {**SAMPLED, "strategies": {"an": settings, "rn": {**settings, "rn_share": "0.5"}, "own": OWN}}
+    negatives = written(tmp_path / "set", [groups], job)
+    said, advice = printed_reach(negatives, capsys)
+    least = "at least " if at_least else ""
+    assert said == f"in reach of the sampler: {least}1 of 3 ground truths (33.3%)"
+    assert advice.endswith(" At least: rn is given part of a ground truth." if at_least else "--in_support true.")
+    assert statistics(negatives)["in_support"]["at_least_by"] == at_least
 
 
 def test_where_some_reach_is_unknown_there_is_no_share_and_no_advice(
@@ -154,7 +173,7 @@ def test_where_some_reach_is_unknown_there_is_no_share_and_no_advice(
     assert printed_reach(small, capsys) == [
         f"in reach of the sampler: 0 of 100 ground truths, out of reach 5, unknown 95: {why}"
     ]
-    assert statistics(small)["in_support"] == dict(zip(KNOWN, (5, 0, None, why), strict=True))
+    assert statistics(small)["in_support"] == dict(zip(KNOWN, (5, 0, None, why, []), strict=True))
     groups[0].in_support = True
     job = {**SAMPLED, "strategies": {**SAMPLED["strategies"], "own": OWN}}
     assert printed_reach(written(tmp_path / "own", [groups], job), capsys) == [
@@ -180,7 +199,7 @@ def test_where_no_reach_is_known_one_line_says_why(tmp_path: Path, capsys: pytes
         said = [line for line in lines if "in reach" in line]
         assert said == [f"in reach of the sampler: unknown for all 2 groups: {why}"]
         known = statistics(NegativeSet(negatives.folder.path))["in_support"]
-        assert known == {"known": 0, "count": 0, "share": None, "unknown": why}
+        assert known == {"known": 0, "count": 0, "share": None, "unknown": why, "at_least_by": []}
 
 
 def test_shards_do_not_change_what_is_counted(negatives: NegativeSet, tmp_path: Path) -> None:
@@ -234,6 +253,14 @@ def test_stats_prints_counts_lengths_and_histograms_within_100_columns(
     assert f"0.90 1.00 0 {full} 2" in lines
     assert lines[-1] == "seconds: an 3.0, score 0.5"
     assert all(len(line) <= 100 for line in lines)
+
+
+def test_stats_say_how_full_the_engine_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = written(tmp_path / "set", [GROUPS[:1], GROUPS[1:]], slots={"filled": 3.0, "all": 4.0})
+    assert statistics(found)["occupancy"] == 0.75
+    assert main(["stats", found.folder.path]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "engine 75% occupied, over all shards"
+    assert statistics(written(tmp_path / "none", [GROUPS]))["occupancy"] is None
 
 
 def test_a_histograms_bar_is_as_long_as_its_share_to_an_eighth_of_a_column() -> None:

@@ -178,11 +178,11 @@ def test_the_quickstarts_recipes_parse(path: Path) -> None:
     elif path.stem.endswith("-evaluate"):
         config = load_config(EvaluateConfig, ["--config", str(path)], command="evaluation.run")
         config.check()
-        assert list(config.models()) == ["reference", "mle", "cpo", "cpo-rank"]
+        assert list(config.models()) == ["reference", "mle", "cpo", "cpo-rank", "cpo-bn"]
     else:
         config = load_config(GenerateConfig, ["--config", str(path)], command="negatives_gen")
         config.check()
-        assert parse_counts(config.strategies, "strategies") == {"an": 11}
+        assert parse_counts(config.strategies, "strategies") == {"an": 11, "bn": 11}
         assert config.strategy_options["an"].top_k == 50
 
 

@@ -11,7 +11,8 @@ from data.storage import sha256
 def write_as_schema(version: int, negative_set: Path) -> None:
     """Rewrite a finished set in place as one of schema version 2 or 3.
 
-    Version 3 has no `in_support` and no `occupancy`; 2 also no `query`, and calls a shard's layout `attention_path`.
+    Version 3 has no `in_support`, no `occupancy` and no `slot_seconds`; 2 also no `query`, and calls a shard's layout
+    `attention_path`.
     """
     manifest = json.loads((negative_set / "manifest.json").read_text())
     lacking = {3: [], 2: ["query"]}[version]
@@ -23,6 +24,7 @@ def write_as_schema(version: int, negative_set: Path) -> None:
         record["sha256"] = sha256(file.read_bytes())
     for record in manifest["shards"]:
         del record["occupancy"]
+        record.pop("slot_seconds", None)
         if version == 2:
             record["attention_path"] = record.pop("layout")
         record["bytes"] = (negative_set / record["file"]).stat().st_size

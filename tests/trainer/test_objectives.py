@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from data.ranks import UNRANKED
 from trainer.objectives.losses import cpo_loss, cpo_ranking_loss, mle_loss, nca_loss
 from trainer.objectives.rewards import (
     contrast_metrics,
@@ -242,6 +243,17 @@ def test_preference_metrics_by_hand():
     assert metrics.keys() == expected.keys()
     for name, values in expected.items():
         assert metrics[name].tolist() == pytest.approx(values, abs=1e-6), name
+
+
+def test_kendalls_tau_is_over_the_candidates_that_have_a_rank():
+    # h = [1, 0, -2]; the second negative has no rank. The second group has none at all, and gives no value.
+    ranks = torch.tensor([[0, UNRANKED, 1], [0, UNRANKED, UNRANKED]])
+    policy, reference = torch.tensor([POLICY, POLICY]), torch.tensor([REFERENCE, REFERENCE])
+    found = preference_metrics(policy, reference, ranks, beta=BETA)
+    assert found["rewards/kendall_tau"].tolist() == [1.0]
+    assert found["rewards/top1"].tolist() == [1.0, 1.0]
+    found = preference_metrics(-policy, -reference, ranks, beta=BETA)
+    assert found["rewards/kendall_tau"].tolist() == [-1.0]
 
 
 def test_preference_metrics_of_the_reference_itself_win_nothing():

@@ -79,7 +79,7 @@ def by(value: Callable[[Candidate], float]) -> Choose:
 
 
 HARD = by(lambda one: (one.reference_logp or 0.0) / len(one.ids))
-SIMILAR = by(lambda one: one.similarity["embedding"])
+SIMILAR = by(lambda one: one.similarity["embedding"] or 0.0)
 
 
 def diverse(candidates: list[Candidate]) -> list[int]:

@@ -9,7 +9,7 @@ from data.command.errors import UserError
 from data.counts import format_counts, parse_counts
 from data.shards import NegativeSet
 from trainer.groups.store import Shard
-from trainer.groups.ways import WAYS
+from trainer.groups.ways import SIMILAR, WAYS
 
 RANDOM = "random"
 
@@ -64,12 +64,16 @@ class Choice:
         min_similarity: float | None = None,
         max_similarity: float | None = None,
         seed: int = 0,
+        learns_order: bool = False,
     ) -> "Choice":
         """The choice of the options --use (None: all that every set holds), --rank_by (None: the first signal).
 
+        Args:
+            learns_order: whether the objective needs a value of the signal for every negative.
+
         Raises:
-            UserError: a set has not that many negatives of a strategy, or not that signal; sets that hold different
-                negatives and no --use.
+            UserError: a set has not that many negatives of a strategy, or not that signal, or no values of it where
+                they are needed; sets that hold different negatives and no --use.
         """
         stored = [negatives.manifest.stored for negatives in sets]
         if use is None:
@@ -102,7 +106,35 @@ class Choice:
                     "`python -m negatives_gen extend`."
                 )
         fewest = {strategy: min(held[strategy] for held in stored) for strategy in counts}
-        return cls(counts, signal, ways, min_similarity, max_similarity, seed, fewest)
+        choice = cls(counts, signal, ways, min_similarity, max_similarity, seed, fewest)
+        for negatives in sets:
+            choice._refuse_without_values(negatives, learns_order)
+        return choice
+
+    def _refuse_without_values(self, negatives: NegativeSet, learns_order: bool) -> None:
+        """Raise UserError where the signal decides something about negatives that it has no values for."""
+        manifest, path = negatives.manifest, negatives.folder.path
+        lacking = manifest.without_values(self.signal, self.counts)
+        similar = [name for name in lacking if self.ways.get(name) == SIMILAR]
+        if learns_order:
+            needed = "the objective learns their order"
+        elif self.filters:
+            needed = "--min_similarity and --max_similarity choose them"
+        else:
+            lacking, needed = similar, f"--use ...:{SIMILAR} chooses them"
+        if not lacking:
+            return
+        ways = {name: f":{way}" for name, way in self.ways.items()}
+        having = [f"{name}={count}{ways.get(name, '')}" for name, count in self.counts.items() if name not in lacking]
+        whole = [name for name in negatives.signals if not manifest.without_values(name, self.counts)]
+        ways_out = [f"--use {','.join(having)}"] if having else []
+        ways_out += [f"--rank_by {whole[0]}"] if whole else []
+        remedy = f" Give {' or '.join(ways_out)}." if ways_out else ""
+        more = "" if whole else f" `python -m negatives_gen extend {path} --signals rouge` adds one that all have."
+        raise UserError(
+            f"ranking signal '{self.signal}' has no values for negatives of '{lacking[0]}' in negative set '{path}', "
+            f"and {needed} by it.{remedy}{more}"
+        )
 
     @property
     def shown_per_epoch(self) -> float:

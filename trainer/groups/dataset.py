@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data.command.errors import UserError
-from data.ranks import ranks_from_similarity
+from data.ranks import known_ranks
 from data.schema import Group
 from data.shards import NegativeSet
 from trainer.groups.choice import Choice
@@ -29,7 +29,7 @@ class TrainingGroup:
         id: of the group in its set.
         tokens: prefix and K continuations.
         reference_logps: K summed log-probabilities in nats under the reference model; empty for ground truths alone.
-        similarity: K similarities to the ground truth; empty for ground truths alone.
+        similarity: K similarities to the ground truth, nan where the signal has none; empty for ground truths alone.
         strategies: K - 1 names, of the negatives.
         counts: False where it only fills the last step of an epoch.
     """
@@ -183,7 +183,7 @@ class PackedGroups:
         sequences: G prefixes with their continuations, which `tokens` lays out.
         tokens: see `trainer.scoring.packing.TokenBatch`; its mask is the mask of the groups, [G, K].
         reference_logps: [G, K] in nats, 0 where there is no candidate. Of ground truths alone: zeros.
-        ranks: [G, K], 0 = best. Of ground truths alone: zeros.
+        ranks: [G, K], 0 = best, `data.ranks.UNRANKED` where the signal has no value. Of ground truths alone: zeros.
         strategies: names of the strategies of the negatives.
         strategy: [G, K], which of them made each negative, -1 for the ground truth.
         num_truth_tokens: tokens of the ground truths.
@@ -260,7 +260,7 @@ def _with_targets(
         sequences=sequences,
         tokens=tokens,
         reference_logps=torch.from_numpy(reference),
-        ranks=torch.from_numpy(ranks_from_similarity(similarity, tokens.mask.numpy())),
+        ranks=torch.from_numpy(known_ranks(similarity, tokens.mask.numpy())),
         strategy=torch.from_numpy(strategy),
         num_truth_tokens=sum(len(g.tokens.continuations[0]) for g in groups),
         strategies=names,

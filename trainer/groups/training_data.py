@@ -84,12 +84,18 @@ def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any])
 
 
 def _groups(sets: list[NegativeSet], script: ScriptArguments, split: str, seed: int, advice: str) -> ContrastiveGroups:
-    store = GroupStore(sets, split, advice, in_support=script.in_support)
-    if script.chosen.needs == "truths":
-        return ContrastiveGroups(store)
-    low, high = script.min_similarity, script.max_similarity
-    choice = Choice.of(sets, script.negatives, script.rank_by, min_similarity=low, max_similarity=high, seed=seed)
-    return ContrastiveGroups(store, choice)
+    choice = None
+    if script.chosen.needs != "truths":
+        choice = Choice.of(
+            sets,
+            script.negatives,
+            script.rank_by,
+            min_similarity=script.min_similarity,
+            max_similarity=script.max_similarity,
+            seed=seed,
+            learns_order=script.chosen.learns_order,
+        )
+    return ContrastiveGroups(GroupStore(sets, split, advice, in_support=script.in_support), choice)
 
 
 def _ground_truths(script: ScriptArguments, split: str, tokenizer: Any) -> tuple[GroundTruths, dict[str, Any]]:

@@ -46,4 +46,5 @@ def _highest(values: np.ndarray, count: int) -> np.ndarray:
     return np.argsort(-values.astype(np.float64), kind="stable")[:count]
 
 
-WAYS: dict[str, Way] = {"hard": hard, "similar": similar, "diverse": diverse}
+SIMILAR = "similar"  # the one by the ranking signal
+WAYS: dict[str, Way] = {"hard": hard, SIMILAR: similar, "diverse": diverse}

@@ -71,6 +71,8 @@ class Objective:
         needs: what it is trained on. Pairs are for objectives with a trainer of their own.
         dropout: whether the policy keeps its dropout. Without it the policy starts as the reference was scored.
         from_scratch: whether random weights are a start.
+        learns_order: whether its loss uses `PackedGroups.ranks`. One that says False also trains on negatives that the
+            ranking signal has no value for.
         remedies: what to try when the ground truths become less likely than under the reference.
         done_when_decided: True where a group whose softmax over h gives the ground truth nearly all teaches next to
             nothing more, and a run is to be told so, from `contrast/decided`.
@@ -82,6 +84,7 @@ class Objective:
     needs: Needs = "groups"
     dropout: bool = False
     from_scratch: bool = False
+    learns_order: bool = True
     remedies: str = "a smaller --learning_rate, fewer steps"
     done_when_decided: bool = False
 

@@ -19,6 +19,7 @@ class CPO(Contrast):
     name = "cpo"
     summary = "Contrastive Preference Optimization, best of K (arXiv 2502.16433, eq. 1)"
     done_when_decided = True
+    learns_order = False
 
     def contrast(self, policy_logps: "Tensor", groups: "PackedGroups", beta: "Beta") -> "Tensor":
         from trainer.objectives.losses import cpo_loss

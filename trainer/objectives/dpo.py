@@ -21,6 +21,7 @@ class DPO(Objective):
     summary = "the baseline, TRL's DPOTrainer on pairs (ground truth, negative) of one strategy; a batch counts pairs"
     Options = Temperature
     needs = "pairs"
+    learns_order = False
     remedies = "a smaller --beta or --learning_rate, fewer steps, cpo with --sft_weight 0.1 to 1"
 
     def own_trainer(self, setup: "Setup", options: Temperature) -> "Trainer":

@@ -18,6 +18,7 @@ class NCA(Contrast):
 
     name = "nca"
     summary = "absolute rewards: h of the ground truth above 0, of each negative below (NCA, arXiv 2402.05369)"
+    learns_order = False
 
     def contrast(self, policy_logps: "Tensor", groups: "PackedGroups", beta: "Beta") -> "Tensor":
         from trainer.objectives.losses import nca_loss

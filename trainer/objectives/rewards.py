@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
+from data.ranks import UNRANKED
+
 Beta = float | torch.Tensor
 # A group is decided where the softmax over its candidates gives the ground truth more than this.
 SURE = 0.99
@@ -32,22 +34,25 @@ def preference_metrics(
     beta: Beta,
     mask: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """What to watch in training, each a sum over groups' values ready to be averaged: [groups] per metric.
+    """What to watch in training, each a value per group ready to be averaged: [groups], of tau those that have one.
 
     Keys:
         logps/ground_truth: policy's log-probability of the ground truth, nats.
         logps/ground_truth_change: the same minus the reference's.
         rewards/margin: h of the ground truth minus the mean h of the negatives.
         rewards/top1: 1 where the ground truth has the strictly highest h.
-        rewards/kendall_tau: Kendall's tau-a between h and the ranks over all pairs of candidates, in [-1, 1].
+        rewards/kendall_tau: Kendall's tau-a between h and the ranks over all pairs of candidates that have a rank, in
+            [-1, 1], of the groups with such a pair.
         logps/ranking_accuracy: share of negatives that the policy itself finds less likely than the ground truth.
     """
     exists = torch.ones_like(policy_logps, dtype=torch.bool) if mask is None else mask
     h = implicit_rewards(policy_logps, reference_logps, beta=beta, mask=mask)
     negatives = exists[:, 1:]
     count = negatives.sum(-1).clamp(min=1)
-    pairs = exists[:, :, None] & exists[:, None, :]
+    ranked = exists & (ranks != UNRANKED)
+    pairs = ranked[:, :, None] & ranked[:, None, :]
     better = (ranks[:, :, None] < ranks[:, None, :]) & pairs
+    number = better.sum((-1, -2))
     agreement = torch.sign(h[:, :, None] - h[:, None, :])
     change = policy_logps.float() - reference_logps.float()
     return {
@@ -55,7 +60,7 @@ def preference_metrics(
         "logps/ground_truth_change": change[:, 0],
         "rewards/margin": h[:, 0] - (h[:, 1:] * negatives).sum(-1) / count,
         "rewards/top1": ((h[:, :1] > h[:, 1:]) | ~negatives).all(-1).to(h.dtype),
-        "rewards/kendall_tau": (agreement * better).sum((-1, -2)) / better.sum((-1, -2)).clamp(min=1),
+        "rewards/kendall_tau": ((agreement * better).sum((-1, -2)) / number)[number > 0],
         "logps/ranking_accuracy": ((policy_logps[:, :1] > policy_logps[:, 1:]) & negatives).sum(-1) / count,
     }
 

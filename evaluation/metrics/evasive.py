@@ -1,0 +1,61 @@
+"""Replies that put an enquiry off, in the embedded example `enquiries`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from data.sources import enquiries
+from evaluation.metrics.base import LOWER, Column, Mark, PromptEvidence, PromptMetric, Request, Values
+
+if TYPE_CHECKING:
+    from evaluation.answers.answer_sets import AnswerSet
+    from evaluation.report.results import AnswerRow
+
+DATASET = "enquiries"
+KEY = "evasive"
+MARK = Mark("evasive")
+
+
+class Evasive(PromptMetric):
+    """Whether each reply is one of the evasive ones; four in ten ground truths are."""
+
+    name = "evasive"
+    summary = "share of replies that put the enquiry off"
+    order = 21
+    columns = (
+        Column(
+            KEY,
+            "evasive",
+            "{:.1%}",
+            f"share of replies that put the enquiry off, as {enquiries.EVASIVE_SHARE:.0%} of the ground truths do",
+            better=LOWER,
+            share=True,
+            paired=True,
+            difference="minus baseline",
+        ),
+    )
+
+    @classmethod
+    def needs(cls, options: Any, request: Request) -> str:
+        return "" if request.dataset == DATASET else f"--dataset {DATASET}"
+
+    def values(self, answers: "AnswerSet") -> Values:
+        return {KEY: [float(enquiries.is_evasive(text)) for text in answers.texts]}
+
+    def gather(self, answer_sets: Sequence["AnswerSet"]) -> "EvasiveEvidence":
+        found = {(a.model, a.decoding): self.values(a) for a in answer_sets if self.is_of(a)}
+        return EvasiveEvidence(self.columns, found)
+
+
+@dataclass(frozen=True)
+class EvasiveEvidence(PromptEvidence):
+    """Values of metric `evasive`, which mark each such reply on the page of samples."""
+
+    def annotated(self, row: "AnswerRow", answers: "AnswerSet", index: int) -> list["AnswerRow"]:
+        values = self.values.get((answers.model, answers.decoding))
+        if not values or not values[KEY][index]:
+            return [row]
+        return [replace(row, marks=(*row.marks, MARK))]
+
+
+METRIC = Evasive
