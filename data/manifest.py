@@ -161,7 +161,7 @@ class Manifest:
         for shard in content["shards"]:
             if self.schema_version < 4:
                 del shard["occupancy"]
-            for name in ("slot_seconds", "left_out"):  # so that sets that lack it are written as they were read
+            for name in ("slot_seconds", "left_out"):  # so that sets that lack them are written as they were read
                 if shard[name] is None:
                     del shard[name]
         return (json.dumps(content, indent=2, sort_keys=False) + "\n").encode()

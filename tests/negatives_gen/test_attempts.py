@@ -39,6 +39,7 @@ from negatives_gen.job.inputs import stage_inputs
 from negatives_gen.job.job import generate, make_work
 from negatives_gen.job.pipeline import END, Rows
 from negatives_gen.models.engine import Request, Sample
+from tests.support.passing_time import ClockStub
 from tests.support.stubs import EngineStub, ScorerStub, signals_stub
 from tests.support.without_ray import without_ray
 
@@ -271,18 +272,6 @@ def test_what_a_workers_constructor_raises_is_one_line_too(reference: Path, tmp_
 
     with without_ray(), pytest.raises(UserError, match=r"stage 'sample': OSError: \[Errno 28\] No space left"):
         generate(config(reference, tmp_path / "set"), components(engine=broken_stub))
-
-
-class ClockStub:
-    """Seconds that pass when told."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self.now = 1000.0
-        monkeypatch.setattr("negatives_gen.job.attempts.time.monotonic", lambda: self.now)
-
-    def pass_by(self, stall: Stall, seconds: float) -> None:
-        self.now += seconds
-        stall.check()
 
 
 @pytest.fixture

@@ -17,24 +17,21 @@ from negatives_gen.job.pipeline import END, _free_gpus, run_pipeline
 from negatives_gen.job.resources import Node, Resources
 from negatives_gen.job.waiting import SAY_SECONDS, GpuWait
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
+from tests.support.passing_time import ClockStub
 
 HOUR = 3600.0
 MEMORY = {SAMPLE: 0, ASK: 0, SCORE: 0}
 
 
-class ClusterStub:
+class ClusterStub(ClockStub):
     """Eight GPUs, of which so many are free, and seconds that pass when told."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         import ray
 
-        self.free, self.now = 2.0, 1000.0
+        super().__init__(monkeypatch)
+        self.free = 2.0
         monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0, "GPU": self.free} if self.free else {})
-        monkeypatch.setattr("negatives_gen.job.attempts.time.monotonic", lambda: self.now)
-
-    def pass_by(self, stall: Stall, seconds: float) -> None:
-        self.now += seconds
-        stall.check()
 
 
 @pytest.fixture
