@@ -22,7 +22,8 @@ def duration(seconds: float) -> str:
     if not math.isfinite(seconds):
         return "for ever" if seconds > 0 else "no time that is known"
     if seconds < LEAST_OF_UNIT * MINUTE:
-        return f"{seconds:.1f} s" if 0 < seconds < 9.95 and seconds != round(seconds) else f"{seconds:.0f} s"
+        digits = f"{seconds:.2g}" if seconds < 1 else f"{seconds:.1f}" if seconds < 9.95 else f"{seconds:.0f}"
+        return f"{digits.removesuffix('.0')} s"
     if seconds < LEAST_OF_UNIT * HOUR:
         return f"{seconds / MINUTE:.0f} min"
     unit, name = (HOUR, "h") if seconds < LEAST_OF_UNIT * DAY else (DAY, "days")
