@@ -17,6 +17,11 @@ def counted(number: int, noun: str, several: str = "") -> str:
     return f"{number:,} {noun if number == 1 else several or noun + 's'}"
 
 
+def is_or_are(number: int) -> str:
+    """The verb behind a count."""
+    return "is" if number == 1 else "are"
+
+
 def duration(seconds: float) -> str:
     """A time in seconds as people say it: "0.3 s", "95 s", "2 min", "90 min", "2.5 h", "3.1 days"."""
     if not math.isfinite(seconds):
