@@ -7,14 +7,15 @@ MINUTE, HOUR, DAY = 60, 3600, 86400
 LEAST_OF_UNIT = 2
 
 
-def counted(number: int, noun: str, several: str = "") -> str:
-    """A count with its noun: "1 shard", "1,240 groups", "2 bodies".
+def counted(number: float, noun: str, several: str = "") -> str:
+    """A count with its noun: "1 shard", "1,240 groups", "0.5 GPUs".
 
     Args:
         noun: of one.
         several: of any other number; "": the noun with an s.
     """
-    return f"{number:,} {noun if number == 1 else several or noun + 's'}"
+    said = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{said} {noun if number == 1 else several or noun + 's'}"
 
 
 def is_or_are(number: int) -> str:

@@ -20,8 +20,8 @@ from data.shards import NegativeSet
 from data.soundness import floats_of
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.verbs.advice import advice
+from negatives_gen.verbs.fitting import Column, tables
 from negatives_gen.verbs.reading import console, number
-from negatives_gen.verbs.tables import Column, tables
 
 if TYPE_CHECKING:
     from rich.table import Table

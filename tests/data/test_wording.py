@@ -24,6 +24,7 @@ def test_a_count_has_its_noun_in_the_right_number() -> None:
     assert [counted(n, "shard") for n in (0, 1, 2, 12_400)] == ["0 shards", "1 shard", "2 shards", "12,400 shards"]
     assert counted(1, "process", "processes") == "1 process"
     assert counted(2, "process", "processes") == "2 processes"
+    assert [counted(n, "GPU") for n in (0.7, 1.0, 2.0)] == ["0.7 GPUs", "1 GPU", "2 GPUs"]
 
 
 def test_bytes_are_in_the_unit_that_fits() -> None:

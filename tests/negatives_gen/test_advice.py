@@ -8,8 +8,8 @@ import pytest
 from data.shards import NegativeSet
 from negatives_gen.__main__ import main
 from negatives_gen.verbs.advice import advice
+from negatives_gen.verbs.fitting import Column, tables
 from negatives_gen.verbs.stats import statistics
-from negatives_gen.verbs.tables import Column, tables
 
 
 def found(**more: Any) -> dict[str, Any]:
