@@ -179,8 +179,8 @@ def _on_gpus(
         engines -= 1  # for the scorers: one on a CPU would hold up all engines
     if not engines or engines * per_engine == gpus:
         raise UserError(
-            f"no GPU would be left for a scorer: {counted(max(1, engines), 'engine')} of {per_engine} GPUs ({parallel}), "
-            f"the cluster has {gpus}. Lower --num_engines or --engine.tensor_parallel_size, or add a GPU."
+            f"no GPU is left for a scorer: {counted(max(1, engines), 'engine')} of {per_engine} GPUs ({parallel}), the "
+            f"cluster has {gpus}. Lower --num_engines or --engine.tensor_parallel_size, or add a GPU."
         )
     return engines, 0.0 if spread else float(per_engine), gpus - engines * per_engine, 1.0
 

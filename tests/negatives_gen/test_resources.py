@@ -153,8 +153,8 @@ def test_an_engine_that_shares_its_gpu_leaves_room_for_the_scorer() -> None:
         (
             {"engine": TP2, "num_engines": 2},
             [Node(8, 4)],
-            "no GPU would be left for a scorer: 2 engines of 2 GPUs (tensor_parallel_size x pipeline_parallel_size = 2), "
-            "the cluster has 4.",
+            "no GPU is left for a scorer: 2 engines of 2 GPUs (tensor_parallel_size x pipeline_parallel_size = 2), the "
+            "cluster has 4.",
         ),
         ({"engine": TP2}, [Node(8, 2)], "1 engine of 2 GPUs"),
         ({"engine": {"tensor_parallel_size": "two"}}, [Node(8, 2)], "must be a whole number, at least 1, got 'two'"),
