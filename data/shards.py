@@ -69,7 +69,7 @@ class NegativeSet:
 
     @property
     def summary(self) -> str:
-        """Its place, how many groups it has and what they were made from, in words."""
+        """Where the set lies, how many groups it has and what they were made from, in words."""
         return f"negative set '{scrub(self.folder.path)}': {counted(len(self), 'group')} from {self.manifest.origin}"
 
     @property

@@ -85,8 +85,6 @@ OURS: dict[str, tuple[str, ...]] = {
     "resume_from_checkpoint": ("resume", "resume_from", "auto_resume_from_checkpoints", "ckpt"),
     "push_to_hub": ("hub_model_id", "hub_repo", "repo_id", "hub_dataset_id"),
     "row_tokens": ("packing", "max_tokens_per_batch", "sample_packing"),
-    "mle": ("sft_model",),
-    "cpo": ("cpo_model",),
 }
 
 

@@ -14,7 +14,7 @@ def counted(number: float, noun: str, several: str = "") -> str:
         noun: of one.
         several: of any other number; "": the noun with an s.
     """
-    said = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    said = f"{int(number):,}" if number == int(number) else f"{number:g}"
     return f"{said} {noun if number == 1 else several or noun + 's'}"
 
 

@@ -74,7 +74,7 @@ class Progress:
             f"{self.rejected:,} rejected, {counted(self.tokens, 'negative token')}, {self.tokens / seconds:,.0f} "
             "tokens/s with the start counted in"
             f"{'' if occupancy is None else f', engine {occupancy:.0%} occupied'}"
-            f"{'' if left is None else f', {duration(left)} left'}",
+            f"{f', {duration(left)} left' if left and self.done < self.total else ''}",
         )
 
     def count(self, entry: ShardEntry) -> None:

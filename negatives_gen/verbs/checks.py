@@ -59,7 +59,7 @@ def _contradictions(manifest: Manifest) -> list[str]:
             problems.append(f"{where} counts {counted(rejected, 'row')}, rows_rejected is {counts['rows_rejected']}")
     examples = manifest.inputs.get("examples")
     if manifest.inputs and examples != counts["rows_read"]:
-        problems.append(f"inputs counts {counted(examples, 'example')}, rows_read is {counts['rows_read']}")
+        problems.append(f"inputs counts {examples} examples, rows_read is {counts['rows_read']}")
     for key in ("examples", "examples_sha256"):  # of a stream they are known only afterwards
         source, read = job["data"][key], manifest.inputs.get(key)
         if source is not None and source != read:

@@ -1,6 +1,5 @@
 """A training log in one line: its values, and who says it where."""
 
-import io
 import math
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 from transformers import PrinterCallback, ProgressCallback
 
 from data.command.terminal import show_people
+from tests.support.terminal_stream import Terminal
 from tests.support.training import Run, make_trainer
 from trainer.leftovers import describe_checkpoints
 from trainer.monitor.log_lines import LogLines, log_line, short
@@ -57,13 +57,6 @@ def test_a_number_too_small_for_its_digits_keeps_its_first_one() -> None:
     found = [short(value, 2) for value in (0.0, 0.0001061, -0.0042, 0.0815, 12.347)]
     assert found == ["0.00", "0.0001", "-0.004", "0.08", "12.35"]
     assert short(math.nan, 2) == "nan"
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 def test_without_a_terminal_each_log_is_one_line_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
