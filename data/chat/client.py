@@ -21,7 +21,7 @@ from data.command.cleaning import storable
 from data.command.errors import UserError, first_line
 from data.command.privacy import HIDDEN, SHORTEST_SECRET
 from data.command.terminal import one_line
-from data.command.wording import duration
+from data.command.wording import counted, duration
 
 log = logging.getLogger(__name__)
 
@@ -305,7 +305,7 @@ class ChatAPI:
 
         if isinstance(error.__cause__, TooLarge):  # some versions of the client wrap what a hook raises
             error = error.__cause__
-        url, option, tried = self.base_url, f"--{self.group}", f"after {self.retries} retries"
+        url, option, tried = self.base_url, f"--{self.group}", f"after {counted(self.retries, 'retry', 'retries')}"
         if isinstance(error, openai.APITimeoutError | TimeoutError):
             return UserError(
                 f"{url} gave no answer within {duration(self.timeout)} {tried}. Raise {option}.timeout or lower "
