@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from data.command.errors import UserError
+from data.shape import parse_json
 from tests.support.commands import ROOT
 
 PACKAGES = ("torch", "triton", "transformers", "accelerate", "trl", "datasets", "vllm")
@@ -29,7 +30,7 @@ def machine(device: str) -> dict[str, Any]:
     )
     if asked.returncode:
         raise UserError(f"torch cannot be asked for a device: {(asked.stderr.strip() or 'no word').splitlines()[-1]}")
-    found = json.loads(asked.stdout.splitlines()[-1])
+    found = parse_json(asked.stdout.splitlines()[-1])
     if "problem" in found:
         raise UserError(
             f"no GPU is at hand: {found['problem']}. Run it on a machine with one; `--device cpu` tries the program "

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from data.command.privacy import scrub
+from data.shape import parse_json
 from tests.gpu.plan import Part
 from tests.support.commands import ROOT
 
-LAST_LINES = 12
+LAST_LINES = 20
 
 
 def run_part(part: Part, device: str, log: Path, seconds: float, *, small: bool) -> dict[str, Any]:
@@ -44,25 +45,24 @@ def run_part(part: Part, device: str, log: Path, seconds: float, *, small: bool)
             start_new_session=True,
         )  # fmt: skip
         try:
-            why = _ended(process.wait(seconds))
+            code = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            why = f"not done after {seconds:.0f} s"
+            code = None
         finally:
             with suppress(ProcessLookupError):  # also what a part has left behind
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         found: dict[str, Any] = {"seconds": round(time.monotonic() - started, 1)}
-        if not why:
-            found["result"] = json.loads(result.read_text())
-            why = _broken(found["result"]["checks"] if "checks" in found["result"] else [])
-        if not why:
-            return {"outcome": "passed", **found}
-        outcome = "out of time" if why.startswith("not done") else "failed"
+        if code == 0:
+            found["result"] = parse_json(result.read_text())
+            outcome, why = "failed", _broken(found["result"].get("checks", []))
+            if not why:
+                return {"outcome": "passed", **found}
+        elif code is None:
+            outcome, why = "out of time", f"not done after {seconds:.0f} s"
+        else:
+            outcome, why = "failed", f"ended by signal {-code}" if code < 0 else f"ended with status {code}"
         return {"outcome": outcome, "why": why, "last_lines": _last_lines(log, begin), **found}
-
-
-def _ended(code: int) -> str:
-    return "" if code == 0 else f"ended by signal {-code}" if code < 0 else f"ended with status {code}"
 
 
 def _broken(checks: list[dict[str, Any]]) -> str:
@@ -70,11 +70,9 @@ def _broken(checks: list[dict[str, Any]]) -> str:
     broken = [check for check in checks if not check["holds"]]
     if not broken:
         return ""
-    first = broken[0]
-    value = "not finite" if first["value"] is None else f"{first['value']:.3g}"
-    return (
-        f"{len(broken)} of {len(checks)} beyond bounds: {first['what']} is {value}, {first['sense']} {first['bound']:g}"
-    )
+    what, sense, bound = (broken[0][key] for key in ("what", "sense", "bound"))
+    value = "not finite" if broken[0]["value"] is None else f"{broken[0]['value']:.3g}"
+    return f"{len(broken)} of {len(checks)} beyond bounds: {what} is {value}, {sense} {bound:g}"
 
 
 def _last_lines(log: Path, begin: int) -> list[str]:

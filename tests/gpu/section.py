@@ -10,8 +10,8 @@ METHODS = {
 }  # fmt: skip
 OF_STEPS = """Medians of 5 steps after 3, bfloat16, random weights, no checkpointing; a step is 16 groups of K = 12 with
 Dolly's lengths, of MLE 96 ground truths; DPO takes the groups as 176 pairs, eight at a time, with stored reference
-log-probabilities. Tokens are counted without padding. MFU is the FLOP that these tokens need (`mfu` in docs/training.md)
-over the GPU's peak. Memory is that of tensors at the peak."""
+log-probabilities. Tokens are counted without padding. MFU is the FLOP that these tokens need (see `mfu` in
+[training.md](training.md)) over the GPU's peak. Memory is that of tensors at the peak."""
 
 
 def section(record: Parts) -> str:
@@ -52,7 +52,8 @@ def _of_what(on: dict[str, Any], parts: Parts) -> str:
     memory = f", {on['gibibytes']:.0f} GiB, driver {on['driver']}" if on["kind"] == "cuda" else ""
     return (
         f"{figures}`{command}` (`make gpu`), {' to '.join(dict.fromkeys([days[0], days[-1]]))}, commit "
-        f"{on['commit'] or 'unknown'} (sources {on['sources']}): {on['device']}{memory}, Python {on['python']}, {versions}."
+        f"{on['commit'] or 'unknown'} (sources {on['sources']}): {on['device']}{memory}, Python {on['python']}, "
+        f"{versions}."
     )
 
 
@@ -72,13 +73,11 @@ def _checks(parts: Parts) -> list[str]:
             key = name, check["what"].rpartition(": ")[2], check["bound"]
             if key not in worst or _strain(check) > _strain(worst[key]):
                 worst[key] = check
-    rows = [
-        [
-            f"`{name}`", kind, "not finite" if check["value"] is None else f"{check['value']:.3g}",
-            check["what"].rpartition(": ")[0], f"{check['sense']} {bound:g}" + ("" if check["holds"] else ": **beyond**"),
-        ]
-        for (name, kind, bound), check in worst.items()
-    ]  # fmt: skip
+    rows = []
+    for (name, kind, bound), check in worst.items():
+        value = "not finite" if check["value"] is None else f"{check['value']:.3g}"
+        told = f"{check['sense']} {bound:g}" + ("" if check["holds"] else ": **beyond**")
+        rows.append([f"`{name}`", kind, value, check["what"].rpartition(": ")[0], told])
     return _table(["part", "figure", "worst", "of", "bound"], rows)
 
 
@@ -103,7 +102,8 @@ def _steps(parts: Parts) -> list[str]:
             ]
         )  # fmt: skip
     titles = ["model", "step", "groups/s", "tokens/s", "MFU", "peak GiB", "predicted GiB", "CPO, packed, is as fast"]
-    return [*([OF_STEPS, ""] if rows else []), *_table(titles, rows)]
+    whole = rows and next(iter(parts.values()))["on"]["extent"] == "whole"
+    return [*([OF_STEPS, ""] if whole else []), *_table(titles, rows)]
 
 
 def _attention(parts: Parts) -> list[str]:

@@ -1,6 +1,7 @@
 """FlexAttention's block masks against dense attention over packed rows: outputs, gradients, time."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tests.benchmarks.extent import extent
 from tests.gpu.parts.checks import at_most
-from tests.gpu.parts.inputs import K, make_groups
+from tests.gpu.parts.inputs import make_groups
 from tests.gpu.parts.timing import median_seconds
 from trainer.scoring.flex import TOLERANCE, attention_by_block, packed_block_mask
 from trainer.scoring.packing import lay_out, packed_attention
@@ -46,18 +47,12 @@ def flex(device: str) -> dict[str, Any]:
             for name, ours, theirs in zip(("output", "gradients of q", "of k", "of v"), found, expected, strict=False):
                 off = ((ours.float() - theirs).norm() / theirs.norm()).item()
                 checks.append(at_most(f"{what}: {name}, of its norm", off, TOLERANCE[dtype]))
-        row = {
-            "heads": heads,
-            "key_heads": key_heads,
-            "head_size": size,
-            "tokens": length,
-            "groups": int(ids[0].max()) + 1,
+        seconds = {
+            name: median_seconds(partial(_values, attend, [x.bfloat16() for x in exact], device), device)
+            for name, attend in (("blocks_seconds", by_blocks), ("dense_seconds", by_dense))
         }
-        low = [x.bfloat16() for x in exact]
-        row["blocks_seconds"] = median_seconds(lambda: _values(by_blocks, low, device), device)
-        row["dense_seconds"] = median_seconds(lambda: _values(by_dense, low, device), device)
-        times.append(row)
-    return {"checks": checks, "attention": times, "candidates": K}
+        times.append({"heads": heads, "key_heads": key_heads, "head_size": size, "tokens": length, **seconds})
+    return {"checks": checks, "attention": times}
 
 
 def _values(attend: Callable[..., torch.Tensor], tensors: list[torch.Tensor], device: str) -> list[torch.Tensor]:

@@ -15,8 +15,6 @@ def at_least(what: str, value: float, bound: float) -> dict[str, Any]:
 
 
 def _check(what: str, value: float, bound: float, sense: str, holds: bool) -> dict[str, Any]:
-    value = float(value)
-    finite = math.isfinite(value)
-    return {
-        "what": what, "value": value if finite else None, "sense": sense, "bound": bound, "holds": finite and bool(holds)
-    }  # fmt: skip
+    if not math.isfinite(value):
+        return {"what": what, "value": None, "sense": sense, "bound": bound, "holds": False}
+    return {"what": what, "value": float(value), "sense": sense, "bound": bound, "holds": bool(holds)}

@@ -2,6 +2,7 @@
 
 import math
 import random
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,13 +15,12 @@ from trainer.scoring.continuations import Continuations
 K, STEP, ROW_TOKENS = extent((12, 16, 8192), (3, 2, 256))
 BETA = 5.0
 
-_XL = {"model_type": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25}
 _SMALL = {"model_type": "gpt2", "vocab_size": 512, "n_embd": 64, "n_layer": 2, "n_head": 2}
 # GPT-2, GPT-2 XL (a billion and a half) and OpenLLaMA-3B, the paper's two; in small a GPT-2 and a Llama of two layers.
 SHAPES: dict[str, dict[str, Any]] = extent(
     {
         "124M": {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12},
-        "1.5B": _XL,
+        "1.5B": {"model_type": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25},
         "3B": {
             "model_type": "llama", "vocab_size": 32000, "hidden_size": 3200, "intermediate_size": 8640,
             "num_hidden_layers": 26, "num_attention_heads": 32, "max_position_embeddings": 2048,
@@ -35,10 +35,7 @@ SHAPES: dict[str, dict[str, Any]] = extent(
         },
     },
 )  # fmt: skip
-# Parameters, for what must be decided before a model is made.
-PARAMETERS = {"124M": 124e6, "1.5B": 1.56e9, "3B": 3.43e9}
-
-# Tokens of prompt and response of the first rows of Dolly's training half under GPT-2's tokenizer, responses cut at 256.
+# Tokens of prompt and response of the first rows of Dolly's training half under GPT-2's tokenizer, those cut at 256.
 DOLLY_LENGTHS = (
     (42, 173), (41, 47), (36, 38), (44, 70), (40, 69), (132, 52), (36, 82), (39, 256), (338, 21), (36, 93), (43,
     37), (36, 94), (48, 33), (195, 4), (35, 54), (47, 149), (352, 27), (45, 30), (34, 79), (60, 10), (44, 2), (46,
@@ -52,8 +49,8 @@ DOLLY_LENGTHS = (
 )  # fmt: skip
 
 
-def make_model(size: str, device: str, dtype: torch.dtype) -> Any:
-    """A causal language model of random weights, drawn on the device; no dropout."""
+def make_model(size: str, device: str | None, dtype: torch.dtype) -> Any:
+    """A causal language model of random weights, drawn on the device (None: torch's default); no dropout."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(**SHAPES[size])
@@ -61,7 +58,7 @@ def make_model(size: str, device: str, dtype: torch.dtype) -> Any:
         if hasattr(config, name):
             setattr(config, name, 0.0)
     torch.manual_seed(0)
-    with torch.device(device):
+    with torch.device(device) if device else nullcontext():
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 

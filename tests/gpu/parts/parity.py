@@ -38,7 +38,7 @@ def small_groups() -> list[Continuations]:
 
 
 def float32(device: str) -> dict[str, Any]:
-    """In float32, of each architecture: the packed layout with block masks and with dense ones, or the padded layout."""
+    """In float32, of each architecture: the packed layout with either mask, or the padded layout."""
     groups, checks = small_groups(), []
     for architecture in (*PACKED, *PADDED):
         model = tiny_model(architecture, scale=1.0)
@@ -76,7 +76,7 @@ def bfloat16(device: str) -> dict[str, Any]:
 
 
 def start(device: str) -> dict[str, Any]:
-    """The first loss of transformers' Trainer with our step, on a set that the scorer scored there: log K, or log K!."""
+    """The trainer's first loss on a set that the scorer scored on the device: log K, or log K!."""
     checks = []
     with tempfile.TemporaryDirectory() as folder:
         reference = save_tiny_model(Path(folder) / "reference")

@@ -15,6 +15,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from tests.benchmarks.extent import extent
+from tests.gpu.parts.checks import at_most
 from tests.gpu.parts.inputs import BETA, ROW_TOKENS, STEP, make_groups, make_model
 from tests.gpu.parts.predicted import predicted_peak
 from tests.gpu.parts.timing import finished, median_seconds
@@ -30,6 +31,7 @@ WARM_UP, MEASURED = extent((3, 5), (1, 2))
 TRUTHS = extent(96, 4)  # of a step of MLE
 PAIRS = extent(8, 2)  # of a pass of TRL's, which pads; STEP * (K - 1) is a multiple of it
 DTYPE = torch.bfloat16
+MEMORY = 0.15  # how far off the prediction the peak may be
 
 
 def cpo(device: str, size: str) -> dict[str, Any]:
@@ -89,22 +91,22 @@ def padded(device: str, size: str) -> dict[str, Any]:
     return _step(device, size, "padded", seconds, _peak(device), groups=STEP, tokens=tokens)
 
 
-def _ours(device: str, size: str, objective: str, groups: list[TrainingGroup]) -> dict[str, Any]:
-    model = make_model(size, device, DTYPE)
-    prepared, chosen = prepare_model(model), OBJECTIVES.load(objective)
+def _ours(device: str, size: str, name: str, groups: list[TrainingGroup]) -> dict[str, Any]:
+    model, objective = make_model(size, device, DTYPE), OBJECTIVES.load(name)
+    prepared, options = prepare_model(model), objective.Options(**({"beta": BETA} if name == "cpo" else {}))
+    collator = Collator(prepared.layout, ROW_TOKENS, ["an"])
     with tempfile.TemporaryDirectory() as folder:
+        arguments = _arguments(folder, device, len(groups), 1)
         trainer = ContrastiveTrainer(
-            model=model, args=_arguments(folder, device, len(groups), 1), train_dataset=OneStep(groups),
-            data_collator=Collator(prepared.layout, ROW_TOKENS, ["an"]), objective=chosen,
-            options=chosen.Options(beta=BETA) if objective == "cpo" else chosen.Options(), prepared=prepared,
+            model=model, args=arguments, train_dataset=OneStep(groups), data_collator=collator, objective=objective,
+            options=options, prepared=prepared,
         )  # fmt: skip
         trainer._checked_start = True  # its random weights are no reference
         seconds, memory = _train(trainer, device)
+        predicted = predicted_peak(size, DTYPE, arguments, objective, options, prepared.layout, collator(groups))
     tokens = sum(g.tokens.packed_length for g in groups)
-    targets = sum(len(c) for g in groups for c in g.tokens.continuations)
-    flop = _flop(ModelFlop.of(model), tokens, targets)
-    predicted = predicted_peak(model.config, objective, groups, ROW_TOKENS, DTYPE)
-    return _step(device, size, objective, seconds, memory, len(groups), tokens, flop, predicted)
+    flop = _flop(ModelFlop.of(model), tokens, sum(len(c) for g in groups for c in g.tokens.continuations))
+    return _step(device, size, name, seconds, memory, len(groups), tokens, flop, predicted)
 
 
 class OneStep(torch.utils.data.Dataset):
@@ -170,20 +172,20 @@ def _step(
     groups: int,
     tokens: int,
     flop: float | None = None,
-    predicted: tuple[int | None, str] = (None, "of our trainer's steps only"),
+    predicted: tuple[int | None, str] = (None, ""),
 ) -> dict[str, Any]:
     """What a part says of a step; `tokens` without padding, `flop` of what these need, logits once."""
     peak = peak_flops(torch.device(device), DTYPE)
-    return {
-        "steps": [
-            {
-                "size": size, "method": method, "seconds": seconds, "groups": groups, "tokens": tokens,
-                "groups_per_second": groups / seconds, "tokens_per_second": tokens / seconds,
-                "tflop_per_second": flop and flop / seconds / 1e12, "mfu": flop and peak and flop / seconds / peak,
-                "peak_bytes": memory, "predicted_bytes": predicted[0], "prediction": predicted[1],
-            }
-        ]
+    step = {
+        "size": size, "method": method, "seconds": seconds, "groups": groups, "tokens": tokens,
+        "groups_per_second": groups / seconds, "tokens_per_second": tokens / seconds,
+        "tflop_per_second": flop and flop / seconds / 1e12, "mfu": flop and peak and flop / seconds / peak,
+        "peak_bytes": memory, "predicted_bytes": predicted[0], "prediction": predicted[1],
     }  # fmt: skip
+    checks = []
+    if memory and predicted[0]:
+        checks = [at_most("peak memory off its prediction, of it", abs(memory / predicted[0] - 1), MEMORY)]
+    return {"checks": checks, "steps": [step]}
 
 
 def _flop(model: ModelFlop, positions: int, targets: int) -> float:
