@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 # GiB of GPU memory that a step needs, about: bfloat16 weights, gradients and AdamW's two, and a row of 8,192 tokens.
-SIZES = {"124M": 8, "1.5B": 40, "3B": 60}
+SIZES = {"124M": 8, "1.5B": 48, "3B": 60}
 METHODS = {"cpo": (), "mle": (), "dpo": ("trl", "datasets"), "padded": ()}
 
 

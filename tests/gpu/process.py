@@ -30,9 +30,9 @@ def run_part(part: Part, device: str, log: Path, seconds: float, *, small: bool)
         "outcome": passed, failed or out of time; "seconds"; "result", where there is one; "why" it has not passed and
         its "last_lines".
     """
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # transformers would spread over several
-    # Only programs that say so are in small.
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": first, "BENCH_SMALL": "1" if small else "0"}
+    # One GPU: transformers would spread over several.
+    visible = "" if device == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": visible, "BENCH_SMALL": "1" if small else "0"}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     with tempfile.TemporaryDirectory() as folder, log.open("ab") as output:
         result = Path(folder) / "result.json"

@@ -91,14 +91,15 @@ def _steps(parts: Parts) -> list[str]:
     steps = [step for part in parts.values() for step in part["result"].get("steps", [])]
     rows = []
     for step in steps:
-        ours = next((s for s in steps if (s["size"], s["method"]) == (step["size"], "cpo")), None)
-        contest = ours and ours is not step and ours["groups"] == step["groups"]
+        same = (other for other in steps if (other["size"], other["groups"]) == (step["size"], step["groups"]))
+        ours = next((other for other in same if other["method"] == "cpo"), None)
+        faster = ours["groups_per_second"] / step["groups_per_second"] if ours and ours is not step else None
         rows.append(
             [
                 step["size"], METHODS[step["method"]], f"{step['groups_per_second']:.1f}",
                 f"{step['tokens_per_second']:,.0f}", _or(step["mfu"], lambda x: f"{x:.1%}"),
                 _or(step["peak_bytes"], _gib), _or(step["predicted_bytes"], _gib, step["prediction"]),
-                f"{ours['groups_per_second'] / step['groups_per_second']:.2f} x" if contest else "",
+                _or(faster, lambda x: f"{x:.2f} x"),
             ]
         )  # fmt: skip
     titles = ["model", "step", "groups/s", "tokens/s", "MFU", "peak GiB", "predicted GiB", "CPO, packed, is as fast"]

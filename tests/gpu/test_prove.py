@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from data.command.errors import UserError
 from tests.gpu import prove
+from tests.gpu.parts.attention import compared
 from tests.gpu.plan import PARTS, Part
 from tests.gpu.process import run_part
 from tests.gpu.prove import ProveConfig, main, read_record
@@ -85,6 +88,24 @@ def test_a_real_part_in_small(name: str, tmp_path: Path) -> None:
     assert 0 < step["seconds"] < 60
     assert step["peak_bytes"] is None  # no figure of a CPU stands for a GPU's
     assert step["mfu"] is None
+    assert step["prediction"] in ("", "not available")  # or why it failed
+
+
+def test_heads_whose_kernel_does_not_run_are_a_failed_check_and_no_end() -> None:
+    def ours(*_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of resource: shared memory\nmore")
+
+    tensors = [torch.randn(1, 2, 8, 4) for _ in range(4)]
+    right, wrong = (
+        compared(attend, scaled_dot_product_attention, tensors, torch.float32, "2 heads")
+        for attend in (scaled_dot_product_attention, lambda q, k, v: 1.1 * scaled_dot_product_attention(q, k, v))
+    )
+    assert (right[0]["what"], right[0]["value"]) == ("2 heads, float32: output, of its norm", 0.0)
+    assert wrong[0]["value"] == pytest.approx(0.1, rel=1e-4)
+    assert not wrong[0]["holds"]
+    (check,) = compared(ours, scaled_dot_product_attention, tensors, torch.float32, "2 heads")
+    assert check["what"] == "2 heads, float32: does not run (out of resource: shared memory)"
+    assert not check["holds"]
 
 
 @pytest.mark.slow

@@ -139,7 +139,8 @@ def _first_loss(path: Path, reference: Path, objective: str, dtype: str, device:
     from trainer.objectives import OBJECTIVES
     from trainer.trainer import ContrastiveTrainer
 
-    model: Any = AutoModelForCausalLM.from_pretrained(reference, dtype=getattr(torch, dtype)).to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(reference, dtype=getattr(torch, dtype))
+    model.to(device)
     prepared, chosen = prepare_model(model), OBJECTIVES.load(objective)
     arguments = TrainingArguments(
         output_dir=f"{folder}/out", max_steps=1, per_device_train_batch_size=16, logging_steps=1, bf16=False,

@@ -17,7 +17,9 @@ from trainer.policy import Policy
 class RandomPolicy(Policy):
     """Random weights: `directory` is one of `inputs.SHAPES`, `config` a torch dtype, so that TRL need not be here."""
 
-    adapter = None
+    @property
+    def adapter(self) -> Any:
+        return None
 
     def load(self) -> Any:
         """The model where torch makes new tensors."""
@@ -40,6 +42,7 @@ def predicted_peak(
         sizing, devices = (importlib.import_module(f"trainer.sizing.{name}") for name in ("predicted", "devices"))
         policy = RandomPolicy(Path(size), dtype, from_scratch=True, dropout=False)
         case = sizing.Case(policy, training, objective, options, devices.device_of(None))
-        return sizing.predict(case, layout, passes, accumulates=len(passes) > 1).peak, ""
+        largest = max(passes, key=lambda packed: packed.tokens.input_ids.numel())
+        return sizing.predict(case, layout, largest, accumulates=len(passes) > 1).peak, ""
     except Exception as error:  # what was measured is kept whatever fails here
         return None, f"failed: {first_line(error)[:100]}"

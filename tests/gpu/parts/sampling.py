@@ -23,10 +23,10 @@ CONTEXT = 1024
 TARGET = extent(0.95, 0.0)  # of bare vLLM with the same settings, as on CPUs
 
 
-def an(device: str) -> dict[str, Any]:
+def an(_: str) -> dict[str, Any]:
     """Tokens per second of the AN stage and of vLLM's own calls for the same prompts; medians, and the range."""
     with tempfile.TemporaryDirectory() as folder:
-        _save_model(folder, device)
+        _save_model(folder)
         engine = Engine(folder, options={"max_num_seqs": extent(1024, 16), "max_model_len": CONTEXT})
         found = speeds(contestants(engine, _groups(len(engine.tokenizer)), CONTEXT, MAX_TOKENS), ROUNDS)
     rows = [
@@ -38,7 +38,8 @@ def an(device: str) -> dict[str, Any]:
     return {"checks": [check], "sampling": rows, "prompts": PROMPTS, "n": N, "max_tokens": MAX_TOKENS}
 
 
-def _save_model(folder: str, device: str) -> None:
+def _save_model(folder: str) -> None:
+    """Made on the CPU, so that this process has not touched the GPU when vLLM starts its own."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from data.blank import BlankConfig, write_blank_model
@@ -48,12 +49,7 @@ def _save_model(folder: str, device: str) -> None:
     config = AutoConfig.from_pretrained(folder)
     config.update({**SHAPE, "num_key_value_heads": SHAPE["num_attention_heads"], "vocab_size": size})
     config.head_dim = SHAPE["hidden_size"] // SHAPE["num_attention_heads"]
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    del model
-    if device == "cuda":
-        torch.cuda.empty_cache()  # the engine takes its share of what is free
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
 
 
 def _groups(vocabulary: int) -> list[Group]:
