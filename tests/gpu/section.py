@@ -66,7 +66,7 @@ def _outcomes(parts: Parts) -> list[str]:
 
 
 def _checks(parts: Parts) -> list[str]:
-    """Of each kind of figure of a part the one that is nearest to its bound, or farthest beyond it."""
+    """A part's kinds of figures, each by the one that is nearest to its bound, or farthest beyond it."""
     worst: dict[tuple[str, str, float], dict[str, Any]] = {}
     for name, part in parts.items():
         for check in part["result"].get("checks", []):

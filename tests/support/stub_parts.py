@@ -16,7 +16,7 @@ def holds(device: str, counted: str) -> dict[str, Any]:
 
 
 def is_beyond(device: str) -> dict[str, Any]:
-    """Of two figures one is beyond its bound."""
+    """Hands back two figures, one of them beyond its bound."""
     figures = {"what": "a: b", "value": 1.0, "sense": "at most", "bound": 2.0, "holds": True}
     return {"checks": [figures, {**figures, "what": "c: b", "value": 3.0, "holds": False}]}
 

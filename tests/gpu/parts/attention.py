@@ -25,7 +25,7 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def flex(device: str) -> dict[str, Any]:
-    """Of each kind of heads, in float32 and bfloat16: off dense attention in float32, and times in bfloat16."""
+    """How far each kind of heads is off dense attention in float32, in two types, and its times in bfloat16."""
     groups = [group.tokens for group in make_groups("124M", extent(16, 4))]
     _, batch = next(iter(lay_out(groups, "packed", TOKENS)))
     assert batch.group_ids is not None

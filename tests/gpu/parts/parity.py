@@ -114,7 +114,7 @@ def _values(prepared: PreparedModel, groups: list[Continuations], *, blocks: boo
 
 
 def _gradients(model: Any, logps: torch.Tensor) -> Gradients:
-    """Of a sum of log-probabilities in which each has another weight."""
+    """Gradients of a sum of log-probabilities in which each has another weight."""
     model.zero_grad()
     (torch.linspace(0.5, 1.5, logps.numel(), device=logps.device).view_as(logps) * logps).sum().backward()
     return {n: p.grad.float().cpu() for n, p in model.named_parameters() if p.grad is not None}

@@ -129,7 +129,7 @@ class OneStep(torch.utils.data.Dataset):
         return np.array([float(self.groups[i].tokens.packed_length) for i in block])
 
     def keep(self, groups: int) -> None:
-        """All are at hand."""
+        """Nothing to do: the groups are in memory."""
 
 
 class Clock(TrainerCallback):
