@@ -124,7 +124,7 @@ gpu: gpu-at-hand
 	@mkdir -p $(GPU)
 	@if ls $(WHEELS)/*.whl >/dev/null 2>&1; then $(PYTHON) -m pip install -q --no-index --no-deps --no-compile --upgrade \
 		--disable-pip-version-check --target $(GPU)/site $(WHEELS)/*.whl; fi
-	@PYTHONPATH=$(GPU)/site $(PYTHON) $(PROVE)
+	@PYTHONPATH=$(GPU)/site$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) $(PROVE)
 else
 gpu: gpu-at-hand install
 	@$(PY) $(PROVE)

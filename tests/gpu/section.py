@@ -1,5 +1,6 @@
 """The record as a section of docs/benchmarks.md: one per machine and sources, so that no table mixes two."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ def section(record: Parts) -> str:
     """Markdown of all parts; those of another machine, or of other sources, have headings of their own."""
     groups: dict[str, Parts] = {}
     for name, part in record.items():
-        groups.setdefault(repr(sorted((k, repr(v)) for k, v in part["on"].items())), {})[name] = part
+        of_what = {key: value for key, value in part["on"].items() if key != "commit"}  # several have the same sources
+        groups.setdefault(json.dumps(of_what, sort_keys=True), {})[name] = part
     return "\n".join(_of_one(parts) for parts in groups.values())
 
 
@@ -27,7 +29,7 @@ def _of_one(parts: Parts) -> str:
     on = first["on"]
     lines = [f"## {_title(on)}", "", _of_what(on, parts), "", *_outcomes(parts)]
     for name, part in parts.items():
-        if part.get("last_lines"):
+        if "result" not in part and part.get("last_lines"):
             lines += [f"The last lines of `{name}`:", "", *(f"    {line}" for line in part["last_lines"]), ""]
     for table in (_checks, _steps, _attention, _sampling):
         lines += table({name: part for name, part in parts.items() if "result" in part})
@@ -44,6 +46,7 @@ def _title(on: dict[str, Any]) -> str:
 
 def _of_what(on: dict[str, Any], parts: Parts) -> str:
     days = sorted({part["at"].split()[0] for part in parts.values()})
+    commits = dict.fromkeys(part["on"]["commit"] or "unknown" for part in parts.values())
     versions = ", ".join(f"{name} {number}" for name, number in on["versions"].items())
     command = "python -m tests.gpu.prove" + (" --device cpu" if on["kind"] == "cpu" else "")
     figures = "No figure here is a GPU's, and none is of a size that means anything. " if on["kind"] == "cpu" else (
@@ -52,7 +55,7 @@ def _of_what(on: dict[str, Any], parts: Parts) -> str:
     memory = f", {on['gibibytes']:.0f} GiB, driver {on['driver']}" if on["kind"] == "cuda" else ""
     return (
         f"{figures}`{command}` (`make gpu`), {' to '.join(dict.fromkeys([days[0], days[-1]]))}, commit "
-        f"{on['commit'] or 'unknown'} (sources {on['sources']}): {on['device']}{memory}, Python {on['python']}, "
+        f"{' and '.join(commits)} (sources {on['sources']}): {on['device']}{memory}, Python {on['python']}, "
         f"{versions}."
     )
 

@@ -34,6 +34,14 @@ def test_a_gpus_section_says_what_the_figures_are_of() -> None:
     assert "| `cpo-3B` | passed | 42 s |  |" in lines
 
 
+def test_commits_of_the_same_sources_share_a_section() -> None:
+    page = section(
+        {"flex": part(GPU), "cpo-3B": part({**GPU, "commit": "def5678"}), "an": part({**GPU, "sources": "f"})}
+    )
+    assert page.count("## On a GPU: NVIDIA H200\n") == 2
+    assert "commit abc1234 and def5678 (sources 0123456789ab)" in page
+
+
 def test_steps_of_one_model_are_compared_with_ours() -> None:
     record = {
         "cpo-3B": part(GPU, result=step("cpo", 16, 0.5, predicted_bytes=48 * 2**30, prediction="")),
