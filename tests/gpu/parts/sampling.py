@@ -13,7 +13,7 @@ from tests.benchmarks.extent import extent
 from tests.gpu.parts.checks import at_least
 from tests.gpu.parts.inputs import DOLLY_LENGTHS
 
-PROMPTS, MAX_TOKENS, ROUNDS = extent((384, 128, 3), (4, 4, 1))
+PROMPTS, MAX_TOKENS, ROUNDS = extent((192, 64, 3), (4, 4, 1))  # twice the slots; twenty calls with warm-ups
 # A Llama of 1.2 billion parameters, most of them outside of its small vocabulary.
 SHAPE = extent(
     {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 32},
