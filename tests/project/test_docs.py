@@ -4,7 +4,8 @@ import ast
 import builtins
 import functools
 import importlib
-import json
+import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -28,7 +29,7 @@ from data.sources.tasks import TASKS
 from evaluation.answers.decoding import parse_decoding
 from evaluation.compare import CompareConfig
 from evaluation.config import EvaluateConfig
-from evaluation.metrics import METRICS
+from evaluation.metrics import METRICS, in_order
 from negatives_gen.config import GenerateConfig
 from negatives_gen.signals import SIGNALS
 from negatives_gen.strategies import STRATEGIES
@@ -46,16 +47,27 @@ from trainer.groups.ways import WAYS
 from trainer.objectives import OBJECTIVES
 
 ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
-CONFIGS = {
+# Module, or verb of negatives_gen -> its options.
+CONFIGS: dict[str, Any] = {
     "negatives_gen": GenerateConfig, "evaluation.run": EvaluateConfig, "trainer.ensemble": EnsembleConfig,
     "data.blank": BlankConfig, "evaluation.compare": CompareConfig, "trainer.run": ScriptArguments,
     "plan": PlanConfig, "extend": ExtendConfig, "inspect": InspectConfig, "stats": StatsConfig,
     "verify": VerifyConfig, "export": ExportConfig,
 }  # fmt: skip
-WITH_CHECK = ("negatives_gen", "evaluation.run", "trainer.ensemble")
-ROOM_OF = {"generate": "negatives_gen", "train": "trainer.run", "evaluate": "evaluation.run", "blank": "data.blank"}
-ROOM_OF |= {"ensemble": "trainer.ensemble", "compare": "evaluation.compare"}
-OTHERS = {"negatives_gen": [], "trainer": ["ensemble"], "evaluation": ["compare"]}
+CHECKED = ("negatives_gen", "evaluation.run", "trainer.ensemble")  # these look at no files, but for --earlier_set
+OF_SETS = ("extend", "inspect", "stats", "verify", "export", "evaluation.compare")  # or runs, which stand in front
+# `cpo VERB`, `python -m ROOM` and `python -m ROOM VERB` -> what it runs.
+RUNS = {
+    "generate": "negatives_gen",
+    "train": "trainer.run",
+    "evaluate": "evaluation.run",
+    "blank": "data.blank",
+    "ensemble": "trainer.ensemble",
+    "compare": "evaluation.compare",
+    "trainer": "trainer.run",
+    "evaluation": "evaluation.run",
+}
+ROOMS_WITH_VERBS = ("negatives_gen", "trainer", "evaluation")
 
 
 @pytest.fixture(autouse=True)
@@ -105,40 +117,40 @@ def parse_as_its_command(module: str, words: list[str]) -> None:
     """Read a command line as its command does before it does anything."""
     words = [word.replace("/app/", f"{ROOT}/") for word in words]
     if module == "cpo":
-        verb, *words = words
-        assert verb in commands(), verb
-        module = ROOM_OF.get(verb, verb)
-    if module in OTHERS and words and words[0] in (*OTHERS[module], *CONFIGS):
-        verb, *words = words
-        module = f"{module}.{verb}" if verb in OTHERS[module] else verb
-    module = {"trainer": "trainer.run", "evaluation": "evaluation.run"}.get(module, module)
+        assert words[0] in commands()
+    if module == "cpo" or (module in ROOMS_WITH_VERBS and words and words[0] in {*CONFIGS, *RUNS}):
+        module, words = words[0], words[1:]
+    module = RUNS.get(module, module)
     if module not in CONFIGS:
         assert importlib.util.find_spec(module), module
-    elif not {"--help", "--help_all", "--version"} & set(words):
-        if module == "evaluation.compare" or module in CONFIGS and "." not in module and module != "negatives_gen":
-            while words and not words[0].startswith("-"):  # the sets or runs
-                words = words[1:]
-        if module == "trainer.run":
-            from trainer.arguments import parse
+        return
+    if {"--help", "--help_all", "--version"} & set(words):
+        return
+    if module in OF_SETS:
+        assert not words[0].startswith("-")
+        words = list(itertools.dropwhile(lambda word: not word.startswith("-"), words))
+    if module == "trainer.run":
+        from trainer.arguments import parse
 
-            parse([*words, "--use_cpu", "true", "--bf16", "false"])
-        else:
-            config: Any = load_config(CONFIGS[module], words, command=module)
-            if module in WITH_CHECK:
-                config.check()
+        parse([*words, "--use_cpu", "true", "--bf16", "false"])
+    else:
+        config = load_config(CONFIGS[module], words, command=module)
+        if module in CHECKED and "--earlier_set" not in words:
+            config.check()
 
 
 def test_a_command_line_that_does_not_parse_would_be_found() -> None:
-    block = 'D="--dataset x.jsonl"\npython -m negatives_gen $D \\\n  --model m --out o --top_kk 3 && echo "a; b"  # more'
+    block = 'D="--dataset x"\npython -m negatives_gen $D \\\n  --model m --out o --top_kk 3 && echo "a; b"  # more'
     first, second = command_lines(block)
     assert second == ["echo", "a; b"]
-    found = ours(first)
-    assert found == ("negatives_gen", ["--dataset", "x.jsonl", "--model", "m", "--out", "o", "--top_kk", "3"])
+    options = ["--dataset", "x", "--model", "m", "--out", "o", "--top_kk", "3"]
+    assert ours(first) == ("negatives_gen", options)
     with pytest.raises(ValueError, match="top_kk"):
-        parse_as_its_command(*found)
+        parse_as_its_command("negatives_gen", options)
+    assert command_lines("python -c $'a{b}\\nc'") == [["python", "-c", "a{b}\nc"]]
     assert ours(["cpo", "stats", "DIR"]) == ("cpo", ["stats", "DIR"])
     assert ours(["accelerate", "launch", "-m", "trainer.run", "--x"]) == ("trainer.run", ["--x"])
-    assert ours("docker compose run --rm submit --seed 1".split()) == ("negatives_gen", ["--seed", "1"])
+    assert ours(["docker", "compose", "run", "--rm", "submit", "--seed", "1"]) == ("negatives_gen", ["--seed", "1"])
     assert ours(["pip", "install", "-m"]) is None
 
 
@@ -242,9 +254,7 @@ def test_tables_name_every_entry() -> None:
     assert sorted(first_names(negatives.table("Which negatives?"))) == sorted(STRATEGIES.names())
     assert sorted(first_names(negatives.table("Ranking signals"))) == sorted(SIGNALS.names())
     assert sorted(first_names(page("docs/training.md").table("Which objective?"))) == sorted(OBJECTIVES.names())
-    assert first_names(evaluation.table("What is measured")) == list(
-        sorted(METRICS.names(), key=lambda name: METRICS.load(name).order)
-    )
+    assert first_names(evaluation.table("What is measured")) == [metric.name for metric in in_order(METRICS.names())]
     for word in first_names(evaluation.table("Decodings")):
         assert parse_decoding(word).name == word
     ways = {name.partition(":")[2] for name in first_names(negatives.table("What training chooses"))}
@@ -305,7 +315,9 @@ def test_the_formats_columns_are_those_of_the_schema(heading: str, schema: pa.Sc
 
 
 def test_the_formats_keys_are_those_of_the_manifest() -> None:
-    manifest, record = re.findall(r"(?:^\|.*\n)+", page("docs/negative-set.md").section("The manifest"), re.MULTILINE)[:2]
+    manifest, record = re.findall(r"(?:^\|.*\n)+", page("docs/negative-set.md").section("The manifest"), re.MULTILINE)[
+        :2
+    ]
     for text, shape in ((manifest, MANIFEST_SHAPE), (record, SHARD_SHAPE)):
         cells = [line.split("|")[1] for line in text.splitlines()[2:]]
         assert [name for cell in cells for name in code_names(cell)] == list(shape)
@@ -345,11 +357,11 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    built = {str(file.relative_to(tmp_path / "site")) for file in (tmp_path / "site").rglob("*.html")}
-    assert built >= {one.name.removeprefix("docs/").replace(".md", ".html") for one in pages() if one.name != "README.md"}
-    for file in (tmp_path / "site").rglob("*.html"):
+    htmls = {str(file.relative_to(tmp_path / "site")): file for file in (tmp_path / "site").rglob("*.html")}
+    assert htmls.keys() >= {one.name[len("docs/") : -len(".md")] + ".html" for one in pages() if "docs/" in one.name}
+    for file in htmls.values():
         loaded = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*", file.read_text(encoding="utf-8"))
-        assert not [tag for tag in loaded if re.search(r"(?:src|href)=[\"']?(?:https?:)?//", tag) and "canonical" not in tag]
+        assert not [tag for tag in loaded if re.search(r"(?:src|href)=[\"']?(?:https?:)?//", tag)]
     for file in (tmp_path / "site/assets").rglob("*.css"):
         assert not re.search(r"url\([\"']?(?:https?:)?//|@import", file.read_text(encoding="utf-8"))
     # Every name of the API page was found.

@@ -12,6 +12,8 @@ FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL
 LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+)\)")
 HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
 ASSIGNMENT = re.compile(r"\w+=.*")
+ANSI_QUOTED = re.compile(r"\$'([^']*)'")
+NEW_LINE = "\1"  # stands for one while lines are told apart
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,14 @@ def command_lines(block: str) -> list[list[str]]:
     lines, found = block.replace("\\\n", " "), []
     for name, value in re.findall(r'^(\w+)="([^"]*)"', lines, flags=re.MULTILINE):
         lines = re.sub(rf"\$(?:{name}\b|{{{name}}})", lambda _, value=value: value, lines)
+    lines = ANSI_QUOTED.sub(lambda match: "'" + match[1].replace("\\n", NEW_LINE) + "'", lines)
     for line in lines.splitlines():
         words = shlex.shlex(line, posix=True, punctuation_chars=";&|")
         words.whitespace_split, words.commenters = True, "#"
         command: list[str] = []
         for word in [*words, ";"]:
             if not re.fullmatch(r"[;&|]+", word):
-                command.append(word)
+                command.append(word.replace(NEW_LINE, "\n"))
             elif command:
                 start = next((i for i, one in enumerate(command) if not ASSIGNMENT.fullmatch(one)), len(command))
                 found += [command[start:]] if command[start:] else []
