@@ -50,8 +50,11 @@ class Page:
 
     def section(self, heading: str) -> str:
         """The text between a heading and the next one of its level or above."""
-        level, rest = re.split(rf"^(#+) {re.escape(heading)} *$", self.text, maxsplit=1, flags=re.MULTILINE)[1:]
-        return re.split(rf"^#{{1,{len(level)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+        # As long as the text, so that places are the same; a comment in a block is no heading.
+        outline = FENCE.sub(lambda match: re.sub("#", " ", match[0]), self.text)
+        (start,) = re.finditer(rf"^(#+) {re.escape(heading)} *$", outline, re.MULTILINE)
+        end = re.compile(rf"^#{{1,{len(start[1])}}} ", re.MULTILINE).search(outline, start.end())
+        return self.text[start.end() : end.start() if end else None]
 
     def table(self, heading: str) -> list[list[str]]:
         """The cells of the first table below a heading, without its head."""
