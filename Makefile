@@ -8,7 +8,7 @@ RUNS := runs
 # The index that carries torch's CPU build where the indexes at hand do not.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install quickstart test test-fast test-all lint style types bench gpu gpu-at-hand reproduce-small small-task rounds rounds-steps study clean
+.PHONY: help install quickstart test test-fast test-all lint style types docs bench gpu gpu-at-hand reproduce-small small-task rounds rounds-steps study clean
 
 help:
 	@echo "make quickstart        install into $(VENV) and run both stages and the evaluation on the embedded example"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-fast         those without vLLM, Ray and what takes seconds"
 	@echo "make test-all          all of them: also random kills, clean installs, benchmarks in small"
 	@echo "make lint              ruff and pyright"
+	@echo "make docs              the pages of docs/ as a site, $(RUNS)/docs; SERVE=1: shown as they are written"
 	@echo "make bench             the benchmarks of docs/benchmarks.md (needs ../shared; two hours); BENCH_SMALL=1: that they run"
 	@echo "make gpu               on a machine with a GPU: parity, speed, memory (docs/testing.md); LIGHT=1: installs nothing but ./wheels"
 	@echo "make reproduce-small   every row of the paper's tables in small, recipes/small (needs ../shared)"
@@ -101,6 +102,11 @@ style: install
 
 types: install
 	@$(PY) -m pyright --pythonpath $(PY)
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: install
+	@$(PY) -m mkdocs $(if $(SERVE),serve,build --strict --quiet)
+	@$(if $(SERVE),,echo "site: $(RUNS)/docs/index.html")
 
 # Ratios inside one run: nothing else should run on the machine meanwhile.
 bench: export HF_HUB_OFFLINE = 1
