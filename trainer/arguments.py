@@ -65,7 +65,10 @@ class PaperTrainingArguments(TrainingArguments):
 INHERITED = (PaperTrainingArguments, ModelConfig)
 # TRL's name of our --model.
 ALIAS = "model_name_or_path"
-NO_DEEPSPEED = "DeepSpeed is not supported. Use FSDP: accelerate launch --config_file recipes/accelerate/fsdp.yaml."
+NO_DEEPSPEED = (
+    "DeepSpeed is not supported: it would make an optimiser step after each forward pass, of which a step here has "
+    "several. Use FSDP: accelerate launch --config_file recipes/accelerate/fsdp.yaml."
+)
 # Takes a path, or true; alone it means true.
 RESUME = "resume_from_checkpoint"
 # Take one or several, which transformers' types hide from its parser.

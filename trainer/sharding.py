@@ -25,8 +25,8 @@ def refuse_unsharded(training: TrainingArguments) -> None:
     """Refuse FSDP where accelerate would leave it out without a word, and what this trainer does not do with it.
 
     Raises:
-        UserError: FSDP was asked for, and each process would hold the whole model; or the first alone would load one; or
-            it is FSDP 1.
+        UserError: FSDP was asked for, and each process would hold the whole model, or the first alone would load one,
+            or it is FSDP 1.
     """
     if not is_sharded(training):
         return
@@ -44,7 +44,7 @@ def refuse_unsharded(training: TrainingArguments) -> None:
     version = (training.fsdp_plugin_args or {}).get("fsdp_version") or os.environ.get("FSDP_VERSION", "1")
     if int(version) != 2:
         raise UserError(
-            f"FSDP {version} is not supported, and was tested nowhere. Use FSDP 2: fsdp_version: 2, as in "
+            f"FSDP {version} is not supported: it could not be tested. Set fsdp_version 2, as in "
             "recipes/accelerate/fsdp.yaml."
         )
 
@@ -55,7 +55,7 @@ class SoundSharding:
     accelerate's mixed precision casts what a model returns, and sums gradients over processes, in the narrow type: of
     a log-probability of -80, bfloat16 keeps it to within 0.25 nats. Here both stay wide; what a matrix product is
     computed in is as asked for. And of a sharded state (SHARDED_STATE_DICT) transformers saves no model that loads
-    without FSDP; here the end of a training has one always.
+    without FSDP; here the end of a training has one always. A tied head is saved once, as it is without FSDP.
     """
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -74,6 +74,13 @@ class SoundSharding:
             return
         with _whole_state(trainer.accelerator.state.fsdp_plugin):
             super().save_model(output_dir, _internal_call)  # type: ignore[misc]  # the Trainer's
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        trainer: Any = self
+        if trainer.is_fsdp_enabled and state_dict is not None:  # gathered, a tied weight once under each of its names
+            tied = getattr(trainer.model, "all_tied_weights_keys", None) or {}
+            state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
+        super()._save(output_dir, state_dict)  # type: ignore[misc]  # the Trainer's
 
 
 def synchronise_each_pass(model: Any) -> None:

@@ -1,7 +1,7 @@
 """FSDP on CPU processes: accelerate's own code, which it would run on GPUs only.
 
-accelerate shards over the kinds of processes that it names, and the CPU's kind (MULTI_CPU) is not among them. That name is
-all that is changed: wrapping, mixed precision, clipping, saving and loading are accelerate's and transformers'.
+accelerate shards over the kinds of processes that it names, and the CPU's kind (MULTI_CPU) is not among them. That
+name is all that is changed: wrapping, mixed precision, clipping, saving and loading are accelerate's and transformers'.
 """
 
 import os
