@@ -118,7 +118,6 @@ def runs_of_two(models: dict[str, Path], negative_set: Path, out: Path) -> None:
         assert main(words) in (0, None)
         words[words.index("--output_dir") + 1] = f"{out / run}-resumed"
         assert main([*words, "--resume_from_checkpoint", str(out / run / "checkpoint-2")]) in (0, None)
-        print(run, __import__("os").times(), file=open("/work/x/fsdp_spike/times", "a"))
 
 
 LORA = ["--use_peft", "true", "--lora_target_modules", "all-linear", "--lora_dropout", "0"]
@@ -186,7 +185,7 @@ def test_mixed_precision_keeps_masters_sums_and_log_probabilities_in_float32(mad
     }
     alone = train(trainer_of(1, models["llama"], negative_set, tmp_path, bf16=True))
     exact, _ = of_both(out, "llama-no")
-    # log K to within rounding of the matrix products, as in one process; log-probabilities in bfloat16 are off by 0.6.
+    # log K to within rounding of the matrix products, as in one process; rounded to bfloat16, tokens moved it by 0.8.
     assert first["losses"][0] == pytest.approx(exact["losses"][0], abs=0.05)
     assert first["losses"] == pytest.approx(alone["losses"], abs=0.05)
     assert first["norms"] == pytest.approx(alone["norms"], rel=0.05)
