@@ -54,8 +54,9 @@ class SoundSharding:
 
     accelerate's mixed precision casts what a model returns, and sums gradients over processes, in the narrow type: of
     a token's log-probability of -8 bfloat16 keeps steps of 0.06 nats, and h is beta times a sum of such. Here both stay
-    wide; what a matrix product is computed in is as asked for. And of a sharded state (SHARDED_STATE_DICT) transformers saves no model that loads
-    without FSDP; here the end of a training has one always. A tied head is saved once, as it is without FSDP.
+    wide; what a matrix product is computed in is as asked for.
+    Of a sharded state (SHARDED_STATE_DICT) transformers saves no model that loads without FSDP; here the end of a
+    training has one always. A tied head is saved once, as it is without FSDP.
     """
 
     def create_accelerator_and_postprocess(self) -> None:
