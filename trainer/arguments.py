@@ -18,6 +18,7 @@ from data.command.values import convert, plain_type, require_finite, require_pos
 from trainer.config import COMMAND, PAPER_BATCH_SIZE, PAPER_LEARNING_RATE, PAPER_WEIGHT_DECAY, ScriptArguments
 from trainer.inherited import idle_among, idle_of_model, refuse_unhonoured
 from trainer.objectives import OBJECTIVES, names_with
+from trainer.sharding import refuse_unsharded
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,10 @@ class PaperTrainingArguments(TrainingArguments):
 INHERITED = (PaperTrainingArguments, ModelConfig)
 # TRL's name of our --model.
 ALIAS = "model_name_or_path"
-NO_DEEPSPEED = "DeepSpeed is not supported. Use FSDP: accelerate launch --config_file recipes/accelerate/fsdp.yaml."
+NO_DEEPSPEED = (
+    "DeepSpeed is not supported: it would make an optimiser step after each forward pass, of which a step here has "
+    "several. Use FSDP: accelerate launch --config_file recipes/accelerate/fsdp.yaml."
+)
 # Takes a path, or true; alone it means true.
 RESUME = "resume_from_checkpoint"
 # Take one or several, which transformers' types hide from its parser.
@@ -217,6 +221,7 @@ def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig) ->
     launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower()
     if training.deepspeed or launched not in ("", "0", "false", "no"):
         raise UserError(NO_DEEPSPEED)
+    refuse_unsharded(training)
     if training.n_gpu > 1:
         raise UserError(
             f"one process sees {training.n_gpu} GPUs. Start one per GPU, `accelerate launch -m trainer.run ...`, or "
