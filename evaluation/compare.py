@@ -156,7 +156,7 @@ def table(runs: Mapping[str, "Results"]) -> "Table":
             tips.append(meaning)
             for row, value in zip(cells, values, strict=True):
                 row.append(value)
-        meanings[shown.heading] = shown.meaning
+        meanings[number.heading(shown, several=False)] = shown.meaning
     return Table("Comparison", told_apart(headings), cells, 3, meanings, tips)
 
 
@@ -202,10 +202,10 @@ def _numbers(results: "Results") -> "dict[Number, Column]":
 
 
 def _in_order(numbers: Mapping[str, "dict[Number, Column]"]) -> "dict[Number, Column]":
-    """All numbers with what they are: the first run's in its order, another's behind what stands before them there."""
+    """All numbers with what they are: the first run's in its order, another's behind what stands before it there."""
     order: list[str] = []
     for found in numbers.values():
-        place = 0
+        place = len(order)
         for metric in dict.fromkeys(number.metric for number in found):
             if metric not in order:
                 order.insert(place, metric)
