@@ -133,15 +133,15 @@ function linkTo(view, id) {
   made.href = addressOf(view, new URLSearchParams({text: id}));
   return made;
 }
-// `draw` is the page's own.
+// `draw` is the page's own; `inView` says whether the address is of what the filters are for.
 function drawAndSay() { draw(); history.replaceState(null, '', addressOf(view(), filters())); }
-function start(afterTurning) {
+function start(afterTurning, inView = () => true) {
   const turn = by => { page += by; drawAndSay(); afterTurning(); };
   for (const control of controls()) atFirst.set(control, valueOf(control));
   $('filters').addEventListener('input', () => { page = 0; drawAndSay(); });
   $('filters').addEventListener('submit', event => event.preventDefault());
   $('previous').onclick = () => turn(-1);
   $('next').onclick = () => turn(1);
-  addEventListener('hashchange', readAddress);
+  addEventListener('hashchange', () => { if (inView()) readAddress(); });
   readAddress();
 }

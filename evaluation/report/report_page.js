@@ -238,5 +238,5 @@ function startSamples() {
   $('decoding').addEventListener('input', outcomeChoices);
   addEventListener('hashchange', showView);
   showView();
-  start(() => $('where').scrollIntoView());
+  start(() => $('where').scrollIntoView(), () => view() === '#samples');
 }
