@@ -210,9 +210,11 @@ def _in_order(numbers: Mapping[str, "dict[Number, Column]"]) -> "dict[Number, Co
             if metric not in order:
                 order.insert(place, metric)
             place = order.index(metric) + 1
-    merged = {number: column for found in reversed(numbers.values()) for number, column in found.items()}
-    first = list(dict.fromkeys(number for found in numbers.values() for number in found))
-    return {number: merged[number] for number in sorted(first, key=lambda number: order.index(number.metric))}
+    merged: dict[Number, Column] = {}
+    for found in numbers.values():
+        for number, column in found.items():
+            merged.setdefault(number, column)
+    return dict(sorted(merged.items(), key=lambda item: order.index(item[0].metric)))
 
 
 def _found(results: "Results", number: Number, model: str, decoding: str) -> "Measurement | None":

@@ -76,14 +76,14 @@ def _reversed(gap: Estimate) -> Estimate:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class Ranked:
     """Measurements of one number, the best first, and which others are not distinguishable from it."""
 
     ordered: tuple[Measurement, ...]
     alike: tuple[Measurement, ...]
 
 
-def ranked(measured: Iterable[Measurement], gaps: Gaps, *, higher: bool) -> Ranking:
+def ranked(measured: Iterable[Measurement], gaps: Gaps, *, higher: bool) -> Ranked:
     """Models by one number, equally good ones in their order; without those whose number is none.
 
     Args:
@@ -92,4 +92,4 @@ def ranked(measured: Iterable[Measurement], gaps: Gaps, *, higher: bool) -> Rank
     known = [m for m in measured if not math.isnan(m.estimate.mean)]
     ordered = sorted(known, key=lambda m: -m.estimate.mean if higher else m.estimate.mean)
     alike = [m for m in ordered[1:] if not distinguishable(gaps.between(ordered[0], m.model))]
-    return Ranking(tuple(ordered), tuple(alike))
+    return Ranked(tuple(ordered), tuple(alike))

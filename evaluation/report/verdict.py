@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from evaluation.gaps import ERRORS, FEWEST, Gaps, Ranking, distinguishable, ranked
+from evaluation.gaps import ERRORS, FEWEST, Gaps, Ranked, distinguishable, ranked
 from evaluation.metrics.base import TRUTH
 from evaluation.metrics.columns import HIGHER, NEITHER, Column
 from evaluation.metrics.statistics import Estimate, Measurement
@@ -63,7 +63,7 @@ def _leading(results: Results) -> list[Measurement]:
     return []
 
 
-def _sentence(m: Measurement, ranking: Ranking, baseline: str, column: Column, gaps: Gaps) -> str:
+def _sentence(m: Measurement, ranking: Ranked, baseline: str, column: Column, gaps: Gaps) -> str:
     """E.g. "cpo: 85.6% correct answers, +7.1 ± 1.6 over reference, 4.8 ± 1.9 below mle"."""
     value = column.form.format(m.estimate.mean)
     said = [f"{value} {column.heading}" if column.percent else f"{column.heading} {value}"]
