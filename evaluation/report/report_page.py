@@ -64,8 +64,8 @@ def _number(cell: Cell) -> Cell:
 
 
 def _typeset(line: str) -> str:
-    """A sentence, with the typographer's minus where a number begins with one."""
-    return re.sub(r"(?<=[ (])-(?=\d)", MINUS, line)
+    """A sentence, with the typographer's minus where a number begins with one, and no number parted from its error."""
+    return re.sub(r"(?<=[ (])-(?=\d)", MINUS, line).replace(" ± ", "\u00a0±\u00a0")
 
 
 def _sample(row: SampleRow) -> dict[str, Any]:

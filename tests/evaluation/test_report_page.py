@@ -134,7 +134,7 @@ def test_a_page_without_samples_has_no_second_view(tmp_path: Path) -> None:
 
 def test_the_page_begins_with_the_verdict_and_says_what_columns_are(tmp_path: Path) -> None:
     html = page_of(tmp_path, make_results())
-    assert "<li>anr: 64.3% win rate, +13.8 ± 1.9 over mle.</li>" in html
+    assert "<li>anr: 64.3% win rate, +13.8 ± 1.9 over mle.</li>" in html.replace("\u00a0", " ")
     assert html.index('id="verdict"') < html.index("<table")
     assert '<th scope="col" title="win rate minus the baseline&#39;s, by prompt">win rate minus mle</th>' in html
     assert '<td class="best">64.3%' in html
