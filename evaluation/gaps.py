@@ -42,7 +42,7 @@ class Gaps:
         return Estimate(ours.mean - theirs.mean, math.hypot(*errors), min(ours.n, theirs.n))
 
     def paired(self, measured: Measurement, other: str) -> Estimate | None:
-        """The same where it was paired by prompt, else None."""
+        """By how much a measurement exceeds that of another model, by prompt; None where it was not paired."""
         model, of = measured.model, (measured.decoding, measured.metric, measured.against)
         if found := self._from_baseline(model, other, of) or self._paired.get((model, other, *of)):
             return found

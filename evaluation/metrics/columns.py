@@ -108,7 +108,7 @@ class Column:
 
     @property
     def is_difference(self) -> bool:
-        """Whether it is the column of another one's differences from the baseline's."""
+        """Whether the column shows differences of another column's numbers from the baseline's."""
         return self.key.endswith(DIFFERENCE)
 
     def heading_beside(self, baseline: str) -> str:

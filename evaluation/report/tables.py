@@ -88,7 +88,7 @@ def paper_notes(results: Results) -> list[str]:
 
 
 def best(found: Sequence[Measurement], results: Results) -> list[Measurement]:
-    """Of each decoding the measurement that is better than all others beyond its error; none of differences.
+    """The measurement of each decoding that is better than all others beyond its error; none of differences.
 
     Args:
         found: of one metric, against one opponent.

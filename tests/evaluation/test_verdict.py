@@ -9,8 +9,7 @@ from evaluation.metrics.statistics import Difference, Estimate, Measurement, all
 from evaluation.report import Results
 from evaluation.report.forest import forest
 from evaluation.report.verdict import verdict
-from tests.evaluation.test_plots import drawn
-from tests.support.reports import NAN, make_results, measured, rate
+from tests.support.reports import NAN, drawn, make_results, measured, rate
 
 
 def correct(model: str, mean: float, error: float = 0.02, n: int = 480) -> Measurement:
