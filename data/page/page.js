@@ -51,7 +51,7 @@ function wordDifferences(before, after) {
   let end = 0;
   while (end < a.length - start && end < b.length - start && x[a.length - 1 - end] === y[b.length - 1 - end]) end++;
   const [n, m] = [a.length - start - end, b.length - start - end];
-  // [i, j]: the longest common subsequence of what follows; two long texts that share nothing at their ends are not looked into.
+  // [i, j]: the longest common subsequence of what follows. Two very long texts are not looked into.
   const look = n * m <= MOST_PAIRS;
   const longest = look && new Uint16Array((n + 1) * (m + 1));
   if (look) for (let i = n - 1; i >= 0; i--) for (let j = m - 1; j >= 0; j--)
@@ -66,7 +66,8 @@ function wordDifferences(before, after) {
   let [i, j] = [0, 0];
   while (i < n || j < m) {
     if (look && i < n && j < m && x[start + i] === y[start + j]) { add('kept', b[start + j]); i++; j++; }
-    else if (i < n && (j === m || !look || longest[(i + 1) * (m + 1) + j] >= longest[i * (m + 1) + j + 1])) add('removed', a[start + i++]);
+    else if (i < n && (j === m || !look || longest[(i + 1) * (m + 1) + j] >= longest[i * (m + 1) + j + 1]))
+      add('removed', a[start + i++]);
     else add('added', b[start + j++]);
   }
   b.slice(b.length - end).forEach(word => add('kept', word));

@@ -54,7 +54,7 @@ function outcomeChoices() {
     if ($(id).selectedIndex < 0) $(id).value = '';
   }
 }
-// How much the answers that are shown differ by the same decoding: 2 in what was found of them, 1 in their words, 0 not.
+// How much the answers that are shown differ, by the same decoding: 2 in what was found of them, 1 in words, 0 not.
 function difference(shown) {
   let most = 0;
   for (const decoding of unique(shown.map(answer => answer.decoding))) {
@@ -112,7 +112,8 @@ function answerCard(answer, row, needle, severalDecodings) {
     element('p', 'facts', tokens(answer)));
 }
 function card({row, shown}, needle) {
-  const prompt = element('div', '', element('h3', '', 'Prompt'), element('p', 'id', linkTo('#samples', row.id)), marked(row.prompt, needle));
+  const prompt = element('div', '', element('h3', '', 'Prompt'), element('p', 'id', linkTo('#samples', row.id)),
+    marked(row.prompt, needle));
   const truth = element('div', 'truth', element('h3', '', 'Ground truth'), marked(row.truth, needle));
   const several = decodings.length > 1 && !$('decoding').value;
   return element('article', '', element('div', 'given', prompt, truth),
@@ -140,7 +141,8 @@ function showView() {
 // Tables: sorted by a click on a heading, and copied as a text.
 
 const numberOf = text => parseFloat(text.replace('\u2212', '-').replace(/,/g, ''));
-const valueIn = cell => [...cell.childNodes].filter(node => !node.matches?.('.error')).map(node => node.textContent).join('').trim();
+const valueIn = cell => [...cell.childNodes].filter(node => !node.matches?.('.error'))
+  .map(node => node.textContent).join('').trim();
 // A table as rows of cells {value, error, best}, headings first, in the order that is shown.
 function cellsOf(table) {
   return [...table.rows].map(row => [...row.cells].map(cell => ({
@@ -157,11 +159,15 @@ const FORMATS = {
     return lines.map(line => '| ' + line.join(' | ') + ' |\n').join('');
   },
   LaTeX(rows) {
-    const signs = {'\\': '\\textbackslash{}', '~': '\\textasciitilde{}', '^': '\\textasciicircum{}', '\u2212': '$-$', '\u00b1': '$\\pm$',
+    const signs = {'\\': '\\textbackslash{}', '~': '\\textasciitilde{}', '^': '\\textasciicircum{}',
+      '\u2212': '$-$', '\u00b1': '$\\pm$',
       '<': '$<$', '>': '$>$', '|': '$|$', '\u2013': '--'};
-    const shown = cell => withError(cell, ' \u00b1 ').replace(/[\\~^\u2212\u00b1<>|\u2013&%$#_{}]/g, sign => signs[sign] ?? '\\' + sign);
-    const lines = rows.map(row => row.map(cell => cell.best ? '\\textbf{' + shown(cell) + '}' : shown(cell)).join(' & ') + ' \\\\');
-    return ['\\begin{tabular}{' + rows[0].map(cell => cell.label ? 'l' : 'r').join('') + '}', '\\toprule', lines[0], '\\midrule',
+    const shown = cell => withError(cell, ' \u00b1 ')
+      .replace(/[\\~^\u2212\u00b1<>|\u2013&%$#_{}]/g, sign => signs[sign] ?? '\\' + sign);
+    const lines = rows.map(row =>
+      row.map(cell => cell.best ? '\\textbf{' + shown(cell) + '}' : shown(cell)).join(' & ') + ' \\\\');
+    const columns = rows[0].map(cell => cell.label ? 'l' : 'r').join('');
+    return ['\\begin{tabular}{' + columns + '}', '\\toprule', lines[0], '\\midrule',
       ...lines.slice(1), '\\bottomrule', '\\end{tabular}', ''].join('\n');
   },
   // Standard errors in columns of their own, so that each cell is one number.
@@ -232,7 +238,8 @@ function startSamples() {
   $('judged').hidden = !opponents.length;
   $('opponents').textContent = opponents.length > 1 ? 'the opponent named' : opponents[0];
   boxes('models-shown', models);
-  $('beside').append(new Option('nothing', ''), new Option('the ground truth', TRUTH), ...models.map(name => new Option(name, name)));
+  $('beside').append(new Option('nothing', ''), new Option('the ground truth', TRUTH),
+    ...models.map(name => new Option(name, name)));
   $('beside').value = models.length > 1 ? models[0] : TRUTH;
   outcomeChoices();
   $('decoding').addEventListener('input', outcomeChoices);
