@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from data.command.wording import counted
+
 MILLION = 1_000_000
 
 
@@ -126,7 +128,7 @@ class Budget:
         return self.price(_sum(self.used, self.asked, added))
 
     def __str__(self) -> str:
-        spent = f"{self.requests:,} requests, {self.used.input:,} input and {self.used.output:,} output tokens"
+        spent = f"{counted(self.requests, 'request')}, {self.used.input:,} input and {self.used.output:,} output tokens"
         return spent if self.input_price is None else f"{spent}, a cost of {self.cost:.6g} at most"
 
 
