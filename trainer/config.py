@@ -114,7 +114,7 @@ class ScriptArguments(SourceOptions):
         "train nothing and write nothing: predict memory per device, tokens, FLOP and time of this run, from config and "
         "data without weights; a run that does not fit is refused, with what would help",
     )
-    dry_run_world: int = option(1, "with --dry_run: on so many devices, started as one process; shard with --fsdp true")
+    dry_run_world: int = option(1, "with --dry_run: on so many devices, started as one process; shard with --fsdp")
     dry_run_device: str | None = option(
         None,
         "with --dry_run: on this device, cpu or a GPU such as A100-SXM4-80GB (default: what this machine has)",
@@ -161,7 +161,9 @@ class ScriptArguments(SourceOptions):
             )
         self.check_source(self.split)
         require_split(self.eval_split)
-        require_positive(self, "max_eval_samples", "max_length", "row_tokens", "early_stopping_patience", "dry_run_world")
+        require_positive(
+            self, "max_eval_samples", "max_length", "row_tokens", "early_stopping_patience", "dry_run_world"
+        )
         if not 0 < self.dry_run_utilisation <= 1:
             raise UserError(f"--dry_run_utilisation must be above 0 and at most 1, got {self.dry_run_utilisation}.")
         low, high = self.min_similarity, self.max_similarity

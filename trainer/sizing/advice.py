@@ -89,7 +89,7 @@ def _sharded(option: Option) -> Option | None:
         return None
     world = 2 * case.world if case.sharded else max(NODE, case.world)
     changed = dataclasses.replace(case, sharded=True, world=world)
-    return dataclasses.replace(option, words=f"--fsdp true on {world} devices", case=changed)
+    return dataclasses.replace(option, words=f"--fsdp on {world} devices", case=changed)
 
 
 def _pure(option: Option) -> Option | None:

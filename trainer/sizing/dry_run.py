@@ -72,7 +72,7 @@ def dry_run(script: "ScriptArguments", training: "PaperTrainingArguments", model
     if advised:
         say(f"\n{advice_table(advised, device)}")
     fitting = [f"{option.words} ({spoken(other.peak)})" for option, other in advised if other.peak <= device.usable]
-    otherwise = "Take a larger device, more of them with --fsdp true, or a smaller model."
+    otherwise = "Take a larger device, more of them with --fsdp, or a smaller model."
     remedy = f"It would with {' or '.join(fitting)}." if fitting else otherwise
     raise UserError(
         f"this run does not fit: {spoken(found.peak)} are predicted, {spoken(device.usable)} of {device.name} are usable. "
@@ -80,9 +80,7 @@ def dry_run(script: "ScriptArguments", training: "PaperTrainingArguments", model
     )
 
 
-def _refuse_unknown(
-    script: "ScriptArguments", training: "PaperTrainingArguments", model_config: "ModelConfig"
-) -> None:
+def _refuse_unknown(script: "ScriptArguments", training: "PaperTrainingArguments", model_config: "ModelConfig") -> None:
     if training.world_size > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--dry_run is one process. Start it without a launcher, with --dry_run_world N for N devices.")
     objective = script.chosen
