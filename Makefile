@@ -105,7 +105,7 @@ types: install
 bench: export HF_HUB_OFFLINE = 1
 bench: export VLLM_CPU_KVCACHE_SPACE = 1
 bench: install
-	@for benchmark in engine batching slots speculation job plan scorer ranks growth kills training remedies head step skipping stream reuse evaluation negatives; do echo "== $$benchmark"; \
+	@for benchmark in engine batching slots speculation job plan scorer ranks growth kills training remedies head step skipping stream reuse evaluation negatives memory sizing; do echo "== $$benchmark"; \
 		$(PY) -m tests.benchmarks.$$benchmark 2>/dev/null || exit 1; done
 
 # Every row of the paper's tables on two cores: recipes/small, one folder per task. TASKS="facts" makes one alone.

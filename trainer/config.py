@@ -111,8 +111,8 @@ class ScriptArguments(SourceOptions):
     )
     dry_run: bool = option(
         False,
-        "train nothing and write nothing: predict memory per device, tokens, FLOP and time of this run, from config and "
-        "data without weights; a run that does not fit is refused, with what would help",
+        "train nothing and write nothing: predict memory per device, tokens, FLOP and time of this run from config "
+        "and data, without weights; a run that does not fit is refused, with what would help",
     )
     dry_run_world: int = option(1, "with --dry_run: on so many devices, started as one process; shard with --fsdp")
     dry_run_device: str | None = option(

@@ -17,6 +17,7 @@ from trainer.objectives import OBJECTIVES
 from trainer.policy import Policy
 from trainer.run import main
 from trainer.scoring.continuations import Continuations
+from trainer.scoring.head import CHUNK_ELEMENTS
 from trainer.scoring.prepared_model import candidate_logps
 from trainer.sizing.devices import CPU, GIB, USABLE, Device, device_of
 from trainer.sizing.predicted import Case, Prediction, predict
@@ -131,6 +132,15 @@ def test_flex_attention_keeps_no_mask(llama: Path) -> None:
     flex, cpu = prediction(llama, device=A100), prediction(llama)
     assert (flex.flex, cpu.flex) == (True, False)
     assert flex.kinds["activations"] < cpu.kinds["activations"]
+
+
+def test_a_gpu_holds_more_logits_at_a_time(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 64 * VOCABULARY)  # rows of 160 predicted tokens
+    cpu, gpu = (
+        prediction(llama, device=device, load={"attn_implementation": "eager"}, accumulates=False).kinds["head"]
+        for device in (CPU, A100)
+    )
+    assert gpu - cpu == 4 * (160 - 64) * VOCABULARY
 
 
 def test_the_padded_layout_has_logits_of_every_position(llama: Path) -> None:

@@ -75,8 +75,8 @@ def dry_run(script: "ScriptArguments", training: "PaperTrainingArguments", model
     otherwise = "Take a larger device, more of them with --fsdp, or a smaller model."
     remedy = f"It would with {' or '.join(fitting)}." if fitting else otherwise
     raise UserError(
-        f"this run does not fit: {spoken(found.peak)} are predicted, {spoken(device.usable)} of {device.name} are usable. "
-        f"{remedy}"
+        f"this run does not fit: {spoken(found.peak)} are predicted, {spoken(device.usable)} of {device.name} are "
+        f"usable. {remedy}"
     )
 
 

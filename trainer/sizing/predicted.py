@@ -5,6 +5,7 @@ import dataclasses
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 from transformers import Trainer, TrainingArguments
@@ -13,6 +14,7 @@ from data.command.errors import UserError, first_line
 from trainer.groups.dataset import PackedGroups
 from trainer.monitor.utilisation import ModelFlop
 from trainer.objectives.base import Objective
+from trainer.scoring.head import CHUNK_ELEMENTS
 from trainer.scoring.prepared_model import candidate_logps
 from trainer.sizing.devices import Device
 from trainer.sizing.stand_in import RealResults, StandIn, stand_in
@@ -137,17 +139,19 @@ def _pass(case: Case, prepared: StandIn, packed: PackedGroups) -> int:
     context = torch.autocast("cpu", dtype=mixed) if mixed else nullcontext()
     results = RealResults(prepared.called)
     policy = prepared.of(results)
-    with context:
-        packed = case.objective.mix(policy, packed, case.options, (0, 0))
-        policy_logps = candidate_logps(policy, packed.tokens)
-    terms = case.objective.terms(policy_logps, packed, case.options)
-    torch.stack([term.weight * term.total for term in terms.values()]).sum().backward()
+    with patch.dict(CHUNK_ELEMENTS, {"cpu": CHUNK_ELEMENTS[case.device.kind]}):  # of the head's logits
+        with context:
+            packed = case.objective.mix(policy, packed, case.options, (0, 0))
+            policy_logps = candidate_logps(policy, packed.tokens)
+        terms = case.objective.terms(policy_logps, packed, case.options)
+        torch.stack([term.weight * term.total for term in terms.values()]).sum().backward()
     return results.calls
 
 
 def _checkpoint(model: Any, training: TrainingArguments) -> None:
     """As transformers' Trainer does."""
-    options = dict(training.gradient_checkpointing_kwargs or {})
+    given: Any = training.gradient_checkpointing_kwargs
+    options = dict(given or {})
     every, offload = options.pop("every_n_layers", 1), options.pop("offload", False)
     model.gradient_checkpointing_enable(
         gradient_checkpointing_kwargs=options or None, every_n_layers=every, offload=offload
@@ -156,6 +160,7 @@ def _checkpoint(model: Any, training: TrainingArguments) -> None:
 
 def _optimiser_state(training: TrainingArguments, model: Any, trained: list[Any]) -> list[torch.Tensor]:
     """What the optimiser keeps, found out by a step of it; of one with fused kernels, by a step without them."""
+    kind_of_optimiser = getattr(training.optim, "value", training.optim)
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
         optimizer = kind(trained, **{**options, **({"fused": False} if options.get("fused") else {})})
@@ -164,7 +169,7 @@ def _optimiser_state(training: TrainingArguments, model: Any, trained: list[Any]
         optimizer.step()
     except Exception as error:  # of whatever package it is from
         raise UserError(
-            f"--dry_run cannot tell the memory of --optim {training.optim.value} ({first_line(error)}). Try "
+            f"--dry_run cannot tell the memory of --optim {kind_of_optimiser} ({first_line(error)}). Try "
             "adamw_torch_fused."
         ) from error
     model.zero_grad()

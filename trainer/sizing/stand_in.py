@@ -1,4 +1,4 @@
-"""A policy without its weights: fake tensors in the shapes of its config, which its real forward and backward go through.
+"""A policy without its weights: fake tensors in the shapes of its config, for its real forward and backward passes.
 
 They are torch's FakeTensors on the CPU, of its subclass and outside of its mode: operations on real tensors only, such
 as indices and masks, are computed, so that code that looks at their values works. On fake CUDA tensors a backward pass
@@ -100,7 +100,8 @@ def _make_fake(model: torch.nn.Module) -> None:
         return made[id(tensor)]
 
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
+        holders: tuple[dict[str, Any], ...] = module._parameters, module._buffers
+        for held in holders:
             held.update({name: fake(tensor) for name, tensor in held.items() if tensor is not None})
 
 

@@ -63,6 +63,8 @@ class Storages(TorchDispatchMode):
         self._look()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is aten.index_put.default and torch._C._current_graph_task_id() >= 0:
+            func = aten.index_put_.default  # the gradient of an index: autograd copies only what is watched
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor) and id(storage := tensor.untyped_storage()) not in self._known:
