@@ -1,6 +1,6 @@
 """Predicted and real peak memory of training on a CPU, `python -m tests.benchmarks.memory`: two sizes, both layouts.
 
-Each run is a process of its own, in which the real trainer makes two steps of four groups (K = 12, Dolly's lengths)
+Each run is a process of its own, in which the real trainer makes two steps of groups of Dolly's lengths (K = 12)
 with AdamW in float32 unless the row says otherwise; prediction is `trainer.sizing.predicted`'s, of the same groups.
 Real is the largest resident set (VmHWM) above the one before the model was made, after a tiny run that loads what
 libraries load late. glibc is told to keep no freed memory (one arena, blocks of 64 KiB and more mapped by themselves),
@@ -19,30 +19,37 @@ from typing import Any
 from tests.benchmarks.dolly import MODEL, dolly_continuations
 from tests.benchmarks.extent import extent
 
-STEP, STEPS = 4, 2
+STEPS = 2
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 LARGE = {
     "model_type": "llama", "vocab_size": 8192, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
     "num_attention_heads": 12, "max_position_embeddings": 1024, "tie_word_embeddings": True,
 }  # fmt: skip
 TINY = {**LARGE, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-# Size, layout, token budget of a pass, and what is asked of transformers and TRL.
-RUNS: list[tuple[str, str, int, dict[str, Any]]] = extent(
+# Size, layout, token budget of a pass, groups a step, and what is asked of transformers and TRL.
+LONGEST = {"6 M": 256, "91 M": 128}  # tokens of a response
+RUNS: list[tuple[str, str, int, int, dict[str, Any]]] = extent(
     [
-        ("6 M", "packed", 4096, {}),
-        ("6 M", "padded", 4096, {}),
-        ("91 M", "packed", 1024, {}),
-        ("91 M", "padded", 1024, {}),
-        ("6 M", "packed", 4096, {"gradient_checkpointing": True}),
-        ("6 M", "packed", 4096, {"bf16": True}),
-        ("91 M", "packed", 1024, {"use_peft": True}),
+        ("6 M", "packed", 4096, 4, {}),
+        ("6 M", "padded", 4096, 4, {}),
+        ("91 M", "packed", 1024, 1, {}),
+        ("91 M", "padded", 1024, 1, {}),
+        ("6 M", "packed", 4096, 4, {"gradient_checkpointing": True}),
+        ("6 M", "packed", 4096, 4, {"bf16": True}),
+        ("91 M", "packed", 1024, 1, {"use_peft": True}),
     ],
-    [("6 M", "packed", 1024, {}), ("6 M", "padded", 1024, {})],
+    [("6 M", "packed", 1024, 2, {}), ("6 M", "padded", 1024, 2, {})],
 )
 
 
-def run(directory: str, from_scratch: bool, layout: str, row_tokens: int, **asked: Any) -> dict[str, Any]:
-    """Two real steps: real and predicted bytes, the latter by kind."""
+def run(
+    directory: str, from_scratch: bool, layout: str, row_tokens: int, step: int, longest: int, **asked: Any
+) -> dict[str, Any]:  # fmt: skip
+    """Two real steps of so many groups: real and predicted bytes, the latter by kind.
+
+    Args:
+        longest: tokens of a response, at most.
+    """
     import gc
 
     from trl import ModelConfig
@@ -60,7 +67,7 @@ def run(directory: str, from_scratch: bool, layout: str, row_tokens: int, **aske
     dataset = InOrder(
         [
             TrainingGroup(str(n), group, [0.0] * 12, [1.0] * 12, ["bn"] * 11)
-            for n, group in enumerate(dolly_continuations(STEP * STEPS + 8)[: STEP * STEPS])
+            for n, group in enumerate(dolly_continuations(16, longest=longest)[: step * STEPS])
         ]
     )
     adapted = {"use_peft": True, "lora_target_modules": ["all-linear"]} if asked.pop("use_peft", False) else {}
@@ -69,7 +76,7 @@ def run(directory: str, from_scratch: bool, layout: str, row_tokens: int, **aske
     with tempfile.TemporaryDirectory() as folder:
         training = PaperTrainingArguments(
             output_dir=folder, use_cpu=True, save_strategy="no", report_to="none", max_steps=STEPS, disable_tqdm=True,
-            per_device_train_batch_size=STEP, **asked,
+            per_device_train_batch_size=step, **asked,
         )  # fmt: skip
         gc.collect()
         before = resident("VmRSS")
@@ -104,18 +111,19 @@ def with_config(folder: str, settings: dict[str, Any]) -> str:
 
 def main() -> None:
     if sys.argv[1:2] == ["--run"]:
-        size, layout, row_tokens, asked = json.loads(sys.argv[2])
+        size, layout, row_tokens, step, asked = json.loads(sys.argv[2])
+        shape = step, LONGEST[size]
         with tempfile.TemporaryDirectory() as tiny, tempfile.TemporaryDirectory() as large:
-            run(with_config(tiny, TINY), True, layout, 512, **asked)
+            run(with_config(tiny, TINY), True, layout, 512, *shape, **asked)
             directory = MODEL if size == "6 M" else with_config(large, LARGE)
-            found = run(directory, size != "6 M", layout, row_tokens, **asked)
+            found = run(directory, size != "6 M", layout, row_tokens, *shape, **asked)
         print(json.dumps(found))
         return
-    print("| parameters | layout | tokens per pass | with | predicted | real | off |")
-    print("|---|---|---|---|---|---|---|", flush=True)
-    for size, layout, row_tokens, asked in RUNS:
+    print("| parameters | layout | tokens per pass | groups a step | with | predicted | real | off |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for size, layout, row_tokens, step, asked in RUNS:
         done = subprocess.run(
-            [sys.executable, "-m", "tests.benchmarks.memory", "--run", json.dumps([size, layout, row_tokens, asked])],
+            [sys.executable, "-m", "tests.benchmarks.memory", "--run", json.dumps([size, layout, row_tokens, step, asked])],
             capture_output=True, text=True, env={**os.environ, **MALLOC},
         )  # fmt: skip
         if done.returncode:
@@ -123,7 +131,7 @@ def main() -> None:
         found = json.loads(done.stdout.strip().splitlines()[-1])
         predicted, real = found["predicted"], found["real"]
         print(
-            f"| {size} | {layout} | {row_tokens} | {', '.join(asked) or '-'} | {predicted / 2**20:.0f} MiB | "
+            f"| {size} | {layout} | {row_tokens} | {step} | {', '.join(asked) or '-'} | {predicted / 2**20:.0f} MiB | "
             f"{real / 2**20:.0f} MiB | {predicted / real - 1:+.1%} |", flush=True,
         )  # fmt: skip
 

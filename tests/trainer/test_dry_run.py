@@ -158,7 +158,7 @@ def test_every_objective_on_groups_is_predicted(objective: str, llama: Path) -> 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_what_lives_is_what_a_real_pass_makes(layout: str, llama: Path) -> None:
-    """The same storages are counted of real tensors."""
+    """Real tensors, counted in the same way, take as much."""
     policy = Policy(llama, ModelConfig(), from_scratch=True, dropout=False)
     packed = one_pass(layout)
     prepared = policy.load_prepared(layout)

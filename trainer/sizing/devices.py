@@ -30,7 +30,7 @@ CPU = "cpu"
 
 @dataclass(frozen=True)
 class Device:
-    """A device.
+    """A device to train on.
 
     Attributes:
         name: as CUDA gives it, or "cpu".
@@ -48,12 +48,12 @@ class Device:
 
     @property
     def usable(self) -> int:
-        """Bytes for a run."""
+        """Bytes that a run may take."""
         return round(self.memory * (USABLE if self.is_gpu else 1))
 
     @property
     def kind(self) -> str:
-        """As in torch.device."""
+        """The type that torch.device has for it."""
         return "cuda" if self.is_gpu else "cpu"
 
 

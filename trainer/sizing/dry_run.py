@@ -33,7 +33,7 @@ def dry_run(script: "ScriptArguments", training: "PaperTrainingArguments", model
     """Print what a run will take. Writes nothing, and reads no weights.
 
     Raises:
-        UserError: it does not fit, or cannot be predicted; what a run refuses of its model's config and its data.
+        UserError: a run that does not fit or cannot be predicted, or whose config or data any run refuses.
     """
     _refuse_unknown(script, training, model_config)
     device = device_of(script.dry_run_device)

@@ -44,7 +44,7 @@ class FirstSteps:
 
     @property
     def groups(self) -> float:
-        """Groups per step."""
+        """Mean number of groups per step."""
         counting = sum(group.counts for step in self.micro_batches for batch in step for group in batch)
         return counting / len(self.micro_batches)
 

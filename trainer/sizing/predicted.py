@@ -57,7 +57,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A predicted peak.
+    """A predicted peak of memory, and what else the passes told.
 
     Attributes:
         kinds: bytes of one device by kind at the peak, of `KINDS`.
@@ -77,7 +77,7 @@ class Prediction:
 
     @property
     def peak(self) -> int:
-        """Bytes."""
+        """The bytes of all kinds."""
         return sum(self.kinds.values())
 
 
@@ -149,7 +149,7 @@ def _pass(case: Case, prepared: StandIn, packed: PackedGroups) -> int:
 
 
 def _checkpoint(model: Any, training: TrainingArguments) -> None:
-    """As transformers' Trainer does."""
+    """Let a model keep its layers' inputs alone, as transformers' Trainer does."""
     given: Any = training.gradient_checkpointing_kwargs
     options = dict(given or {})
     every, offload = options.pop("every_n_layers", 1), options.pop("offload", False)

@@ -1,4 +1,4 @@
-"""What `--dry_run` prints."""
+"""The tables that `--dry_run` prints."""
 
 from collections.abc import Iterable
 

@@ -100,9 +100,10 @@ def _make_fake(model: torch.nn.Module) -> None:
         return made[id(tensor)]
 
     for module in model.modules():
-        holders: tuple[dict[str, Any], ...] = module._parameters, module._buffers
-        for held in holders:
-            held.update({name: fake(tensor) for name, tensor in held.items() if tensor is not None})
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    held[name] = fake(tensor)  # type: ignore[assignment]  # a parameter for a parameter
 
 
 class RealResults:
