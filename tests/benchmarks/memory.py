@@ -122,8 +122,9 @@ def main() -> None:
     print("| parameters | layout | tokens per pass | groups a step | with | predicted | real | off |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for size, layout, row_tokens, step, asked in RUNS:
+        told = json.dumps([size, layout, row_tokens, step, asked])
         done = subprocess.run(
-            [sys.executable, "-m", "tests.benchmarks.memory", "--run", json.dumps([size, layout, row_tokens, step, asked])],
+            [sys.executable, "-m", "tests.benchmarks.memory", "--run", told],
             capture_output=True, text=True, env={**os.environ, **MALLOC},
         )  # fmt: skip
         if done.returncode:
