@@ -44,13 +44,7 @@ class PaperTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if self.per_device_train_batch_size == 0:
             processes, steps = int(os.environ.get("WORLD_SIZE", "1")), max(1, self.gradient_accumulation_steps)
-            if PAPER_BATCH_SIZE % (processes * steps):
-                raise UserError(
-                    f"the paper's batch of {PAPER_BATCH_SIZE} cannot be divided by {processes} processes x {steps} "
-                    "accumulation steps. Set --per_device_train_batch_size, what one process takes per accumulation "
-                    "step."
-                )
-            self.per_device_train_batch_size = PAPER_BATCH_SIZE // (processes * steps)
+            self.per_device_train_batch_size = paper_share(processes, steps)
         super().__post_init__()
         if self.hub_token:  # training_args.bin beside the model would hold it; the hub's client looks for it there too
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
@@ -60,6 +54,16 @@ class PaperTrainingArguments(TrainingArguments):
         self.logging_first_step = self.logging_first_step and self.logging_strategy != "no"
         # torch warns at each epoch where there is nothing to pin for.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+
+
+def paper_share(processes: int, steps: int) -> int:
+    """Groups of the paper's batch that a process takes per accumulation step. Raises UserError where it has none."""
+    if PAPER_BATCH_SIZE % (processes * steps):
+        raise UserError(
+            f"the paper's batch of {PAPER_BATCH_SIZE} cannot be divided by {processes} processes x {steps} "
+            "accumulation steps. Set --per_device_train_batch_size, what one process takes per accumulation step."
+        )
+    return PAPER_BATCH_SIZE // (processes * steps)
 
 
 INHERITED = (PaperTrainingArguments, ModelConfig)
@@ -145,6 +149,8 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
     parser.set_defaults_with_config(**{name: value for name, value in values.items() if name in inherited})
     if values.get("deepspeed") or any(word.partition("=")[0] == "--deepspeed" for word in theirs):
         raise UserError(NO_DEEPSPEED)  # transformers would ask for its package first
+    if script.dry_run and not torch.cuda.is_available():
+        theirs += ["--use_cpu", "true"]  # what is predicted for a GPU may be asked for where there is none
     try:
         parsed: Any = parser.parse_args_into_dataclasses([*theirs, "--output_dir", script.output_dir])
     except UserError:
@@ -167,6 +173,9 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
     _refuse_ignored(script, training)
     _refuse_unwatched(script, training)
     given = {*values, *(word[2:] for word in theirs if word.startswith("--"))}
+    if script.dry_run and "per_device_train_batch_size" not in given:
+        steps = training.gradient_accumulation_steps
+        training.per_device_train_batch_size = paper_share(script.dry_run_world, steps)
     for sentence in (*idle_among(given), *idle_of_model(given, model)):
         log.warning("%s", sentence)
     return script, training, model
