@@ -169,7 +169,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
     if isinstance(training.optim_target_modules, list) and len(training.optim_target_modules) == 1:
         training.optim_target_modules = training.optim_target_modules[0]  # "all-linear" or a pattern
     script.check()
-    _refuse_unsupported(training, model)
+    _refuse_unsupported(training, model, to_run=not script.dry_run)
     _refuse_ignored(script, training)
     _refuse_unwatched(script, training)
     given = {*values, *(word[2:] for word in theirs if word.startswith("--"))}
@@ -225,12 +225,12 @@ def _set_environment(variables: Any) -> None:
     os.environ.update({str(name): str(value) for name, value in variables.items()})
 
 
-def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig) -> None:
-    """What transformers and TRL can do and this trainer would get wrong."""
+def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig, *, to_run: bool) -> None:
+    """What transformers and TRL can do and this trainer would get wrong; `to_run`: not only to be predicted."""
     launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower()
     if training.deepspeed or launched not in ("", "0", "false", "no"):
         raise UserError(NO_DEEPSPEED)
-    refuse_unsharded(training)
+    refuse_unsharded(training, to_run=to_run)
     if training.n_gpu > 1:
         raise UserError(
             f"one process sees {training.n_gpu} GPUs. Start one per GPU, `accelerate launch -m trainer.run ...`, or "

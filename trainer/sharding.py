@@ -21,8 +21,11 @@ def is_sharded(training: TrainingArguments) -> bool:
     return bool(training.fsdp) or bool(strtobool(os.environ.get("ACCELERATE_USE_FSDP") or "false"))
 
 
-def refuse_unsharded(training: TrainingArguments) -> None:
+def refuse_unsharded(training: TrainingArguments, *, to_run: bool = True) -> None:
     """Refuse FSDP where accelerate would leave it out without a word, and what this trainer does not do with it.
+
+    Args:
+        to_run: whether it is to run here, not only to be predicted.
 
     Raises:
         UserError: FSDP was asked for, and each process would hold the whole model, or the first alone would load one,
@@ -31,7 +34,7 @@ def refuse_unsharded(training: TrainingArguments) -> None:
     if not is_sharded(training):
         return
     state: Any = training.distributed_state
-    if state.distributed_type in UNSHARDED:
+    if to_run and state.distributed_type in UNSHARDED:
         raise UserError(
             "FSDP was asked for, but accelerate shards over GPUs only: here each process would hold the whole model. "
             "On CPUs use recipes/accelerate/ddp.yaml; with one GPU, too, start by `accelerate launch`."

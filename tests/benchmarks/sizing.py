@@ -13,6 +13,7 @@ from typing import Any
 
 from trl import ModelConfig
 
+from data.command.wording import size
 from tests.benchmarks.extent import extent
 from tests.benchmarks.memory import with_config
 from tests.benchmarks.training import InOrder, make_groups
@@ -25,7 +26,7 @@ from trainer.scoring.continuations import Continuations
 from trainer.sizing.devices import device_of
 from trainer.sizing.first_steps import STEPS, FirstSteps
 from trainer.sizing.predicted import Case, predict
-from trainer.sizing.size_table import seconds_per_step, spoken
+from trainer.sizing.size_table import seconds_per_step
 from trainer.sizing.stand_in import layout_of
 
 DEVICE, ROW_TOKENS, UTILISATION = "NVIDIA A100-SXM4-80GB", 8192, 0.4
@@ -76,7 +77,7 @@ def row(model: str, policy: Policy, layout: str, method: str, world: int, groups
     seconds = seconds_per_step(case, found, steps, UTILISATION)
     assert seconds is not None
     time = f"{seconds:.3g} | {seconds * number / 3600:.2g}" if fits else "- | does not fit"
-    return f"| {model} | {method} | {world} | {spoken(found.peak)} | {steps.positions:,.0f} | {time} |"
+    return f"| {model} | {method} | {world} | {size(found.peak)} | {steps.positions:,.0f} | {time} |"
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig
+from transformers import AutoTokenizer, GPT2Config, LlamaConfig, PreTrainedConfig, Qwen2Config
 from trl import ModelConfig
 
 from data.command.errors import UserError
@@ -132,6 +132,15 @@ def test_flex_attention_keeps_no_mask(llama: Path) -> None:
     flex, cpu = prediction(llama, device=A100), prediction(llama)
     assert (flex.flex, cpu.flex) == (True, False)
     assert flex.kinds["activations"] < cpu.kinds["activations"]
+
+
+@pytest.mark.parametrize("config", [GPT2Config, Qwen2Config], ids=["gpt2", "qwen2"])
+def test_flex_attention_is_predicted_of_models_of_every_kind(config: type[PreTrainedConfig], tmp_path: Path) -> None:
+    config(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2,
+        eos_token_id=1, bos_token_id=1,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    assert prediction(tmp_path, device=A100).flex
 
 
 def test_a_gpu_holds_more_logits_at_a_time(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

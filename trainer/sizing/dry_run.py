@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from data.command.errors import UserError
 from data.command.terminal import say
+from data.command.wording import size
 from data.models import check_causal, load_tokenizer, tokenizer_hash
 from trainer.groups.dataset import Collator
 from trainer.groups.training_data import load_training_data
@@ -17,7 +18,7 @@ from trainer.sizing.advice import advice
 from trainer.sizing.devices import device_of
 from trainer.sizing.first_steps import FirstSteps, LaidOut
 from trainer.sizing.predicted import Case, Prediction, predict
-from trainer.sizing.size_table import advice_table, spoken, table
+from trainer.sizing.size_table import advice_table, table
 from trainer.sizing.stand_in import layout_of
 
 if TYPE_CHECKING:
@@ -71,11 +72,11 @@ def dry_run(script: "ScriptArguments", training: "PaperTrainingArguments", model
         raise cannot_set_up(script.model, error) from error
     if advised:
         say(f"\n{advice_table(advised, device)}")
-    fitting = [f"{option.words} ({spoken(other.peak)})" for option, other in advised if other.peak <= device.usable]
+    fitting = [f"{option.words} ({size(other.peak)})" for option, other in advised if other.peak <= device.usable]
     otherwise = "Take a larger device, more of them with --fsdp, or a smaller model."
     remedy = f"It would with {' or '.join(fitting)}." if fitting else otherwise
     raise UserError(
-        f"this run does not fit: {spoken(found.peak)} are predicted, {spoken(device.usable)} of {device.name} are "
+        f"this run does not fit: {size(found.peak)} are predicted, {size(device.usable)} of {device.name} are "
         f"usable. {remedy}"
     )
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 
+from data.command.wording import size
 from trainer.sizing.advice import Option
-from trainer.sizing.devices import GIB, MIB, USABLE, Device
+from trainer.sizing.devices import USABLE, Device
 from trainer.sizing.first_steps import FirstSteps, LaidOut
 from trainer.sizing.predicted import Case, Prediction
 
@@ -21,11 +22,6 @@ NOT_COUNTED = (
     "what kernels allocate for themselves, the allocator's gaps, a GPU's context (about 0.5 GiB) and NCCL's buffers; "
     "Python and its libraries on a CPU; evaluation and checkpoints, which take less than a step"
 )
-
-
-def spoken(size: float) -> str:
-    """Bytes in GiB, of less than one in MiB."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"
 
 
 def seconds_per_step(case: Case, found: Prediction, steps: LaidOut, utilisation: float) -> float | None:
@@ -50,8 +46,8 @@ def table(
         "",
         "| peak memory per device | | |",
         "|---|---|---|",
-        *(f"| {kind} | {spoken(size)} | {MEANING[kind]} |" for kind, size in found.kinds.items()),
-        f"| all | {spoken(found.peak)} | {_room(case.device)} |",
+        *(f"| {kind} | {size(held)} | {MEANING[kind]} |" for kind, held in found.kinds.items()),
+        f"| all | {size(found.peak)} | {_room(case.device)} |",
         "",
         f"| per step, mean of the first {len(steps.passes)} | | |",
         "|---|---|---|",
@@ -72,14 +68,14 @@ def advice_table(advised: Iterable[tuple[Option, Prediction]], device: Device) -
     lines = ["| what would help | predicted peak per device | |", "|---|---|---|"]
     for option, found in advised:
         fits = "fits" if found.peak <= device.usable else "does not fit yet"
-        lines.append(f"| {option.words} | {spoken(found.peak)} | {fits} |")
+        lines.append(f"| {option.words} | {size(found.peak)} | {fits} |")
     return "\n".join(lines)
 
 
 def _room(device: Device) -> str:
     if not device.is_gpu:
-        return f"this machine has {spoken(device.memory)}"
-    return f"of {spoken(device.memory)}, of which {USABLE:.0%} are taken as usable: {spoken(device.usable)}"
+        return f"this machine has {size(device.memory)}"
+    return f"of {size(device.memory)}, of which {USABLE:.0%} are taken as usable: {size(device.usable)}"
 
 
 def _time(case: Case, found: Prediction, first: FirstSteps, steps: LaidOut, utilisation: float) -> list[str]:
