@@ -108,9 +108,10 @@ def _evaluate(config: EvaluateConfig, claim: Claim, store: "Store") -> str:
         chosen_on = gathered.measurements_of_answers(evaluation.validation)
         sweep = describe_sweep(alphas, chosen_on, evaluation.decodings[0].name, chosen)
         job |= {"sweep": {**sweep, "validation_prompts": len(evaluation.validation.prompts)}}
+    more = [column for metric in metrics for column in metric.more_columns()]
     results = Results(
         without_secrets(job), environment(), measurements, sample_rows(gathered, evaluation.test),
-        gathered.notes(evaluation.test), in_order(columns_of(chosen)),
+        gathered.notes(evaluation.test), in_order([*columns_of(chosen), *more]),
     )  # fmt: skip
     claim.check()
     return write_report(folder, results)
