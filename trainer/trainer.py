@@ -20,6 +20,7 @@ from trainer.monitor.start import computed_in, report_start
 from trainer.monitor.utilisation import ModelFlop, peak_flops
 from trainer.objectives.base import TERM, Objective, Term
 from trainer.objectives.rewards import implicit_rewards
+from trainer.publishing import OwnCard
 from trainer.scoring.packing import TokenBatch
 from trainer.scoring.prepared_model import PreparedModel, candidate_logps
 from trainer.skipping import Remainder, goes_back_whole, gradient, lay_out_remainders, nothing, remainders, weighty
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 START_PASSES = 8  # the forward passes to compare policy and reference on, before the first step
 
 
-class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
+class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, Trainer):
     """Trains on packed groups towards an objective that has loss terms.
 
     An optimiser step sees exactly per_device_train_batch_size x gradient_accumulation_steps x processes groups (the
