@@ -141,7 +141,7 @@ class Asked(Protocol):
 
     @property
     def messages(self) -> list[dict[str, str]] | None:
-        """Of a chat, those that the query is made of."""
+        """Messages of a chat that make up the query; None where it is none."""
         ...
 
 

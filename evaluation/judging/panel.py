@@ -68,6 +68,6 @@ def majority(members: Sequence[str], votes: Sequence[Outcome]) -> Outcome:
 
 
 def _total(numbers: Sequence[float | None]) -> float | None:
-    """Their sum; None without prices."""
+    """The sum; None where a number is not known, as costs are without prices."""
     known = [number for number in numbers if number is not None]
     return sum(known) if len(known) == len(numbers) else None

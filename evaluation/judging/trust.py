@@ -172,7 +172,7 @@ def _number(value: float, n: int) -> Estimate:
 
 
 def _beside(found: Estimate, value: float) -> int:
-    """1 where the whole interval lies above a value, -1 below, 0 where it holds it or there is none."""
+    """Where an interval lies beside a value: 1 above it as a whole, -1 below, 0 if it holds it or there is none."""
     low, high = found.interval or (value, value)
     return 1 if low > value else -1 if high < value else 0
 

@@ -76,7 +76,7 @@ def fleiss_kappa(things: Sequence[Labels]) -> Estimate | None:
 
 
 def _estimated(kappa: Callable[[np.ndarray], np.ndarray], n: int) -> Estimate:
-    """Of a statistic of weights [R, n]."""
+    """The estimate of a statistic of n things: weights [R, n] -> values [R]."""
     (value,) = kappa(np.ones((1, n)))
     error, interval = bootstrap(n, lambda indices: kappa(weights_of(indices)))
     if error == 0:  # all resamples alike show no spread

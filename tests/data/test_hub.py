@@ -91,7 +91,7 @@ def test_files_of_no_folder_are_pushed_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert hub.files == {"README.md": b"card", "report.json": b"{}"}
     monkeypatch.setattr(huggingface_hub, "HfApi", ClosedHubStub)
     with pytest.raises(
-        UserError, match="^'runs/report' is finished, but cannot be pushed to 'me/report': Token is req"
+        UserError, match=r"^'runs/report' is finished, but cannot be pushed to 'me/report': Token is req"
     ):
         push_files({"README.md": b"card"}, "me/report", DATASET, named="runs/report")
 

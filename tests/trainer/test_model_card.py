@@ -1,4 +1,4 @@
-"""README.md of a trained model and of an ensemble, as the hub reads it, and the push to a hub that a stub stands for."""
+"""README.md of a trained model and of an ensemble, as the hub reads it, and the push to a stub of the hub."""
 
 import re
 from pathlib import Path
@@ -83,8 +83,11 @@ def test_a_local_base_names_nothing_on_the_hub_and_no_home(tmp_path: Path, monke
 def test_the_licence_is_what_the_bases_own_card_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert licence_of(str(tmp_path), tmp_path) == ""
     for text, licence in (
-        ("---\nlicense: mit\n---\n# x", "mit"), ("---\nlicense: [a, b]\n---\n", ""), ("no front", ""), ("---\n: {\n---\n", ""),
-    ):  # fmt: skip
+        ("---\nlicense: mit\n---\n# x", "mit"),
+        ("---\nlicense: [a, b]\n---\n", ""),
+        ("no front", ""),
+        ("---\n: {\n---\n", ""),
+    ):
         (tmp_path / "README.md").write_text(text)
         assert licence_of(str(tmp_path), tmp_path) == licence
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
