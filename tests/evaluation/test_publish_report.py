@@ -43,6 +43,6 @@ def test_who_may_not_push_is_told_before_anything_is_evaluated(tmp_path: Path, m
     monkeypatch.setattr(huggingface_hub, "HfApi", HubStub)
     options = {"model": ["no/such/model"], "dataset": "facts", "push_to_hub": "theirs/report"}
     config = make_config(EvaluateConfig, out=str(tmp_path / "out"), **options)
-    with pytest.raises(UserError, match="^nothing can be pushed to 'theirs/report': 'me' does not belong to 'theirs'"):
+    with pytest.raises(UserError, match=r"^nothing can be pushed to 'theirs/report': 'me' does not belong"):
         evaluate(config)
     assert not (tmp_path / "out").exists()
