@@ -8,7 +8,7 @@ RUNS := runs
 # The index that carries torch's CPU build where the indexes at hand do not.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install quickstart test test-fast test-all lint style types bench reproduce-small small-task rounds rounds-steps study clean
+.PHONY: help install quickstart test test-fast test-all lint style types docs bench gpu gpu-at-hand reproduce-small small-task rounds rounds-steps study clean
 
 help:
 	@echo "make quickstart        install into $(VENV) and run both stages and the evaluation on the embedded example"
@@ -16,7 +16,9 @@ help:
 	@echo "make test-fast         those without vLLM, Ray and what takes seconds"
 	@echo "make test-all          all of them: also random kills, clean installs, benchmarks in small"
 	@echo "make lint              ruff and pyright"
+	@echo "make docs              the pages of docs/ as a site, $(RUNS)/docs; SERVE=1: shown as they are written"
 	@echo "make bench             the benchmarks of docs/benchmarks.md (needs ../shared; two hours); BENCH_SMALL=1: that they run"
+	@echo "make gpu               on a machine with a GPU: parity, speed, memory (docs/testing.md); LIGHT=1: installs nothing but ./wheels"
 	@echo "make reproduce-small   every row of the paper's tables in small, recipes/small (needs ../shared)"
 	@echo "make rounds            ROUNDS=3 times: negatives of the reference, training, and the policy is the next reference"
 	@echo "make study TASK=stories  the fair study of a task, recipes/study (needs ../shared); ONLY=H1, HOURS=2, PLAN=1"
@@ -101,12 +103,38 @@ style: install
 types: install
 	@$(PY) -m pyright --pythonpath $(PY)
 
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: install
+	@$(PY) -m mkdocs $(if $(SERVE),serve,build --strict --quiet)
+	@$(if $(SERVE),,echo "site: $(RUNS)/docs/index.html")
+
 # Ratios inside one run: nothing else should run on the machine meanwhile.
 bench: export HF_HUB_OFFLINE = 1
 bench: export VLLM_CPU_KVCACHE_SPACE = 1
 bench: install
 	@for benchmark in engine batching slots speculation job plan scorer ranks growth kills training remedies head step skipping stream reuse evaluation negatives; do echo "== $$benchmark"; \
 		$(PY) -m tests.benchmarks.$$benchmark 2>/dev/null || exit 1; done
+
+# What only a GPU can show, in parts that are resumed: tests/gpu. PARTS="flex cpo-3B", MINUTES=9; COMMIT=... where there is
+# no git. LIGHT=1 is for machines that reach no index: $(PYTHON) with what it has, and what lies in $(WHEELS).
+GPU := $(RUNS)/gpu
+WHEELS ?= wheels
+PROVE = -m tests.gpu.prove --out $(GPU) $(if $(PARTS),--parts $(PARTS)) $(if $(MINUTES),--minutes $(MINUTES)) \
+	$(if $(COMMIT),--commit $(COMMIT))
+
+gpu-at-hand:
+	@nvidia-smi -L >/dev/null 2>&1 || { echo "error: no GPU is at hand: nvidia-smi finds none. Run it on a machine with one."; exit 2; }
+
+ifdef LIGHT
+gpu: gpu-at-hand
+	@mkdir -p $(GPU)
+	@if ls $(WHEELS)/*.whl >/dev/null 2>&1; then $(PYTHON) -m pip install -q --no-index --no-deps --no-compile --upgrade \
+		--disable-pip-version-check --target $(GPU)/site $(WHEELS)/*.whl; fi
+	@PYTHONPATH=$(GPU)/site$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) $(PROVE)
+else
+gpu: gpu-at-hand install
+	@$(PY) $(PROVE)
+endif
 
 # Every row of the paper's tables on two cores: recipes/small, one folder per task. TASKS="facts" makes one alone.
 TASKS ?= facts dolly stories

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from data.command.errors import UserError
+from data.command.wording import duration
 from data.shape import Count, parse_shaped
 from data.storage import Folder
 
@@ -239,10 +240,10 @@ def _is_dead(folder: Folder, number: int, owner: Owner | None) -> bool:
             return True
         raise _in_use(folder, owner)
     log.warning(
-        "'%s' is claimed by %s; watching its heartbeat for up to %g s",
+        "'%s' is claimed by %s; watching its heartbeat for up to %s",
         folder.path,
         owner or "a damaged claim",
-        DEAD_AFTER,
+        duration(DEAD_AFTER),
     )
     first, deadline = _heard(folder, owner), time.monotonic() + DEAD_AFTER
     while time.monotonic() < deadline:

@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from data.command.errors import UserError, first_line
+from data.command.privacy import scrub
 from data.command.version import git_commit, version
 from data.schema import READABLE_VERSIONS, SCHEMA_VERSION
 from data.shape import Count, Each, IfThere, ListOf, Maybe, misfit, parse_json
@@ -147,6 +148,13 @@ class Manifest:
         """Reason -> candidates that rows of groups list and that cannot be used, most first."""
         total = sum((Counter(shard.left_out or {}) for shard in self.shards), Counter[str]())
         return dict(total.most_common())
+
+    @property
+    def origin(self) -> str:
+        """What the set was made from, in words: "data set 'facts', split 'all', reference 'models/ref'"."""
+        data, model = self.job.get("data", {}), self.job.get("model", {})
+        parts = {"data set": data.get("name"), "split": data.get("split"), "reference": model.get("name")}
+        return scrub(", ".join(f"{what} '{name}'" for what, name in parts.items() if name)) or "an unknown source"
 
     def strategy_name(self, name: str) -> str:
         """What a strategy is called in the set; `name` may be the import path of one from outside."""

@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from data.command.errors import UserError, first_line
+from data.command.privacy import scrub
+from data.command.wording import counted
 from data.manifest import REJECTS, read_manifest
 from data.model_settings import config_hash
 from data.parquet import Unreadable, parquet_file, read_columns
@@ -64,6 +66,11 @@ class NegativeSet:
         for shard in self.manifest.shards:
             if shard.file not in names:
                 raise self._lacks(shard.file)
+
+    @property
+    def summary(self) -> str:
+        """Where the set lies, how many groups it has and what they were made from, in words."""
+        return f"negative set '{scrub(self.folder.path)}': {counted(len(self), 'group')} from {self.manifest.origin}"
 
     @property
     def knows_support(self) -> bool:
@@ -212,7 +219,7 @@ class NegativeSet:
         problems = problems or id_problems(table, self.vocabulary)
         problems = problems or length_problems(table, self.context, truths_only=self.truths_only)
         if not problems and table.num_rows != rows:
-            problems = [f"{table.num_rows} rows, the manifest says {rows}"]
+            problems = [f"{counted(table.num_rows, 'row')}, the manifest says {rows}"]
         if problems:
             raise self._unusable(file, problems[0])
 

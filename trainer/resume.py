@@ -12,6 +12,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.utils import strtobool
 
 from data.command.errors import UserError
+from data.command.wording import counted
 from data.models import WEIGHTS, read_header, read_object, weight_files
 from data.shape import Count, IfThere, ListOf, Maybe, as_read, misfit, parse_json
 from trainer.monitor.resumption import was_stopped_early
@@ -139,11 +140,11 @@ def problem(checkpoint: Path, needs: Needs) -> str | None:
     lacking = [name for name in (*optimizer, SCHEDULER) if not (checkpoint / name).exists()]
     if not saved_by and len(lacking) == 2:
         return (
-            f"was saved with --save_only_model: it lacks {', '.join(lacking)} and {needs.random_states[0]}, so it is "
-            "a --model to start from, not a run to go on with"
+            f"was saved with --save_only_model, or its optimiser was dropped: it lacks {', '.join(lacking)} and "
+            f"{needs.random_states[0]}, so it is a --model to start from, not a run to go on with"
         )
     if saved_by and saved_by != needs.processes:
-        return f"was saved by {saved_by} process{'es' * (saved_by > 1)}, and this run has {needs.processes}"
+        return f"was saved by {counted(saved_by, 'process', 'processes')}, and this run has {needs.processes}"
     names = [*optimizer, SCHEDULER, *needs.random_states, *([SCALER] if needs.scaled else [])]
     try:
         names = [*_weights(checkpoint, needs), *names]
@@ -219,11 +220,11 @@ class JobStamp(TrainerCallback, ExportableState):
 
 def _unfinished(output: Path, *, since: Path | None) -> list[str]:
     """The checkpoints that lack their last file, and are newer than this one."""
-    found = [p for p in _checkpoints(output) if not (p / STATE_FILE).is_file()]
+    found = [p for p in checkpoints(output) if not (p / STATE_FILE).is_file()]
     return [p.name for p in found if since is None or _step(p) > _step(since)]
 
 
-def _checkpoints(output: Path) -> list[Path]:
+def checkpoints(output: Path) -> list[Path]:
     """All checkpoints of a directory, the newest first."""
     found = [path for path in output.glob("checkpoint-*") if path.name[11:].isdecimal()]
     return sorted(found, key=_step, reverse=True)
@@ -236,7 +237,7 @@ def _step(checkpoint: Path) -> int:
 def _newest_whole(output: Path, needs: Needs) -> tuple[Path | None, dict[str, str]]:
     """The newest whole checkpoint of a directory, and what is wrong with each newer one, the newest first."""
     problems: dict[str, str] = {}
-    for path in _checkpoints(output):
+    for path in checkpoints(output):
         if not (path / STATE_FILE).is_file():
             continue
         wrong = problem(path, needs)

@@ -15,7 +15,7 @@ from data.command.terminal import say
 from data.command.usage import answered, help_text
 from data.storage import sha256
 from trainer.config import ABOUT, USAGE, ScriptArguments
-from trainer.output import check_output, claim_output, owned_output
+from trainer.output import METRICS_FILE, check_output, claim_output, owned_output
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -69,6 +69,7 @@ def _train(
     from trainer.ingredients import Setup
     from trainer.model_card import ModelFacts
     from trainer.monitor.diagnosis import Diagnosis
+    from trainer.monitor.log_lines import LogLines
     from trainer.monitor.metrics_file import MetricsFile
     from trainer.monitor.ownership import StopIfTakenOver
     from trainer.monitor.resumption import EarlyStopping
@@ -130,6 +131,7 @@ def _train(
         stopping = [] if patience is None else [EarlyStopping(patience)]
         guards = [] if claim is None else [StopIfTakenOver(claim)]
         trainer.facts = facts
+        LogLines.replace_in(trainer, ranking=chosen.learns_order)
         for callback in (EpochOfSampler(), JobStamp(job), sigterm, *stopping, *guards, *watches, attempt):
             trainer.add_callback(callback)
         if claim is not None:
@@ -158,9 +160,20 @@ def _train(
 
 
 def _say_where(output: Path, model_config: "ModelConfig", is_main: bool) -> None:
-    if is_main and model_config.use_peft:
+    from trainer.leftovers import describe_checkpoints
+    from trainer.monitor.watch import CURVES_FILE
+
+    if not is_main:
+        return
+    if left := describe_checkpoints(output):
+        say(left, error=True)
+    say(
+        f"logs: {output / METRICS_FILE}, drawn in {output / CURVES_FILE}; docs/training.md says what they mean",
+        error=True,
+    )
+    if model_config.use_peft:
         say(f"adapter: {output} (merge it into the reference before evaluating)")
-    elif is_main:
+    else:
         say(f"model: {output}")
 
 

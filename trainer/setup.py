@@ -4,6 +4,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError, first_line
+from data.command.wording import counted
 
 if TYPE_CHECKING:
     from trainer.config import ScriptArguments
@@ -70,8 +71,8 @@ def make_group_trainer(objective: "Objective", setup: "Setup", options: Any) -> 
     train = setup.data.train
     policy = setup.policy.load_prepared()
     log.info(
-        *("%s on %d groups, %s layout, at most %d tokens per pass", objective.name, len(train)),
-        *(policy.layout, setup.row_tokens),
+        *("%s, %s layout, at most %s per pass", objective.name, policy.layout),
+        counted(setup.row_tokens, "token"),
     )
     compare_with_scorer(setup.data.scored, policy.called, setup.training, policy.layout)
     collator = Collator(policy.layout, setup.row_tokens, train.strategies, objective.copies(options))

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import Trainer
 
 from data.command.errors import UserError
+from data.command.wording import counted
 from trainer.groups.dataset import PackedGroups
 from trainer.groups.sampler import StepSampler
 from trainer.monitor.resumption import SoundResumption
@@ -429,7 +430,7 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, Trainer):
             torch.cat(rewards),
             beta=beta,
             longest=longest,
-            what=f"{groups} groups",
+            what=counted(groups, "group"),
             loss=", ".join(
                 f"{loss / groups:.4f} ({formula} is {value / groups:.4f})" for formula, (loss, value) in losses.items()
             ),

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from data.command.wording import counted
+
 MILLION = 1_000_000
 
 
@@ -130,7 +132,8 @@ class Budget:
 
     def __str__(self) -> str:
         used = _sum(self.used, *(other.used for other in self.others))
-        spent = f"{self._of_all('requests'):,} requests, {used.input:,} input and {used.output:,} output tokens"
+        requests = counted(self._of_all("requests"), "request")
+        spent = f"{requests}, {used.input:,} input and {used.output:,} output tokens"
         return spent if self.input_price is None else f"{spent}, a cost of {self._of_all('cost'):.6g} at most"
 
     def _of_all(self, what: str) -> float:

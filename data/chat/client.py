@@ -22,6 +22,7 @@ from data.command.cleaning import storable
 from data.command.errors import UserError, first_line
 from data.command.privacy import HIDDEN, SHORTEST_SECRET
 from data.command.terminal import one_line
+from data.command.wording import counted, duration
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +228,7 @@ class ChatAPI:
                     raise self._explained(error) from None
             until = time.monotonic() + wanted
             if until > self.not_before + LONGEST_PAUSE and wanted > LONGEST_PAUSE:  # once for all requests under way
-                log.warning("%s asks to be left alone for %.0f s; waiting", self.base_url, wanted)
+                log.warning("%s asks to be left alone for %s; waiting", self.base_url, duration(wanted))
             self.not_before = max(self.not_before, until)
             await self._pause_for_server(tries)
             tries += 1
@@ -320,10 +321,10 @@ class ChatAPI:
 
         if isinstance(error.__cause__, TooLarge):  # some versions of the client wrap what a hook raises
             error = error.__cause__
-        url, option, tried = self.base_url, f"--{self.group}", f"after {self.retries} retries"
+        url, option, tried = self.base_url, f"--{self.group}", f"after {counted(self.retries, 'retry', 'retries')}"
         if isinstance(error, openai.APITimeoutError | TimeoutError):
             return UserError(
-                f"{url} gave no answer within {self.timeout:g} s {tried}. Raise {option}.timeout or lower "
+                f"{url} gave no answer within {duration(self.timeout)} {tried}. Raise {option}.timeout or lower "
                 f"{option}.concurrency. {AGAIN}"
             )
         if isinstance(error, openai.APIConnectionError):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from data.command.errors import UserError
+from data.command.wording import duration
 
 
 class _TooLong(BaseException):
@@ -36,7 +37,7 @@ def within(seconds: float, what: str) -> Iterator[None]:
     try:
         yield
     except _TooLong:
-        raise UserError(f"{what} does not end within {seconds:g} s. Correct it.") from None
+        raise UserError(f"{what} does not end within {duration(seconds)}. Correct it.") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)

@@ -107,7 +107,8 @@ def library_output_to(folder: Folder | None, name: str, *, verbose: bool = False
     output = LibraryOutput(path)
     try:
         with _new_file(path) as file, _diverted(file.fileno()):
-            log.info("what libraries print goes to '%s'", path)
+            if folder is not None:  # else it is named where the block fails
+                log.info("what libraries print goes to '%s'", path)
             try:
                 yield output
             except Exception as error:

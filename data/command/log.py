@@ -7,7 +7,7 @@ import sys
 
 from data.command.cleaning import printable
 from data.command.privacy import scrub
-from data.command.terminal import people_read
+from data.command.terminal import beside_bars, is_terminal, people_read
 
 # Whose messages are ours: the rooms', and those of a command that runs as a script.
 OURS = ("data", "negatives_gen", "trainer", "evaluation", "__main__")
@@ -42,20 +42,24 @@ class PeoplesHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         ours = record.name.partition(".")[0] in OURS
         self.stream = people_read(error=True) if ours else sys.stderr
-        super().emit(record)
+        with beside_bars(self.stream):
+            super().emit(record)
 
 
 def start_logging(log_format: str = "text") -> None:
     """Log to stderr; called once by each command, not on import.
 
+    Libraries, and processes that they start, show progress bars on a terminal alone.
+
     Args:
         log_format: "text", or "json" for one JSON object a line, warnings of Python included, and no progress bars.
     """
     handler = PeoplesHandler()
+    if log_format == "json" or not is_terminal(error=True):
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
     if log_format == "json":
         handler.setFormatter(JSONFormatter())
         logging.captureWarnings(True)
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
     else:
         handler.setFormatter(ScrubbingFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import yaml
 
 from data.command.entries import over
-from data.command.errors import UserError, did_you_mean, first_line
+from data.command.errors import UserError, first_line
 from data.command.fields import (
     ENTRIES,
     EntryField,
@@ -37,6 +37,7 @@ from data.command.fields import (
 )
 from data.command.flags import list_flags, needs_value, only_word, split_flags
 from data.command.privacy import SECRET_OPTION
+from data.command.synonyms import hint
 from data.command.usage import help_text
 from data.command.values import convert, is_dict, is_list, needs_mapping, plain_type, require_finite
 
@@ -338,7 +339,7 @@ class _Values:
         group, dot, last = name.rpartition(".")
         if dot and group in self.groups and SECRET_OPTION.fullmatch(last):
             raise UserError(f"--{name} is not an option: the key comes from $OPENAI_API_KEY only.")
-        raise UserError(f"unknown key '{name}' {where}.{did_you_mean(name, [*self.keys, *self.others])}{self.see}")
+        raise UserError(f"unknown key '{name}' {where}.{hint(name, [*self.keys, *self.others])}{self.see}")
 
     def _put(self, key: Key, value: Any) -> None:
         for *outer, last in key.targets:

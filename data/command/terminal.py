@@ -1,6 +1,8 @@
 """What a command prints: here and nowhere else, so that no text of others reaches a terminal as it is."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from data.command.cleaning import printable
@@ -30,11 +32,29 @@ def say(text: str, *, error: bool = False) -> None:
     """
     stream = people_read(error=error)
     line = printable(text)
-    try:
-        print(line, file=stream, flush=True)
-    except UnicodeEncodeError:  # a terminal without UTF-8
-        encoding = stream.encoding or "ascii"
-        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    with beside_bars(stream):
+        try:
+            print(line, file=stream, flush=True)
+        except UnicodeEncodeError:  # a terminal without UTF-8
+            encoding = stream.encoding or "ascii"
+            print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def is_terminal(*, error: bool) -> bool:
+    """Whether a person looks at what is printed on stdout, or on stderr; else it is a file, a pipe or a log of CI."""
+    isatty = getattr(people_read(error=error), "isatty", None)
+    return isatty is not None and isatty()
+
+
+@contextmanager
+def beside_bars(stream: TextIO) -> Iterator[None]:
+    """Take tqdm's bars off a terminal while something is written to it, and put them below what was written."""
+    bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    if not getattr(bars, "_instances", None):
+        yield
+        return
+    with bars.external_write_mode(file=stream):  # type: ignore[union-attr]  # there are some
+        yield
 
 
 def one_line(text: str) -> str:

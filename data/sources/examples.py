@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 from data.command.cleaning import shown
 from data.command.errors import UserError
+from data.command.wording import counted, is_or_are
 from data.schema import example_id
 from data.sources.column_check import ColumnCheck
 from data.sources.encode import Problem
@@ -170,7 +171,7 @@ def open_source(
 
 
 def _size(rows: Rows, streaming: bool) -> str:
-    return "" if streaming else f" ({len(rows):,} {'lines' if rows.are_lines else 'rows'})"
+    return "" if streaming else f" ({counted(len(rows), 'line' if rows.are_lines else 'row')})"
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
@@ -223,9 +224,9 @@ class _Table:
         read = [row for first in self._chosen for row in self._merged.get(int(first), [int(first)])]
         of_lists = np.frombuffer(lists, ">u8").reshape(-1, 2)
         self.lists_sha256: str | None = _digest(of_lists[read]) if reader.lists else None
-        self.summary = f"{len(numbers):,} rows: {train:,} train, {len(numbers) - train:,} held out"
+        self.summary = f"{counted(len(numbers), 'row')}: {train:,} train, {len(numbers) - train:,} held out"
         if in_both:
-            self.summary += f"; {in_both:,} of train {'is' if in_both == 1 else 'are'} held out too"
+            self.summary += f"; {in_both:,} of train {is_or_are(in_both)} held out too"
         if split != "all" or limit is not None:
             self.summary += f"; read: {len(read):,} of {'both' if split == 'all' else split}"
         if merged := len(read) - len(self._chosen):
@@ -359,7 +360,7 @@ def _joined(several: Sequence[Example]) -> Example:
 
 
 def _said_of_merged(rows: int) -> str:
-    return f"{rows:,} {'row' if rows == 1 else 'rows'} of the same prompt and response as another merged into it"
+    return f"{counted(rows, 'row')} of the same prompt and response as another merged into it"
 
 
 def _placed(example: Example, split: str, repeats: Problem | None) -> Example:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from data.command.errors import UserError
+from data.command.wording import counted
 from data.sources.encode import Problem
 from data.sources.prompt_templates import PromptTemplate, Unfilled, read_template
 from data.sources.row_paths import NOWHERE, Path, parse_columns
@@ -211,7 +212,7 @@ class RowReader:
             scores = [scores]
         if not isinstance(scores, list) or len(scores) != len(found):
             has = len(scores) if isinstance(scores, list) else f"{type(scores).__name__}, no list"
-            return [], ("scores do not match candidates", f"{len(found)} candidates, scores: {has}")
+            return [], ("scores do not match candidates", f"{counted(len(found), 'candidate')}, scores: {has}")
         sign, others = self.places[SCORES].sign, []
         for said, score in zip(found, scores, strict=True):
             if _says_something(said):
@@ -234,7 +235,7 @@ class RowReader:
         """
         scored = sorted((-other.score, place) for place, other in enumerate(others) if other.score is not None)
         if not scored:
-            of_all = f"of none of the {len(others)} candidates"
+            of_all = f"of none of the {counted(len(others), 'candidate')}"
             return others, (NO_NUMBER, of_all) if others else problem
         of_task, _ = self.task.read({**named, str(self.task.response): None})
         prompt = of_task if self.template is None else written

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.command.terminal import say
 from data.command.trackers import report
+from data.command.wording import counted
 from data.models import context_option
 from data.schema import Group
 from evaluation.answers.decoding import Decoding
@@ -78,7 +79,7 @@ def make_answers(
             for decoding in (*decodings, *more):
                 say(
                     f"  answers of {checkpoint.name} ({number}/{len(checkpoints)}), {decoding.name}: "
-                    f"{len(checkpoint.groups)} prompts"
+                    f"{counted(len(checkpoint.groups), 'prompt')}"
                 )
                 generations = generate(
                     store, checkpoint.identity, engine, decoding, checkpoint.groups, max_new_tokens,

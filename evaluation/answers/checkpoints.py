@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data.command.errors import UserError
+from data.command.wording import counted
 from data.models import architecture, check_causal, context_length
 from data.schema import Group
 from data.sources.examples import Example
@@ -68,7 +69,7 @@ def load_checkpoints(
         raise UserError(f"no row of data set '{where}' fits all of the models. Compare fewer models.")
     found: list[Checkpoint] = []
     for name, (prompts, context) in read.items():
-        log.info("%s: %d examples, %s", name, len(prompts.groups), prompts.rejected)
+        log.info("%s: %s, %s", name, counted(len(prompts.groups), "example"), prompts.rejected)
         identity = identify_model(models[name], prompts.tokenizer_sha256, store, prompts.reading)
         kept = [g for g in prompts.groups if g.id in common]
         found.append(Checkpoint(name, models[name], identity, context, kept))

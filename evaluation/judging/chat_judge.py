@@ -17,6 +17,7 @@ from data.command.cleaning import storable
 from data.command.errors import UserError
 from data.command.terminal import one_line
 from data.command.trackers import report
+from data.command.wording import counted, duration
 from data.storage import sha256
 from evaluation.judging.base import (
     FILTERED,
@@ -183,7 +184,7 @@ class ChatJudge:
                 one question.
             KeyboardInterrupt, SystemExit: of SIGINT and SIGTERM, when the requests under way are answered and kept.
         """
-        log.info("judge: asking %s %d questions", self.model, len(questions))
+        log.info("judge: asking %s %s", self.model, counted(len(questions), "question"))
         keeper = Keeper(self.verdicts, len(questions), self.budget)
 
         async def keep(index: int, answer: Answer) -> None:
@@ -216,8 +217,8 @@ class ChatJudge:
 
             def stop(error: BaseException) -> None:
                 log.warning(
-                    "judge: interrupted; waiting for %d requests under way, at most %g s. Ctrl+C ends at once.",
-                    api.running, self.options.timeout,
+                    "judge: interrupted; waiting for %s under way, at most %s. Ctrl+C ends at once.",
+                    counted(api.running, "request"), duration(self.options.timeout),
                 )  # fmt: skip
                 api.stop(error)
 

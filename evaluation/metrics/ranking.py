@@ -1,6 +1,7 @@
 """How a checkpoint ranks the candidates of held-out groups of a negative set."""
 
 import functools
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from data.schema import Group
     from evaluation.answers.checkpoints import Checkpoint
     from evaluation.subject import Evaluation
+
+log = logging.getLogger(__name__)
 
 ACCURACY, TOP_1, TAU = "ranking_accuracy", "reward_top1", "kendall_tau"
 # Nats; about ten times what packing a group differently moves a sum of a thousand nats in float32.
@@ -132,6 +135,7 @@ def read_held_out(shards: str, split: str, checkpoints: Sequence["Checkpoint"]) 
     from data.shards import NegativeSet
 
     negatives = NegativeSet(resolve_path(shards))
+    log.info("%s", negatives.summary)
     sizes = [size for checkpoint in checkpoints if (size := vocabulary_size(checkpoint.path)) is not None]
     contexts = [context_length(checkpoint.path, sys.maxsize) for checkpoint in checkpoints]
     for checkpoint in checkpoints:

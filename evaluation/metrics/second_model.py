@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.command.errors import UserError
 from data.command.options import option
+from data.command.wording import counted, is_or_are
 from data.manifest import DTYPES
 from evaluation.metrics.base import AnswerMetric, PromptEvidence, Request, Values, Which
 
@@ -87,7 +88,8 @@ class LikelihoodEvidence(PromptEvidence):
 
     def notes(self, part: "Part") -> list[str]:
         said = [
-            f"{number} {decoding} answers of {model} are in no mean under the second model: {reason}."
+            f"{counted(number, f'{decoding} answer')} of {model} {is_or_are(number)} in no mean under the second "
+            f"model: {reason}."
             for (model, decoding), likelihoods in self.likelihoods.items()
             for reason, number in likelihoods.unscored(part.prompts).items()
         ]

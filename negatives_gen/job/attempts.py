@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from data.command.errors import UserError
+from data.command.wording import duration
 from data.manifest import shard_name
 from data.set_directory import INPUTS, SetDirectory
 from data.shape import IfThere, parse_shaped
@@ -275,8 +276,8 @@ class Stall:
             self.seen, self.moved = at_work, now
         elif self.seconds and now - self.moved >= self.seconds:
             raise UserError(
-                f"nothing has moved for {self.seconds:g} s (--stall_timeout): {self._at_work(names)}. Raise it if that "
-                "is how long a stage says nothing; finished shards stay, and the same command goes on."
+                f"nothing has moved for {duration(self.seconds)} (--stall_timeout): {self._at_work(names)}. Raise it "
+                "if that is how long a stage says nothing; finished shards stay, and the same command goes on."
             )
 
     def _at_work(self, names: set[str]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from data.command.privacy import scrub
 from data.command.terminal import say
+from data.command.wording import counted, duration, is_or_are
 from data.manifest import Manifest, occupancy_of
 from data.shard_records import ShardEntry
 from negatives_gen.job.attempts import Told
@@ -42,7 +43,7 @@ class Progress:
         self.first: float | None = None  # when the first shard was written
         self._say(
             {"event": "start", "shards": total, "shards_done": done},
-            f"{total} shard{'s' * (total != 1)}, {total - done} to do",
+            f"{counted(total, 'shard')}, {total - done:,} to do",
         )
 
     def shard(self, index: int, rows: int, rejected: int, tokens: int, occupancy: float | None = None) -> None:
@@ -69,10 +70,11 @@ class Progress:
                 "seconds": round(seconds, 1),
                 "seconds_left": None if left is None else round(left, 1),
             },
-            f"shard {self.done}/{self.total} written: {self.groups} groups, {self.rejected} rejected, {self.tokens} "
-            f"negative tokens, {self.tokens / seconds:.0f} tokens/s with the start counted in"
+            f"{self.done:,} of {counted(self.total, 'shard')} written: {counted(self.groups, 'group')}, "
+            f"{self.rejected:,} rejected, {counted(self.tokens, 'negative token')}, {self.tokens / seconds:,.0f} "
+            "tokens/s with the start counted in"
             f"{'' if occupancy is None else f', engine {occupancy:.0%} occupied'}"
-            f"{'' if left is None else f', {_spoken(left)} left'}",
+            f"{f', {duration(left)} left' if left and self.done < self.total else ''}",
         )
 
     def count(self, entry: ShardEntry) -> None:
@@ -103,14 +105,15 @@ class Progress:
 
     def loading(self, stage: str, seconds: float) -> None:
         """A worker loads what a stage needs, for so many seconds by now."""
-        text = LOADING[stage] if seconds < 1 else f"still {LOADING[stage].partition(' (')[0]}, after {seconds:.0f} s"
+        what = LOADING[stage]
+        text = what if seconds < 1 else f"still {what.partition(' (')[0]}, after {duration(round(seconds))}"
         self._say({"event": "loading", "stage": stage, "seconds": round(seconds, 1)}, text)
 
     def inside(self, told: Sequence[Told]) -> None:
         """How far stages are within shards."""
         self._say(
             {"event": "progress", "shards": [asdict(one) for one in told]},
-            "; ".join(map(_said, told)),
+            "; ".join(_said(one, self.total) for one in told),
         )
 
     def _say(self, record: Mapping[str, object], text: str) -> None:
@@ -129,17 +132,19 @@ def print_outcome(manifest: Manifest, out: str, log_format: str = "text") -> Non
     reasons = ", ".join(f"{n} {reason}" for reason, n in counts["rejected_by_reason"].items())
     truncated = f", {counts['rows_truncated']} of them cut to the longest length" if counts["rows_truncated"] else ""
     say(
-        f"{counts['rows_read']} rows read, {counts['rows_written']} groups written{truncated}, "
-        f"{counts['rows_rejected']} rejected" + (f" ({reasons})" if reasons else "")
+        f"{counted(counts['rows_read'], 'row')} read, {counted(counts['rows_written'], 'group')} written{truncated}, "
+        f"{counts['rows_rejected']:,} rejected" + (f" ({reasons})" if reasons else "")
     )
     if left := ", ".join(f"{n} {reason}" for reason, n in manifest.left_out.items()):
-        say(f"{sum(manifest.left_out.values())} candidates that these groups' rows list are left out ({left})")
+        number = sum(manifest.left_out.values())
+        say(f"{counted(number, 'candidate')} that these groups' rows list {is_or_are(number)} left out ({left})")
     if occupancy is not None:
         say(f"engine {occupancy:.0%} occupied, over all shards")
     say(f"negative set: {out}")
 
 
-def _said(told: Told) -> str:
+def _said(told: Told, shards: int) -> str:
+    """How far a stage is within a shard, of so many; people count them from 1, the names of their files from 0."""
     if told.signal:
         things = "texts compared"
     elif told.stage == SCORE and told.strategy:
@@ -147,9 +152,5 @@ def _said(told: Told) -> str:
     else:
         things = DONE[told.stage]
     names = ", ".join(name for name in (told.strategy, told.signal, told.part) if name)
-    return f"shard {told.shard}: {told.done} of {told.of} {things}" + (f" ({names})" if names else "")
-
-
-def _spoken(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
+    done = f"{told.done:,} of {told.of:,} {things}"
+    return f"shard {told.shard + 1:,} of {shards:,}: {done}" + (f" ({names})" if names else "")

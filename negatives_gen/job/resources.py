@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data.command.errors import UserError
+from data.command.wording import counted
 from negatives_gen.strategies.base import ASK, SAMPLE, SCORE
 
 log = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ class Resources:
 
     def to_begin(self, stages: Sequence[str]) -> str:
         """What the first actor of each of these stages needs, in words."""
-        return ", ".join(f"stage '{stage}' needs {self._of_one(stage):g} GPU(s)" for stage in stages)
+        return ", ".join(f"stage '{stage}' needs {counted(self._of_one(stage), 'GPU')}" for stage in stages)
 
     def _of_one(self, stage: str) -> float:
         """GPUs of one actor and of vLLM's own workers beside it."""
@@ -140,7 +141,7 @@ class Resources:
 
     def __str__(self) -> str:
         return ", ".join(
-            f"stage '{stage}': {share.actors} actor(s) with {share.cpus:g} CPU, {share.gpus:g} GPU, "
+            f"stage '{stage}': {counted(share.actors, 'actor')} with {share.cpus:g} CPU, {share.gpus:g} GPU, "
             f"{share.memory / GIB:.1f} GiB"
             for stage, share in self.shares.items()
         )
@@ -168,8 +169,9 @@ def _on_gpus(
     if engines > most:
         fit = "" if engines * per_engine > gpus else f", whose nodes hold {most} of these engines"
         raise UserError(
-            f"{engines} engine(s) of {per_engine} GPUs need {engines * per_engine} GPUs, the cluster has {gpus}{fit}. "
-            "Lower --num_engines, --engine.tensor_parallel_size or --engine.pipeline_parallel_size."
+            f"{counted(engines, 'engine')} of {per_engine} GPUs {'needs' if engines == 1 else 'need'} "
+            f"{engines * per_engine} GPUs, the cluster has {gpus}{fit}. Lower --num_engines, "
+            "--engine.tensor_parallel_size or --engine.pipeline_parallel_size."
         )
     if engines * per_engine == gpus and per_engine == 1 and not spread:
         return engines, ENGINE_PART, engines, SCORER_PART
@@ -177,8 +179,8 @@ def _on_gpus(
         engines -= 1  # for the scorers: one on a CPU would hold up all engines
     if not engines or engines * per_engine == gpus:
         raise UserError(
-            f"{max(1, engines)} engine(s) of {per_engine} GPUs ({parallel}) take all {gpus} GPUs of the cluster and "
-            "leave none for a scorer. Lower --num_engines or --engine.tensor_parallel_size, or add a GPU."
+            f"no GPU is left for a scorer: {counted(max(1, engines), 'engine')} of {per_engine} GPUs ({parallel}), the "
+            f"cluster has {gpus}. Lower --num_engines or --engine.tensor_parallel_size, or add a GPU."
         )
     return engines, 0.0 if spread else float(per_engine), gpus - engines * per_engine, 1.0
 
@@ -222,7 +224,8 @@ def _with_memory(shares: dict[str, Share], nodes: Sequence[Node], memory: Mappin
             break
     else:
         actors, cpus = sum(share.actors for share in shares.values()), sum(node.cpus for node in nodes)
-        raise UserError(f"{actors} actors cannot be placed: the cluster's {len(nodes)} node(s) have {cpus:g} CPU.")
+        where = counted(len(nodes), "node")
+        raise UserError(f"{counted(actors, 'actor')} cannot be placed: the cluster has {cpus:g} CPU on {where}.")
     if percent < 100:
         taken = sum(share.actors * memory[stage] for stage, share in shares.items())
         log.warning(

@@ -79,7 +79,9 @@ class Earlier(Strategy):
 
     def for_job(self, settings: dict[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
         named, path = f"--earlier_set '{settings['earlier_set']}'", resolve_path(settings["earlier_set"])
-        manifest = NegativeSet(path, current=True).manifest
+        negatives = NegativeSet(path, current=True)
+        log.info("earlier: %s", negatives.summary)
+        manifest = negatives.manifest
         theirs, ours = manifest.job["tokenizer"], job["tokenizer"]
         if theirs["sha256"] != ours["sha256"]:
             raise UserError(

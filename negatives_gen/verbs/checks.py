@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data.command.wording import counted
 from data.counts import least_of
 from data.manifest import DTYPES, MANIFEST, REJECTS, Manifest, ShardRecord
 from data.schema import SCHEMA_VERSION, Group, group_schema, reject_schema, schema_differences
@@ -55,7 +56,7 @@ def _contradictions(manifest: Manifest) -> list[str]:
     by_reason = sum(counts["rejected_by_reason"].values())
     for where, rejected in (("rejected_by_reason", by_reason), ("rejects", manifest.rejects["rows"])):
         if rejected != counts["rows_rejected"]:
-            problems.append(f"{where} counts {rejected} rows, rows_rejected is {counts['rows_rejected']}")
+            problems.append(f"{where} counts {counted(rejected, 'row')}, rows_rejected is {counts['rows_rejected']}")
     examples = manifest.inputs.get("examples")
     if manifest.inputs and examples != counts["rows_read"]:
         problems.append(f"inputs counts {examples} examples, rows_read is {counts['rows_read']}")
@@ -136,7 +137,7 @@ def count_problems(table: pa.Table, record: ShardRecord, strategies: dict[str, d
     """Rows and tokens of a shard against its record, and each group's negatives against the job's strategies."""
     problems = []
     if table.num_rows != record.rows:
-        problems.append(f"{record.file}: {table.num_rows} rows, the manifest says {record.rows}")
+        problems.append(f"{record.file}: {counted(table.num_rows, 'row')}, the manifest says {record.rows}")
     negatives = _flat(table)
     names = negatives["strategy"].to_pylist()
     lengths = _lengths(negatives["ids"])

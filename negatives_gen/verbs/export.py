@@ -4,6 +4,7 @@ Each trainer puts BOS and EOS around the texts itself; so the texts have none. O
 it applies the template itself: a text that the template wrote would begin with a second BOS.
 """
 
+import logging
 import sys
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from data.command.log import start_logging
 from data.command.options import load_config, option, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
+from data.command.wording import counted
 from data.counts import format_counts, parse_counts
 from data.places import real_path, refuse_foreign
 from data.ranks import ranks_of
@@ -30,6 +32,8 @@ from negatives_gen.verbs.export_rows import (
     schema_of,
 )
 from negatives_gen.verbs.export_tokens import count_inexact, tokenizer_of
+
+log = logging.getLogger(__name__)
 
 USAGE = "python -m negatives_gen export DIR --format FORMAT --out FILE [--use an=4,bn=3] [--split train]"
 ABOUT = """
@@ -92,12 +96,13 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(ExportConfig, argv[1:], command="python -m negatives_gen export")
     start_logging()
     done = export(argv[0], config)
-    say(f"{done.file}: {done.rows} rows as {config.format}")
+    say(f"{done.file}: {counted(done.rows, 'row')} as {config.format}")
     if done.inexact is None:
         say("The reference model's tokenizer is not where the manifest says: not checked what texts tokenise to.")
     elif done.inexact:
         say(
-            f"{done.inexact} rows tokenise to other ids than the set's: a negative without EOS gets one, "
+            f"{counted(done.inexact, 'row')} {'tokenises' if done.inexact == 1 else 'tokenise'} to other ids than the "
+            "set's: a negative without EOS gets one, "
             "some ids spell their text otherwise than the tokenizer does, and a chat template may write more behind an "
             "answer."
         )
@@ -112,6 +117,7 @@ def export(path: str, config: ExportConfig) -> Exported:
     """
     config.check()
     negatives = NegativeSet(resolve_path(path))
+    log.info("%s", negatives.summary)
     use = _use(negatives, config.use)
     rank_by = config.rank_by and negatives.manifest.signal_name(config.rank_by)
     if rank_by and rank_by not in negatives.signals:

@@ -134,6 +134,7 @@ def extend(path: str, config: ExtendConfig, components: Any = None) -> Manifest:
 
     config.check()
     parent = NegativeSet(resolve_path(path), current=True)
+    log.info("%s", parent.summary)
     if is_inside(resolve_path(config.out), parent.folder.path):
         raise UserError(f"--out '{config.out}' lies in the set that is extended. Choose another --out.")
     job = parent.manifest.job

@@ -12,6 +12,7 @@ from data.command.options import load_config, option, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
 from data.command.values import require_positive
+from data.command.wording import counted
 from data.page.rendering import MARKED_WITHIN
 from data.places import place_of, refuse_foreign
 from data.ranks import ranks_of
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
 USAGE = "python -m negatives_gen inspect DIR [--row ID] [--limit N] [--html FILE]"
 ABOUT = """
-Show groups of a negative set: prompt, ground truth and negatives with strategy, similarity, rank and the reference
+Show groups of a negative set: prompt, ground truth and negatives with strategy, ranking signals, rank and the reference
 model's log-probability; of a ground truth also whether it was in reach of the sampler. The rank is derived: the ground
-truth has 0, then falling similarity of one signal, those without a value ("-") last. With --html a page to look
+truth has 0, then falling values of one signal, those without a value ("-") last. With --html a page to look
 through, search, filter and sort; it is one file that needs no network.
 """
 
@@ -83,15 +84,15 @@ def inspect(path: str, config: InspectConfig) -> None:
         folder, name = place
         total = count_groups(negatives, config.split)
         folder.write(name, page(path, groups, negatives.signals, signal, total, config.split).encode())
-        say(f"{config.html}: {len(groups)} of {total} groups")
+        say(f"{config.html}: {len(groups)} of {counted(total, 'group')}, from {negatives.manifest.origin}")
         return
     out = console()
     for group in groups:
         out.print(*group_view(group, negatives.signals, signal), sep="\n")
-    shown = f"{len(groups)} of {len(negatives)} groups"
-    out.print(
-        f"{shown if config.split == 'all' else f'{len(groups)} groups of split {config.split}'}, ranked by {signal}"
-    )
+    shown = f"{len(groups)} of {counted(len(negatives), 'group')}"
+    if config.split != "all":
+        shown = f"{counted(len(groups), 'group')} of split {config.split}"
+    out.print(f"{shown}, ranked by {signal}; from {negatives.manifest.origin}")
 
 
 def group_view(group: Group, signals: Sequence[str], rank_by: str) -> "Sequence[RenderableType]":
@@ -104,7 +105,7 @@ def group_view(group: Group, signals: Sequence[str], rank_by: str) -> "Sequence[
     for name in ("rank", "who"):
         table.add_column(name, no_wrap=True)
     table.add_column("continuation", ratio=1, overflow="fold")
-    for name in ("similarity", "reference, length"):
+    for name in ("ranking signals", "reference, length"):
         table.add_column(name, justify="right", no_wrap=True)
     truth = Text(printable(group.response), style="green")
     facts = _facts(group.reference_logp, len(group.response_ids), None)

@@ -18,6 +18,7 @@ from data.command.options import load_config, option
 from data.command.terminal import say
 from data.command.usage import answered
 from data.command.values import require_positive
+from data.command.wording import counted, duration, size
 from data.manifest import ShardRecord
 from data.schema import Group
 from negatives_gen.config import GenerateConfig
@@ -101,7 +102,9 @@ def predict(config: PlanConfig) -> Plan:
         raise UserError("a stream does not say how many rows it has: give --rows or --limit.")
     examples = list(islice(source, config.sample))
     if len(examples) < 6:
-        raise UserError(f"the data set has only {len(examples)} rows in this split; a plan needs at least 6.")
+        raise UserError(
+            f"the data set has only {counted(len(examples), 'row')} in this split; a plan needs at least 6."
+        )
     asked = {n: s["count"] for n, s in config.strategy_settings().items() if STRATEGIES.load(n).stage == ASK}
     with tempfile.TemporaryDirectory() as folder:
         work = make_work(dataclasses.replace(config, out=folder), source)
@@ -189,8 +192,8 @@ def _measure(
     if not 0 < small.rows < large.rows:
         reasons = ", ".join(f"{n} {reason}" for reason, n in manifests[-1].counts["rejected_by_reason"].items())
         raise UserError(
-            f"a sample of {len(parts[-1])} rows gave {large.rows} groups ({reasons}), too few to predict from. Give a "
-            "larger --sample, or ask for fewer negatives."
+            f"a sample of {len(parts[-1])} rows gave {counted(large.rows, 'group')} ({reasons}), too few to predict "
+            "from. Give a larger --sample, or ask for fewer negatives."
         )
     tools = Tools(seed=work.seed, context=work.context, tokenizer=None)
     given = {
@@ -237,16 +240,16 @@ def _scale(
 def print_plan(plan: Plan, devices: int) -> None:
     """A line for each prediction."""
     lines = {
-        "rows": f"{plan.rows}, of which {plan.groups} groups and {plan.rejected} rejected",
-        "shards": f"{plan.shards}",
-        "bytes": f"{plan.bytes} ({plan.bytes / 2**20:.1f} MiB)",
-        **{f"{name} tokens": f"{count}" for name, count in plan.tokens.items() if count},
+        "rows": f"{plan.rows:,}, of which {counted(plan.groups, 'group')} and {plan.rejected:,} rejected",
+        "shards": f"{plan.shards:,}, {size(plan.bytes)}",
+        **{f"{name} tokens": f"{count:,}" for name, count in plan.tokens.items() if count},
     }
     if plan.requests:
-        lines["API requests"] = f"{plan.requests}, and repetitions"
+        lines["API requests"] = f"{plan.requests:,}, and repetitions"
     for name, hours in plan.device_hours.items():
-        lines[f"device-hours, {name}"] = f"{hours:.4g}"
-    total = sum(plan.device_hours.values())
-    lines["device-hours"] = f"{total:.4g}; on {devices} device(s) {total / devices:.4g} hours"
+        lines[f"device time, {name}"] = duration(3600 * hours)
+    total = 3600 * sum(plan.device_hours.values())
+    on = "" if devices == 1 else f"; on {devices:,} devices {duration(total / devices)}"
+    lines["device time"] = f"{duration(total)} of one device{on}"
     for name, value in lines.items():
         say(f"{name:<24} {value}")

@@ -1,4 +1,4 @@
-"""`python -m negatives_gen stats DIR`: counts, lengths, similarities and duplicates by strategy."""
+"""`python -m negatives_gen stats DIR`: counts, lengths, ranking signals and duplicates by strategy."""
 
 import json
 import sys
@@ -14,10 +14,13 @@ from data.command.errors import UserError, exit_on_user_error
 from data.command.options import load_config, option, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
+from data.command.wording import counted, duration, is_or_are, size
 from data.reach import why_unknown
 from data.shards import NegativeSet
 from data.soundness import floats_of
 from negatives_gen.strategies import STRATEGIES
+from negatives_gen.verbs.advice import advice
+from negatives_gen.verbs.fitting import Column, tables
 from negatives_gen.verbs.reading import console, number
 
 if TYPE_CHECKING:
@@ -36,8 +39,10 @@ What a negative set holds, by strategy and for the ground truth, from its shards
   in reach         of the ground truths, how many the sampler could have said itself (every token within --top_k, length
                    within --max_new_tokens); what it could not say, no negative is ever like. At least so many, where a
                    strategy is given part of a ground truth (rn). Or of how many that is not known and why
-  similarity       a histogram of ten bins between the lowest and the highest in the set, for each ranking signal, of
-                   the strategies that have values of it; each one's fullest bin has a bar of full length
+  ranking signal   of each a histogram of ten bins between its lowest and its highest value in the set, of the
+                   strategies that have values of it; each one's fullest bin has a bar of full length
+
+A line that begins with ! is advice. Tables fit the terminal's width: what does not stands below.
 """
 
 LOW_REACH = 0.5  # share of the ground truths within the sampler's reach below which there is advice
@@ -62,11 +67,12 @@ def main(argv: list[str] | None = None) -> None:
     if at is None:
         raise UserError("python -m negatives_gen stats needs one negative set: stats DIR [--json].")
     config = load_config(StatsConfig, [*argv[:at], *argv[at + 1 :]], command="python -m negatives_gen stats")
-    found = statistics(NegativeSet(resolve_path(argv[at])))
+    negatives = NegativeSet(resolve_path(argv[at]))
+    found = statistics(negatives)
     if config.json:
         say(json.dumps(found, indent=2, allow_nan=False))
     else:
-        print_statistics(found)
+        print_statistics(found, negatives.manifest.origin)
 
 
 @dataclass
@@ -259,25 +265,35 @@ def _ratio(part: float, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def print_statistics(found: dict[str, Any]) -> None:
-    """The result of `statistics` as tables."""
+def print_statistics(found: dict[str, Any], origin: str) -> None:
+    """The result of `statistics` as tables, with advice where something stands out.
+
+    Args:
+        origin: what the set was made from, in words.
+    """
     out = console()
-    splits = ", ".join(f"{count} {split}" for split, count in found["splits"].items())
-    out.print(f"{found['groups']} groups ({splits or 'none'}) in {found['shards']} shards, {_bytes(found['bytes'])}")
-    out.print(f"{found['rows_read']} rows read, {found['rows_rejected']} rejected")
+    splits = ", ".join(f"{count:,} {split}" for split, count in found["splits"].items())
+    held = f"{counted(found['groups'], 'group')} ({splits or 'none'}) in {counted(found['shards'], 'shard')}"
+    out.print(f"{held}, {size(found['bytes'])}")
+    out.print(f"from {origin}")
+    out.print(f"{counted(found['rows_read'], 'row')} read, {found['rows_rejected']:,} rejected")
     for reason, count in found["rejected_by_reason"].items():
         out.print(f"  {count:>6} {reason}")
     if left := found["candidates_left_out"]:
-        out.print(f"{sum(left.values())} candidates that the rows of groups list are left out")
+        number = sum(left.values())
+        out.print(f"{counted(number, 'candidate')} that the rows of groups list {is_or_are(number)} left out")
         for reason, count in left.items():
             out.print(f"  {count:>6} {reason}")
     for line in _reach(found):
         out.print(line)
-    out.print(_by_strategy(found))
+    for line in advice(found):
+        out.print(f"! {line}")
+    out.print(*_by_strategy(found, out.width), sep="\n")
     for signal, histogram in found["similarity"].items():
-        out.print(_histogram(signal, histogram, [n for n in found["strategies"] if n not in histogram["counts"]]))
+        lacking = [name for name in found["strategies"] if name not in histogram["counts"]]
+        out.print(*_histogram(signal, histogram, lacking, out.width), sep="\n")
     if found["seconds"]:
-        out.print("seconds: " + ", ".join(f"{stage} {total:.1f}" for stage, total in found["seconds"].items()))
+        out.print("time: " + ", ".join(f"{stage} {duration(total)}" for stage, total in found["seconds"].items()))
     if found["occupancy"] is not None:
         out.print(f"engine {found['occupancy']:.0%} occupied, over all shards")
 
@@ -288,7 +304,7 @@ def _reach(found: dict[str, Any]) -> list[str]:
     if not groups:
         return []
     if not reach["known"]:
-        return [f"in reach of the sampler: unknown for all {groups} groups: {reach['unknown']}"]
+        return [f"in reach of the sampler: unknown for {_all(groups)}: {reach['unknown']}"]
     # A share of some would be none of all: where the ranks are unknown, those that are known are the too long ones.
     if unknown := groups - reach["known"]:
         out = reach["known"] - reach["count"]
@@ -310,46 +326,39 @@ def _reach(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _by_strategy(found: dict[str, Any]) -> "Table":
-    table = _table(None)
-    table.add_column("strategy", no_wrap=True)
-    for name in ("count", "tokens", "p50", "p95", "max", "cut", "duplicates", "= truth", "log p/tok", "likelier"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, row in {"truth": found["ground_truth"], **found["strategies"]}.items():
-        tokens = row["tokens"]
-        shares = (row.get(key) for key in ("cut", "duplicates", "equal_truth"))
-        table.add_row(
-            name,
-            str(row["count"]),
-            number(tokens["mean"], 1),
-            *(number(tokens[key], 0) for key in ("p50", "p95", "max")),
-            *map(_percent, shares),
-            number(row["logp_per_token"], 2),
-            _percent(row.get("likelier_than_truth")),
-        )
-    return table
+def _by_strategy(found: dict[str, Any], width: int) -> "list[Table]":
+    rows = {"truth": found["ground_truth"], **found["strategies"]}
+    columns = {
+        "count": [str(row["count"]) for row in rows.values()],
+        "tokens": [number(row["tokens"]["mean"], 1) for row in rows.values()],
+        **{key: [number(row["tokens"][key], 0) for row in rows.values()] for key in ("p50", "p95", "max")},
+        "cut": [_percent(row.get("cut")) for row in rows.values()],
+        "duplicates": [_percent(row.get("duplicates")) for row in rows.values()],
+        "= truth": [_percent(row.get("equal_truth")) for row in rows.values()],
+        "log p/tok": [number(row["logp_per_token"], 2) for row in rows.values()],
+        "likelier": [_percent(row.get("likelier_than_truth")) for row in rows.values()],
+    }
+    others = [Column(heading, cells) for heading, cells in columns.items()]
+    return tables(None, [Column("strategy", list(rows), right=False)], others, width)
 
 
-def _histogram(signal: str, histogram: dict[str, Any], lacking: Sequence[str]) -> "Table":
+def _histogram(signal: str, histogram: dict[str, Any], lacking: Sequence[str], width: int) -> "list[Table]":
     """A column for each strategy, a row for each bin; each strategy's fullest bin has a bar of full length.
 
     Args:
         lacking: strategies without values.
+        width: columns of the terminal.
     """
-    table = _table(f"similarity: {signal}" + (f" ({', '.join(lacking)}: -)" if lacking else ""))
-    table.add_column("from", justify="right", no_wrap=True)
-    table.add_column("to", justify="right", no_wrap=True)
-    strategies = histogram["counts"]
-    width = max(4, min(BAR, 72 // max(1, len(strategies)) - 9))
-    for name in strategies:
-        table.add_column(f"{name}, mean {number(histogram['mean'][name], 2)}", no_wrap=True, min_width=width + 5)
-    for index in range(BINS):
-        cells = []
-        for counts in strategies.values():
-            bar = _bar(counts[index] / (max(counts) or 1), width)
-            cells.append(f"{bar} {counts[index]}" if bar else str(counts[index]))
-        table.add_row(*(f"{edge:.2f}" for edge in histogram["edges"][index : index + 2]), *cells)
-    return table
+    edges, strategies = histogram["edges"], histogram["counts"]
+    first = [Column("from", [f"{e:.2f}" for e in edges[:-1]]), Column("to", [f"{e:.2f}" for e in edges[1:]])]
+    longest = max(4, min(BAR, 72 // max(1, len(strategies)) - 9))
+    others = []
+    for name, counts in strategies.items():
+        bars = [_bar(count / (max(counts) or 1), longest) for count in counts]
+        cells = [f"{bar} {count}".strip() for bar, count in zip(bars, counts, strict=True)]
+        others.append(Column(f"{name}, mean {number(histogram['mean'][name], 2)}", cells, right=False))
+    title = f"ranking signal {signal}" + (f" ({', '.join(lacking)}: -)" if lacking else "")
+    return tables(title, first, others, width)
 
 
 def _bar(share: float, width: int) -> str:
@@ -358,16 +367,9 @@ def _bar(share: float, width: int) -> str:
     return "█" * full + EIGHTHS[rest].strip()
 
 
-def _table(title: str | None) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+def _all(groups: int) -> str:
+    return "the one group" if groups == 1 else f"all {groups:,} groups"
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}%"
-
-
-def _bytes(count: int) -> str:
-    return f"{count} bytes ({count / 2**20:.1f} MiB)"

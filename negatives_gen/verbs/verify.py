@@ -9,12 +9,14 @@ from typing import Any
 import pyarrow as pa
 
 from data.command.errors import UserError, exit_on_user_error, first_line
+from data.command.library_output import library_output_to
 from data.command.log import start_logging
 from data.command.options import load_config, option, resolve_path
 from data.command.privacy import scrub
 from data.command.terminal import say
 from data.command.usage import answered
 from data.command.values import require_positive
+from data.command.wording import counted
 from data.manifest import MANIFEST, REJECTS, Manifest, read_manifest
 from data.parquet import Unreadable, read_parquet
 from data.schema import NULLABLE_IN_REJECTS, Group, group_from_row
@@ -93,7 +95,7 @@ def verify(path: str, config: VerifyConfig) -> list[str]:
     folder, report = Folder(resolve_path(path)), Report()
     manifest = read_manifest(folder, current=True)
     problems = checks.manifest_problems(manifest, folder.read(MANIFEST))
-    report.say("manifest", problems, f"{len(manifest.shards)} shards, schema version {manifest.schema_version}")
+    report.say("manifest", problems, _about(manifest))
     if problems:
         report.left_out("the rest", "it cannot be judged by this manifest. Restore manifest.json, then verify again")
         return report.failed
@@ -106,6 +108,11 @@ def verify(path: str, config: VerifyConfig) -> list[str]:
     elif model:
         _check_model_agrees(model, manifest, sample, config, report)
     return report.failed
+
+
+def _about(manifest: Manifest) -> str:
+    shards, groups = counted(len(manifest.shards), "shard"), counted(manifest.counts["rows_written"], "group")
+    return f"{shards}, schema version {manifest.schema_version}: {groups} from {manifest.origin}"
 
 
 def _check_shards(
@@ -148,10 +155,14 @@ def _check_shards(
             schema += [f"{REJECTS}: {problem}" for problem in null_problems(rejects, NULLABLE_IN_REJECTS)]
             strange = [*id_problems(rejects, vocabulary), *length_problems(rejects, context)]
             tokens += [f"{REJECTS}: {problem}" for problem in strange]
-    read = f"{len(unique)} groups"
-    report.say("checksums", damaged, f"{len(manifest.shards)} shards and {REJECTS}")
+    read = counted(len(unique), "group")
+    report.say("checksums", damaged, f"{counted(len(manifest.shards), 'shard')} and {REJECTS}")
     report.say("schema", schema, f"signals {', '.join(manifest.signals)}")
-    report.say("counts", counts, f"{manifest.counts['rows_read']} rows read, {total} groups, the rest rejected")
+    report.say(
+        "counts",
+        counts,
+        f"{counted(manifest.counts['rows_read'], 'row')} read, {counted(total, 'group')}, the rest rejected",
+    )
     report.say("ids", ids + unique.repeated(), f"{read}, no id twice")
     report.say("tokens", tokens, f"{read}, none empty, ground truths end with EOS and nothing goes on after it")
     report.say("numbers", numbers, f"{read}, all finite")
@@ -255,8 +266,9 @@ def _check_model_agrees(
     from trainer.scoring.continuations import Continuations
 
     dtype = manifest.job["model"]["scorer_dtype"]
-    scorer = load_scorer(model, dtype=dtype, trust_remote_code=config.trust_remote_code)
-    scores = scorer.score([Continuations(g.prompt_ids, [ids for ids, _ in _scored(g)]) for g in sample])
+    with library_output_to(None, "log"):
+        scorer = load_scorer(model, dtype=dtype, trust_remote_code=config.trust_remote_code)
+        scores = scorer.score([Continuations(g.prompt_ids, [ids for ids, _ in _scored(g)]) for g in sample])
     tokenizer, problems, texts, worst = load_tokenizer(model, config.trust_remote_code), [], [], 0.0
     ends = marks_of(tokenizer).ends
     for group, logps in zip(sample, scores, strict=True):
@@ -271,9 +283,11 @@ def _check_model_agrees(
                 texts.append(f"group {group.id}: ids that do not say {text[:40]!r}")
     bound = f"{checks.LOGP_BOUND} + {checks.LOGP_BOUND_PER_TOKEN} per token"
     report.say(
-        "log-probabilities", problems, f"{len(sample)} groups, off by {worst:.1g} nats at most (allowed {bound})"
+        "log-probabilities",
+        problems,
+        f"{counted(len(sample), 'group')}, off by {worst:.1g} nats at most (allowed {bound})",
     )
-    report.say("texts", texts, f"{len(sample)} groups, ids and texts say the same")
+    report.say("texts", texts, f"{counted(len(sample), 'group')}, ids and texts say the same")
 
 
 def _scored(group: Group) -> Iterable[tuple[list[int], Any]]:

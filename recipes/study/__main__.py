@@ -12,6 +12,7 @@ from data.command.options import load_config, option
 from data.command.terminal import say
 from data.command.terminated import ending_on_sigterm
 from data.command.usage import answered
+from data.command.wording import counted
 from recipes.study.costs import plan
 from recipes.study.design import Study, read_study
 from recipes.study.inputs import write_parts, write_shape
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     until = None if config.hours is None else time.monotonic() + 3600 * config.hours
     left = run(study, folder, page, records, config.only, until)
-    say(f"{left} steps are left; the same command goes on" if left else "nothing is left")
+    say(f"{counted(left, 'step')} left; the same command goes on" if left else "nothing is left")
     say(f"tables: {page}")
 
 

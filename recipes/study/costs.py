@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data.command.wording import counted, duration
 from recipes.study.design import Study
 from recipes.study.records import Records
 from recipes.study.running import CORES
@@ -47,12 +48,12 @@ def estimate(step: Step, timed: Mapping[str, Mapping[str, float]]) -> float | No
 
 
 def _line(step: Step, seconds: float | None) -> str:
-    return f"{'?' if seconds is None else f'{seconds:.0f}':>7} s  {step.name}"
+    return f"{'?' if seconds is None else duration(seconds):>8}  {step.name}"
 
 
 def _sum(steps: Sequence[Step], timed: Mapping[str, Mapping[str, float]]) -> str:
     known = [(step, seconds) for step in steps if (seconds := estimate(step, timed)) is not None]
     total = sum(seconds * step.cores for step, seconds in known) / CORES
     unknown = len(steps) - len(known)
-    more = f"; {unknown} steps of a kind that was never timed come on top" if unknown else ""
-    return f"{len(steps)} steps are left, {total / 3600:.1f} hours on {CORES} cores{more}."
+    more = f"; on top, {counted(unknown, 'step')} of a kind that was never timed" if unknown else ""
+    return f"{counted(len(steps), 'step')} left, {duration(total)} on {CORES} cores{more}."

@@ -7,9 +7,11 @@ a warm-up; the order of the contestants changes from round to round.
 import dataclasses
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
-from data.models import context_length, load_tokenizer
+from data.models import context_length
+from data.schema import Group
 from negatives_gen.job.batching import Admission, EngineLoop, ShardSampler
 from negatives_gen.models.engine import Engine
 from negatives_gen.strategies import STRATEGIES
@@ -19,26 +21,22 @@ from tests.benchmarks.extent import extent
 
 GROUPS, MAX_TOKENS, ROUNDS = extent((96, 64, 5), (8, 4, 1))
 N, TOP_K = 11, 50
-SETTINGS = {"count": N, "top_k": TOP_K, "temperature": 1.0, "max_new_tokens": MAX_TOKENS}
 
 
-def main() -> None:
-    groups = dolly_groups(GROUPS)
-    prompts = [group.prompt_ids for group in groups]
-    engine, context, tokenizer = (
-        Engine(MODEL, options={"max_num_seqs": 256}),
-        context_length(MODEL),
-        load_tokenizer(MODEL),
-    )
-    loop = EngineLoop(lambda: engine)
+def contestants(engine: Engine, groups: list[Group], context: int, max_tokens: int) -> dict[str, Callable[[], int]]:
+    """What samples for the prompts of the groups, by name, the AN stage first: calls that return a number of tokens."""
     from vllm import SamplingParams
+
+    prompts = [group.prompt_ids for group in groups]
+    loop = EngineLoop(lambda: engine)
+    settings = {"count": N, "top_k": TOP_K, "temperature": 1.0, "max_new_tokens": max_tokens}
 
     def bare(n: int = N, repeat: int = 1, logprobs: int | None = 0, seeded: bool = False) -> int:
         """vLLM's own API. `sampler_logp` needs `logprobs=0`, so a user who wants what the set holds asks for it."""
         requests = [{"prompt_token_ids": ids} for ids in prompts for _ in range(repeat)]
         parameters = [
             SamplingParams(
-                n=n, top_k=TOP_K, temperature=1.0, max_tokens=MAX_TOKENS, logprobs=logprobs,
+                n=n, top_k=TOP_K, temperature=1.0, max_tokens=max_tokens, logprobs=logprobs,
                 seed=number if seeded else None,
             )
             for number in range(len(requests))
@@ -49,28 +47,39 @@ def main() -> None:
     def ours() -> int:
         fresh = [dataclasses.replace(group, negatives=[]) for group in groups]
         sampler = ShardSampler(loop, Admission(lambda: 0, 1), 0)
-        STRATEGIES.load("an").add(fresh, fresh, SETTINGS, Tools(0, context, tokenizer, sampler=sampler))
+        STRATEGIES.load("an").add(fresh, fresh, settings, Tools(0, context, engine.tokenizer, sampler=sampler))
         return sum(len(c.ids) for group in fresh for c in group.negatives)
 
-    contestants = {
+    return {
         "AN stage": ours,
         "bare vLLM, n = 11, the same settings": bare,
         "bare vLLM, n = 11, without log-probabilities": lambda: bare(logprobs=None),
         "bare vLLM, one request per sample": lambda: bare(1, N),
         "bare vLLM, n = 11, a seed for each request": lambda: bare(seeded=True),
     }
-    for contestant in contestants.values():
-        contestant()
-    speeds: dict[str, list[float]] = {name: [] for name in contestants}
-    for round_number in range(ROUNDS):
-        for name in sorted(contestants, reverse=round_number % 2 == 1):
+
+
+def speeds(calls: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+    """Tokens per second of each call in each round, after one to warm up; the order changes from round to round."""
+    for call in calls.values():
+        call()
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for round_number in range(rounds):
+        for name in sorted(calls, reverse=round_number % 2 == 1):
             started = time.perf_counter()
-            tokens = contestants[name]()
-            speeds[name].append(tokens / (time.perf_counter() - started))
-    hub = _transformers_speed(prompts)
+            tokens = calls[name]()
+            found[name].append(tokens / (time.perf_counter() - started))
+    return found
+
+
+def main() -> None:
+    groups = dolly_groups(GROUPS)
+    engine = Engine(MODEL, options={"max_num_seqs": 256})
+    found = speeds(contestants(engine, groups, context_length(MODEL), MAX_TOKENS), ROUNDS)
+    hub = _transformers_speed([group.prompt_ids for group in groups])
     print(f"base-6m, {GROUPS} Dolly prompts, n = {N}, at most {MAX_TOKENS} tokens, median of {ROUNDS} rounds (range)")
-    median = {name: statistics.median(values) for name, values in speeds.items()}
-    for name, values in speeds.items():
+    median = {name: statistics.median(values) for name, values in found.items()}
+    for name, values in found.items():
         share = median["AN stage"] / median[name]
         spread = f"{min(values):.0f} to {max(values):.0f}"
         print(f"| {name} | {median[name]:.0f} tokens/s ({spread}) | AN stage is {share:.2f} x |")

@@ -1,12 +1,13 @@
 """What `--skip_below` saves: `python -m tests.benchmarks.skipping`.
 
-Dolly, sets with an=11 (K = 12), beta 5, float32; the reference is base-6m after some steps of next-token prediction on
-Dolly, as in a real run, and then base-6m as it is, whose samples are soon told from the ground truths. Each run is a
+Dolly, sets with an=11 (K = 12), beta 5, float32. Three pairs of reference and set: base-6m after some steps of
+next-token prediction on Dolly, as in a real run; base-6m as it is, whose samples are soon told from the ground truths;
+and harder negatives, each seen once: short rows, to which the reference's samples end by themselves. Each run is a
 process of its own on the same groups in the same order from the same start, once with and once without skipping: cpo
 for 300 steps of 4 groups, and for fewer where it is expected to save little, cpo-rank (every place of the order is
 contested) and an=4:hard. Groups per second of the steps up to 100 and of those behind them, and the losses beside each
 other: both runs see the same groups in a step, so the difference is the mean of the steps' differences, and beside it
-stands the standard error of that mean, as if steps were independent.
+stands the standard error of that mean, as if steps were independent. `harder` as the only word runs the third alone.
 """
 
 import json
@@ -14,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,12 @@ from tests.benchmarks.reuse import timed
 from tests.benchmarks.training import ROW_TOKENS, step_times
 
 ROWS, NEW_TOKENS, EARLY, STEPS, FEWER = extent((450, 48, 100, 300, 120), (24, 8, 2, 4, 4))
+# The harder set: rows of at most so many characters, samples of at most so many tokens, and no group seen again.
+SHORT, LONGER, ONCE = extent((400, 96, 1250), (400, 16, 24))
 STEP, BELOW, RATE = 4, 0.01, 1e-5
 MLE_STEPS = extent(80, 1)  # of 16, for the reference
-# Objective, --use, steps.
-RUNS = (("cpo", "an=11", STEPS), ("cpo-rank", "an=11", FEWER), ("cpo", "an=4:hard", FEWER))
+Run = tuple[str, str, int]  # objective, --use, steps
+RUNS: tuple[Run, ...] = (("cpo", "an=11", STEPS), ("cpo-rank", "an=11", FEWER), ("cpo", "an=4:hard", FEWER))
 WARM_UP = extent(5, 1)  # steps that no speed is taken of
 
 
@@ -105,21 +109,38 @@ def main() -> None:
             "objective": "mle", "model": MODEL, "dataset": DOLLY, "task": "dolly", "max_steps": MLE_STEPS,
             "per_device_train_batch_size": 16, "learning_rate": 1e-4, "save_strategy": "no", "output_dir": reference,
         })  # fmt: skip
-        compare(str(reference), f"base-6m after {MLE_STEPS} steps of 16 on Dolly", Path(name) / "set")
-        compare(MODEL, "base-6m", Path(name) / "other")
+        spoken = f"base-6m after {MLE_STEPS} steps of 16 on Dolly"
+        if sys.argv[1:] != ["harder"]:
+            compare(str(reference), spoken, DOLLY, ROWS, NEW_TOKENS, RUNS, Path(name) / "set")
+            compare(MODEL, "base-6m", DOLLY, ROWS, NEW_TOKENS, RUNS, Path(name) / "other")
+        short = Path(name) / "short.jsonl"
+        write_short(short)
+        spoken = f"{spoken}, rows of at most {SHORT} characters"
+        compare(str(reference), spoken, str(short), ONCE, LONGER, RUNS[:1], Path(name) / "harder")
 
 
-def compare(reference: str, spoken: str, shards: Path) -> None:
+def write_short(path: Path) -> None:
+    """Dolly's rows whose texts have at most SHORT characters together."""
+    with Path(DOLLY).open(encoding="utf-8") as lines, path.open("w", encoding="utf-8") as out:
+        for line in lines:
+            row = json.loads(line)
+            if sum(len(row[column]) for column in ("instruction", "context", "response")) <= SHORT:
+                out.write(line)
+
+
+def compare(
+    reference: str, spoken: str, dataset: str, rows: int, new_tokens: int, runs: Sequence[Run], shards: Path
+) -> None:
     """Make a set of a reference's own samples, and train on it with and without skipping."""
     timed("negatives_gen", {
-        "model": reference, "dataset": DOLLY, "task": "dolly", "limit": ROWS, "groups_per_shard": 64,
-        "strategies": "an=11", "max_new_tokens": NEW_TOKENS, "embedder": "reference", "out": shards,
+        "model": reference, "dataset": dataset, "task": "dolly", "limit": rows, "groups_per_shard": 64,
+        "strategies": "an=11", "max_new_tokens": new_tokens, "embedder": "reference", "out": shards,
     })  # fmt: skip
     groups = json.loads((shards / "manifest.json").read_text())["counts"]["rows_written"]
     print(f"{spoken}, {groups} groups, {STEP} a step, beta 5, learning rate {RATE:g}, --skip_below {BELOW}")
     print("| | groups/s | skipping | | loss | skipping | difference (standard error) | skipped |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    for objective, use, steps in RUNS:
+    for objective, use, steps in runs:
         words = reference, str(shards), objective, use, str(steps)
         report(objective, use, run(*words, "full"), run(*words, "skipping"))
 

@@ -77,11 +77,11 @@ def test_the_chosen_truth_is_that_of_every_order(read: Any):
     ("row", "problem"),
     [
         ({"others": 5, "marks": [1]}, ("candidates are no list", "they are int")),
-        ({"others": ["a"], "marks": [1, 2]}, ("scores do not match candidates", "1 candidates, scores: 2")),
+        ({"others": ["a"], "marks": [1, 2]}, ("scores do not match candidates", "1 candidate, scores: 2")),
         ({"others": ["a", "b"], "marks": 7}, ("scores do not match candidates", "2 candidates, scores: 1")),
         (
             {"others": ["a"], "marks": None},
-            ("scores do not match candidates", "1 candidates, scores: NoneType, no list"),
+            ("scores do not match candidates", "1 candidate, scores: NoneType, no list"),
         ),
         ({"completion": None, "others": 5, "marks": [1]}, ("candidates are no list", "they are int")),
     ],

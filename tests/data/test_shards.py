@@ -301,3 +301,10 @@ def test_another_reference_model_or_tokenizer_is_refused_with_both_hashes(finish
     )
     tokenizer = refusal(lambda: negative_set.check_tokenizer("c" * 64, "mine"))
     assert "made with tokenizer bbbbbbbbbbbbbbbb, but 'mine' has tokenizer cccccccccccccccc" in tokenizer
+
+
+def test_a_set_says_how_many_groups_it_has_and_what_they_come_from(negative_set: Path, reference: Path) -> None:
+    found = NegativeSet(str(negative_set))
+    origin = f"data set 'facts', split 'train', reference '{reference}'"
+    assert found.manifest.origin == origin
+    assert found.summary == f"negative set '{negative_set}': 48 groups from {origin}"

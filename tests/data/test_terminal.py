@@ -3,15 +3,17 @@
 import io
 import json
 import logging
+import os
 import sys
 
 import pytest
 
 from data.command.cleaning import printable, storable
 from data.command.errors import UserError, exit_on_user_error
-from data.command.log import JSONFormatter, ScrubbingFormatter
+from data.command.log import JSONFormatter, ScrubbingFormatter, start_logging
 from data.command.terminal import say
 from negatives_gen.job.actors import Stage
+from tests.support.terminal_stream import Terminal
 
 HOSTILE = "a\x1b[2J\x07\x9b31m\u202eb\u2066\u200f\ud800\r\x00"
 SPELLED = "a\\x1b[2J\\x07\\x9b31m\\u202eb\\u2066\\u200f\\ud800\\r\\x00"
@@ -71,3 +73,24 @@ def test_what_a_worker_logs_is_clean_and_no_more_than_warnings(
     logging.getLogger("data.worker").info("never said")
     logging.getLogger("data.worker").warning("tensor %s of %s", HOSTILE, "secret-of-mine")
     assert capsys.readouterr().err == f"WARNING data.worker: tensor {SPELLED} of ***\n"
+
+
+def test_bars_are_shown_on_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])  # start_logging adds none then
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    for stream, disabled in ((Terminal(), ""), (io.StringIO(), "1")):
+        monkeypatch.setattr(sys, "stderr", stream)
+        start_logging()
+        assert os.environ["TQDM_DISABLE"] == disabled
+
+
+def test_a_line_goes_above_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tqdm import tqdm
+
+    monkeypatch.setattr(sys, "stderr", stream := Terminal())
+    with tqdm(total=2, file=stream, disable=False, mininterval=0) as bar:
+        bar.update()
+        say("a line", error=True)
+    before, after = stream.getvalue().split("a line\n")
+    assert before.endswith("\r")  # the bar was wiped off
+    assert after.startswith("\r 50%")

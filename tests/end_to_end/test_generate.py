@@ -86,7 +86,7 @@ def test_actors_ask_ray_for_the_memory_that_they_take_and_ray_does_not_warn(
         "SampleStage": taken["sample"] * int(percent) // 100,
         "ScoreStage": taken["score"] * int(percent) // 100,
     }
-    assert "Ray: stage 'sample': 1 actor(s) with" in submitted.said
+    assert "Ray: stage 'sample': 1 actor with" in submitted.said
     if percent == "100":
         assert not re.findall(r".*(?:of\s+memory\s+per\s+worker|out-of-memory).*", submitted.said)
 

@@ -158,9 +158,9 @@ def test_1x8_engines_of_two_gpus_leave_two_for_scorers(place: Callable[..., Plac
 
 
 def test_1x8_engines_that_take_all_are_refused(place: Callable[..., Placed]) -> None:
-    with pytest.raises(UserError, match=r"2 engine\(s\) of 4 GPUs .* take all 8 GPUs of the cluster and leave none"):
+    with pytest.raises(UserError, match="no GPU is left for a scorer: 2 engines of 4 GPUs"):
         place([8], TP4, 2)
-    with pytest.raises(UserError, match=r"3 engine\(s\) of 4 GPUs need 12 GPUs, the cluster has 8\."):
+    with pytest.raises(UserError, match=r"3 engines of 4 GPUs need 12 GPUs, the cluster has 8\."):
         place([8], TP4, 3)
 
 

@@ -84,7 +84,7 @@ def test_an_engine_that_hangs_ends_the_job_with_its_shard_and_process(
     assert done.returncode == 2, done.stderr[-3000:]
     last = done.stderr.splitlines()[-1]
     assert last.startswith(
-        "error: nothing has moved for 120 s (--stall_timeout): shard-00000.parquet is in stage 'sample'"
+        "error: nothing has moved for 2 min (--stall_timeout): shard-00000.parquet is in stage 'sample'"
     )
     # No shard was finished, so it was given up.
     assert [path.name for path in out.rglob("*") if path.is_file()] in ([], ["log"])

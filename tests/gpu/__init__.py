@@ -1,1 +1,1 @@
-"""What needs a GPU: `python -m pytest tests/gpu -s`, with torch, transformers, accelerate, pyarrow and pytest alone."""
+"""`make gpu`, `python -m tests.gpu.prove`: what only a GPU can show, in parts, with one record of all of them."""

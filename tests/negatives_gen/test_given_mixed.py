@@ -163,7 +163,7 @@ def test_stats_leave_out_who_has_no_values(mixed: Path, capsys: pytest.CaptureFi
     assert sorted(found["rouge"]["mean"]) == ["bn", "given"]
     stats([str(mixed)])
     said = capsys.readouterr().out
-    assert "similarity: given (bn: -)" in said
+    assert "ranking signal given (bn: -)" in said
     assert "nan" not in said
 
 

@@ -94,7 +94,7 @@ def test_a_group_in_the_terminal(shown: Path, capsys: pytest.CaptureFixture[str]
     assert lines[:3] == [
         f"group {make_groups()[0].id} (train)",
         "Which river?",
-        "rank who continuation similarity reference, length",
+        "rank who continuation ranking signals reference, length",
     ]
     assert lines[4:] == [
         "0 truth The Isar. log p -6.00",
@@ -112,7 +112,7 @@ def test_a_group_in_the_terminal(shown: Path, capsys: pytest.CaptureFixture[str]
         "3 bn Otto. embedding 0.250 log p -12.50",
         "from group ab2222222222 rouge 0.750 per token -3.12",
         "tokens 4",
-        "1 of 3 groups, ranked by embedding",
+        "1 of 3 groups, ranked by embedding; from reference 'ref'",
     ]
 
 
@@ -124,7 +124,7 @@ def test_a_truth_says_whether_it_was_in_reach_of_the_sampler(shown: Path, capsys
 def test_another_signal_gives_other_ranks(shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = output(capsys, shown, "--limit", 1, "--rank_by", "rouge")
     assert [line[:4] for line in lines if re.match(r"\d (an|bn|truth)", line)] == ["0 tr", "1 bn", "2 an", "3 an"]
-    assert lines[-1] == "1 of 3 groups, ranked by rouge"
+    assert lines[-1] == "1 of 3 groups, ranked by rouge; from reference 'ref'"
 
 
 def test_markup_and_control_characters_are_shown_as_they_are(shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,12 +147,15 @@ def test_inspect_shows_the_groups_of_a_split_up_to_the_limit(shown: Path, capsys
     assert found("--split", "train") == [ids[0], ids[2]]
     assert found("--split", "test") == [ids[1]]
     assert found("--split", "train", "--limit", 1) == [ids[0]]
-    assert output(capsys, shown, "--split", "test")[-1] == "1 groups of split test, ranked by embedding"
+    assert (
+        output(capsys, shown, "--split", "test")[-1]
+        == "1 group of split test, ranked by embedding; from reference 'ref'"
+    )
 
 
 def test_no_more_shards_are_read_than_the_limit_needs(shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (shown / "shard-00001.parquet").write_bytes(b"damaged")
-    assert output(capsys, shown, "--limit", 1)[-1] == "1 of 3 groups, ranked by embedding"
+    assert output(capsys, shown, "--limit", 1)[-1] == "1 of 3 groups, ranked by embedding; from reference 'ref'"
     assert "shard-00001.parquet" in refusal(capsys, shown, "--limit", 2)
 
 
@@ -218,7 +221,7 @@ def test_the_page_holds_the_groups_and_nothing_that_a_text_says(
     shown: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     html = page_of(shown)
-    assert capsys.readouterr().out == f"{shown.parent / 'page.html'}: 3 of 3 groups\n"
+    assert capsys.readouterr().out == f"{shown.parent / 'page.html'}: 3 of 3 groups, from reference 'ref'\n"
     data = data_of(html)
     assert [group["id"] for group in data["groups"]] == [group.id for group in make_groups()]
     assert data["groups"][1]["negatives"][0]["text"] == HOSTILE
@@ -245,7 +248,7 @@ def test_the_page_says_how_many_of_how_many(tmp_path: Path, capsys: pytest.Captu
     for argv, held, total in (((), 200, 330), (("--split", "test"), 200, 220), (("--limit", 7), 7, 330)):
         data = data_of(page_of(path, *argv))
         assert (len(data["groups"]), data["total"]) == (held, total)
-        assert capsys.readouterr().out == f"{tmp_path / 'page.html'}: {held} of {total} groups\n"
+        assert capsys.readouterr().out == f"{tmp_path / 'page.html'}: {held} of {total} groups, from reference 'ref'\n"
 
 
 def test_numbers_of_the_page_are_float32_in_few_digits_and_valid_json() -> None:

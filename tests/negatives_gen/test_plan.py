@@ -150,9 +150,9 @@ def test_the_command_says_the_plan_line_by_line(reference: Path, capsys: pytest.
     words = ["--model", str(reference), "--dataset", "facts", "--strategies", "tn=1", "--embedder", "reference"]
     assert main([*words, "--rows", "2000", "--tokens_per_second", "500", "--devices", "4"]) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
-    assert lines["rows"].strip() == "2000, of which 2000 groups and 0 rejected"
-    assert lines["shards"].strip() == "4"
-    assert "on 4 device(s) 0 hours" in lines["device-hours"]
+    assert lines["rows"].strip() == "2,000, of which 2,000 groups and 0 rejected"
+    assert re.fullmatch(r"4, \d+\.\d [KM]iB", lines["shards"].strip())
+    assert lines["device time"].strip() == "0 s of one device; on 4 devices 0 s"
 
 
 @pytest.mark.parametrize(

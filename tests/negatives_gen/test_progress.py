@@ -52,7 +52,7 @@ def test_progress_is_text_for_people_and_json_for_clusters(capsys: pytest.Captur
         [{"shard": 3, "stage": "sample", "done": 120, "of": 512, "strategy": "an", "signal": "", "part": ""}],
     )  # fmt: skip
     assert lines[0] == "4 shards, 3 to do"
-    assert lines[2].startswith("shard 3/4 written: 15 groups, 1 rejected, 150 negative tokens, ")
+    assert lines[2].startswith("3 of 4 shards written: 15 groups, 1 rejected, 150 negative tokens, ")
     assert lines[2].endswith(" left")
     assert "left" not in lines[1]  # the start of the engine would count as work
     start, first, last = (json.loads(line) for line in lines[3:])
@@ -73,9 +73,10 @@ def test_progress_within_shards_is_said_in_words(capsys: pytest.CaptureFixture[s
     progress.inside([Told(1, "score", 4, 16, "mn"), Told(2, "score", 9, 16, "mn", part="further rounds")])
     assert capsys.readouterr().err.splitlines()[1:] == [
         "starting the engine (about 60 s)",
-        "shard 3: 120 of 512 groups sampled (rn); shard 1: 8 of 16 groups scored",
-        "shard 2: 40 of 96 answers written (un); shard 1: 256 of 900 texts compared (embedding)",
-        "shard 1: 4 of 16 groups with negatives (mn); shard 2: 9 of 16 groups with negatives (mn, further rounds)",
+        "shard 4 of 4: 120 of 512 groups sampled (rn); shard 2 of 4: 8 of 16 groups scored",
+        "shard 3 of 4: 40 of 96 answers written (un); shard 2 of 4: 256 of 900 texts compared (embedding)",
+        "shard 2 of 4: 4 of 16 groups with negatives (mn); shard 3 of 4: 9 of 16 groups with negatives (mn, further "
+        "rounds)",
     ]
 
 

@@ -85,26 +85,26 @@ ASKED = "{} are asked for: the rest comes in as others' jobs end. To begin, "
             {},
             [Node(16, 1)],
             0,
-            f"0 of 1 GPUs are free now, {ASKED.format(1)}stage 'sample' needs 0.7 GPU(s), stage 'score' needs 0.3 "
-            "GPU(s)",
+            f"0 of 1 GPUs are free now, {ASKED.format(1)}stage 'sample' needs 0.7 GPUs, stage 'score' needs 0.3 "
+            "GPUs",
         ),
         (
             {"engine": TP2, "num_engines": 1},
             [Node(32, 8)],
             2,
-            f"2 of 8 GPUs are free now, {ASKED.format(8)}stage 'sample' needs 2 GPU(s), stage 'score' needs 1 GPU(s)",
+            f"2 of 8 GPUs are free now, {ASKED.format(8)}stage 'sample' needs 2 GPUs, stage 'score' needs 1 GPU",
         ),
         (
             {"engine": RAY_TP2, "num_engines": 1},
             [Node(8, 2)] * 2,
             2.5,
-            f"2.5 of 4 GPUs are free now, {ASKED.format(4)}stage 'sample' needs 2 GPU(s), stage 'score' needs 1 GPU(s)",
+            f"2.5 of 4 GPUs are free now, {ASKED.format(4)}stage 'sample' needs 2 GPUs, stage 'score' needs 1 GPU",
         ),
         (
             {"stages": [SCORE]},
             [Node(16, 4)],
             0.5,
-            f"0.5 of 4 GPUs are free now, {ASKED.format(4)}stage 'score' needs 1 GPU(s)",
+            f"0.5 of 4 GPUs are free now, {ASKED.format(4)}stage 'score' needs 1 GPU",
         ),
     ],
 )  # fmt: skip
@@ -143,22 +143,22 @@ def test_an_engine_that_shares_its_gpu_leaves_room_for_the_scorer() -> None:
             "nodes have at most 1.",
         ),
         ({"engine": PP2}, [Node(8, 1)] * 4, "an engine needs 2 GPUs on one node"),
-        ({"engine": {**TP2, **PP2}}, [Node(8, 2)], "1 engine(s) of 4 GPUs need 4 GPUs, the cluster has 2."),
-        ({"engine": TP2, "num_engines": 4}, [Node(8, 4)], "4 engine(s) of 2 GPUs need 8 GPUs, the cluster has 4."),
+        ({"engine": {**TP2, **PP2}}, [Node(8, 2)], "1 engine of 4 GPUs needs 4 GPUs, the cluster has 2."),
+        ({"engine": TP2, "num_engines": 4}, [Node(8, 4)], "4 engines of 2 GPUs need 8 GPUs, the cluster has 4."),
         (
             {"engine": TP2, "num_engines": 2},
             [Node(8, 3), Node(8, 1)],
-            "2 engine(s) of 2 GPUs need 4 GPUs, the cluster has 4, whose nodes hold 1 of these engines.",
+            "2 engines of 2 GPUs need 4 GPUs, the cluster has 4, whose nodes hold 1 of these engines.",
         ),
         (
             {"engine": TP2, "num_engines": 2},
             [Node(8, 4)],
-            "2 engine(s) of 2 GPUs (tensor_parallel_size x pipeline_parallel_size = 2) take all 4 GPUs of the cluster "
-            "and leave none for a scorer.",
+            "no GPU is left for a scorer: 2 engines of 2 GPUs (tensor_parallel_size x pipeline_parallel_size = 2), the "
+            "cluster has 4.",
         ),
-        ({"engine": TP2}, [Node(8, 2)], "1 engine(s) of 2 GPUs"),
+        ({"engine": TP2}, [Node(8, 2)], "1 engine of 2 GPUs"),
         ({"engine": {"tensor_parallel_size": "two"}}, [Node(8, 2)], "must be a whole number, at least 1, got 'two'"),
-        ({}, [Node(0)], "3 actors cannot be placed: the cluster's 1 node(s) have 0 CPU."),
+        ({}, [Node(0)], "3 actors cannot be placed: the cluster has 0 CPU on 1 node."),
     ],
 )
 def test_what_cannot_be_placed_is_refused_with_the_numbers(options: dict, nodes: list[Node], said: str) -> None:

@@ -119,7 +119,8 @@ def test_statistics_of_a_set_written_by_hand_are_those_counted_by_hand(negatives
 def printed_reach(negatives: NegativeSet, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """The line on the sampler's reach, and the advice below it."""
     assert main(["stats", negatives.folder.path]) == 0
-    out = " ".join(capsys.readouterr().out.split())
+    lines = capsys.readouterr().out.splitlines()
+    out = " ".join(" ".join(lines).partition("! ")[0].split())
     part = "in reach of" + out.partition("in reach of")[2].partition(" strategy count ")[0]
     said, few, advice = part.partition(" few: ")
     return [said, *([f"few: {advice}"] if few else [])]
@@ -243,7 +244,8 @@ def test_stats_prints_counts_lengths_and_histograms_within_100_columns(
     assert main(["stats", negatives.folder.path]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[0].startswith("2 groups (1 test, 1 train) in 2 shards, ")
-    assert lines[1:4] == ["5 rows read, 3 rejected", "2 too long", "1 bad"]
+    assert lines[1] == "from reference 'ref'"
+    assert lines[2:5] == ["5 rows read, 3 rejected", "2 too long", "1 bad"]
     assert "truth 2 3.0 2 4 4 - - - -0.67 -" in lines
     assert "an 4 4.0 2 10 10 50.0% 25.0% 25.0% -1.42 33.3%" in lines
     assert "bn 2 2.0 2 2 2 - 50.0% 0.0% -1.75 50.0%" in lines
@@ -251,7 +253,7 @@ def test_stats_prints_counts_lengths_and_histograms_within_100_columns(
     assert "from to an, mean 0.25 bn, mean 0.97" in lines
     assert f"0.00 0.10 {full} 1 0" in lines
     assert f"0.90 1.00 0 {full} 2" in lines
-    assert lines[-1] == "seconds: an 3.0, score 0.5"
+    assert lines[-1] == "time: an 3 s, score 0.5 s"
     assert all(len(line) <= 100 for line in lines)
 
 

@@ -351,12 +351,12 @@ LEAK = {"error": {"message": f"Wrong key {KEY}, look."}}
         ((404, {}, LEAK), r"has no chat model 'm' \(404: Wrong key \*\*\*, look\). Check --api.model"),
         ((400, {}, LEAK), r"every request for a bad one \(Wrong key \*\*\*, look\). Check the --api options"),
         ((418, {}, LEAK), r"refuses the request \(418: Wrong key \*\*\*"),
-        ((429, {}, LEAK), r"still has its rate limit or quota exceeded after 1 retries .* Lower --api.concurrency"),
-        ((500, {}, "<html>\nbroken</html>"), r"still fails after 1 retries \(500"),
+        ((429, {}, LEAK), r"still has its rate limit or quota exceeded after 1 retry .* Lower --api.concurrency"),
+        ((500, {}, "<html>\nbroken</html>"), r"still fails after 1 retry \(500"),
         ((200, {"Content-Type": "text/html"}, "<html>hello</html>"), "is no chat completion. Check --api.base_url"),
         ((200, {}, {"error": {"message": "no"}}), "is no chat completion"),
         ((200, {}, "{not json"), "cannot be read"),
-        (1.5, r"gave no answer within 0.3 s after 1 retries. Raise --api.timeout"),
+        (1.5, r"gave no answer within 0.3 s after 1 retry. Raise --api.timeout"),
     ],
 )
 def test_a_fault_that_retries_do_not_pass_ends_the_job_in_one_line_without_the_key(
@@ -373,7 +373,7 @@ def test_a_fault_that_retries_do_not_pass_ends_the_job_in_one_line_without_the_k
 
 def test_a_closed_port_says_where_nobody_answers(ask: Callable, groups: list[Group]) -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
-    with pytest.raises(UserError, match=f"{url} cannot be reached after 1 retries. Check --api.base_url"):
+    with pytest.raises(UserError, match=f"{url} cannot be reached after 1 retry. Check --api.base_url"):
         ask(groups[:1], base_url=url, retries=1)
 
 

@@ -128,14 +128,14 @@ def test_what_has_not_begun_is_said_every_few_minutes(
     with caplog.at_level(logging.WARNING):
         assert [record.getMessage() for record in caplog.records] == [
             "2 of 8 GPUs are free now, 8 are asked for: the rest comes in as others' jobs end. To begin, stage "
-            "'sample' needs 2 GPU(s), stage 'score' needs 1 GPU(s)"
+            "'sample' needs 2 GPUs, stage 'score' needs 1 GPU"
         ]
         cluster.free = 1.0
-        both = "not begun yet: stage 'sample' needs 2 GPU(s), stage 'score' needs 1 GPU(s); 1 of 8 GPUs are free now"
+        both = "not begun yet: stage 'sample' needs 2 GPUs, stage 'score' needs 1 GPU; 1 of 8 GPUs are free now"
         assert said_within(2 * SAY_SECONDS) == [both, both]
         cluster.free = 0.0
         with attempt(writer, 0, SAMPLE):
-            scorer = "not begun yet: stage 'score' needs 1 GPU(s); 0 of 8 GPUs are free now"
+            scorer = "not begun yet: stage 'score' needs 1 GPU; 0 of 8 GPUs are free now"
             assert said_within(SAY_SECONDS) == [scorer]
         stall.move()
         assert said_within(SAY_SECONDS) == [scorer]

@@ -160,11 +160,11 @@ def test_a_plan_estimates_from_what_was_timed(tmp_path: Path, study: Study) -> N
     assert estimate(Step("train again 0.01 1", (), Path("x")), records.steps) == 30.0
     assert estimate(Step("choose bn", (), Path("x")), records.steps) is None
     lines = plan(study, tmp_path, records).splitlines()
-    assert "     40 s  train bn 0.01 0" in lines
-    assert lines.count("     40 s  train bn 0.001 1") == 1
-    assert "      ? s  evaluate both mle 1" in lines
+    assert "    40 s  train bn 0.01 0" in lines
+    assert lines.count("    40 s  train bn 0.001 1") == 1
+    assert "       ?  evaluate both mle 1" in lines
     # mle 4 x 20 s and bn 4 x 40 s, again 2 x 30 s: 300 s on two cores; the other 21 steps were never timed.
-    assert lines[-1] == "31 steps are left, 0.0 hours on 2 cores; 21 steps of a kind that was never timed come on top."
+    assert lines[-1] == "31 steps left, 2 min on 2 cores; on top, 21 steps of a kind that was never timed."
 
 
 # --- records and page

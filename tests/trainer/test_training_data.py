@@ -64,7 +64,7 @@ def test_a_set_and_what_extends_it_are_refused_together(
     more, out = rewritten(negative_set, tmp_path / "more", groups, "train"), tmp_path / "out"
     line = refused(words(reference, out, negative_set, more, objective=objective), out, capsys)
     assert line == (
-        f"error: 30 groups of '{more}' are in '{negative_set}' too: they would count twice. Give --shards one of the "
+        f"error: 30 groups of '{more}' are in '{negative_set}' too, and would count twice. Give --shards one of the "
         "two."
     )
     assert "48 groups of" in refused(

@@ -269,9 +269,9 @@ def test_a_run_whose_checkpoints_are_models_alone_is_not_gone_on_with(
     assert main([*words, "true"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line == (
-        f"error: no checkpoint in '{stopped}' can be gone on from: checkpoint-4 was saved with --save_only_model: it "
-        "lacks optimizer.pt, scheduler.pt and rng_state.pth, so it is a --model to start from, not a run to go on "
-        "with. Restore it, or choose another --output_dir to train again."
+        f"error: no checkpoint in '{stopped}' can be gone on from: checkpoint-4 was saved with --save_only_model, or "
+        "its optimiser was dropped: it lacks optimizer.pt, scheduler.pt and rng_state.pth, so it is a --model to start "
+        "from, not a run to go on with. Restore it, or choose another --output_dir to train again."
     )
     assert main([*words, str(stopped / "checkpoint-2")]) == 2
     assert "was saved with --save_only_model" in capsys.readouterr().err

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.command.errors import UserError
+from data.command.wording import counted
 from data.reach import why_unknown
 from data.shards import NegativeSet
 
@@ -141,7 +142,7 @@ class GroupStore:
             places = ", ".join(f"'{negatives.folder.path}'" for negatives in self.sets)
             raise UserError(f"negative set {places} holds no groups of split '{split}'. {advice}")
         groups = sum(shard.rows for negatives in self.sets for shard in negatives.manifest.shards)
-        log.info("split '%s': %d of %d groups", split, len(self), groups)
+        log.info("split '%s': %d of %s", split, len(self), counted(groups, "group"))
         if in_support:
             self._keep_in_support()
 
@@ -207,7 +208,7 @@ class GroupStore:
             if known is not None:
                 self._shards[place] = (number, index, rows[known.to_numpy().astype(bool)])
         self._number()
-        found = f"split '{self.split}': --in_support: {len(self)} of {groups} groups kept"
+        found = f"split '{self.split}': --in_support: {len(self)} of {counted(groups, 'group')} kept"
         if not len(self):
             raise UserError(f"{found}. Leave it out, or sample with --top_k 0 and a larger --max_new_tokens.")
         log.info("%s", found)

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from torch.utils.data import Subset
 
 from data.command.errors import UserError
+from data.command.wording import counted, is_or_are
 from data.models import context_length, hash_of_all_weights, model_directory, vocabulary_size
 from data.shards import NegativeSet
 from trainer.config import ScriptArguments
@@ -73,6 +74,7 @@ def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any])
     rows, context = vocabulary_size(script.model), context_length(script.model, sys.maxsize)
     truths_only = script.chosen.needs == "truths"
     for negatives in sets:
+        log.info("%s", negatives.summary)
         negatives.check_tokenizer(identity["tokenizer_sha256"], script.model)
         if not truths_only:
             negatives.check_reference(
@@ -109,8 +111,9 @@ def _ground_truths(script: ScriptArguments, split: str, tokenizer: Any) -> tuple
         examples, script.task, tokenizer, context_length(script.model, script.max_length)
     )
     require_groups(groups, rejects, f"data set '{script.dataset}'")
+    log.info("split '%s': %s", split, counted(len(groups), "group"))
     if rejects:
-        log.warning("%d rows read, %s", len(examples), describe_rejects(rejects))
+        log.warning("%s read, %s", counted(len(examples), "row"), describe_rejects(rejects))
     return GroundTruths(groups), {
         "examples_sha256": fingerprint(examples),
         **script.describe_source(source),
@@ -128,8 +131,8 @@ def _refuse_repeated(store: GroupStore, option: str) -> None:
             common = _common(ids, theirs)
             if common:
                 raise UserError(
-                    f"{common} groups of '{negatives.folder.path}' are in '{other.folder.path}' too: they would count "
-                    f"twice. Give {option} one of the two."
+                    f"{counted(common, 'group')} of '{negatives.folder.path}' {is_or_are(common)} in "
+                    f"'{other.folder.path}' too, and would count twice. Give {option} one of the two."
                 )
         known.append(ids)
 
@@ -142,8 +145,9 @@ def _refuse_trained_on(held_out: GroupStore, train: GroupStore) -> None:
         common = sum(_common(ids, theirs) for theirs in trained_on)
         if common:
             raise UserError(
-                f"{common} of {len(ids)} groups of '{negatives.folder.path}' in --eval_shards are trained on: their "
-                "curve would say nothing. Choose other --eval_shards, or another --eval_split."
+                f"{common} of {counted(len(ids), 'group')} of '{negatives.folder.path}' in --eval_shards "
+                f"{is_or_are(common)} trained on: their curve would say nothing. Choose other --eval_shards, or "
+                "another --eval_split."
             )
 
 

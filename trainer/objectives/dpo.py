@@ -3,6 +3,7 @@
 import logging
 from typing import TYPE_CHECKING
 
+from data.command.wording import counted
 from trainer.objectives.base import Objective
 from trainer.objectives.contrast import Temperature
 
@@ -33,7 +34,7 @@ class DPO(Objective):
         held_out = preference_pairs(setup.data.held_out, self.name) if setup.data.held_out is not None else None
         policy = setup.policy.load()
         compare_with_scorer(setup.data.scored, policy, setup.training, None)
-        log.info("%s on %d pairs, TRL's DPOTrainer", self.name, len(pairs))
+        log.info("%s on %s, TRL's DPOTrainer", self.name, counted(len(pairs), "pair"))
         return make_dpo_trainer(
             pairs, policy, setup.policy.adapter, setup.tokenizer, setup.training, options.beta, held_out
         )
