@@ -113,15 +113,16 @@ def training_card(facts: ModelFacts, logs: Sequence[Mapping[str, Any]], step: in
     shown = {**facts.options, **{key: job[key] for key in SHOWN if job.get(key) not in (None, False)}}
     training = {key: job["training"].get(key) for key in TRAINING}
     rows = [
-        ("base model", f"`{_said(facts.base)}`" + (f", weights SHA-256 `{weights[:SHORT]}`" if weights else "")),
+        ("base model", f"`{_said(facts.base)}`, weights SHA-256 `{weights[:SHORT]}`")
+        if weights
+        else ("from scratch", f"by the configuration of `{_said(facts.base)}`"),
         ("objective", objective),
         *(("data", line) for line in facts.data),
         ("options", _listed(shown)),
         ("training", f"step {step:,} of {steps:,}, {job['batch_size']} a step, {_listed(training)}"),
     ]
-    front = _front(
-        [facts.base], facts.licence, adapter=facts.adapter, tags=[job["objective"]], datasets=list(facts.datasets)
-    )
+    bases, licence = ([facts.base], facts.licence) if weights else ([], "")  # of a configuration nothing is taken over
+    front = _front(bases, licence, adapter=facts.adapter, tags=[job["objective"]], datasets=list(facts.datasets))
     title = f"{Path(facts.base).name} trained with {job['objective']}"
     return _card(front, title, rows, facts.name, facts.adapter, _metrics(logs))
 

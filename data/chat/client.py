@@ -217,9 +217,9 @@ class ChatAPI:
             except (openai.OpenAIError, ValueError, TimeoutError) as error:
                 wanted = 0.0
                 if isinstance(error, openai.APIStatusError):
-                    if unsupported := unsupported_parameter(error.body, self.remedies):
-                        raise self._unsupported(unsupported, error) from None
                     if error.status_code in REFUSALS:
+                        if unsupported := unsupported_parameter(error.body, self.remedies):
+                            raise self._unsupported(unsupported, error) from None
                         return Answer("", "", refusal=self._reason(error))
                     if error.status_code not in TRIED_AGAIN and error.status_code < 500:
                         raise self._explained(error) from None  # a cause would carry the request with its key

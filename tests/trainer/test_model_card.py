@@ -80,6 +80,12 @@ def test_a_local_base_names_nothing_on_the_hub_and_no_home(tmp_path: Path, monke
     assert 'model = AutoPeftModelForCausalLM.from_pretrained("me/mine")' in text
 
 
+def test_a_model_from_scratch_has_no_base() -> None:
+    text = training_card(facts(licence="mit", job={**facts().job, "model": {"config_sha256": "cd" * 32}}), [], 1, 1)
+    assert not {"base_model", "license"} & ModelCard(text).data.to_dict().keys()
+    assert "| from scratch | by the configuration of `org/base` |" in text
+
+
 def test_the_licence_is_what_the_bases_own_card_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert licence_of(str(tmp_path), tmp_path) == ""
     for text, licence in (
