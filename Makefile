@@ -112,7 +112,7 @@ docs: install
 bench: export HF_HUB_OFFLINE = 1
 bench: export VLLM_CPU_KVCACHE_SPACE = 1
 bench: install
-	@for benchmark in engine batching slots speculation job plan scorer ranks growth kills training remedies head step skipping stream reuse evaluation negatives; do echo "== $$benchmark"; \
+	@for benchmark in engine batching slots speculation job plan scorer ranks growth kills training remedies head step skipping stream reuse evaluation negatives memory sizing; do echo "== $$benchmark"; \
 		$(PY) -m tests.benchmarks.$$benchmark 2>/dev/null || exit 1; done
 
 # What only a GPU can show, in parts that are resumed: tests/gpu. PARTS="flex cpo-3B", MINUTES=9; COMMIT=... where there is

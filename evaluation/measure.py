@@ -17,7 +17,7 @@ from evaluation.metrics.base import (
     Values,
     require_own,
 )
-from evaluation.metrics.statistics import Measurement
+from evaluation.metrics.statistics import Difference, Measurement
 from evaluation.on_demand import OnDemand
 from evaluation.subject import Part
 from negatives_gen.models.loading import NO_CODE, load_scorer
@@ -44,6 +44,10 @@ class Gathered:
     def measurements_of_answers(self, part: Part, baseline: str = "") -> list[Measurement]:
         """Measurements of some of the prompts, without what needs no answers."""
         return _measure(self.of_answers, part, baseline, self.answer_sets)
+
+    def paired(self, part: Part) -> list[Difference]:
+        """Differences between any two models on some of the prompts, see `Evidence.paired`."""
+        return [found for evidence in (*self.of_answers, *self.of_checkpoints) for found in evidence.paired(part)]
 
     def notes(self, part: Part) -> list[str]:
         """What a reader must know beside the numbers; each sentence once."""

@@ -110,12 +110,14 @@ def _evaluate(config: EvaluateConfig, claim: Claim, store: "Store") -> str:
     if evaluation.validation is not None:
         alphas = dict(zip([e.name for e in ensembles], config.alphas(), strict=True))
         chosen_on = gathered.measurements_of_answers(evaluation.validation)
-        sweep = describe_sweep(alphas, chosen_on, evaluation.decodings[0].name, chosen)
+        differences = gathered.paired(evaluation.validation)
+        sweep = describe_sweep(alphas, chosen_on, differences, evaluation.decodings[0].name, chosen)
         job |= {"sweep": {**sweep, "validation_prompts": len(evaluation.validation.prompts)}}
     more = [column for metric in metrics for column in metric.more_columns()]
     results = Results(
         without_secrets(job), environment(), measurements, sample_rows(gathered, evaluation.test),
         gathered.notes(evaluation.test), in_order([*columns_of(chosen), *more]),
+        gathered.paired(evaluation.test),
     )  # fmt: skip
     claim.check()
     shown = write_report(folder, results)

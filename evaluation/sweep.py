@@ -1,6 +1,7 @@
 """`--sweep`: weight-space ensembles over alpha; one is proposed by what was measured on the validation half."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ from data.command.options import resolve_path
 from evaluation.answers.checkpoints import Checkpoint, ensemble_of
 from evaluation.answers.weights import identify_weights
 from evaluation.config import EvaluateConfig
+from evaluation.gaps import Gaps, ranked
 from evaluation.metrics.base import TRUTH, AnswerMetric, Metric
 from evaluation.metrics.columns import HIGHER
-from evaluation.metrics.statistics import Measurement
+from evaluation.metrics.statistics import Difference, Measurement
 from evaluation.subject import Evaluation
 
 
@@ -36,49 +38,80 @@ def make_ensembles(config: EvaluateConfig, evaluation: Evaluation) -> list[Check
     ]
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """What a sweep proposes.
+
+    Attributes:
+        metric: the number that decides.
+        best: name of the best ensemble by it; None where another is as good, or none is told apart from the best one.
+        alike: names of those that are not told apart: from the best one, or, without one, from each other.
+    """
+
+    metric: str
+    best: str | None
+    alike: tuple[str, ...] = ()
+
+
 def propose(
-    measurements: Iterable[Measurement], names: Sequence[str], decoding: str, metrics: Sequence[type[Metric]]
-) -> tuple[str, str] | None:
-    """What decides, and the name of the best ensemble by it; None if nothing was measured that can be better or worse.
+    measurements: Iterable[Measurement],
+    differences: Iterable[Difference],
+    names: Sequence[str],
+    decoding: str,
+    metrics: Sequence[type[Metric]],
+) -> Proposal | None:
+    """What is best of a sweep; None if nothing was measured that can be better or worse.
 
     Args:
-        measurements: of the validation half.
-        names: of the ensembles; of equally good ones the first.
+        measurements, differences: of the validation half.
+        names: of the ensembles.
         decoding: whose answers count, but for metrics that are of one decoding alone.
         metrics: in their order; the first that was measured decides, by its criterion.
     """
     found = list(measurements)
+    gaps = Gaps(found, differences)
     for metric in metrics:
         column = metric.criterion()
         if column is None or not issubclass(metric, AnswerMetric):  # a criterion is of answers
             continue
-        values = {
-            m.model: m.estimate.mean
+        ours = [
+            m
             for m in found
             if m.metric == column.key and m.model in names and m.against in ("", TRUTH)
             if m.decoding == (metric.decoding or decoding)
-        }
-        if values:
-            sign = 1 if column.better == HIGHER else -1
-            return column.key, max(values, key=lambda name: (sign * values[name], -names.index(name)))
+        ]
+        ranking = ranked(ours, gaps, higher=column.better == HIGHER)
+        if not ranking.ordered:
+            continue
+        best, *others = ranking.ordered
+        alike = sorted((m.model for m in ranking.alike), key=names.index)
+        tie = any(m.estimate.mean == best.estimate.mean for m in others)
+        if tie or (others and len(alike) == len(others)):
+            return Proposal(column.key, None, tuple(sorted([best.model, *alike], key=names.index)))
+        return Proposal(column.key, best.model, tuple(alike))
     return None
 
 
 def describe_sweep(
-    alphas: Mapping[str, float], chosen_on: Sequence[Measurement], decoding: str, metrics: Sequence[type[Metric]]
+    alphas: Mapping[str, float],
+    chosen_on: Sequence[Measurement],
+    differences: Sequence[Difference],
+    decoding: str,
+    metrics: Sequence[type[Metric]],
 ) -> dict[str, Any]:
-    """A report's record of a sweep: what was measured on the validation half, and the alpha that it proposes.
+    """A report's record of a sweep: what was measured on the validation half, and the alpha that it proposes, if any.
 
     Args:
         alphas: of the ensembles by name.
-        chosen_on: measurements of the validation half.
+        chosen_on, differences: of the validation half.
     """
-    proposal = propose(chosen_on, list(alphas), decoding, metrics)
+    proposal = propose(chosen_on, differences, list(alphas), decoding, metrics)
     return {
         "alphas": list(alphas.values()),
         "models": dict(alphas),
-        "metric": proposal[0] if proposal else None,
-        "proposed": alphas[proposal[1]] if proposal else None,
+        "metric": proposal.metric if proposal else None,
+        "proposed": alphas[proposal.best] if proposal and proposal.best else None,
+        "alike": [alphas[name] for name in proposal.alike] if proposal else [],
         "decoding": decoding,
         "validation": list(chosen_on),
     }

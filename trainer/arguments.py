@@ -18,6 +18,7 @@ from data.command.values import convert, plain_type, require_finite, require_pos
 from trainer.config import COMMAND, PAPER_BATCH_SIZE, PAPER_LEARNING_RATE, PAPER_WEIGHT_DECAY, ScriptArguments
 from trainer.inherited import idle_among, idle_of_model, refuse_unhonoured
 from trainer.objectives import OBJECTIVES, names_with
+from trainer.sharding import refuse_unsharded
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +52,7 @@ class PaperTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if self.per_device_train_batch_size == 0:
             processes, steps = int(os.environ.get("WORLD_SIZE", "1")), max(1, self.gradient_accumulation_steps)
-            if PAPER_BATCH_SIZE % (processes * steps):
-                raise UserError(
-                    f"the paper's batch of {PAPER_BATCH_SIZE} cannot be divided by {processes} processes x {steps} "
-                    "accumulation steps. Set --per_device_train_batch_size, what one process takes per accumulation "
-                    "step."
-                )
-            self.per_device_train_batch_size = PAPER_BATCH_SIZE // (processes * steps)
+            self.per_device_train_batch_size = paper_share(processes, steps)
         super().__post_init__()
         if self.hub_token:  # training_args.bin beside the model would hold it; the hub's client looks for it there too
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
@@ -69,10 +64,23 @@ class PaperTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
 
 
+def paper_share(processes: int, steps: int) -> int:
+    """Groups of the paper's batch that a process takes per accumulation step. Raises UserError where it has none."""
+    if PAPER_BATCH_SIZE % (processes * steps):
+        raise UserError(
+            f"the paper's batch of {PAPER_BATCH_SIZE} cannot be divided by {processes} processes x {steps} "
+            "accumulation steps. Set --per_device_train_batch_size, what one process takes per accumulation step."
+        )
+    return PAPER_BATCH_SIZE // (processes * steps)
+
+
 INHERITED = (PaperTrainingArguments, ModelConfig)
 # TRL's name of our --model.
 ALIAS = "model_name_or_path"
-NO_DEEPSPEED = "DeepSpeed is not supported. Use FSDP: accelerate launch --config_file recipes/accelerate/fsdp.yaml."
+NO_DEEPSPEED = (
+    "DeepSpeed is not supported: it would make an optimiser step after each forward pass, of which a step here has "
+    "several. Use FSDP: accelerate launch --config_file recipes/accelerate/fsdp.yaml."
+)
 # Takes a path, or true; alone it means true.
 RESUME = "resume_from_checkpoint"
 # Take one or several, which transformers' types hide from its parser.
@@ -149,6 +157,8 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
     parser.set_defaults_with_config(**{name: value for name, value in values.items() if name in inherited})
     if values.get("deepspeed") or any(word.partition("=")[0] == "--deepspeed" for word in theirs):
         raise UserError(NO_DEEPSPEED)  # transformers would ask for its package first
+    if script.dry_run and not torch.cuda.is_available():
+        theirs += ["--use_cpu", "true"]  # what is predicted for a GPU may be asked for where there is none
     try:
         parsed: Any = parser.parse_args_into_dataclasses([*theirs, "--output_dir", script.output_dir])
     except UserError:
@@ -171,6 +181,9 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
     _refuse_ignored(script, training)
     _refuse_unwatched(script, training)
     given = {*values, *(word[2:] for word in theirs if word.startswith("--"))}
+    if script.dry_run and "per_device_train_batch_size" not in given:
+        steps = training.gradient_accumulation_steps
+        training.per_device_train_batch_size = paper_share(script.dry_run_world, steps)
     for sentence in (*idle_among(given), *idle_of_model(given, model)):
         log.warning("%s", sentence)
     return script, training, model
@@ -225,6 +238,7 @@ def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig) ->
     launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower()
     if training.deepspeed or launched not in ("", "0", "false", "no"):
         raise UserError(NO_DEEPSPEED)
+    refuse_unsharded(training)
     if training.n_gpu > 1:
         raise UserError(
             f"one process sees {training.n_gpu} GPUs. Start one per GPU, `accelerate launch -m trainer.run ...`, or "

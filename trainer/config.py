@@ -109,6 +109,20 @@ class ScriptArguments(SourceOptions):
         "0.01; loss and metrics stay those of whole groups (default: a backward pass over all)",
         metavar="W",
     )
+    dry_run: bool = option(
+        False,
+        "train nothing and write nothing: predict memory per device, tokens, FLOP and time of this run from config "
+        "and data, without weights; a run that does not fit is refused, with what would help",
+    )
+    dry_run_world: int = option(1, "with --dry_run: on so many devices, started as one process; shard with --fsdp")
+    dry_run_device: str | None = option(
+        None,
+        "with --dry_run: on this device, cpu or a GPU such as A100-SXM4-80GB (default: what this machine has)",
+        metavar="NAME",
+    )
+    dry_run_utilisation: float = option(
+        0.4, "with --dry_run: share of the device's bfloat16 peak that is taken for reached, for the predicted time"
+    )
     objective_options: dict[str, Any] = entry_options(OBJECTIVES, chosen_by="objective")
 
     @property
@@ -125,6 +139,10 @@ class ScriptArguments(SourceOptions):
     def negatives(self) -> str | None:
         """`use` as it is written in one word: "an=4,bn=3"."""
         return None if self.use is None else ",".join(self.use)
+
+    def pass_tokens(self, device: str) -> int:
+        """Tokens of one forward pass, at most, on a device of this type ("cpu", "cuda")."""
+        return self.row_tokens or (8192 if device == "cuda" else 1024)
 
     def check(self) -> None:
         """Raise UserError for an unknown objective, values out of their range and senseless combinations."""
@@ -143,7 +161,11 @@ class ScriptArguments(SourceOptions):
             )
         self.check_source(self.split)
         require_split(self.eval_split)
-        require_positive(self, "max_eval_samples", "max_length", "row_tokens", "early_stopping_patience")
+        require_positive(
+            self, "max_eval_samples", "max_length", "row_tokens", "early_stopping_patience", "dry_run_world"
+        )
+        if not 0 < self.dry_run_utilisation <= 1:
+            raise UserError(f"--dry_run_utilisation must be above 0 and at most 1, got {self.dry_run_utilisation}.")
         low, high = self.min_similarity, self.max_similarity
         if low is not None and high is not None and low > high:
             raise UserError(f"--min_similarity {low} is above --max_similarity {high}.")
@@ -199,6 +221,11 @@ class ScriptArguments(SourceOptions):
             ),
             (bool(self.shards), "--shards, whose prompts are made", (*OF_SOURCE, "max_length")),
             (self.dataset is not None, "--dataset", ("eval_shards", "in_support")),
+            (
+                not self.dry_run,
+                "a run without --dry_run",
+                ("dry_run_world", "dry_run_device", "dry_run_utilisation"),
+            ),
         ]
         for applies, to, names in idle:
             for field in fields(self):

@@ -62,7 +62,10 @@ REFUSED = {
         "a step holds exactly the batch that was asked for; lower --row_tokens, or --per_device_train_batch_size with "
         "more --gradient_accumulation_steps"
     ),
-    "deepspeed": Refusal("use FSDP, accelerate launch --config_file recipes/accelerate/fsdp.yaml"),
+    "deepspeed": Refusal(
+        "it would make an optimiser step after each forward pass, of which a step here has several; use FSDP, "
+        "accelerate launch --config_file recipes/accelerate/fsdp.yaml"
+    ),
     "parallelism_config": Refusal("weights are sharded by FSDP only"),
     "bf16_full_eval": Refusal("held-out groups are computed as those that are trained on; use --bf16 for both"),
     "fp16_full_eval": Refusal("held-out groups are computed as those that are trained on; use --fp16 for both"),

@@ -64,12 +64,16 @@ class Policy:
             disable_dropout(model)
         return model
 
-    def load_prepared(self) -> "PreparedModel":
-        """The model, taught to return log-probabilities, and called through an adapter if asked."""
+    def load_prepared(self, layout: str | None = None) -> "PreparedModel":
+        """The model, taught to return log-probabilities, and called through an adapter if asked.
+
+        Args:
+            layout: what it is known to take; None: it is tried.
+        """
         from trainer.scoring.prepared_model import prepare_model
 
         model = self.load()
-        prepared = prepare_model(model)
+        prepared = prepare_model(model, layout)
         adapter = self.adapter
         if adapter is not None:
             from peft import get_peft_model, prepare_model_for_kbit_training

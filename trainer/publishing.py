@@ -46,6 +46,12 @@ class OwnCard:
         elif trainer.is_world_process_zero():
             self._write_card(Path(trainer.args.output_dir))
 
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """With `facts` nothing: transformers calls it before the state is saved, and the run pushes after that."""
+        if self.facts is None:
+            return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]  # the Trainer's
+        return None
+
     def _write_card(self, place: Path) -> None:
         trainer: Any = self
         assert self.facts is not None

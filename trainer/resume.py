@@ -1,7 +1,6 @@
 """Which checkpoint a run goes on from: one that is whole, for these processes, and of this job."""
 
 import logging
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
-from transformers.utils import strtobool
 
 from data.command.errors import UserError
 from data.command.wording import counted
@@ -17,6 +15,7 @@ from data.models import WEIGHTS, read_header, read_object, weight_files
 from data.shape import Count, IfThere, ListOf, Maybe, as_read, misfit, parse_json
 from trainer.monitor.resumption import was_stopped_early
 from trainer.output import JOB_FILE, STATE_FILE, difference, read_job
+from trainer.sharding import is_sharded
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -70,8 +69,7 @@ class Needs:
     @classmethod
     def of(cls, training: TrainingArguments, model: "ModelConfig") -> "Needs":
         """What a run with these arguments needs, in the environment that accelerate's launcher made."""
-        fsdp = bool(training.fsdp) or bool(strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")))
-        return cls(training.world_size, fsdp, model.use_peft, training.mixed_precision == "fp16")
+        return cls(training.world_size, is_sharded(training), model.use_peft, training.mixed_precision == "fp16")
 
     @property
     def random_states(self) -> list[str]:

@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(script: ScriptArguments, training: "PaperTrainingArguments", model_config: "ModelConfig") -> None:
-    """Run one training job; everything that can be refused is refused before anything is written.
+    """Run one training job, or predict it; everything that can be refused is refused before anything is written.
 
     Of several processes only the main one looks at the output directory and writes to it.
 
@@ -51,6 +50,11 @@ def train(script: ScriptArguments, training: "PaperTrainingArguments", model_con
         UserError: unusable model, data, negative set or checkpoint, or an output directory that holds another job or
             in which another run is at work.
     """
+    if script.dry_run:
+        from trainer.sizing.dry_run import dry_run
+
+        dry_run(script, training, model_config)
+        return
     with owned_output(Path(str(training.output_dir)), is_main=training.process_index == 0) as claim:
         _train(script, training, model_config, claim)
 
@@ -103,7 +107,7 @@ def _train(
         identity["config_sha256"] = sha256((directory / "config.json").read_bytes())
     else:
         identity["weights_sha256"] = weights_hash(script.model)
-    row_tokens = script.row_tokens or (8192 if training.device.type == "cuda" else 1024)
+    row_tokens = script.pass_tokens(training.device.type)
     seed = training.seed if training.data_seed is None else training.data_seed
     data = load_training_data(script, tokenizer, identity, seed=seed, watched=training.eval_strategy != "no")
     parts = script, training, model_config
@@ -149,8 +153,7 @@ def _train(
             trainer.state.global_step,
         )
         sys.exit(128 + signal.SIGTERM)
-    # Not transformers' push, which would come before the state is saved.
-    for save in (partial(trainer.save_model, _internal_call=True), trainer.save_state):
+    for save in (trainer.save_model, trainer.save_state):
         if claim is not None:
             claim.check()
         save()

@@ -24,6 +24,7 @@ from trainer.objectives.rewards import implicit_rewards
 from trainer.publishing import OwnCard
 from trainer.scoring.packing import TokenBatch
 from trainer.scoring.prepared_model import PreparedModel, candidate_logps
+from trainer.sharding import SoundSharding, synchronise_each_pass
 from trainer.skipping import Remainder, goes_back_whole, gradient, lay_out_remainders, nothing, remainders, weighty
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 START_PASSES = 8  # the forward passes to compare policy and reference on, before the first step
 
 
-class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, Trainer):
+class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, Trainer):
     """Trains on packed groups towards an objective that has loss terms.
 
     An optimiser step sees exactly per_device_train_batch_size x gradient_accumulation_steps x processes groups (the
@@ -126,8 +127,9 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, Trainer):
         total = torch.zeros((), device=self.args.device)
         policy = self.prepared.of(model)
         passes = list(self._in_step(inputs))
+        if self.is_fsdp_enabled:
+            synchronise_each_pass(model)
         for index, (packed, counts) in enumerate(passes):
-            # FSDP would keep whole gradients until it synchronises them.
             synchronise = index == len(passes) - 1 or self.is_fsdp_enabled
             with nullcontext() if synchronise else self.accelerator.no_sync(model):
                 packed = packed.to(self.args.device)

@@ -8,7 +8,7 @@ of the prompts from that.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.command.errors import UserError
@@ -35,7 +35,7 @@ from evaluation.on_demand import OnDemand
 if TYPE_CHECKING:
     from evaluation.answers.answer_sets import AnswerSet
     from evaluation.answers.checkpoints import Checkpoint
-    from evaluation.metrics.statistics import Estimate, Measurement
+    from evaluation.metrics.statistics import Difference, Estimate, Measurement
     from evaluation.report.results import AnswerRow
     from evaluation.subject import Evaluation, Part
 
@@ -96,6 +96,10 @@ class Evidence(ABC):
         Args:
             baseline: model whose values the other models' are also compared with, prompt by prompt; "" for none.
         """
+
+    def paired(self, part: "Part") -> list["Difference"]:
+        """Differences between any two models, paired by prompt, of what says which way is better."""
+        return []
 
     def notes(self, part: "Part") -> list[str]:
         """Sentences that a reader must know beside the numbers."""
@@ -329,6 +333,21 @@ class PromptEvidence(Evidence):
                         made.append(Measurement(model, decoding, column.difference_column().key, difference))
         return made
 
+    def paired(self, part: "Part") -> list["Difference"]:
+        from evaluation.metrics.statistics import all_differences
+
+        made: list[Difference] = []
+        for decoding in dict.fromkeys(decoding for _, decoding in self.values):
+            for column in self.columns:
+                if column.paired or column.better != NEITHER:
+                    found = {
+                        model: self._of(part, by_column[column.key])
+                        for (model, name), by_column in self.values.items()
+                        if name == decoding and by_column.get(column.key)
+                    }
+                    made += all_differences(column.key, decoding, found)
+        return made
+
     def _of(self, part: "Part", values: Sequence[float | None]) -> Sequence[float | None]:
         return [values[i] for i in part.prompts] if self.of_prompts and values else values
 
@@ -364,7 +383,9 @@ def _not_finite(what: str, model: str, decoding: str, value: Any) -> UserError:
 
 def columns_of(metrics: Sequence[type[Metric]]) -> list[Column]:
     """All columns of metrics, differences too."""
-    return [column for metric in metrics for column in with_differences(metric.columns, metric.criterion())]
+    found = [column for metric in metrics for column in with_differences(metric.columns, metric.criterion())]
+    alone = {c.key: m.decoding for m in metrics if issubclass(m, AnswerMetric) for c in with_differences(m.columns)}
+    return [replace(column, decoding=alone.get(column.key, "")) for column in found]
 
 
 def fault_of(metric: type[Metric]) -> str:

@@ -61,7 +61,8 @@ class Column:
         share: it is a mean of values from 0 to 1, which has an exact interval where all of them are equal.
         paired: its difference from the baseline's, by prompt, is a column as well.
         difference: heading of that column; "" is the heading and "minus baseline".
-        named_difference: the same with {baseline}, for tables of an evaluation, where the baseline has a name.
+        named_difference: the same with {baseline}, for tables, where the baseline has a name; "" is `difference` with
+            that in place of "baseline".
         named: of a difference's own column that heading.
         interval: the interval is a column as well.
         counted: heading of a column of the number of examples, and what these are; no column without.
@@ -70,6 +71,7 @@ class Column:
             was chosen by it.
         chance: drawn as a line over alpha.
         criterion: alpha may be chosen by it, see `Metric.criterion`, which decides it.
+        decoding: that it is of alone, see `AnswerMetric.decoding`, which decides it; "" for any.
         paper: what the paper's tables call it.
     """
 
@@ -91,6 +93,7 @@ class Column:
     curve: bool = False
     chance: float | None = None
     criterion: bool = False
+    decoding: str = ""
     paper: str = ""
 
     @property
@@ -103,17 +106,27 @@ class Column:
         """ "more is better", "less is better" or ""."""
         return {HIGHER: "more is better", LOWER: "less is better"}.get(self.better, "")
 
+    @property
+    def is_difference(self) -> bool:
+        """Whether the column shows differences of another column's numbers from the baseline's."""
+        return self.key.endswith(DIFFERENCE)
+
+    def heading_beside(self, baseline: str) -> str:
+        """The heading; of a column of differences with the baseline's name, where that is known."""
+        return self.named.replace("{baseline}", baseline) if self.named and baseline else self.heading
+
     def difference_column(self) -> "Column":
         """The column of the differences from the baseline's."""
+        heading = self.difference or f"{self.heading} minus baseline"
         return Column(
             self.key + DIFFERENCE,
-            self.difference or f"{self.heading} minus baseline",
+            heading,
             self.form.replace("{:", "{:+"),
             f"{self.heading} minus the baseline's, by prompt",
             self.section,
             self.better,
             self.unit,
-            named=self.named_difference,
+            named=self.named_difference or heading.replace("baseline", "{baseline}"),
             interval=self.interval,
         )
 

@@ -31,7 +31,6 @@ class Correct(PromptMetric):
             better=HIGHER,
             share=True,
             paired=True,
-            difference="minus baseline",
         ),
     )
 

@@ -31,7 +31,6 @@ class Evasive(PromptMetric):
             better=LOWER,
             share=True,
             paired=True,
-            difference="minus baseline",
         ),
     )
 

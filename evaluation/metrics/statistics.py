@@ -1,8 +1,9 @@
 """Estimates with their uncertainty: means, standard errors, percentile bootstraps over prompts."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
@@ -49,6 +50,24 @@ class Measurement:
     """
 
     model: str
+    decoding: str
+    metric: str
+    estimate: Estimate
+    against: str = ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much a number of one model exceeds another model's, over the prompts, or groups, that both have one for.
+
+    Attributes:
+        model, other: whose, less whose.
+        decoding, metric, against: as of the two measurements.
+        estimate: mean and standard error of the differences, without an interval.
+    """
+
+    model: str
+    other: str
     decoding: str
     metric: str
     estimate: Estimate
@@ -107,8 +126,24 @@ def paired_difference(values: Sequence[float | None], theirs: Sequence[float | N
     Raises:
         ValueError: different numbers of prompts.
     """
-    both = [a - b for a, b in zip(values, theirs, strict=True) if a is not None and b is not None]
+    both = _differences(values, theirs)
     return bootstrapped_mean(both) if both else None
+
+
+def all_differences(
+    metric: str, decoding: str, values: Mapping[str, Sequence[float | None]], against: str = ""
+) -> list[Difference]:
+    """The paired differences between any two models, each later one less each earlier one, without bootstraps.
+
+    Args:
+        values: of each model, all in the same order of prompts; None where there is none.
+    """
+    pairs = [(m, other, _differences(values[m], values[other])) for other, m in combinations(values, 2)]
+    return [Difference(m, other, decoding, metric, Estimate.of(found), against) for m, other, found in pairs if found]
+
+
+def _differences(values: Sequence[float | None], theirs: Sequence[float | None]) -> list[float]:
+    return [a - b for a, b in zip(values, theirs, strict=True) if a is not None and b is not None]
 
 
 def share(values: Sequence[float]) -> Estimate:

@@ -28,7 +28,6 @@ class Truth(CheckpointMetric):
             MODEL,
             unit="nats",
             paired=True,
-            difference="truth minus baseline",
         ),
         Column(
             PER_TOKEN,

@@ -13,7 +13,7 @@ from evaluation.metrics.panel_rates import panel_columns, panel_estimates, witho
 
 if TYPE_CHECKING:
     from evaluation.answers.answer_sets import AnswerSet
-    from evaluation.metrics.statistics import Estimate, Measurement
+    from evaluation.metrics.statistics import Difference, Estimate, Measurement
     from evaluation.report.results import AnswerRow
     from evaluation.subject import Evaluation, Part
 
@@ -101,8 +101,6 @@ class WinRate(AnswerMetric):
             better=HIGHER,
             share=True,
             paired=True,
-            difference="difference",
-            named_difference="difference from {baseline}",
             interval=True,
             counted=("judged", "prompts that the win rate is over"),
             curve=True,
@@ -232,6 +230,21 @@ class Outcomes(Evidence):
             for opponent in by_opponent
             for key, estimate in self._estimates((model, decoding), opponent, part, baseline).items()
         ]
+
+    def paired(self, part: "Part") -> list["Difference"]:
+        from evaluation.metrics.statistics import all_differences
+
+        made: list[Difference] = []
+        for decoding in dict.fromkeys(decoding for _, decoding in self.outcomes):
+            ours = {model: found for (model, name), found in self.outcomes.items() if name == decoding}
+            for opponent in dict.fromkeys(opponent for found in ours.values() for opponent in found):
+                scores = {
+                    model: [found[opponent][i].score for i in part.prompts]
+                    for model, found in ours.items()
+                    if opponent in found
+                }
+                made += all_differences(RATE, decoding, scores, opponent)
+        return made
 
     def notes(self, part: "Part") -> list[str]:
         from evaluation.metrics.rates import not_judged

@@ -6,9 +6,9 @@ from evaluation.report.results import AnswerRow, Results, SampleRow
 
 __all__ = ["FILES", "AnswerRow", "Results", "SampleRow", "read_report", "write_report"]
 
-FIGURE_1, ALPHA, ROUNDS = "figure1.svg", "alpha.svg", "rounds.svg"
+FOREST, FIGURE_1, ALPHA, ROUNDS = "forest.svg", "figure1.svg", "alpha.svg", "rounds.svg"
 # What a report may consist of; report.json is written last, so that a run that has it is finished.
-FILES = ("report.md", "report.html", FIGURE_1, ALPHA, ROUNDS, REPORT)
+FILES = ("report.md", "report.html", FOREST, FIGURE_1, ALPHA, ROUNDS, REPORT)
 
 
 def write_report(folder: Folder, results: Results) -> str:
@@ -19,7 +19,8 @@ def write_report(folder: Folder, results: Results) -> str:
             names no table.
     """
     from evaluation.report.files import to_json
-    from evaluation.report.markdown import in_terminal, markdown
+    from evaluation.report.forest import forest
+    from evaluation.report.markdown import in_terminal, in_words, markdown
     from evaluation.report.plots import alpha_curve, figure1, rounds_curve, svg
     from evaluation.report.proposal import proposal
     from evaluation.report.report_page import page
@@ -27,7 +28,12 @@ def write_report(folder: Folder, results: Results) -> str:
 
     made = tables(results)
     notes = [*results.notes, *paper_notes(results)]
-    plots = {FIGURE_1: figure1(results), ALPHA: alpha_curve(results), ROUNDS: rounds_curve(results)}
+    plots = {
+        FOREST: forest(results),
+        FIGURE_1: figure1(results),
+        ALPHA: alpha_curve(results),
+        ROUNDS: rounds_curve(results),
+    }
     plots = {name: panels for name, panels in plots.items() if panels}
     alts = [(name, " ".join(panel.alt for panel in panels)) for name, panels in plots.items()]
     content = {
@@ -40,4 +46,4 @@ def write_report(folder: Folder, results: Results) -> str:
     for name in FILES:
         if name not in content:
             folder.remove(name)  # of an earlier report of the same run
-    return "\n\n".join(filter(None, [in_terminal(made), proposal(results.job), *notes]))
+    return "\n\n".join(filter(None, [*in_words(results), in_terminal(made), proposal(results.job), *notes]))

@@ -10,7 +10,7 @@ from data.command.errors import UserError, first_line
 from data.shape import Each, Maybe, misfit, parse_json
 from data.storage import Folder
 from evaluation.metrics import METRICS, columns, in_order
-from evaluation.metrics.statistics import Estimate, Measurement
+from evaluation.metrics.statistics import Difference, Estimate, Measurement
 from evaluation.report.results import Results
 
 REPORT_VERSION = 3
@@ -45,17 +45,19 @@ def to_json(results: Results) -> bytes:
             key: columns.to_json(column) for key, column in results.columns.items() if key in _measured(results)
         },
         "measurements": results.measurements,
+        "differences": results.differences,
         "notes": results.notes,
     }
     return (json.dumps(plain(content), indent=2, allow_nan=False) + "\n").encode()
 
 
 def plain(value: Any) -> Any:
-    """JSON of dicts, lists, texts, numbers and measurements, these in one flat object each."""
-    if isinstance(value, Measurement):
+    """JSON of dicts, lists, texts, numbers, measurements and differences, these in one flat object each."""
+    if isinstance(value, Measurement | Difference):
         estimate = value.estimate
         return {
             "model": value.model,
+            **({"other": value.other} if isinstance(value, Difference) else {}),
             "decoding": value.decoding,
             "metric": value.metric,
             "against": value.against,
@@ -83,6 +85,12 @@ def measurement(entry: Mapping[str, Any]) -> Measurement:
     return Measurement(
         str(entry["model"]), str(entry["decoding"]), str(entry["metric"]), estimate, str(entry.get("against", ""))
     )
+
+
+def difference(entry: Mapping[str, Any]) -> Difference:
+    """The difference of an entry of report.json. Raises KeyError, TypeError, ValueError or OverflowError."""
+    m = measurement(entry)
+    return Difference(m.model, str(entry["other"]), m.decoding, m.metric, m.estimate, m.against)
 
 
 def read_report(path: str) -> Results:
@@ -117,6 +125,7 @@ def read_report(path: str) -> Results:
         raise _damaged(path, wrong)
     try:
         measurements = [measurement(entry) for entry in content["measurements"]]
+        differences = [difference(entry) for entry in content.get("differences", [])]  # older reports have none
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise _damaged(path, f"in a measurement, {type(error).__name__} {first_line(error)}") from error
     try:
@@ -124,7 +133,9 @@ def read_report(path: str) -> Results:
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise _damaged(path, f"in a column, {type(error).__name__} {first_line(error)}") from error
     notes = [str(note) for note in content["notes"]]
-    return Results(content["job"], content["environment"], measurements, notes=notes, columns=shown)
+    return Results(
+        content["job"], content["environment"], measurements, notes=notes, columns=shown, differences=differences
+    )
 
 
 def _measured(results: Results) -> set[str]:

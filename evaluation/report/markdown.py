@@ -4,10 +4,12 @@ import re
 from collections.abc import Sequence
 
 from data.command.terminal import one_line
+from evaluation.report.cells import BEST_MEANING
 from evaluation.report.described import models, setup, summary, versions
 from evaluation.report.proposal import proposal
 from evaluation.report.results import Results
 from evaluation.report.tables import Table, meanings
+from evaluation.report.verdict import verdict
 
 ERROR_MEANING = "Behind ±: one standard error; there is none of equal values, which show no spread."
 
@@ -21,14 +23,14 @@ def markdown(results: Results, tables: Sequence[Table], notes: Sequence[str], pl
         plots: file and what it shows, of each.
     """
     job = results.job
-    blocks = ["# Evaluation", escaped(summary(job))]
+    blocks = ["# Evaluation", escaped(summary(job)), *in_words(results)]
     blocks += [block for table in tables for block in (f"## {escaped(table.title)}", in_markdown(table))]
     if proposal(job):
         blocks.append(proposal(job))
     if plots:
         blocks += ["## Plots", *(f"![{escaped(alt)}]({file})" for file, alt in plots)]
     explained = [f"- {escaped(heading)}: {escaped(meaning)}." for heading, meaning in meanings(tables).items()]
-    blocks += ["## Columns", "\n".join([*explained, f"- {ERROR_MEANING}"])]
+    blocks += ["## Columns", "\n".join([*explained, f"- {ERROR_MEANING}", f"- {BEST_MEANING}."])]
     if notes:
         blocks += ["## Notes", "\n".join(f"- {escaped(note)}" for note in notes)]
     checkpoints = [
@@ -43,10 +45,16 @@ def markdown(results: Results, tables: Sequence[Table], notes: Sequence[str], pl
     return "\n\n".join(blocks) + "\n"
 
 
+def in_words(results: Results) -> list[str]:
+    """The verdict as blocks of Markdown; none of nothing measured."""
+    found = verdict(results)
+    return [*(["\n".join(f"- {escaped(line)}" for line in found.lines)] if found.lines else []), escaped(found.hedge)]
+
+
 def in_markdown(table: Table) -> str:
     """A table, its columns padded so that it also reads as plain text."""
     lines = [[escaped(heading) for heading in table.headings]]
-    lines += [[escaped(cell.text) for cell in row] for row in table.rows]
+    lines += [[f"**{escaped(c.text)}**" if c.best else escaped(c.text) for c in row] for row in table.rows]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
     rows = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in lines]
     return "\n".join([rows[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *rows[1:]])

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from evaluation.metrics.columns import Column
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH = 5.6  # inches, of one panel
+ACROSS = 2
 CURVE_HEIGHT = 3.6
 # Ink, grid, then the colours of lines: on a light page, and on a dark one.
 LIGHT = ("#1d2126", "#c9cdcf", "#1f6f5c", "#b9521a", "#2f62a3", "#84509f", "#7d6a14")
@@ -52,7 +54,7 @@ def figure1(results: Results) -> list[Panel]:
             better = f"; {column.spoken_better}" if column.spoken_better else ""
             panels.append(
                 Panel(
-                    f"{column.heading} of {_listed(models)} with standard errors{better}.",
+                    f"{column.heading} of {listed(models)} with standard errors{better}.",
                     1.1 + 0.34 * len(models),
                     functools.partial(_draw_points, column=column, found=found, models=models),
                 )
@@ -97,7 +99,7 @@ def rounds_curve(results: Results) -> list[Panel]:
 
 
 def svg(panels: Sequence[Panel], *, paper: str = "none") -> bytes:
-    """Panels beside each other as an SVG file: the same ones give the same bytes, whatever the user's matplotlibrc.
+    """Panels, ACROSS in a row, as an SVG file: the same ones give the same bytes, whatever the user's matplotlibrc.
 
     Args:
         paper: colour of the background.
@@ -126,11 +128,16 @@ def svg(panels: Sequence[Panel], *, paper: str = "none") -> bytes:
     with matplotlib.rc_context(), BytesIO() as image:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(style)
-        height = max(panel.height for panel in panels)
-        drawing = Figure(figsize=(WIDTH * len(panels), height), layout="constrained", facecolor=paper)
-        for axes, panel in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        across = min(len(panels), ACROSS)
+        heights = [max(panel.height for panel in panels[i : i + across]) for i in range(0, len(panels), across)]
+        drawing = Figure(figsize=(WIDTH * across, sum(heights)), layout="constrained", facecolor=paper)
+        places = drawing.subplots(len(heights), across, squeeze=False, height_ratios=heights).flat
+        for axes, panel in zip_longest(places, panels):
             axes.set_facecolor("none")
-            panel.draw(axes)
+            if panel is None:
+                axes.set_axis_off()
+            else:
+                panel.draw(axes)
         drawing.savefig(image, format="svg", backend="svg", metadata={"Date": None})
         return image.getvalue()
 
@@ -143,19 +150,38 @@ def for_dark_page(image: bytes) -> bytes:
 
 
 def _draw_points(axes: "Axes", column: Column, found: Sequence[Measurement], models: Sequence[str]) -> None:
-    """A line per model, the first on top; decodings of one model side by side, each with its colour."""
-    decodings = list(dict.fromkeys(m.decoding for m in found))
+    errors = [0.0 if math.isnan(m.estimate.standard_error) else m.estimate.standard_error for m in found]
+    rows = [(m.model, m.decoding, m.estimate.mean, e, e) for m, e in zip(found, errors, strict=True)]
+    axis = ", ".join(filter(None, (column.unit, column.spoken_better)))
+    axis = "; ".join(filter(None, (axis, "bars: one standard error")))
+    draw_rows(axes, rows, models, title=column.heading, axis=axis)
+
+
+def draw_rows(
+    axes: "Axes",
+    rows: Sequence[tuple[str, str, float, float, float]],
+    models: Sequence[str],
+    *,
+    title: str,
+    axis: str,
+) -> None:
+    """A line per model, the first on top; decodings of one model side by side, each with its colour.
+
+    Args:
+        rows: model, decoding, value, and by how much its bar reaches below and above it.
+        title: to which the decoding is added where there is one alone.
+        axis: what the values are, in words.
+    """
+    decodings = list(dict.fromkeys(decoding for _, decoding, *_ in rows))
     step = 0.6 / max(len(decodings), 2)
     for index, decoding in enumerate(decodings):
-        ours = [m for m in found if m.decoding == decoding]
-        places = [models.index(m.model) + (index - (len(decodings) - 1) / 2) * step for m in ours]
-        errors = [0.0 if math.isnan(m.estimate.standard_error) else m.estimate.standard_error for m in ours]
-        means = [m.estimate.mean for m in ours]
-        axes.errorbar(means, places, xerr=errors, fmt="o", markersize=5, capsize=3, label=_printable(decoding))
-    axis = ", ".join(filter(None, (column.unit, column.spoken_better)))
+        names, _, means, below, above = zip(*(row for row in rows if row[1] == decoding), strict=True)
+        places = [models.index(name) + (index - (len(decodings) - 1) / 2) * step for name in names]
+        axes.errorbar(means, places, xerr=(below, above), fmt="o", markersize=5, capsize=3, label=_printable(decoding))
+    only = decodings[0] if len(decodings) == 1 else ""
     axes.set(
-        title=column.heading + (f", {_printable(decodings[0])}" if len(decodings) == 1 else ""),
-        xlabel="; ".join(filter(None, (axis, "bars: one standard error"))),
+        title=", ".join(filter(None, (_printable(title), _printable(only)))),
+        xlabel=axis,
         ylim=(len(models) - 0.5, -0.5),
     )
     axes.set_yticks(range(len(models)), [_printable(name) for name in models])
@@ -220,5 +246,5 @@ def _printable(name: str) -> str:
     return "".join(sign if sign.isprintable() else " " for sign in name)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

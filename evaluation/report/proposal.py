@@ -37,10 +37,13 @@ def alpha_of(model: str | float | None) -> float | None:
 
 
 def proposal(job: Mapping[str, Any]) -> str:
-    """A sentence on the proposed alpha; "" without a sweep or a proposal."""
+    """A sentence on the proposed alpha, or on those that are not told apart; "" without a sweep or either."""
     sweep = job.get("sweep") or {}
-    alpha = alpha_of(sweep.get("proposed"))
-    if alpha is None:
-        return ""
+    alpha, alike = alpha_of(sweep.get("proposed")), [f"{a:g}" for a in sweep.get("alike") or []]
     by = f" by {sweep['metric'].replace('_', ' ')}" if sweep.get("metric") else ""
-    return f"Proposed: alpha = {alpha:g},{by} on the validation prompts, which are in no other table."
+    n = sweep.get("validation_prompts")
+    on = f"{by} on the {f'{n:,} ' if n is not None else ''}validation prompts"
+    if alpha is not None:
+        others = f" Not distinguishable from it: alpha = {', '.join(alike)}." if alike else ""
+        return f"Proposed: alpha = {alpha:g},{on}, which are in no other table.{others}"
+    return f"No alpha is proposed: not distinguishable{on} are alpha = {', '.join(alike)}." if alike else ""

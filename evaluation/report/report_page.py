@@ -1,19 +1,21 @@
 """report.html: tables, plots and samples of an evaluation in one file; see `data.page.rendering`."""
 
 import base64
+import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from data.page.rendering import render
 from evaluation.judging.base import Outcome
-from evaluation.report.cells import Cell
+from evaluation.report.cells import BEST_MEANING, Cell
 from evaluation.report.described import models, setup, summary, versions
 from evaluation.report.markdown import ERROR_MEANING
 from evaluation.report.plots import Panel, for_dark_page, svg
 from evaluation.report.proposal import proposal
 from evaluation.report.results import Results, SampleRow
 from evaluation.report.tables import Table, meanings, opponent
+from evaluation.report.verdict import verdict
 
 MINUS = "\u2212"
 
@@ -30,14 +32,17 @@ def page(results: Results, tables: Sequence[Table], notes: Sequence[str], plots:
     return render(
         "evaluation.report",
         "report_page",
-        samples or None,
+        samples,
         summary=summary(results.job),
+        verdict=verdict(results),
+        typeset=_typeset,
         tables=tables,
         number=_number,
         figures=[_figure(panel) for panels in plots for panel in panels],
         proposal=proposal(results.job),
         meanings=meanings(tables),
         error_meaning=ERROR_MEANING,
+        best_meaning=BEST_MEANING,
         notes=notes,
         models=models(results.job),
         setup=setup(results.job),
@@ -55,7 +60,12 @@ def _figure(panel: Panel) -> dict[str, str]:
 
 def _number(cell: Cell) -> Cell:
     """The cell, with the typographer's minus."""
-    return Cell(cell.value.replace("-", MINUS), cell.error)
+    return replace(cell, value=cell.value.replace("-", MINUS))
+
+
+def _typeset(line: str) -> str:
+    """A sentence, with the typographer's minus where a number begins with one, and no number parted from its error."""
+    return re.sub(r"(?<=[ (])-(?=\d)", MINUS, line).replace(" ± ", "\u00a0±\u00a0")
 
 
 def _sample(row: SampleRow) -> dict[str, Any]:

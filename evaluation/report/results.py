@@ -6,7 +6,7 @@ from typing import Any
 
 from evaluation.judging.base import Outcome
 from evaluation.metrics.columns import ANSWERS, MODEL, WIN, Column, Mark
-from evaluation.metrics.statistics import Measurement
+from evaluation.metrics.statistics import Difference, Measurement
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Results:
         samples: what the page shows beside the numbers.
         notes: sentences that a reader must know.
         columns: what the measurements are, by name, in the order of reports.
+        differences: between any two models, paired by prompt.
     """
 
     job: dict[str, Any]
@@ -63,6 +64,7 @@ class Results:
     samples: list[SampleRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     columns: Mapping[str, Column] = field(default_factory=dict)
+    differences: Sequence[Difference] = ()
 
     def column(self, measurement: Measurement) -> Column:
         """What a measurement is; an unknown one is shown by its name."""

@@ -1,10 +1,13 @@
 """Measurements as tables in the paper's layout: models as rows, decodings side by side as in Table 3."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from evaluation.gaps import Gaps, ranked
 from evaluation.metrics.base import TRUTH
+from evaluation.metrics.columns import HIGHER, NEITHER
 from evaluation.metrics.statistics import Measurement
 from evaluation.paper import differences, mismatches, paper_table
 from evaluation.report.cells import INTERVAL, INTERVAL_MEANING, Cell, cell, interval
@@ -21,10 +24,11 @@ class Table:
     """A table of a report.
 
     Attributes:
-        headings: one per column.
+        headings: one per column, no two alike.
         rows: cells, as many as headings.
         labels: columns, from the left, that say what a row is; the others are numbers.
         meanings: name of what its columns hold -> what that is.
+        tips: the same for each column; "" where nothing is to be said.
     """
 
     title: str
@@ -32,6 +36,7 @@ class Table:
     rows: list[list[Cell]]
     labels: int
     meanings: dict[str, str]
+    tips: list[str]
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ def tables(results: Results) -> list[Table]:
     swept = [point.measurement for point in validation(results.job)]
     swept = [m for m in swept if results.column(m).criterion]
     if swept:
-        made.append(_across("Ensembles over alpha, on the validation prompts", swept, replace(results, job={})))
+        alone = replace(results, job={}, measurements=swept, differences=())
+        made.append(_across("Ensembles over alpha, on the validation prompts", swept, alone))
     return [table for table in made if table.rows]
 
 
@@ -79,6 +85,38 @@ def paper_notes(results: Results) -> list[str]:
         ]
     other = "; ".join(differences(table, results.job))
     return [f"Columns 'paper': Table {table.number} of arXiv 2502.16433. What differs: {other or 'nothing recorded'}."]
+
+
+def best(found: Sequence[Measurement], results: Results) -> list[Measurement]:
+    """The measurement of each decoding that is better than all others beyond its error; none of differences.
+
+    Args:
+        found: of one metric, against one opponent.
+    """
+    column = results.column(found[0])
+    if column.better == NEITHER or column.is_difference:
+        return []
+    gaps, marked = gaps_of(results), []
+    for decoding in unique(m.decoding for m in found):
+        ranking = ranked([m for m in found if m.decoding == decoding], gaps, higher=column.better == HIGHER)
+        if len(ranking.ordered) > 1 and not ranking.alike:
+            marked.append(ranking.ordered[0])
+    return marked
+
+
+def gaps_of(results: Results) -> Gaps:
+    """What is known of the differences between a report's models."""
+    return Gaps(results.measurements, results.differences, str(results.job.get("baseline") or ""))
+
+
+def told_apart(headings: Sequence[str]) -> list[str]:
+    """The headings; a later one of the same words has its number behind it."""
+    seen: Counter[str] = Counter()
+    found = []
+    for heading in headings:
+        seen[heading] += 1
+        found.append(f"{heading} ({seen[heading]})" if seen[heading] > 1 else heading)
+    return found
 
 
 def meanings(shown: Sequence[Table]) -> dict[str, str]:
@@ -121,13 +159,14 @@ def _by_metric(title: str, found: Sequence[Measurement], results: Results) -> Ta
     series: list[Series] = []
     for metric in results.in_order(found):
         ours = [m for m in found if m.metric == metric]
-        shown, baseline = results.column(ours[0]), results.job.get("baseline")
-        named = shown.named.format(baseline=baseline) if baseline else ""
-        cells = {label(m): cell(m.estimate, shown.form) for m in ours}
-        series.append(Series(named or shown.heading, cells, shown.heading, shown.meaning))
+        shown = results.column(ours[0])
+        heading = shown.heading_beside(str(results.job.get("baseline") or ""))
+        marked = best(ours, results)
+        cells = {label(m): cell(m.estimate, shown.form, best=m in marked) for m in ours}
+        series.append(Series(heading, cells, heading, shown.meaning))
         if shown.interval:
             bounds = {label(m): interval(m.estimate, shown.form) for m in ours}
-            series.append(Series(INTERVAL, bounds, INTERVAL, INTERVAL_MEANING))
+            series.append(Series(f"{heading}, {INTERVAL}", bounds, INTERVAL, INTERVAL_MEANING))
         series += _paper(ours, results, label, PAPER)
         if shown.counted:
             heading, meaning = shown.counted
@@ -147,9 +186,11 @@ def _across(title: str, found: Sequence[Measurement], results: Results, *, named
         for decoding in unique(m.decoding for m in found if m.metric == metric):
             ours = [m for m in found if m.metric == metric and m.decoding == decoding]
             shown = results.column(ours[0])
-            heading = ", ".join(filter(None, (shown.heading if named else "", decoding)))
-            cells = {label(m): cell(m.estimate, shown.form) for m in ours}
-            series.append(Series(heading, cells, shown.heading, shown.meaning))
+            name = shown.heading_beside(str(results.job.get("baseline") or ""))
+            heading = ", ".join(filter(None, (name if named else "", decoding)))
+            marked = best(ours, results)
+            cells = {label(m): cell(m.estimate, shown.form, best=m in marked) for m in ours}
+            series.append(Series(heading, cells, name, shown.meaning))
             series += _paper(ours, results, label, f"{decoding}, {PAPER}")
     return _table(title, ["model"], unique(label(m) for m in found), series)
 
@@ -167,10 +208,11 @@ def _paper(
 def _table(title: str, labels: list[str], rows: list[tuple[str, ...]], series: Sequence[Series]) -> Table:
     return Table(
         title,
-        [*labels, *(s.heading for s in series)],
+        told_apart([*labels, *(s.heading for s in series)]),
         [[*map(Cell, row), *(s.cells.get(row, Cell()) for s in series)] for row in rows],
         len(labels),
         {s.name: s.meaning for s in series},
+        [*("" for _ in labels), *(s.meaning for s in series)],
     )
 
 

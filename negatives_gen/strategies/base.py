@@ -90,6 +90,7 @@ class Strategy(ABC):
         summary: half a line for --help.
         stage: SAMPLE, ASK or SCORE.
         reaches_more: whether it is given part of a ground truth, so that it may reach more than `supports` says.
+        edits_truth: its negatives are the ground truth, changed: `inspect` shows where.
         Options: a frozen dataclass of its options (`data.command.options.option`), whose `check` raises UserError for a
             value out of range. They are options of the commands, and stand in the manifest.
         reads: names of `--columns` that it needs beside the task's; then a finished set, which does not hold what they
@@ -101,6 +102,7 @@ class Strategy(ABC):
     stage: str = SCORE
     reads: tuple[str, ...] = ()
     reaches_more: bool = False
+    edits_truth: bool = False
     Options: ClassVar[type] = NoOptions
 
     @property

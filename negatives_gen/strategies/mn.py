@@ -74,6 +74,7 @@ class Meanfield(Strategy):
 
     name = "mn"
     summary = "meanfield: a share of the ground truth's tokens redrawn in one teacher-forced pass"
+    edits_truth = True
     Options: ClassVar = Options
 
     def settings(self, options: Any) -> dict[str, Any]:

@@ -47,6 +47,7 @@ class Resumed(SampledStrategy):
 
     name = "rn"
     summary = "resumed: sampled from a share of the ground truth on"
+    edits_truth = True
     reaches_more = True  # the first tokens are given, whatever their ranks
     Options: ClassVar = Options
 

@@ -14,6 +14,7 @@ class Truncation(GroupStrategy):
 
     name = "tn"
     summary = "truncation: the ground truth cut at a random position"
+    edits_truth = True
     scarce = "the response has no other cut with a new text"
 
     def candidates(self, group: Group, settings: dict[str, Any], tools: Tools) -> Iterator[Candidate]:

@@ -52,27 +52,27 @@ function candidate(c, truth, needle) {
   if (c.source) {
     const source = element('span', '', 'from ');
     if (known.has(c.source)) {
-      const link = element('button', 'link', c.source.slice(0, 12));
-      link.type = 'button';
+      const link = linkTo('#', c.source);
+      link.textContent = c.source.slice(0, 12);
       link.title = 'Show group ' + c.source;
-      link.onclick = () => { $('filters').reset(); $('text').value = c.source; change(); scrollTo(0, 0); };
       source.append(link);
     } else source.append(c.source.slice(0, 12));
     rest.append(source);
   }
-  return element('li', '', facts, marked(c.text, needle), rest);
+  const text = data.edited.includes(c.strategy) ? compared(c.text, truth.text, needle, true) : marked(c.text, needle);
+  return element('li', '', facts, text, rest);
 }
 function reach(truth) {
   if (truth.reach === null) return '';
   return truth.reach ? element('span', '', 'in reach of the sampler') : element('span', 'cut', 'out of the sampler\'s reach');
 }
 function card({group, shown}, needle) {
-  const truth = element('div', 'truth', element('h3', '', 'Ground truth, rank 0'),
+  const truth = element('div', 'truth', element('h2', '', 'Ground truth, rank 0'),
     marked(group.truth.text, needle),
     element('p', 'facts', element('span', '', likelihood(group.truth)), element('span', '', tokens(group.truth)),
       reach(group.truth)));
-  const left = element('div', 'left', element('div', 'fixed', element('h3', '', 'Prompt (' + group.split + ')'),
-    element('p', 'id', group.id), marked(group.prompt, needle, 'text prompt'), truth));
+  const left = element('div', 'left', element('div', 'fixed', element('h2', '', 'Prompt (' + group.split + ')'),
+    element('p', 'id', linkTo('#', group.id)), marked(group.prompt, needle, 'text prompt'), truth));
   return element('article', '', left, element('ol', '', ...shown.map(c => candidate(c, group.truth, needle))));
 }
 function draw() {

@@ -7,6 +7,7 @@ from typing import Any
 from data.page.rendering import is_rendered, render
 from data.ranks import ranks_of
 from data.schema import Group
+from negatives_gen.strategies import STRATEGIES
 
 
 def is_page(content: bytes) -> bool:
@@ -28,6 +29,7 @@ def page(path: str, groups: Sequence[Group], signals: Sequence[str], rank_by: st
         "rank_by": rank_by,
         "total": total,
         "split": split,
+        "edited": [name for name in STRATEGIES.names() if STRATEGIES.load(name).edits_truth],
         "groups": [_group(group, signals) for group in groups],
     }
     return render("negatives_gen.verbs", "group_page", data, path=path)

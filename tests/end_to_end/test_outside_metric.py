@@ -84,7 +84,7 @@ def words(mle: Path, cpo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "counting.py").write_text(MODULE)
     options = {
-        "sweep": "alpha=0,0.5,0.9", "mle": str(mle), "cpo": str(cpo), "dataset": "facts", "limit": "24",
+        "sweep": "alpha=0,0.5,0.9", "mle": str(mle), "cpo": str(cpo), "dataset": "facts", "limit": "80",
         "store": str(tmp_path / "store"),
     }  # fmt: skip
     given = [word for key, value in options.items() for word in (f"--{key}", value)]
@@ -127,10 +127,13 @@ def test_a_metric_of_ones_own_is_measured_reported_chosen_by_and_compared(
     assert (made["job"]["sweep"]["metric"], made["job"]["sweep"]["proposed"]) == ("said", 0.5)
     assert "Proposed: alpha = 0.5, by said" in done.stdout
     text, page = (alone / "report.md").read_text(), (alone / "report.html").read_text()
-    assert "| said | said minus baseline |" in " ".join(text.split())
+    assert "| **1.00** | -3.00 |" in " ".join(text.split())  # of alpha-0.5, the best
+    assert "| said | said minus mle |" in " ".join(text.split())
+    for shown in (done.stdout, text):
+        assert "\n- alpha-0.5: said 1.00, 3.00 below mle, 1.00 below alpha-0.9.\n" in shown
     assert "- said: how often an answer says the word." in text
     assert "- entries.words.entry: counting:Words" in text
-    assert ">said minus baseline</th>" in page
+    assert ">said minus mle</th>" in page
     assert "said of the ensembles over alpha" in page
     assert "said of mle, alpha-0, alpha-0.5 and alpha-0.9 with standard errors; less is better." in page
 
@@ -144,7 +147,7 @@ def test_a_metric_of_ones_own_is_measured_reported_chosen_by_and_compared(
     # The comparison reads what the columns are from the reports, without the module.
     done = fork_command("evaluation.compare", str(alone), str(both))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "| run | model | decoding | said | said minus baseline |" in " ".join(done.stdout.split())
+    assert "| run | model | decoding | said | said minus mle |" in " ".join(done.stdout.split())
     assert "| both | alpha-0.9 | greedy | 2.00 | -2.00 |" in " ".join(done.stdout.split())
 
 

@@ -208,8 +208,6 @@ def test_trainer_refuses_deepspeed_and_names_fsdp(tmp_path: Path, monkeypatch: p
 
     training = PaperTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     _refuse_unsupported(training, ModelConfig())
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    _refuse_unsupported(training, ModelConfig())
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(UserError, match="DeepSpeed is not supported"):
         _refuse_unsupported(training, ModelConfig())

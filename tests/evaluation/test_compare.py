@@ -40,16 +40,16 @@ def test_the_same_model_in_two_runs_keeps_both_rows(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", [rate(0.5, "mle"), rate(0.6, "cpo"), measured("cpo", "nll", 2.0)])
     two = write_run(tmp_path / "two", [rate(0.55, "mle", "beam2"), measured("mle", "mauve", 0.9, "beam2")])
     text = compare([one, two])
-    assert table_of(text) == [  # only what both have: no NLL, no MAUVE
-        ["run", "model", "decoding", "win rate", "95% interval"],
-        ["one", "mle", "greedy", "50.0% ± 1.6", "46.9 to 53.1%"],
-        ["one", "cpo", "greedy", "60.0% ± 1.6", "56.9 to 63.1%"],
-        ["two", "mle", "beam2", "55.0% ± 1.6", "51.9 to 58.1%"],
+    assert table_of(text) == [
+        ["run", "model", "decoding", "win rate", "win rate, 95% interval", "MAUVE", "NLL"],
+        ["one", "mle", "greedy", "50.0% ± 1.6", "46.9 to 53.1%", "", ""],
+        ["one", "cpo", "greedy", "60.0% ± 1.6", "56.9 to 63.1%", "", "2.000 ± 0.013"],
+        ["two", "mle", "beam2", "55.0% ± 1.6", "51.9 to 58.1%", "0.900 ± 0.013", ""],
     ]
     assert section(text, "What differs between the runs") == ["Nothing of the set-up that is recorded."]
     assert f"- one: {one}" in text.splitlines()
     assert "- win rate: share of the judged prompts on which the judge prefers the answer; a tie is half." in text
-    assert "NLL" not in text
+    assert "- Blank: the run did not measure that" in text
 
 
 def test_differences_between_evaluations_are_said_above_the_table(tmp_path: Path) -> None:
@@ -102,7 +102,35 @@ def test_measurements_without_answers_stand_in_each_row_of_their_model(tmp_path:
 def test_several_opponents_are_told_apart(tmp_path: Path) -> None:
     found = [rate(0.5, "cpo"), rate(0.6, "cpo", against="mle")]
     text = compare([write_run(tmp_path / "a", found), write_run(tmp_path / "b", [*found, rate(0.7, "x", against="y")])])
-    assert table_of(text)[0][3::2] == ["win rate against the ground truth", "win rate against mle"]
+    assert table_of(text)[0][3::2] == [
+        "win rate against the ground truth", "win rate against mle", "win rate against y"
+    ]  # fmt: skip
+
+
+def test_differences_from_different_baselines_are_different_columns(tmp_path: Path) -> None:
+    def write(name: str, baseline: str) -> str:
+        found = [measured("cpo", "correct", 0.5), measured("cpo", "correct_difference", 0.25)]
+        return write_run(tmp_path / name, found, baseline=baseline)
+
+    one, two, also = write("one", "mle"), write("two", "reference"), write("also", "mle")
+    assert table_of(compare([one, two, also])) == [
+        ["run", "model", "decoding", "correct answers", "correct answers minus mle", "correct answers minus reference"],
+        ["one", "cpo", "greedy", "50.0% ± 1.2", "+25.0% ± 1.2", ""],
+        ["two", "cpo", "greedy", "50.0% ± 1.2", "", "+25.0% ± 1.2"],
+        ["also", "cpo", "greedy", "50.0% ± 1.2", "+25.0% ± 1.2", ""],
+    ]
+
+
+def test_what_is_of_one_decoding_alone_stands_in_each_row_of_its_model(tmp_path: Path) -> None:
+    found = [measured("m", "reverse_kl", 3.0, "sample"), *(measured("m", "nll", 1.0, d) for d in ("greedy", "beam2"))]
+    asked = [measured("m", "reverse_kl", 2.0, "sample"), measured("m", "nll", 4.0, "sample")]
+    one, two = write_run(tmp_path / "one", found), write_run(tmp_path / "two", asked)
+    assert table_of(compare([one, two])) == [
+        ["run", "model", "decoding", "reverse KL, sample", "NLL"],
+        ["one", "m", "greedy", "3.000 ± 0.013", "1.000 ± 0.013"],
+        ["one", "m", "beam2", "3.000 ± 0.013", "1.000 ± 0.013"],
+        ["two", "m", "sample", "2.000 ± 0.013", "4.000 ± 0.013"],
+    ]
 
 
 def test_names_of_runs_are_as_short_as_tells_them_apart() -> None:
@@ -174,7 +202,7 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     assert main([*runs, "--out", str(tmp_path / "made" / "comparison.md")]) == 0
     printed = capsys.readouterr().out
     assert (tmp_path / "made" / "comparison.md").read_text() == printed
-    assert len(table_of(printed)) == 1 + 2 * 4  # mle and anr, by greedy and by the samples of reverse KL
+    assert len(table_of(printed)) == 1 + 2 * 2  # mle and anr, in two runs
 
 
 def test_only_a_comparison_of_ours_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,6 +178,21 @@ def test_reverse_kl_and_nll_are_paired_with_the_baseline() -> None:
         assert estimate.mean == pytest.approx(expected)
 
 
+def test_any_two_models_are_paired_by_what_says_which_way_is_better() -> None:
+    answer_sets = [answers(model, RIGHT, d, asked=d != "sample") for model in "abc" for d in DECODINGS]
+    logps: list[list[float | None]] = [[-3.0, -9.0, None, None]] * 2 + [[-5.0, -11.0, None, -7.0]] * 4
+    measured = [of_likelihoods(metric, answer_sets, logps) for metric in (ReverseKL, NLL)]
+    found = [d for evidence in measured for d in evidence.paired(part(range(4)))]
+    assert [(d.metric, d.decoding, d.model, d.other, d.estimate.mean, d.estimate.n) for d in found] == [
+        ("reverse_kl", "sample", "b", "a", 2.0, 2), ("reverse_kl", "sample", "c", "a", 2.0, 2),
+        ("reverse_kl", "sample", "c", "b", 0.0, 3), ("nll", "greedy", "b", "a", 1.0, 2),
+        ("nll", "greedy", "c", "a", 1.0, 2), ("nll", "greedy", "c", "b", 0.0, 3),
+    ]  # fmt: skip
+    assert all(math.isnan(d.estimate.standard_error) for d in found)  # equal on each prompt
+    (half,) = (d for d in measured[0].paired(part([3])) if d.model == "c")
+    assert (half.other, half.estimate.n) == ("b", 1)
+
+
 def test_pmi_is_what_the_prompt_adds_per_token_and_of_the_answer() -> None:
     given: list[float | None] = [-3.0, -4.0, None, -5.0]
     alone: list[float | None] = [-9.0, -3.0, -6.0, None]
@@ -210,6 +225,10 @@ def test_each_model_is_judged_against_each_opponent_but_itself() -> None:
     assert "win_rate_difference" not in found(measured, "long", "truth")
     assert found(measured, "long", "short")["win_rate"].mean == 0.0
     assert found(measured, "short", "short") == {}
+    # By prompt, and only of those that both are judged against.
+    (difference,) = gathered.paired(part(range(4)))
+    assert (difference.model, difference.other, difference.against) == ("short", "long", "truth")
+    assert (difference.estimate.mean, difference.estimate.n) == (1.0, 3)
     assert gathered.notes(part([1, 2, 3])) == []  # none of the first prompt
     assert gathered.notes(part(range(4)))[0] == (
         "1 of 4 greedy answers of long against the ground truth are in no win rate: the verdict cannot be parsed."

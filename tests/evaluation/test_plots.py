@@ -3,7 +3,6 @@
 import json
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ from tests.support.reports import (
     HOSTILE,
     NAN,
     cells,
+    drawn,
     in_markdown,
     make_job,
     make_results,
@@ -25,15 +25,6 @@ from tests.support.reports import (
     named,
     rate,
 )
-
-
-def drawn(panel: Any) -> Any:
-    """Axes that a panel was drawn onto."""
-    from matplotlib.figure import Figure
-
-    axes = Figure().subplots()
-    panel.draw(axes)
-    return axes
 
 
 def test_figure_1_shows_reverse_kl_and_nll_with_their_errors() -> None:

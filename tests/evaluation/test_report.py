@@ -3,6 +3,8 @@
 import json
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 
 from data.command.errors import UserError
 from data.storage import Folder
-from evaluation.metrics.statistics import Estimate, Measurement
+from evaluation.metrics.columns import Column
+from evaluation.metrics.statistics import Difference, Estimate, Measurement
 from evaluation.report import FILES, AnswerRow, Results, SampleRow, read_report, write_report
 from evaluation.report.files import report_schema, to_json
 from evaluation.report.tables import meanings, paper_notes, tables
@@ -34,8 +37,8 @@ from tests.support.reports import (
 def test_win_rates_stand_in_the_papers_layout() -> None:
     table = named(tables(make_results()), "Win rate against the ground truth, greedy")
     assert table.headings == [
-        "model", "win rate", "95% interval", "judged", "difference from mle", "95% interval", "length-controlled",
-        "flips", "not judged",
+        "model", "win rate", "win rate, 95% interval", "judged", "win rate minus mle",
+        "win rate minus mle, 95% interval", "length-controlled", "flips", "not judged",
     ]  # fmt: skip
     assert table.labels == 1
     assert cells(table) == [
@@ -132,7 +135,7 @@ def test_a_set_up_that_is_not_the_papers_has_no_number_of_it_and_a_note_why(chan
 def test_only_columns_that_are_shown_are_explained() -> None:
     explained = meanings(tables(make_results(paper="table4")))
     assert list(explained) == [
-        "win rate", "95% interval", "paper", "judged", "difference", "length-controlled", "flips", "not judged",
+        "win rate", "95% interval", "paper", "judged", "win rate minus mle", "length-controlled", "flips", "not judged",
         "reverse KL", "NLL", "answer tokens", "truth logp",
     ]  # fmt: skip
     assert all(column.meaning and not column.meaning.endswith(".") for column in COLUMNS.values())
@@ -159,6 +162,40 @@ def test_nothing_measured_makes_no_table() -> None:
     assert tables(make_results([])) == []
 
 
+def test_no_two_columns_have_one_title() -> None:
+    found = [rate(0.5, "mle"), *(measured("m", key, 1.0) for key in ("same", "Same", "also"))]
+    shown = {
+        key: Column(key, "same", "{:.1f}", "what", COLUMNS["nll"].section, paired=True) for key in ("same", "also")
+    }
+    differences = [measured("m", f"{key}_difference", 0.5) for key in shown]
+    columns = {**COLUMNS, **{c.key: c for own in shown.values() for c in (own, own.difference_column())}}
+    made = tables(replace(make_results([*found, *differences], baseline="{x} baseline"), columns=columns))
+    for table in made:
+        assert len(set(table.headings)) == len(table.headings) == len(table.tips)
+    assert named(made, "Under the second model").headings[1:] == [
+        "same, greedy", "same minus {x} baseline, greedy", "same, greedy (2)", "same minus {x} baseline, greedy (2)"
+    ]  # fmt: skip
+
+
+def test_the_best_of_a_column_is_marked_only_beyond_its_error() -> None:
+    def best_of(*found: Measurement, differences: Sequence[Difference] = ()) -> list[str]:
+        (table,) = tables(replace(make_results(list(found), baseline=None), differences=differences))
+        return [row[0].text for row in table.rows if row[-1].best]
+
+    def nll(model: str, mean: float, decoding: str = "greedy") -> Measurement:
+        return measured(model, "similarity", mean, decoding)  # ± 0.0125 each, so 0.035 apart
+
+    assert best_of(nll("a", 0.5), nll("b", 0.54)) == ["b"]
+    assert best_of(nll("a", 0.5), nll("b", 0.53)) == []
+    close = Difference("b", "a", "greedy", "similarity", Estimate(0.03, 0.01, 1000))
+    assert best_of(nll("a", 0.5), nll("b", 0.53), differences=[close]) == ["b"]  # paired by prompt
+    assert best_of(nll("a", 0.5), nll("b", 0.54), nll("c", 0.53)) == []  # c is as good
+    assert best_of(nll("a", 0.5), nll("b", 0.6), nll("a", 0.7, "beam2"), nll("b", 0.6, "beam2")) == ["b", "a"]
+    assert best_of(nll("a", 0.5)) == []
+    assert best_of(measured("a", "evasive", 0.5), measured("b", "evasive", 0.6)) == ["a"]  # less is better
+    assert best_of(measured("a", "answer_tokens", 5.0), measured("b", "answer_tokens", 9.0)) == []  # neither is
+
+
 # report.json.
 
 
@@ -167,7 +204,14 @@ def test_report_json_fits_its_schema_which_refuses_wrong_values(tmp_path: Path) 
     schema = report_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
-    for results in (make_results(), make_results(sweep=make_sweep()), make_results([]), Results({}, {}, [])):
+    difference = Difference("anr", "mle", "greedy", "nll", Estimate(-0.25, NAN, 1000))
+    for results in (
+        make_results(),
+        replace(make_results(), differences=[difference]),
+        make_results(sweep=make_sweep()),
+        make_results([]),
+        Results({}, {}, []),
+    ):
         validator.validate(json.loads(to_json(results)))
     written = json.loads(to_json(make_results()))
     for path, wrong in (
@@ -216,9 +260,11 @@ def test_json_holds_every_number_in_long_form() -> None:
 
 
 def test_a_report_is_read_back(tmp_path: Path) -> None:
-    results = make_results()
+    difference = Difference("anr", "mle", "greedy", "nll", Estimate(-0.25, 0.0125, 1000))
+    results = replace(make_results(), differences=[difference])
     write_report(Folder(str(tmp_path)), results)
     again = read_report(str(tmp_path))
+    assert again.differences == [difference]
     assert to_json(again) == to_json(results)
     assert again.columns == {key: column for key, column in COLUMNS.items() if key in again.columns}
     assert tables(again) == tables(results)
@@ -245,6 +291,7 @@ def with_parts(**changes: Any) -> bytes:
         (b'{"report_version": 3, "job": {}}', "is damaged (no environment)"),
         (with_parts(measurements=[{"model": "a"}]), "is damaged (in a measurement, KeyError 'mean')"),
         (with_parts(measurements=[3]), "is damaged (in a measurement, AttributeError"),
+        (with_parts(differences=[{"model": "a"}]), "is damaged (in a measurement, KeyError 'mean')"),
         (with_parts(columns={"nll": {"heading": "NLL"}}), "is damaged (in a column, KeyError 'section')"),
         (with_parts(columns={"nll": {"section": {"title": "x"}}}), "is damaged (in a column, TypeError"),
     ],
@@ -268,8 +315,11 @@ def test_markdown_says_what_was_evaluated() -> None:
     assert lines[2] == (
         "1,000 of 1,010 prompts of databricks-dolly-15k.jsonl, split test; 500 groups of runs/negatives."
     )
-    assert "| model | win rate    | 95% interval  | judged |" in text
-    assert "| mle   | 50.5% ± 1.6 | 47.4 to 53.6% | 990    |" in text
+    assert lines[4] == "- anr: 64.3% win rate, +13.8 ± 1.9 over mle."
+    assert lines[6].startswith("By win rate, greedy (n = 990; more is better). Each model beside mle (the baseline)")
+    assert "| model | win rate        | win rate, 95% interval | judged | win rate minus mle |" in text
+    assert "| mle   | 50.5% ± 1.6     | 47.4 to 53.6%          | 990    |                    |" in text
+    assert "| anr   | **64.3% ± 1.6** | 61.2 to 67.4%          | 990    | +13.8% ± 1.9       |" in text
     assert f"- mle: `runs/mle`, weights {'a' * 16}, tokenizer {'f' * 16}" in lines
     assert f"- data.examples_sha256: {'c' * 16}" in lines
     assert f"- judge.template_sha256: {'d' * 16}" in lines
@@ -309,8 +359,12 @@ def test_a_report_is_written_as_its_files_and_shown_as_text(tmp_path: Path) -> N
     assert "The second model has another tokenizer" in shown
     assert {path.name for path in tmp_path.iterdir()} == set(FILES) - {"rounds.svg"}
     assert "![NLL of mle and anr" not in shown
-    assert shown.startswith("Win rate against the ground truth, greedy\n| model")
+    said = "- anr: 64.3% win rate, +13.8 ± 1.9 over mle.\n\nBy win rate, greedy"
+    assert shown.startswith(said)
+    assert "\n\nWin rate against the ground truth, greedy\n| model" in shown
     text = (tmp_path / "report.md").read_text()
+    assert said in text
+    assert "](forest.svg)" in text
     assert "](figure1.svg)" in text
     assert "](alpha.svg)" in text
     # A later report of the same run has no sweep: its plot goes.

@@ -15,7 +15,7 @@ from evaluation.judging.base import Outcome
 from evaluation.metrics.base import Mark
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report import AnswerRow, Results, SampleRow, write_report
-from tests.support.pages import data_of
+from tests.support.pages import data_of, serious_findings
 from tests.support.reports import COLUMNS, make_job, make_results, make_sweep, measured, rate
 
 HOSTILE = (
@@ -126,10 +126,18 @@ def test_the_page_needs_no_network_and_lets_no_other_script_run(tmp_path: Path) 
     assert "unsafe" not in policy
 
 
-def test_a_page_without_samples_has_no_script(tmp_path: Path) -> None:
+def test_a_page_without_samples_has_no_second_view(tmp_path: Path) -> None:
     html = page_of(tmp_path, make_results())
-    assert "<script" not in html
+    assert data_of(html) == []
     assert "<nav" not in html
+
+
+def test_the_page_begins_with_the_verdict_and_says_what_columns_are(tmp_path: Path) -> None:
+    html = page_of(tmp_path, make_results())
+    assert "<li>anr: 64.3% win rate, +13.8 ± 1.9 over mle.</li>" in html.replace("\u00a0", " ")
+    assert html.index('id="verdict"') < html.index("<table")
+    assert '<th scope="col" title="win rate minus the baseline&#39;s, by prompt">win rate minus mle</th>' in html
+    assert '<td class="best">64.3%' in html
 
 
 # The page in a browser.
@@ -168,7 +176,9 @@ def texts(tab: Any, selector: str) -> list[str]:
 
 def test_browser_shows_numbers(open_page: Any) -> None:
     tab = open_page(results_of(make_samples(), sweep=make_sweep()), view="")
-    assert texts(tab, "#overview h2")[:2] == ["Win rate against the ground truth, greedy", "Under the second model"]
+    assert texts(tab, "#overview h2")[:3] == [
+        "Verdict", "Win rate against the ground truth, greedy", "Under the second model"
+    ]  # fmt: skip
     first = tab.locator("table").first
     assert first.locator("tbody th").all_text_contents() == ["mle", "anr"]
     assert first.locator("tbody tr").first.locator("td").all_text_contents()[:3] == [
@@ -179,8 +189,116 @@ def test_browser_shows_numbers(open_page: Any) -> None:
     assert "-0.500 ± 0.013" in texts(tab, "td")
     assert texts(tab, "article") == []
     images = tab.locator("figure img")
-    assert images.count() == 4  # reverse KL, NLL; win rate and reverse KL over alpha
-    assert all(images.nth(i).evaluate("image => image.complete && image.naturalWidth > 300") for i in range(4))
+    assert images.count() == 5  # win rate minus mle; reverse KL, NLL; win rate and reverse KL over alpha
+    assert all(images.nth(i).evaluate("image => image.complete && image.naturalWidth > 300") for i in range(5))
+
+
+def table_results() -> Results:
+    found = [
+        measured("b_1", "nll", 2.5), measured("a|b", "nll", -10.0), measured("c", "nll", 2.75),
+        measured("b_1", "hit_limit", 0.5), measured("c", "hit_limit", 0.25),
+    ]  # fmt: skip
+    section = COLUMNS["nll"].section
+    columns = {**COLUMNS, "hit_limit": replace(COLUMNS["hit_limit"], section=section)}
+    return replace(make_results(found), columns=columns)
+
+
+def test_browser_sorts_tables(open_page: Any) -> None:
+    tab = open_page(table_results(), view="")
+    table = tab.locator("table.numbers")
+    assert table.locator("thead th").all_text_contents() == ["model", "NLL, greedy", "hit limit, greedy"]
+
+    def models() -> list[str]:
+        return texts(tab, "table.numbers tbody th")
+
+    heading = table.get_by_role("button", name="NLL, greedy")
+    for way, shown in (
+        ("descending", ["c", "b_1", "a|b"]), ("ascending", ["a|b", "b_1", "c"]), (None, ["b_1", "a|b", "c"])
+    ):  # fmt: skip
+        heading.click()
+        assert models() == shown
+        assert table.locator("thead th").nth(1).get_attribute("aria-sort") == way
+    for _ in range(2):
+        table.get_by_role("button", name="hit limit, greedy").press("Enter")  # by keyboard too
+        assert models()[-1] == "a|b"  # without a value: last both ways
+    table.get_by_role("button", name="model").click()
+    assert models() == ["a|b", "b_1", "c"]
+
+
+def test_browser_copies_tables_as_they_are_shown(open_page: Any) -> None:
+    tab = open_page(table_results(), view="")
+    tab.get_by_role("button", name="NLL, greedy", exact=True).click()
+    copied = []
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    for name in ("Markdown", "LaTeX", "CSV"):
+        tab.get_by_role("button", name=f"Copy Under the second model as {name}").click()
+        tab.wait_for_selector(f"text=Copied as {name}.")
+        copied.append(tab.evaluate("navigator.clipboard.readText()").replace("\r", "").splitlines())
+    assert copied == [
+        [
+            "| model | NLL, greedy | hit limit, greedy |", "| --- | --: | --: |",
+            "| c | 2.750 ± 0.013 | 25.0% ± 1.2 |", "| b_1 | 2.500 ± 0.013 | 50.0% ± 1.2 |",
+            "| a\\|b | **\u221210.000 ± 0.013** |  |",
+        ],
+        [
+            r"\begin{tabular}{lrr}", r"\toprule", r"model & NLL, greedy & hit limit, greedy \\", r"\midrule",
+            r"c & 2.750 $\pm$ 0.013 & 25.0\% $\pm$ 1.2 \\", r"b\_1 & 2.500 $\pm$ 0.013 & 50.0\% $\pm$ 1.2 \\",
+            r"a$|$b & \textbf{$-$10.000 $\pm$ 0.013} &  \\", r"\bottomrule", r"\end{tabular}",
+        ],
+        [
+            'model,"NLL, greedy","NLL, greedy ±","hit limit, greedy","hit limit, greedy ±"',
+            "c,2.750,0.013,25.0%,1.2", "b_1,2.500,0.013,50.0%,1.2", "a|b,-10.000,0.013,,",
+        ],
+    ]  # fmt: skip
+
+
+def test_browser_shows_first_where_models_differ_and_which_words(open_page: Any) -> None:
+    alike = [answer("mle", "Alike."), answer("cpo", "Alike.")]
+    words = [answer("mle", "On the river Isar."), answer("cpo", "On the long river Inn.")]
+    marks = [answer("mle", "So.", None, "", CORRECT), answer("cpo", "So.", None, "", WRONG)]
+    named = zip(("alike", "words", "marks"), (alike, words, marks), strict=True)
+    tab = open_page(results_of([SampleRow(f"id-{n}", n, "On a river.", rows) for n, rows in named]))
+    assert texts(tab, ".given > :first-child .text") == ["marks", "words", "alike"]
+    assert texts(tab, "ins") == ["long", "Inn"]  # of cpo's answer, beside mle's
+    assert texts(tab, ".answers .text")[3] == "On the long river Inn."
+    tab.select_option("#beside", label="the ground truth")
+    assert texts(tab, "article:nth-child(2) ins") == ["the", "Isar", "the long", "Inn"]
+    tab.select_option("#beside", label="nothing")
+    assert texts(tab, "ins") == []
+    tab.select_option("#order", label="as they come")
+    assert texts(tab, ".given > :first-child .text") == ["alike", "words", "marks"]
+
+
+def test_browser_keeps_what_is_shown_in_the_address(open_page: Any) -> None:
+    results = results_of(make_samples()[:3])
+    tab = open_page(results)
+    assert tab.evaluate("location.hash") == "#samples"
+    tab.select_option("#outcome", label="cpo wrong (2)")
+    tab.fill("#text", "? &#")
+    tab.uncheck("#models-shown input >> nth=0")
+    tab.fill("#text", "w")
+    tab.click("text=Overview")
+    tab.click("header nav a >> nth=1")  # back to the same
+    address = tab.evaluate("location.hash")
+    assert texts(tab, "#where") == ["2 of 3 prompts"]
+    other = open_page(results, view=address)
+    assert texts(other, ".answers h3") == texts(tab, ".answers h3") == ["cpo"] * 2
+    assert other.input_value("#text") == "w"
+    other.click("text=b333")  # a link to that sample
+    assert texts(other, ".given > :first-child .text") == ["Why?"]
+    assert texts(other, ".answers h3") == ["mle", "cpo"]
+    assert other.evaluate("location.hash") == "#samples?text=b333"
+    other.go_back()
+    assert other.input_value("#text") == "w"
+    unknown = open_page(results, view="#samples?order=none&outcome=none&without=none&page=99&text=")
+    assert texts(unknown, "#where") == ["3 of 3 prompts"]
+
+
+@pytest.mark.parametrize(("view", "width", "scheme"), [("", 1280, "light"), ("#samples", 390, "dark")])
+def test_browser_accessibility(open_page: Any, view: str, width: int, scheme: str) -> None:
+    tab = open_page(results_of(make_samples(), sweep=make_sweep()), view, width, scheme)
+    tab.locator("details").evaluate("details => { details.open = true; }")
+    assert serious_findings(tab) == []
 
 
 def test_browser_shows_texts_and_runs_none(open_page: Any) -> None:

@@ -17,7 +17,7 @@ from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
 from negatives_gen.__main__ import main
 from negatives_gen.verbs.group_page import page
-from tests.support.pages import data_of
+from tests.support.pages import data_of, serious_findings
 from tests.support.written import job_of
 
 HOSTILE = "<script>window.ran = 1</script></script><!--<b>bold</b>[/] [red]red[/red] :smile: &amp; \u2028\x1b[2J"
@@ -356,7 +356,47 @@ def test_browser_follows_a_borrowed_answer_to_its_group(open_page: Any) -> None:
     tab.click("text=ab2222222222")
     assert texts(tab, ".prompt") == ["Who?"]
     assert tab.is_checked("input[value=an]")  # or that group might be filtered away
-    assert texts(open_page(argv=("--limit", 1)), ".link") == []  # the group is not in this page
+    assert tab.evaluate("location.hash") == "#?text=" + "ab" + "2" * 30
+    assert texts(open_page(argv=("--limit", 1)), "li .link") == []  # the group is not in this page
+
+
+def test_browser_shows_how_a_changed_truth_differs(open_page: Any, tmp_path: Path) -> None:
+    changed = {
+        "mn": "The Inn, a river.",
+        "tn": "The Isar",
+        "rn": "The Isar, an Alpine river.",
+        "bn": "The Inn, a lake.",
+    }
+    group = Group(
+        "a" * 32, "Which?", "The Isar, a river.", [1], [1],
+        negatives=[candidate(strategy, text, -1.0, 0.0, 0.0) for strategy, text in changed.items()],
+    )  # fmt: skip
+    tab = open_page(written(tmp_path / "changed", [[group]]))
+    assert texts(tab) == [
+        "The Isar Inn, a river.",
+        "The Isar, a river.",
+        "The Isar, a an Alpine river.",
+        "The Inn, a lake.",
+    ]
+    assert texts(tab, "ins") == ["Inn", "an Alpine"]
+    assert texts(tab, "del") == ["Isar", ", a river.", "a"]
+
+
+def test_browser_keeps_what_is_shown_in_the_address(open_page: Any) -> None:
+    tab = open_page()
+    tab.select_option("#split", "train")
+    tab.uncheck("input[value=an]")
+    assert tab.evaluate("location.hash") == "#?split=train&without=an"
+    tab.reload()
+    assert texts(tab) == ["Otto."]
+    tab.click(f"text={make_groups()[0].id}")
+    assert texts(tab, ".prompt") == ["Which river?"]
+    assert tab.is_checked("input[value=an]")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_browser_accessibility(open_page: Any, width: int, scheme: str) -> None:
+    assert serious_findings(open_page(width=width, scheme=scheme)) == []
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "light"), (390, "dark")])

@@ -109,3 +109,12 @@ def cells(table: Table) -> list[list[str]]:
 
 def in_markdown(results: Results) -> str:
     return markdown(results, tables(results), results.notes, [])
+
+
+def drawn(panel: Any) -> Any:
+    """Axes that a panel was drawn onto."""
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    panel.draw(axes)
+    return axes

@@ -5,6 +5,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from tests.support.training import Run
@@ -88,6 +89,22 @@ def test_panels_of_curves_have_titles_units_and_legends() -> None:
         legend = axes.get_legend()
         assert legend is not None
         assert [text.get_text() for text in legend.get_texts()] == list(lines(axes))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 75])
+def test_short_runs_have_whole_steps_from_0_marks_and_a_legend_beside_the_lines(steps: int) -> None:
+    history = [{**HISTORY[0], "step": 1}, {**HISTORY[2], "step": steps}, {**HISTORY[1], "step": steps}]
+    drawing = figure(history)
+    drawing.canvas.draw()
+    for axes in drawing.axes:
+        assert axes.get_xlim() == (0, pytest.approx(1.04 * steps))
+        assert all(tick == round(tick) for tick in axes.get_xticks())
+        covered = axes.get_legend().get_window_extent()
+        for line in axes.get_lines():
+            points = axes.transData.transform(line.get_xydata())
+            assert axes.bbox.y0 <= points[:, 1].min()
+            assert points[:, 1].max() < covered.y0
+        assert {line.get_marker() for line in axes.get_lines() if len(line.get_xydata()) < 3} <= {"o", "None"}
 
 
 def test_a_single_strategy_needs_no_line_of_its_own() -> None:

@@ -29,7 +29,8 @@ def load_training_data(
     """Open the negative sets, or read the examples of `--dataset`.
 
     Args:
-        identity: hashes of the model to train, `weights_sha256` and `tokenizer_sha256`.
+        identity: hashes of the model to train, `weights_sha256` and `tokenizer_sha256`; without the first the sets'
+            reference is not compared with it.
         seed: of random choices of negatives.
         watched: whether held-out groups are wanted.
 
@@ -77,9 +78,10 @@ def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any])
         log.info("%s", negatives.summary)
         negatives.check_tokenizer(identity["tokenizer_sha256"], script.model)
         if not truths_only:
-            negatives.check_reference(
-                identity["weights_sha256"], script.model, lambda: hash_of_all_weights(script.model)
-            )
+            if "weights_sha256" in identity:
+                negatives.check_reference(
+                    identity["weights_sha256"], script.model, lambda: hash_of_all_weights(script.model)
+                )
             negatives.check_config(model_directory(script.model), script.model)
         negatives.compute_with(rows, context, truths_only=truths_only)
     return sets

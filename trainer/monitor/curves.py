@@ -10,6 +10,7 @@ from trainer.objectives.base import START, TERM
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Locator
 
 LogHistory = Sequence[Mapping[str, Any]]
 
@@ -23,6 +24,8 @@ PER_TOKEN = "contrast/h_per_token"
 DECIDED = "contrast/decided"
 REPEATS = "contrast/repeats"
 SINGLE_POINTS = 40  # up to so many points each is marked: a single one would make no line at all
+FEW_POINTS = 10  # up to so many by a large mark
+LEGEND_ROW = 0.07  # of a panel's height
 
 
 def points(log_history: LogHistory, key: str) -> list[tuple[int, float]]:
@@ -67,23 +70,29 @@ def figure(log_history: LogHistory) -> "Figure":
 
     # Margins by hand: to find them by drawing, as constrained layout does, takes twice as long as the drawing.
     drawing = Figure(figsize=(11, 11), dpi=110)
-    drawing.subplots_adjust(left=0.07, right=0.985, bottom=0.05, top=0.97, hspace=0.28, wspace=0.17)
+    drawing.subplots_adjust(left=0.08, right=0.985, bottom=0.05, top=0.97, hspace=0.28, wspace=0.21)
     (loss, change), (margin, ranking), (rivals, distance) = drawing.subplots(3, 2)
     _draw(loss, log_history, "Loss", "loss (nats)", losses(log_history))
-    _draw(change, log_history, "Ground truth, policy minus reference", "log-probability (nats)", {"": CHANGE})
+    _draw(
+        change, log_history, "Ground truth, policy minus reference", "log-probability (nats)", {"": CHANGE}, zero=True
+    )
     margins = by_strategy(log_history, MARGIN)
-    _draw(margin, log_history, "Margin, h of ground truth minus mean h of negatives", "h (beta x nats)", margins)
+    _draw(
+        margin,
+        log_history,
+        "Margin, h of ground truth minus mean h of negatives",
+        "h (beta x nats)",
+        margins,
+        zero=True,
+    )
     names = {"top-1 accuracy": "rewards/top1", "Kendall's tau": "rewards/kendall_tau", "decided": DECIDED}
     _draw(ranking, log_history, "Ranking", "share of groups; tau, -1 to 1", names)
     names = {"effective candidates": CANDIDATES, "repeats of negatives": REPEATS}
     _draw(rivals, log_history, "What competes", "candidates; times shown", names)
     names = {"spread in a group": SPREAD, "per token": PER_TOKEN}
-    _draw(distance, log_history, "Distance from the reference", "h (beta x nats)", names)
     if any(value > 0 for key in names.values() for _, value in points(log_history, key)):
         distance.set_yscale("log")
-    for axes in (change, margin):
-        if axes.get_lines():
-            axes.axhline(0.0, color="grey", linewidth=0.8, zorder=0)  # where the policy is the reference
+    _draw(distance, log_history, "Distance from the reference", "h (beta x nats)", names)
     return drawing
 
 
@@ -94,25 +103,55 @@ def png(drawing: "Figure") -> bytes:
     return image.getvalue()
 
 
-def _draw(axes: "Axes", log_history: LogHistory, title: str, unit: str, keys: Mapping[str, str]) -> None:
-    """One panel; a line's train and held-out values have one colour."""
+def _draw(
+    axes: "Axes", log_history: LogHistory, title: str, unit: str, keys: Mapping[str, str], *, zero: bool = False
+) -> None:
+    """One panel; a line's train and held-out values have one colour.
+
+    Args:
+        zero: a line at 0 is drawn, where the policy is the reference.
+    """
     axes.set_title(title, y=1.0)
     axes.set(xlabel="optimiser step", ylabel=unit)
     # Places by hand, and half as many ticks: else half of the drawing is to find where the ticks' labels end.
     axes.xaxis.set_label_coords(0.5, -0.09)
-    axes.yaxis.set_label_coords(-0.1, 0.5)
-    axes.locator_params(nbins=5)
+    axes.yaxis.set_label_coords(-0.12, 0.5)
+    if axes.get_yscale() == "linear":
+        axes.locator_params(axis="y", nbins=5)
     for index, (name, key) in enumerate(keys.items()):
         for prefix, where, style in (("", "train", "-"), (HELD_OUT, "held-out", "--")):
             values = points(log_history, prefix + key)
             if values:
-                marker = "." if len(values) <= SINGLE_POINTS else ""
+                marker = "o" if len(values) <= FEW_POINTS else "." if len(values) <= SINGLE_POINTS else ""
+                # A held-out mark is hollow: one of a short run may have no line to be known by.
+                look: Any = {"marker": marker, "markersize": 6, "markerfacecolor": "white" if prefix else f"C{index}"}
                 label = f"{name}, {where}" if name else where
-                axes.plot(*zip(*values, strict=True), style, color=f"C{index}", marker=marker, label=label)
+                axes.plot(*zip(*values, strict=True), style, color=f"C{index}", label=label, **look)
     if axes.get_lines():
-        axes.legend()
+        if zero:
+            axes.axhline(0.0, color="grey", linewidth=0.8, zorder=0)
+        _place_legend(axes)
+        last = max(logs["step"] for logs in log_history if "step" in logs)
+        axes.set_xlim(0, 1.04 * max(last, 1))  # a run of one step too: steps are whole numbers from 0
+        axes.xaxis.set_major_locator(_whole_steps())
         axes.grid(alpha=0.3)
     else:
         wanted = "\n".join(keys.values())
         axes.text(0.5, 0.5, f"no data: the logs hold no\n{wanted}", ha="center", va="center", transform=axes.transAxes)
         axes.set(xticks=[], yticks=[])
+
+
+def _place_legend(axes: "Axes") -> None:
+    """A legend in two columns at the top, for which the axis is made longer, so that it covers no line."""
+    entries = len(axes.get_legend_handles_labels()[0])
+    share = LEGEND_ROW * math.ceil(entries / 2) + 0.03
+    axes.legend(loc="upper left", ncols=2, fontsize=8, frameon=False, borderaxespad=0.2)
+    to_axis, from_axis = axes.transScale.transform, axes.transScale.inverted().transform
+    low, high = (to_axis((1.0, bound))[1] for bound in axes.get_ylim())
+    axes.set_ylim(top=float(from_axis((1.0, high + (high - low) * share / (1 - share)))[1]))
+
+
+def _whole_steps() -> "Locator":
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=6, integer=True)

@@ -58,13 +58,16 @@ class PreparedModel:
         return {**inputs, "target_index": batch.target_index, "layout": self.layout}
 
 
-def prepare_model(model: Any) -> PreparedModel:
+def prepare_model(model: Any, layout: str | None = None) -> PreparedModel:
     """Teach a causal language model to return log-probabilities, and find out in which layout.
 
     Patches `model.forward` so that a call with `target_ids` returns log-probabilities, with `ranked` too also the ranks
     of those targets, and one with `uniforms` tokens drawn at the same positions; every other call, and so `generate`
     and wrappers such as PEFT and DDP, works as before. Call it before wrapping the model. Where the patch is in place
     it does nothing; where something took it off, it patches again.
+
+    Args:
+        layout: what the model is known to take, so that nothing is tried: one without values cannot be.
     """
     patched = inspect.unwrap(model.forward, stop=lambda f: hasattr(f, KNOWN))  # within accelerate's autocast, perhaps
     if hasattr(patched, KNOWN):
@@ -111,8 +114,8 @@ def prepare_model(model: Any) -> PreparedModel:
     vars(forward).update({"__signature__": inspect.signature(type(model).forward), KNOWN: known})
     model.forward = types.MethodType(forward, model)  # a method, so that a deep copy calls its own weights
     set_attention(model)
-    layout = chosen_layout(model)
-    known |= {"layout": layout, "block_masks": layout == "packed" and takes_block_masks(model)}
+    found = layout or chosen_layout(model)
+    known |= {"layout": found, "block_masks": layout is None and found == "packed" and takes_block_masks(model)}
     return PreparedModel(model, model, **known)
 
 

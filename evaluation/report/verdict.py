@@ -1,0 +1,97 @@
+"""The answer of a report in words: how each model does by what leads, beside the baseline and the best other one."""
+
+import math
+from dataclasses import dataclass, replace
+
+from evaluation.gaps import ERRORS, FEWEST, Gaps, Ranked, distinguishable, ranked
+from evaluation.metrics.base import TRUTH
+from evaluation.metrics.columns import HIGHER, NEITHER, Column
+from evaluation.metrics.statistics import Estimate, Measurement
+from evaluation.report.results import Results
+from evaluation.report.tables import gaps_of, opponent
+
+MOST = 8  # models that are spoken of
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a report says first.
+
+    Attributes:
+        lines: a sentence per model, the best first; none where nothing says which way is better.
+        hedge: what the numbers are of, and when a difference counts.
+    """
+
+    lines: list[str]
+    hedge: str
+
+
+def verdict(results: Results) -> Verdict:
+    """The verdict on a report's measurements, by the first of them that says which way is better."""
+    leading = _leading(results)
+    if not leading:
+        return Verdict([], "No verdict: nothing that was measured says which way is better.")
+    column, first = results.column(leading[0]), leading[0]
+    gaps = gaps_of(results)
+    ranking = ranked(leading, gaps, higher=column.better == HIGHER)
+    baseline = str(results.job.get("baseline") or "")
+    told = [m for m in ranking.ordered if m.model != baseline] or list(ranking.ordered)
+    lines = [_sentence(m, ranking, baseline, column, gaps) for m in told[:MOST]]
+    if len(told) > MOST:
+        lines.append(f"{len(told) - MOST} more models are in the tables.")
+    counts = [m.estimate.n for m in leading]
+    n = f"{min(counts):,}" + (f" to {max(counts):,}" if min(counts) < max(counts) else "")
+    by = f", {first.decoding}" if first.decoding else ""
+    hedge = f"By {column.heading}{_against(first)}{by} (n = {n}; {column.spoken_better})."
+    if len(ranking.ordered) == 1 and first.against in ("", TRUTH):
+        return Verdict(lines, f"{hedge} There is no other model to compare with.")
+    beside = f"{baseline} (the baseline) and the best other model" if baseline else "the best other model"
+    return Verdict(
+        lines,
+        f"{hedge} Each model beside {beside}; behind ±: one standard error of the difference. Not distinguishable: "
+        f"less than {ERRORS:.2f} of these apart, or fewer than {FEWEST} prompts.",
+    )
+
+
+def _leading(results: Results) -> list[Measurement]:
+    """The measurements that a verdict is by: of answers before of checkpoints, of one decoding and one opponent."""
+    for m in sorted(results.measurements, key=lambda m: not m.decoding):
+        column = results.column(m)
+        if column.better != NEITHER and not column.is_difference and not math.isnan(m.estimate.mean):
+            of = (m.metric, m.decoding, m.against)
+            return [other for other in results.measurements if (other.metric, other.decoding, other.against) == of]
+    return []
+
+
+def _sentence(m: Measurement, ranking: Ranked, baseline: str, column: Column, gaps: Gaps) -> str:
+    """E.g. "cpo: 85.6% correct answers, +7.1 ± 1.6 over reference, 4.8 ± 1.9 below mle"."""
+    value = column.form.format(m.estimate.mean)
+    said = [f"{value} {column.heading}" if column.percent else f"{column.heading} {value}"]
+    said[0] += _against(m)
+    if m.against not in ("", TRUTH) and column.chance is not None:
+        chance = column.form.format(column.chance)
+        said.append(_compared(_above(m.estimate, column.chance), chance, column))
+    others = [other.model for other in ranking.ordered if other.model != m.model]
+    beside = [name for name in (baseline, *others[:1]) if name in others]
+    said += [_compared(gaps.between(m, name), name, column) for name in dict.fromkeys(beside)]
+    return f"{m.model}: {', '.join(said)}."
+
+
+def _compared(gap: Estimate | None, other: str, column: Column) -> str:
+    if gap is None:
+        return f"not distinguishable from {other}"
+    size = column.form.format(abs(gap.mean)).rstrip("%")
+    error = "" if math.isnan(gap.standard_error) else f" ± {column.form.format(gap.standard_error).rstrip('%')}"
+    sign = "+" if gap.mean > 0 else "-" if gap.mean < 0 else ""
+    if not distinguishable(gap):
+        return f"not distinguishable from {other} ({sign}{size}{error})"
+    return f"+{size}{error} over {other}" if gap.mean > 0 else f"{size}{error} below {other}"
+
+
+def _above(estimate: Estimate, value: float) -> Estimate:
+    interval = estimate.interval and (estimate.interval[0] - value, estimate.interval[1] - value)
+    return replace(estimate, mean=estimate.mean - value, interval=interval)
+
+
+def _against(m: Measurement) -> str:
+    return f" against {opponent(m.against)}" if m.against and m.against != TRUTH else ""

@@ -1,0 +1,135 @@
+"""The verdict of a report in words, and the differences that it and the forest plot are of."""
+
+from dataclasses import replace
+
+import pytest
+
+from evaluation.gaps import Gaps, distinguishable
+from evaluation.metrics.statistics import Difference, Estimate, Measurement, all_differences
+from evaluation.report import Results
+from evaluation.report.forest import forest
+from evaluation.report.verdict import verdict
+from tests.support.reports import NAN, drawn, make_results, measured, rate
+
+
+def correct(model: str, mean: float, error: float = 0.02, n: int = 480) -> Measurement:
+    return Measurement(model, "sample", "correct", Estimate(mean, error, n))
+
+
+def quickstart() -> Results:
+    """The README's example: cpo over the reference, below mle."""
+    found = [
+        measured("cpo", "truth_logp", -2.0, ""),
+        measured("cpo", "answer_tokens", 9.0, "sample"),  # neither way is better
+        correct("reference", 0.785), correct("cpo", 0.856), correct("mle", 0.904), correct("tie", 0.79),
+        Measurement("cpo", "sample", "correct_difference", Estimate(0.071, 0.016, 480, (0.04, 0.10))),
+        Measurement("mle", "sample", "correct_difference", Estimate(0.119, 0.016, 480, (0.09, 0.15))),
+        Measurement("tie", "sample", "correct_difference", Estimate(0.005, 0.010, 480, (-0.01, 0.02))),
+        *(measured(model, "correct", 0.5, "greedy") for model in ("reference", "cpo")),
+    ]  # fmt: skip
+    below = [Difference("mle", "cpo", "sample", "correct", Estimate(0.048, 0.019, 480))]
+    return replace(make_results(found, baseline="reference"), differences=below)
+
+
+def test_the_verdict_says_each_model_beside_the_baseline_and_the_best_other_one() -> None:
+    found = verdict(quickstart())
+    assert found.lines == [
+        "mle: 90.4% correct answers, +11.9 ± 1.6 over reference, +4.8 ± 1.9 over cpo.",
+        "cpo: 85.6% correct answers, +7.1 ± 1.6 over reference, 4.8 ± 1.9 below mle.",
+        # Of what was not paired the errors of both.
+        "tie: 79.0% correct answers, not distinguishable from reference (+0.5 ± 1.0), 11.4 ± 2.8 below mle.",
+    ]
+    assert found.hedge == (
+        "By correct answers, sample (n = 480; more is better). Each model beside reference (the baseline) and the best "
+        "other model; behind ±: one standard error of the difference. Not distinguishable: less than 1.96 of these "
+        "apart, or fewer than 20 prompts."
+    )
+
+
+def test_less_may_be_better_and_numbers_keep_their_form() -> None:
+    found = verdict(make_results([measured("mle", "nll", 2.5), measured("cpo", "nll", 2.25)]))
+    assert found.lines == ["cpo: NLL 2.250, 0.250 ± 0.018 below mle."]
+    assert "(n = 1,000; less is better)" in found.hedge
+
+
+def test_a_win_rate_against_a_model_is_held_against_chance() -> None:
+    found = verdict(make_results([rate(0.55, "anr", against="mle"), rate(0.51, "an", against="mle")]))
+    assert found.lines[0].startswith("anr: 55.0% win rate against mle, +5.0 ± 1.6 over 50.0%, ")
+    assert found.lines[1].startswith("an: 51.0% win rate against mle, not distinguishable from 50.0% (+1.0 ± 1.6), ")
+
+
+def test_a_single_model_is_compared_with_nothing() -> None:
+    found = verdict(make_results([correct("mle", 0.5)]))
+    assert found.lines == ["mle: 50.0% correct answers."]
+    assert found.hedge.endswith("There is no other model to compare with.")
+
+
+def test_without_a_better_way_there_is_no_verdict() -> None:
+    for measurements in ([], [measured("mle", "answer_tokens", 9.0)], [correct("mle", NAN)]):
+        found = verdict(make_results(measurements))
+        assert found.lines == []
+        assert found.hedge.startswith("No verdict: ")
+
+
+def test_of_many_models_the_best_are_spoken_of() -> None:
+    found = verdict(make_results([correct(f"m{i}", i / 20) for i in range(12)], baseline="m0"))
+    assert [line.partition(":")[0] for line in found.lines] == [
+        *(f"m{i}" for i in range(11, 3, -1)),
+        "3 more models are in the tables.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gap", "expected"),
+    [
+        (Estimate(0.2, 0.1, 100), True),
+        (Estimate(-0.2, 0.1, 100), True),
+        (Estimate(0.19, 0.1, 100), False),
+        (Estimate(0.2, 0.1, 100, (-0.01, 0.4)), False),  # the bootstrap's interval counts
+        (Estimate(0.19, 0.1, 100, (0.01, 0.4)), True),
+        (Estimate(1.0, 0.1, 19), False),
+        (Estimate(1.0, NAN, 20), True),  # all prompts alike
+        (Estimate(1.0, NAN, 3), False),
+        (Estimate(0.0, NAN, 100), False),
+        (Estimate(NAN, NAN, 100), False),
+        (None, False),
+    ],
+)
+def test_what_is_distinguishable(gap: Estimate | None, expected: bool) -> None:
+    assert distinguishable(gap) == expected
+
+
+def test_differences_are_paired_by_prompt_and_read_both_ways() -> None:
+    values = {"a": [0.0, 1.0, None, 0.5], "b": [1.0, 1.0, 1.0, None], "c": [None, None, 1.0, None]}
+    found = all_differences("correct", "greedy", values, "truth")
+    assert [(d.model, d.other, d.estimate.mean, d.estimate.n) for d in found] == [
+        ("b", "a", 0.5, 2),
+        ("c", "b", 0.0, 1),
+    ]
+    gaps = Gaps([], found)
+    forward, back = (
+        gaps.between(Measurement(m, "greedy", "correct", Estimate(0.0, NAN, 3), "truth"), other)
+        for m, other in (("b", "a"), ("a", "b"))
+    )
+    assert forward
+    assert back
+    assert (forward.mean, back.mean, forward.standard_error) == (0.5, -0.5, back.standard_error)
+    assert gaps.between(Measurement("a", "greedy", "correct", Estimate(0.0, NAN, 3)), "b") is None
+
+
+def test_the_forest_shows_what_is_paired_with_the_baseline() -> None:
+    (panel,) = forest(quickstart())
+    axes = drawn(panel)
+    assert axes.get_title() == "correct answers minus reference, sample"
+    assert axes.get_xlabel() == "percentage points, more is better; bars: 95% interval"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cpo", "mle", "tie"]
+    points, _, (bars,) = axes.containers[0]
+    assert list(points.get_xdata()) == pytest.approx([7.1, 11.9, 0.5])
+    assert [round(x) for x, _ in bars.get_segments()[0]] == [4, 10]
+    assert panel.alt == "correct answers minus reference, of cpo, mle and tie, with 95% intervals; more is better."
+    # Also where a report has no column of differences, and none without a baseline.
+    ranking = [measured(m, "ranking_accuracy", v, "") for m, v in (("mle", 0.5), ("anr", 0.6))]
+    paired = [Difference("anr", "mle", "", "ranking_accuracy", Estimate(0.1, 0.01, 50))]
+    (panel,) = forest(replace(make_results(ranking), differences=paired))
+    assert drawn(panel).get_title() == "ranking accuracy minus mle"
+    assert forest(make_results(ranking)) == forest(make_results(ranking, baseline=None)) == []

@@ -1,0 +1,1 @@
+"""What a run will take, predicted without its weights: `--dry_run`."""

@@ -1,0 +1,100 @@
+"""The tables that `--dry_run` prints."""
+
+from collections.abc import Iterable
+
+from trainer.sizing.advice import Option
+from trainer.sizing.devices import GIB, MIB, USABLE, Device
+from trainer.sizing.first_steps import FirstSteps, LaidOut
+from trainer.sizing.predicted import Case, Prediction
+
+MEANING = {
+    "weights": "of the model and its adapter, buffers included",
+    "gradients": "of what is trained",
+    "optimiser": "its state",
+    "DDP's buckets": "a copy of the gradients",
+    "FSDP's whole layers": "weights and gradients outside of layers and of two layers, gathered",
+    "cast weights": "in 16 bits, kept for the backward pass of mixed precision",
+    "activations": "of the largest pass, and what its backward pass makes",
+    "head": "what is as wide as the vocabulary: a chunk of logits, gradients of head and embedding being made",
+}
+NOT_COUNTED = (
+    "what kernels allocate for themselves, the allocator's gaps, a GPU's context (about 0.5 GiB) and NCCL's buffers; "
+    "Python and its libraries on a CPU; evaluation and checkpoints, which take less than a step"
+)
+
+
+def spoken(size: float) -> str:
+    """Bytes in GiB, of less than one in MiB."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"
+
+
+def seconds_per_step(case: Case, found: Prediction, steps: LaidOut, utilisation: float) -> float | None:
+    """Predicted seconds; None where the peak of the device is not known for what is computed in."""
+    if case.device.peak is None or found.computed_in.itemsize != 2:
+        return None
+    checkpointing = bool(case.training.gradient_checkpointing)
+    computed = steps.computed(found.flop, checkpointing=checkpointing, forwards=found.forwards)
+    return computed / (case.device.peak * utilisation * case.world)
+
+
+def table(
+    case: Case, found: Prediction, first: FirstSteps, steps: LaidOut, layout: str, row_tokens: int, utilisation: float
+) -> str:
+    """The prediction of a run, as Markdown."""
+    devices = f"{case.world} x {case.device.name}" if case.world > 1 else case.device.name
+    sharing = "" if case.world == 1 else (", FSDP" if case.sharded else ", DDP")
+    precision = str(found.computed_in).removeprefix("torch.")
+    lines = [
+        f"Predicted, not measured: {case.objective.name}, {found.parameters:,} parameters, {layout} layout, at most "
+        f"{row_tokens} tokens per pass, on {devices}{sharing}, computed in {precision}.",
+        "",
+        "| peak memory per device | | |",
+        "|---|---|---|",
+        *(f"| {kind} | {spoken(size)} | {MEANING[kind]} |" for kind, size in found.kinds.items()),
+        f"| all | {spoken(found.peak)} | {_room(case.device)} |",
+        "",
+        f"| per step, mean of the first {len(steps.passes)} | | |",
+        "|---|---|---|",
+        f"| groups | {first.groups:g} | |",
+        f"| positions | {steps.positions:,.0f} | {steps.padding:.1%} of them padding |",
+        f"| forward passes of a device | {steps.most_passes} | at most |",
+        f"| FLOP | {steps.flop(found.flop):.3g} | matrix products with parameters, as for the log's mfu |",
+        *_time(case, found, first, steps, utilisation),
+        "",
+        f"Attention: {_attention(case, found, layout)}.",
+        f"Not counted: {NOT_COUNTED}.",
+    ]
+    return "\n".join(lines)
+
+
+def advice_table(advised: Iterable[tuple[Option, Prediction]], device: Device) -> str:
+    """What would lower the peak, as Markdown."""
+    lines = ["| what would help | predicted peak per device | |", "|---|---|---|"]
+    for option, found in advised:
+        fits = "fits" if found.peak <= device.usable else "does not fit yet"
+        lines.append(f"| {option.words} | {spoken(found.peak)} | {fits} |")
+    return "\n".join(lines)
+
+
+def _room(device: Device) -> str:
+    if not device.is_gpu:
+        return f"this machine has {spoken(device.memory)}"
+    return f"of {spoken(device.memory)}, of which {USABLE:.0%} are taken as usable: {spoken(device.usable)}"
+
+
+def _time(case: Case, found: Prediction, first: FirstSteps, steps: LaidOut, utilisation: float) -> list[str]:
+    seconds = seconds_per_step(case, found, steps, utilisation)
+    if seconds is None:
+        why = "this device's peak is not known" if case.device.peak is None else "no peak is known but of 16 bits"
+        return [f"| time | not predicted | {why} |"]
+    assumed = f"if {utilisation:.0%} of {case.device.peak or 0:.3g} FLOP/s are reached, recomputation included"
+    hours = seconds * first.steps / 3600
+    return [f"| time | {seconds:.3g} s | {assumed} |", f"| the run | {hours:.3g} h | {first.steps} steps |"]
+
+
+def _attention(case: Case, found: Prediction, layout: str) -> str:
+    if found.flex:
+        return "FlexAttention, which runs on GPUs only, by what its kernels keep"
+    if layout == "packed" and not case.device.is_gpu:
+        return "segment by segment, as on a CPU"
+    return "as transformers computes it with dense masks, by what torch's CPU kernels keep"
