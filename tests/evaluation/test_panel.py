@@ -142,5 +142,5 @@ def test_the_report_has_each_judges_rates_and_their_agreement() -> None:
     ]  # fmt: skip
     assert made[1].headings == [
         "model", "longer", "first", "shorter", "longer = first", "longer = shorter", "first = shorter", "agreement",
-        "kappa", "95% interval", "by all",
+        "kappa", "kappa, 95% interval", "by all",
     ]  # fmt: skip
