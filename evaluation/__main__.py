@@ -10,6 +10,10 @@ from evaluation import run
 VERBS = {
     "run": ("evaluation.run", "evaluate checkpoints, what it does without a verb: python -m evaluation.run"),
     "compare": ("evaluation.compare", "put finished evaluations into one table: python -m evaluation.compare"),
+    "judge-check": (
+        "evaluation.judge_check",
+        "compare a judge with people's labels before it is used: python -m evaluation.judge_check",
+    ),
 }
 
 

@@ -74,15 +74,19 @@ def evaluate(config: EvaluateConfig) -> str:
 
 
 def _evaluate(config: EvaluateConfig, claim: Claim, store: "Store") -> str:
+    from data.hub import DATASET, require_hub
     from data.manifest import environment
     from evaluation.answers.answer_sets import make_answers
     from evaluation.measure import gather
     from evaluation.prepared import describe_evaluation, describe_models, more_decodings, prepare
+    from evaluation.publish_report import publish_report
     from evaluation.report import Results, write_report
     from evaluation.samples import sample_rows
     from evaluation.sweep import describe_sweep, make_ensembles
 
     folder = claim.folder
+    if config.push_to_hub:
+        require_hub(config.push_to_hub, DATASET)  # not after hours of work
     chosen = config.chosen_metrics()
     folder.remove_temporary()  # of a run that was killed while it wrote
     evaluation = prepare(config, store)
@@ -109,13 +113,17 @@ def _evaluate(config: EvaluateConfig, claim: Claim, store: "Store") -> str:
         differences = gathered.paired(evaluation.validation)
         sweep = describe_sweep(alphas, chosen_on, differences, evaluation.decodings[0].name, chosen)
         job |= {"sweep": {**sweep, "validation_prompts": len(evaluation.validation.prompts)}}
+    more = [column for metric in metrics for column in metric.more_columns()]
     results = Results(
         without_secrets(job), environment(), measurements, sample_rows(gathered, evaluation.test),
-        gathered.notes(evaluation.test), in_order(columns_of(chosen)),
+        gathered.notes(evaluation.test), in_order([*columns_of(chosen), *more]),
         gathered.paired(evaluation.test),
     )  # fmt: skip
     claim.check()
-    return write_report(folder, results)
+    shown = write_report(folder, results)
+    if config.push_to_hub:
+        publish_report(folder, config.push_to_hub)
+    return shown
 
 
 def _refuse_other_files(folder: "Folder", store: "Store") -> None:

@@ -41,6 +41,14 @@ class PaperTrainingArguments(TrainingArguments):
         default=True, metadata={"help": "Log step 1 too: what all later values are seen to have started from."}
     )
 
+    hub_strategy: str = field(
+        default="end",
+        metadata={
+            "help": "With --push_to_hub: end, the finished model alone. every_save, checkpoint and all_checkpoints, as "
+            "transformers does, push each checkpoint too, from the output directory, into which they copy its weights."
+        },
+    )
+
     def __post_init__(self) -> None:
         if self.per_device_train_batch_size == 0:
             processes, steps = int(os.environ.get("WORLD_SIZE", "1")), max(1, self.gradient_accumulation_steps)

@@ -65,11 +65,13 @@ def _train(
     model_config: "ModelConfig",
     claim: "Claim | None",
 ) -> None:
+    from data.hub import MODEL, require_hub
     from data.models import check_causal, load_tokenizer, tokenizer_hash, weights_hash
     from trainer.attempt import Attempt
     from trainer.groups.sampler import EpochOfSampler
     from trainer.groups.training_data import load_training_data
     from trainer.ingredients import Setup
+    from trainer.model_card import ModelFacts
     from trainer.monitor.diagnosis import Diagnosis
     from trainer.monitor.log_lines import LogLines
     from trainer.monitor.metrics_file import MetricsFile
@@ -78,6 +80,7 @@ def _train(
     from trainer.monitor.safety import CheckpointOnSigterm
     from trainer.monitor.watch import Curves
     from trainer.policy import Policy
+    from trainer.publishing import published_name, push
     from trainer.record import job_record
     from trainer.resume import JobStamp, Needs, check_job, find_checkpoint, is_finished, resume_from
     from trainer.setup import make_trainer
@@ -114,10 +117,15 @@ def _train(
         check_output(output, job, resume, checkpoint)
         if checkpoint:
             check_job(checkpoint, job)
+    if is_main and training.push_to_hub:
+        require_hub(published_name(training), MODEL, "--hub_model_id")  # not after days of work
     if checkpoint and is_finished(output, checkpoint, needs):
         log.info("this job is finished: its last step is %s's", Path(checkpoint).name)
+        if is_main and training.push_to_hub:
+            push(training)
         _say_where(output, model_config, is_main)
         return
+    facts = ModelFacts.of(script, published_name(training), directory, job, model_config.use_peft)
     policy = Policy(directory, model_config, script.from_scratch, script.chosen.dropout)
     with Attempt(output, script.model, claim) as attempt:
         trainer = make_trainer(script, Setup(policy, data, training, tokenizer, row_tokens, script.skip_below))
@@ -126,6 +134,7 @@ def _train(
         watches = MetricsFile(), Diagnosis.of(chosen, script.options), Curves()
         stopping = [] if patience is None else [EarlyStopping(patience)]
         guards = [] if claim is None else [StopIfTakenOver(claim)]
+        trainer.facts = facts
         LogLines.replace_in(trainer, ranking=chosen.learns_order)
         for callback in (EpochOfSampler(), JobStamp(job), sigterm, *stopping, *guards, *watches, attempt):
             trainer.add_callback(callback)
@@ -148,6 +157,8 @@ def _train(
         if claim is not None:
             claim.check()
         save()
+    if is_main and training.push_to_hub:
+        push(training)
     _say_where(output, model_config, is_main)
 
 

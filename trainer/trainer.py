@@ -21,6 +21,7 @@ from trainer.monitor.start import computed_in, report_start
 from trainer.monitor.utilisation import ModelFlop, peak_flops
 from trainer.objectives.base import TERM, Objective, Term
 from trainer.objectives.rewards import implicit_rewards
+from trainer.publishing import OwnCard
 from trainer.scoring.packing import TokenBatch
 from trainer.scoring.prepared_model import PreparedModel, candidate_logps
 from trainer.sharding import SoundSharding, synchronise_each_pass
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 START_PASSES = 8  # the forward passes to compare policy and reference on, before the first step
 
 
-class ContrastiveTrainer(SoundResumption, SoundSaves, SoundSharding, Trainer):
+class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, Trainer):
     """Trains on packed groups towards an objective that has loss terms.
 
     An optimiser step sees exactly per_device_train_batch_size x gradient_accumulation_steps x processes groups (the

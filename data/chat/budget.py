@@ -1,6 +1,7 @@
 """What an API may cost: caps on requests and on money, kept by reservation."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from data.command.wording import counted
@@ -59,6 +60,7 @@ class Budget:
         added: tokens that the server may add to a request's input and, beyond what was asked for, to its output.
         grown_at: requests that had been sent when an answer last took more than was reserved.
         settled: whether one that was sent later did not.
+        others: budgets that the caps are shared with, each of another model's requests; they are spent in turn.
     """
 
     max_requests: int | None = None
@@ -72,6 +74,7 @@ class Budget:
     added: Tokens = TEMPLATE
     grown_at: int = 0
     settled: bool = False
+    others: Sequence["Budget"] = field(default=(), repr=False)
 
     @property
     def one_at_a_time(self) -> bool:
@@ -84,9 +87,9 @@ class Budget:
 
     def cap_against(self, asked: Tokens) -> str:
         """The cap that a request of so many tokens might exceed, "max_requests" or "max_cost"; "" if none."""
-        if self.max_requests is not None and self.requests >= self.max_requests:
+        if self.max_requests is not None and self._of_all("requests") >= self.max_requests:
             return "max_requests"
-        if self.max_cost is not None and self.cost + self.price(self.dearest(asked)) > self.max_cost:
+        if self.max_cost is not None and self._of_all("cost") + self.price(self.dearest(asked)) > self.max_cost:
             return "max_cost"
         return ""
 
@@ -128,8 +131,13 @@ class Budget:
         return self.price(_sum(self.used, self.asked, added))
 
     def __str__(self) -> str:
-        spent = f"{counted(self.requests, 'request')}, {self.used.input:,} input and {self.used.output:,} output tokens"
-        return spent if self.input_price is None else f"{spent}, a cost of {self.cost:.6g} at most"
+        used = _sum(self.used, *(other.used for other in self.others))
+        requests = counted(self._of_all("requests"), "request")
+        spent = f"{requests}, {used.input:,} input and {used.output:,} output tokens"
+        return spent if self.input_price is None else f"{spent}, a cost of {self._of_all('cost'):.6g} at most"
+
+    def _of_all(self, what: str) -> float:
+        return sum(getattr(budget, what) for budget in (self, *self.others))
 
 
 def _sum(*tokens: Tokens) -> Tokens:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ SHORTEST_IN_ERRORS = 4  # characters of a secret that is looked for in what beco
 LONGEST_REASON = 200  # characters of what a server says
 MOST_DOUBLINGS = 16  # of a pause: far above LONGEST_PAUSE, far below what a float holds
 LONGEST_TOKEN = 256  # characters: what is longer than that times the tokens asked for is no answer of a model
+# What a server says of a parameter that no request to a model may have. A value that is out of range is no such thing.
+NOT_SUPPORTED = re.compile(r"\b(?:unsupported|unrecognized|unknown|not\s+support(?:ed)?)\b", re.IGNORECASE)
 AGAIN = "Then run the same command again; what is finished is kept."
 
 
@@ -101,6 +104,10 @@ class ChatAPI:
         retries: of a request that fails by 408, 409, 429, 5xx, time-out, connection or an answer that cannot be read.
         budget: counts every request sent, and caps them.
         group: what the options are called in errors, "api" for --api.KEY.
+        max_completion_tokens: the most that an answer and what is thought before it may take, sent in the place of
+            max_tokens, which some models refuse; None: max_tokens is sent.
+        remedies: parameter of a request -> what to do where the server says that it does not support it, which ends
+            the work; without, that is a refusal like any other.
 
     Raises:
         UserError: no key, see `read_key`; or the HTTP client takes the address, or a proxy's, for none.
@@ -109,18 +116,19 @@ class ChatAPI:
     def __init__(
         self, model: str, base_url: str, *, temperature: float | None, max_tokens: int, concurrency: int,
         timeout: float, retries: int, budget: Budget | None = None, group: str = "api",
+        max_completion_tokens: int | None = None, remedies: Mapping[str, str] | None = None,
     ):  # fmt: skip
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         self.model, self.base_url, self.group = model, public_url(base_url), group
         self.concurrency, self.timeout, self.retries = concurrency, timeout, retries
         # OpenAI's newer models take the new name only, other servers may know the old one only.
-        limit = "max_completion_tokens" if _is_openai(base_url) else "max_tokens"
-        self.max_tokens = max_tokens
-        self.sampling: dict[str, Any] = {limit: max_tokens}
+        is_new = max_completion_tokens is not None or _is_openai(base_url)
+        self.max_tokens = max_tokens if max_completion_tokens is None else max_completion_tokens
+        self.sampling: dict[str, Any] = {"max_completion_tokens" if is_new else "max_tokens": self.max_tokens}
         if temperature is not None:
             self.sampling["temperature"] = temperature
-        self.budget = budget or Budget()
+        self.budget, self.remedies = budget or Budget(), remedies or {}
         self.key = read_key(base_url, group)
         self._secrets = secrets_of(base_url) | ({self.key} - {NO_KEY})
         # Each request sent must be one that we count: no retries of the client's, no redirects.
@@ -210,6 +218,8 @@ class ChatAPI:
                 wanted = 0.0
                 if isinstance(error, openai.APIStatusError):
                     if error.status_code in REFUSALS:
+                        if unsupported := unsupported_parameter(error.body, self.remedies):
+                            raise self._unsupported(unsupported, error) from None
                         return Answer("", "", refusal=self._reason(error))
                     if error.status_code not in TRIED_AGAIN and error.status_code < 500:
                         raise self._explained(error) from None  # a cause would carry the request with its key
@@ -299,6 +309,12 @@ class ChatAPI:
             "again, which has the whole cap anew."
         )
 
+    def _unsupported(self, parameter: str, error: Exception) -> UserError:
+        return UserError(
+            f"{self.base_url} does not take {parameter} of '{self.model}' ({self._reason(error)}). "
+            f"{self.remedies[parameter]}"
+        )
+
     def _explained(self, error: Exception) -> UserError:
         """A client's error in one line: what, where, what to do."""
         import openai
@@ -361,6 +377,26 @@ class ChatAPI:
             if len(secret) >= shortest:
                 text = text.replace(secret, HIDDEN)
         return text
+
+
+def unsupported_parameter(body: object, parameters: Iterable[str]) -> str:
+    """Which of some parameters an error says the model does not support, so that no request with it can be answered.
+
+    The error names it in `param`, as OpenAI's does, or in quotes, and says so in its `code` or in words.
+
+    Args:
+        body: of the error.
+
+    Returns:
+        The parameter; "" if the error is about something else.
+    """
+    if not isinstance(body, dict):
+        return ""
+    message, code = str(body.get("message")), str(body.get("code"))
+    if not (code.startswith("unsupported_") or NOT_SUPPORTED.search(message)):
+        return ""
+    named = [name for name in parameters if body.get("param") == name]
+    return next(iter(named or [name for name in parameters if re.search(rf"['\"`]{name}['\"`]", message)]), "")
 
 
 def asked_pause(headers: Mapping[str, str]) -> float:

@@ -4,7 +4,7 @@ from evaluation.judging.base import Judge, JudgeOptions
 
 
 def make_judge(options: JudgeOptions, store_path: str) -> Judge:
-    """The judge of `--judge.KEY VALUE` options: a reward model if one is named, else a chat model.
+    """The judge of `--judge.KEY VALUE` options: a reward model if one is named, else a chat model, or a panel of them.
 
     Args:
         store_path: folder that keeps verdicts and rewards.
@@ -18,9 +18,15 @@ def make_judge(options: JudgeOptions, store_path: str) -> Judge:
         from evaluation.judging.reward_judge import RewardJudge
 
         return RewardJudge(options.reward_model, Store(store_path))
+    from data.chat.budget import Budget
     from evaluation.judging.chat_judge import ChatJudge
+    from evaluation.judging.panel import Panel
 
-    return ChatJudge(options, store_path)
+    budgets = [Budget(options.max_requests, options.max_cost, *prices) for prices in options.prices()]
+    for budget in budgets:
+        budget.others = [other for other in budgets if other is not budget]
+    judges = [ChatJudge(options, *one, store_path) for one in zip(options.model, budgets, strict=True)]
+    return judges[0] if len(judges) == 1 else Panel(judges)
 
 
 def check_chat_judge(options: JudgeOptions) -> None:

@@ -18,15 +18,14 @@ from data.command.errors import UserError
 from data.command.terminal import one_line
 from data.command.trackers import report
 from data.command.wording import counted, duration
-from data.schema import Group
 from data.storage import sha256
 from evaluation.judging.base import (
     FILTERED,
     ORDERS,
-    PRICES,
     REFUSAL,
     SAME,
     UNPARSED,
+    Asked,
     Comparison,
     JudgeOptions,
     Outcome,
@@ -40,6 +39,13 @@ log = logging.getLogger(__name__)
 REFUSED = "refused"
 PROGRESS_SECONDS = 10.0
 LONGEST_QUOTE = 60  # characters of a judge's words in a reason
+# What to do where a server does not take what every request of ours has.
+REMEDIES = {
+    "max_tokens": "Give --judge.max_completion_tokens N: all that it may think and say, e.g. 4096.",
+    "max_completion_tokens": "Leave --judge.max_completion_tokens out and give --judge.max_tokens N.",
+    "temperature": "Give --judge.temperature none.",
+    "seed": "Leave --judge.seed out.",
+}
 
 
 @dataclass(frozen=True)
@@ -62,20 +68,22 @@ class ChatJudge:
 
     Args:
         options: that have passed their `check`.
+        model: one of theirs.
+        budget: counts its requests, and caps them.
         store_path: folder of verdicts.sqlite.
 
     Raises:
         UserError: the key, the template or the store is unusable.
     """
 
-    def __init__(self, options: JudgeOptions, store_path: str):
-        self.options, self.address = options, checked_url("judge", options.base_url)
+    members: Sequence[str] = ()
+
+    def __init__(self, options: JudgeOptions, model: str, budget: Budget, store_path: str):
+        self.options, self.model, self.budget = options, model, budget
+        self.address = checked_url("judge", options.base_url)
         self.base_url = public_url(self.address)
         read_key(self.base_url, "judge")
         self.template, self.verdicts = read_template(options.template), Verdicts(store_path)
-        self.budget = Budget(**{key: getattr(options, key) for key in ("max_requests", "max_cost", *PRICES)})
-        assert options.model is not None  # JudgeOptions.check
-        self.model = options.model
         # By key, of all questions so far: verdicts, and what the API refused. That may be the fault of a limit that is
         # raised before the next run, so it is not stored.
         self.found: dict[str, Verdict] = {}
@@ -86,7 +94,7 @@ class ChatJudge:
         """Close the file of verdicts, which opens again where it is needed; a chat judge holds no model."""
         self.verdicts.close()
 
-    def look_at(self, prompts: Sequence[Group]) -> None:
+    def look_at(self, prompts: Sequence[Asked]) -> None:
         """Do nothing: any text can be asked about, and what the API refuses is counted."""
 
     def identity(self) -> dict[str, Any]:
@@ -151,7 +159,8 @@ class ChatJudge:
             )  # fmt: skip
 
     def _sampling(self) -> dict[str, Any]:
-        return {key: getattr(self.options, key) for key in ("model", "temperature", "max_tokens", "seed")}
+        limit = "max_tokens" if self.options.max_completion_tokens is None else "max_completion_tokens"
+        return {"model": self.model, **{key: getattr(self.options, key) for key in ("temperature", limit, "seed")}}
 
     def _questions(self, comparison: Comparison) -> list[Question]:
         """One for each order; none if there is nothing to compare."""
@@ -192,11 +201,19 @@ class ChatJudge:
                 f"({next(iter(self.refused.values())).raw}). Check the --judge options."
             )
         keeper.report()
+        if keeper.cut:
+            limit = "max_tokens" if self.options.max_completion_tokens is None else "max_completion_tokens"
+            log.warning(
+                "judge: %d of %d verdicts of %s were cut at --judge.%s %d before they named an answer; a model that "
+                "thinks first needs some thousand: --judge.max_completion_tokens 4096",
+                keeper.cut, keeper.kept, self.model, limit, getattr(self.options, limit),
+            )  # fmt: skip
 
     async def _ask_all(self, questions: list[Question], keep: Any) -> None:
-        sending = ("temperature", "max_tokens", "concurrency", "timeout", "retries")
+        sending = ("temperature", "max_tokens", "max_completion_tokens", "concurrency", "timeout", "retries")
         options = {key: getattr(self.options, key) for key in sending}
-        async with ChatAPI(self.model, self.address, **options, budget=self.budget, group="judge") as api:
+        options |= {"budget": self.budget, "group": "judge", "remedies": REMEDIES}
+        async with ChatAPI(self.model, self.address, **options) as api:
 
             def stop(error: BaseException) -> None:
                 log.warning(
@@ -235,7 +252,7 @@ class Keeper:
         self.verdicts, self.expected, self.budget = verdicts, expected, budget
         self.waiting: list[Verdict] = []
         self.writing = asyncio.Lock()
-        self.kept, self.reported = 0, time.monotonic()
+        self.kept, self.cut, self.reported = 0, 0, time.monotonic()
 
     async def keep(self, verdict: Verdict) -> None:
         """The verdict is on the disk when this returns. Raises UserError if it cannot be written."""
@@ -247,6 +264,7 @@ class Keeper:
             await asyncio.to_thread(self.verdicts.add, batch)
             self.waiting = self.waiting[len(batch) :]
             self.kept += len(batch)
+            self.cut += sum(v.verdict == "?" and v.finish_reason == "length" for v in batch)
         if time.monotonic() - self.reported > PROGRESS_SECONDS:
             self.report()
 

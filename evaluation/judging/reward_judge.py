@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from data.command.errors import UserError
 from data.finite import LOOK, first_not_finite
-from data.schema import Group, as_messages
+from data.schema import as_messages
 from evaluation.answers.cache import Store, hash_of
 from evaluation.answers.weights import identify_text_model
-from evaluation.judging.base import SAME, Comparison, Outcome
+from evaluation.judging.base import SAME, Asked, Comparison, Outcome
 from evaluation.on_demand import OnDemand
 from negatives_gen.models.reward_model import RewardModel, check_template, require_one_label
 
@@ -21,7 +21,7 @@ NO_CODE = " A judge runs no code of a model."
 ROUNDING = 1e-4
 
 # What `RewardModel.written` takes: a prompt, an answer, and the prompt as messages for a chat template.
-Asked = tuple[str, str, list[dict[str, str]]]
+Text = tuple[str, str, list[dict[str, str]]]
 
 
 class RewardJudge:
@@ -38,6 +38,8 @@ class RewardJudge:
         UserError: the reward model cannot be reached or, in `judge`, not loaded; or a reward is not finite.
     """
 
+    members: Sequence[str] = ()
+
     def __init__(self, model: str, store: Store):
         self.name, self.store = model, store
         try:
@@ -46,7 +48,7 @@ class RewardJudge:
             raise UserError(f"{OPTION} '{model}' cannot be used: {error}") from error
         self.model = OnDemand(lambda: RewardModel(model, OPTION, custom_code=NO_CODE))
 
-    def look_at(self, prompts: Sequence[Group]) -> None:
+    def look_at(self, prompts: Sequence[Asked]) -> None:
         """Raise UserError for a model with other than one label, or prompts that its chat template refuses.
 
         What was found sound is remembered by the store, so that a finished evaluation needs no tokenizer.
@@ -85,14 +87,14 @@ class RewardJudge:
         outcomes = map(_outcome, rewards[::2], rewards[1::2])
         return [next(outcomes) if differ else SAME for differ in different]
 
-    def _rewards(self, asked: Sequence[Asked]) -> list[float]:
+    def _rewards(self, asked: Sequence[Text]) -> list[float]:
         model = self.model()
         written = [model.written(*one) for one in asked]
         unique = list(dict.fromkeys(written))
         rewards = dict(zip(unique, model.rewards(unique), strict=True))
         return self._checked([rewards[text] for text in written], asked)
 
-    def _checked(self, rewards: list[float], asked: Sequence[Asked]) -> list[float]:
+    def _checked(self, rewards: list[float], asked: Sequence[Text]) -> list[float]:
         if (index := first_not_finite(rewards)) is not None:
             raise UserError(
                 f"{OPTION} '{self.name}' gives the answer {asked[index][1][:80]!r} the reward {rewards[index]}, which "

@@ -14,7 +14,10 @@ METRICS: Registry[type[Metric]] = Registry(
     classes=True,
     fault=fault_of,
     reserved=RECORD,
-    helpers=("columns", "embeddings", "features", "likelihood", "logps", "rates", "second_model", "statistics"),
+    helpers=(
+        *("agreement", "columns", "embeddings", "features", "likelihood", "logps", "panel_rates", "rates"),
+        *("second_model", "statistics"),
+    ),
 )
 
 

@@ -167,6 +167,10 @@ class Metric:
         """What must be given so that the metric can be measured, e.g. "--embedder"; "" if nothing is missing."""
         return ""
 
+    def more_columns(self) -> list[Column]:
+        """Columns that hang on what the options name, beside the class's; differences of theirs are none."""
+        return []
+
     @classmethod
     def criterion(cls) -> Column | None:
         """The column that alpha may be chosen by; None where it is never chosen by this metric."""

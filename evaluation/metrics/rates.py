@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.judging.base import Outcome
-from evaluation.metrics.statistics import Estimate, bootstrap, bootstrapped_share
+from evaluation.metrics.statistics import Estimate, bootstrap, bootstrapped_share, weights_of
 
 # Of the logistic regression: with perfectly separated outcomes its maximum lies at infinity. Beside the information
 # in n outcomes, up to n / 4, this is nothing.
@@ -109,7 +109,7 @@ def length_controlled(scores: Sequence[float | None], differences: Sequence[floa
     feature = np.tanh(length / spread)
     fitted = fit(feature, score, np.ones((1, len(score))))
     error, interval = bootstrap(
-        len(score), lambda indices: _sigmoid(fit(feature, score, _weights(indices), start=fitted[0])[:, 0])
+        len(score), lambda indices: _sigmoid(fit(feature, score, weights_of(indices), start=fitted[0])[:, 0])
     )
     return Estimate(float(_sigmoid(fitted[0, 0])), error, len(score), interval)
 
@@ -150,13 +150,6 @@ def _fit_rows(powers: np.ndarray, score: np.ndarray, weights: np.ndarray, start:
             break
         going, weights, target = going[on], weights[on], target[on]
     return found
-
-
-def _weights(indices: np.ndarray) -> np.ndarray:
-    """[R, n]: how often each of n examples was drawn in each resample."""
-    rows, n = indices.shape
-    flat = (indices + n * np.arange(rows)[:, None]).ravel()
-    return np.bincount(flat, minlength=rows * n).reshape(rows, n).astype(np.float64)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -92,6 +92,13 @@ def bootstrap(
     return float(values.std(ddof=1)), (float(low), float(high))
 
 
+def weights_of(indices: np.ndarray) -> np.ndarray:
+    """How often each of n examples was drawn in each resample: indices [R, n] -> [R, n]."""
+    rows, n = indices.shape
+    flat = (indices + n * np.arange(rows)[:, None]).ravel()
+    return np.bincount(flat, minlength=rows * n).reshape(rows, n).astype(np.float64)
+
+
 def bootstrapped_mean(values: Sequence[float] | np.ndarray) -> Estimate:
     """The mean of values with bootstrap standard error and interval.
 

@@ -9,6 +9,7 @@ from data.command.errors import UserError, did_you_mean
 from data.command.options import option
 from evaluation.judging.base import SAME, UNREADABLE, Comparison, Judge, JudgeOptions, Outcome
 from evaluation.metrics.base import HIGHER, LOWER, TRUTH, WIN, AnswerMetric, Column, Evidence, Request, Which
+from evaluation.metrics.panel_rates import panel_columns, panel_estimates, without_vote
 
 if TYPE_CHECKING:
     from evaluation.answers.answer_sets import AnswerSet
@@ -37,6 +38,7 @@ SPENT_SCHEMA = {
             "description": "Questions that the server refused in the last run; they are no verdicts.",
             **_COUNT,
         },
+        "judges": {"description": "Of a panel, the same of each judge by its name.", "type": "object"},
         "base_urls": {
             "description": "The servers that gave the verdicts.",
             "type": "array",
@@ -83,7 +85,7 @@ class WinRateOptions:
 
 
 class WinRate(AnswerMetric):
-    """Win rates by a judge: a chat model that is asked in both orders, or a reward model."""
+    """Win rates by a judge: a chat model that is asked in both orders, a panel of these, or a reward model."""
 
     name = RATE
     summary = "share of prompts on which a judge prefers the answer"
@@ -152,7 +154,9 @@ class WinRate(AnswerMetric):
             return []
         theirs, found = PAPER_TEMPLATES.get(task), []
         model = judge.get("model") or judge.get("reward_model") or "not recorded"
-        if PAPER_JUDGE not in str(model).lower():
+        if isinstance(model, list):
+            found.append(f"judge GPT-3.5 there, the majority of {', '.join(model)} here")
+        elif PAPER_JUDGE not in str(model).lower():
             found.append(f"judge GPT-3.5 there, {model} here")
         template = judge.get("template", theirs)  # a reward model has neither template nor orders
         if theirs and template != theirs:
@@ -190,6 +194,9 @@ class WinRate(AnswerMetric):
     def identity(self) -> dict[str, Any]:
         return {"judge": self.judge.identity(), "against": self.options.opponents}
 
+    def more_columns(self) -> list[Column]:
+        return panel_columns(self.judge.members)
+
     def drop(self) -> None:
         self.judge.drop()
 
@@ -206,11 +213,13 @@ class Outcomes(Evidence):
         outcomes: in the order of the prompts.
         differences: by how many characters each answer is longer than the opponent's.
         record: what the judge took.
+        members: of a panel, its judges.
     """
 
     outcomes: Mapping[Which, Mapping[str, Sequence[Outcome]]]
     differences: Mapping[Which, Mapping[str, Sequence[int]]]
     record: Mapping[str, Any]
+    members: Sequence[str] = ()
 
     def measurements(self, part: "Part", baseline: str = "") -> list["Measurement"]:
         from evaluation.metrics.statistics import Measurement
@@ -252,6 +261,9 @@ class Outcomes(Evidence):
                     )
                 for reason, number in not_judged(outcomes).items():
                     said.append(f"{number} {of_these} against {whose} are in no win rate: {reason}.")
+                for place, member in enumerate(self.members):
+                    for reason, number in not_judged(without_vote(place, outcomes)).items():
+                        said.append(f"{number} {of_these} against {whose} have no vote of {member}: {reason}.")
         return said
 
     def annotated(self, row: "AnswerRow", answers: "AnswerSet", index: int) -> list["AnswerRow"]:
@@ -290,6 +302,8 @@ class Outcomes(Evidence):
             numbers["flips"] = counted.flips
         found |= {name: Estimate(float(number), math.nan, len(outcomes)) for name, number in numbers.items()}
         found["flip_rate"] = counted.flip_rate
+        if self.members:
+            found |= panel_estimates(self.members, outcomes)
         return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
@@ -312,7 +326,7 @@ def compare_answers(judge: Judge, answer_sets: Sequence["AnswerSet"], opponents:
                 which, others = (answers.model, answers.decoding), _other_texts(answer_sets, answers, opponent)
                 outcomes[which][opponent] = judge.judge(_comparisons(answers, others))
                 differences[which][opponent] = length_differences(answers.texts, others)
-    return Outcomes(outcomes, differences, {"judge": dict(judge.spent()) or None})
+    return Outcomes(outcomes, differences, {"judge": dict(judge.spent()) or None}, judge.members)
 
 
 def _comparisons(answers: "AnswerSet", others: Sequence[str]) -> list[Comparison]:

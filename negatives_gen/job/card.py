@@ -1,4 +1,4 @@
-"""The dataset card that is written with each set, and the upload to the hub."""
+"""The dataset card that is written with each set."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from data.command.entries import flat, undecided
-from data.command.errors import UserError, first_line
+from data.command.errors import UserError
 from data.counts import least_of
 from data.manifest import REJECTS, Manifest
 from data.schema import group_schema
@@ -129,46 +129,6 @@ def require_disk(path: str) -> None:
     """Raise UserError if a set there could not be pushed to the hub, whose client reads local directories."""
     if "://" in path:
         raise UserError(f"only a set on a disk can be pushed to the hub; copy '{path}' to one and push that.")
-
-
-def require_hub(repo_id: str) -> None:
-    """Raise UserError if the name is none, or the hub knows no login here that may write to a data set of this name."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UserError(f"--push_to_hub '{repo_id}' is no name of a data set: {first_line(error)}") from error
-    try:
-        login = HfApi().whoami()
-    except Exception as error:  # the hub client raises a dozen unrelated classes
-        raise UserError(
-            f"nothing can be pushed to '{repo_id}': {first_line(error).rstrip('.')}. Log in with `hf auth login`, or "
-            "leave --push_to_hub out."
-        ) from error
-    owner, _, _ = repo_id.rpartition("/")
-    owners = [login.get("name"), *(one.get("name") for one in login.get("orgs") or [])]
-    role = ((login.get("auth") or {}).get("accessToken") or {}).get("role")
-    if (owner and owner not in owners) or role == "read":
-        why = "the token may only read" if role == "read" else f"'{login.get('name')}' does not belong to '{owner}'"
-        raise UserError(f"nothing can be pushed to '{repo_id}': {why}. Log in with another token, or choose a name.")
-
-
-def push_to_hub(path: str, repo_id: str) -> None:
-    """Upload a finished set as a data set of the hub. Raises UserError if it is not on a disk or the hub refuses."""
-    require_disk(path)
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    try:
-        api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
-        api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=path)
-    except Exception as error:  # the hub client raises a dozen unrelated classes
-        raise UserError(
-            f"'{path}' is finished, but cannot be pushed to '{repo_id}': {first_line(error).rstrip('.')}. Log in with "
-            "`hf auth login`, then run the same command again."
-        ) from error
 
 
 def _cell(settings: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from data.command.library_output import library_output_to
 from data.command.options import ROOT_VARIABLE, resolve_path
 from data.command.privacy import without_secrets
 from data.command.trackers import check_trackers, report, reporting_to, reports
+from data.hub import DATASET, push_folder, require_hub
 from data.manifest import Manifest, read_manifest
 from data.model_settings import config_hash, config_words_hash
 from data.models import (
@@ -35,7 +36,7 @@ from data.tokens import describe_ends, marks_of, text_behind
 from negatives_gen.config import GenerateConfig, RunOptions
 from negatives_gen.job.actors import Components, Work
 from negatives_gen.job.attempts import Inside, ShardsSetAside, forget
-from negatives_gen.job.card import CARD, card, push_to_hub, require_disk, require_hub
+from negatives_gen.job.card import CARD, card, require_disk
 from negatives_gen.job.inputs import Kind, Shard, StagedShards, stage_inputs
 from negatives_gen.job.pipeline import run_pipeline
 from negatives_gen.job.progress import Progress
@@ -149,10 +150,10 @@ def run_job(config: RunOptions, out: str, work: Work, prepare: Preparation) -> M
     """
     if config.push_to_hub:
         require_disk(work.writer.folder.path)
-        require_hub(config.push_to_hub)  # not after days of work
+        require_hub(config.push_to_hub, DATASET)  # not after days of work
     manifest = _finished(work.writer, out) or _made(config, out, work, prepare)
     if config.push_to_hub:
-        push_to_hub(work.writer.folder.path, config.push_to_hub)
+        push_folder(work.writer.folder.path, config.push_to_hub, DATASET)
     return manifest
 
 

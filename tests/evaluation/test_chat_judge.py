@@ -365,8 +365,8 @@ def test_a_bad_option_of_the_judge_is_refused_in_one_line(
 def test_openai_itself_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(UserError, match=r"\$OPENAI_API_KEY is not set. Set it, or give --judge.base_url of another"):
-        make_judge(JudgeOptions(model="gpt-3.5-turbo"), str(tmp_path))
-    make_judge(JudgeOptions(model="m", base_url="http://localhost:8000/v1"), str(tmp_path))
+        make_judge(JudgeOptions(model=["gpt-3.5-turbo"]), str(tmp_path))
+    make_judge(JudgeOptions(model=["m"], base_url="http://localhost:8000/v1"), str(tmp_path))
 
 
 # --- a real server ---
@@ -374,7 +374,7 @@ def test_openai_itself_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_vllm_serve_is_a_judge(vllm_url: str, tmp_path: Path) -> None:
     """A random model says nothing that names an answer: every answer is kept, none is a loss."""
-    options = JudgeOptions(model="tiny", base_url=vllm_url, input_price=2.0, output_price=4.0)
+    options = JudgeOptions(model=["tiny"], base_url=vllm_url, input_price=[2.0], output_price=[4.0])
     judge = make_judge(options, str(tmp_path))
     outcomes = judge.judge(pairs(8))
     with sqlite3.connect(tmp_path / "verdicts.sqlite") as connection:
@@ -394,7 +394,7 @@ def test_vllm_serve_is_a_judge(vllm_url: str, tmp_path: Path) -> None:
 
 
 def test_vllm_refuses_what_is_too_long_and_judges_the_rest(vllm_url: str, tmp_path: Path) -> None:
-    judge = make_judge(JudgeOptions(model="tiny", base_url=vllm_url), str(tmp_path))
+    judge = make_judge(JudgeOptions(model=["tiny"], base_url=vllm_url), str(tmp_path))
     long = Comparison("long", "Question " * 600, "good", "bad")
     refused, other = judge.judge([long, *pairs(1)])
     assert refused.reason.startswith("the API refuses the question: ")

@@ -26,7 +26,7 @@ import sys
 from evaluation.judging import make_judge
 from evaluation.judging.base import JudgeOptions
 from tests.support.judged import unequal
-make_judge(JudgeOptions(model="m", base_url=sys.argv[1], concurrency=4), sys.argv[2]).judge(unequal(150))
+make_judge(JudgeOptions(model=["m"], base_url=sys.argv[1], concurrency=4), sys.argv[2]).judge(unequal(150))
 """
 
 

@@ -92,6 +92,8 @@ def found(measurements: list[Measurement], model: str, against: str = "") -> dic
 class ShortestJudgeStub:
     """Prefers the shorter text; cannot decide on the first prompt."""
 
+    members: Sequence[str] = ()
+
     def __init__(self) -> None:
         self.asked: list[Comparison] = []
 

@@ -29,6 +29,8 @@ KNOWN = [
 OTHER_MEANINGS = {
     "answers/generations.py": {"text"},
     "judging/chat_judge.py": {"unparsed"},
+    "judging/panel.py": {"unparsed"},
+    "judging/trust.py": {"flip_rate", "flips", "not_judged"},
     "metrics/base.py": {"truth"},
     "metrics/likelihood.py": {"text"},
     "metrics/second_model.py": {"text"},

@@ -1,17 +1,14 @@
-"""The dataset card as the hub reads it, and the upload to a hub that a stub stands for."""
+"""The dataset card as the hub reads it."""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
 import pytest
 from huggingface_hub import DatasetCard
 
-from data.command.errors import UserError
 from data.manifest import Manifest
 from data.shards import NegativeSet
-from negatives_gen.job.card import card, push_to_hub, require_hub
+from negatives_gen.job.card import card
 
 
 @pytest.fixture
@@ -26,26 +23,6 @@ def manifest(negative_set: Path) -> Manifest:
         "seed": 7,
     }
     return replace(found, job=job)
-
-
-class HubStub:
-    """Records what a hub would be asked for."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, str, dict[str, Any]]] = []
-
-    def create_repo(self, repo_id: str, **options: Any) -> None:
-        self.calls.append(("create_repo", repo_id, options))
-
-    def upload_folder(self, *, repo_id: str, **options: Any) -> None:
-        self.calls.append(("upload_folder", repo_id, options))
-
-
-class ClosedHubStub(HubStub):
-    """Refuses everybody."""
-
-    def create_repo(self, repo_id: str, **options: Any) -> None:
-        raise huggingface_hub.errors.LocalTokenNotFoundError("Token is required.\nA second line.")
 
 
 def test_the_card_says_what_is_in_the_set(manifest: Manifest) -> None:
@@ -84,65 +61,3 @@ def test_the_card_says_what_is_in_the_set(manifest: Manifest) -> None:
 def test_the_size_category_is_the_hubs(manifest: Manifest, rows: int, size: str) -> None:
     larger = replace(manifest, counts={**manifest.counts, "rows_written": rows})
     assert DatasetCard(card(larger)).data.to_dict()["size_categories"] == [size]
-
-
-def test_a_set_is_pushed_whole(monkeypatch: pytest.MonkeyPatch, negative_set: Path) -> None:
-    hub = HubStub()
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
-    push_to_hub(str(negative_set), "me/negatives")
-    assert hub.calls == [
-        ("create_repo", "me/negatives", {"repo_type": "dataset", "exist_ok": True}),
-        ("upload_folder", "me/negatives", {"repo_type": "dataset", "folder_path": str(negative_set)}),
-    ]
-
-
-def test_a_refusal_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch, negative_set: Path) -> None:
-    monkeypatch.setattr(huggingface_hub, "HfApi", ClosedHubStub)
-    with pytest.raises(UserError) as error:
-        push_to_hub(str(negative_set), "me/negatives")
-    assert str(error.value) == (
-        f"'{negative_set}' is finished, but cannot be pushed to 'me/negatives': Token is required. Log in with "
-        "`hf auth login`, then run the same command again."
-    )
-    with pytest.raises(UserError, match="only a set on a disk can be pushed"):
-        push_to_hub("s3://bucket/set", "me/negatives")
-
-
-@pytest.mark.parametrize(
-    ("repo", "role", "why"),
-    [
-        ("me/set", "write", None),
-        ("ours/set", "fineGrained", None),
-        ("set", "write", None),
-        ("theirs/set", "write", "'me' does not belong to 'theirs'"),
-        ("me/set", "read", "the token may only read"),
-    ],
-)
-def test_a_name_that_may_not_be_written_to_is_refused_before_the_work(
-    monkeypatch: pytest.MonkeyPatch, repo: str, role: str, why: str | None
-) -> None:
-    class LoginStub(HubStub):
-        def whoami(self) -> dict[str, Any]:
-            return {"name": "me", "orgs": [{"name": "ours"}], "auth": {"accessToken": {"role": role}}}
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", LoginStub)
-    if why is None:
-        require_hub(repo)
-        return
-    with pytest.raises(UserError, match=f"^nothing can be pushed to '{repo}': {why}. Log in with another token"):
-        require_hub(repo)
-
-
-@pytest.mark.parametrize("repo", ["my set", "user/a b", "me/x--y", "a/b/c"])
-def test_a_name_that_is_none_is_refused_before_the_work(repo: str) -> None:
-    with pytest.raises(UserError, match=f"^--push_to_hub '{repo}' is no name of a data set: "):
-        require_hub(repo)
-
-
-def test_without_a_login_nothing_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    def closed_stub(self: Any) -> None:
-        raise huggingface_hub.errors.LocalTokenNotFoundError("Token is required.\nA second line.")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "whoami", closed_stub)
-    with pytest.raises(UserError, match=r"^nothing can be pushed to 'me/set': Token is required. Log in with `hf auth"):
-        require_hub("me/set")

@@ -24,6 +24,7 @@ CONFIGS = {
     "ensemble": "trainer.ensemble.ensembles:EnsembleConfig",
     "evaluate": "evaluation.config:EvaluateConfig",
     "compare": "evaluation.compare:CompareConfig",
+    "judge-check": "evaluation.judge_check:JudgeCheckConfig",
 }
 WORDS = ["nan", "inf", "-inf", "NaN", "1e400", "-" + "9" * 400]
 YAML = [".nan", ".inf", "-.inf", "9" * 400]

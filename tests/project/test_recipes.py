@@ -315,7 +315,7 @@ def test_a_table_is_measured_as_in_the_paper(name: str) -> None:
     assert (config.split, config.limit, config.metric_options["win_rate"].opponents) == ("test", 1000, ["truth"])
     template = "wiki" if wiki else "dolly"
     assert read_yaml(str(paper(name)))["max_new_tokens"] == LONGEST_ANSWER[template]
-    expected = JudgeOptions(model="gpt-3.5-turbo", template=template, orders="paper")
+    expected = JudgeOptions(model=["gpt-3.5-turbo"], template=template, orders="paper")
     assert config.metric_options["win_rate"].judge == expected
     assert metrics_of(config) == ["win_rate", *(["mauve"] if wiki else []), "text"]
 

@@ -43,7 +43,7 @@ def test_every_tensor_is_the_interpolation_and_the_directory_a_model(mle: Path, 
 
     (found,) = ensembles(mle, trained, tmp_path / "out", 0.3)
 
-    assert {p.name for p in found.iterdir()} == {*(p.name for p in cpo.iterdir()), "ensemble.json"}
+    assert {p.name for p in found.iterdir()} == {*(p.name for p in cpo.iterdir()), "ensemble.json", "README.md"}
     assert all((found / name).read_bytes() == (cpo / name).read_bytes() for name in (*TOKENIZER, "config.json"))
     ours, theirs = load_file(mle / "model.safetensors"), load_file(cpo / "model.safetensors")
     tensors = load_file(found / "model.safetensors")

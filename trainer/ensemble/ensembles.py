@@ -33,6 +33,7 @@ from data.storage import TEMPORARY_PREFIX, sha256
 from trainer.ensemble.adapters import CONFIG as ADAPTER_CONFIG
 from trainer.ensemble.adapters import check_same_adapters, is_adapter, read_adapter, write_adapter
 from trainer.ensemble.interpolate import SAME_ORIGIN, check_same_tensors, read_models, write_interpolations
+from trainer.model_card import ensemble_card, write_card
 
 log = logging.getLogger(__name__)
 
@@ -145,11 +146,14 @@ def write_ensembles(
             todo = [alpha for alpha in alphas if not _is_there(finals[alpha], records[alpha])]
             if write_weights is None:
                 return list(finals.values())
+            adapter = is_adapter(directories[1])
             with _whole_or_not(output, [finals[alpha] for alpha in todo]) as temporary:
                 outputs = dict(zip(todo, temporary, strict=True))
                 write_weights(outputs)
                 for alpha, directory in outputs.items():
                     _copy_rest(directories[1], directory)
+                    card = ensemble_card(finals[alpha].name, (mle, cpo), directories, records[alpha], adapter=adapter)
+                    write_card(directory, card)
                     (directory / RECORD).write_text(json.dumps(records[alpha], indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(

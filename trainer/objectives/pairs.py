@@ -25,6 +25,7 @@ from trainer.monitor.resumption import SoundResumption
 from trainer.monitor.safety import SoundSaves, check_finite
 from trainer.monitor.start import report_start
 from trainer.objectives.base import START
+from trainer.publishing import OwnCard
 from trainer.sharding import SoundSharding
 
 # The group's id, the columns of TRL's DataCollatorForPreference, and the tokens of the longer sequence, by which
@@ -110,7 +111,7 @@ class PairCollator(DataCollatorForPreference):
         return {**super().torch_call(examples), "id": [example["id"] for example in examples]}
 
 
-class PairTrainer(SoundResumption, SoundSaves, SoundSharding, DPOTrainer):
+class PairTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, DPOTrainer):
     """DPOTrainer whose data set is prepared already and holds the reference log-probabilities.
 
     It stops before an optimiser step whose loss or gradient is not finite: TRL would go on, and transformers would
