@@ -64,17 +64,21 @@ class Policy:
             disable_dropout(model)
         return model
 
-    def load_prepared(self) -> "PreparedModel":
-        """The model, taught to return log-probabilities, and called through an adapter if asked."""
-        from trainer.scoring.prepared_model import prepare_model
 
-        model = self.load()
-        prepared = prepare_model(model)
-        adapter = self.adapter
-        if adapter is not None:
-            from peft import get_peft_model, prepare_model_for_kbit_training
+def prepared_policy(model: Any, adapter: Any = None) -> "PreparedModel":
+    """A loaded causal language model, taught to return log-probabilities, and called through an adapter if asked.
 
-            if self.config.load_in_4bit or self.config.load_in_8bit:
-                model = prepare_model_for_kbit_training(model)
-            model = get_peft_model(model, adapter)
-        return prepared.of(model)
+    Args:
+        model: as transformers made it, or wrapped for an adapter of PEFT's already.
+        adapter: peft's configuration of one; None for none.
+    """
+    from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+
+    from trainer.scoring.prepared_model import prepare_model
+
+    prepared = prepare_model(model.get_base_model() if isinstance(model, PeftModel) else model)
+    if adapter is not None:
+        if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+            model = prepare_model_for_kbit_training(model)
+        model = get_peft_model(model, adapter)
+    return prepared.of(model)

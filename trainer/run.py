@@ -61,8 +61,8 @@ def _train(
     claim: "Claim | None",
 ) -> None:
     from data.models import check_causal, load_tokenizer, tokenizer_hash, weights_hash
+    from trainer.assembly import row_budget
     from trainer.attempt import Attempt
-    from trainer.groups.sampler import EpochOfSampler
     from trainer.groups.training_data import load_training_data
     from trainer.ingredients import Setup
     from trainer.monitor.diagnosis import Diagnosis
@@ -98,7 +98,7 @@ def _train(
         identity["config_sha256"] = sha256((directory / "config.json").read_bytes())
     else:
         identity["weights_sha256"] = weights_hash(script.model)
-    row_tokens = script.row_tokens or (8192 if training.device.type == "cuda" else 1024)
+    row_tokens = row_budget(script.row_tokens, training)
     seed = training.seed if training.data_seed is None else training.data_seed
     data = load_training_data(script, tokenizer, identity, seed=seed, watched=training.eval_strategy != "no")
     parts = script, training, model_config
@@ -120,7 +120,7 @@ def _train(
         watches = MetricsFile(), Diagnosis.of(chosen, script.options), Curves()
         stopping = [] if patience is None else [EarlyStopping(patience)]
         guards = [] if claim is None else [StopIfTakenOver(claim)]
-        for callback in (EpochOfSampler(), JobStamp(job), sigterm, *stopping, *guards, *watches, attempt):
+        for callback in (JobStamp(job), sigterm, *stopping, *guards, *watches, attempt):
             trainer.add_callback(callback)
         if claim is not None:
             claim.check()

@@ -30,6 +30,7 @@ def make_trainer(script: "ScriptArguments", setup: "Setup") -> Any:
     """
     from transformers import set_seed
 
+    from trainer.groups.sampler import EpochOfSampler
     from trainer.rehearsal import rehearse
 
     set_seed(setup.training.seed)
@@ -37,6 +38,8 @@ def make_trainer(script: "ScriptArguments", setup: "Setup") -> Any:
         trainer = script.chosen.own_trainer(setup, script.options)
         if trainer is None:
             trainer = make_group_trainer(script.chosen, setup, script.options)
+        else:  # ours has it
+            trainer.add_callback(EpochOfSampler())
         rehearse(trainer)
         return trainer
     except UserError:
@@ -63,27 +66,22 @@ def make_group_trainer(objective: "Objective", setup: "Setup", options: Any) -> 
             f"objective '{objective.name}' needs pairs but brings no trainer for them. Return one from its "
             "`own_trainer`, or let it need groups."
         )
-    from trainer.groups.dataset import Collator
-    from trainer.monitor.start import compare_with_scorer
     from trainer.trainer import ContrastiveTrainer
 
-    train = setup.data.train
-    policy = setup.policy.load_prepared()
-    log.info(
-        *("%s on %d groups, %s layout, at most %d tokens per pass", objective.name, len(train)),
-        *(policy.layout, setup.row_tokens),
-    )
-    compare_with_scorer(setup.data.scored, policy.called, setup.training, policy.layout)
-    collator = Collator(policy.layout, setup.row_tokens, train.strategies, objective.copies(options))
-    return ContrastiveTrainer(
-        model=policy.called,
-        args=setup.training,
-        train_dataset=train,
+    trainer = ContrastiveTrainer(
+        setup.policy.load(),
+        setup.training,
+        train_dataset=setup.data.train,
         eval_dataset=setup.data.held_out,
-        data_collator=collator,
         processing_class=setup.tokenizer,
         objective=objective,
         options=options,
-        prepared=policy,
+        peft_config=setup.policy.adapter,
+        row_tokens=setup.row_tokens,
         skip_below=setup.skip_below,
     )
+    log.info(
+        *("%s on %d groups, %s layout, at most %d tokens per pass", objective.name, len(setup.data.train)),
+        *(trainer.prepared.layout, setup.row_tokens),
+    )
+    return trainer

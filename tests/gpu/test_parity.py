@@ -94,23 +94,19 @@ def test_the_loss_starts_at_log_k(
     from transformers import AutoModelForCausalLM, TrainingArguments
 
     from tests.support.tiny import make_negative_set
-    from trainer.groups.dataset import Collator, ContrastiveGroups
-    from trainer.objectives import OBJECTIVES
+    from trainer.groups.dataset import ContrastiveGroups
     from trainer.trainer import ContrastiveTrainer
 
     make_negative_set(tmp_path / "set", reference, num_groups=16, num_negatives=3, dtype=dtype)
     model: Any = AutoModelForCausalLM.from_pretrained(reference, dtype=getattr(torch, dtype))
     model.to("cuda")
-    prepared = prepare_model(model)
     arguments = TrainingArguments(
         output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=16, logging_steps=1, bf16=False,
         remove_unused_columns=False, report_to="none", save_strategy="no",
     )  # fmt: skip
-    chosen = OBJECTIVES.load(objective)
     trainer = ContrastiveTrainer(
         model=model, args=arguments, train_dataset=ContrastiveGroups.of([NegativeSet(str(tmp_path / "set"))], "all"),
-        data_collator=Collator(prepared.layout, 1024, ["an"]), objective=chosen,
-        options=chosen.Options(beta=5.0), prepared=prepared,
+        objective=objective, beta=5.0, row_tokens=1024,
     )  # fmt: skip
     with caplog.at_level(logging.WARNING):
         trainer.train()
