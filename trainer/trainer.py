@@ -98,10 +98,11 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, Trainer):
         prepared = prepared_policy(loaded_model(model, objective), peft_config)
         compare_with_scorer(getattr(train, "scored", ()), prepared.called, args, prepared.layout)
         names = getattr(train, "strategies", ())
+        collator: Any = Collator(prepared.layout, row_budget(row_tokens, args), names, objective.copies(options))
         super().__init__(
             model=prepared.called,
             args=args,
-            data_collator=Collator(prepared.layout, row_budget(row_tokens, args), names, objective.copies(options)),
+            data_collator=collator,
             train_dataset=train,
             eval_dataset=held_out,
             processing_class=tokenizer,

@@ -299,8 +299,8 @@ def trained(
                 args=arguments,
                 train_dataset=groups,
                 objective=chosen,
+                options=chosen.Options(**({"beta": beta} if chosen.needs == "groups" else {})),
                 row_tokens=ROW_TOKENS,
-                **({"beta": beta} if chosen.needs == "groups" else {}),
             )
         trainer.remove_callback(PrinterCallback)
         if watch:

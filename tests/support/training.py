@@ -28,6 +28,7 @@ def make_trainer(reference: Path, negative_set: Path, tmp_path: Path, **options:
     chosen = {"pss_passes": 2} if objective.name == "pss" else {}
     objective_options = objective.Options(**chosen, **options.pop("objective_options", {}))
     row_tokens, skip_below = options.pop("row_tokens", 256), options.pop("skip_below", None)
+    adapter = options.pop("peft_config", None)
     model = AutoModelForCausalLM.from_pretrained(reference, dtype=options.pop("dtype", torch.float32))
     negatives = NegativeSet(str(negative_set))
     dataset = (
@@ -42,6 +43,7 @@ def make_trainer(reference: Path, negative_set: Path, tmp_path: Path, **options:
         train_dataset=dataset,
         objective=objective,
         options=objective_options,
+        peft_config=adapter,
         row_tokens=row_tokens,
         skip_below=skip_below,
     )
