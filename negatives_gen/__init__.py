@@ -5,8 +5,12 @@ For programs: `generate`.
 
 from typing import TYPE_CHECKING, Any
 
+from cpo_rooms import require_ours
+
 if TYPE_CHECKING:
     from data.shards import NegativeSet
+
+require_ours("data", "trainer")
 
 __all__ = ["generate"]
 

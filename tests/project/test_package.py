@@ -4,7 +4,7 @@ import fnmatch
 import tomllib
 from importlib.metadata import EntryPoint
 
-from data.command import console
+import cpo_rooms
 from tests.support.commands import ROOT
 
 ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
@@ -14,7 +14,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 def test_the_console_script_is_cpo() -> None:
     scripts = PYPROJECT["project"]["scripts"]
     assert list(scripts) == ["cpo"]
-    assert EntryPoint("cpo", scripts["cpo"], "console_scripts").load() is console.main
+    assert EntryPoint("cpo", scripts["cpo"], "console_scripts").load() is cpo_rooms.main
+    assert PYPROJECT["tool"]["setuptools"]["py-modules"] == ["cpo_rooms"]
 
 
 def test_every_file_of_a_room_that_is_no_module_is_package_data() -> None:
