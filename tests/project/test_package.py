@@ -1,10 +1,15 @@
 """What `pip install` gives: the console script, and every file that a room reads."""
 
+import ast
 import fnmatch
+import sys
 import tomllib
 from importlib.metadata import EntryPoint
 
+from packaging.requirements import Requirement
+
 import cpo_rooms
+from data.command.extras import EXTRAS
 from tests.support.commands import ROOT
 
 ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
@@ -39,3 +44,59 @@ def test_a_source_distribution_has_no_tests_which_could_not_run_in_it() -> None:
 def test_a_folder_with_modules_is_a_package() -> None:
     folders = {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     assert [str(folder.relative_to(ROOT)) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
+
+
+def third_party(*rooms: str) -> set[str]:
+    """Top-level packages that the modules of some rooms import anywhere but for type checkers alone, ours left out."""
+    found: set[str] = set()
+    for path in (path for room in rooms for path in (ROOT / room).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        typing_only = {
+            inner
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if node in typing_only:
+                continue
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.split(".")[0])
+    return found - {*ROOMS, "cpo_rooms", *sys.stdlib_module_names}
+
+
+# What other packages of ours always bring.
+BROUGHT = {"huggingface_hub", "tokenizers", "pandas", "httpx", "markupsafe", "cycler"}
+
+
+def installed(*extras: str) -> set[str]:
+    """Names, as they are imported, of what the package and some extras ask for."""
+    project = PYPROJECT["project"]
+    texts = [*project["dependencies"], *(text for extra in extras for text in project["optional-dependencies"][extra])]
+    return {"yaml" if r.name == "pyyaml" else r.name.replace("-", "_") for r in map(Requirement, texts)} | BROUGHT
+
+
+def test_training_alone_needs_no_extra() -> None:
+    assert third_party("trainer") <= installed()
+    assert not {"ray", "vllm", "openai", "sentence_transformers"} & installed()
+    assert third_party("data") <= installed() | {"openai"}  # of chat servers, which generate and evaluate ask
+
+
+def test_each_stage_has_its_extra() -> None:
+    assert third_party("negatives_gen") <= installed("generate", "signals") | {"vllm"}
+    assert third_party("evaluation") <= installed("evaluate") | {"mauve"}
+    for name, extras in EXTRAS.items():
+        assert all(name in installed(extra) for extra in extras.split(","))
+
+
+def test_the_cap_on_transformers_is_vllms() -> None:
+    extras = {"": PYPROJECT["project"]["dependencies"], **PYPROJECT["project"]["optional-dependencies"]}
+    capped = {
+        extra
+        for extra, texts in extras.items()
+        for r in map(Requirement, texts)
+        if r.name == "transformers" and "<" in str(r.specifier)
+    }
+    assert capped == {"gpu", "cpu"}
