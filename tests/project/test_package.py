@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 import cpo_rooms
 from data.command.extras import EXTRAS
 from tests.support.commands import ROOT
+from tests.support.requirements import required
 
 ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -73,9 +74,8 @@ BROUGHT = {"huggingface_hub", "tokenizers", "pandas", "httpx", "markupsafe", "cy
 
 def installed(*extras: str) -> set[str]:
     """Names, as they are imported, of what the package and some extras ask for."""
-    project = PYPROJECT["project"]
-    texts = [*project["dependencies"], *(text for extra in extras for text in project["optional-dependencies"][extra])]
-    return {"yaml" if r.name == "pyyaml" else r.name.replace("-", "_") for r in map(Requirement, texts)} | BROUGHT
+    names = {requirement.name for requirement in required(*extras)}
+    return {"yaml" if name == "pyyaml" else name.replace("-", "_") for name in names} | BROUGHT
 
 
 def test_training_alone_needs_no_extra() -> None:

@@ -36,9 +36,12 @@ def run(notebook: dict[str, Any], **names: Any) -> dict[str, Any]:
 def _value(source: str, name: str, namespace: dict[str, Any]) -> Any:
     """What a cell's last line gives, if it is an expression."""
     tree = ast.parse(source, name)
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, name, "exec"), namespace)
-    return None if last is None else eval(compile(ast.Expression(last.value), name, "eval"), namespace)
+    last = tree.body[-1] if tree.body else None
+    if not isinstance(last, ast.Expr):
+        exec(compile(tree, name, "exec"), namespace)
+        return None
+    exec(compile(ast.Module(tree.body[:-1], []), name, "exec"), namespace)
+    return eval(compile(ast.Expression(last.value), name, "eval"), namespace)
 
 
 def _stream(text: str) -> dict[str, Any]:
