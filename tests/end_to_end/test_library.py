@@ -28,7 +28,7 @@ def options(reference: Path) -> dict[str, Any]:
 def test_generate_gives_the_set_that_it_made(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a stub of the engine."""
+    """A stub stands for the engine."""
     monkeypatch.setattr("negatives_gen.job.job.Components", lambda: Components(engine=EngineStub))
     with without_ray():
         negatives = generate(**options, out=tmp_path / "set", strategies=["an=2", "bn=1"], split="all", top_k=20)

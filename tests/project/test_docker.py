@@ -13,7 +13,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,8 +147,11 @@ def test_an_image_runs_as_a_user_who_owns_what_it_writes_to(name: str):
 
 def test_no_image_has_tools_of_developers_or_what_is_under_the_gpl():
     images = locked("requirements-cpu.txt")
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    only_dev = {r.name for r in map(Requirement, extras["dev"])} - {"s3fs", "psutil", "jsonschema"}
+    only_dev = {r.name for r in map(Requirement, PROJECT["optional-dependencies"]["dev"])} - {
+        "s3fs",
+        "psutil",
+        "jsonschema",
+    }
     assert not only_dev & set(images)
     assert {"pytest", "ruff", "pyright", "mauve-text"} < only_dev & set(locked("requirements-dev.txt"))
     for name in DOCKERFILES:

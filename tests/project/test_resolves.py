@@ -1,7 +1,7 @@
-"""What pip would install for training, generating and evaluating, for each Python; minutes, as wheels of torch are fetched.
+"""What pip would install for training, generating and evaluating, for each Python; minutes: it fetches torch's wheels.
 
-The other extras are resolved for one Python: gpu by the images' tests (test_docker.py). Ranking signals are left out, as
-rouge-score has no wheel, and another Python's can be resolved from wheels alone.
+The other extras are resolved for one Python: gpu by the images' tests (test_docker.py). Ranking signals are left out:
+rouge-score has no wheel, and what another Python would get is resolved from wheels alone.
 """
 
 import json
