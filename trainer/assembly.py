@@ -92,20 +92,22 @@ def check_sets(data: Sequence[Any], model: Any, tokenizer: Any, objective: Objec
     Raises:
         UserError: a set of another reference or tokenizer, or ids that the model does not take.
     """
-    truths_only = objective.needs == "truths"
-    new = [negatives for negatives in _sets_of(data) if negatives.vocabulary is None and negatives.context is None]
-    if not new:  # or held to a model already
+    truths_only, sets = objective.needs == "truths", _sets_of(data)
+    if not sets:
         return
     hashes = {"tokenizer_sha256": tokenizer_hash(tokenizer)} if tokenizer is not None else {}
     if isinstance(model, str | Path):
         hashes |= {} if truths_only else {"weights_sha256": weights_hash(str(model))}
-        require_reference(new, str(model), hashes, truths_only=truths_only)
+        require_reference(sets, str(model), hashes, truths_only=truths_only)
         return
     config = of_text(model.config.to_dict())
-    for negatives in new:
+    for negatives in sets:
         if hashes:
             negatives.check_tokenizer(hashes["tokenizer_sha256"], "processing_class")
-        negatives.compute_with(embedding_rows(config), longest_sequence(config), truths_only=truths_only)
+        rows, context = embedding_rows(config), longest_sequence(config)
+        takes = rows or negatives.vocabulary, context or negatives.context, truths_only
+        if takes != (negatives.vocabulary, negatives.context, negatives.truths_only):  # else it was held to it by name
+            negatives.compute_with(takes[0], takes[1], truths_only=truths_only)
 
 
 def _sets_of(data: Sequence[Any]) -> list[NegativeSet]:

@@ -130,6 +130,20 @@ def test_a_named_model_that_is_not_the_reference_is_refused(negative_set: Path, 
         ContrastiveTrainer(str(other), arguments(tmp_path), train_dataset=NegativeSet(str(negative_set)))
 
 
+def test_each_trainer_holds_a_set_to_its_own_model(reference: Path, negative_set: Path, tmp_path: Path) -> None:
+    negatives = NegativeSet(str(negative_set))
+    ContrastiveTrainer(str(reference), arguments(tmp_path), train_dataset=negatives)
+    with pytest.raises(UserError, match="was made with reference model"):
+        ContrastiveTrainer(
+            str(save_tiny_model(tmp_path / "other", seed=9)), arguments(tmp_path), train_dataset=negatives
+        )
+    smaller = AutoModelForCausalLM.from_pretrained(reference)
+    smaller.config.vocab_size = 5
+    trainer = ContrastiveTrainer(smaller, arguments(tmp_path), train_dataset=NegativeSet(str(negative_set)))
+    with pytest.raises(UserError, match="cannot be used"):
+        _ = trainer.train_dataset[0]  # type: ignore[index]
+
+
 def test_arguments_that_it_would_ignore_are_refused(reference: Path, negative_set: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--label_smoothing_factor is not supported: no objective smooths labels"):
         ContrastiveTrainer(
