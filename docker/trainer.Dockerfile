@@ -9,12 +9,11 @@ RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ libc6-d
 ENV PIP_NO_CACHE_DIR=1
 WORKDIR /app
 # No sources yet: a change of code must not install torch again.
-COPY pyproject.toml docker/requirements-cpu.txt ./
-# The versions that were tested, and torch's CUDA build, which runs on CPUs too: the same torch as in stage 1, whose
-# log-probabilities the trainer continues from. The folders stand for the sources.
-RUN grep -v '^torch==' requirements-cpu.txt > constraints.txt \
-    && mkdir data negatives_gen trainer evaluation && touch README.md \
-    && pip install -c constraints.txt torch==2.13.0 '.[s3]'
+COPY pyproject.toml docker/constraints-gpu.txt ./
+# The versions of stage 1's image for GPUs, and torch's CUDA build, which runs on CPUs too: the same torch as in stage 1,
+# whose log-probabilities the trainer continues from. The folders stand for the sources.
+RUN mkdir data negatives_gen trainer evaluation && touch README.md cpo_rooms.py \
+    && pip install -c constraints-gpu.txt '.[s3]'
 COPY --chown=cpo:cpo . .
 RUN pip install --no-deps -e .
 USER cpo

@@ -13,7 +13,7 @@ from data.command.trackers import HELP, NONE, check_trackers
 from data.command.values import require_positive, require_seed
 from data.sources.source_options import DATASET_HELP, SourceOptions
 from evaluation.metrics import METRICS, in_order
-from evaluation.metrics.base import TRUTH, Metric, Request
+from evaluation.metrics.base import TRUTH, AnswerMetric, Metric, Request
 from evaluation.paper import paper_table
 from trainer.ensemble.ensembles import directory_name, parse_alphas
 
@@ -37,7 +37,9 @@ class EvaluateConfig(SourceOptions):
     split: str = option("test", "which half of the data to evaluate on: train, test or all", metavar="HALF")
     limit: int | None = option(None, "evaluate on the first so many examples of the split")
     decode: list[str] = option(
-        [], "greedy, sample, topkK, topkK-pP or beamB, e.g. topk50-p0.7 (default: greedy)", metavar="DECODING"
+        [],
+        "greedy, sample, topkK, topkK-pP or beamB, e.g. topk50-p0.7 (default: greedy, if a metric is of answers)",
+        metavar="DECODING",
     )
     metrics: list[str] | None = option(
         None,
@@ -152,6 +154,11 @@ class EvaluateConfig(SourceOptions):
             if needed := self._lacks(metric):
                 raise UserError(f"metric '{metric.name}' needs {needed}. Give it.")
         return metrics
+
+    def decodings(self) -> list[str]:
+        """How answers are made: as --decode says, else greedily; not at all where nothing needs answers."""
+        needed = self.sweep is not None or any(issubclass(metric, AnswerMetric) for metric in self.chosen_metrics())
+        return self.decode or (["greedy"] if needed else [])
 
     def request(self) -> Request:
         """What metrics check their options against."""

@@ -45,7 +45,7 @@ def prepare(config: EvaluateConfig, store: Store) -> Evaluation:
         examples_sha256=fingerprint(examples),
         checkpoints=tuple(checkpoints),
         mixed=mixed,
-        decodings=tuple({d.name: d for d in map(parse_decoding, config.decode or ["greedy"])}.values()),
+        decodings=tuple({d.name: d for d in map(parse_decoding, config.decodings())}.values()),
         test=Part("test", test),
         validation=Part("validation", validation) if alphas else None,
         seed=config.seed,

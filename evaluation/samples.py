@@ -7,9 +7,14 @@ from evaluation.subject import Part
 
 
 def sample_rows(gathered: Gathered, part: Part) -> list[SampleRow]:
-    """One row per prompt of the part; an answer is there once for each opponent that it was compared with."""
+    """One row per prompt of the part; an answer is there once for each opponent that it was compared with.
+
+    Without answers there are none.
+    """
     asked = [answers for answers in gathered.answer_sets if answers.asked]
     rows = []
+    if not asked:
+        return rows
     for index in part.prompts:
         group = asked[0].groups[index]
         answers = [row for a in asked for row in _answer_rows(gathered, a, index)]

@@ -16,7 +16,7 @@ from data.command.errors import UserError
 from data.command.options import fields_of_entries, list_flags, load_config, read_yaml
 from data.command.values import convert, plain_type, require_finite, require_positive, split_items
 from trainer.config import COMMAND, PAPER_BATCH_SIZE, PAPER_LEARNING_RATE, PAPER_WEIGHT_DECAY, ScriptArguments
-from trainer.inherited import idle_among, idle_of_model, refuse_unhonoured
+from trainer.inherited import idle_among, idle_of_model, refuse_data_parallel, refuse_unhonoured
 from trainer.objectives import OBJECTIVES, names_with
 from trainer.sharding import refuse_unsharded
 
@@ -239,11 +239,7 @@ def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig, *,
     if training.deepspeed or launched not in ("", "0", "false", "no"):
         raise UserError(NO_DEEPSPEED)
     refuse_unsharded(training, to_run=to_run)
-    if training.n_gpu > 1:
-        raise UserError(
-            f"one process sees {training.n_gpu} GPUs. Start one per GPU, `accelerate launch -m trainer.run ...`, or "
-            "use a single one, CUDA_VISIBLE_DEVICES=0."
-        )
+    refuse_data_parallel(training)
     if model.model_revision != "main":
         raise UserError(
             f"--model_revision '{model.model_revision}' is not supported. Download that revision and give its "

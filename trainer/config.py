@@ -140,10 +140,6 @@ class ScriptArguments(SourceOptions):
         """`use` as it is written in one word: "an=4,bn=3"."""
         return None if self.use is None else ",".join(self.use)
 
-    def pass_tokens(self, device: str) -> int:
-        """Tokens of one forward pass, at most, on a device of this type ("cpu", "cuda")."""
-        return self.row_tokens or (8192 if device == "cuda" else 1024)
-
     def check(self) -> None:
         """Raise UserError for an unknown objective, values out of their range and senseless combinations."""
         require_local(self.output_dir, "--output_dir")

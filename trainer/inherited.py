@@ -129,6 +129,15 @@ def refuse_unhonoured(training: TrainingArguments, *, pairs: bool) -> None:
         )
 
 
+def refuse_data_parallel(training: TrainingArguments) -> None:
+    """Raise UserError where transformers would spread one process over several GPUs."""
+    if training.n_gpu > 1:
+        raise UserError(
+            f"one process sees {training.n_gpu} GPUs. Start one per GPU, `accelerate launch -m trainer.run ...`, or "
+            "use a single one, CUDA_VISIBLE_DEVICES=0."
+        )
+
+
 def idle_among(given: Collection[str]) -> list[str]:
     """Sentences that name the given options that are without meaning here."""
     return [f"--{name} does nothing here: {why}." for name, why in IDLE.items() if name in given]

@@ -64,21 +64,22 @@ class Policy:
             disable_dropout(model)
         return model
 
-    def load_prepared(self, layout: str | None = None) -> "PreparedModel":
-        """The model, taught to return log-probabilities, and called through an adapter if asked.
 
-        Args:
-            layout: what it is known to take; None: it is tried.
-        """
-        from trainer.scoring.prepared_model import prepare_model
+def prepared_policy(model: Any, adapter: Any = None, layout: str | None = None) -> "PreparedModel":
+    """A loaded causal language model, taught to return log-probabilities, and called through an adapter if asked.
 
-        model = self.load()
-        prepared = prepare_model(model, layout)
-        adapter = self.adapter
-        if adapter is not None:
-            from peft import get_peft_model, prepare_model_for_kbit_training
+    Args:
+        model: as transformers made it, or wrapped for an adapter of PEFT's already.
+        adapter: peft's configuration of one; None for none.
+        layout: what it is known to take; None: it is tried.
+    """
+    from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 
-            if self.config.load_in_4bit or self.config.load_in_8bit:
-                model = prepare_model_for_kbit_training(model)
-            model = get_peft_model(model, adapter)
-        return prepared.of(model)
+    from trainer.scoring.prepared_model import prepare_model
+
+    prepared = prepare_model(model.get_base_model() if isinstance(model, PeftModel) else model, layout)
+    if adapter is not None:
+        if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+            model = prepare_model_for_kbit_training(model)
+        model = get_peft_model(model, adapter)
+    return prepared.of(model)

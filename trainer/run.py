@@ -67,8 +67,8 @@ def _train(
 ) -> None:
     from data.hub import MODEL, require_hub
     from data.models import check_causal, load_tokenizer, tokenizer_hash, weights_hash
+    from trainer.assembly import row_budget
     from trainer.attempt import Attempt
-    from trainer.groups.sampler import EpochOfSampler
     from trainer.groups.training_data import load_training_data
     from trainer.ingredients import Setup
     from trainer.model_card import ModelFacts
@@ -107,7 +107,7 @@ def _train(
         identity["config_sha256"] = sha256((directory / "config.json").read_bytes())
     else:
         identity["weights_sha256"] = weights_hash(script.model)
-    row_tokens = script.pass_tokens(training.device.type)
+    row_tokens = row_budget(script.row_tokens, training.device.type)
     seed = training.seed if training.data_seed is None else training.data_seed
     data = load_training_data(script, tokenizer, identity, seed=seed, watched=training.eval_strategy != "no")
     parts = script, training, model_config
@@ -136,7 +136,7 @@ def _train(
         guards = [] if claim is None else [StopIfTakenOver(claim)]
         trainer.facts = facts
         LogLines.replace_in(trainer, ranking=chosen.learns_order)
-        for callback in (EpochOfSampler(), JobStamp(job), sigterm, *stopping, *guards, *watches, attempt):
+        for callback in (JobStamp(job), sigterm, *stopping, *guards, *watches, attempt):
             trainer.add_callback(callback)
         if claim is not None:
             claim.check()

@@ -31,6 +31,7 @@ def make_trainer(script: "ScriptArguments", setup: "Setup") -> Any:
     """
     from transformers import set_seed
 
+    from trainer.groups.sampler import EpochOfSampler
     from trainer.rehearsal import rehearse
 
     set_seed(setup.training.seed)
@@ -38,6 +39,8 @@ def make_trainer(script: "ScriptArguments", setup: "Setup") -> Any:
         trainer = script.chosen.own_trainer(setup, script.options)
         if trainer is None:
             trainer = make_group_trainer(script.chosen, setup, script.options)
+        else:  # ours has it
+            trainer.add_callback(EpochOfSampler())
         rehearse(trainer)
         return trainer
     except UserError:
@@ -64,27 +67,22 @@ def make_group_trainer(objective: "Objective", setup: "Setup", options: Any) -> 
             f"objective '{objective.name}' needs pairs but brings no trainer for them. Return one from its "
             "`own_trainer`, or let it need groups."
         )
-    from trainer.groups.dataset import Collator
-    from trainer.monitor.start import compare_with_scorer
     from trainer.trainer import ContrastiveTrainer
 
-    train = setup.data.train
-    policy = setup.policy.load_prepared()
-    log.info(
-        *("%s, %s layout, at most %s per pass", objective.name, policy.layout),
-        counted(setup.row_tokens, "token"),
-    )
-    compare_with_scorer(setup.data.scored, policy.called, setup.training, policy.layout)
-    collator = Collator(policy.layout, setup.row_tokens, train.strategies, objective.copies(options))
-    return ContrastiveTrainer(
-        model=policy.called,
-        args=setup.training,
-        train_dataset=train,
+    trainer = ContrastiveTrainer(
+        setup.policy.load(),
+        setup.training,
+        train_dataset=setup.data.train,
         eval_dataset=setup.data.held_out,
-        data_collator=collator,
         processing_class=setup.tokenizer,
         objective=objective,
         options=options,
-        prepared=policy,
+        peft_config=setup.policy.adapter,
+        row_tokens=setup.row_tokens,
         skip_below=setup.skip_below,
     )
+    log.info(
+        *("%s, %s layout, at most %s per pass", objective.name, trainer.prepared.layout),
+        counted(setup.row_tokens, "token"),
+    )
+    return trainer

@@ -9,21 +9,25 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from data.command.errors import UserError
 from data.command.wording import counted
-from trainer.groups.dataset import PackedGroups
-from trainer.groups.sampler import StepSampler
+from trainer.assembly import as_groups, check_sets, chosen_objective, loaded_model, row_budget, tokenizer_of
+from trainer.groups.dataset import Collator, PackedGroups
+from trainer.groups.sampler import EpochOfSampler, StepSampler
+from trainer.inherited import refuse_data_parallel, refuse_unhonoured
 from trainer.monitor.resumption import SoundResumption
 from trainer.monitor.safety import SoundSaves, check_finite
-from trainer.monitor.start import computed_in, report_start
+from trainer.monitor.start import compare_with_scorer, computed_in, report_start
 from trainer.monitor.utilisation import ModelFlop, peak_flops
+from trainer.objectives import DEFAULT
 from trainer.objectives.base import TERM, Objective, Term
 from trainer.objectives.rewards import implicit_rewards
+from trainer.policy import prepared_policy
 from trainer.publishing import OwnCard
 from trainer.scoring.packing import TokenBatch
-from trainer.scoring.prepared_model import PreparedModel, candidate_logps
+from trainer.scoring.prepared_model import candidate_logps
 from trainer.sharding import SoundSharding, synchronise_each_pass
 from trainer.skipping import Remainder, goes_back_whole, gradient, lay_out_remainders, nothing, remainders, weighty
 
@@ -39,24 +43,77 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, Tr
     last one of an epoch those that are left, or with dataloader_drop_last there is none), however many forward passes
     they take, and in a term's mean each group, or token of a ground truth, weighs the same.
 
+    The model is prepared here: taught to return log-probabilities, without dropout (but for objectives that keep it),
+    wrapped for an adapter if asked. `python -m trainer.run` builds its trainer by this class too, and adds resuming,
+    metrics.jsonl, curves and warnings about the run.
+
+    Example:
+        `ContrastiveTrainer("runs/reference", args, train_dataset=NegativeSet("runs/negatives"), beta=5).train()`
+
     Args:
-        objective: what is trained towards.
-        options: an instance of its `Options`.
-        prepared: the model, prepared before it was wrapped for an adapter.
+        model: the reference, which is trained: a directory or hub id, or a causal language model of transformers, or
+            one wrapped by PEFT. One that is named is held to the negative sets by its hashes.
+        args: transformers' arguments; a batch counts groups. `remove_unused_columns` is turned off.
+        train_dataset: a NegativeSet, of which the train half is taken with all negatives; or
+            `trainer.groups.dataset.ContrastiveGroups.of([NegativeSet(...)], "train", "an=4")`, which chooses.
+        eval_dataset: likewise; of a NegativeSet the test half.
+        processing_class: the tokenizer, saved beside the model; that of a model that is named is found by itself.
+        objective: "cpo", "cpo-rank", "nca", "mle", "pss", `package.module:NAME`, or an `Objective`.
+        options: an instance of the objective's `Options`, in place of `objective_options`.
+        peft_config: PEFT's configuration of an adapter to train.
+        row_tokens: token budget of a forward pass; None: 1,024 on a CPU, 8,192 on a GPU.
         skip_below: the weight up to which candidates have no backward pass, see `trainer.skipping`; None: all have.
-        Everything else as for transformers' Trainer. The data collator must be `trainer.groups.dataset.Collator`.
+        callbacks, optimizers: as for transformers' Trainer.
+        objective_options: the objective's options by name, such as `beta=5` or `sft_weight=0.1`.
+
+    Raises:
+        UserError: an unknown objective or option, arguments that this trainer would ignore, or a negative set of
+            another reference or tokenizer.
     """
 
     def __init__(
         self,
-        *args: Any,
-        objective: Objective,
-        options: Any,
-        prepared: PreparedModel,
+        model: Any,
+        args: TrainingArguments,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        objective: str | Objective = DEFAULT,
+        options: Any = None,
+        peft_config: Any = None,
+        row_tokens: int | None = None,
         skip_below: float | None = None,
-        **kwargs: Any,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        **objective_options: Any,
     ):
-        super().__init__(*args, **kwargs)
+        refuse_unhonoured(args, pairs=False)
+        refuse_data_parallel(args)
+        args.remove_unused_columns = False  # batches are groups, not columns that match the model's arguments
+        objective, options = chosen_objective(objective, options, objective_options)
+        train, held_out = (
+            as_groups(data, split, objective, args)
+            for data, split in ((train_dataset, "train"), (eval_dataset, "test"))
+        )
+        tokenizer = tokenizer_of(model, processing_class)
+        check_sets([train, held_out], model, tokenizer, objective)
+        prepared = prepared_policy(loaded_model(model, objective), peft_config)
+        compare_with_scorer(getattr(train, "scored", ()), prepared.called, args, prepared.layout)
+        names = getattr(train, "strategies", ())
+        collator: Any = Collator(
+            prepared.layout, row_budget(row_tokens, args.device.type), names, objective.copies(options)
+        )
+        super().__init__(
+            model=prepared.called,
+            args=args,
+            data_collator=collator,
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            callbacks=[EpochOfSampler(), *(callbacks or ())],
+            optimizers=optimizers,
+        )
         self.objective = objective
         self.options = options
         self.skip_below = skip_below

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from data.command.errors import UserError
+from data.command.extras import require_package
 
 OPENAI_URL = "https://api.openai.com/v1"
 MOST = (1 << 63) - 1  # of any number: what servers and clocks take
@@ -19,8 +20,9 @@ def check_chat_options(group: str, options: dict[str, Any]) -> None:
     """Check, in place, what every chat API needs: base_url, temperature, max_tokens, concurrency, timeout, retries.
 
     Raises:
-        UserError: a value is out of range.
+        UserError: a value is out of range, or the client is not installed.
     """
+    require_package("openai", f"--{group}.model")
     options["base_url"] = checked_url(group, options["base_url"])
     if options["temperature"] is not None:  # some models refuse any
         require_number(group, options, "temperature", 0)

@@ -117,7 +117,7 @@ def make_config(cls: type[T], **keys: Any) -> T:
     """
     values = _Values(cls, lambda name: keys.get(name, _default(cls, name)), "")
     for key, value in keys.items():
-        values.set(key, value, f"of {cls.__name__}")
+        values.set(key, os.fspath(value) if isinstance(value, os.PathLike) else value, f"of {cls.__name__}")
     if missing := values.missing():
         raise UserError(f"{cls.__name__} needs {', '.join(missing)}.")
     return values.make()

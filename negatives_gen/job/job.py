@@ -8,6 +8,7 @@ from typing import Any
 
 from data.command.entries import undecided
 from data.command.errors import UserError
+from data.command.extras import require_package
 from data.command.library_output import library_output_to
 from data.command.options import ROOT_VARIABLE, resolve_path
 from data.command.privacy import without_secrets
@@ -148,6 +149,7 @@ def run_job(config: RunOptions, out: str, work: Work, prepare: Preparation) -> M
         out: the directory as the user wrote it.
         prepare: called once the directory is ours.
     """
+    require_package("ray", "stage 1")
     if config.push_to_hub:
         require_disk(work.writer.folder.path)
         require_hub(config.push_to_hub, DATASET)  # not after days of work

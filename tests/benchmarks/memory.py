@@ -7,7 +7,6 @@ libraries load late. glibc is told to keep no freed memory (one arena, blocks of
 else its gaps are measured too.
 """
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -51,6 +50,8 @@ def run(
         longest: tokens of a response, at most.
     """
     import gc
+    from functools import partial
+    from unittest.mock import patch
 
     from trl import ModelConfig
 
@@ -58,7 +59,7 @@ def run(
     from trainer.arguments import PaperTrainingArguments
     from trainer.groups.dataset import Collator, TrainingGroup
     from trainer.objectives.cpo import OBJECTIVE as CPO
-    from trainer.policy import Policy
+    from trainer.policy import Policy, prepared_policy
     from trainer.sizing.devices import device_of
     from trainer.sizing.first_steps import FirstSteps
     from trainer.sizing.predicted import Case, predict
@@ -81,11 +82,12 @@ def run(
         gc.collect()
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the largest resident set is counted from here
-        prepared = dataclasses.replace(policy.load_prepared(), layout=layout)
-        trainer = ContrastiveTrainer(
-            model=prepared.called, args=training, train_dataset=dataset, data_collator=collate, objective=CPO,
-            options=options, prepared=prepared,
-        )  # fmt: skip
+        # The trainer finds out the layout itself; here a model that takes packed rows is to be padded, too.
+        with patch("trainer.trainer.prepared_policy", partial(prepared_policy, layout=layout)):
+            trainer = ContrastiveTrainer(
+                policy.load(), training, train_dataset=dataset, objective=CPO, options=options,
+                peft_config=policy.adapter, row_tokens=row_tokens,
+            )  # fmt: skip
         trainer._checked_start = True  # its weights are no reference of these scores
         trainer.train()
         real = resident("VmHWM") - before

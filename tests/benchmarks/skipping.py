@@ -40,14 +40,11 @@ def train(reference: str, shards: str, objective: str, use: str, steps: str, ski
 
     from data.shards import NegativeSet
     from trainer.arguments import PaperTrainingArguments
-    from trainer.groups.dataset import Collator, ContrastiveGroups
-    from trainer.objectives import OBJECTIVES
-    from trainer.scoring.prepared_model import prepare_model
+    from trainer.groups.dataset import ContrastiveGroups
     from trainer.trainer import ContrastiveTrainer
 
     model = AutoModelForCausalLM.from_pretrained(reference, dtype="float32")
-    prepared, groups = prepare_model(model), ContrastiveGroups.of([NegativeSet(shards)], "train", use)
-    chosen = OBJECTIVES.load(objective)
+    groups = ContrastiveGroups.of([NegativeSet(shards)], "train", use)
     with tempfile.TemporaryDirectory() as folder:
         arguments = PaperTrainingArguments(
             output_dir=folder, use_cpu=True, save_strategy="no", report_to="none", max_steps=int(steps),
@@ -56,8 +53,7 @@ def train(reference: str, shards: str, objective: str, use: str, steps: str, ski
         )  # fmt: skip
         trainer = ContrastiveTrainer(
             model=model, args=arguments, train_dataset=groups,
-            data_collator=Collator(prepared.layout, ROW_TOKENS, groups.strategies),
-            objective=chosen, options=chosen.Options(beta=5.0), prepared=prepared,
+            objective=objective, beta=5.0, row_tokens=ROW_TOKENS,
             skip_below=BELOW if skipping == "skipping" else None,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)

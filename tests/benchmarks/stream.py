@@ -116,9 +116,6 @@ def train(path: str) -> dict[str, Any]:
 
     from tests.benchmarks.training import BETA, step_times
     from trainer.arguments import PaperTrainingArguments
-    from trainer.groups.dataset import Collator
-    from trainer.objectives.cpo import OBJECTIVE as CPO
-    from trainer.scoring.prepared_model import prepare_model
     from trainer.trainer import ContrastiveTrainer
 
     waits: list[float] = []
@@ -131,13 +128,11 @@ def train(path: str) -> dict[str, Any]:
             return found
 
     model = make_model("gpt2")
-    prepared = prepare_model(model)
     with tempfile.TemporaryDirectory() as folder:
         settings = {**arguments(folder), "max_steps": STEPS, "per_device_train_batch_size": 16}
         trainer = Timed(
             model=model, args=PaperTrainingArguments(**settings), train_dataset=open_set(path),
-            data_collator=Collator(prepared.layout, ROW_TOKENS, ["an"]), objective=CPO, options=CPO.Options(beta=BETA),
-            prepared=prepared,
+            objective="cpo", beta=BETA, row_tokens=ROW_TOKENS,
         )  # fmt: skip
         trainer._checked_start = True  # its random weights are no reference
         assert isinstance(trainer.get_train_dataloader(), DataLoader)

@@ -22,7 +22,7 @@ import torch
 
 from tests.benchmarks.dolly import DOLLY, SHARED
 from tests.benchmarks.extent import extent
-from trainer.groups.dataset import Collator, PackedGroups, TrainingGroup
+from trainer.groups.dataset import PackedGroups, TrainingGroup
 from trainer.scoring.continuations import Continuations
 from trainer.scoring.packing import pad
 
@@ -99,25 +99,22 @@ def step_times(trainer: Any) -> list[float]:
 
 def ours(kind: str, folder: str, vocab_size: int = 50257) -> dict[str, Any]:
     from trainer.arguments import PaperTrainingArguments
-    from trainer.objectives.cpo import OBJECTIVE as CPO
-    from trainer.scoring.prepared_model import prepare_model
     from trainer.trainer import ContrastiveTrainer
 
     model, groups = make_model(kind, vocab_size), make_groups(STEP * STEPS)
-    prepared = prepare_model(model)
     trainer = ContrastiveTrainer(
         model=model, args=PaperTrainingArguments(**arguments(folder), per_device_train_batch_size=STEP),
-        train_dataset=InOrder(groups), data_collator=Collator(prepared.layout, ROW_TOKENS, ["an"]),
-        objective=CPO, options=CPO.Options(beta=BETA),
-        prepared=prepared,
+        train_dataset=InOrder(groups), beta=BETA, row_tokens=ROW_TOKENS,
     )  # fmt: skip
     trainer._checked_start = True  # its random weights are no reference
     tokens = sum(g.tokens.packed_length for g in groups)
-    return {"seconds": step_times(trainer), "tokens": tokens, "layout": prepared.layout}
+    return {"seconds": step_times(trainer), "tokens": tokens, "layout": trainer.prepared.layout}
 
 
 class InOrder(torch.utils.data.Dataset):
     """Groups as one block, for the trainer's sampler."""
+
+    strategies = ("an",)
 
     def __init__(self, groups: list[TrainingGroup]):
         self.groups = groups

@@ -308,3 +308,33 @@ def test_a_set_says_how_many_groups_it_has_and_what_they_come_from(negative_set:
     origin = f"data set 'facts', split 'train', reference '{reference}'"
     assert found.manifest.origin == origin
     assert found.summary == f"negative set '{negative_set}': 48 groups from {origin}"
+
+
+# As a library: `from data import NegativeSet`.
+
+
+def test_a_set_is_iterated_and_read_as_one_table(finished: Path):
+    import data
+
+    negative_set = data.NegativeSet(str(finished))
+    assert data.NegativeSet is NegativeSet
+    assert list(negative_set) == [group(1), group(2), group(3)]
+    assert negative_set.table().schema.equals(group_schema(SIGNALS))
+    frame = negative_set.to_pandas(["id", "response_ids"])
+    assert list(frame.columns) == ["id", "response_ids"]
+    assert [list(ids) for ids in frame["response_ids"]] == [group(n).response_ids for n in (1, 2, 3)]
+    rows = negative_set.to_datasets()
+    assert (rows.num_rows, rows[2]["id"]) == (3, group(3).id)
+    assert [n["strategy"] for n in rows[0]["negatives"]] == ["an", "bn"]
+
+
+def test_a_column_that_no_set_has_is_refused_in_one_line(finished: Path):
+    with pytest.raises(UserError, match=r"has no column 'promt'. Did you mean 'prompt'\? Its columns: id, prompt, "):
+        NegativeSet(str(finished)).to_pandas(["promt"])
+
+
+def test_what_a_room_does_not_export_is_an_attribute_error():
+    import data
+
+    with pytest.raises(AttributeError, match="module 'data' has no attribute 'Negatives'"):
+        _ = data.Negatives

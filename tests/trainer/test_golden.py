@@ -17,10 +17,9 @@ from data.models import load_tokenizer
 from data.shards import NegativeSet
 from tests.support.tiny import make_negative_set, save_tiny_model
 from trainer.arguments import PaperTrainingArguments
-from trainer.groups.dataset import Collator, ContrastiveGroups
+from trainer.groups.dataset import ContrastiveGroups
 from trainer.groups.store import GroupStore
 from trainer.objectives import OBJECTIVES
-from trainer.scoring.prepared_model import prepare_model
 from trainer.trainer import ContrastiveTrainer
 
 pytestmark = pytest.mark.seconds
@@ -66,7 +65,6 @@ def trajectory(objective: str, reference: Path, negatives: NegativeSet, out: Pat
         pairs = preference_pairs(ContrastiveGroups.of([negatives], "train"), name)
         trainer = make_dpo_trainer(pairs, model, None, load_tokenizer(str(reference)), arguments, 0.5)
     else:
-        prepared = prepare_model(model)
         chosen = OBJECTIVES.load(name)
         options = chosen.Options(**GIVEN.get(objective, {}))
         dataset = (
@@ -78,10 +76,9 @@ def trajectory(objective: str, reference: Path, negatives: NegativeSet, out: Pat
             model=model,
             args=arguments,
             train_dataset=dataset,
-            data_collator=Collator(prepared.layout, 256, dataset.strategies, chosen.copies(options)),
             objective=chosen,
             options=options,
-            prepared=prepared,
+            row_tokens=256,
         )
     trainer.remove_callback(PrinterCallback)
     trainer.train()

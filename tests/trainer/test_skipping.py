@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 
 from data.command.errors import UserError
 from tests.support.processes import TwoProcesses
-from tests.support.tiny import save_tiny_model
 from tests.support.training import cli, first_gradient, make_trainer, metrics
 from trainer.arguments import parse
 from trainer.groups.dataset import PackedGroups
@@ -307,9 +307,9 @@ def test_where_it_cannot_go_it_is_refused(words: tuple[str, ...], message: str) 
 
 @pytest.mark.seconds
 def test_dropout_and_fsdp_are_refused(negative_set: Path, reference: Path, tmp_path: Path) -> None:
-    dropping = save_tiny_model(tmp_path / "gpt2", "gpt2")
+    dropping = LoraConfig(lora_dropout=0.1, target_modules=["q_proj"], task_type="CAUSAL_LM")
     with pytest.raises(UserError, match=r"does not go with dropout.*--lora_dropout 0"):
-        make_trainer(dropping, negative_set, tmp_path, skip_below=0.1)
+        make_trainer(reference, negative_set, tmp_path, skip_below=0.1, peft_config=dropping)
     trainer = make_trainer(reference, negative_set, tmp_path, skip_below=0.1)
     trainer.is_fsdp_enabled = True
     with pytest.raises(UserError, match="does not go with FSDP"):

@@ -144,6 +144,12 @@ class ContrastiveGroups(Dataset):
         return list(self.choice.counts) if self.choice else []
 
     @property
+    def scored(self) -> list[tuple[str, str]]:
+        """In which (dtype, layout) the reference scored the groups; empty for ground truths alone."""
+        manifests = [negatives.manifest for negatives in self.store.sets] if self.choice else []
+        return sorted({(m.job["model"]["scorer_dtype"], shard.layout) for m in manifests for shard in m.shards})
+
+    @property
     def shown_per_epoch(self) -> float | None:
         """How often an epoch shows each negative that may be shown at all; None for ground truths alone."""
         return self.choice.shown_per_epoch if self.choice else None

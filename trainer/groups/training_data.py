@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -37,7 +38,7 @@ def load_training_data(
     Raises:
         UserError: no such data, sets of another model or tokenizer, the same group in two sets, or no group left.
     """
-    scored: set[tuple[str, str]] = set()
+    scored: list[tuple[str, str]] = []
     use, rank_by = script.negatives, script.rank_by
     if script.shards:
         sets = _opened(script.shards, script, identity)
@@ -54,15 +55,13 @@ def load_training_data(
         source: dict[str, Any] = {"shards": _checksums(sets)}
         if script.early_stopping_patience and script.eval_shards:  # else the held-out groups decide nothing
             source["eval_shards"] = _checksums(others)
-        if script.chosen.needs != "truths":
-            manifests = [one.manifest for one in sets]
-            scored = {(m.job["model"]["scorer_dtype"], shard.layout) for m in manifests for shard in m.shards}
+        scored = groups.scored
     else:
         groups, source = _ground_truths(script, script.split, tokenizer)
         held_out = _ground_truths(script, script.eval_split, tokenizer)[0] if watched else None
     if held_out is not None and script.max_eval_samples is not None:
         held_out = Subset(held_out, range(min(script.max_eval_samples, len(held_out))))  # type: ignore[arg-type]
-    return TrainingData(groups, held_out, source, sorted(scored), use, rank_by)
+    return TrainingData(groups, held_out, source, scored, use, rank_by)
 
 
 def _checksums(sets: list[NegativeSet]) -> list[str]:
@@ -72,19 +71,29 @@ def _checksums(sets: list[NegativeSet]) -> list[str]:
 def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any]) -> list[NegativeSet]:
     """The sets, of which each must be of this tokenizer, and for a contrast of this reference."""
     sets = [NegativeSet(path) for path in paths]
-    rows, context = vocabulary_size(script.model), context_length(script.model, sys.maxsize)
-    truths_only = script.chosen.needs == "truths"
     for negatives in sets:
         log.info("%s", negatives.summary)
-        negatives.check_tokenizer(identity["tokenizer_sha256"], script.model)
+    require_reference(sets, script.model, identity, truths_only=script.chosen.needs == "truths")
+    return sets
+
+
+def require_reference(
+    sets: Sequence[NegativeSet], model: str, identity: Mapping[str, Any], *, truths_only: bool
+) -> None:
+    """Raise UserError for a set of another tokenizer than a model's, or, unless for truths only, another reference.
+
+    Args:
+        model: directory or hub id.
+        identity: hashes of the model, `tokenizer_sha256` and, where its weights are there, `weights_sha256`.
+    """
+    rows, context = vocabulary_size(model), context_length(model, sys.maxsize)
+    for negatives in sets:
+        negatives.check_tokenizer(identity["tokenizer_sha256"], model)
         if not truths_only:
             if "weights_sha256" in identity:
-                negatives.check_reference(
-                    identity["weights_sha256"], script.model, lambda: hash_of_all_weights(script.model)
-                )
-            negatives.check_config(model_directory(script.model), script.model)
+                negatives.check_reference(identity["weights_sha256"], model, lambda: hash_of_all_weights(model))
+            negatives.check_config(model_directory(model), model)
         negatives.compute_with(rows, context, truths_only=truths_only)
-    return sets
 
 
 def _groups(sets: list[NegativeSet], script: ScriptArguments, split: str, seed: int, advice: str) -> ContrastiveGroups:

@@ -8,6 +8,7 @@ from data.command.errors import UserError
 from data.command.terminal import say
 from data.command.wording import size
 from data.models import check_causal, load_tokenizer, tokenizer_hash
+from trainer.assembly import row_budget
 from trainer.groups.dataset import Collator
 from trainer.groups.training_data import load_training_data
 from trainer.objectives.base import Objective
@@ -48,7 +49,7 @@ def dry_run(script: "ScriptArguments", training: "PaperTrainingArguments", model
     sharded = Needs.of(training, model_config).fsdp
     case = Case(policy, training, objective, options, device, script.dry_run_world, sharded)
     first = FirstSteps.of(data.train, training, script.dry_run_world)
-    row_tokens = script.pass_tokens(device.kind)
+    row_tokens = row_budget(script.row_tokens, device.kind)
     try:
         layout = layout_of(policy)
         copies = objective.copies(options)

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 from transformers.masking_utils import sdpa_mask
 
+from trainer.policy import prepared_policy
 from trainer.scoring.attention import NAME as PACKED_ROWS
 from trainer.scoring.flex import autocast_dtype
 from trainer.scoring.packing import TokenBatch
@@ -79,7 +80,7 @@ def stand_in(policy: "Policy", layout: str, *, on_gpu: bool) -> StandIn:
         on_gpu: attend as on a GPU: with FlexAttention where the layout is packed and the model takes our attention.
     """
     with torch.device("meta"):
-        prepared = dataclasses.replace(policy, from_scratch=True).load_prepared(layout)
+        prepared = prepared_policy(dataclasses.replace(policy, from_scratch=True).load(), policy.adapter, layout)
     _make_fake(prepared.called)
     flex = on_gpu and layout == "packed" and attention_implementation(prepared.model) == PACKED_ROWS
     if flex:

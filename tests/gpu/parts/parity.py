@@ -135,13 +135,11 @@ def _first_loss(path: Path, reference: Path, objective: str, dtype: str, device:
     """The loss of the first step, and how often the trainer warned that the policy is not the reference."""
     from transformers import AutoModelForCausalLM, TrainingArguments
 
-    from trainer.groups.dataset import Collator, ContrastiveGroups
-    from trainer.objectives import OBJECTIVES
+    from trainer.groups.dataset import ContrastiveGroups
     from trainer.trainer import ContrastiveTrainer
 
     model: Any = AutoModelForCausalLM.from_pretrained(reference, dtype=getattr(torch, dtype))
     model.to(device)
-    prepared, chosen = prepare_model(model), OBJECTIVES.load(objective)
     arguments = TrainingArguments(
         output_dir=f"{folder}/out", max_steps=1, per_device_train_batch_size=16, logging_steps=1, bf16=False,
         remove_unused_columns=False, report_to="none", save_strategy="no", use_cpu=device == "cpu", disable_tqdm=True,
@@ -149,8 +147,7 @@ def _first_loss(path: Path, reference: Path, objective: str, dtype: str, device:
     )  # fmt: skip
     trainer = ContrastiveTrainer(
         model=model, args=arguments, train_dataset=ContrastiveGroups.of([NegativeSet(str(path))], "all"),
-        data_collator=Collator(prepared.layout, 1024, ["an"]), objective=chosen,
-        options=chosen.Options(beta=5.0), prepared=prepared,
+        objective=objective, beta=5.0, row_tokens=1024,
     )  # fmt: skip
     counted = _Counted()
     logging.getLogger("trainer.monitor.start").addHandler(counted)

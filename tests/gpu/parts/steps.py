@@ -24,7 +24,6 @@ from trainer.monitor.utilisation import ModelFlop, peak_flops
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.losses import cpo_loss
 from trainer.scoring.packing import TokenBatch, pad
-from trainer.scoring.prepared_model import prepare_model
 from trainer.trainer import ContrastiveTrainer
 
 WARM_UP, MEASURED = extent((3, 5), (1, 2))
@@ -93,17 +92,18 @@ def padded(device: str, size: str) -> dict[str, Any]:
 
 def _ours(device: str, size: str, name: str, groups: list[TrainingGroup]) -> dict[str, Any]:
     model, objective = make_model(size, device, DTYPE), OBJECTIVES.load(name)
-    prepared, options = prepare_model(model), objective.Options(**({"beta": BETA} if name == "cpo" else {}))
-    collator = Collator(prepared.layout, ROW_TOKENS, ["an"])
+    options = objective.Options(**({"beta": BETA} if name == "cpo" else {}))
     with tempfile.TemporaryDirectory() as folder:
         arguments = _arguments(folder, device, len(groups), 1)
         trainer = ContrastiveTrainer(
-            model=model, args=arguments, train_dataset=OneStep(groups), data_collator=collator, objective=objective,
-            options=options, prepared=prepared,
+            model=model, args=arguments, train_dataset=OneStep(groups), objective=objective, options=options,
+            row_tokens=ROW_TOKENS,
         )  # fmt: skip
         trainer._checked_start = True  # its random weights are no reference
         seconds, memory = _train(trainer, device)
-        predicted = predicted_peak(size, DTYPE, arguments, objective, options, prepared.layout, collator(groups))
+        layout = trainer.prepared.layout
+        passes = Collator(layout, ROW_TOKENS, ["an"])(groups)
+        predicted = predicted_peak(size, DTYPE, arguments, objective, options, layout, passes)
     tokens = sum(g.tokens.packed_length for g in groups)
     flop = _flop(ModelFlop.of(model), tokens, sum(len(c) for g in groups for c in g.tokens.continuations))
     return _step(device, size, name, seconds, memory, len(groups), tokens, flop, predicted)
