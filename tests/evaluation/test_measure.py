@@ -103,7 +103,7 @@ class ShortestJudgeStub:
     def drop(self) -> None:
         pass
 
-    def look_at(self, prompts: Sequence[Group]) -> None:
+    def look_at(self, prompts: Sequence[Any]) -> None:
         pass
 
     def identity(self) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from trainer.objectives.base import Objective
 from trainer.policy import Policy
 from trainer.resume import Needs
 from trainer.setup import SETUP_ERRORS, cannot_set_up
-from trainer.sizing.advice import advice
 from trainer.sizing.devices import device_of
 from trainer.sizing.first_steps import FirstSteps, LaidOut
 from trainer.sizing.predicted import Case, Prediction, predict
+from trainer.sizing.savings import advice
 from trainer.sizing.size_table import advice_table, table
 from trainer.sizing.stand_in import layout_of
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from data.command.wording import size
-from trainer.sizing.advice import Option
 from trainer.sizing.devices import USABLE, Device
 from trainer.sizing.first_steps import FirstSteps, LaidOut
 from trainer.sizing.predicted import Case, Prediction
+from trainer.sizing.savings import Option
 
 MEANING = {
     "weights": "of the model and its adapter, buffers included",
