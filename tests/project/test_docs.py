@@ -29,6 +29,7 @@ from data.sources.tasks import TASKS
 from evaluation.answers.decoding import parse_decoding
 from evaluation.compare import CompareConfig
 from evaluation.config import EvaluateConfig
+from evaluation.judge_check import JudgeCheckConfig
 from evaluation.metrics import METRICS, in_order
 from negatives_gen.config import GenerateConfig
 from negatives_gen.signals import SIGNALS
@@ -49,7 +50,8 @@ from trainer.objectives import OBJECTIVES
 ROOMS = ("data", "negatives_gen", "trainer", "evaluation")
 # Module, or verb of negatives_gen -> its options.
 CONFIGS: dict[str, Any] = {
-    "negatives_gen": GenerateConfig, "evaluation.run": EvaluateConfig, "trainer.ensemble": EnsembleConfig,
+    "negatives_gen": GenerateConfig, "evaluation.run": EvaluateConfig, "evaluation.judge_check": JudgeCheckConfig,
+    "trainer.ensemble": EnsembleConfig,
     "data.blank": BlankConfig, "evaluation.compare": CompareConfig, "trainer.run": ScriptArguments,
     "plan": PlanConfig, "extend": ExtendConfig, "inspect": InspectConfig, "stats": StatsConfig,
     "verify": VerifyConfig, "export": ExportConfig,
