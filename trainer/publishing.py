@@ -47,7 +47,7 @@ class OwnCard:
             self._write_card(Path(trainer.args.output_dir))
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Push as transformers does; not with `facts`, for the run pushes once its state is saved, which is after this."""
+        """Push as transformers does; not with `facts`: the run pushes once its state is saved, after this."""
         if self.facts is None:
             return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]  # the Trainer's
         return None
