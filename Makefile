@@ -40,7 +40,7 @@ $(VENV)/.installed: $(LOCKED) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 2; }
 	@$(PYTHON) -m venv $(VENV)
 	@if nvidia-smi -L >/dev/null 2>&1; then \
-		$(PY) -m pip install -q --disable-pip-version-check -e '.[gpu,dev]'; \
+		$(PY) -m pip install -q --disable-pip-version-check -c docker/constraints-gpu.txt -e '.[gpu,dev]'; \
 	else \
 		{ $(PIP_CPU) || $(PIP_CPU) --extra-index-url $(TORCH_CPU_INDEX); } \
 		&& $(PY) -m pip install -q --disable-pip-version-check --no-deps -e .; \

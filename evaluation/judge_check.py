@@ -15,6 +15,7 @@ from data.command.options import enter_root, load_config, option, resolve_path
 from data.command.privacy import without_secrets
 from data.command.terminal import say
 from data.command.usage import answered
+from data.command.wording import counted, is_or_are
 from evaluation.config import LOG
 from evaluation.judging.base import JudgeOptions
 
@@ -105,23 +106,28 @@ def _results(
     from evaluation.metrics.statistics import Measurement
     from evaluation.report.results import Results
 
-    spent, measurements, notes, counted = judge.spent(), [], [], {}
+    spent, measurements, notes, confusions = judge.spent(), [], [], {}
     for number, name in enumerate([*judge.members, _name(config.judge)]):
         is_member = number < len(judge.members)
         own = [outcome.votes[number] for outcome in outcomes] if is_member else list(outcomes)
         found = measure(labels.pairs, own, spent["judges"][name] if is_member else spent)
         measurements += [Measurement(name, "", key, estimate) for key, estimate in found.items()]
-        counted[name] = confusion(labels.pairs, own)
+        confusions[name] = confusion(labels.pairs, own)
         notes += in_words(name, found)
-        notes += [f"{n:,} pairs are not judged by {name}: {reason}." for reason, n in not_judged(own).items()]
+        notes += [
+            f"{counted(n, 'pair')} {is_or_are(n)} not judged by {name}: {reason}."
+            for reason, n in not_judged(own).items()
+        ]
     notes += _of_judges(judge, outcomes)
     if config.judge.reward_model is None and config.judge.orders != "both":
         notes.append("Each pair was shown in one order, so that a preference for a place cannot be seen.")
     if any(pair.people > 1 for pair in labels.pairs):
         several = sum(pair.people > 1 for pair in labels.pairs)
-        notes.append(f"{several:,} of {len(labels.pairs):,} pairs have several labels, of which the majority counts.")
+        notes.append(
+            f"{several:,} of {counted(len(labels.pairs), 'pair')} with several labels, of which the majority counts."
+        )
     if labels.same:
-        notes.append(f"{labels.same:,} pairs of two equal answers are left out.")
+        notes.append(f"{counted(labels.same, 'pair')} of two equal answers {is_or_are(labels.same)} left out.")
     job = {
         "labels": {
             "file": config.labels,
@@ -133,7 +139,7 @@ def _results(
         "judge_spent": dict(spent) or None,
     }
     columns = {column.key: column for column in COLUMNS}
-    return Results(without_secrets(job), environment(), measurements, notes=notes, columns=columns), counted
+    return Results(without_secrets(job), environment(), measurements, notes=notes, columns=columns), confusions
 
 
 def _of_judges(judge: "Judge", outcomes: Sequence["Outcome"]) -> list[str]:

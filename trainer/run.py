@@ -73,7 +73,6 @@ def _train(
     from trainer.ingredients import Setup
     from trainer.model_card import ModelFacts
     from trainer.monitor.diagnosis import Diagnosis
-    from trainer.monitor.log_lines import LogLines
     from trainer.monitor.metrics_file import MetricsFile
     from trainer.monitor.ownership import StopIfTakenOver
     from trainer.monitor.resumption import EarlyStopping
@@ -135,7 +134,6 @@ def _train(
         stopping = [] if patience is None else [EarlyStopping(patience)]
         guards = [] if claim is None else [StopIfTakenOver(claim)]
         trainer.facts = facts
-        LogLines.replace_in(trainer, ranking=chosen.learns_order)
         for callback in (JobStamp(job), sigterm, *stopping, *guards, *watches, attempt):
             trainer.add_callback(callback)
         if claim is not None:

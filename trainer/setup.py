@@ -32,6 +32,7 @@ def make_trainer(script: "ScriptArguments", setup: "Setup") -> Any:
     from transformers import set_seed
 
     from trainer.groups.sampler import EpochOfSampler
+    from trainer.monitor.log_lines import LogLines
     from trainer.rehearsal import rehearse
 
     set_seed(setup.training.seed)
@@ -41,6 +42,7 @@ def make_trainer(script: "ScriptArguments", setup: "Setup") -> Any:
             trainer = make_group_trainer(script.chosen, setup, script.options)
         else:  # ours has it
             trainer.add_callback(EpochOfSampler())
+            LogLines.replace_in(trainer, ranking=script.chosen.learns_order)
         rehearse(trainer)
         return trainer
     except UserError:

@@ -17,6 +17,7 @@ from trainer.assembly import as_groups, check_sets, chosen_objective, loaded_mod
 from trainer.groups.dataset import Collator, PackedGroups
 from trainer.groups.sampler import EpochOfSampler, StepSampler
 from trainer.inherited import refuse_data_parallel, refuse_unhonoured
+from trainer.monitor.log_lines import LogLines
 from trainer.monitor.resumption import SoundResumption
 from trainer.monitor.safety import SoundSaves, check_finite
 from trainer.monitor.start import compare_with_scorer, computed_in, report_start
@@ -130,6 +131,7 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, Tr
         self._total: Any = 0.0  # a tensor after the first micro-batch
         self._ids: list[str] = []
         self._unsound: list[str] = []
+        LogLines.replace_in(self, ranking=objective.learns_order)
         if skip_below is not None:
             self._refuse_to_skip()
         if self.train_dataset is not None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data.command.wording import counted
 from evaluation.judging.base import Outcome
 from evaluation.judging.labels import TIE, A, B, LabelledPair
 from evaluation.metrics.agreement import agreement, cohens_kappa
@@ -108,12 +109,12 @@ def in_words(name: str, found: Mapping[str, Estimate]) -> list[str]:
     if "agreement" in found:
         n, kappa = found["agreement"].n, found.get("kappa")
         beyond = f"; kappa {kappa.mean:.2f}{_between(kappa, '{:.2f}')}" if kappa else ""
-        said.append(f"{name} agrees with people on {_percent(found['agreement'])} of {n:,} pairs{beyond}.")
+        said.append(f"{name} agrees with people on {_percent(found['agreement'])} of {counted(n, 'pair')}{beyond}.")
     if "first_rate" in found:
         first = found["first_rate"]
         side = _beside(first, 0.5)
         where = {1: "first", -1: "second"}.get(side)
-        flips = f"{_percent(first)} of {first.n:,} flips name the first"
+        flips = f"{_percent(first)} of {counted(first.n, 'flip')} name the first"
         said.append(
             f"{name} prefers what is shown {where}: {flips}."
             if where
@@ -122,7 +123,7 @@ def in_words(name: str, found: Mapping[str, Estimate]) -> list[str]:
     if "longer_gap" in found:
         gap = found["longer_gap"]
         more = {1: "more often", -1: "less often"}.get(_beside(gap, 0.0))
-        points = f"{gap.mean:+.1%}{_between(gap, '{:+.1%}')} on {gap.n:,} pairs"
+        points = f"{gap.mean:+.1%}{_between(gap, '{:+.1%}')} on {counted(gap.n, 'pair')}"
         said.append(
             f"{name} lets the longer answer win {more} than people do: {points}."
             if more

@@ -79,7 +79,7 @@ def _sentence(m: Measurement, ranking: Ranked, baseline: str, column: Column, ga
 
 def _compared(gap: Estimate | None, other: str, column: Column) -> str:
     if gap is None:
-        return f"not distinguishable from {other}"
+        return f"not compared with {other} (no error is known)"
     size = column.form.format(abs(gap.mean)).rstrip("%")
     error = "" if math.isnan(gap.standard_error) else f" ± {column.form.format(gap.standard_error).rstrip('%')}"
     sign = "+" if gap.mean > 0 else "-" if gap.mean < 0 else ""
