@@ -18,7 +18,7 @@ from data.command.values import convert, plain_type, require_finite, require_pos
 from trainer.config import COMMAND, PAPER_BATCH_SIZE, PAPER_LEARNING_RATE, PAPER_WEIGHT_DECAY, ScriptArguments
 from trainer.inherited import idle_among, idle_of_model, refuse_data_parallel, refuse_unhonoured
 from trainer.objectives import OBJECTIVES, names_with
-from trainer.sharding import refuse_unsharded
+from trainer.sharding import NO_DEEPSPEED, refuse_deepspeed, refuse_unsharded
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +77,6 @@ def paper_share(processes: int, steps: int) -> int:
 INHERITED = (PaperTrainingArguments, ModelConfig)
 # TRL's name of our --model.
 ALIAS = "model_name_or_path"
-NO_DEEPSPEED = (
-    "DeepSpeed is not supported: it would make an optimiser step after each forward pass, of which a step here has "
-    "several. Use FSDP: accelerate launch --config_file recipes/accelerate/fsdp.yaml."
-)
 # Takes a path, or true; alone it means true.
 RESUME = "resume_from_checkpoint"
 # Take one or several, which transformers' types hide from its parser.
@@ -235,9 +231,7 @@ def _set_environment(variables: Any) -> None:
 
 def _refuse_unsupported(training: PaperTrainingArguments, model: ModelConfig, *, to_run: bool) -> None:
     """What transformers and TRL can do and this trainer would get wrong; `to_run`: not only to be predicted."""
-    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower()
-    if training.deepspeed or launched not in ("", "0", "false", "no"):
-        raise UserError(NO_DEEPSPEED)
+    refuse_deepspeed(training)
     refuse_unsharded(training, to_run=to_run)
     refuse_data_parallel(training)
     if model.model_revision != "main":

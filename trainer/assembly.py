@@ -55,12 +55,12 @@ def loaded_model(model: Any, objective: Objective) -> Any:
     Raises:
         UserError: no such model, or one that is no whole causal language model.
     """
-    from trl import ModelConfig
-
     from trainer.policy import Policy
     from trainer.scoring.support import disable_dropout
 
     if isinstance(model, str | Path):
+        from trl import ModelConfig
+
         return Policy(check_causal(str(model)), ModelConfig(), False, objective.dropout).load()
     if not objective.dropout:
         disable_dropout(model)

@@ -6,14 +6,16 @@ Every field stands in one of the three lists; a test fails when a new transforme
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
-from trl import ModelConfig
 
 from data.command.errors import UserError
 from trainer.objectives import names_with
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
 
 # transformers, TRL or this trainer does what they say.
 HONOURED = frozenset(
@@ -63,7 +65,7 @@ REFUSED = {
         "more --gradient_accumulation_steps"
     ),
     "deepspeed": Refusal(
-        "it would make an optimiser step after each forward pass, of which a step here has several; use FSDP, "
+        "processes may have unequally many forward passes in a step, which its engine counts as steps; use FSDP, "
         "accelerate launch --config_file recipes/accelerate/fsdp.yaml"
     ),
     "parallelism_config": Refusal("weights are sharded by FSDP only"),
@@ -143,7 +145,7 @@ def idle_among(given: Collection[str]) -> list[str]:
     return [f"--{name} does nothing here: {why}." for name, why in IDLE.items() if name in given]
 
 
-def idle_of_model(given: Collection[str], model: ModelConfig) -> list[str]:
+def idle_of_model(given: Collection[str], model: "ModelConfig") -> list[str]:
     """Sentences that name the given options of TRL's ModelConfig that belong to another one, which is off.
 
     Args:

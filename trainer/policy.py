@@ -73,12 +73,13 @@ def prepared_policy(model: Any, adapter: Any = None, layout: str | None = None) 
         adapter: peft's configuration of one; None for none.
         layout: what it is known to take; None: it is tried.
     """
-    from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
-
     from trainer.scoring.prepared_model import prepare_model
 
-    prepared = prepare_model(model.get_base_model() if isinstance(model, PeftModel) else model, layout)
+    is_wrapped = hasattr(model, "get_base_model")  # by PEFT, which need not be there
+    prepared = prepare_model(model.get_base_model() if is_wrapped else model, layout)
     if adapter is not None:
+        from peft import get_peft_model, prepare_model_for_kbit_training
+
         if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
             model = prepare_model_for_kbit_training(model)
         model = get_peft_model(model, adapter)

@@ -14,11 +14,22 @@ from transformers.utils import strtobool
 from data.command.errors import UserError
 
 UNSHARDED = DistributedType.NO, DistributedType.MULTI_CPU
+NO_DEEPSPEED = (
+    "DeepSpeed is not supported: its engine counts forward passes as steps, of which processes may have unequally many "
+    "here, and ZeRO-3 takes the weights apart before the layout is found out. Use FSDP: accelerate launch "
+    "--config_file recipes/accelerate/fsdp.yaml."
+)
 
 
 def is_sharded(training: TrainingArguments) -> bool:
     """Whether FSDP was asked for, by transformers' option or by accelerate's launcher."""
     return bool(training.fsdp) or bool(strtobool(os.environ.get("ACCELERATE_USE_FSDP") or "false"))
+
+
+def refuse_deepspeed(training: TrainingArguments) -> None:
+    """Raise UserError where DeepSpeed was asked for, by transformers' option or by accelerate's launcher."""
+    if training.deepspeed or strtobool(os.environ.get("ACCELERATE_USE_DEEPSPEED") or "false"):
+        raise UserError(NO_DEEPSPEED)
 
 
 def refuse_unsharded(training: TrainingArguments, *, to_run: bool = True) -> None:

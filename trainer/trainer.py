@@ -29,7 +29,7 @@ from trainer.policy import prepared_policy
 from trainer.publishing import OwnCard
 from trainer.scoring.packing import TokenBatch
 from trainer.scoring.prepared_model import candidate_logps
-from trainer.sharding import SoundSharding, synchronise_each_pass
+from trainer.sharding import SoundSharding, refuse_deepspeed, refuse_unsharded, synchronise_each_pass
 from trainer.skipping import Remainder, goes_back_whole, gradient, lay_out_remainders, nothing, remainders, weighty
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,8 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, Tr
     ):
         refuse_unhonoured(args, pairs=False)
         refuse_data_parallel(args)
+        refuse_deepspeed(args)
+        refuse_unsharded(args)
         args.remove_unused_columns = False  # batches are groups, not columns that match the model's arguments
         objective, options = chosen_objective(objective, options, objective_options)
         train, held_out = (

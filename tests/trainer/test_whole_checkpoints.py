@@ -244,7 +244,7 @@ def test_a_checkpoint_whose_save_was_interrupted_is_passed_over_with_a_warning(
             ("--use", "an=1:rnd"),
             "':rnd' is no way to choose. Behind a number can stand :random, :hard,",
         ),
-        (("--deepspeed", "x.json"), "DeepSpeed is not supported: it would make an optimiser step after each"),
+        (("--deepspeed", "x.json"), "DeepSpeed is not supported: its engine counts forward passes as steps"),
         (("--learning_rate", "-1"), "Invalid learning rate: -1.0"),
     ],
 )

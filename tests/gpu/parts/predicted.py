@@ -1,7 +1,5 @@
 """What the dry run (`trainer.sizing`) predicts of a step that is measured."""
 
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,8 @@ from data.command.errors import first_line
 from tests.gpu.parts.inputs import make_model
 from trainer.groups.dataset import PackedGroups
 from trainer.policy import Policy
+from trainer.sizing.devices import device_of
+from trainer.sizing.predicted import Case, predict
 
 
 class RandomPolicy(Policy):
@@ -36,13 +36,10 @@ def predicted_peak(
     passes: Sequence[PackedGroups],
 ) -> tuple[int | None, str]:
     """Bytes at the peak of a step of these passes on this machine's device, or None and why there is no prediction."""
-    if importlib.util.find_spec("trainer.sizing") is None:
-        return None, "not available"
     try:
-        sizing, devices = (importlib.import_module(f"trainer.sizing.{name}") for name in ("predicted", "devices"))
         policy = RandomPolicy(Path(size), dtype, from_scratch=True, dropout=False)
-        case = sizing.Case(policy, training, objective, options, devices.device_of(None))
+        case = Case(policy, training, objective, options, device_of(None))
         largest = max(passes, key=lambda packed: packed.tokens.input_ids.numel())
-        return sizing.predict(case, layout, largest, accumulates=len(passes) > 1).peak, ""
+        return predict(case, layout, largest, accumulates=len(passes) > 1).peak, ""
     except Exception as error:  # what was measured is kept whatever fails here
         return None, f"failed: {first_line(error)[:100]}"
