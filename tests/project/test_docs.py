@@ -157,7 +157,20 @@ def test_a_command_line_that_does_not_parse_would_be_found() -> None:
 
 
 # Pages that tell users what to do; their options are checked wherever they are named.
-TOLD = ("your-data", "negatives", "training", "evaluation", "clusters", "publishing", "troubleshooting", "index")
+TOLD = (
+    *(
+        "your-data",
+        "negatives",
+        "training",
+        "sizing",
+        "evaluation",
+        "clusters",
+        "publishing",
+        "troubleshooting",
+        "index",
+    ),
+    "library",
+)
 OF_OTHERS = {
     *("num_processes", "mixed_precision", "config_file", "address", "head", "generate", "runtime-env-json", "scale"),
     *("working-dir", "rm", "help", "help_all", "version", "config", "name", "NAME", "shm-size", "num-cpus"),

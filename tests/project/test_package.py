@@ -2,6 +2,7 @@
 
 import ast
 import fnmatch
+import re
 import sys
 import tomllib
 from importlib.metadata import EntryPoint
@@ -100,3 +101,16 @@ def test_the_cap_on_transformers_is_vllms() -> None:
         if r.name == "transformers" and "<" in str(r.specifier)
     }
     assert capped == {"gpu", "cpu"}
+
+
+def test_package_changelog_and_readme_are_of_one_version() -> None:
+    version = PYPROJECT["project"]["version"]
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    said = re.search(r"Status: ([\d.]+\d)", (ROOT / "README.md").read_text())
+    assert newest is not None
+    assert said is not None
+    assert (newest[1], said[1]) == (version, version)
+
+
+def test_readme_has_900_words_at_most() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 900
