@@ -128,20 +128,25 @@ def training_card(facts: ModelFacts, logs: Sequence[Mapping[str, Any]], step: in
 
 
 def ensemble_card(
-    name: str, models: tuple[str, str], directories: tuple[Path, Path], record: Mapping[str, Any], *, adapter: bool
+    name: str,
+    models: tuple[str, str],
+    directories: tuple[Path, Path],
+    hashes: tuple[str, str],
+    *,
+    alpha: float,
+    adapter: bool,
 ) -> str:
     """The card of a weight-space ensemble.
 
     Args:
         name: of its folder.
-        models: the MLE and the CPO model, as the user named them.
-        directories: theirs.
-        record: of the ensemble: alpha, and hashes of each.
+        models: the two models, as the user named them.
+        directories, hashes: of each, the hashes of its weights.
+        alpha: share of the first.
     """
-    alpha = record["alpha"]
     rows = [
-        (f"{share:g} of", f"`{_said(model)}`, weights SHA-256 `{record[side]['weights_sha256'][:SHORT]}`")
-        for share, model, side in ((alpha, models[0], "mle"), (round(1 - alpha, 10), models[1], "cpo"))
+        (f"{share:g} of", f"`{_said(model)}`, weights SHA-256 `{digest[:SHORT]}`")
+        for share, model, digest in zip((alpha, round(1 - alpha, 10)), models, hashes, strict=True)
     ]
     licences = {licence_of(*one) for one in zip(models, directories, strict=True)}
     front = _front(models, licences.pop() if len(licences) == 1 else "", adapter=adapter, tags=["merge"], merged=True)

@@ -84,7 +84,10 @@ def make_group_trainer(objective: "Objective", setup: "Setup", options: Any) -> 
         skip_below=setup.skip_below,
     )
     log.info(
-        *("%s, %s layout, at most %s per pass", objective.name, trainer.prepared.layout),
+        "%s on %s, %s layout, at most %s per pass",
+        objective.name,
+        counted(len(setup.data.train), "group"),
+        trainer.prepared.layout,
         counted(setup.row_tokens, "token"),
     )
     return trainer

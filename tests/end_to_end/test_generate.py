@@ -317,7 +317,7 @@ def test_an_engine_that_cannot_start_ends_the_job_in_one_line(
 def not_ours(stderr: str) -> list[str]:
     """Lines of a generation's stderr that are neither of our loggers nor its progress."""
     logged = r"(INFO|WARNING|ERROR) (data|negatives_gen|trainer)\..*|error: .*"
-    ours = rf"{logged}|\d+ shards, .*|shard \d+.*|starting the .*|loading the .*"
+    ours = rf"{logged}|\d+ shards, .*|\d+ of \d+ shards written: .*|shard \d+.*|starting the .*|loading the .*"
     ours += (
         r"|<frozen runpy>.*|(Generating \w+ split.*)?"  # the fork's; the bar of reading, before the directory is ours
     )

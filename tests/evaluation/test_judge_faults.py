@@ -12,6 +12,7 @@ import pytest
 from data.chat.budget import Budget, Tokens, asked_tokens
 from data.chat.client import ChatAPI
 from data.command.errors import UserError
+from data.command.wording import counted
 from evaluation.judging.base import Comparison
 from tests.support.chat_server import ChatAPIStub, Fault, said
 from tests.support.judged import FAULTS, TIMEOUT, judge_by, longer, pairs, random_faults, rows, scores, unequal
@@ -68,7 +69,8 @@ def test_the_cap_on_requests_is_kept_to_the_request(server: ChatAPIStub, tmp_pat
     server.fault_of = random_faults(0.3)
     comparisons, sent = unequal(150), 0
     for cap in (0, 1, 7, 50):
-        with pytest.raises(UserError, match=rf"^--judge.max_requests {cap} leaves no room .*: {cap} requests, "):
+        spent = counted(cap, "request")
+        with pytest.raises(UserError, match=rf"^--judge.max_requests {cap} leaves no room .*: {spent}, "):
             judge_by(server, tmp_path, max_requests=cap).judge(comparisons)
         sent += cap
         assert len(server.requests) == sent

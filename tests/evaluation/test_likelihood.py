@@ -215,7 +215,7 @@ def test_pmi_is_of_asked_answers_and_says_what_it_is_not_of(
     lengths = [len(s.ids) for s in answers[:5]]
     assert values["pmi"][:5] == pytest.approx([v / n for v, n in zip(expected, lengths, strict=True)], abs=1e-3)
     assert ("a", "sample") not in evidence.values
-    assert evidence.notes(part) == ["1 greedy answers of a are in no mean under the second model: no tokens."]
+    assert evidence.notes(part) == ["1 greedy answer of a is in no mean under the second model: no tokens."]
 
 
 def test_a_chat_is_read_with_the_second_models_template(

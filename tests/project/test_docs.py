@@ -174,7 +174,7 @@ TOLD = (
 OF_OTHERS = {
     *("num_processes", "mixed_precision", "config_file", "address", "head", "generate", "runtime-env-json", "scale"),
     *("working-dir", "rm", "help", "help_all", "version", "config", "name", "NAME", "shm-size", "num-cpus"),
-    *("repo-type", "local-dir", "from-literal", "strict"),
+    *("repo-type", "local-dir", "from-literal", "strict", "extra-index-url", "no-deps"),
 }
 
 

@@ -152,7 +152,9 @@ def write_ensembles(
                 write_weights(outputs)
                 for alpha, directory in outputs.items():
                     _copy_rest(directories[1], directory)
-                    card = ensemble_card(finals[alpha].name, (mle, cpo), directories, records[alpha], adapter=adapter)
+                    hashes = tuple(records[alpha][side]["weights_sha256"] for side in ("mle", "cpo"))
+                    name = finals[alpha].name
+                    card = ensemble_card(name, (mle, cpo), directories, hashes, alpha=alpha, adapter=adapter)
                     write_card(directory, card)
                     (directory / RECORD).write_text(json.dumps(records[alpha], indent=2) + "\n", encoding="utf-8")
     except OSError as error:
