@@ -79,7 +79,7 @@ quickstart: install
 	@echo "closer (truth logp): where that is what you want, MLE is the cheaper way. docs/results.md says why, and where CPO does not pay."
 	@echo "negative set:  $(RUNS)/quickstart/negatives"
 	@echo "checkpoints:   $(RUNS)/quickstart/reference, /mle, /cpo, /cpo-bn, /cpo-rank"
-	@echo "report:        $(RUNS)/quickstart/evaluation/report.md"
+	@echo "report:        $(RUNS)/quickstart/evaluation/report.html (report.md, report.json)"
 
 # Two workers; tests/conftest.py says which tests share one, so that engines and clusters are started once.
 WORKERS ?= 2

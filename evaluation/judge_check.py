@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,7 @@ def judge_check(config: JudgeCheckConfig) -> str:
         _refuse_other_files(folder, store)
         with library_output_to(folder, LOG, verbose=False):
             judge = make_judge(config.judge, store.path)
+            _refuse_other_check(folder, _hash_of(labels), judge.identity())
             comparisons = [pair.comparison for pair in labels.pairs]
             judge.look_at(comparisons)
             outcomes = judge.judge(comparisons)
@@ -100,7 +101,6 @@ def _results(
     config: JudgeCheckConfig, labels: "Labels", judge: "Judge", outcomes: Sequence["Outcome"]
 ) -> tuple["Results", dict[str, Any]]:
     from data.manifest import environment
-    from data.storage import sha256
     from evaluation.judging.trust import COLUMNS, confusion, in_words, measure
     from evaluation.metrics.rates import not_judged
     from evaluation.metrics.statistics import Measurement
@@ -133,7 +133,7 @@ def _results(
             "file": config.labels,
             "rows": labels.rows,
             "pairs": len(labels.pairs),
-            "sha256": sha256(json.dumps([asdict(pair) for pair in labels.pairs]).encode()),
+            "sha256": _hash_of(labels),
         },
         "judge": judge.identity(),
         "judge_spent": dict(spent) or None,
@@ -188,6 +188,32 @@ def _name(options: JudgeOptions) -> str:
     if options.reward_model is not None:
         return PurePath(options.reward_model.rstrip("/")).name
     return options.model[0] if len(options.model) == 1 else PANEL
+
+
+def _hash_of(labels: "Labels") -> str:
+    from data.storage import sha256
+
+    return sha256(json.dumps([asdict(pair) for pair in labels.pairs]).encode())
+
+
+def _refuse_other_check(folder: "Folder", labels: str, judge: Mapping[str, Any]) -> None:
+    """Raise UserError where the directory holds a check of another judge, or on other labels, of this hash."""
+    from data.shape import parse_json
+
+    content = folder.read_if_there(NUMBERS)
+    if content is None:
+        return
+    try:
+        job = parse_json(content)["job"]
+        there = {"labels": job["labels"]["sha256"], "judge": job["judge"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{folder / NUMBERS}' is damaged ({error}). Choose another --out, or remove it.") from error
+    for what, asked in (("labels", labels), ("judge", without_secrets(dict(judge)))):
+        if there[what] != asked:
+            raise UserError(
+                f"output directory '{folder.path}' already holds a check with other settings ({what}). Choose another "
+                "--out."
+            )
 
 
 def _refuse_other_files(folder: "Folder", store: Any) -> None:

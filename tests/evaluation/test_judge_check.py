@@ -174,6 +174,15 @@ def test_the_command_writes_what_it_prints_and_pays_nothing_twice(
     assert measured["cost_per_verdict"]["mean"] == pytest.approx((server.bill[0] + 2 * server.bill[1]) / 20 / 1e6)
     judge_check.main(words)
     assert len(server.requests) == 20
+    page = (tmp_path / "out" / "judge_check.md").read_text()
+    capsys.readouterr()
+    assert judge_check.main([*words, "--judge.temperature", "1"]) == 2
+    assert "already holds a check with other settings (judge)" in capsys.readouterr().err
+    Path(labels(tmp_path)).write_text(json.dumps(row("one", "two", "tie")) + "\n")
+    assert judge_check.main(words) == 2
+    assert "already holds a check with other settings (labels)" in capsys.readouterr().err
+    assert len(server.requests) == 20
+    assert page == (tmp_path / "out" / "judge_check.md").read_text()
 
 
 def test_a_panel_is_checked_judge_by_judge_and_as_a_whole(
