@@ -9,20 +9,20 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from transformers import AutoTokenizer, GPT2Config, LlamaConfig, Qwen2Config
+from transformers import AutoConfig, AutoTokenizer, GPT2Config, LlamaConfig, Qwen2Config
 from trl import ModelConfig
 
 from data.command.errors import UserError
 from tests.support.training import cli
 from trainer.arguments import PaperTrainingArguments
 from trainer.groups.dataset import Collator, PackedGroups, TrainingGroup
+from trainer.monitor.utilisation import ModelFlop
 from trainer.objectives import OBJECTIVES
 from trainer.policy import Policy, prepared_policy
 from trainer.run import main
 from trainer.scoring.continuations import Continuations
 from trainer.scoring.head import CHUNK_ELEMENTS
 from trainer.scoring.prepared_model import candidate_logps
-from trainer.monitor.utilisation import ModelFlop
 from trainer.sizing.devices import CPU, GIB, USABLE, Device, device_of
 from trainer.sizing.first_steps import LaidOut
 from trainer.sizing.predicted import Case, Prediction, predict
@@ -273,8 +273,11 @@ def of_peak(peak: int) -> Prediction:
 
 def test_more_devices_share_the_papers_batch_and_multiply_another(llama: Path) -> None:
     device = Device("a GPU", 1000, None)
-    larger = "the batch is then 8 times as large"
-    for given, batch, note in (({}, 8, ""), ({"per_device_train_batch_size": 4}, 4, larger)):
+    given: dict[str, Any]
+    for given, batch, note in (
+        ({}, 8, ""),
+        ({"per_device_train_batch_size": 4}, 4, "the batch is then 8 times as large"),
+    ):
         case = case_of(llama, device=device, **given)
         ((option, _),) = advice(case, 256, lambda other, _: of_peak(900 if other.sharded else 2000))
         assert (option.words, option.note) == ("--fsdp --dry_run_world 8", note)
@@ -407,6 +410,9 @@ def test_tokenizers_are_compared(
     tokenizer = AutoTokenizer.from_pretrained(other)
     tokenizer.add_tokens(["<odd>"])
     tokenizer.save_pretrained(other)
+    config = AutoConfig.from_pretrained(other)
+    config.vocab_size = len(tokenizer)  # else it is refused without a comparison
+    config.save_pretrained(other)
     assert main(cli(other, negative_set, tmp_path / "out", "--dry_run")) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert re.search(r"was made with tokenizer \w{16}, but '.*other' has tokenizer \w{16}\.", error)

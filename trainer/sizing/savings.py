@@ -53,9 +53,7 @@ def advice(
         yield together
 
 
-def _together(
-    run: Option, before: int, predict: Callable[[Case, int], Prediction]
-) -> tuple[Option, Prediction] | None:
+def _together(run: Option, before: int, predict: Callable[[Case, int], Prediction]) -> tuple[Option, Prediction] | None:
     """All changes that lower a peak, one after the other until it fits; None where none does."""
     best = None
     option = run
