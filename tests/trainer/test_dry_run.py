@@ -56,7 +56,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def deeper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of more layers than FSDP gathers at once."""
+    """The config of a small Llama of more layers than FSDP gathers at once."""
     return small_llama(tmp_path_factory, DEEPER)
 
 
