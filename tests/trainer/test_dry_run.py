@@ -327,6 +327,10 @@ def test_the_command_needs_no_weights_and_writes_nothing(
     for line in ("| weights |", "| optimiser |", "| groups | 8 |", "| the run |", "FlexAttention", "Not counted"):
         assert line in said
     assert "50 steps" in said
+    assert (
+        "FlexAttention, the fused optimiser's state (by the one without kernels), a GPU's autocast (by the CPU's)."
+        in said
+    )
     assert not (tmp_path / "out").exists()
     assert not list(config_alone.glob("*.safetensors"))
 

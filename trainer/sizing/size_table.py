@@ -83,8 +83,8 @@ def _by_formula(case: Case, found: Prediction) -> list[str]:
     """The line of what the passes do not show."""
     sharing = "FSDP's shards and whole layers" if case.sharded else "DDP's buckets" if case.world > 1 else ""
     flex = "FlexAttention" if found.flex else ""
-    fused = "fused optimisers' state, as of those without" if "fused" in case.training.optim else ""
-    autocast = "a GPU's autocast, as the CPU's" if case.device.is_gpu and case.mixed and not case.sharded else ""
+    fused = "the fused optimiser's state (by the one without kernels)" if "fused" in case.training.optim else ""
+    autocast = "a GPU's autocast (by the CPU's)" if case.device.is_gpu and case.mixed and not case.sharded else ""
     named = [name for name in (sharing, flex, fused, autocast) if name]
     return [f"By formula or likeness, not by its own passes: {', '.join(named)}."] if named else []
 
