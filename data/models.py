@@ -33,8 +33,11 @@ SMALL_FILES = ("*.json", *VOCABULARIES, "*.jinja", "*.py")
 HUB_FILES = ("*.safetensors", *SMALL_FILES)
 
 
-def model_directory(model: str) -> Path:
+def model_directory(model: str, *, weights: bool = True) -> Path:
     """The local directory of a model: itself, or a hub id's snapshot (downloaded once; weights as safetensors only).
+
+    Args:
+        weights: whether a hub id's are downloaded too.
 
     Raises UserError if there is no such directory and no such model on the hub.
     """
@@ -45,7 +48,7 @@ def model_directory(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(model, allow_patterns=list(HUB_FILES if weights else SMALL_FILES)))
     except Exception as error:  # the hub client raises a dozen unrelated classes
         raise UserError(
             f"model '{model}' is neither a local directory nor a hub model that can be reached "
@@ -55,8 +58,11 @@ def model_directory(model: str) -> Path:
 
 
 def check_model(model: str, *, needs_weights: bool = True) -> Path:
-    """Check that a model directory has a config, a tokenizer and safetensors weights; return the directory."""
-    directory = model_directory(model)
+    """Check that a model directory has a config, a tokenizer and safetensors weights; return the directory.
+
+    Weights that are not needed are not downloaded.
+    """
+    directory = model_directory(model, weights=needs_weights)
     if not (directory / "config.json").is_file():
         raise UserError(f"model '{model}' has no config.json. Give the directory of a transformers model.")
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):

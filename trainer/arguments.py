@@ -50,7 +50,9 @@ class PaperTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if self.per_device_train_batch_size == 0:
+        # Whether the number of devices decides what each takes: `--dry_run` looks at several numbers.
+        self.shares_paper_batch = self.per_device_train_batch_size == 0
+        if self.shares_paper_batch:
             processes, steps = int(os.environ.get("WORLD_SIZE", "1")), max(1, self.gradient_accumulation_steps)
             self.per_device_train_batch_size = paper_share(processes, steps)
         super().__post_init__()
@@ -177,7 +179,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, PaperTrainingArguments, Mod
     _refuse_ignored(script, training)
     _refuse_unwatched(script, training)
     given = {*values, *(word[2:] for word in theirs if word.startswith("--"))}
-    if script.dry_run and "per_device_train_batch_size" not in given:
+    if script.dry_run and training.shares_paper_batch:
         steps = training.gradient_accumulation_steps
         training.per_device_train_batch_size = paper_share(script.dry_run_world, steps)
     for sentence in (*idle_among(given), *idle_of_model(given, model)):

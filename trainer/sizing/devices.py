@@ -72,9 +72,9 @@ def device_of(name: str | None) -> Device:
     fitting = [known for known in MEMORY if name.lower() in known.lower()]
     exact = [known for known in fitting if known.lower() == name.lower()]
     if len(exact or fitting) != 1:
-        problem = f"may be {', '.join(fitting)}" if fitting else f"is none that is known{did_you_mean(name, MEMORY)}"
+        problem = f"may be {', '.join(fitting)}." if fitting else f"is none that is known.{did_you_mean(name, MEMORY)}"
         raise UserError(
-            f"--dry_run_device '{name}' {problem}. Give one of: {CPU}, {', '.join(MEMORY)}; a part of a name will do."
+            f"--dry_run_device '{name}' {problem} Give one of: {CPU}, {', '.join(MEMORY)}; a part of a name will do."
         )
     chosen = (exact or fitting)[0]
     return Device(chosen, round(MEMORY[chosen] * GIB), PEAKS.get(chosen))

@@ -1,12 +1,13 @@
 """`python -m trainer.run ... --dry_run`: what a run will take, without weights, and whether it fits."""
 
+import dataclasses
 import logging
 import os
 from typing import TYPE_CHECKING
 
 from data.command.errors import UserError
 from data.command.terminal import say
-from data.command.wording import size
+from data.command.wording import counted, size
 from data.models import check_causal, load_tokenizer, tokenizer_hash
 from trainer.assembly import row_budget
 from trainer.groups.dataset import Collator
@@ -40,6 +41,7 @@ def dry_run(script: "ScriptArguments", training: "PaperTrainingArguments", model
     _refuse_unknown(script, training, model_config)
     device = device_of(script.dry_run_device)
     directory = check_causal(script.model, needs_weights=False)
+    script = dataclasses.replace(script, model=str(directory))  # where a hub id's weights are not asked for again
     tokenizer = load_tokenizer(script.model)
     seed = training.seed if training.data_seed is None else training.data_seed
     identity = {"tokenizer_sha256": tokenizer_hash(tokenizer)}
@@ -54,15 +56,16 @@ def dry_run(script: "ScriptArguments", training: "PaperTrainingArguments", model
         layout = layout_of(policy)
         copies = objective.copies(options)
 
-        def laid_out(tokens: int) -> LaidOut:
+        def laid_out(first: FirstSteps, tokens: int) -> LaidOut:
             return first.laid_out(Collator(layout, tokens, data.train.strategies, copies))
 
-        def predicted(case: Case, tokens: int) -> Prediction:
-            steps = laid_out(tokens)
-            return predict(case, layout, steps.largest, accumulates=steps.most_passes > 1)
+        def predicted(other: Case, tokens: int) -> Prediction:
+            of_world = first if other.world == case.world else FirstSteps.of(data.train, other.training, other.world)
+            steps = laid_out(of_world, tokens)
+            return predict(other, layout, steps.largest, accumulates=steps.most_passes > 1)
 
         found = predicted(case, row_tokens)
-        steps = laid_out(row_tokens)
+        steps = laid_out(first, row_tokens)
         say(table(case, found, first, steps, layout, row_tokens, script.dry_run_utilisation))
         if found.peak <= device.usable:
             return
@@ -73,12 +76,16 @@ def dry_run(script: "ScriptArguments", training: "PaperTrainingArguments", model
         raise cannot_set_up(script.model, error) from error
     if advised:
         say(f"\n{advice_table(advised, device)}")
-    fitting = [f"{option.words} ({size(other.peak)})" for option, other in advised if other.peak <= device.usable]
+    fitting = [
+        f"{option.words} ({size(other.peak)}{option.note and f'; {option.note}'})"
+        for option, other in advised
+        if other.peak <= device.usable
+    ]
     otherwise = "Take a larger device, more of them with --fsdp, or a smaller model."
     remedy = f"It would with {' or '.join(fitting)}." if fitting else otherwise
     raise UserError(
-        f"this run does not fit: {size(found.peak)} are predicted, {size(device.usable)} of {device.name} are "
-        f"usable. {remedy}"
+        f"this run does not fit: {size(found.peak)} are predicted for the largest pass of the first "
+        f"{counted(len(steps.passes), 'step')}, {size(device.usable)} of {device.name} are usable. {remedy}"
     )
 
 

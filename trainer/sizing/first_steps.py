@@ -50,7 +50,8 @@ class FirstSteps:
 
     def laid_out(self, collate: Collator) -> "LaidOut":
         """The forward passes that they take in a layout."""
-        return LaidOut([[collate(batch) for batch in step] for step in self.micro_batches], self.devices)
+        passes = [[collate(batch) for batch in step] for step in self.micro_batches]
+        return LaidOut(passes, self.devices, collate.layout)
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,12 @@ class LaidOut:
     Attributes:
         passes: of each step, of each micro-batch.
         devices: how many share a step.
+        layout: "packed" or "padded".
     """
 
     passes: list[list[list[PackedGroups]]]
     devices: int
+    layout: str
 
     @property
     def largest(self) -> PackedGroups:
@@ -90,18 +93,24 @@ class LaidOut:
         return self._mean(lambda packed: model.forward(*_size(packed)) + model.backward(*_size(packed)))
 
     def computed(self, model: ModelFlop, *, checkpointing: bool, forwards: int) -> float:
-        """FLOP per step that are computed: logits twice, of checkpointing the forward pass too.
+        """FLOP per step that are computed, of checkpointing the body's forward pass twice.
+
+        Packed, logits are of predicted tokens and made twice; padded, of every position, padding too, and made once.
 
         Args:
             forwards: forward passes that are made before each pass.
         """
+        padded = self.layout == "padded"
 
-        def more(packed: PackedGroups) -> int:
-            positions, targets = _size(packed)
-            again = model.forward(positions if checkpointing else 0, targets)
-            return again + forwards * model.forward(positions, targets)
+        def all_of(packed: PackedGroups) -> int:
+            positions, logits = _size(packed)
+            if padded:
+                positions = logits = packed.tokens.input_ids.numel()
+            once = model.forward(positions, logits)
+            again = model.forward(positions if checkpointing else 0, 0 if padded else logits)
+            return (forwards + 1) * once + again + model.backward(positions, logits)
 
-        return self.flop(model) + self._mean(more)
+        return self._mean(all_of)
 
     def _every(self) -> list[PackedGroups]:
         return [packed for step in self.passes for batch in step for packed in batch]

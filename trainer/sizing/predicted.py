@@ -1,14 +1,12 @@
 """The peak memory of a run on one device, by kind, predicted from the shapes of its real passes."""
 
-import copy
-import dataclasses
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from data.command.errors import UserError, first_line
 from trainer.groups.dataset import PackedGroups
@@ -21,6 +19,7 @@ from trainer.sizing.stand_in import RealResults, StandIn, stand_in
 from trainer.sizing.storages import ACTIVATIONS, CAST, GRADIENTS, HEAD, OPTIMISER, WEIGHTS, Storages
 
 if TYPE_CHECKING:
+    from trainer.arguments import PaperTrainingArguments
     from trainer.policy import Policy
 
 BUCKETS, GATHERED = "DDP's buckets", "FSDP's whole layers"
@@ -42,7 +41,7 @@ class Case:
     """
 
     policy: "Policy"
-    training: TrainingArguments
+    training: "PaperTrainingArguments"
     objective: Objective
     options: Any
     device: Device
@@ -92,8 +91,8 @@ def predict(case: Case, layout: str, largest: PackedGroups, *, accumulates: bool
     Raises:
         UserError: the optimiser's memory cannot be told.
     """
-    policy = _in_one_type(case) if case.sharded else case.policy
-    prepared = stand_in(policy, layout, on_gpu=case.device.is_gpu)
+    gathered = case.mixed if case.sharded else None
+    prepared = stand_in(case.policy, layout, on_gpu=case.device.is_gpu, gathered=gathered)
     model: Any = prepared.called
     model.train()
     if case.training.gradient_checkpointing:
@@ -115,7 +114,7 @@ def predict(case: Case, layout: str, largest: PackedGroups, *, accumulates: bool
         calls = _pass(case, prepared, largest)
     kinds = dict(storages.peak)
     if case.sharded:
-        kinds |= _shards(case, prepared, trained, sum(map(_size, state)))
+        kinds |= _shards(case, prepared, sum(map(_size, state)))
     elif case.world > 1:
         kinds[BUCKETS] = sum(map(_size, trained))
     computed_in = case.mixed or next(prepared.model.parameters()).dtype
@@ -148,7 +147,7 @@ def _pass(case: Case, prepared: StandIn, packed: PackedGroups) -> int:
     return results.calls
 
 
-def _checkpoint(model: Any, training: TrainingArguments) -> None:
+def _checkpoint(model: Any, training: "PaperTrainingArguments") -> None:
     """Let a model keep its layers' inputs alone, as transformers' Trainer does."""
     given: Any = training.gradient_checkpointing_kwargs
     options = dict(given or {})
@@ -158,7 +157,7 @@ def _checkpoint(model: Any, training: TrainingArguments) -> None:
     )
 
 
-def _optimiser_state(training: TrainingArguments, model: Any, trained: list[Any]) -> list[torch.Tensor]:
+def _optimiser_state(training: "PaperTrainingArguments", model: Any, trained: list[Any]) -> list[torch.Tensor]:
     """What the optimiser keeps, found out by a step of it; of one with fused kernels, by a step without them."""
     kind_of_optimiser = getattr(training.optim, "value", training.optim)
     try:
@@ -177,41 +176,37 @@ def _optimiser_state(training: TrainingArguments, model: Any, trained: list[Any]
     return [value for value in values if isinstance(value, torch.Tensor)]
 
 
-def _in_one_type(case: Case) -> "Policy":
-    """The policy in the type that FSDP gathers its weights in."""
-    if case.mixed is None:
-        return case.policy
-    config = copy.copy(case.policy.config)
-    config.dtype = str(case.mixed).removeprefix("torch.")
-    return dataclasses.replace(case.policy, config=config)
+def _shards(case: Case, prepared: StandIn, state: int) -> dict[str, int]:
+    """A device's bytes under FSDP2, by formula: shards, and what is whole for a time.
 
-
-def _shards(case: Case, prepared: StandIn, trained: list[Any], state: int) -> dict[str, int]:
-    """A device's bytes under FSDP2, by formula: shards, in float32 if precision is mixed, and what is whole for a time.
-
+    With mixed precision accelerate keeps what is trained in float32; what is frozen, and all without, keeps its type.
     Whole are the weights outside of layers and two layers', the next one being fetched while one computes; of the
-    gradients likewise.
+    gradients likewise, and what those of a layer, or of all that is outside, are summed in over devices: float32 with
+    mixed precision (`trainer.sharding`).
     """
     model = prepared.model
     layers = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
     within = {id(p) for layer in layers for p in layer.parameters()}
-    needs = {id(p) for p in trained}
 
-    def whole(only_trained: bool) -> int:
+    def of_group(only_trained: bool) -> tuple[int, int]:
         def size(parameters: Any) -> int:
-            return sum(_size(p) for p in parameters if not only_trained or id(p) in needs)
+            return sum(_size(p) for p in parameters if p.requires_grad or not only_trained)
 
         outside = size(p for p in model.parameters() if id(p) not in within)
-        return outside + 2 * max((size(layer.parameters()) for layer in layers), default=0)
+        return outside, max((size(layer.parameters()) for layer in layers), default=0)
 
-    widened = torch.float32.itemsize / case.mixed.itemsize if case.mixed else 1
-    parts = {
-        WEIGHTS: widened * sum(map(_size, model.parameters())),
-        GRADIENTS: widened * sum(map(_size, trained)),
-        OPTIMISER: widened * state,
-    }
+    def kept(name: str, parameter: Any) -> int:
+        wide = case.mixed and parameter.requires_grad
+        return parameter.numel() * (torch.float32 if wide else prepared.kept_in[name]).itemsize
+
+    named = list(model.named_parameters())
+    trained = sum(kept(name, p) for name, p in named if p.requires_grad)
+    widened = trained / sum(_size(p) for _, p in named if p.requires_grad)
+    parts = {WEIGHTS: sum(kept(name, p) for name, p in named), GRADIENTS: trained, OPTIMISER: widened * state}
     shards = {kind: round(size / case.world) for kind, size in parts.items()}
-    return {**shards, GATHERED: whole(False) + whole(True)}
+    gathered = sum(outside + 2 * layer for outside, layer in (of_group(False), of_group(True)))
+    summed = round(widened * max(of_group(True))) if case.world > 1 else 0
+    return {**shards, GATHERED: gathered + summed}
 
 
 def _size(tensor: torch.Tensor) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from data.command.wording import size
+from data.command.wording import counted, size
 from trainer.sizing.devices import USABLE, Device
 from trainer.sizing.first_steps import FirstSteps, LaidOut
 from trainer.sizing.predicted import Case, Prediction
@@ -13,7 +13,7 @@ MEANING = {
     "gradients": "of what is trained",
     "optimiser": "its state",
     "DDP's buckets": "a copy of the gradients",
-    "FSDP's whole layers": "weights and gradients outside of layers and of two layers, gathered",
+    "FSDP's whole layers": "weights and gradients of two layers and outside of layers, and a sum of gradients",
     "cast weights": "in 16 bits, kept for the backward pass of mixed precision",
     "activations": "of the largest pass, and what its backward pass makes",
     "head": "what is as wide as the vocabulary: a chunk of logits, gradients of head and embedding being made",
@@ -47,7 +47,7 @@ def table(
         "| peak memory per device | | |",
         "|---|---|---|",
         *(f"| {kind} | {size(held)} | {MEANING[kind]} |" for kind, held in found.kinds.items()),
-        f"| all | {size(found.peak)} | {_room(case.device)} |",
+        f"| all | {size(found.peak)} | {_of_pass(steps, row_tokens)}; {_room(case.device)} |",
         "",
         f"| per step, mean of the first {len(steps.passes)} | | |",
         "|---|---|---|",
@@ -58,6 +58,7 @@ def table(
         *_time(case, found, first, steps, utilisation),
         "",
         f"Attention: {_attention(case, found, layout)}.",
+        *_by_formula(case, found),
         f"Not counted: {NOT_COUNTED}.",
     ]
     return "\n".join(lines)
@@ -68,8 +69,24 @@ def advice_table(advised: Iterable[tuple[Option, Prediction]], device: Device) -
     lines = ["| what would help | predicted peak per device | |", "|---|---|---|"]
     for option, found in advised:
         fits = "fits" if found.peak <= device.usable else "does not fit yet"
-        lines.append(f"| {option.words} | {size(found.peak)} | {fits} |")
+        lines.append(f"| {option.words} | {size(found.peak)} | {fits}{option.note and f'; {option.note}'} |")
     return "\n".join(lines)
+
+
+def _of_pass(steps: LaidOut, row_tokens: int) -> str:
+    largest = steps.largest.tokens.input_ids.numel()
+    later = f"; a later one may have up to {row_tokens:,}" if largest < row_tokens else ""
+    return f"of the largest pass of the first {counted(len(steps.passes), 'step')}, {largest:,} positions{later}"
+
+
+def _by_formula(case: Case, found: Prediction) -> list[str]:
+    """The line of what the passes do not show."""
+    sharing = "FSDP's shards and whole layers" if case.sharded else "DDP's buckets" if case.world > 1 else ""
+    flex = "FlexAttention" if found.flex else ""
+    fused = "the fused optimiser's state (by the one without kernels)" if "fused" in case.training.optim else ""
+    autocast = "a GPU's autocast (by the CPU's)" if case.device.is_gpu and case.mixed and not case.sharded else ""
+    named = [name for name in (sharing, flex, fused, autocast) if name]
+    return [f"By formula or likeness, not by its own passes: {', '.join(named)}."] if named else []
 
 
 def _room(device: Device) -> str:

@@ -39,9 +39,11 @@ class StandIn(PreparedModel):
 
     Attributes:
         on_gpu: whether it takes masks as it would on a GPU.
+        kept_in: types of the model's parameters by name, before they are gathered in another.
     """
 
     on_gpu: bool = False
+    kept_in: dict[str, torch.dtype] = dataclasses.field(default_factory=dict)
 
     def inputs(self, batch: TokenBatch) -> dict[str, Any]:
         if self.block_masks and batch.group_ids is not None:
@@ -73,19 +75,24 @@ def layout_of(policy: "Policy") -> str:
     return chosen_layout(small)
 
 
-def stand_in(policy: "Policy", layout: str, *, on_gpu: bool) -> StandIn:
+def stand_in(policy: "Policy", layout: str, *, on_gpu: bool, gathered: torch.dtype | None = None) -> StandIn:
     """The policy with its adapter, ready for passes in a layout, without reading or holding its weights.
 
     Args:
         on_gpu: attend as on a GPU: with FlexAttention where the layout is packed and the model takes our attention.
+        gathered: the type that FSDP gathers parameters in; None: their own.
     """
     with torch.device("meta"):
         prepared = prepared_policy(dataclasses.replace(policy, from_scratch=True).load(), policy.adapter, layout)
+    kept_in = {name: parameter.dtype for name, parameter in prepared.model.named_parameters()}
+    if gathered is not None:
+        for parameter in prepared.model.parameters():
+            parameter.data = parameter.data.to(gathered)
     _make_fake(prepared.called)
     flex = on_gpu and layout == "packed" and attention_implementation(prepared.model) == PACKED_ROWS
     if flex:
         prepared.model.set_attn_implementation(FLEX)
-    return StandIn(prepared.model, prepared.called, layout, block_masks=flex, on_gpu=on_gpu)
+    return StandIn(prepared.model, prepared.called, layout, block_masks=flex, on_gpu=on_gpu, kept_in=kept_in)
 
 
 def _make_fake(model: torch.nn.Module) -> None:
