@@ -81,7 +81,7 @@ def test_an_installation_that_fails_is_not_taken_for_done(folder: Path) -> None:
     assert not (folder / "venv" / ".installed").exists()
 
 
-@pytest.mark.parametrize(("exit_code", "last"), [(0, "-e .[gpu,dev]"), (9, PACKAGE)])
+@pytest.mark.parametrize(("exit_code", "last"), [(0, "-c docker/constraints-gpu.txt -e .[gpu,dev]"), (9, PACKAGE)])
 def test_a_gpu_is_one_that_nvidia_smi_lists(folder: Path, exit_code: int, last: str) -> None:
     executable(folder / "bin" / "nvidia-smi", f"#!/bin/sh\nexit {exit_code}\n")
     code, asked = installed(folder)
