@@ -11,6 +11,10 @@ from evaluation.report.results import Results
 from evaluation.report.tables import gaps_of, opponent
 
 MOST = 8  # models that are spoken of
+OF_CHECKPOINTS = (
+    "It is of checkpoints: nothing that was measured says which answers are better (--embedder, --second_model and "
+    "--judge.model do)."
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ def verdict(results: Results) -> Verdict:
     n = f"{min(counts):,}" + (f" to {max(counts):,}" if min(counts) < max(counts) else "")
     by = f", {first.decoding}" if first.decoding else ""
     hedge = f"By {column.heading}{_against(first)}{by} (n = {n}; {column.spoken_better})."
+    if not first.decoding:
+        hedge += f" {OF_CHECKPOINTS}"
     if len(ranking.ordered) == 1 and first.against in ("", TRUTH):
         return Verdict(lines, f"{hedge} There is no other model to compare with.")
     beside = f"{baseline} (the baseline) and the best other model" if baseline else "the best other model"

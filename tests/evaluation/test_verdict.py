@@ -71,6 +71,13 @@ def test_without_a_better_way_there_is_no_verdict() -> None:
         assert found.hedge.startswith("No verdict: ")
 
 
+def test_a_verdict_that_is_not_of_answers_says_so() -> None:
+    ranking = [measured(m, "ranking_accuracy", v, "") for m, v in (("mle", 0.5), ("anr", 0.6))]
+    assert "It is of checkpoints: nothing that was measured says which answers" in verdict(make_results(ranking)).hedge
+    answers = [measured("mle", "correct", 0.5), *ranking]
+    assert "It is of checkpoints" not in verdict(make_results(answers)).hedge
+
+
 def test_of_many_models_the_best_are_spoken_of() -> None:
     found = verdict(make_results([correct(f"m{i}", i / 20) for i in range(12)], baseline="m0"))
     assert [line.partition(":")[0] for line in found.lines] == [
