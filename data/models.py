@@ -63,6 +63,11 @@ def check_model(model: str, *, needs_weights: bool = True) -> Path:
     Weights that are not needed are not downloaded.
     """
     directory = model_directory(model, weights=needs_weights)
+    if not (directory / "config.json").is_file() and (directory / ADAPTER).is_file():
+        raise UserError(
+            f"model '{model}' is a LoRA adapter. Merge it into its base first (PEFT's merge_and_unload; "
+            "docs/training.md, LoRA) and give the merged model."
+        )
     if not (directory / "config.json").is_file():
         raise UserError(f"model '{model}' has no config.json. Give the directory of a transformers model.")
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):

@@ -291,7 +291,7 @@ def _said(name: str) -> str:
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    known = {key: value for key, value in values.items() if value is not None}
+    known = {key: getattr(value, "value", value) for key, value in values.items() if value is not None}  # of an enum
     return ", ".join(f"{key} {value}" for key, value in known.items()).replace("|", "\\|") or "none"
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from evaluation.gaps import ERRORS, FEWEST, Gaps, Ranked, distinguishable, ranked
 from evaluation.metrics.base import TRUTH
-from evaluation.metrics.columns import HIGHER, NEITHER, Column
+from evaluation.metrics.columns import HIGHER, NEITHER, SECOND, Column
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report.results import Results
 from evaluation.report.tables import gaps_of, opponent
@@ -60,8 +60,12 @@ def verdict(results: Results) -> Verdict:
 
 
 def _leading(results: Results) -> list[Measurement]:
-    """The measurements that a verdict is by: of answers before of checkpoints, of one decoding and one opponent."""
-    for m in sorted(results.measurements, key=lambda m: not m.decoding):
+    """The measurements that a verdict is by, of one decoding and one opponent.
+
+    Of answers before of checkpoints; under a second model last of those of answers, since it may be one of the compared
+    models, or like one, and finds likely what that one says.
+    """
+    for m in sorted(results.measurements, key=lambda m: (not m.decoding, results.column(m).section is SECOND)):
         column = results.column(m)
         if column.better != NEITHER and not column.is_difference and not math.isnan(m.estimate.mean):
             of = (m.metric, m.decoding, m.against)

@@ -124,6 +124,9 @@ def test_the_tokenizer_hash_survives_calls_and_saving_and_sees_a_new_token(refer
 def test_check_model_says_which_part_is_missing(tmp_path: Path):
     path = str(tmp_path)
     assert f"model '{path}' has no config.json" in refusal(lambda: check_model(path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert f"model '{path}' is a LoRA adapter. Merge it into its base first" in refusal(lambda: check_model(path))
+    (tmp_path / "adapter_config.json").unlink()
     (tmp_path / "config.json").write_text('{"n_positions": 7}')
     assert f"model '{path}' has no tokenizer" in refusal(lambda: check_model(path))
     (tmp_path / "tokenizer.json").write_text("{")

@@ -71,6 +71,14 @@ def test_without_a_better_way_there_is_no_verdict() -> None:
         assert found.hedge.startswith("No verdict: ")
 
 
+def test_what_a_second_model_finds_likely_leads_only_where_nothing_else_does() -> None:
+    likely = [measured("mle", "nll", 2.5), measured("cpo", "nll", 2.25)]
+    found = verdict(make_results([*likely, correct("mle", 0.9), correct("cpo", 0.5)]))
+    assert found.hedge.startswith("By correct answers")
+    assert found.lines == ["cpo: 50.0% correct answers, 40.0 ± 2.8 below mle."]
+    assert verdict(make_results(likely)).hedge.startswith("By NLL")
+
+
 def test_a_verdict_that_is_not_of_answers_says_so() -> None:
     ranking = [measured(m, "ranking_accuracy", v, "") for m, v in (("mle", 0.5), ("anr", 0.6))]
     assert "It is of checkpoints: nothing that was measured says which answers" in verdict(make_results(ranking)).hedge

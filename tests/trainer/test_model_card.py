@@ -9,6 +9,7 @@ import huggingface_hub
 import pytest
 import transformers.trainer
 from huggingface_hub import ModelCard
+from transformers.training_args import OptimizerNames
 
 from data.manifest import MANIFEST
 from data.storage import sha256
@@ -23,7 +24,7 @@ SECRET = "hf_" + "x" * 30
 
 
 def facts(**changed: Any) -> ModelFacts:
-    training = {"learning_rate": 1e-5, "seed": 3, "optim": None}
+    training = {"learning_rate": 1e-5, "seed": 3, "optim": OptimizerNames.ADAMW_TORCH}
     job = {
         "objective": "cpo", "model": {"weights_sha256": "ab" * 32}, "batch_size": 64, "training": training,
         "use": "an=3", "split": "train", "in_support": False,
@@ -55,7 +56,7 @@ def test_the_card_says_what_the_model_is_and_the_hub_can_read_it() -> None:
         "| objective | `cpo`: softmax over K |",
         "| data | negative set `s` |",
         "| options | beta 5.0, use an=3, split train |",
-        "| training | step 20 of 30, 64 a step, learning_rate 1e-05, seed 3 |",
+        "| training | step 20 of 30, 64 a step, learning_rate 1e-05, optim adamw_torch, seed 3 |",
         "| licence | `apache-2.0`, as the base's card says |",
         "| | training, step 20 | held-out, step 10 |",
         "| loss | 1.25 | 2 |",
