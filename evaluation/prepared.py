@@ -1,13 +1,10 @@
 """What is evaluated, from the options to its record: all found out before anything is generated."""
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 from data.command.errors import UserError
-from data.command.wording import counted
-from data.shards import NegativeSet
 from data.sources.examples import fingerprint
 from evaluation.answers.cache import Store, hash_of
 from evaluation.answers.checkpoints import Checkpoint, describe, load_checkpoints
@@ -16,8 +13,6 @@ from evaluation.config import MLE, EvaluateConfig
 from evaluation.metrics import METRICS
 from evaluation.metrics.base import AnswerMetric, Metric, require_own
 from evaluation.subject import Evaluation, Part
-
-log = logging.getLogger(__name__)
 
 # What a sweep's CPO model is called in the record; it is measured as alpha-0 where that is asked for.
 SWEEP_CPO = "cpo of --sweep"
@@ -39,7 +34,6 @@ def prepare(config: EvaluateConfig, store: Store) -> Evaluation:
     checkpoints = load_checkpoints(models, examples, config.task, config.dataset, store, config.max_length)
     mixed = checkpoints.pop() if alphas else None
     ids = [group.id for group in checkpoints[0].groups]
-    say_trained_on(ids, config.shards)
     test, validation = halves(ids) if alphas else (list(range(len(ids))), [])
     if alphas and not (test and validation):
         raise UserError(f"--sweep needs prompts to choose an alpha on and others to report on, got {len(ids)}.")
@@ -57,30 +51,6 @@ def prepare(config: EvaluateConfig, store: Store) -> Evaluation:
         seed=config.seed,
         store=store,
     )
-
-
-def say_trained_on(ids: Sequence[str], shards: Sequence[str]) -> None:
-    """Warn of prompts that negative sets have in their training half: a forgotten --test_share makes such.
-
-    Args:
-        ids: of the examples that are asked.
-        shards: the sets' directories or URLs.
-
-    Raises:
-        UserError: a set cannot be read.
-    """
-    asked = set(ids)
-    for path in shards:
-        negatives, seen = NegativeSet(path), set[str]()
-        for shard in range(len(negatives.manifest.shards)):
-            columns = (negatives.peek(shard, name).to_pylist() for name in ("id", "split"))
-            seen |= {id for id, split in zip(*columns, strict=True) if split == "train" and id in asked}
-        if seen:
-            log.warning(
-                "%s of %s lie in the training half of '%s': what was trained on it has seen them. Hold out the rows "
-                "that it holds out, by its --test_share or --test_dataset, and evaluate on --split test.",
-                f"{len(seen):,}", counted(len(asked), "prompt"), path,
-            )  # fmt: skip
 
 
 def halves(ids: Sequence[str]) -> tuple[list[int], list[int]]:

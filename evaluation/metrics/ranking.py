@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.command.errors import UserError
 from data.command.options import option, resolve_path
+from data.command.wording import counted
 from evaluation.metrics.base import HIGHER, MODEL, CheckpointMetric, Column, Request, Values
 
 if TYPE_CHECKING:
@@ -141,7 +142,16 @@ def read_held_out(shards: str, split: str, checkpoints: Sequence["Checkpoint"]) 
     for checkpoint in checkpoints:
         negatives.check_tokenizer(checkpoint.identity["tokenizer_sha256"], checkpoint.path)
     negatives.compute_with(min(sizes, default=None), min(contexts, default=None))
-    groups = [g for g in negatives.groups() if split in ("all", g.split)]
+    asked, seen, groups = {g.id for checkpoint in checkpoints[:1] for g in checkpoint.groups}, 0, []
+    for group in negatives.groups():
+        seen += group.split == "train" and group.id in asked
+        if split in ("all", group.split):
+            groups.append(group)
+    if seen:
+        log.warning(
+            "%s of %s lie in the training half of '%s': what was trained on it has seen them. Hold out the rows that "
+            "it holds out, by its --test_share or --test_dataset.", f"{seen:,}", counted(len(asked), "prompt"), shards
+        )  # fmt: skip
     if not groups:
         raise UserError(
             f"negative set '{shards}' holds no groups of split '{split}'. Generate it with --split all or --split "

@@ -9,12 +9,10 @@ from tokenizers.processors import TemplateProcessing
 
 from data.command.errors import UserError
 from data.models import context_length, load_tokenizer
-from data.shards import NegativeSet
 from data.sources import facts
 from data.sources.examples import Example
 from evaluation.answers.cache import Store
 from evaluation.answers.checkpoints import Checkpoint, load_checkpoints
-from evaluation.prepared import say_trained_on
 
 
 def with_context(model: Path, directory: Path, context: int) -> str:
@@ -76,13 +74,3 @@ def test_prompts_that_a_model_has_no_room_for_are_left_out_for_all(reference: Pa
     assert long.context > short.context == lengths[-1] - 1
     with pytest.raises(UserError, match="no usable row"):
         load(tmp_path, {"tiny": with_context(reference, tmp_path / "tiny", 3)}, rows, "prompt-completion")
-
-
-def test_prompts_that_a_set_was_trained_on_are_warned_of(negative_set: Path, caplog: pytest.LogCaptureFixture) -> None:
-    groups = list(NegativeSet(str(negative_set)).groups())
-    assert {group.split for group in groups} == {"train"}
-    say_trained_on(["another", *(group.id for group in groups[:5])], [str(negative_set)])
-    assert f"5 of 6 prompts lie in the training half of '{negative_set}'" in caplog.text
-    caplog.clear()
-    say_trained_on(["another"], [str(negative_set)])
-    assert caplog.text == ""

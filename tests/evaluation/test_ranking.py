@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from data.command.errors import UserError
 from data.models import load_tokenizer, tokenizer_hash, weights_hash
 from data.schema import Candidate, Group
 from data.set_writer import NegativeSetWriter
+from data.shards import NegativeSet
 from data.sources.prepare import prepare_groups
 from evaluation.answers.cache import Store
 from evaluation.answers.checkpoints import Checkpoint
@@ -113,6 +115,18 @@ def test_groups_that_a_checkpoint_does_not_take_are_refused_before_anything_is_g
     assert len(read_held_out(str(tmp_path / "set"), "all", [fits]).groups) == 4
     with pytest.raises(UserError, match=r"a sequence of group [0-9a-f]{32} has \d+ tokens, the model's context 8\."):
         read_held_out(str(tmp_path / "set"), "all", [fits, does_not])
+
+
+def test_prompts_that_a_set_was_trained_on_are_warned_of(
+    reference: Path, negative_set: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    identity = {"tokenizer_sha256": tokenizer_hash(load_tokenizer(str(reference)))}
+    groups = list(NegativeSet(str(negative_set)).groups())
+    asked = [*groups[:5], replace(groups[0], id="f" * 32)]
+    for prompts, said in ((asked, f"5 of 6 prompts lie in the training half of '{negative_set}'"), (asked[5:], "")):
+        caplog.clear()
+        read_held_out(str(negative_set), "all", [Checkpoint("m", str(reference), identity, 64, prompts)])
+        assert said in caplog.text if said else "training half" not in caplog.text
 
 
 def test_ranking_metrics_follow_the_change_from_the_reference(reference: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from data.command.errors import UserError, first_line
 from trainer.groups.dataset import PackedGroups
@@ -19,7 +19,6 @@ from trainer.sizing.stand_in import RealResults, StandIn, stand_in
 from trainer.sizing.storages import ACTIVATIONS, CAST, GRADIENTS, HEAD, OPTIMISER, WEIGHTS, Storages
 
 if TYPE_CHECKING:
-    from trainer.arguments import PaperTrainingArguments
     from trainer.policy import Policy
 
 BUCKETS, GATHERED = "DDP's buckets", "FSDP's whole layers"
@@ -41,7 +40,7 @@ class Case:
     """
 
     policy: "Policy"
-    training: "PaperTrainingArguments"
+    training: TrainingArguments
     objective: Objective
     options: Any
     device: Device
@@ -147,7 +146,7 @@ def _pass(case: Case, prepared: StandIn, packed: PackedGroups) -> int:
     return results.calls
 
 
-def _checkpoint(model: Any, training: "PaperTrainingArguments") -> None:
+def _checkpoint(model: Any, training: TrainingArguments) -> None:
     """Let a model keep its layers' inputs alone, as transformers' Trainer does."""
     given: Any = training.gradient_checkpointing_kwargs
     options = dict(given or {})
@@ -157,7 +156,7 @@ def _checkpoint(model: Any, training: "PaperTrainingArguments") -> None:
     )
 
 
-def _optimiser_state(training: "PaperTrainingArguments", model: Any, trained: list[Any]) -> list[torch.Tensor]:
+def _optimiser_state(training: TrainingArguments, model: Any, trained: list[Any]) -> list[torch.Tensor]:
     """What the optimiser keeps, found out by a step of it; of one with fused kernels, by a step without them."""
     kind_of_optimiser = getattr(training.optim, "value", training.optim)
     try:

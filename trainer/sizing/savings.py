@@ -96,7 +96,7 @@ def _sharded(run: Option) -> Iterator[Option]:
         return
     world = 2 * case.world if case.sharded else max(NODE, case.world)
     batch, note = case.training.per_device_train_batch_size, ""
-    if case.training.shares_paper_batch:
+    if getattr(case.training, "shares_paper_batch", False):  # the command's arguments say it
         batch, rest = divmod(batch * case.world, world)
         if rest:
             return
