@@ -15,6 +15,7 @@ from data.models import check_causal, load_tokenizer, tokenizer_hash, weights_ha
 from data.shards import NegativeSet
 from trainer.groups.choice import Choice
 from trainer.groups.dataset import ContrastiveGroups
+from trainer.groups.sampler import data_seed
 from trainer.groups.store import GroupStore
 from trainer.groups.training_data import require_reference
 from trainer.objectives import OBJECTIVES
@@ -73,8 +74,7 @@ def as_groups(data: Any, split: str, objective: Objective, args: TrainingArgumen
         return data
     if objective.needs == "truths":
         return ContrastiveGroups(GroupStore([data], split))
-    seed = args.seed if args.data_seed is None else args.data_seed
-    choice = Choice.of([data], seed=seed, learns_order=objective.learns_order)
+    choice = Choice.of([data], seed=data_seed(args), learns_order=objective.learns_order)
     return ContrastiveGroups(GroupStore([data], split), choice)
 
 

@@ -69,6 +69,7 @@ def _train(
     from data.models import check_causal, load_tokenizer, tokenizer_hash, weights_hash
     from trainer.assembly import row_budget
     from trainer.attempt import Attempt
+    from trainer.groups.sampler import data_seed
     from trainer.groups.training_data import load_training_data
     from trainer.ingredients import Setup
     from trainer.model_card import ModelFacts
@@ -107,8 +108,9 @@ def _train(
     else:
         identity["weights_sha256"] = weights_hash(script.model)
     row_tokens = row_budget(script.row_tokens, training.device.type)
-    seed = training.seed if training.data_seed is None else training.data_seed
-    data = load_training_data(script, tokenizer, identity, seed=seed, watched=training.eval_strategy != "no")
+    data = load_training_data(
+        script, tokenizer, identity, seed=data_seed(training), watched=training.eval_strategy != "no"
+    )
     parts = script, training, model_config
     names = {"use": data.use, "rank_by": data.rank_by}
     job = job_record(*parts, model=identity, data=data.source, **names, row_tokens=row_tokens)

@@ -12,7 +12,6 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from data.command.errors import UserError
-from data.command.wording import counted
 from trainer.assembly import as_groups, check_sets, chosen_objective, loaded_model, row_budget, tokenizer_of
 from trainer.groups.dataset import Collator, PackedGroups
 from trainer.groups.sampler import EpochOfSampler, StepSampler
@@ -20,11 +19,10 @@ from trainer.inherited import refuse_data_parallel, refuse_unhonoured
 from trainer.monitor.log_lines import LogLines
 from trainer.monitor.resumption import SoundResumption
 from trainer.monitor.safety import SoundSaves, check_finite
-from trainer.monitor.start import compare_with_scorer, computed_in, report_start
+from trainer.monitor.start import compare_with_scorer, computed_in, report_groups
 from trainer.monitor.utilisation import ModelFlop, peak_flops
 from trainer.objectives import DEFAULT
 from trainer.objectives.base import TERM, Objective, Term
-from trainer.objectives.rewards import implicit_rewards
 from trainer.policy import prepared_policy
 from trainer.publishing import OwnCard
 from trainer.scoring.packing import TokenBatch
@@ -360,11 +358,7 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, Tr
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        micro_batches = self.args.gradient_accumulation_steps * self.accelerator.num_processes
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return StepSampler(
-            dataset, self.args.train_batch_size * micro_batches, micro_batches, seed, self.args.dataloader_drop_last
-        )
+        return StepSampler.of(dataset, self.args, self.accelerator.num_processes)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         started = time.perf_counter()
@@ -465,40 +459,17 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, Tr
         """Warn if the policy is not the reference before the first step: then every h is near 0."""
         model: Any = self.model
         model.eval()
-        beta = self.objective.beta(self.options)
-        rewards: list[torch.Tensor] = []
-        losses: dict[str, list[float]] = {}
-        longest = groups = 0
+        scored = self._scored(model, passes)
+        report_groups(scored, self.objective, self.options, model, self.args, layout=self.prepared.layout)
+
+    def _scored(self, model: Any, passes: Sequence[PackedGroups]) -> Iterator[tuple[torch.Tensor, PackedGroups]]:
+        """Log-probabilities, [G, K], of the passes that count, beside these."""
         for packed, counts in self._in_step(passes):
             packed = packed.to(self.args.device)
             with self.compute_loss_context_manager():
                 policy_logps = candidate_logps(self.prepared.of(model), packed.tokens)
-            if not counts:
-                continue
-            mask = packed.tokens.mask
-            rewards.append(implicit_rewards(policy_logps, packed.reference_logps, beta=beta, mask=mask).flatten())
-            expected = self.objective.expected_at_start(packed, self.options)
-            if expected is not None:
-                total = self._terms(policy_logps, packed)[expected.term].total.item()
-                sums = losses.setdefault(expected.formula, [0.0, 0.0])
-                sums[0] += total
-                sums[1] += expected.values.sum().item()
-            longest = max(longest, int(packed.tokens.lengths.max()))
-            groups += packed.num_groups
-        if not groups:
-            return
-        report_start(
-            model,
-            self.args,
-            torch.cat(rewards),
-            beta=beta,
-            longest=longest,
-            what=counted(groups, "group"),
-            loss=", ".join(
-                f"{loss / groups:.4f} ({formula} is {value / groups:.4f})" for formula, (loss, value) in losses.items()
-            ),
-            layout=self.prepared.layout,
-        )
+            if counts:
+                yield policy_logps, packed
 
 
 def _add(sums: dict[str, torch.Tensor], metrics: dict[str, torch.Tensor]) -> None:

@@ -55,7 +55,7 @@ def run(
 
     from trl import ModelConfig
 
-    from tests.benchmarks.training import InOrder
+    from tests.support.in_order import InOrder
     from trainer.arguments import PaperTrainingArguments
     from trainer.groups.dataset import Collator, TrainingGroup
     from trainer.objectives.cpo import OBJECTIVE as CPO

@@ -16,7 +16,8 @@ from trl import ModelConfig
 from data.command.wording import size
 from tests.benchmarks.extent import extent
 from tests.benchmarks.memory import with_config
-from tests.benchmarks.training import InOrder, make_groups
+from tests.benchmarks.training import make_groups
+from tests.support.in_order import InOrder
 from trainer.arguments import PaperTrainingArguments
 from trainer.config import PAPER_BATCH_SIZE
 from trainer.groups.dataset import Collator, TrainingGroup
@@ -32,6 +33,10 @@ from trainer.sizing.stand_in import layout_of
 DEVICE, ROW_TOKENS, UTILISATION = "NVIDIA A100-SXM4-80GB", 8192, 0.4
 # The shapes of known models, as their config.json states them.
 MODELS: dict[str, dict[str, Any]] = {
+    "GPT2-XL": {
+        "model_type": "gpt2", "vocab_size": 50257, "n_embd": 1600, "n_layer": 48, "n_head": 25, "n_positions": 1024,
+        "tie_word_embeddings": True,
+    },
     "Qwen2.5-1.5B": {
         "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960,
         "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True,

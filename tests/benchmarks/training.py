@@ -22,6 +22,7 @@ import torch
 
 from tests.benchmarks.dolly import DOLLY, SHARED
 from tests.benchmarks.extent import extent
+from tests.support.in_order import InOrder
 from trainer.groups.dataset import PackedGroups, TrainingGroup
 from trainer.scoring.continuations import Continuations
 from trainer.scoring.packing import pad
@@ -109,35 +110,6 @@ def ours(kind: str, folder: str, vocab_size: int = 50257) -> dict[str, Any]:
     trainer._checked_start = True  # its random weights are no reference
     tokens = sum(g.tokens.packed_length for g in groups)
     return {"seconds": step_times(trainer), "tokens": tokens, "layout": trainer.prepared.layout}
-
-
-class InOrder(torch.utils.data.Dataset):
-    """Groups as one block, for the trainer's sampler."""
-
-    strategies = ("an",)
-
-    def __init__(self, groups: list[TrainingGroup]):
-        self.groups = groups
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, number: int) -> TrainingGroup:
-        return self.groups[number % len(self)]
-
-    @property
-    def blocks(self) -> list[Any]:
-        import numpy as np
-
-        return [np.arange(len(self))]
-
-    def tokens(self, block: Any) -> Any:
-        import numpy as np
-
-        return np.array([float(self.groups[i].tokens.packed_length) for i in block])
-
-    def keep(self, groups: int) -> None:
-        pass
 
 
 def arguments(folder: str) -> dict[str, Any]:

@@ -33,6 +33,11 @@ class Blocks(Protocol):
         ...
 
 
+def data_seed(args: TrainingArguments) -> int:
+    """The seed of what is drawn of the data: the order of groups, random choices of negatives."""
+    return args.seed if args.data_seed is None else args.data_seed
+
+
 class StepSampler(Sampler[int]):
     """Every group once an epoch, in stretches of `step_groups` that are one optimiser step each.
 
@@ -80,6 +85,13 @@ class StepSampler(Sampler[int]):
         # A block that waits may be used again after all others of two windows, each of which ends with a whole block,
         # and the block that waited before it.
         dataset.keep((2 * WINDOW_STEPS + 1) * step_groups)
+
+    @classmethod
+    def of(cls, dataset: Blocks, args: TrainingArguments, processes: int) -> "StepSampler":
+        """The sampler of a run on so many processes. Raises UserError where `drop_last` leaves out everything."""
+        micro_batches = args.gradient_accumulation_steps * processes
+        step_groups = args.train_batch_size * micro_batches
+        return cls(dataset, step_groups, micro_batches, data_seed(args), args.dataloader_drop_last)
 
     def __len__(self) -> int:
         groups, step = len(self.dataset), self.step_groups

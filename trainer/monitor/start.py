@@ -1,13 +1,19 @@
 """Whether a policy is its reference before the first step: then every h is 0 but for rounding."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainingArguments
 
+from data.command.wording import counted
+from trainer.objectives.rewards import implicit_rewards
 from trainer.scoring.support import attention_implementation
+
+if TYPE_CHECKING:
+    from trainer.groups.dataset import PackedGroups
+    from trainer.objectives.base import Objective
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +23,46 @@ log = logging.getLogger(__name__)
 # bits: each token is off by about a hundredth, and at beta 5 and 100 tokens |h| may reach several nats. float16 keeps
 # three bits more.
 START_TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 2e-2, torch.float16: 2.5e-3}
+
+
+def report_groups(
+    scored: "Iterable[tuple[torch.Tensor, PackedGroups]]",
+    objective: "Objective",
+    options: Any,
+    model: Any,
+    arguments: TrainingArguments,
+    *,
+    layout: str,
+) -> None:
+    """`report_start` of packed groups; says nothing where there are none.
+
+    Args:
+        scored: the policy's log-probabilities, [G, K], and the groups.
+        options: of the objective.
+    """
+    beta = objective.beta(options)
+    rewards: list[torch.Tensor] = []
+    losses: dict[str, list[float]] = {}
+    longest = groups = 0
+    for policy_logps, packed in scored:
+        mask = packed.tokens.mask
+        rewards.append(implicit_rewards(policy_logps, packed.reference_logps, beta=beta, mask=mask).flatten())
+        expected = objective.expected_at_start(packed, options)
+        if expected is not None:
+            sums = losses.setdefault(expected.formula, [0.0, 0.0])
+            sums[0] += objective.terms(policy_logps, packed, options)[expected.term].total.item()
+            sums[1] += expected.values.sum().item()
+        longest = max(longest, int(packed.tokens.lengths.max()))
+        groups += packed.num_groups
+    if not groups:
+        return
+    loss = ", ".join(
+        f"{loss / groups:.4f} ({formula} is {value / groups:.4f})" for formula, (loss, value) in losses.items()
+    )
+    report_start(
+        model, arguments, torch.cat(rewards), beta=beta, longest=longest, what=counted(groups, "group"), loss=loss,
+        layout=layout,
+    )  # fmt: skip
 
 
 def report_start(

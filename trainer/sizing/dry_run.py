@@ -11,6 +11,7 @@ from data.command.wording import counted, size
 from data.models import check_causal, load_tokenizer, tokenizer_hash
 from trainer.assembly import row_budget
 from trainer.groups.dataset import Collator
+from trainer.groups.sampler import data_seed
 from trainer.groups.training_data import load_training_data
 from trainer.objectives.base import Objective
 from trainer.policy import Policy
@@ -43,9 +44,8 @@ def dry_run(script: "ScriptArguments", training: "PaperTrainingArguments", model
     directory = check_causal(script.model, needs_weights=False)
     script = dataclasses.replace(script, model=str(directory))  # where a hub id's weights are not asked for again
     tokenizer = load_tokenizer(script.model)
-    seed = training.seed if training.data_seed is None else training.data_seed
     identity = {"tokenizer_sha256": tokenizer_hash(tokenizer)}
-    data = load_training_data(script, tokenizer, identity, seed=seed, watched=False)
+    data = load_training_data(script, tokenizer, identity, seed=data_seed(training), watched=False)
     objective, options = script.chosen, script.options
     policy = Policy(directory, model_config, from_scratch=True, dropout=objective.dropout)
     sharded = Needs.of(training, model_config).fsdp

@@ -32,15 +32,12 @@ class FirstSteps:
     @classmethod
     def of(cls, dataset: Any, training: TrainingArguments, world: int) -> "FirstSteps":
         """The first steps of a run on so many devices. Raises UserError where the sampler does."""
-        parts = training.gradient_accumulation_steps * world
-        size = training.per_device_train_batch_size
-        seed = training.seed if training.data_seed is None else training.data_seed
-        sampler = StepSampler(dataset, size * parts, parts, seed, training.dataloader_drop_last)
-        per_epoch = len(sampler) // (size * parts)
+        sampler = StepSampler.of(dataset, training, world)
+        per_epoch = len(sampler) // sampler.step_groups
         steps = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * per_epoch)
-        numbers = itertools.islice(sampler, min(STEPS, per_epoch, steps) * size * parts)
-        batches = _chunks([dataset[number] for number in numbers], size)
-        return cls(_chunks(batches, parts), world, steps)
+        numbers = itertools.islice(sampler, min(STEPS, per_epoch, steps) * sampler.step_groups)
+        batches = _chunks([dataset[number] for number in numbers], sampler.step_groups // sampler.micro_batches)
+        return cls(_chunks(batches, sampler.micro_batches), world, steps)
 
     @property
     def groups(self) -> float:

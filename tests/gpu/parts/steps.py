@@ -10,7 +10,6 @@ import statistics
 import tempfile
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
@@ -19,6 +18,7 @@ from tests.gpu.parts.checks import at_most
 from tests.gpu.parts.inputs import BETA, ROW_TOKENS, STEP, make_groups, make_model
 from tests.gpu.parts.predicted import predicted_peak
 from tests.gpu.parts.timing import finished, median_seconds
+from tests.support.in_order import InOrder
 from trainer.groups.dataset import Collator, TrainingGroup
 from trainer.monitor.utilisation import ModelFlop, peak_flops
 from trainer.objectives import OBJECTIVES
@@ -96,7 +96,7 @@ def _ours(device: str, size: str, name: str, groups: list[TrainingGroup]) -> dic
     with tempfile.TemporaryDirectory() as folder:
         arguments = _arguments(folder, device, len(groups), 1)
         trainer = ContrastiveTrainer(
-            model=model, args=arguments, train_dataset=OneStep(groups), objective=objective, options=options,
+            model=model, args=arguments, train_dataset=InOrder(groups), objective=objective, options=options,
             row_tokens=ROW_TOKENS,
         )  # fmt: skip
         trainer._checked_start = True  # its random weights are no reference
@@ -107,29 +107,6 @@ def _ours(device: str, size: str, name: str, groups: list[TrainingGroup]) -> dic
     tokens = sum(g.tokens.packed_length for g in groups)
     flop = _flop(ModelFlop.of(model), tokens, sum(len(c) for g in groups for c in g.tokens.continuations))
     return _step(device, size, name, seconds, memory, len(groups), tokens, flop, predicted)
-
-
-class OneStep(torch.utils.data.Dataset):
-    """The groups of one step, which every step takes again, for our trainer's sampler."""
-
-    def __init__(self, groups: list[TrainingGroup]):
-        self.groups = groups
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, number: int) -> TrainingGroup:
-        return self.groups[number % len(self)]
-
-    @property
-    def blocks(self) -> list[Any]:
-        return [np.arange(len(self))]
-
-    def tokens(self, block: Any) -> Any:
-        return np.array([float(self.groups[i].tokens.packed_length) for i in block])
-
-    def keep(self, groups: int) -> None:
-        """Nothing to do: the groups are in memory."""
 
 
 class Clock(TrainerCallback):
