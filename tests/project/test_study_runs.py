@@ -206,7 +206,7 @@ def test_the_page_shows_what_counts(tmp_path: Path, study: Study) -> None:
     assert "| bn | 0.001 |  | 0.0001: -3.000, 0.001: -2.000 ± 0.100, 0.01: -9.000 ± 0.100 |" in page
     assert "| (bn - mle) - (reference - mle) | **+2.50 ± 0.14** |" in page
     assert "| again | 2 | 1,000 | 6 s |" in page
-    assert "| negatives | 30 | an 2, rn 2, mn 1 |" in page
+    assert "| negatives | 30 | an 2, mn 1, rn 2 |" in page
     assert "Validation loss, reference reference by step: 1: 2.500, 2: 2.750; least at 1." in page
 
 
