@@ -55,7 +55,7 @@ def _choices(study: Study, records: Records) -> str:
         scores = ", ".join(_score(choice, rate) for rate in sorted(choice["scores"], key=float))
         rows.append([row, f"{choice['rate']:g}", "yes" if at_an_end(choice) else NOTHING, scores])
     said = (
-        f"By {by} on validation prompts, seed {study.seeds[0]}; more is better. Behind ± is the error of the difference "
+        f"By {by} on validation prompts, seed {study.seeds[0]}; more is better. Behind ± is the error of a difference "
         "from the smallest rate, where it was kept: rates closer than two of it were told apart by chance."
     )
     return said + "\n\n" + _table(["row", "rate", "end of the range", "score by rate"], rows)
