@@ -73,10 +73,12 @@ quickstart: install
 	$(call quick,cpo,--objective cpo --use an=11 --learning_rate 3e-4) && wait $$other
 	@echo "== 5/5 evaluation: answers sampled for held-out enquiries, and held-out groups"
 	@$(PY) -m evaluation.run --config recipes/quickstart-evaluate.yaml
-	@echo "The desk's own replies are 60% correct and 40% evasive. MLE learns these shares, and can do no better when it is sampled from."
+	@echo "The desk's own replies are 60% correct and 40% evasive, and none is neither. MLE learns these shares, and when it is sampled from"
+	@echo "it can be correct no more often."
 	@echo "CPO moves off the data: on other prefixes' ground truths (bn) to what tells one enquiry from another, on its own samples (an),"
-	@echo "each taken once, to what is likely: fewer evasive replies, more correct ones. It does not bring the data's distribution"
-	@echo "closer (truth logp): where that is what you want, MLE is the cheaper way. docs/results.md says why, and where CPO does not pay."
+	@echo "each taken once, to what is likely: fewer evasive replies, more correct ones, and more that are neither. Nothing here brings"
+	@echo "the data's distribution closer (truth logp): to that the reference is nearest, and more MLE on these rows overfits already."
+	@echo "docs/results.md says why, and where CPO does not pay."
 	@echo "negative set:  $(RUNS)/quickstart/negatives"
 	@echo "checkpoints:   $(RUNS)/quickstart/reference, /mle, /cpo, /cpo-bn, /cpo-rank"
 	@echo "report:        $(RUNS)/quickstart/evaluation/report.html (report.md, report.json)"
