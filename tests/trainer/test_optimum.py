@@ -216,8 +216,8 @@ def test_cpo_on_fresh_an_converges_to_the_closed_form(beta: float, drawn: Drawn,
 def test_fewer_negatives_raise_the_variance_and_leave_the_optimum() -> None:
     """By how much is in the groups' Fisher information, within the error of a ratio of two variances of PARTS runs.
 
-    Each has (PARTS - 1) x 117 degrees of freedom. No exponent is asked of the mixture of the runs: the logarithm of a mean
-    is above the mean of logarithms, most so for rare responses.
+    Each has (PARTS - 1) x 117 degrees of freedom. No exponent is asked of the mixture of the runs: the logarithm of a
+    mean is above the mean of logarithms, most so for rare responses.
     """
     measured, expected = {}, {}
     for number in (2, 8):
