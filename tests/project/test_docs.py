@@ -1,7 +1,6 @@
 """README and docs/: links, command lines, Python, rows of data and tables agree with what is there; the site builds."""
 
 import ast
-import builtins
 import functools
 import importlib
 import importlib.util
@@ -206,19 +205,6 @@ def test_python_compiles_and_imports_what_there_is(block: str) -> None:
             for alias in node.names:
                 if alias.name.partition(".")[0] in ROOMS:
                     importlib.import_module(alias.name)
-
-
-@pytest.mark.parametrize("name", ["your-data", "negatives"])
-def test_a_set_is_read_as_the_page_says(
-    name: str, negative_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "runs/quickstart").mkdir(parents=True)
-    (tmp_path / "runs/quickstart/negatives").symlink_to(negative_set)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    (block,) = page(f"docs/{name}.md").blocks("python")
-    builtins.exec(block, {})
-    assert capsys.readouterr().out.strip()
 
 
 # --- rows of data
