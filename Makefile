@@ -8,13 +8,14 @@ RUNS := runs
 # The index that carries torch's CPU build where the indexes at hand do not.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install quickstart test test-fast test-all lint style types docs bench gpu gpu-at-hand reproduce-small small-task rounds rounds-steps study clean
+.PHONY: help install quickstart test test-fast test-all resolves lint style types docs bench gpu gpu-at-hand reproduce-small small-task rounds rounds-steps study clean
 
 help:
 	@echo "make quickstart        install into $(VENV) and run both stages and the evaluation on the embedded example"
 	@echo "make test              install into $(VENV) and run the tests (all but the slow ones)"
 	@echo "make test-fast         those without vLLM, Ray and what takes seconds"
 	@echo "make test-all          all of them: also random kills, clean installs, benchmarks in small"
+	@echo "make resolves          what each extra would install on Python 3.11 to 3.14, asked of PyPI"
 	@echo "make lint              ruff and pyright"
 	@echo "make docs              the pages of docs/ as a site, $(RUNS)/docs; SERVE=1: shown as they are written"
 	@echo "make bench             the benchmarks of docs/benchmarks.md (needs ../shared; two hours); BENCH_SMALL=1: that they run"
@@ -93,6 +94,9 @@ test-fast: install
 
 test-all: install
 	@$(PYTEST)
+
+resolves: install
+	@$(PYTEST) tests/project/test_resolves.py
 
 lint: style types
 

@@ -365,6 +365,10 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
         assert not [tag for tag in loaded if re.search(r"(?:src|href)=[\"']?(?:https?:)?//", tag)]
     for file in (tmp_path / "site/assets").rglob("*.css"):
         assert not re.search(r"url\([\"']?(?:https?:)?//|@import", file.read_text(encoding="utf-8"))
+    # The notebook with its tables is a page of the menu.
+    walk = (tmp_path / "site/notebooks/walkthrough.html").read_text(encoding="utf-8")
+    assert "<th>ranking_accuracy</th>" in walk
+    assert 'href="notebooks/walkthrough.html"' in (tmp_path / "site/index.html").read_text(encoding="utf-8")
     # Every name of the API page was found.
     names = re.findall(r"^::: (\S+)", page("docs/api.md").text, re.MULTILINE)
     api = (tmp_path / "site/api.html").read_text(encoding="utf-8")
