@@ -38,7 +38,7 @@ PIP_CPU = grep -hv '^\#' $(LOCKED) | tac | xargs -P 2 -n 40 \
 # once, for one unpacks on one core; backwards, so that vLLM and torch, the largest, come first.
 $(VENV)/.installed: $(LOCKED) pyproject.toml
 	@echo "== installing into $(VENV) (two to five minutes, once)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5))' || { echo "error: Python 3.11.5 or newer is needed: make PYTHON=python3.11"; exit 2; }
 	@$(PYTHON) -m venv $(VENV)
 	@if nvidia-smi -L >/dev/null 2>&1; then \
 		$(PY) -m pip install -q --disable-pip-version-check -c docker/constraints-gpu.txt -e '.[gpu,dev]'; \

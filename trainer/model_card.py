@@ -340,7 +340,7 @@ def _negative_set(path: str) -> str:
 
 
 def _hub_ids(paths: Sequence[str]) -> list[str]:
-    """Of the paths on the hub, the names of the data sets."""
+    """Names of the data sets of the hub among some paths."""
     named = [path.removeprefix(HUB_DATA) for path in paths if path.startswith(HUB_DATA)]
     return ["/".join(path.split("/")[:2]) for path in named]
 

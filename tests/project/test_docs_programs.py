@@ -43,7 +43,7 @@ def quickstart(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     (runs / "quickstart/reference").symlink_to(reference)
     make_negative_set(runs / "quickstart/negatives", reference, num_groups=48, num_negatives=3, split="all")
     adapter = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    get_peft_model(AutoModelForCausalLM.from_pretrained(reference), adapter).save_pretrained(runs / "lora")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(reference), adapter).save_pretrained(str(runs / "lora"))
     AutoTokenizer.from_pretrained(reference).save_pretrained(runs / "lora")
     return runs.parent
 

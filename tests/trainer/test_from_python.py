@@ -115,7 +115,7 @@ def test_an_adapter_of_a_loaded_model_is_trained_from_the_reference_on(
     assert ", use an=3:hard, rank_by embedding, split train |" in card
     assert "| training | step 1 of 2, " in card
     assert f'AutoPeftModelForCausalLM.from_pretrained("{tmp_path.name}")' in card
-    assert ModelCard(card).data.library_name == "peft"
+    assert ModelCard(card).data.to_dict()["library_name"] == "peft"
 
 
 def test_a_push_takes_our_card_along_and_says_what_it_does_not_take(
