@@ -8,13 +8,14 @@ RUNS := runs
 # The index that carries torch's CPU build where the indexes at hand do not.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install quickstart test test-fast test-all lint style types docs bench gpu gpu-at-hand reproduce-small small-task rounds rounds-steps study clean
+.PHONY: help install quickstart test test-fast test-all resolves lint style types docs bench gpu gpu-at-hand reproduce-small small-task rounds rounds-steps study clean
 
 help:
 	@echo "make quickstart        install into $(VENV) and run both stages and the evaluation on the embedded example"
 	@echo "make test              install into $(VENV) and run the tests (all but the slow ones)"
 	@echo "make test-fast         those without vLLM, Ray and what takes seconds"
 	@echo "make test-all          all of them: also random kills, clean installs, benchmarks in small"
+	@echo "make resolves          what each extra would install on Python 3.11 to 3.14, asked of PyPI"
 	@echo "make lint              ruff and pyright"
 	@echo "make docs              the pages of docs/ as a site, $(RUNS)/docs; SERVE=1: shown as they are written"
 	@echo "make bench             the benchmarks of docs/benchmarks.md (needs ../shared; two hours); BENCH_SMALL=1: that they run"
@@ -37,7 +38,7 @@ PIP_CPU = grep -hv '^\#' $(LOCKED) | tac | xargs -P 2 -n 40 \
 # once, for one unpacks on one core; backwards, so that vLLM and torch, the largest, come first.
 $(VENV)/.installed: $(LOCKED) pyproject.toml
 	@echo "== installing into $(VENV) (two to five minutes, once)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5))' || { echo "error: Python 3.11.5 or newer is needed: make PYTHON=python3.11"; exit 2; }
 	@$(PYTHON) -m venv $(VENV)
 	@if nvidia-smi -L >/dev/null 2>&1; then \
 		$(PY) -m pip install -q --disable-pip-version-check -c docker/constraints-gpu.txt -e '.[gpu,dev]'; \
@@ -95,6 +96,9 @@ test-fast: install
 
 test-all: install
 	@$(PYTEST)
+
+resolves: install
+	@$(PYTEST) tests/project/test_resolves.py
 
 lint: style types
 

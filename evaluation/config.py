@@ -70,7 +70,10 @@ class EvaluateConfig(SourceOptions):
     engine: dict[str, Any] = option({}, "argument of vLLM's LLM, untouched, e.g. --engine.dtype bfloat16")
     report_to: list[str] = option([NONE], HELP, metavar="NAME")
     push_to_hub: str | None = option(
-        None, "hub data set to upload the report to, with its samples, e.g. me/my-report", metavar="REPO"
+        None,
+        "hub data set to upload the report to, with its samples, e.g. me/my-report; a new one is public unless its "
+        "owner's settings on the hub say otherwise",
+        metavar="REPO",
     )
     verbose: bool = option(
         False, f"show what vLLM and other libraries print, which else goes to OUT/{LOG} until the report is written"

@@ -135,7 +135,7 @@ def _train(
         watches = MetricsFile(), Diagnosis.of(chosen, script.options), Curves()
         stopping = [] if patience is None else [EarlyStopping(patience)]
         guards = [] if claim is None else [StopIfTakenOver(claim)]
-        trainer.facts = facts
+        trainer.facts, trainer.pushes = facts, False
         for callback in (JobStamp(job), sigterm, *stopping, *guards, *watches, attempt):
             trainer.add_callback(callback)
         if claim is not None:
