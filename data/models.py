@@ -5,8 +5,10 @@ Reads safetensors headers itself, so that nothing here needs torch.
 
 import hashlib
 import json
+import logging
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from data.redundant import Place, read_chunks, redundant_tensors
 from data.shape import Count, Each, ListOf, misfit, parse_json, parse_shaped
 from data.tokens import Declared, declare, require_rows
 
+log = logging.getLogger(__name__)
+
 TENSOR_SHAPE = {"dtype": str, "shape": ListOf(Count()), "data_offsets": ListOf(Count(), least=2)}
 MOST_LAYERS = 10_000  # the deepest models have some hundred
 MOST_ROWS = 1 << 30  # of an embedding
@@ -24,6 +28,8 @@ MAX_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+# transformers' name for its warning of a text that is longer than a model's context, which it gives once.
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 # Configurations; tokenizer and vocabulary, as tokenizers call them; chat templates, for which transformers has files
@@ -141,9 +147,12 @@ def read_tokenizer(directory: Path, named: str, trust_remote_code: bool = False)
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever tokenizers, sentencepiece or json raise on damaged files
         raise UserError(f"the tokenizer of '{named}' cannot be read: {first_line(error)}") from error
+    # Too long a text is rejected, cut or counted by whoever has it tokenised, and no error, as the warning has it.
+    getattr(tokenizer, "deprecation_warnings", {})[TOO_LONG] = True
+    return tokenizer
 
 
 def declared_ends(directory: Path, rows: int | None = None) -> tuple[int, ...]:
@@ -205,6 +214,19 @@ def context_length(model: str, longest: int | None = None) -> int:
         f"the config.json of '{model}' does not say its context length (max_position_embeddings). Say it with "
         "--max_length."
     )
+
+
+def warn_of_cap(asked: int | None, taken: Mapping[str, int]) -> None:
+    """Say in one line that models take less than --max_length asks; where they take it, nothing.
+
+    Args:
+        asked: the longest prompt with response in tokens, or None.
+        taken: name of a model -> the longest that it is given.
+    """
+    less = [f"{name} takes {tokens:,}" for name, tokens in taken.items() if asked is not None and tokens < asked]
+    if less:
+        said = ", ".join(less)
+        log.warning("--max_length %s is beyond the context: %s, prompt and response together", f"{asked:,}", said)
 
 
 def context_option(model: str, context: int) -> dict[str, int]:
