@@ -28,8 +28,6 @@ MAX_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
-# transformers' name for its warning of a text that is longer than a model's context, which it gives once.
-TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 # Configurations; tokenizer and vocabulary, as tokenizers call them; chat templates, for which transformers has files
@@ -147,12 +145,9 @@ def read_tokenizer(directory: Path, named: str, trust_remote_code: bool = False)
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever tokenizers, sentencepiece or json raise on damaged files
         raise UserError(f"the tokenizer of '{named}' cannot be read: {first_line(error)}") from error
-    # Too long a text is rejected, cut or counted by whoever has it tokenised, and no error, as the warning has it.
-    getattr(tokenizer, "deprecation_warnings", {})[TOO_LONG] = True
-    return tokenizer
 
 
 def declared_ends(directory: Path, rows: int | None = None) -> tuple[int, ...]:

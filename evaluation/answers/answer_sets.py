@@ -76,7 +76,8 @@ def make_answers(
     Raises:
         UserError: a model cannot be generated from, see `evaluation.answers.generations.generate`.
     """
-    _warn_of_short_room(checkpoints, max_new_tokens)
+    if decodings or more:
+        _warn_of_short_room(checkpoints, max_new_tokens)
     made = []
     for number, checkpoint in enumerate(checkpoints, start=1):
         with OnDemand(functools.partial(_start_engine, checkpoint, engine)) as started:

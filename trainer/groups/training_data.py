@@ -60,7 +60,7 @@ def load_training_data(
         context = context_length(script.model, script.max_length)
         warn_of_cap(script.max_length, {script.model: context})
         groups, source = _ground_truths(script, script.split, tokenizer, context)
-        held_out = _ground_truths(script, script.eval_split, tokenizer, context)[0] if watched else None
+        held_out = _ground_truths(script, script.eval_split, tokenizer, context, again=True)[0] if watched else None
     if held_out is not None and script.max_eval_samples is not None:
         held_out = Subset(held_out, range(min(script.max_eval_samples, len(held_out))))  # type: ignore[arg-type]
     return TrainingData(groups, held_out, source, scored, use, rank_by)
@@ -114,19 +114,19 @@ def _groups(sets: list[NegativeSet], script: ScriptArguments, split: str, seed: 
 
 
 def _ground_truths(
-    script: ScriptArguments, split: str, tokenizer: Any, context: int
+    script: ScriptArguments, split: str, tokenizer: Any, context: int, *, again: bool = False
 ) -> tuple[GroundTruths, dict[str, Any]]:
     from data.sources.examples import fingerprint
     from data.sources.prepare import describe_rejects, prepare_groups, require_groups
 
     assert script.dataset is not None
-    source = script.open_source(script.dataset, split)
+    source = script.open_source(script.dataset, split, again=again)
     examples = list(source)
     groups, rejects, _ = prepare_groups(examples, script.task, tokenizer, context)
     require_groups(groups, rejects, f"data set '{script.dataset}'")
     log.info("split '%s': %s", split, counted(len(groups), "group"))
     if rejects:
-        log.warning("%s read, %s", counted(len(examples), "row"), describe_rejects(rejects))
+        log.warning("split '%s': %s read, %s", split, counted(len(examples), "row"), describe_rejects(rejects))
     return GroundTruths(groups), {
         "examples_sha256": fingerprint(examples),
         **script.describe_source(source),
