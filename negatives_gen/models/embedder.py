@@ -66,7 +66,9 @@ class Embedder:
         # A CPU gains nothing from a large batch and loses by its padding: 64 takes 2.5 times as long as 8.
         self.batch_size = 64 if self.model.device.type == "cuda" else 8
         self._heed_padding(embedder)
-        self._cut = CutTexts(f"embedder '{embedder}'", self.model.max_seq_length if self.tokenizer else None)
+        # Word vectors have tokenizers of other kinds, and no limit.
+        longest = getattr(self.model, "max_seq_length", None) if callable(self.tokenizer) else None
+        self._cut = CutTexts(f"embedder '{embedder}'", longest)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Unit-length embeddings, [len(texts), D], float32."""

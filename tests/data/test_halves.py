@@ -204,7 +204,7 @@ def test_no_rounding_moves_a_row():
 
 @pytest.mark.parametrize("share", [0.5, 0.1, 0.0])
 def test_all_rows_of_a_prompt_are_in_one_half(tmp_path: Path, share: float):
-    """Of prompts of 1 to 10 rows each, also of chats, and of rows that are there twice."""
+    """The prompts have 1 to 10 rows each, and some rows are there twice."""
     rows = [{"prompt": f"p{i}", "completion": f"c{j}"} for i in range(200) for j in range(1 + i % 10)]
     for name, content in (("a", [*rows, *rows[:50]]), ("b", [*rows[:50], *rows][::-1])):
         (tmp_path / f"{name}.jsonl").write_bytes(lines(content))
@@ -224,7 +224,7 @@ def test_all_rows_of_a_prompt_are_in_one_half(tmp_path: Path, share: float):
 
 
 def test_only_prompts_of_several_rows_move_and_those_at_the_border(tmp_path: Path):
-    """Of a set made before, whose rows were split one by one: who has one row per prompt has the same halves."""
+    """Rows used to be split one by one, in the order of their hashes."""
     (tmp_path / "a.jsonl").write_bytes(lines([*ROWS, {"prompt": "p0", "completion": "other"}]))
     found = list(open_source(str(tmp_path / "a.jsonl"), TASK))
     by_hash = sorted(found, key=lambda e: hashlib.sha256(f"0:{e.id}".encode()).digest())
