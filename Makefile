@@ -8,7 +8,7 @@ RUNS := runs
 # The index that carries torch's CPU build where the indexes at hand do not.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install quickstart test test-fast test-all resolves lint style types docs bench gpu gpu-at-hand reproduce-small small-task rounds rounds-steps study clean
+.PHONY: help install quickstart test test-fast test-all resolves lint style types docs screenshots bench gpu gpu-at-hand reproduce-small small-task rounds rounds-steps study clean
 
 help:
 	@echo "make quickstart        install into $(VENV) and run both stages and the evaluation on the embedded example"
@@ -18,6 +18,7 @@ help:
 	@echo "make resolves          what each extra would install on Python 3.11 to 3.14, asked of PyPI"
 	@echo "make lint              ruff and pyright"
 	@echo "make docs              the pages of docs/ as a site, $(RUNS)/docs; SERVE=1: shown as they are written"
+	@echo "make screenshots       docs/screenshots: the quickstart's pages in Chromium, at two widths, light and dark"
 	@echo "make bench             the benchmarks of docs/benchmarks.md (needs ../shared; two hours); BENCH_SMALL=1: that they run"
 	@echo "make gpu               on a machine with a GPU: parity, speed, memory (docs/testing.md); LIGHT=1: installs nothing but ./wheels"
 	@echo "make reproduce-small   every row of the paper's tables in small, recipes/small (needs ../shared)"
@@ -108,6 +109,16 @@ style: install
 
 types: install
 	@$(PY) -m pyright --pythonpath $(PY)
+
+# The pages of a finished quickstart, written anew by the code as it is now (answers and scores are in its store).
+screenshots: export HF_HUB_OFFLINE = 1
+screenshots: install
+	@test -e $(RUNS)/quickstart/evaluation/report.json || $(MAKE) --no-print-directory quickstart
+	@$(PY) -m evaluation.run --config recipes/quickstart-evaluate.yaml > $(RUNS)/quickstart/evaluation.log 2>&1 \
+		|| { cat $(RUNS)/quickstart/evaluation.log; exit 1; }
+	@$(PY) -m negatives_gen inspect $(RUNS)/quickstart/negatives --limit 40 --html $(RUNS)/quickstart/inspect.html
+	@$(PY) -m tests.support.screenshots docs/screenshots $(RUNS)/quickstart/evaluation/report.html \
+		"$(RUNS)/quickstart/evaluation/report.html#samples" $(RUNS)/quickstart/inspect.html
 
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: install

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from data.command.wording import counted, size
+from data.command.wording import counted, duration, size, whole_duration
 from trainer.sizing.devices import USABLE, Device
 from trainer.sizing.first_steps import FirstSteps, LaidOut
 from trainer.sizing.predicted import Case, Prediction
@@ -101,8 +101,8 @@ def _time(case: Case, found: Prediction, first: FirstSteps, steps: LaidOut, util
         why = "this device's peak is not known" if case.device.peak is None else "no peak is known but of 16 bits"
         return [f"| time | not predicted | {why} |"]
     assumed = f"if {utilisation:.0%} of {case.device.peak or 0:.3g} FLOP/s are reached, recomputation included"
-    hours = seconds * first.steps / 3600
-    return [f"| time | {seconds:.3g} s | {assumed} |", f"| the run | {hours:.3g} h | {first.steps} steps |"]
+    whole = whole_duration(seconds * first.steps)
+    return [f"| time | {duration(seconds)} | {assumed} |", f"| the run | {whole} | {counted(first.steps, 'step')} |"]
 
 
 def _attention(case: Case, found: Prediction, layout: str) -> str:
