@@ -158,7 +158,8 @@ def _write(folder: "Folder", results: "Results", counted: dict[str, Any]) -> str
     from data.shape import parse_json
     from evaluation.report.described import setup, versions
     from evaluation.report.files import plain, to_json
-    from evaluation.report.markdown import ERROR_MEANING, escaped, in_markdown, in_terminal
+    from evaluation.report.markdown import ERROR_MEANING, escaped, in_markdown
+    from evaluation.report.printed import in_terminal
     from evaluation.report.tables import meanings, tables
 
     made = [_of_judge(table) for table in tables(results)]

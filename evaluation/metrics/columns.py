@@ -150,6 +150,12 @@ def in_order(columns: list[Column]) -> dict[str, Column]:
     return {column.key: column for column in sorted(columns, key=lambda column: column.section.place)}
 
 
+def as_asked(columns: list[Column]) -> dict[str, Column]:
+    """Columns by key, what was asked for first, first: a table stands where the first of its columns would."""
+    sections = list(dict.fromkeys(column.section for column in columns))
+    return {column.key: column for column in sorted(columns, key=lambda column: sections.index(column.section))}
+
+
 def to_json(column: Column) -> dict[str, Any]:
     """A column as JSON: the attributes that are not as by default, without the key."""
     fields = dataclasses.fields(Column)
