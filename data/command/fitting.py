@@ -63,9 +63,8 @@ def as_text(first: Sequence[Column], others: Sequence[Column], width: int) -> st
     made = StringIO()
     # Of texts as they are: no markup, no emoji; what could steer a terminal is spelled out before widths are counted.
     console = Console(file=made, width=10_000, color_system=None, highlight=False, markup=False, emoji=False)
-    clean = [[_clean(column) for column in columns] for columns in (first, others)]
     blocks = []
-    for table in tables(None, *clean, width):
+    for table in tables(None, [*map(_clean, first)], [*map(_clean, others)], width):
         made.seek(0)
         made.truncate()
         console.print(table)

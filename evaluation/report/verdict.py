@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
+from data.command.wording import counted, is_or_are
 from evaluation.gaps import ERRORS, FEWEST, Gaps, Ranked, distinguishable, ranked
 from evaluation.metrics.base import TRUTH
 from evaluation.metrics.columns import HIGHER, NEITHER, SECOND, Column
@@ -49,7 +50,8 @@ def verdict(results: Results) -> Verdict:
     told = [m for m in ranking.ordered if m.model != baseline] or list(ranking.ordered)
     lines = [_sentence(m, ranking, baseline, column, gaps) for m in told[:MOST]]
     if len(told) > MOST:
-        lines.append(f"{len(told) - MOST} more models are in the tables.")
+        more = len(told) - MOST
+        lines.append(f"{counted(more, 'more model')} {is_or_are(more)} in the tables.")
     counts = [m.estimate.n for m in leading]
     n = f"{min(counts):,}" + (f" to {max(counts):,}" if min(counts) < max(counts) else "")
     by = f", {first.decoding}" if first.decoding else ""
@@ -87,7 +89,7 @@ def leading_of(results: Results) -> list[Measurement]:
 
 
 def _also(results: Results, lead: Measurement | None) -> str:
-    """E.g. "Beyond its error, beside reference: truth logp (lower: cpo; higher: mle), answer tokens (higher: cpo)."
+    """E.g. "Beyond its error too, beside reference by prompt: truth logp (lower: cpo); some may be chance."
 
     Of what was paired by prompt, by the decoding that the verdict is by, or by none.
     """
@@ -109,7 +111,7 @@ def _also(results: Results, lead: Measurement | None) -> str:
     if not said:
         return ""
     too = " too" if lead else ""
-    return f"Beyond its error{too}, beside {baseline} by prompt: {', '.join(said)}; of many differences some are chance."
+    return f"Beyond its error{too}, beside {baseline} by prompt: {', '.join(said)}; some may be chance."
 
 
 def _beside(m: Measurement, column: Column, lead: Measurement | None) -> bool:

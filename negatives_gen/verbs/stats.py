@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from data.command.errors import UserError, exit_on_user_error
-from data.command.options import load_config, option, resolve_path
 from data.command.fitting import Column, tables
+from data.command.options import load_config, option, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
 from data.command.wording import counted, duration, is_or_are, size
