@@ -164,6 +164,7 @@ def test_a_bare_path_may_hold_an_equals_sign() -> None:
         ([*MODEL, "--metrics", "reverse_kl"], "needs --second_model"),
         ([*MODEL, "--metrics", "correct"], "needs --dataset facts"),
         ([*MODEL, "--judge.max_cost", "1"], "--judge.max_cost does nothing without --judge.model or .reward_model."),
+        ([*MODEL, "--use", "an=4"], "--use does nothing without --shards. Give that too, or leave it out."),
         ([*MODEL, "--second_model_dtype", "bfloat16"], "--second_model_dtype does nothing without --second_model."),
         (
             [*MODEL, "--metrics", "text", "--embedder", "x"],
