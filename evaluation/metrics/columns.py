@@ -38,7 +38,7 @@ class Mark:
     Attributes:
         label: the words, e.g. "correct"; what is marked alike has one label.
         kind: whether it speaks for or against the answer; decides the colour, and good ones are listed first.
-        tip: a sentence that explains it where the pointer rests on it; "" for none.
+        tip: a sentence that explains it, which opens at the mark; "" for none.
     """
 
     label: str
