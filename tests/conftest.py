@@ -35,7 +35,7 @@ gc.disable()
 # What costs most comes first, or it would run alone at the end.
 ORDER = ("ray", "vllm", "end_to_end", "trainer", "evaluation", "negatives_gen")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# Before the reason of each test that is skipped for want of a browser; where $REQUIRE_BROWSER is set, as in CI, it fails.
+# Why a test is skipped that has no browser; where $REQUIRE_BROWSER is set, as in CI, it fails.
 NO_BROWSER = "the HTML pages are not tested in a browser: "
 
 
