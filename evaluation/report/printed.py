@@ -8,22 +8,21 @@ from evaluation.report.cells import BETTER, Cell
 from evaluation.report.tables import Table
 from evaluation.report.verdict import Verdict
 
-# Behind the best of a column; as wide behind the others, so that numbers stay below each other.
-BEST, OTHER = " *", "  "
+BEST = "*"  # before the best of a column, so that numbers still end below each other
 
 
 def in_terminal(tables: Sequence[Table]) -> str:
     """The tables under their titles; what does not fit the width stands below, beside the labels again."""
     blocks = [f"{one_line(table.title)}\n{fitted(table)}" for table in tables]
     if any(cell.best for table in tables for row in table.rows for cell in row):
-        blocks.append(f"*: {BETTER}.")
+        blocks.append(f"{BEST} {BETTER}.")
     return "\n\n".join(blocks)
 
 
 def fitted(table: Table) -> str:
     """A table as plain text."""
     columns = [
-        Column(one_line(heading), _texts([row[i] for row in table.rows]), right=i >= table.labels)
+        Column(one_line(heading), [_text(row[i]) for row in table.rows], right=i >= table.labels)
         for i, heading in enumerate(table.headings)
     ]
     return as_text(columns[: table.labels], columns[table.labels :], width())
@@ -35,6 +34,5 @@ def spoken(found: Verdict) -> list[str]:
     return [block for block in (lines, one_line(found.also), one_line(found.hedge)) if block]
 
 
-def _texts(cells: Sequence[Cell]) -> list[str]:
-    marked = any(cell.best for cell in cells)
-    return [one_line(cell.text) + (BEST if cell.best else OTHER if marked else "") for cell in cells]
+def _text(cell: Cell) -> str:
+    return (BEST if cell.best else "") + one_line(cell.text)
