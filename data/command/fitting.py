@@ -73,15 +73,21 @@ def as_text(first: Sequence[Column], others: Sequence[Column], width: int) -> st
 
 
 def _labels(first: Sequence[Column], width: int) -> list[Column]:
-    """The labels, which take half of the width at most where they can be folded to that."""
-    if _width(first) <= width // 2:
-        return list(first)
-    return [_folded(column, max(NARROW // 2, width // 2 // max(1, len(first)) - BETWEEN)) for column in first]
+    """The labels, folded to half of the width where they take more; the wider ones give way first."""
+    labels = [_narrow(column, width) for column in first]
+    room = width // 2 - EDGES - BETWEEN * (len(labels) - 1)
+    most: dict[int, int] = {}
+    for place in sorted(range(len(labels)), key=lambda place: labels[place].width):
+        share = room // (len(labels) - len(most))
+        most[place] = min(labels[place].width, max(NARROW // 2, share))
+        room -= most[place]
+    return [_folded(column, most[place]) for place, column in enumerate(labels)]
 
 
 def _narrow(column: Column, most: int) -> Column:
-    """A column with its heading folded to what its cells, or the heading's own words, need."""
-    cells = max((len(cell) for cell in column.cells), default=0)
+    """A column with its heading folded to what its cells, or its own words, need; and long cells, as of sentences."""
+    column = replace(column, cells=[_fold(cell, most) for cell in column.cells])
+    cells = max((len(line) for cell in column.cells for line in cell.split("\n")), default=0)
     words = max((len(word) for word in column.heading.split()), default=0)
     return replace(column, heading=_fold(column.heading, max(NARROW, cells, min(words, most))))
 
@@ -91,7 +97,9 @@ def _folded(column: Column, most: int) -> Column:
 
 
 def _fold(text: str, most: int) -> str:
-    return "\n".join(textwrap.wrap(text, most)) or text
+    """A text in lines of so many characters at most; one that fits stays as it is."""
+    fits = all(len(line) <= most for line in text.split("\n"))
+    return text if fits else "\n".join(textwrap.wrap(text, most))
 
 
 def _clean(column: Column) -> Column:
