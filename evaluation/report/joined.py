@@ -6,15 +6,17 @@ from typing import Any
 
 from evaluation.metrics import known
 from evaluation.metrics.base import TRUTH, columns_of, keys_of_record
-from evaluation.metrics.columns import DIFFERENCE
+from evaluation.metrics.columns import DIFFERENCE, Column
 from evaluation.metrics.statistics import Difference, Measurement
 from evaluation.report.results import Results
 from evaluation.report.verdict import Verdict, verdict
 
+# Metric, decoding, opponent.
+Number = tuple[str, str, str]
 HASH = "sha256"
 # In a metric's record: where something lies, which says nothing about its numbers.
 PLACES = {"name", "path", "base_url", "base_urls"}
-UNPAIRED = "Between runs nothing is paired by prompt: the errors of both add up, which is too cautious."
+UNPAIRED = "Between models of two runs nothing is paired by prompt: the errors of both add up, which is too cautious."
 
 
 def joint_verdict(runs: Mapping[str, Results]) -> Verdict:
@@ -47,33 +49,40 @@ def joined(runs: Mapping[str, Results]) -> Results:
         and not metric.endswith(DIFFERENCE)
         and _same([_settings(results.job, owners.get(metric, [metric])) for results in runs.values()])
     }
-    measurements, differences, columns, seen = [], [], {}, {}
+    measurements: list[Measurement] = []
+    differences: list[Difference] = []
+    columns: dict[str, Column] = {}
+    seen: dict[Any, tuple[str, str]] = {}  # a number of some weights -> the run, and the model's name
     for run, results in runs.items():
+        names: dict[tuple[str, Number], str] = {}
         for m in results.measurements:
             weights = (results.job.get("models") or {}).get(m.model, {}).get("weights_sha256")
             same = (weights, _number(m), m.estimate.mean, m.estimate.n) if weights else (run, m.model, _number(m))
-            if _number(m) in numbers and seen.setdefault(same, run) == run:
+            first_run, name = seen.setdefault(same, (run, f"{run}/{m.model}"))
+            names[m.model, _number(m)] = name if first_run != run else f"{run}/{m.model}"
+            if first_run == run and _number(m) in numbers:
                 measurements.append(replace(m, model=f"{run}/{m.model}"))
-        differences += list(_differences(run, results))
-        columns = {**results.columns, **columns}
+        for d in _paired(results):
+            model, other = (names.get((model, _number(d)), f"{run}/{model}") for model in (d.model, d.other))
+            differences.append(replace(d, model=model, other=other))
+        for key, column in results.columns.items():
+            columns.setdefault(key, column)
     first, results = next(iter(runs.items()))
     baseline = results.job.get("baseline")
     job = {"baseline": f"{first}/{baseline}"} if baseline else {}
     return Results(job, {}, measurements, columns=columns, differences=differences)
 
 
-def _differences(run: str, results: Results) -> Iterator[Difference]:
+def _paired(results: Results) -> Iterator[Difference]:
     """The paired differences of a run, those from its baseline too, which are among its measurements."""
-    for d in results.differences:
-        yield replace(d, model=f"{run}/{d.model}", other=f"{run}/{d.other}")
-    baseline = results.job.get("baseline")
+    yield from results.differences
+    baseline = str(results.job.get("baseline") or "")
     for m in results.measurements:
         if baseline and m.metric.endswith(DIFFERENCE):
-            metric = m.metric.removesuffix(DIFFERENCE)
-            yield Difference(f"{run}/{m.model}", f"{run}/{baseline}", m.decoding, metric, m.estimate, m.against)
+            yield Difference(m.model, baseline, m.decoding, m.metric.removesuffix(DIFFERENCE), m.estimate, m.against)
 
 
-def _number(m: Measurement) -> tuple[str, str, str]:
+def _number(m: Measurement | Difference) -> Number:
     return m.metric, m.decoding, m.against
 
 

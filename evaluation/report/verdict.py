@@ -39,7 +39,7 @@ def verdict(results: Results) -> Verdict:
     What else differs beyond its error is named, also where neither way is better: a gain in what leads may be paid for
     elsewhere.
     """
-    leading = leading_of(results)
+    leading = _leading(results)
     also = _also(results, leading[0] if leading else None)
     if not leading:
         return Verdict([], "No verdict: nothing that was measured says which way is better.", also)
@@ -69,7 +69,7 @@ def verdict(results: Results) -> Verdict:
     )
 
 
-def leading_of(results: Results) -> list[Measurement]:
+def _leading(results: Results) -> list[Measurement]:
     """The measurements that a verdict is by, of one decoding and one opponent; none without a better way.
 
     In the order of the columns, but of answers before of checkpoints; under a second model last of those of answers,

@@ -236,13 +236,14 @@ def test_the_verdict_is_by_what_all_runs_measured_alike(tmp_path: Path) -> None:
         tmp_path / "one",
         [rate(0.5, "mle"), measured("mle", "correct", 0.5), measured("cpo", "correct", 0.6), paired],
     )
-    two = write_run(tmp_path / "two", [measured("mle", "correct", 0.5), measured("other", "correct", 0.7)])
+    own = Measurement("other", "greedy", "correct_difference", Estimate(0.2, 0.015, 480))  # from the same mle
+    two = write_run(tmp_path / "two", [measured("mle", "correct", 0.5), measured("other", "correct", 0.7), own])
     text = compared([one, two])
     assert section(text, "Verdict") == [
-        "- two/other: 70.0% correct answers, +20.0 ± 1.8 over one/mle, +10.0 ± 1.8 over one/cpo.",
+        "- two/other: 70.0% correct answers, +20.0 ± 1.5 over one/mle, +10.0 ± 1.8 over one/cpo.",
         "- one/cpo: 60.0% correct answers, +10.0 ± 1.0 over one/mle, 10.0 ± 1.8 below two/other.",
     ]
-    assert "Between runs nothing is paired by prompt" in text
+    assert "Between models of two runs nothing is paired by prompt" in text
     judged = [write_run(tmp_path / name, [rate(0.5, "mle")], judge={"model": name}) for name in ("x", "y")]
     assert section(compared(judged), "Verdict")[0].startswith("No verdict: nothing that says")  # by two judges
 
