@@ -191,7 +191,7 @@ class Choice:
         return np.concatenate(places) if places else np.zeros(0, dtype=np.int64), names
 
     def places_in_groups(self, negatives: NegativeSet, index: int) -> list[list[int]]:
-        """Of each group of a shard the negatives that the first epoch takes, by their places in the group."""
+        """The negatives that the first epoch takes of each group of a shard, by their places in the group."""
         shard = Shard.of(negatives.shard_table(index, COLUMNS))
         before = sum(record.rows for record in negatives.manifest.shards[:index])
         taken = [self.negatives(shard, row, before + row, 0)[0] for row in range(len(shard.ids))]

@@ -9,7 +9,7 @@ METAVAR = "NAME=COUNT"
 
 
 def use_help(*, drawn: str, signal: str) -> str:
-    """What --help says of it.
+    """What --help says of the option.
 
     Args:
         drawn: what :random draws, e.g. "a fresh draw each epoch".
