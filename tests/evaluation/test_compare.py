@@ -230,7 +230,7 @@ def test_runs_that_share_no_metric_stand_side_by_side(tmp_path: Path) -> None:
 
 
 def test_the_verdict_is_by_what_all_runs_measured_alike(tmp_path: Path) -> None:
-    """Within a run differences are paired, between runs the errors add up; the same weights are spoken of once."""
+    """Differences are paired within a run, errors add up between runs, and the same weights are spoken of once."""
     paired = Measurement("cpo", "greedy", "correct_difference", Estimate(0.1, 0.01, 480))
     one = write_run(
         tmp_path / "one",
