@@ -9,7 +9,7 @@ import numpy as np
 from data.command.errors import UserError
 from data.counts import format_counts, parse_counts
 from data.shards import NegativeSet
-from trainer.groups.store import Shard
+from trainer.groups.store import COLUMNS, Shard
 from trainer.groups.ways import SIMILAR, WAYS
 
 RANDOM = "random"
@@ -201,6 +201,13 @@ class Choice:
             places.append(taken)
             names += [strategy] * len(taken)
         return np.concatenate(places) if places else np.zeros(0, dtype=np.int64), names
+
+    def places_in_groups(self, negatives: NegativeSet, index: int) -> list[list[int]]:
+        """The negatives that the first epoch takes of each group of a shard, by their places in the group."""
+        shard = Shard.of(negatives.shard_table(index, COLUMNS))
+        before = sum(record.rows for record in negatives.manifest.shards[:index])
+        taken = [self.negatives(shard, row, before + row, 0)[0] for row in range(len(shard.ids))]
+        return [(places - shard.first[row]).tolist() for row, places in enumerate(taken)]
 
     def _by_way(self, shard: Shard, places: np.ndarray, strategy: str) -> np.ndarray:
         """The places of a group's candidates of a strategy that its way takes, in their order; without a way all."""
