@@ -97,7 +97,7 @@ def test_a_metric_is_asked_what_it_needs_with_the_models_and_the_metrics_that_we
 
     monkeypatch.setattr(METRICS.load("text"), "needs", needs)
     assert config(*MODEL, "--metrics", "text,truth").chosen_metrics()
-    assert asked[-1] == Request("rows.jsonl", ["a"], ["truth", "text"])
+    assert asked[-1] == Request("rows.jsonl", ["a"], ["text", "truth"])
     assert config(*MODEL).chosen_metrics()
     assert asked[-1] == Request("rows.jsonl", ["a"], [])
 
