@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 DATASET = "enquiries"
 KEY = "evasive"
-NEITHER = "neither"
+MADE_UP = "made_up"
 MARK = Mark("evasive")
 
 
@@ -34,8 +34,8 @@ class Evasive(PromptMetric):
             paired=True,
         ),
         Column(
-            NEITHER,
-            "neither",
+            MADE_UP,
+            "made up",
             "{:.1%}",
             "share of replies that are neither right nor evasive, as no ground truth is",
             better=LOWER,
@@ -53,8 +53,8 @@ class Evasive(PromptMetric):
         right = [
             facts.is_correct(group.prompt, text) for group, text in zip(answers.groups, answers.texts, strict=True)
         ]
-        neither = [not (one or other) for one, other in zip(evasive, right, strict=True)]
-        return {KEY: [float(each) for each in evasive], NEITHER: [float(each) for each in neither]}
+        made_up = [not (one or other) for one, other in zip(evasive, right, strict=True)]
+        return {KEY: [float(each) for each in evasive], MADE_UP: [float(each) for each in made_up]}
 
     def gather(self, answer_sets: Sequence["AnswerSet"]) -> "EvasiveEvidence":
         found = {(a.model, a.decoding): self.values(a) for a in answer_sets if self.is_of(a)}

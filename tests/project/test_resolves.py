@@ -88,7 +88,7 @@ def test_the_constraints_for_gpus_hold_together(python: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_make_install_finds_its_exact_versions(python: str, tmp_path: Path) -> None:
-    """But for torch's CPU build, of whose number PyPI's is asked for."""
+    """For torch's CPU build, PyPI's of the same number stands in."""
     text = "".join((ROOT / "docker" / name).read_text() for name in ("requirements-cpu.txt", "requirements-dev.txt"))
     (tmp_path / "exact.txt").write_text(text.replace("+cpu", ""))
     # uv reads 3.11 as 3.11.0; the Makefile asks for what pymdown-extensions needs.
