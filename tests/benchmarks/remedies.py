@@ -7,10 +7,10 @@ correct answers to held-out questions are counted by the evaluation.
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,24 +102,35 @@ RANKING_BLOWS_UP = Scenario(
 SCENARIOS = BY_HEART, CPO_BLOWS_UP, RANKING_BLOWS_UP
 
 
-def command(module: str, *words: object) -> float:
-    """Run a command; its seconds."""
-    began = time.perf_counter()
+# What a run may say of itself -> the table's word for it; see `trainer.monitor.diagnosis`.
+LINES = {
+    "the step is too large": "too large",
+    "the train groups are decided": "decided",
+    "the train ground truths have become less likely": "truths fall",
+    "the held-out ground truths have become less likely": "held-out truths fall",
+}
+
+
+def command(module: str, *words: object) -> str:
+    """Run a command; what it said on stderr."""
     done = subprocess.run([sys.executable, "-m", module, *map(str, words)], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
-    return time.perf_counter() - began
+    return done.stderr
 
 
-def train(folder: Path, scenario: Scenario, remedy: str) -> float:
+def train(folder: Path, scenario: Scenario, remedy: str) -> str:
+    """A run of its own; what it was told, "5: too large, 50: truths fall"."""
     words = scenario.words(remedy)
-    return command(
+    heard = command(
         "trainer.run", "--shards", folder / "set", "--model", folder / "reference", "--output_dir",
         folder / scenario.folder(remedy), "--max_steps", scenario.steps, "--per_device_train_batch_size", 16,
         "--logging_steps", scenario.log, "--eval_strategy", "steps", "--eval_steps", scenario.watch,
         "--use_cpu", "true", "--report_to", "none",
         *(() if "--save_strategy" in words else ("--save_strategy", "no")), *words,
     )  # fmt: skip
+    found = re.findall(rf"By step (\d+) .*?({'|'.join(LINES)})", heard)
+    return ", ".join(f"{step}: {LINES[line]}" for step, line in found)
 
 
 def main() -> None:
@@ -137,8 +148,8 @@ def main() -> None:
             "an=11", "--max_new_tokens", 32, "--embedder", "reference", "--groups_per_shard", 80, "--out",
             folder / "set",
         )  # fmt: skip
-        seconds = {one.folder(remedy): train(folder, one, remedy) for one in SCENARIOS for remedy in one.remedies}
-        words = [word for name in ("reference", *seconds) for word in ("--model", f"{name}={folder / name}")]
+        told = {one.folder(remedy): train(folder, one, remedy) for one in SCENARIOS for remedy in one.remedies}
+        words = [word for name in ("reference", *told) for word in ("--model", f"{name}={folder / name}")]
         command(
             "evaluation.run", *words, "--dataset", "facts", "--limit", QUESTIONS, "--decode", "greedy",
             "--max_new_tokens", 32, "--metrics", "correct", "--out", folder / "report",
@@ -153,13 +164,13 @@ def main() -> None:
             print(f"\n{scenario.name}: {scenario.steps} steps, {' '.join(map(' '.join, scenario.usual.items()))}\n")
             print(
                 "| remedy | steps | loss / start, highest | last, train | held-out | truth's log-probability, train | "
-                "held-out | decided, train | held-out | shown so far | correct answers | s |"
+                "held-out | decided, train | held-out | shown so far | correct answers | said at step |"
             )
             print("|---|---|---|---|---|---|---|---|---|---|---|---|")
             for remedy in scenario.remedies:
                 run = scenario.folder(remedy)
                 row = " | ".join(figures(folder / run))
-                print(f"| {remedy} | {row} | {correct[run]:.1%} | {seconds[run]:.0f} |", flush=True)
+                print(f"| {remedy} | {row} | {correct[run]:.1%} | {told[run]} |", flush=True)
 
 
 def figures(run: Path) -> list[str]:

@@ -13,16 +13,17 @@ from trainer.monitor.curves import figure, png
 log = logging.getLogger(__name__)
 
 CURVES_FILE = "training.png"
-SHARE = 0.02  # of the time between two logs' drawings, that the first may take
+SHARE = 0.02  # of a run's time, that is drawn in at logs
 
 
 class Curves(TrainerCallback):
-    """Draws OUTPUT_DIR/training.png from the logs so far: at the first log, then at logs in so far as that takes at most
-    2% of the time, at each checkpoint and at the end.
+    """Draws OUTPUT_DIR/training.png from the logs so far, first at the first log, last at the end.
+
+    In between at each checkpoint, and at logs in so far as that takes at most 2% of the time.
     """
 
     def __init__(self) -> None:
-        self._due = 0.0
+        self._due = 0.0  # a drawing of 1 s makes the next log's due 50 s after it began
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if time.perf_counter() >= self._due:
