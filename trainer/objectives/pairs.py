@@ -199,8 +199,9 @@ class PairTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, DPOTraine
             self._measure(outputs, inputs)
             return outputs
 
-        # The ids are not for the model.
-        return super().compute_loss(measured, {k: v for k, v in inputs.items() if k != "id"}, *args, **kwargs)
+        stand_in: Any = measured  # TRL calls it, and nothing else
+        without_ids = {k: v for k, v in inputs.items() if k != "id"}
+        return super().compute_loss(stand_in, without_ids, *args, **kwargs)
 
     @torch.no_grad()
     def _measure(self, outputs: Any, inputs: dict[str, Any]) -> None:
