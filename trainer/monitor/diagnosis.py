@@ -256,7 +256,7 @@ def fallen(history: LogHistory, batch: int, held_out: int) -> Fallen | None:
     """
     evaluation = next((logs for logs in reversed(history) if HELD_OUT + SQUARE in logs), None)
     if evaluation is not None and held_out >= FEWEST_HELD_OUT:
-        change, square, margin = (evaluation[HELD_OUT + key] for key in (CHANGE, SQUARE, MARGIN))
+        change, square, margin = (evaluation.get(HELD_OUT + key, math.nan) for key in (CHANGE, SQUARE, MARGIN))
         found = Fallen("held-out", change, standard_error(change, square, held_out), held_out, margin)
         if _is_fall(found):
             return found
