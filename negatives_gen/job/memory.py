@@ -17,7 +17,7 @@ MIB = 2**20
 # Ray warns of an actor that takes more than four fifths of what it asked for.
 HEADROOM = 1.25
 # Interpreter, libraries and what a pass computes, without weights, cache and what an engine holds per logit of a step
-# on a CPU (80 bytes); measured: docs/benchmarks.md, "Memory of actors".
+# on a CPU (80 bytes). Taken from peaks of small jobs on a CPU; where it is too little, Ray warns.
 SAMPLE_BYTES, ASK_BYTES, SCORE_BYTES = 1000 * MIB, 500 * MIB, 1000 * MIB
 LOGIT_BYTES, SLOTS = 80, 256
 BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
