@@ -172,7 +172,7 @@ def _say_where(output: Path, model_config: "ModelConfig", is_main: bool) -> None
     if left := describe_checkpoints(output):
         say(left, error=True)
     say(
-        f"logs: {output / METRICS_FILE}, drawn in {output / CURVES_FILE}; docs/training.md says what they mean",
+        f"logs: {output / METRICS_FILE}, drawn in {output / CURVES_FILE}; docs/logs.md says what they mean",
         error=True,
     )
     if model_config.use_peft:

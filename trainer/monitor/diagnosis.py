@@ -1,6 +1,6 @@
 """What a run is told about itself, a line each and once: a too large step, decided negatives, falling ground truths.
 
-A callback that looks at the logs. docs/training.md says what each logged name means and what to do.
+A callback that looks at the logs. docs/logs.md says what each logged name means, docs/training.md what to do.
 """
 
 import logging
