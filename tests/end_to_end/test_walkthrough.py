@@ -36,5 +36,6 @@ def test_the_walkthrough_runs_and_its_outputs_are_there(tmp_path: Path, monkeypa
     rows = {(row["model"], row["metric"]): row["value"] for row in found["found"]}
     assert rows["cpo", "ranking_accuracy"] > rows["reference", "ranking_accuracy"]
     assert ("reference", "reward_top1") not in rows
+    assert "truth logp (lower: cpo)" in found["verdict"]
     assert shown(committed) == shown(content)
     assert not [path for path in tmp_path.rglob("*") if path.name == "generations"]  # no answers were made

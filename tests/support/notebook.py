@@ -1,17 +1,22 @@
 """A Jupyter notebook without Jupyter: its code cells run in one namespace, and what they show can be kept in the file.
 
+Of shell cells those of `!python -m MODULE ...` are run, by the module's `main` in this process, which spares an import.
 `python -m tests.support.notebook FILE` runs it in an empty folder and writes the outputs into FILE.
 """
 
 import ast
 import contextlib
+import importlib
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from tests.support.prose import command_lines, ours
 
 
 def run(notebook: dict[str, Any], **names: Any) -> dict[str, Any]:
@@ -35,6 +40,8 @@ def run(notebook: dict[str, Any], **names: Any) -> dict[str, Any]:
 
 def _value(source: str, name: str, namespace: dict[str, Any]) -> Any:
     """What a cell's last line gives, if it is an expression."""
+    if source.startswith("!"):
+        return _run_commands(source)
     tree = ast.parse(source, name)
     last = tree.body[-1] if tree.body else None
     if not isinstance(last, ast.Expr):
@@ -42,6 +49,15 @@ def _value(source: str, name: str, namespace: dict[str, Any]) -> Any:
         return None
     exec(compile(ast.Module(tree.body[:-1], []), name, "exec"), namespace)
     return eval(compile(ast.Expression(last.value), name, "eval"), namespace)
+
+
+def _run_commands(source: str) -> None:
+    """Run a cell of `!python -m MODULE ...` lines."""
+    for words in command_lines(re.sub("^!", "", source, flags=re.MULTILINE)):
+        command = ours(words)
+        assert command is not None, words
+        status = importlib.import_module(command[0]).main(command[1])
+        assert not status, f"{words} ends with {status}"
 
 
 def _stream(text: str) -> dict[str, Any]:
