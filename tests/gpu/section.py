@@ -12,7 +12,7 @@ METHODS = {
 OF_STEPS = """Medians of 5 steps after 3, bfloat16, random weights, no checkpointing; a step is 16 groups of K = 12 with
 Dolly's lengths, of MLE 96 ground truths; DPO takes the groups as 176 pairs, eight at a time, with stored reference
 log-probabilities. Tokens are counted without padding. MFU is the FLOP that these tokens need (see `mfu` in
-[training.md](training.md)) over the GPU's peak. Memory is that of tensors at the peak."""
+[logs.md](logs.md)) over the GPU's peak. Memory is that of tensors at the peak."""
 
 
 def section(record: Parts) -> str:
