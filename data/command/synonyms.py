@@ -105,12 +105,12 @@ def hint(word: str, known: Collection[str]) -> str:
     Args:
         known: the names of a command's options; of one that takes any key, its name alone.
     """
-    theirs = word.replace("-", "_").lower()
-    if ours := _known((name for name, words in OURS.items() if theirs in words), known):
+    word = word.replace("-", "_").lower()
+    if ours := _known((name for name, theirs in OURS.items() if word in theirs), known):
         return f" Use {' or '.join(ours)} here."
-    if near := _known(NEAREST.get(theirs, ()), known):
-        return f" There is no {theirs} here; {' and '.join(near)} {is_or_are(len(near))} what there is."
-    return did_you_mean(theirs, known)
+    if near := _known(NEAREST.get(word, ()), known):
+        return f" There is no {word} here; {' and '.join(near)} {is_or_are(len(near))} what there is."
+    return did_you_mean(word, known)
 
 
 def _known(names: Iterable[str], known: Collection[str]) -> list[str]:

@@ -100,7 +100,7 @@ def _other_decodings(results: Results, leading: list[Measurement]) -> list[str]:
 
 
 def _agreement(results: Results, leading: list[Measurement], theirs: list[Measurement]) -> str:
-    """E.g. "By greedy: the same order; not told apart from reference: cpo."; "" of less than two models in common.
+    """E.g. "By greedy: the same order; there not told apart from reference: cpo."; "" of less than two common models.
 
     Against the order speaks only what is told apart; a gain over the baseline that is one by the leading decoding alone
     is named.
@@ -109,13 +109,11 @@ def _agreement(results: Results, leading: list[Measurement], theirs: list[Measur
         theirs: the same number by another decoding.
     """
     column, gaps, baseline = results.column(leading[0]), gaps_of(results), str(results.job.get("baseline") or "")
-    common = {m.model for m in leading} & {m.model for m in theirs}
-    ours, others = (
-        [m for m in ranked(found, gaps, higher=column.better == HIGHER).ordered if m.model in common]
-        for found in (leading, theirs)
-    )
-    if len(others) < 2:
+    ours, others = (ranked(found, gaps, higher=column.better == HIGHER).ordered for found in (leading, theirs))
+    common = {m.model for m in ours} & {m.model for m in others}
+    if len(common) < 2:
         return ""
+    ours, others = ([m for m in found if m.model in common] for found in (ours, others))
     place = {m.model: i for i, m in enumerate(ours)}
     turned = [
         f"{m.model} {_compared(gap, worse.model, column)}"

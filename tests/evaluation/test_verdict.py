@@ -91,6 +91,7 @@ def test_the_verdict_names_what_else_differs_beyond_its_error() -> None:
             "cpo, mle.",
         ),
         ((0.1, 0.9, None), "By greedy: the same order."),  # of the models that both have
+        ((0.1, 0.9, NAN), "By greedy: the same order."),
         ((None, 0.9, None), None),
     ],
 )
@@ -103,6 +104,7 @@ def test_the_verdict_says_whether_other_decodings_agree(greedy: tuple[float | No
         for model, mean in zip(models, greedy, strict=True)
         if mean is not None
     ]
+    found += [replace(correct("unsampled", 0.1), decoding="greedy"), correct("unsampled", NAN)]
     found += [replace(correct("cpo", 0.1), metric="evasive", decoding="beam2")]  # another number
     assert verdict(make_results(found, baseline="reference")).also == ((said,) if said else ())
 
