@@ -116,9 +116,11 @@ screenshots: install
 	@test -e $(RUNS)/quickstart/evaluation/report.json || $(MAKE) --no-print-directory quickstart
 	@$(PY) -m evaluation.run --config recipes/quickstart-evaluate.yaml > $(RUNS)/quickstart/evaluation.log 2>&1 \
 		|| { cat $(RUNS)/quickstart/evaluation.log; exit 1; }
+	@test -e $(RUNS)/quickstart/edits/manifest.json || $(PY) -m negatives_gen --config recipes/quickstart.yaml --limit 40 \
+		--strategies mn=2,tn=2,rn=2 --groups_per_shard 40 --out $(RUNS)/quickstart/edits
 	@$(PY) -m negatives_gen inspect $(RUNS)/quickstart/negatives --limit 40 --html $(RUNS)/quickstart/inspect.html
-	@$(PY) -m tests.support.screenshots docs/screenshots $(RUNS)/quickstart/evaluation/report.html \
-		"$(RUNS)/quickstart/evaluation/report.html#samples" $(RUNS)/quickstart/inspect.html
+	@$(PY) -m negatives_gen inspect $(RUNS)/quickstart/edits --limit 40 --html $(RUNS)/quickstart/inspect-edits.html
+	@$(PY) -m tests.support.screenshots $(RUNS)/quickstart docs/screenshots
 
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: install

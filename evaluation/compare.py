@@ -36,7 +36,11 @@ VERDICT, DIFFERENCES, NUMBERS = "Verdict", "What differs between the runs", "Mea
 # older ones the second).
 OURS = re.compile(b"# Comparison\n\n(?:- [^\n]*\n)+\n## (?:%s|%s)\n" % (VERDICT.encode(), DIFFERENCES.encode()))
 ALIKE = "Nothing of the set-up that is recorded."
-BLANK_MEANING = "Blank: the run did not measure that, or not with this baseline, opponent or decoding."
+ANY = "any"  # decoding
+BLANK_MEANING = (
+    "Blank: the run did not measure that, or not with this baseline, opponent or decoding. What has no decoding stands "
+    f"once, in a row '{ANY}' where a model has several."
+)
 MOST_BEGINNING = 1 << 20
 VERSIONS = "environment."
 HASH = "sha256"
@@ -191,19 +195,21 @@ def _differ(values: Mapping[str, Any]) -> bool:
 def table(runs: Mapping[str, "Results"]) -> "Table":
     """A row per run, model and decoding, a column per number, blank where a run lacks it.
 
-    What is of no decoding, or of one alone whatever was asked for, stands in each row of its model. Differences from
-    different baselines are different columns. What says which way is better comes first, then its differences.
+    What is of no decoding, or of one alone that was not asked for, stands once: in a row of its own where a model has
+    several. Differences from different baselines are different columns. What says which way is better comes first,
+    then its differences.
     """
     from evaluation.report.cells import Cell, cell
     from evaluation.report.tables import Table, told_apart
 
     numbers = {name: _numbers(results) for name, results in runs.items()}
     opponents = {number.against for found in numbers.values() for number in found if number.against}
-    rows, several = _rows(runs), len(opponents) > 1
+    placed = {run: _placed(results) for run, results in runs.items()}
+    rows, several = [(run, *row) for run, found in placed.items() for row in found], len(opponents) > 1
     headings, meanings, tips = ["run", "model", "decoding"], {}, [""] * 3
-    cells = [[Cell(run), Cell(model), Cell(decoding or "any")] for run, model, decoding in rows]
+    cells = [[Cell(run), Cell(model), Cell(decoding or ANY)] for run, model, decoding in rows]
     for number, shown in sorted(_in_order(numbers).items(), key=lambda item: _importance(item[1])):
-        measured = [_found(runs[run], number, m, d) if number in numbers[run] else None for run, m, d in rows]
+        measured = [placed[run][model, decoding].get(number) for run, model, decoding in rows]
         headings.append(number.heading(shown, several=several))
         tips.append(shown.meaning)
         for row, m in zip(cells, measured, strict=True):
@@ -248,14 +254,18 @@ class Number:
 
 def _numbers(results: "Results") -> "dict[Number, Column]":
     """What a run measured, in a report's order, with what it is."""
-    baseline, found = str(results.job.get("baseline") or ""), {}
+    found: dict[Number, Column] = {}
     for key in results.in_order(results.measurements):
         for m in results.measurements:
             if m.metric == key:
-                column = results.column(m)
-                from_, only = baseline if column.is_difference else "", m.decoding if column.decoding else ""
-                found.setdefault(Number(key, m.against, from_, only), column)
+                found.setdefault(_number(m, results), results.column(m))
     return found
+
+
+def _number(m: "Measurement", results: "Results") -> Number:
+    column = results.column(m)
+    baseline = str(results.job.get("baseline") or "") if column.is_difference else ""
+    return Number(m.metric, m.against, baseline, m.decoding if column.decoding else "")
 
 
 def _in_order(numbers: Mapping[str, "dict[Number, Column]"]) -> "dict[Number, Column]":
@@ -274,21 +284,18 @@ def _in_order(numbers: Mapping[str, "dict[Number, Column]"]) -> "dict[Number, Co
     return dict(sorted(merged.items(), key=lambda item: order.index(item[0].metric)))
 
 
-def _found(results: "Results", number: Number, model: str, decoding: str) -> "Measurement | None":
-    ours = [m for m in results.measurements if (m.model, m.metric, m.against) == (model, number.metric, number.against)]
-    wanted = number.decoding or decoding
-    return next((m for m in ours if m.decoding == wanted), None) or next((m for m in ours if not m.decoding), None)
-
-
-def _rows(runs: Mapping[str, "Results"]) -> list[tuple[str, str, str]]:
-    """Run, model, decoding; decoding "" only for models without answers but those of what is of one decoding alone."""
-    found = []
-    for run, results in runs.items():
-        for model in dict.fromkeys(m.model for m in results.measurements):
-            ours = [m for m in results.measurements if m.model == model and m.decoding]
-            asked = dict.fromkeys(m.decoding for m in ours if not results.column(m).decoding)
-            found += [(run, model, decoding) for decoding in asked or [""]]
-    return found
+def _placed(results: "Results") -> "dict[tuple[str, str], dict[Number, Measurement]]":
+    """A run's rows, model and decoding, with what stands in them; the decoding "" is of what has none of its own."""
+    rows: dict[tuple[str, str], dict[Number, Measurement]] = {}
+    for model in dict.fromkeys(m.model for m in results.measurements):
+        ours = [m for m in results.measurements if m.model == model]
+        asked = list(dict.fromkeys(m.decoding for m in ours if m.decoding and not results.column(m).decoding))
+        rest = asked[0] if len(asked) == 1 else ""
+        for decoding in [*asked, ""]:
+            found = {_number(m, results): m for m in ours if (m.decoding if m.decoding in asked else rest) == decoding}
+            if found:
+                rows[model, decoding] = found
+    return rows
 
 
 def _settings(results: "Results") -> Iterator[tuple[str, Any]]:

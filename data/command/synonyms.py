@@ -3,9 +3,10 @@
 Only for hints: an option has one name here.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from data.command.errors import did_you_mean
+from data.command.wording import is_or_are
 
 # Ours, with a value where it does not speak for itself <- theirs. A command's hint names those of ours that it has.
 OURS: dict[str, tuple[str, ...]] = {
@@ -35,25 +36,24 @@ OURS: dict[str, tuple[str, ...]] = {
         *("max_gen_len", "response_length"),
     ),
     "strategies an=N": (
-        *("n", "k", "num_samples", "num_return_sequences", "num_generations", "num_completions", "best_of"),
+        *("n", "k", "num_samples", "num_return_sequences", "num_generations", "num_completions"),
         *("num_negatives", "n_samples", "samples_per_prompt"),
     ),
-    "top_k": ("top_p", "min_p"),
     "temperature": ("temp", "sampling_temperature"),
-    "decode topkK-pP": ("top_p", "top_k", "min_p"),
-    "decode": ("temperature", "temp", "do_sample", "num_beams", "gen_kwargs", "decoding", "sampling"),
-    "num_engines": ("data_parallel_size", "num_gpus", "num_workers", "replicas", "dp"),
+    "decode topkK-pP": ("top_p", "top_k"),
+    "decode": ("do_sample", "num_beams", "gen_kwargs", "decoding", "sampling"),
+    "num_engines": ("data_parallel_size", "replicas", "dp"),
     "engine.tensor_parallel_size": ("tensor_parallel_size", "tensor_parallel", "tp", "tp_size"),
     "engine.pipeline_parallel_size": ("pipeline_parallel_size", "pp"),
     "engine.gpu_memory_utilization": ("gpu_memory_utilization", "gpu_memory_util"),
     "engine.max_model_len": ("max_model_len", "max_model_length"),
-    "engine.max_num_seqs": ("max_num_seqs", "batch_size"),
+    "engine.max_num_seqs": ("max_num_seqs",),
     "engine.quantization": ("quantization",),
     "engine.enforce_eager": ("enforce_eager",),
     "engine.dtype": ("dtype", "torch_dtype"),
     "scorer_dtype": ("dtype", "torch_dtype", "bf16"),
     "dtype": ("torch_dtype",),
-    "judge.model": ("judge_model", "judge", "annotator", "annotators_config", "evaluator"),
+    "judge.model": ("judge_model", "judge", "annotator", "evaluator"),
     "judge.base_url": ("base_url", "api_base", "openai_api_base", "api_url", "server"),
     "api.base_url": ("base_url", "api_base", "openai_api_base", "api_url", "server"),
     "judge.concurrency": ("concurrency", "num_concurrent", "max_concurrent", "max_concurrency"),
@@ -86,17 +86,36 @@ OURS: dict[str, tuple[str, ...]] = {
     "push_to_hub": ("hub_model_id", "hub_repo", "repo_id", "hub_dataset_id"),
     "row_tokens": ("packing", "max_tokens_per_batch", "sample_packing"),
 }
+# Theirs of something that no option of ours is -> those that come nearest, of which a command has some.
+NEAREST: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("top_p", "min_p"), ("top_k", "temperature", "decode")),
+    **dict.fromkeys(("temperature", "temp", "sampling_temperature"), ("decode",)),
+    "best_of": ("strategies an=N",),
+    **dict.fromkeys(("num_gpus", "num_workers"), ("num_engines", "engine.tensor_parallel_size")),
+    "batch_size": ("engine.max_num_seqs",),
+    "annotators_config": ("judge.model", "judge.template"),
+}
 
 
 def hint(word: str, known: Collection[str]) -> str:
     """Return " Use --x here." for another tool's name of options that a command has, else as `did_you_mean`.
 
+    For a name of something that the command has not, what comes nearest.
+
     Args:
         known: the names of a command's options; of one that takes any key, its name alone.
     """
     word = word.replace("-", "_").lower()
-    ours = [name for name, theirs in OURS.items() if word in theirs and _is_known(name.partition(" ")[0], known)]
-    return f" Use {' or '.join(f'--{name}' for name in ours)} here." if ours else did_you_mean(word, known)
+    if ours := _known((name for name, theirs in OURS.items() if word in theirs), known):
+        return f" Use {' or '.join(ours)} here."
+    if near := _known(NEAREST.get(word, ()), known):
+        return f" There is no {word} here; {' and '.join(near)} {is_or_are(len(near))} what there is."
+    return did_you_mean(word, known)
+
+
+def _known(names: Iterable[str], known: Collection[str]) -> list[str]:
+    """Those of our options that a command has, as they are typed."""
+    return [f"--{name}" for name in names if _is_known(name.partition(" ")[0], known)]
 
 
 def _is_known(name: str, known: Collection[str]) -> bool:

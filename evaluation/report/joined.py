@@ -30,7 +30,7 @@ def joint_verdict(runs: Mapping[str, Results]) -> Verdict:
     found = verdict(joined(runs))
     if not found.lines:
         return Verdict([], "No verdict: nothing that says which way is better was measured alike in all runs.")
-    return replace(found, hedge=f"{found.hedge} {UNPAIRED}", also="")
+    return replace(found, hedge=f"{found.hedge} {UNPAIRED}")
 
 
 def joined(runs: Mapping[str, Results]) -> Results:

@@ -48,7 +48,7 @@ def markdown(results: Results, tables: Sequence[Table], notes: Sequence[str], pl
 def in_words(found: Verdict) -> list[str]:
     """The verdict as blocks of Markdown."""
     lines = "\n".join(f"- {escaped(line)}" for line in found.lines)
-    return [block for block in (lines, escaped(found.also), escaped(found.hedge)) if block]
+    return [block for block in (lines, *map(escaped, found.also), escaped(found.hedge)) if block]
 
 
 def in_markdown(table: Table) -> str:

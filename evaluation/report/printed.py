@@ -31,7 +31,7 @@ def fitted(table: Table) -> str:
 def spoken(found: Verdict) -> list[str]:
     """The verdict as blocks of text."""
     lines = "\n".join(f"- {one_line(line)}" for line in found.lines)
-    return [block for block in (lines, one_line(found.also), one_line(found.hedge)) if block]
+    return [block for block in (lines, *map(one_line, found.also), one_line(found.hedge)) if block]
 
 
 def _text(cell: Cell) -> str:

@@ -6,16 +6,17 @@ from dataclasses import dataclass, replace
 from data.command.wording import counted, is_or_are
 from evaluation.gaps import ERRORS, FEWEST, Gaps, Ranked, distinguishable, ranked
 from evaluation.metrics.base import TRUTH
-from evaluation.metrics.columns import HIGHER, NEITHER, SECOND, Column
+from evaluation.metrics.columns import HIGHER, LOWER, NEITHER, SECOND, Column
 from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report.results import Results
-from evaluation.report.tables import gaps_of, opponent
+from evaluation.report.tables import gaps_of, opponent, unique
 
 MOST = 8  # models that are spoken of
 OF_CHECKPOINTS = (
     "It is of checkpoints: nothing that was measured says which answers are better (--embedder, --second_model and "
     "--judge.model do)."
 )
+OF_ONE_TRAINING = "One checkpoint per row: no error here holds the noise of training, which other seeds would show."
 
 
 @dataclass(frozen=True)
@@ -24,23 +25,23 @@ class Verdict:
 
     Attributes:
         lines: a sentence per model, the best first; none where nothing says which way is better.
-        also: what else differs from the baseline beyond its error, in a sentence; "" for nothing.
-        hedge: what the numbers are of, and when a difference counts.
+        also: whether the other decodings agree, and what else is told apart from the baseline; a sentence or two each.
+        hedge: what the numbers are of, when a difference counts, and what no error holds.
     """
 
     lines: list[str]
     hedge: str
-    also: str = ""
+    also: tuple[str, ...] = ()
 
 
 def verdict(results: Results) -> Verdict:
     """The verdict on a report's measurements, by the first of them that says which way is better.
 
     What else differs beyond its error is named, also where neither way is better: a gain in what leads may be paid for
-    elsewhere.
+    elsewhere, and be none by another decoding.
     """
     leading = _leading(results)
-    also = _also(results, leading[0] if leading else None)
+    also = tuple(filter(None, (*_other_decodings(results, leading), _also(results, leading[0] if leading else None))))
     if not leading:
         return Verdict([], "No verdict: nothing that was measured says which way is better.", also)
     column, first = results.column(leading[0]), leading[0]
@@ -59,12 +60,12 @@ def verdict(results: Results) -> Verdict:
     if not first.decoding:
         hedge += f" {OF_CHECKPOINTS}"
     if len(ranking.ordered) == 1 and first.against in ("", TRUTH):
-        return Verdict(lines, f"{hedge} There is no other model to compare with.")
+        return Verdict(lines, f"{hedge} There is no other model to compare with. {OF_ONE_TRAINING}")
     beside = f"{baseline} (the baseline) and the best other model" if baseline else "the best other model"
     return Verdict(
         lines,
         f"{hedge} Each model beside {beside}; behind ±: one standard error of the difference. Not distinguishable: "
-        f"less than {ERRORS:.2f} of these apart, or fewer than {FEWEST} prompts.",
+        f"less than {ERRORS:.2f} of these apart, or fewer than {FEWEST} prompts. {OF_ONE_TRAINING}",
         also,
     )
 
@@ -88,30 +89,82 @@ def _leading(results: Results) -> list[Measurement]:
     return []
 
 
+def _other_decodings(results: Results, leading: list[Measurement]) -> list[str]:
+    """A sentence for each decoding but the leading one: does it say the same of the models?"""
+    if not leading:
+        return []
+    first = leading[0]
+    same = [m for m in results.measurements if (m.metric, m.against) == (first.metric, first.against)]
+    others = unique(m.decoding for m in same if m.decoding != first.decoding)
+    return [_agreement(results, leading, [m for m in same if m.decoding == decoding]) for decoding in others]
+
+
+def _agreement(results: Results, leading: list[Measurement], theirs: list[Measurement]) -> str:
+    """E.g. "By greedy: the same order; there not told apart from reference: cpo."; "" of less than two common models.
+
+    Against the order speaks only what is told apart; a gain over the baseline that is one by the leading decoding alone
+    is named.
+
+    Args:
+        theirs: the same number by another decoding.
+    """
+    column, gaps, baseline = results.column(leading[0]), gaps_of(results), str(results.job.get("baseline") or "")
+    ours, others = (ranked(found, gaps, higher=column.better == HIGHER).ordered for found in (leading, theirs))
+    common = {m.model for m in ours} & {m.model for m in others}
+    if len(common) < 2:
+        return ""
+    ours, others = ([m for m in found if m.model in common] for found in (ours, others))
+    place = {m.model: i for i, m in enumerate(ours)}
+    turned = [
+        f"{m.model} {_compared(gap, worse.model, column)}"
+        for i, m in enumerate(others)
+        for worse in others[i + 1 :]
+        if place[m.model] > place[worse.model] and distinguishable(gap := gaps.between(m, worse.model))
+    ]
+    if turned:
+        said = f"By {others[0].decoding} otherwise: {_few(turned)}"
+    elif [m.model for m in others] == list(place):
+        said = f"By {others[0].decoding}: the same order"
+    else:
+        said = f"By {others[0].decoding}: the same order, but for models that are not told apart"
+    beyond, still = ([m.model for m in found if _apart(m, baseline, gaps)] for found in (ours, others))
+    lost = [model for model in beyond if model not in still]
+    return said + (f"; there not told apart from {baseline}: {_few(lost)}." if lost else ".")
+
+
+def _apart(m: Measurement, baseline: str, gaps: Gaps) -> bool:
+    return m.model != baseline and distinguishable(gaps.between(m, baseline))
+
+
 def _also(results: Results, lead: Measurement | None) -> str:
-    """E.g. "Beyond its error too, beside reference by prompt: truth logp (lower: cpo); some may be chance."
+    """E.g. "Also told apart from reference, prompt by prompt: evasive (better: cpo), truth logp (lower: cpo)."
 
     Of what was paired by prompt, by the decoding that the verdict is by, or by none.
     """
     baseline, gaps = str(results.job.get("baseline") or ""), gaps_of(results)
     said = []
     for key in results.in_order(results.measurements):
-        ways: dict[str, list[str]] = {"lower": [], "higher": []}
+        ways: dict[str, list[str]] = {"better": [], "worse": [], "lower": [], "higher": []}
         heading = ""
         for m in results.measurements:
             column = results.column(m)
             if m.metric != key or m.model == baseline or column.is_difference or not _beside(m, column, lead):
                 continue
             heading, gap = column.heading, gaps.paired(m, baseline)
-            way = ways["higher" if gap and gap.mean > 0 else "lower"]
-            if gap and distinguishable(gap) and m.model not in way:
+            if gap and distinguishable(gap) and m.model not in (way := ways[_way(gap, column)]):
                 way.append(m.model)
         if found := "; ".join(f"{way}: {_few(models)}" for way, models in ways.items() if models):
             said.append(f"{heading} ({found})")
     if not said:
         return ""
-    too = " too" if lead else ""
-    return f"Beyond its error{too}, beside {baseline} by prompt: {', '.join(said)}; some may be chance."
+    told = "Also told apart" if lead else "Told apart"
+    return f"{told} from {baseline}, prompt by prompt: {', '.join(said)}. Some may be chance."
+
+
+def _way(gap: Estimate, column: Column) -> str:
+    if column.better == NEITHER:
+        return HIGHER if gap.mean > 0 else LOWER
+    return "better" if (gap.mean > 0) == (column.better == HIGHER) else "worse"
 
 
 def _beside(m: Measurement, column: Column, lead: Measurement | None) -> bool:

@@ -88,7 +88,7 @@ def test_differences_between_evaluations_are_said_above_the_table(tmp_path: Path
     assert section(text, "What differs between the runs")[2].endswith(f"d: {'0' * 16}, {'0' * 16} and 7 more")
 
 
-def test_measurements_without_answers_stand_in_each_row_of_their_model(tmp_path: Path) -> None:
+def test_measurements_without_answers_stand_once_for_their_model(tmp_path: Path) -> None:
     one = write_run(
         tmp_path / "one",
         [
@@ -97,13 +97,15 @@ def test_measurements_without_answers_stand_in_each_row_of_their_model(tmp_path:
             measured("a", "kendall_tau", 0.5, ""),
         ],
     )
-    two = write_run(tmp_path / "two", [measured("b", "kendall_tau", 0.25, ""), measured("c", "nll", 3.0)])
+    single = [measured("c", "nll", 3.0), measured("c", "kendall_tau", 0.125, "")]
+    two = write_run(tmp_path / "two", [measured("b", "kendall_tau", 0.25, ""), *single])
     assert table_of(compared([one, two])) == [
         ["run", "model", "decoding", "NLL", "Kendall's tau"],
-        ["one", "a", "greedy", "1.000 ± 0.013", "0.500 ± 0.013"],
-        ["one", "a", "beam2", "2.000 ± 0.013", "0.500 ± 0.013"],
+        ["one", "a", "greedy", "1.000 ± 0.013", ""],
+        ["one", "a", "beam2", "2.000 ± 0.013", ""],
+        ["one", "a", "any", "", "0.500 ± 0.013"],
         ["two", "b", "any", "", "0.250 ± 0.013"],
-        ["two", "c", "greedy", "3.000 ± 0.013", ""],
+        ["two", "c", "greedy", "3.000 ± 0.013", "0.125 ± 0.013"],
     ]
 
 
@@ -131,14 +133,15 @@ def test_differences_from_different_baselines_are_different_columns(tmp_path: Pa
     ]
 
 
-def test_what_is_of_one_decoding_alone_stands_in_each_row_of_its_model(tmp_path: Path) -> None:
+def test_what_is_of_one_decoding_alone_stands_once_for_its_model(tmp_path: Path) -> None:
     found = [measured("m", "reverse_kl", 3.0, "sample"), *(measured("m", "nll", 1.0, d) for d in ("greedy", "beam2"))]
     asked = [measured("m", "reverse_kl", 2.0, "sample"), measured("m", "nll", 4.0, "sample")]
     one, two = write_run(tmp_path / "one", found), write_run(tmp_path / "two", asked)
     assert table_of(compared([one, two])) == [
         ["run", "model", "decoding", "reverse KL, sample", "NLL"],
-        ["one", "m", "greedy", "3.000 ± 0.013", "1.000 ± 0.013"],
-        ["one", "m", "beam2", "3.000 ± 0.013", "1.000 ± 0.013"],
+        ["one", "m", "greedy", "", "1.000 ± 0.013"],
+        ["one", "m", "beam2", "", "1.000 ± 0.013"],
+        ["one", "m", "any", "3.000 ± 0.013", ""],
         ["two", "m", "sample", "2.000 ± 0.013", "4.000 ± 0.013"],
     ]
 
@@ -244,8 +247,26 @@ def test_the_verdict_is_by_what_all_runs_measured_alike(tmp_path: Path) -> None:
         "- one/cpo: 60.0% correct answers, +10.0 ± 1.0 over one/mle, 10.0 ± 1.8 below two/other.",
     ]
     assert "Between models of two runs nothing is paired by prompt" in text
+    assert text.count("One checkpoint per row") == 1
     judged = [write_run(tmp_path / name, [rate(0.5, "mle")], judge={"model": name}) for name in ("x", "y")]
     assert section(compared(judged), "Verdict")[0].startswith("No verdict: nothing that says")  # by two judges
+
+
+def test_the_verdict_says_what_else_differs_and_whether_other_decodings_agree(tmp_path: Path) -> None:
+    runs = []
+    for run, model, greedy in (("one", "mle", 0.5), ("two", "cpo", 0.25)):
+        found = [
+            measured(model, "correct", 0.5 if run == "one" else 0.75, "sample"),
+            measured(model, "correct", greedy),
+        ]
+        longer = [measured(m, "answer_tokens", 9.0, "sample") for m in (model, "longer")]
+        if run == "one":
+            longer.append(Measurement("longer", "sample", "answer_tokens_difference", Estimate(0.5, 0.1, 480)))
+        runs.append(write_run(tmp_path / run, [*found, *longer], models={}))
+    assert compare(runs).verdict.also == (
+        "By greedy otherwise: one/mle +25.0 ± 1.8 over two/cpo.",
+        "Also told apart from one/mle, prompt by prompt: answer tokens (higher: one/longer). Some may be chance.",
+    )
 
 
 def test_what_says_which_way_is_better_comes_first(tmp_path: Path) -> None:

@@ -46,33 +46,67 @@ def test_the_verdict_says_each_model_beside_the_baseline_and_the_best_other_one(
     assert found.hedge == (
         "By correct answers, sample (n = 480; more is better). Each model beside reference (the baseline) and the best "
         "other model; behind ±: one standard error of the difference. Not distinguishable: less than 1.96 of these "
-        "apart, or fewer than 20 prompts."
+        "apart, or fewer than 20 prompts. One checkpoint per row: no error here holds the noise of training, which "
+        "other seeds would show."
     )
 
 
 def test_the_verdict_names_what_else_differs_beyond_its_error() -> None:
-    """Whichever way is better, once each, by the decoding that leads; not what is within its error, or not paired."""
-    base = quickstart()
-    assert verdict(base).also == ""  # nothing else was paired
+    """For better or worse, once each, by the decoding that leads; not what is within its error, or not paired."""
+    base = make_results([correct(model, 0.5) for model in ("reference", "cpo", "mle")], baseline="reference")
+    assert verdict(base).also == ()  # nothing else was paired
     more = [
-        *(measured(m, "answer_tokens", 9.0, "sample") for m in ("reference", "mle")),
-        measured("mle", "truth_logp", -2.0, ""),
-        measured("mle", "evasive", 0.3, "sample"),
+        *(measured(m, "answer_tokens", 9.0, "sample") for m in ("reference", "mle", "cpo")),
+        *(measured(m, "truth_logp", -2.0, "") for m in ("mle", "cpo")),
+        *(measured(m, key, 0.3, "sample") for m in ("mle", "cpo") for key in ("evasive", "made_up")),
         Measurement("cpo", "", "truth_logp_difference", Estimate(-0.31, 0.05, 480)),
         Measurement("mle", "", "truth_logp_difference", Estimate(0.2, 0.05, 480)),
         Measurement("cpo", "sample", "answer_tokens_difference", Estimate(0.7, 0.1, 480)),
         Measurement("mle", "sample", "answer_tokens_difference", Estimate(0.1, 0.1, 480)),
         Measurement("mle", "greedy", "evasive_difference", Estimate(-0.5, 0.01, 480)),  # another decoding's
+        Measurement("cpo", "sample", "evasive_difference", Estimate(-0.5, 0.01, 480)),
+        Measurement("mle", "sample", "evasive_difference", Estimate(0.5, 0.01, 480)),
+        Measurement("cpo", "sample", "made_up_difference", Estimate(0.5, 0.01, 480)),
     ]
     results = replace(base, measurements=[*base.measurements, *more])
     assert verdict(results).also == (
-        "Beyond its error too, beside reference by prompt: answer tokens (higher: cpo), "
-        "truth logp (lower: cpo; higher: mle); some may be chance."
+        "Also told apart from reference, prompt by prompt: evasive (better: cpo; worse: mle), made up (worse: cpo), "
+        "answer tokens (higher: cpo), truth logp (lower: cpo; higher: mle). Some may be chance.",
     )
     alone = [m for m in results.measurements if m.metric.startswith("truth_logp")]
     found = verdict(replace(results, measurements=alone, differences=()))
     assert found.lines == []
-    assert found.also.startswith("Beyond its error, beside reference by prompt: truth logp (lower: cpo; higher: mle)")
+    assert found.also[0].startswith("Told apart from reference, prompt by prompt: truth logp (lower: cpo; higher: mle)")
+
+
+@pytest.mark.parametrize(
+    ("greedy", "said"),
+    [
+        ((0.1, 0.9, 0.5), "By greedy: the same order."),
+        ((0.1, 0.81, 0.82), "By greedy: the same order, but for models that are not told apart."),
+        ((0.1, 0.5, 0.9), "By greedy otherwise: mle +40.0 ± 2.8 over cpo."),
+        (
+            (0.5, 0.5, 0.5),
+            "By greedy: the same order, but for models that are not told apart; there not told apart from reference: "
+            "cpo, mle.",
+        ),
+        ((0.1, 0.9, None), "By greedy: the same order."),  # of the models that both have
+        ((0.1, 0.9, NAN), "By greedy: the same order."),
+        ((None, 0.9, None), None),
+    ],
+)
+def test_the_verdict_says_whether_other_decodings_agree(greedy: tuple[float | None, ...], said: str | None) -> None:
+    """By sampling cpo is over mle, and both over the reference."""
+    models = "reference", "cpo", "mle"
+    found = [correct(model, mean) for model, mean in zip(models, (0.1, 0.9, 0.5), strict=True)]
+    found += [
+        replace(correct(model, mean), decoding="greedy")
+        for model, mean in zip(models, greedy, strict=True)
+        if mean is not None
+    ]
+    found += [replace(correct("unsampled", 0.1), decoding="greedy"), correct("unsampled", NAN)]
+    found += [replace(correct("cpo", 0.1), metric="evasive", decoding="beam2")]  # another number
+    assert verdict(make_results(found, baseline="reference")).also == ((said,) if said else ())
 
 
 def test_what_was_asked_for_first_leads_and_comes_first() -> None:
@@ -106,7 +140,7 @@ def test_a_win_rate_against_a_model_is_held_against_chance() -> None:
 def test_a_single_model_is_compared_with_nothing() -> None:
     found = verdict(make_results([correct("mle", 0.5)]))
     assert found.lines == ["mle: 50.0% correct answers."]
-    assert found.hedge.endswith("There is no other model to compare with.")
+    assert "There is no other model to compare with. One checkpoint per row" in found.hedge
 
 
 def test_without_a_better_way_there_is_no_verdict() -> None:

@@ -30,6 +30,7 @@ from evaluation.compare import CompareConfig
 from evaluation.config import EvaluateConfig
 from evaluation.judge_check import JudgeCheckConfig
 from evaluation.metrics import METRICS, in_order
+from evaluation.metrics.panel_rates import panel_columns
 from negatives_gen.config import GenerateConfig
 from negatives_gen.signals import SIGNALS
 from negatives_gen.strategies import STRATEGIES
@@ -280,6 +281,8 @@ def test_negatives_has_every_key_and_every_option_of_an_entry() -> None:
 
 def test_the_glossary_has_every_column() -> None:
     columns = [column for name in METRICS.names() for column in METRICS.load(name).columns]
+    # Of a panel those of one judge, and of one pair.
+    columns += [column for column in panel_columns(["A", "B", "C"]) if not re.search(r"^B|\bC$|^C", column.heading)]
     headings = {cells[0]: cells[2] for cells in page("docs/evaluation.md").table("What a table entry means")}
     better = {column.heading: "" if column.better == "neither" else column.better for column in columns}
     assert headings == better

@@ -9,7 +9,7 @@ from data.blank import BlankConfig
 from data.command.errors import UserError
 from data.command.fields import keys_of
 from data.command.options import load_config
-from data.command.synonyms import OURS, hint
+from data.command.synonyms import NEAREST, OURS, hint
 from evaluation.config import EvaluateConfig
 from negatives_gen.config import GenerateConfig
 from negatives_gen.verbs.extend import ExtendConfig
@@ -32,7 +32,7 @@ COMMANDS = [TRAINING, *map(options_of, OTHERS)]
     ("cls", "word", "said"),
     [
         (GenerateConfig, "n", "--strategies an=N"), (GenerateConfig, "num_samples", "--strategies an=N"),
-        (GenerateConfig, "top_p", "--top_k"), (GenerateConfig, "max_tokens", "--max_new_tokens"),
+        (GenerateConfig, "max_tokens", "--max_new_tokens"),
         (GenerateConfig, "model_name_or_path", "--model"), (GenerateConfig, "output", "--out"),
         (GenerateConfig, "train_file", "--dataset"),
         (GenerateConfig, "tensor-parallel-size", "--engine.tensor_parallel_size"),
@@ -63,15 +63,31 @@ def test_training_names_transformers_options_too(word: str, said: str) -> None:
         parse([f"--{word}", "1"])
 
 
+@pytest.mark.parametrize(
+    ("cls", "word", "said"),
+    [
+        (GenerateConfig, "top_p", "--top_k and --temperature are"),
+        (GenerateConfig, "min-p", "--top_k and --temperature are"),
+        (ExtendConfig, "best_of", "--strategies an=N is"), (EvaluateConfig, "min_p", "--decode is"),
+        (EvaluateConfig, "temperature", "--decode is"),
+        (GenerateConfig, "num_gpus", "--num_engines and --engine.tensor_parallel_size are"),
+    ],
+)  # fmt: skip
+def test_what_is_not_the_same_is_not_passed_off_as_it(cls: type[Any], word: str, said: str) -> None:
+    name = word.replace("-", "_")
+    assert hint(word, options_of(cls)) == f" There is no {name} here; {said} what there is."
+
+
 def test_a_misspelled_option_is_still_guessed() -> None:
     assert hint("learning_rat", TRAINING) == " Did you mean 'learning_rate'?"
     assert hint("xyzzy", TRAINING) == ""
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", {*OURS, *(name for near in NEAREST.values() for name in near)})
 def test_what_a_hint_names_is_an_option(name: str) -> None:
     word = name.partition(" ")[0]
     group = word.partition(".")[0]
     assert any({word, group} & options for options in COMMANDS)
-    assert word not in OURS[name]
-    assert len(set(OURS[name])) == len(OURS[name])
+    theirs = OURS.get(name, ())
+    assert word not in theirs
+    assert len(set(theirs)) == len(theirs)
