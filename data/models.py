@@ -5,8 +5,10 @@ Reads safetensors headers itself, so that nothing here needs torch.
 
 import hashlib
 import json
+import logging
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from data.command.errors import UserError, first_line
 from data.redundant import Place, read_chunks, redundant_tensors
 from data.shape import Count, Each, ListOf, misfit, parse_json, parse_shaped
 from data.tokens import Declared, declare, require_rows
+
+log = logging.getLogger(__name__)
 
 TENSOR_SHAPE = {"dtype": str, "shape": ListOf(Count()), "data_offsets": ListOf(Count(), least=2)}
 MOST_LAYERS = 10_000  # the deepest models have some hundred
@@ -205,6 +209,19 @@ def context_length(model: str, longest: int | None = None) -> int:
         f"the config.json of '{model}' does not say its context length (max_position_embeddings). Say it with "
         "--max_length."
     )
+
+
+def warn_of_cap(asked: int | None, taken: Mapping[str, int]) -> None:
+    """Say in one line that models take less than --max_length asks; where they take it, nothing.
+
+    Args:
+        asked: the longest prompt with response in tokens, or None.
+        taken: name of a model -> the longest that it is given.
+    """
+    less = [f"{name} takes {tokens:,}" for name, tokens in taken.items() if asked is not None and tokens < asked]
+    if less:
+        said = ", ".join(less)
+        log.warning("--max_length %s is beyond the context: %s, prompt and response together", f"{asked:,}", said)
 
 
 def context_option(model: str, context: int) -> dict[str, int]:

@@ -24,7 +24,16 @@ from typing import Any
 
 from data.claim import CLAIMS, Claim, TakenOver
 from data.command.errors import UserError
-from data.manifest import MANIFEST, REJECTS, Manifest, first_difference, parse_manifest, read_manifest, shard_name
+from data.manifest import (
+    MANIFEST,
+    REJECTS,
+    Manifest,
+    first_difference,
+    parse_manifest,
+    read_manifest,
+    said_of_difference,
+    shard_name,
+)
 from data.schema import SCHEMA_VERSION
 from data.shape import as_read, parse_json
 from data.shard_records import (
@@ -281,11 +290,10 @@ class SetDirectory:
 
     def _refuse_other_job(self, other: dict[str, Any]) -> None:
         version = other.get("schema_version", "(missing)")
-        if difference := first_difference(other, self._ours(), ignore=(*self.undecided, "schema_version")):
-            key, theirs, ours = difference
+        if said := said_of_difference(other, self._ours(), ignore=(*self.undecided, "schema_version")):
             raise UserError(
-                f"output directory '{self.folder.path}' already holds another job: its {key} is {theirs!r}, this "
-                f"job's is {ours!r}. Choose another --out, or run with the same settings to go on."
+                f"output directory '{self.folder.path}' already holds another job: {said}. Choose another --out, or "
+                "run with the same settings to go on."
             )
         if version != SCHEMA_VERSION:
             raise UserError(

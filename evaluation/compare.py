@@ -9,31 +9,38 @@ from typing import TYPE_CHECKING, Any
 
 from data.command.errors import UserError, exit_on_user_error
 from data.command.options import load_config, option, resolve_path
-from data.command.terminal import say
+from data.command.terminal import one_line, say
 from data.command.usage import answered
 from evaluation.metrics.base import SPENT
+from evaluation.metrics.columns import NEITHER
 
 if TYPE_CHECKING:
     from evaluation.metrics.columns import Column
     from evaluation.metrics.statistics import Measurement
     from evaluation.report.results import Results
     from evaluation.report.tables import Table
+    from evaluation.report.verdict import Verdict
 
 COMMAND = "python -m evaluation.compare"
 USAGE = f"{COMMAND} RUN RUN ... [--out FILE.md]"
 ABOUT = """
 Finished evaluations, the --out directories of `python -m evaluation.run`, in one table: a row per run, model and
-decoding, a column per metric, blank where a run lacks it. Above it stands what differs between the runs: where prompts,
-judge or second model differ, the numbers do not compare.
+decoding, a column per metric, blank where a run lacks it, first what says which way is better. Above it stand a
+verdict, by what all runs measured alike on the same prompts, and what differs between the runs: where prompts, judge
+or second model differ, the numbers do not compare. Intervals are in each run's own report.
 """
 # Of a job: what says nothing about whether numbers compare.
 NO_SETTING = {"models", "sweep", "paper", "metrics", "decodings"}
-DIFFERENCES = "## What differs between the runs"
-# What only a comparison of ours begins with, and bytes that it lies within: its title, its runs, the next heading.
-OURS = re.compile(b"# Comparison\n\n(?:- [^\n]*\n)+\n" + re.escape(DIFFERENCES.encode()) + b"\n")
+VERDICT, DIFFERENCES, NUMBERS = "Verdict", "What differs between the runs", "Measurements"
+# What only a comparison of ours begins with, and bytes that it lies within: its title, its runs, the next heading (of
+# older ones the second).
+OURS = re.compile(b"# Comparison\n\n(?:- [^\n]*\n)+\n## (?:%s|%s)\n" % (VERDICT.encode(), DIFFERENCES.encode()))
+ALIKE = "Nothing of the set-up that is recorded."
 BLANK_MEANING = "Blank: the run did not measure that, or not with this baseline, opponent or decoding."
 MOST_BEGINNING = 1 << 20
 VERSIONS = "environment."
+HASH = "sha256"
+MOST_SHOWN = 2  # of a list, as of the hashes of many shards
 
 
 @dataclass
@@ -50,28 +57,69 @@ def main(argv: list[str] | None = None) -> None:
         return
     flags = next((i for i, word in enumerate(argv) if word.startswith("--")), len(argv))
     config = load_config(CompareConfig, argv[flags:], command=COMMAND)
-    text = compare(argv[:flags])
+    found = compare(argv[:flags])
     if config.out:
         from data.places import place_of, refuse_foreign
 
         folder, name = place_of(config.out, "--out", "comparison.md")
         refuse_foreign(folder, name, "--out", lambda content: bool(OURS.match(content)), MOST_BEGINNING)
-        folder.write(name, text.encode())
-    say(text.rstrip("\n"))
+        folder.write(name, found.markdown().encode())
+    say(found.text())
 
 
-def compare(paths: Sequence[str]) -> str:
-    """What differs between finished runs, and their table, as Markdown.
+@dataclass(frozen=True)
+class Comparison:
+    """Finished runs side by side.
+
+    Attributes:
+        runs: a line for each: its path and what prompts it is of.
+        verdict: in words, of what all of them measured.
+        differing: a line for each difference of their settings.
+        table: of all measurements.
+    """
+
+    runs: list[str]
+    verdict: "Verdict"
+    differing: list[str]
+    table: "Table"
+
+    def markdown(self) -> str:
+        """The comparison as a Markdown file."""
+        from evaluation.report.markdown import ERROR_MEANING, escaped, in_markdown, in_words
+        from evaluation.report.tables import meanings
+
+        def listed(lines: Sequence[str]) -> str:
+            return "\n".join(f"- {escaped(line)}" for line in lines)
+
+        meant = [f"{name}: {meaning}." for name, meaning in meanings([self.table]).items()]
+        blocks = ["# Comparison", listed(self.runs), f"## {VERDICT}", *in_words(self.verdict), f"## {DIFFERENCES}"]
+        blocks += [listed(self.differing) or ALIKE, f"## {NUMBERS}", in_markdown(self.table)]
+        blocks += [listed([*meant, ERROR_MEANING, BLANK_MEANING])]
+        return "\n\n".join(blocks) + "\n"
+
+    def text(self) -> str:
+        """The comparison as a terminal shows it; what columns mean is in the file and in docs/evaluation.md."""
+        from evaluation.report.markdown import ERROR_MEANING
+        from evaluation.report.printed import fitted, spoken
+
+        differing = "\n".join(f"- {one_line(line)}" for line in self.differing) or ALIKE
+        blocks = ["\n".join(f"- {one_line(line)}" for line in self.runs), *spoken(self.verdict)]
+        blocks += [f"{DIFFERENCES}\n{differing}", fitted(self.table), f"{ERROR_MEANING} {BLANK_MEANING}"]
+        return "\n\n".join(blocks)
+
+
+def compare(paths: Sequence[str]) -> Comparison:
+    """Finished runs side by side, whatever each of them measured.
 
     Args:
         paths: directories of two or more runs.
 
     Raises:
-        UserError: fewer than two, one twice, one without a report, or nothing that all of them measured.
+        UserError: fewer than two, one twice, or one without a report.
     """
+    from evaluation.report.described import summary
     from evaluation.report.files import read_report
-    from evaluation.report.markdown import ERROR_MEANING, escaped, in_markdown
-    from evaluation.report.tables import meanings
+    from evaluation.report.joined import joint_verdict
 
     if len(paths) < 2:
         raise UserError(f"{COMMAND} needs two finished runs or more: RUN RUN ..., the --out of evaluation.run.")
@@ -79,19 +127,10 @@ def compare(paths: Sequence[str]) -> str:
     if twice:
         raise UserError(f"run '{twice[0]}' is given twice. Give each run once.")
     runs = dict(zip(run_names(paths), map(read_report, map(resolve_path, paths)), strict=True))
-    shown = table(runs)
-    differing = [f"- {escaped(line)}" for line in differences(runs)]
-    blocks = ["# Comparison", *(f"- {escaped(name)}: {escaped(path)}" for name, path in zip(runs, paths, strict=True))]
-    explained = [f"- {escaped(name)}: {escaped(meaning)}." for name, meaning in meanings([shown]).items()]
-    explained += [f"- {ERROR_MEANING}", f"- {BLANK_MEANING}"]
-    return (
-        "\n".join([blocks[0], "", *blocks[1:]])
-        + f"\n\n{DIFFERENCES}\n\n"
-        + ("\n".join(differing) if differing else "Nothing of the set-up that is recorded.")
-        + f"\n\n## Measurements\n\n{in_markdown(shown)}\n\n"
-        + "\n".join(explained)
-        + "\n"
-    )
+    said = [
+        f"{name}: {path}: {summary(results.job)}" for (name, results), path in zip(runs.items(), paths, strict=True)
+    ]
+    return Comparison(said, joint_verdict(runs), differences(runs), table(runs))
 
 
 def run_names(paths: Sequence[str]) -> list[str]:
@@ -105,59 +144,77 @@ def run_names(paths: Sequence[str]) -> list[str]:
 
 
 def differences(runs: Mapping[str, "Results"]) -> list[str]:
-    """One line per setting that is not the same in all runs, and per model of one name with other weights."""
-    from evaluation.report.described import spoken
+    """A line per setting that is not the same in all runs, and per model of one name with other weights.
 
+    Settings and places first, then hashes, then versions. What a run has nothing of, a judge say, is one line.
+    """
     settings = {name: dict(_settings(results)) for name, results in runs.items()}
-    keys = dict.fromkeys(key for found in settings.values() for key in found)
+    keys = list(dict.fromkeys(k for found in settings.values() for k, value in found.items() if value is not None))
+    lacked = {_owner(key) for key in keys for found in settings.values() if not _has(found, _owner(key))}
+    named = {_owner(key): key for key in reversed(keys)}  # of each the first key
     lines = []
-    for key in sorted(keys, key=lambda key: key.startswith(VERSIONS)):  # versions last
+    for key in sorted(keys, key=lambda key: (key.startswith(VERSIONS), key.endswith(HASH))):
         values = {name: found.get(key) for name, found in settings.items()}
-        if any(value != next(iter(values.values())) for value in values.values()):
-            lines.append(f"{key}: " + "; ".join(f"{name}: {spoken(value)}" for name, value in values.items()))
+        if _differ(values) and not (_owner(key) in lacked and named[_owner(key)] != key):
+            lines.append(f"{key}: {_by_run(values)}")
     for model in dict.fromkeys(model for results in runs.values() for model in _weights(results)):
         hashes = {name: _weights(results)[model] for name, results in runs.items() if model in _weights(results)}
-        if len(set(hashes.values())) > 1:
-            lines.append(
-                f"weights of '{model}': " + "; ".join(f"{name}: {spoken(value)}" for name, value in hashes.items())
-            )
+        if _differ(hashes):
+            lines.append(f"weights of '{model}': {_by_run(hashes)}")
     return lines
+
+
+def _owner(key: str) -> str:
+    return key.partition(".")[0]
+
+
+def _has(settings: Mapping[str, Any], owner: str) -> bool:
+    """Whether a run has anything of what a key's first part names."""
+    return any(value is not None for key, value in settings.items() if _owner(key) == owner)
+
+
+def _by_run(values: Mapping[str, Any]) -> str:
+    from evaluation.report.described import spoken
+
+    def short(value: Any) -> str:
+        if isinstance(value, list) and len(value) > MOST_SHOWN:
+            return f"{spoken(value[:MOST_SHOWN])} and {len(value) - MOST_SHOWN} more"
+        return spoken(value)
+
+    return "; ".join(f"{name}: {short(value)}" for name, value in values.items())
+
+
+def _differ(values: Mapping[str, Any]) -> bool:
+    return any(value != next(iter(values.values())) for value in values.values())
 
 
 def table(runs: Mapping[str, "Results"]) -> "Table":
     """A row per run, model and decoding, a column per number, blank where a run lacks it.
 
     What is of no decoding, or of one alone whatever was asked for, stands in each row of its model. Differences from
-    different baselines are different columns.
-
-    Raises:
-        UserError: the runs share no metric.
+    different baselines are different columns. What says which way is better comes first, then its differences.
     """
-    from evaluation.report.cells import INTERVAL, INTERVAL_MEANING, Cell, cell, interval
+    from evaluation.report.cells import Cell, cell
     from evaluation.report.tables import Table, told_apart
 
     numbers = {name: _numbers(results) for name, results in runs.items()}
-    kinds = [{(n.metric, n.against) for n in found} for found in numbers.values()]
-    if not set.intersection(*kinds):
-        measured = "; ".join(f"{name}: {_listed(found)}" for name, found in numbers.items())
-        raise UserError(f"the runs share no metric ({measured}). Evaluate them with the same --metrics and --against.")
-    rows, several = _rows(runs), len({against for of_run in kinds for _, against in of_run if against}) > 1
+    opponents = {number.against for found in numbers.values() for number in found if number.against}
+    rows, several = _rows(runs), len(opponents) > 1
     headings, meanings, tips = ["run", "model", "decoding"], {}, [""] * 3
     cells = [[Cell(run), Cell(model), Cell(decoding or "any")] for run, model, decoding in rows]
-    for number, shown in _in_order(numbers).items():
-        heading = number.heading(shown, several=several)
+    for number, shown in sorted(_in_order(numbers).items(), key=lambda item: _importance(item[1])):
         measured = [_found(runs[run], number, m, d) if number in numbers[run] else None for run, m, d in rows]
-        estimates = [m.estimate if m else None for m in measured]
-        columns = [(heading, shown.meaning, [cell(e, shown.form) for e in estimates])]
-        if shown.interval:
-            columns.append((f"{heading}, {INTERVAL}", INTERVAL_MEANING, [interval(e, shown.form) for e in estimates]))
-        for title, meaning, values in columns:
-            headings.append(title)
-            tips.append(meaning)
-            for row, value in zip(cells, values, strict=True):
-                row.append(value)
+        headings.append(number.heading(shown, several=several))
+        tips.append(shown.meaning)
+        for row, m in zip(cells, measured, strict=True):
+            row.append(cell(m.estimate if m else None, shown.form))
         meanings[number.heading(shown, several=False)] = shown.meaning
     return Table("Comparison", told_apart(headings), cells, 3, meanings, tips)
+
+
+def _importance(column: "Column") -> int:
+    """Where a column stands: what says which way is better, its differences from a baseline, the rest."""
+    return 2 if column.better == NEITHER else 1 if column.is_difference else 0
 
 
 @dataclass(frozen=True)
@@ -246,10 +303,6 @@ def _settings(results: "Results") -> Iterator[tuple[str, Any]]:
 
 def _weights(results: "Results") -> dict[str, Any]:
     return {name: model.get("weights_sha256") for name, model in (results.job.get("models") or {}).items()}
-
-
-def _listed(numbers: "dict[Number, Column]") -> str:
-    return ", ".join(n.metric + (f" against {n.against}" if n.against else "") for n in numbers) or "none"
 
 
 if __name__ == "__main__":

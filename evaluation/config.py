@@ -12,7 +12,7 @@ from data.command.registry import OR_OWN
 from data.command.trackers import HELP, NONE, check_trackers
 from data.command.values import require_positive, require_seed
 from data.sources.source_options import DATASET_HELP, SourceOptions
-from evaluation.metrics import METRICS, in_order
+from evaluation.metrics import METRICS, as_asked, in_order
 from evaluation.metrics.base import TRUTH, AnswerMetric, Metric, Request
 from evaluation.paper import paper_table
 from trainer.ensemble.ensembles import directory_name, parse_alphas
@@ -43,7 +43,7 @@ class EvaluateConfig(SourceOptions):
     )
     metrics: list[str] | None = option(
         None,
-        "which measures (default: all of ours that the other options make possible): "
+        "which measures, what matters most first (default: all of ours that the other options make possible): "
         + "; ".join(f"{metric.name}: {metric.summary}" for metric in in_order(METRICS.names()))
         + f"; {OR_OWN}",
         metavar="NAME",
@@ -70,7 +70,10 @@ class EvaluateConfig(SourceOptions):
     engine: dict[str, Any] = option({}, "argument of vLLM's LLM, untouched, e.g. --engine.dtype bfloat16")
     report_to: list[str] = option([NONE], HELP, metavar="NAME")
     push_to_hub: str | None = option(
-        None, "hub data set to upload the report to, with its samples, e.g. me/my-report", metavar="REPO"
+        None,
+        "hub data set to upload the report to, with its samples, e.g. me/my-report; a new one is public unless its "
+        "owner's settings on the hub say otherwise",
+        metavar="REPO",
     )
     verbose: bool = option(
         False, f"show what vLLM and other libraries print, which else goes to OUT/{LOG} until the report is written"
@@ -138,7 +141,7 @@ class EvaluateConfig(SourceOptions):
         return [*self.models(), *self.sweep_models()]
 
     def chosen_metrics(self) -> list[type[Metric]]:
-        """The metrics to measure, in their order.
+        """The metrics to measure: as --metrics names them, else in their own order. The report follows it.
 
         Raises:
             UserError: a metric is unknown, or lacks what it needs.
@@ -149,7 +152,7 @@ class EvaluateConfig(SourceOptions):
             raise UserError(
                 f"--metrics names none. Use some of {', '.join(m.name for m in in_order(METRICS.names()))}."
             )
-        metrics = in_order(self.metrics)
+        metrics = as_asked(self.metrics)
         for metric in metrics:
             if needed := self._lacks(metric):
                 raise UserError(f"metric '{metric.name}' needs {needed}. Give it.")
@@ -174,7 +177,7 @@ class EvaluateConfig(SourceOptions):
 
     def _lacks(self, metric: type[Metric]) -> str:
         """What must be given for a metric; "" if nothing is missing."""
-        named = [chosen.name for chosen in in_order(self.metrics or ())]
+        named = [chosen.name for chosen in as_asked(self.metrics or ())]
         return metric.needs(self.metric_options[metric.name], Request(self.dataset, self.names(), named))
 
 

@@ -13,7 +13,7 @@ from data.command.library_output import library_output_to
 from data.command.log import start_logging
 from data.command.options import enter_root, load_config, option, resolve_path
 from data.command.privacy import without_secrets
-from data.command.terminal import say
+from data.command.terminal import one_line, say
 from data.command.usage import answered
 from data.command.wording import counted, is_or_are
 from evaluation.config import LOG
@@ -30,6 +30,8 @@ COMMAND = "python -m evaluation.judge_check"
 PAGE, NUMBERS = "judge_check.md", "judge_check.json"
 VERSION = 1
 PANEL = "majority"
+# What the record says of the labels, and a noun for each.
+LABELS = (("pairs", "pair"), ("prompts", "prompt"), ("rows", "label"))
 
 USAGE = f"{COMMAND} --labels FILE.jsonl --judge.model NAME --out DIR [...]"
 ABOUT = f"""
@@ -133,6 +135,7 @@ def _results(
             "file": config.labels,
             "rows": labels.rows,
             "pairs": len(labels.pairs),
+            "prompts": len({pair.comparison.query for pair in labels.pairs}),
             "sha256": _hash_of(labels),
         },
         "judge": judge.identity(),
@@ -158,14 +161,15 @@ def _write(folder: "Folder", results: "Results", counted: dict[str, Any]) -> str
     from data.shape import parse_json
     from evaluation.report.described import setup, versions
     from evaluation.report.files import plain, to_json
-    from evaluation.report.markdown import ERROR_MEANING, escaped, in_markdown, in_terminal
+    from evaluation.report.markdown import ERROR_MEANING, escaped, in_markdown
+    from evaluation.report.printed import in_terminal
     from evaluation.report.tables import meanings, tables
 
-    made = [_of_judge(table) for table in tables(results)]
+    made, of = [_of_judge(table) for table in tables(results)], _summary(results.job["labels"])
     explained = [f"- {escaped(name)}: {escaped(meaning)}." for name, meaning in meanings(made).items()]
     packages = ", ".join(f"{escaped(name)} {escaped(version)}" for name, version in versions(results.environment))
     blocks = [
-        *("# Judge check", "\n".join(f"- {escaped(note)}" for note in results.notes)),
+        *("# Judge check", escaped(of), "\n".join(f"- {escaped(note)}" for note in results.notes)),
         *(block for table in made for block in (f"## {table.title}", in_markdown(table))),
         *("## Columns", "\n".join([*explained, f"- {ERROR_MEANING}"])),
         *("## Set-up", "\n".join(f"- {escaped(key)}: {escaped(value)}" for key, value in setup(results.job))),
@@ -176,7 +180,13 @@ def _write(folder: "Folder", results: "Results", counted: dict[str, Any]) -> str
     folder.write_together(
         {PAGE: ("\n\n".join(blocks) + "\n").encode(), NUMBERS: (json.dumps(content, indent=2) + "\n").encode()}
     )
-    return "\n\n".join([in_terminal(made), "\n".join(results.notes)])
+    return "\n\n".join([one_line(of), in_terminal(made), "\n".join(results.notes)])
+
+
+def _summary(labels: Mapping[str, Any]) -> str:
+    """What a check is of, e.g. "40 pairs of 38 prompts, from 52 labels of labels.jsonl."."""
+    pairs, prompts, rows = (counted(labels[key], one) for key, one in LABELS)
+    return f"{pairs} of {prompts}, from {rows} of {labels['file']}."
 
 
 def _of_judge(table: "Table") -> "Table":

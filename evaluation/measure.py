@@ -66,13 +66,14 @@ def gather(metrics: Sequence[Metric], checkpoints: Sequence[Checkpoint], answer_
         UserError: a model cannot be loaded, or a judge cannot be asked. What was found out before is in the store.
     """
     of_checkpoints = _gather_of_checkpoints([m for m in metrics if isinstance(m, CheckpointMetric)], checkpoints)
-    of_answers: list[Evidence] = []
-    # The first in their order may be paid for: it comes last, when all else has gone well.
-    for metric in reversed(metrics):
+    found: dict[Metric, Evidence] = {}
+    # The first in their own order may be paid for: it comes last, when all else has gone well.
+    for metric in sorted(metrics, key=lambda metric: metric.order, reverse=True):
         if isinstance(metric, AnswerMetric):
-            of_answers.insert(0, metric.gather(answer_sets))
+            found[metric] = metric.gather(answer_sets)
             metric.drop()
-            require_own(type(metric), [key + SPENT for key in of_answers[0].spent()])
+            require_own(type(metric), [key + SPENT for key in found[metric].spent()])
+    of_answers = [found[metric] for metric in metrics if metric in found]
     return Gathered(tuple(answer_sets), tuple(of_checkpoints), tuple(of_answers))
 
 

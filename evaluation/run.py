@@ -17,7 +17,7 @@ from data.command.usage import answered
 from data.shape import parse_json
 from evaluation.config import LOG, EvaluateConfig
 from evaluation.metrics.base import columns_of
-from evaluation.metrics.columns import in_order
+from evaluation.metrics.columns import as_asked, in_order
 
 if TYPE_CHECKING:
     from data.storage import Folder
@@ -113,10 +113,11 @@ def _evaluate(config: EvaluateConfig, claim: Claim, store: "Store") -> str:
         differences = gathered.paired(evaluation.validation)
         sweep = describe_sweep(alphas, chosen_on, differences, evaluation.decodings[0].name, chosen)
         job |= {"sweep": {**sweep, "validation_prompts": len(evaluation.validation.prompts)}}
-    more = [column for metric in metrics for column in metric.more_columns()]
+    columns = [column for metric in metrics for column in [*columns_of([type(metric)]), *metric.more_columns()]]
+    arranged = as_asked if config.metrics else in_order
     results = Results(
         without_secrets(job), environment(), measurements, sample_rows(gathered, evaluation.test),
-        gathered.notes(evaluation.test), in_order([*columns_of(chosen), *more]),
+        gathered.notes(evaluation.test), arranged(columns),
         gathered.paired(evaluation.test),
     )  # fmt: skip
     claim.check()

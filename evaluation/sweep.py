@@ -66,7 +66,7 @@ def propose(
         measurements, differences: of the validation half.
         names: of the ensembles.
         decoding: whose answers count, but for metrics that are of one decoding alone.
-        metrics: in their order; the first that was measured decides, by its criterion.
+        metrics: what was asked for first, first; the first that was measured decides, by its criterion.
     """
     found = list(measurements)
     gaps = Gaps(found, differences)

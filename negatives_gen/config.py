@@ -49,7 +49,10 @@ class RunOptions:
         "show what vLLM, Ray and other libraries print, which else goes to OUT/_job/log until the set is finished",
     )
     push_to_hub: str | None = option(
-        None, "hub data set to upload the finished set to, e.g. me/my-negatives", metavar="REPO"
+        None,
+        "hub data set to upload the finished set to, e.g. me/my-negatives; a new one is public unless its owner's "
+        "settings on the hub say otherwise",
+        metavar="REPO",
     )
 
     def check(self) -> None:

@@ -1,6 +1,7 @@
 """Shared fixtures: what takes long to make is made once per test session."""
 
 import gc
+import importlib.util
 import os
 import shutil
 import sys
@@ -34,6 +35,17 @@ gc.disable()
 # What costs most comes first, or it would run alone at the end.
 ORDER = ("ray", "vllm", "end_to_end", "trainer", "evaluation", "negatives_gen")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# Why a test is skipped that has no browser; where $REQUIRE_BROWSER is set, as in CI, it fails.
+NO_BROWSER = "the HTML pages are not tested in a browser: "
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say loudly at the end that no browser was there: skips are one letter among thousands of dots."""
+    skipped = [str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", [])]
+    reasons = [reason for reason in skipped if NO_BROWSER in reason]
+    if reasons:
+        said = f"{len(reasons)} tests SKIPPED: {reasons[0].removeprefix('Skipped: ')}"
+        terminalreporter.write_sep("!", said, red=True, bold=True)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -188,10 +200,15 @@ def minilm(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A real Chromium."""
+    give_up = pytest.fail if os.environ.get("REQUIRE_BROWSER") else pytest.skip
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: pip install playwright")
+        give_up(f"{NO_BROWSER}no Chromium here: apt-get install chromium")
+    for module in ("playwright", "axe_core_python"):
+        if importlib.util.find_spec(module) is None:
+            give_up(f"{NO_BROWSER}no {module} here: pip install {module.replace('_', '-')}")
+    from playwright import sync_api as playwright
+
     with playwright.sync_playwright() as started:
         chromium = started.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield chromium

@@ -78,7 +78,7 @@ def as_groups(data: Any, split: str, objective: Objective, args: TrainingArgumen
     return ContrastiveGroups(GroupStore([data], split), choice)
 
 
-def check_sets(data: Sequence[Any], model: Any, tokenizer: Any, objective: Objective) -> None:
+def check_sets(data: Sequence[Any], model: Any, tokenizer: Any, objective: Objective) -> dict[str, str]:
     """Hold the negative sets of some data to the model, before it is trained on them.
 
     A model that is named must be the sets' reference, by its hashes. Of one that was loaded only sizes are known; the
@@ -89,17 +89,19 @@ def check_sets(data: Sequence[Any], model: Any, tokenizer: Any, objective: Objec
         model: as it was given.
         tokenizer: None where it is not known.
 
+    Returns:
+        `weights_sha256` of a model that is named, `tokenizer_sha256` of a tokenizer.
+
     Raises:
         UserError: a set of another reference or tokenizer, or ids that the model does not take.
     """
     truths_only, sets = objective.needs == "truths", _sets_of(data)
-    if not sets:
-        return
     hashes = {"tokenizer_sha256": tokenizer_hash(tokenizer)} if tokenizer is not None else {}
     if isinstance(model, str | Path):
-        hashes |= {} if truths_only else {"weights_sha256": weights_hash(str(model))}
-        require_reference(sets, str(model), hashes, truths_only=truths_only)
-        return
+        weights = {"weights_sha256": weights_hash(str(model))}
+        if sets:
+            require_reference(sets, str(model), hashes if truths_only else hashes | weights, truths_only=truths_only)
+        return hashes | weights
     config = of_text(model.config.to_dict())
     for negatives in sets:
         if hashes:
@@ -108,6 +110,7 @@ def check_sets(data: Sequence[Any], model: Any, tokenizer: Any, objective: Objec
         takes = rows or negatives.vocabulary, context or negatives.context, truths_only
         if takes != (negatives.vocabulary, negatives.context, negatives.truths_only):  # else it was held to it by name
             negatives.compute_with(takes[0], takes[1], truths_only=truths_only)
+    return hashes
 
 
 def _sets_of(data: Sequence[Any]) -> list[NegativeSet]:

@@ -14,6 +14,7 @@ from data.command.registry import OR_OWN
 from data.command.values import require_positive
 from data.sources.source_options import DATASET_HELP, SourceOptions
 from data.sources.splits import require_split
+from trainer.groups.use import METAVAR, in_one_word, use_help
 from trainer.objectives import DEFAULT, OBJECTIVES, names_with
 from trainer.objectives.base import Objective
 
@@ -59,13 +60,7 @@ class ScriptArguments(SourceOptions):
     shards: list[str] | None = option(
         None, "negative sets to train on: directories or URLs that negatives_gen wrote", metavar="DIR"
     )
-    use: list[str] | None = option(
-        None,
-        "which negatives, e.g. an=4,bn=3 for the first ones (default: all); of more, an=4:random for a fresh draw each "
-        "epoch, an=4:hard for the likeliest per token under the reference, an=4:similar for the most similar to the "
-        "ground truth, by --rank_by, an=4:diverse for those with the fewest tokens in common",
-        metavar="NAME=COUNT",
-    )
+    use: list[str] | None = option(None, use_help(drawn="a fresh draw each epoch", signal="--rank_by"), metavar=METAVAR)
     min_similarity: float | None = option(None, "leave out negatives less similar to the ground truth, by --rank_by")
     max_similarity: float | None = option(None, "leave out negatives more similar to the ground truth, by --rank_by")
     in_support: bool = option(False, "keep only the groups whose ground truth the sampler could have said itself")
@@ -138,7 +133,7 @@ class ScriptArguments(SourceOptions):
     @property
     def negatives(self) -> str | None:
         """`use` as it is written in one word: "an=4,bn=3"."""
-        return None if self.use is None else ",".join(self.use)
+        return in_one_word(self.use)
 
     def check(self) -> None:
         """Raise UserError for an unknown objective, values out of their range and senseless combinations."""

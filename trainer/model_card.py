@@ -16,15 +16,21 @@ import yaml
 
 from data.command.entries import flat
 from data.command.privacy import without_secrets
+from data.command.wording import counted
 from data.hub import on_hub
+from data.models import model_directory
 from data.storage import Folder, sha256
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from trainer.config import ScriptArguments
+    from trainer.objectives.base import Objective
 
 log = logging.getLogger(__name__)
 
 CARD = "README.md"
+HUB_DATA = "hf://datasets/"
 MARK = "<!-- Written by trainer; a card that was changed is left alone. SHA-256 of what stands above: {} -->\n"
 MARKED = re.compile(rb"(.*)" + re.escape(MARK.encode()).replace(rb"\{\}", rb"([0-9a-f]{64})"), re.DOTALL)
 PAPER = "[arXiv 2502.16433](https://arxiv.org/abs/2502.16433)"
@@ -46,9 +52,9 @@ class ModelFacts:
 
     Attributes:
         name: what the model is called: its hub id, or the name of its folder.
-        base: what it was trained from, as the user named it.
+        base: what it was trained from, as the user named it; "" where that is not known.
         licence: of the base; "" where it does not say.
-        job: the run's record.
+        job: the run's record, or what is known of one.
         objective: half a line on it.
         options: of the objective.
         data: a line for each negative set, or for the ground truths.
@@ -78,26 +84,67 @@ class ModelFacts:
             job: the run's record.
         """
         if script.shards:
-            data = [_negative_set(path) for path in script.shards]
-            named = [path.removeprefix("hf://datasets/") for path in script.shards if path.startswith("hf://datasets/")]
-            datasets = ["/".join(path.split("/")[:2]) for path in named]
+            data, datasets = [_negative_set(path) for path in script.shards], _hub_ids(script.shards)
         else:
             from data.sources.source_name import SourceName
 
             where = SourceName.of(str(script.dataset)).where
             data = [f"ground truths of `{without_secrets(script.dataset)}`, task `{script.task}`"]
             datasets = [where] if "/" in where and on_hub(where) else []
-        options = {f.name: getattr(script.options, f.name) for f in dataclasses.fields(script.options)}
-        options = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in options.items()}  # type: ignore[arg-type]  # an instance
         return cls(
             name=name,
             base=script.model,
             licence=licence_of(script.model, directory),
             job=job,
             objective=script.chosen.summary,
-            options=flat(options),
+            options=_flat_options(script.options),
             data=data,
             datasets=datasets,
+            adapter=adapter,
+        )
+
+    @classmethod
+    def of_objects(
+        cls, name: str, model: Any, identity: Mapping[str, str], args: "TrainingArguments", *, objective: "Objective",
+        options: Any, train: Any, skip_below: float | None, adapter: bool,
+    ) -> "ModelFacts":  # fmt: skip
+        """The facts of a trainer that a program has made.
+
+        Args:
+            name: what the model is called.
+            model: directory or hub id, or a loaded model.
+            identity: its hashes, as far as they are known: of one that is loaded, none of its weights.
+            options: of the objective, an instance.
+            train: what is trained on: groups of negative sets, or others with the same methods; None: nothing.
+        """
+        if isinstance(model, str | Path):
+            base, directory = str(model), model_directory(str(model))
+        else:
+            base = str(getattr(model.config, "_name_or_path", ""))
+            directory = Path(base)
+        store, choice = getattr(train, "store", None), getattr(train, "choice", None)
+        paths = [negatives.folder.path for negatives in store.sets] if store else []
+        data = [_negative_set(path) for path in paths]
+        if train is not None and store is None:
+            data.append(f"{counted(len(train), 'group')} that a program gave as `{type(train).__name__}`")
+        job = {
+            "objective": objective.name,
+            "model": identity,
+            "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "training": {key: getattr(args, key, None) for key in TRAINING},
+            "skip_below": skip_below,
+            **({"split": store.split, "in_support": store.in_support} if store else {}),
+            **(choice.record if choice else {}),
+        }
+        return cls(
+            name=name,
+            base=base,
+            licence=licence_of(base, directory) if base else "",
+            job=job,
+            objective=objective.summary,
+            options=_flat_options(options),
+            data=data,
+            datasets=_hub_ids(paths),
             adapter=adapter,
         )
 
@@ -109,21 +156,27 @@ def training_card(facts: ModelFacts, logs: Sequence[Mapping[str, Any]], step: in
         logs: of the run, in order; the last ones with a loss, and with a held-out one, are shown.
     """
     job, weights = facts.job, facts.job["model"].get("weights_sha256")
+    from_scratch = "config_sha256" in facts.job["model"]
     objective = f"`{job['objective']}`: {facts.objective}"
     shown = {**facts.options, **{key: job[key] for key in SHOWN if job.get(key) not in (None, False)}}
     training = {key: job["training"].get(key) for key in TRAINING}
+    said = f"`{_said(facts.base)}`" if facts.base else "one without a name"
+    if from_scratch:
+        base = "from scratch", f"by the configuration of {said}"
+    elif weights:
+        base = "base model", f"{said}, weights SHA-256 `{weights[:SHORT]}`"
+    else:
+        base = "base model", f"{said}, given loaded: its weights have no hash here"
     rows = [
-        ("base model", f"`{_said(facts.base)}`, weights SHA-256 `{weights[:SHORT]}`")
-        if weights
-        else ("from scratch", f"by the configuration of `{_said(facts.base)}`"),
+        base,
         ("objective", objective),
         *(("data", line) for line in facts.data),
         ("options", _listed(shown)),
         ("training", f"step {step:,} of {steps:,}, {job['batch_size']} a step, {_listed(training)}"),
     ]
-    bases, licence = ([facts.base], facts.licence) if weights else ([], "")  # of a configuration nothing is taken over
+    bases, licence = ([], "") if from_scratch else ([facts.base], facts.licence)  # nothing is taken of a configuration
     front = _front(bases, licence, adapter=facts.adapter, tags=[job["objective"]], datasets=list(facts.datasets))
-    title = f"{Path(facts.base).name} trained with {job['objective']}"
+    title = f"{Path(facts.base).name or 'A model'} trained with {job['objective']}"
     return _card(front, title, rows, facts.name, facts.adapter, _metrics(logs))
 
 
@@ -227,7 +280,7 @@ def _front(
     merged: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """The YAML in front, as the hub reads it; local paths name nothing there."""
-    named = [base for base in dict.fromkeys(bases) if on_hub(base)]
+    named = [base for base in dict.fromkeys(bases) if base and on_hub(base)]
     relation = "merge" if merged else "adapter" if adapter else "finetune"
     return {
         "library_name": "peft" if adapter else "transformers",
@@ -281,8 +334,20 @@ def _negative_set(path: str) -> str:
     made = ", ".join(f"{settings['count']} {name}" for name, settings in manifest.job["strategies"].items())
     return (
         f"negative set `{_said(path)}`, manifest SHA-256 `{sha256(folder.read(MANIFEST))[:SHORT]}`, "
-        f"{manifest.counts['rows_written']:,} groups of {made}"
+        f"{manifest.counts['rows_written']:,} groups of {made}, of the reference with weights SHA-256 "
+        f"`{manifest.job['model']['weights_sha256'][:SHORT]}`"
     )
+
+
+def _hub_ids(paths: Sequence[str]) -> list[str]:
+    """Names of the data sets of the hub among some paths."""
+    named = [path.removeprefix(HUB_DATA) for path in paths if path.startswith(HUB_DATA)]
+    return ["/".join(path.split("/")[:2]) for path in named]
+
+
+def _flat_options(options: Any) -> dict[str, Any]:
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    return flat({k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()})  # type: ignore[arg-type]  # an instance
 
 
 def _said(name: str) -> str:

@@ -1,5 +1,6 @@
 """A model's card beside its weights, whatever transformers, TRL and PEFT write there, and the push to the hub."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,10 @@ from trainer.model_card import CARD, ModelFacts, training_card, write_card
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+log = logging.getLogger(__name__)
+
+# What libraries give a card by themselves: its name, and tags of theirs.
+OF_LIBRARIES = "model_name", "dataset_name", "tags"
 # Of the output directory, what stays here: checkpoints, and who is at work in it.
 NOT_PUSHED = ("checkpoint-*", CLAIMS, f"{CLAIMS}/*", f"{TEMPORARY_PREFIX}*", "_*")
 
@@ -22,9 +27,11 @@ class OwnCard:
 
     Attributes:
         facts: for the card; None: transformers, TRL and PEFT write theirs.
+        pushes: whether `push_to_hub` does anything. The command pushes by itself, once the run's state is saved.
     """
 
     facts: ModelFacts | None = None
+    pushes = True
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as transformers does, and its card. Raises UserError if the card cannot be written."""
@@ -39,18 +46,21 @@ class OwnCard:
         self._write_card(place)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Our card in the place of transformers' and TRL's."""
+        """Our card in the place of transformers' and TRL's; arguments that a person gave are warned of."""
         trainer: Any = self
         if self.facts is None:
             super().create_model_card(*args, **kwargs)  # type: ignore[misc]  # the Trainer's
         elif trainer.is_world_process_zero():
+            named = [key for key, value in kwargs.items() if value is not None and key not in OF_LIBRARIES]
+            if args or named:
+                log.warning(
+                    "%s does not take %s. Edit it: it is then left as it is.", CARD, ", ".join(named) or "these"
+                )
             self._write_card(Path(trainer.args.output_dir))
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Push as transformers does; not with `facts`: the run pushes once its state is saved, after this."""
-        if self.facts is None:
-            return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]  # the Trainer's
-        return None
+        """Push as transformers does, where `pushes`."""
+        return super().push_to_hub(*args, **kwargs) if self.pushes else None  # type: ignore[misc]  # the Trainer's
 
     def _write_card(self, place: Path) -> None:
         trainer: Any = self

@@ -132,10 +132,11 @@ def _train(
         trainer = make_trainer(script, Setup(policy, data, training, tokenizer, row_tokens, script.skip_below))
         sigterm = CheckpointOnSigterm(trainer.accelerator)
         chosen, patience = script.chosen, script.early_stopping_patience
-        watches = MetricsFile(), Diagnosis.of(chosen, script.options), Curves()
+        held_out = 0 if data.held_out is None else len(data.held_out)
+        watches = MetricsFile(), Diagnosis.of(chosen, script.options, held_out), Curves()
         stopping = [] if patience is None else [EarlyStopping(patience)]
         guards = [] if claim is None else [StopIfTakenOver(claim)]
-        trainer.facts = facts
+        trainer.facts, trainer.pushes = facts, False
         for callback in (JobStamp(job), sigterm, *stopping, *guards, *watches, attempt):
             trainer.add_callback(callback)
         if claim is not None:

@@ -84,9 +84,8 @@ def make_group_trainer(objective: "Objective", setup: "Setup", options: Any) -> 
         skip_below=setup.skip_below,
     )
     log.info(
-        "%s on %s, %s layout, at most %s per pass",
+        "%s, %s layout, at most %s per pass",
         objective.name,
-        counted(len(setup.data.train), "group"),
         trainer.prepared.layout,
         counted(setup.row_tokens, "token"),
     )

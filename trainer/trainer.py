@@ -16,6 +16,7 @@ from trainer.assembly import as_groups, check_sets, chosen_objective, loaded_mod
 from trainer.groups.dataset import Collator, PackedGroups
 from trainer.groups.sampler import EpochOfSampler, StepSampler
 from trainer.inherited import refuse_data_parallel, refuse_unhonoured
+from trainer.model_card import ModelFacts
 from trainer.monitor.log_lines import LogLines
 from trainer.monitor.resumption import SoundResumption
 from trainer.monitor.safety import SoundSaves, check_finite
@@ -24,7 +25,7 @@ from trainer.monitor.utilisation import ModelFlop, peak_flops
 from trainer.objectives import DEFAULT
 from trainer.objectives.base import TERM, Objective, Term
 from trainer.policy import prepared_policy
-from trainer.publishing import OwnCard
+from trainer.publishing import OwnCard, published_name
 from trainer.scoring.packing import TokenBatch
 from trainer.scoring.prepared_model import candidate_logps
 from trainer.sharding import SoundSharding, refuse_deepspeed, refuse_unsharded, synchronise_each_pass
@@ -98,7 +99,7 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, Tr
             for data, split in ((train_dataset, "train"), (eval_dataset, "test"))
         )
         tokenizer = tokenizer_of(model, processing_class)
-        check_sets([train, held_out], model, tokenizer, objective)
+        identity = check_sets([train, held_out], model, tokenizer, objective)
         prepared = prepared_policy(loaded_model(model, objective), peft_config)
         compare_with_scorer(getattr(train, "scored", ()), prepared.called, args, prepared.layout)
         names = getattr(train, "strategies", ())
@@ -118,6 +119,17 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, Tr
         self.objective = objective
         self.options = options
         self.skip_below = skip_below
+        self.facts = ModelFacts.of_objects(
+            published_name(args),
+            model,
+            identity,
+            args,
+            objective=objective,
+            options=options,
+            train=train,
+            skip_below=skip_below,
+            adapter=bool(getattr(self.model, "peft_config", None)),
+        )
         self.prepared = dataclasses.replace(prepared, compute_dtype=computed_in(self.args, self.model))
         self._model_flop = ModelFlop.of(self.prepared.model)  # before its weights are sharded
         self._sums: dict[str, torch.Tensor] = {}

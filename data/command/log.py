@@ -13,6 +13,13 @@ from data.command.terminal import beside_bars, is_terminal, people_read
 OURS = ("data", "negatives_gen", "trainer", "evaluation", "__main__")
 LIBRARIES = ("accelerate", "datasets", "filelock", "fsspec", "httpx", "httpx2", "matplotlib", "sentence_transformers")
 
+# Warnings that tell nothing here, by the beginnings of their words: too long a text is rejected, cut or counted by
+# whoever has it tokenised; a model is saved with the special tokens of its tokenizer, as it should be.
+TELLS_NOTHING = {
+    "transformers.tokenization_utils_base": "Token indices sequence length is longer than",
+    "transformers.trainer_utils": "The tokenizer has new PAD/BOS/EOS tokens",
+}
+
 
 class ScrubbingFormatter(logging.Formatter):
     """Formats a record, hides what must not be in a log and spells out what could steer a terminal."""
@@ -65,6 +72,12 @@ def start_logging(log_format: str = "text") -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for library in LIBRARIES:
         logging.getLogger(library).setLevel(logging.WARNING)
+    for library in TELLS_NOTHING:
+        logging.getLogger(library).addFilter(_tells_something)
+
+
+def _tells_something(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(TELLS_NOTHING[record.name])
 
 
 def start_worker_logging() -> None:

@@ -1,11 +1,15 @@
 """What a command prints: here and nowhere else, so that no text of others reaches a terminal as it is."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
 from data.command.cleaning import printable
+
+# As wide as tables are where nobody looks at a terminal: a file, a pipe, a log of CI.
+PLAIN_WIDTH = 100
 
 # What people read, stdout and stderr, while the process's own lead elsewhere (`data.command.library_output`).
 _people: tuple[TextIO, TextIO] | None = None
@@ -44,6 +48,18 @@ def is_terminal(*, error: bool) -> bool:
     """Whether a person looks at what is printed on stdout, or on stderr; else it is a file, a pipe or a log of CI."""
     isatty = getattr(people_read(error=error), "isatty", None)
     return isatty is not None and isatty()
+
+
+def width() -> int:
+    """Columns that tables may take on stdout: the terminal's, or PLAIN_WIDTH where there is none; $COLUMNS decides."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    try:
+        # Of the stream that people read: the process's own may lead to a file meanwhile.
+        return os.get_terminal_size(people_read(error=False).fileno()).columns or PLAIN_WIDTH
+    except (AttributeError, OSError, ValueError):
+        return PLAIN_WIDTH
 
 
 @contextmanager

@@ -24,9 +24,11 @@ def is_or_are(number: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in seconds as people say it: "0.3 s", "95 s", "2 min", "90 min", "2.5 h", "3.1 days"."""
+    """A time in seconds as people say it: "4 ms", "0.3 s", "95 s", "2 min", "90 min", "2.5 h", "3.1 days"."""
     if not math.isfinite(seconds):
         return "for ever" if seconds > 0 else "no time that is known"
+    if 0 < seconds < 0.1:
+        return f"{1000 * seconds:.2g} ms" if seconds >= 0.001 else "under 1 ms"
     if seconds < LEAST_OF_UNIT * MINUTE:
         digits = f"{seconds:.2g}" if seconds < 1 else f"{seconds:.1f}" if seconds < 9.95 else f"{seconds:.0f}"
         return f"{digits.removesuffix('.0')} s"
@@ -34,6 +36,11 @@ def duration(seconds: float) -> str:
         return f"{seconds / MINUTE:.0f} min"
     unit, name = (HOUR, "h") if seconds < LEAST_OF_UNIT * DAY else (DAY, "days")
     return f"{seconds / unit:.1f}".removesuffix(".0") + f" {name}"
+
+
+def whole_duration(seconds: float) -> str:
+    """A time of which nobody needs to know parts of a second, such as that of a whole job."""
+    return duration(seconds) if seconds >= 1 else "under a second"
 
 
 def size(number: float) -> str:

@@ -3,13 +3,14 @@
 The split depends on the content of the rows alone (`data.sources.splits`): by default the first half of them (7,505 of
 Dolly's 15,011) is `train`, the rest (7,506) is `test`. So a hub copy and a local file in another order give the same
 halves, and `limit` takes a random sample rather than the head of a sorted file. Where the source has a train and a test
-split of its own, or another source is named for the test rows, each row belongs where it comes from.
+split of its own, or another source is named for the test rows, each row belongs where it comes from. Rows of the same
+prompt are in the same half, but for a stream's and where each row belongs where it comes from.
 
 Every example says which half it belongs to, and its group in the negative set says it too: one generation job can
-make the training groups and the held-out ones, and trainer and evaluation choose by it. A row that a source lists in
-both halves is in both: `Source.summary` counts such rows. A prompt that occurs with several responses may occur in both
-halves (100 of Dolly's test prompts do). Rows of the same prompt and response are one example: what repeats is a
-duplicate or, where candidates are read, one group with the lists of all (`data.sources.repeats`).
+make the training groups and the held-out ones, and trainer and evaluation choose by it. A row that a source's own
+splits list in both halves is in both: `Source.summary` counts such rows. Rows of the same prompt and response are one
+example: what repeats is a duplicate or, where candidates are read, one group with the lists of all
+(`data.sources.repeats`).
 """
 
 import dataclasses
@@ -31,7 +32,16 @@ from data.sources.json_lines import Unreadable
 from data.sources.readers import Joined, Part, Rows, open_rows
 from data.sources.repeats import repeated
 from data.sources.row_reader import RowReader
-from data.sources.splits import TEST_SHARE, check_held_out, in_turns, is_train, num_train, require_split, split_key
+from data.sources.splits import (
+    TEST_SHARE,
+    check_held_out,
+    in_order,
+    in_turns,
+    is_train,
+    require_split,
+    rows_of_train,
+    split_key,
+)
 from data.sources.template_bounds import Endless
 
 log = logging.getLogger(__name__)
@@ -186,7 +196,7 @@ class _Table:
         import numpy as np
 
         self._rows, self._reader, self.own_splits = Joined([part.rows for part in parts]), reader, len(parts) > 1
-        ids, keys, lists, may_repeat = bytearray(), bytearray(), bytearray(), bytearray()
+        ids, keys, prompts, lists, may_repeat = bytearray(), bytearray(), bytearray(), bytearray(), bytearray()
         numbers, counts, start = array("q"), list[int](), 0
         for part in parts:
             check = ColumnCheck(part, reader)
@@ -196,6 +206,7 @@ class _Table:
                     example = _checked(row, reader, part.dataset, number)
                     ids += bytes.fromhex(example.id)
                     keys += split_key(example.id)
+                    prompts += _hash_of_prompt(example)
                     lists += _hash_of_lists(example) if reader.lists else b""
                     may_repeat.append(example.may_repeat)
                     numbers.append(start + number)
@@ -203,12 +214,16 @@ class _Table:
                 check.finish()
             start += len(part.rows)
             counts.append(len(numbers) - sum(counts))
-        train = counts[0] if self.own_splits else num_train(counts[0], share)
-        by_hash = [_order(keys[16 * (end - count) : 16 * end]) + end - count for count, end in _ends(counts)]
-        halves = {"train": np.concatenate(by_hash)[:train], "test": np.concatenate(by_hash)[train:]}
-        turns = in_turns(train, len(numbers) - train)
-        chosen = np.concatenate(by_hash)[turns] if split == "all" else halves[split]
         pairs, all_ids = np.frombuffer(ids, ">u8").reshape(-1, 2), np.frombuffer(ids, "S16")
+        places = np.frombuffer(keys, ">u8").reshape(-1, 2)
+        of_part = np.repeat(np.arange(len(counts)), counts)
+        by_hash = in_order(places, of_part)
+        by_content = None if self.own_splits else rows_of_train(pairs, places, np.frombuffer(prompts, ">u8"), share)
+        in_train = of_part == 0 if by_content is None else by_content
+        halves = {"train": by_hash[in_train[by_hash]], "test": by_hash[~in_train[by_hash]]}
+        train = len(halves["train"])
+        turns = in_turns(train, len(numbers) - train)
+        chosen = np.concatenate([*halves.values()])[turns] if split == "all" else halves[split]
         in_both = int(np.isin(all_ids[halves["train"]], all_ids[halves["test"]]).sum())
         same = repeated(pairs, np.frombuffer(may_repeat, bool), chosen)
         is_later = np.isin(chosen, [row for first, rows in same.items() for row in rows if row != first])
@@ -217,7 +232,7 @@ class _Table:
             self._merged, chosen = same, chosen[~is_later]
             is_later = np.zeros(len(chosen), bool)
         self._chosen, self._is_later, self._numbers = chosen[:limit], is_later[:limit], np.array(numbers)
-        self._is_train = np.isin(self._chosen, halves["train"])
+        self._is_train = in_train[self._chosen]
         self.halves_sha256 = hashlib.sha256(self._is_train.tobytes()).hexdigest() if self.own_splits else None
         self.num_examples: int | None = len(self._chosen)
         self.fingerprint: str | None = _digest(pairs[self._chosen])
@@ -253,8 +268,11 @@ class _Stream:
     def __init__(self, parts: Sequence[Part], reader: RowReader, split: str, limit: int | None, share: float):
         self._parts, self._reader, self._split, self._limit, self._share = parts, reader, split, limit, share
         self.own_splits = len(parts) > 1
-        held_out = "those of the test split are" if self.own_splits else f"about {100 * share:g}% of them are"
-        self.summary = f"rows of a stream: {held_out} held out"
+        row_by_row = (
+            f"about {100 * share:g}% of them are held out, row by row: a prompt of several may be in both halves"
+        )
+        held_out = "those of the test split are held out" if self.own_splits else row_by_row
+        self.summary = f"rows of a stream: {held_out}"
 
     def __iter__(self) -> Iterator[Example]:
         self._merged = 0
@@ -368,22 +386,14 @@ def _placed(example: Example, split: str, repeats: Problem | None) -> Example:
     return dataclasses.replace(example, split=split, problem=example.problem or repeats)
 
 
-def _order(keys: bytearray) -> Any:
-    """[rows], places of rows in the order of their keys; equal ones stay in the order of the source."""
-    import numpy as np
-
-    high, low = np.frombuffer(keys, ">u8").reshape(-1, 2).T
-    return np.lexsort((low, high))
+def _hash_of_prompt(example: Example) -> bytes:
+    """8 bytes, alike for rows of the same prompt; of a row that cannot be used, whose prompt may be cut, of its id."""
+    return bytes.fromhex(example.id if example.problem else example_id(example.prompt, ""))[:8]
 
 
 def _hash_of_lists(example: Example) -> bytes:
     lists = example.alternatives, example.scores, example.unusable
     return hashlib.sha256(repr(lists).encode("utf-8", "surrogatepass")).digest()[:16]
-
-
-def _ends(counts: Sequence[int]) -> list[tuple[int, int]]:
-    """Each count with the sum of it and of those before."""
-    return [(count, sum(counts[: place + 1])) for place, count in enumerate(counts)]
 
 
 def _digest(ids: Any) -> str:

@@ -83,10 +83,12 @@ class SourceOptions:
         streaming: bool = False,
         *,
         locate: Callable[[str], str] = str,
+        again: bool = False,
     ) -> Source:
         """The examples of a split, see `data.sources.examples.open_source`; the log says how many rows are held out.
 
         Args:
+            again: whether this command has opened it before, of another split: the log has its line.
             locate: makes of a path or hub id that a user wrote the one to open.
         """
 
@@ -104,7 +106,8 @@ class SourceOptions:
             test_share=self.test_share,
             test_dataset=None if self.test_dataset is None else located(self.test_dataset),
         )
-        log.info("%s: %s", dataset, source.summary)
+        if not again:
+            log.info("%s: %s", dataset, source.summary)
         return source
 
     def describe_source(self, source: Source) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Answer sets: the answers of each checkpoint by each decoding, made or taken from the store."""
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from negatives_gen.models.engine import Sample
 if TYPE_CHECKING:
     from evaluation.answers.cache import Store
     from evaluation.answers.checkpoints import Checkpoint
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ def make_answers(
     Raises:
         UserError: a model cannot be generated from, see `evaluation.answers.generations.generate`.
     """
+    if decodings or more:
+        _warn_of_short_room(checkpoints, max_new_tokens)
     made = []
     for number, checkpoint in enumerate(checkpoints, start=1):
         with OnDemand(functools.partial(_start_engine, checkpoint, engine)) as started:
@@ -89,6 +94,17 @@ def make_answers(
                 asked = decoding in decodings
                 made.append(AnswerSet(checkpoint.name, decoding.name, checkpoint.groups, generations, asked=asked))
     return made
+
+
+def _warn_of_short_room(checkpoints: Sequence["Checkpoint"], max_new_tokens: int) -> None:
+    """Say once where prompts leave less of a context than an answer may be long."""
+    short = {c.name: sum(len(group.prompt_ids) + max_new_tokens > c.context for group in c.groups) for c in checkpoints}
+    if any(short.values()):
+        named = [f"{name} {count:,}" for name, count in short.items() if count]
+        log.warning(
+            "prompts that leave less of the context than --max_new_tokens %s, so that answers end where it does: "
+            "%s of %s", f"{max_new_tokens:,}", ", ".join(named), f"{len(checkpoints[0].groups):,}",
+        )  # fmt: skip
 
 
 def _start_engine(checkpoint: "Checkpoint", options: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from data.command.errors import UserError
 from data.command.wording import counted
-from data.models import architecture, check_causal, context_length
+from data.models import architecture, check_causal, context_length, warn_of_cap
 from data.schema import Group
 from data.sources.examples import Example
 from data.sources.tasks import task_of
@@ -63,13 +63,20 @@ def load_checkpoints(
     for path in models.values():
         check_causal(path)
     contexts = {name: context_length(path, longest) for name, path in models.items()}
+    warn_of_cap(longest, contexts)
     read = _read_for_all(models, contexts, examples, task, where, store)
     common = set.intersection(*({g.id for g in prompts.groups} for prompts, _ in read.values()))
     if not common:
         raise UserError(f"no row of data set '{where}' fits all of the models. Compare fewer models.")
+    said: dict[str, list[str]] = {}
+    for name, (prompts, _) in read.items():
+        said.setdefault(f"{counted(len(prompts.groups), 'prompt')}, {prompts.rejected}", []).append(name)
+    for what, names in said.items():
+        log.info("%s: %s", where if len(said) == 1 else ", ".join(names), what)
+    if len(said) > 1:
+        log.info("compared on the %s that all of them take", counted(len(common), "prompt"))
     found: list[Checkpoint] = []
     for name, (prompts, context) in read.items():
-        log.info("%s: %s, %s", name, counted(len(prompts.groups), "example"), prompts.rejected)
         identity = identify_model(models[name], prompts.tokenizer_sha256, store, prompts.reading)
         kept = [g for g in prompts.groups if g.id in common]
         found.append(Checkpoint(name, models[name], identity, context, kept))

@@ -22,7 +22,12 @@ METRICS: Registry[type[Metric]] = Registry(
 
 
 def in_order(names: Sequence[str]) -> list[type[Metric]]:
-    """The metrics of these names, each once, in their order.
+    """The metrics of these names, each once, in their own order. Raises UserError, see `as_asked`."""
+    return _sorted(as_asked(names))
+
+
+def as_asked(names: Sequence[str]) -> list[type[Metric]]:
+    """The metrics of these names, each once, in the order of the names.
 
     Raises:
         UserError: one is unknown; or one from outside has a column or a key of the record that stands for something
@@ -32,7 +37,7 @@ def in_order(names: Sequence[str]) -> list[type[Metric]]:
     outside = [metric for metric in metrics.values() if METRICS.origin(metric.name)]
     if outside:
         _refuse_colliding(outside)
-    return _sorted(metrics.values())
+    return list(metrics.values())
 
 
 def known() -> list[type[Metric]]:

@@ -139,7 +139,8 @@ class Metric:
         columns: the numbers that it gives, the one that it is known by first.
         Options: dataclass of its options, see `data.command.options.option`; it may have a method `check` that raises
             UserError. Two metrics may share an option.
-        order: metrics come in this order, and alpha is chosen by the first with a criterion that was measured.
+        order: metrics come in this order where --metrics names none; alpha is chosen by the first that was measured
+            with a criterion. Evidence is always gathered from the last to the first.
         record_schema: JSON schema of each key that the metric adds to the record: those of `identity`, and those of
             `Evidence.spent` with "_spent" behind each.
 

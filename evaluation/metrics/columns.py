@@ -38,7 +38,7 @@ class Mark:
     Attributes:
         label: the words, e.g. "correct"; what is marked alike has one label.
         kind: whether it speaks for or against the answer; decides the colour, and good ones are listed first.
-        tip: a sentence that explains it where the pointer rests on it; "" for none.
+        tip: a sentence that explains it, which opens at the mark; "" for none.
     """
 
     label: str
@@ -148,6 +148,12 @@ def with_differences(columns: tuple[Column, ...], criterion: Column | None = Non
 def in_order(columns: list[Column]) -> dict[str, Column]:
     """Columns by key, as reports show them: by table, and in a table as they come."""
     return {column.key: column for column in sorted(columns, key=lambda column: column.section.place)}
+
+
+def as_asked(columns: list[Column]) -> dict[str, Column]:
+    """Columns by key, what was asked for first, first: a table stands where the first of its columns would."""
+    sections = list(dict.fromkeys(column.section for column in columns))
+    return {column.key: column for column in sorted(columns, key=lambda column: sections.index(column.section))}
 
 
 def to_json(column: Column) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from data.sources import enquiries
+from data.sources import enquiries, facts
 from evaluation.metrics.base import LOWER, Column, Mark, PromptEvidence, PromptMetric, Request, Values
 
 if TYPE_CHECKING:
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 DATASET = "enquiries"
 KEY = "evasive"
+MADE_UP = "made_up"
 MARK = Mark("evasive")
 
 
 class Evasive(PromptMetric):
-    """Whether each reply is one of the evasive ones; four in ten ground truths are."""
+    """Whether each reply is one of the evasive ones, as four in ten ground truths are, or neither that nor right."""
 
     name = "evasive"
     summary = "share of replies that put the enquiry off"
@@ -32,6 +33,15 @@ class Evasive(PromptMetric):
             share=True,
             paired=True,
         ),
+        Column(
+            MADE_UP,
+            "made up",
+            "{:.1%}",
+            "share of replies that are neither right nor evasive, as no ground truth is",
+            better=LOWER,
+            share=True,
+            paired=True,
+        ),
     )
 
     @classmethod
@@ -39,7 +49,12 @@ class Evasive(PromptMetric):
         return "" if request.dataset == DATASET else f"--dataset {DATASET}"
 
     def values(self, answers: "AnswerSet") -> Values:
-        return {KEY: [float(enquiries.is_evasive(text)) for text in answers.texts]}
+        evasive = [enquiries.is_evasive(text) for text in answers.texts]
+        right = [
+            facts.is_correct(group.prompt, text) for group, text in zip(answers.groups, answers.texts, strict=True)
+        ]
+        made_up = [not (one or other) for one, other in zip(evasive, right, strict=True)]
+        return {KEY: [float(each) for each in evasive], MADE_UP: [float(each) for each in made_up]}
 
     def gather(self, answer_sets: Sequence["AnswerSet"]) -> "EvasiveEvidence":
         found = {(a.model, a.decoding): self.values(a) for a in answer_sets if self.is_of(a)}

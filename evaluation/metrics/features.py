@@ -18,6 +18,7 @@ from data.whole_weights import load_whole
 from evaluation.answers.cache import Store
 from evaluation.answers.weights import identify_text_model
 from evaluation.on_demand import OnDemand
+from negatives_gen.models.cut_texts import CutTexts
 
 SENTENCES, LANGUAGE_MODEL = "sentence-transformers", "causal-lm"
 
@@ -67,6 +68,14 @@ class Featuriser:
         return vectors
 
     @cached_property
+    def _longest(self) -> int:
+        return context_length(str(self.directory), sys.maxsize)  # one that does not say has no limit
+
+    @cached_property
+    def _cut(self) -> CutTexts:
+        return CutTexts(f"featuriser '{self.name}'", self._longest)
+
+    @cached_property
     def _hashes(self) -> dict[str, str]:
         if self.store is None:
             return text_model_identity(str(self.directory))
@@ -94,9 +103,9 @@ class Featuriser:
         import torch
 
         model, tokenizer = self._language_model(), load_tokenizer(str(self.directory))
-        longest = context_length(str(self.directory), sys.maxsize)  # one that does not say has no limit
         encoded = tokenizer(list(texts), verbose=False)["input_ids"]
-        rows = [torch.tensor(ids[-longest:] or [tokenizer.eos_token_id]) for ids in encoded]
+        self._cut.look(texts, dict(zip(texts, map(len, encoded), strict=True)).__getitem__, "end")
+        rows = [torch.tensor(ids[-self._longest :] or [tokenizer.eos_token_id]) for ids in encoded]
         batch_size = 64 if model.device.type == "cuda" else 8
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         vectors: list[np.ndarray] = [np.empty(0)] * len(rows)

@@ -3,7 +3,7 @@
 import functools
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,11 +11,14 @@ from data.command.errors import UserError
 from data.command.options import option, resolve_path
 from data.command.wording import counted
 from evaluation.metrics.base import HIGHER, MODEL, CheckpointMetric, Column, Request, Values
+from trainer.groups.use import METAVAR, in_one_word, use_help
 
 if TYPE_CHECKING:
     from data.schema import Group
+    from data.shards import NegativeSet
     from evaluation.answers.checkpoints import Checkpoint
     from evaluation.subject import Evaluation
+    from trainer.groups.choice import Choice
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,9 @@ class RankingOptions:
     """Options of metric `ranking`."""
 
     shards: str | None = option(None, "negative set whose groups of --split are ranked", metavar="DIR", is_name=True)
+    use: list[str] | None = option(
+        None, use_help(drawn="a draw by --seed", signal="the set's first ranking signal"), metavar=METAVAR
+    )
 
 
 class Ranking(CheckpointMetric):
@@ -83,12 +89,15 @@ class Ranking(CheckpointMetric):
         tau = (
             f" (Kendall's tau by {of_some['signal']}, over {', '.join(of_some['strategies'])} alone)" if of_some else ""
         )
-        return f"{shards['groups']:,} groups of {shards.get('name')}{tau}"
+        use = f", {shards['use']}" if shards.get("use") else ""
+        return f"{counted(shards['groups'], 'group')} of {shards.get('name')}{use}{tau}"
 
     def __init__(self, options: RankingOptions, evaluation: "Evaluation"):
         super().__init__(options, evaluation)
         assert options.shards is not None  # needs
-        self.held_out = read_held_out(options.shards, evaluation.split, evaluation.checkpoints)
+        self.held_out = read_held_out(
+            options.shards, evaluation.split, evaluation.checkpoints, in_one_word(options.use), evaluation.seed
+        )
 
     def identity(self) -> dict[str, Any]:
         return {"shards": self.held_out.record}
@@ -125,33 +134,47 @@ class HeldOut:
     record: dict[str, Any]
 
 
-def read_held_out(shards: str, split: str, checkpoints: Sequence["Checkpoint"]) -> HeldOut:
-    """The groups of a negative set that belong to a split.
+def read_held_out(
+    shards: str, split: str, checkpoints: Sequence["Checkpoint"], use: str | None = None, seed: int = 0
+) -> HeldOut:
+    """The groups of a negative set that belong to a split, with the negatives that are asked for.
+
+    Args:
+        use: which negatives, as the trainer's --use; None: all. Groups that have none of them are left out and counted.
+        seed: of a draw that it asks for.
 
     Raises:
         UserError: the path holds no negative set, or one of another tokenizer than a checkpoint's, or without such
-            groups, or with numbers that are not finite or sequences that a checkpoint does not take.
+            groups or negatives, or with numbers that are not finite or sequences that a checkpoint does not take.
     """
     from data.models import context_length, vocabulary_size
     from data.shards import NegativeSet
+    from trainer.groups.choice import Choice
 
     negatives = NegativeSet(resolve_path(shards))
+    choice = Choice.of([negatives], use, seed=seed) if use is not None else None
     log.info("%s", negatives.summary)
     sizes = [size for checkpoint in checkpoints if (size := vocabulary_size(checkpoint.path)) is not None]
     contexts = [context_length(checkpoint.path, sys.maxsize) for checkpoint in checkpoints]
     for checkpoint in checkpoints:
         negatives.check_tokenizer(checkpoint.identity["tokenizer_sha256"], checkpoint.path)
     negatives.compute_with(min(sizes, default=None), min(contexts, default=None))
-    asked, seen, groups = {g.id for checkpoint in checkpoints[:1] for g in checkpoint.groups}, 0, []
-    for group in negatives.groups():
+    asked, seen, groups, bare = {g.id for checkpoint in checkpoints[:1] for g in checkpoint.groups}, 0, [], 0
+    for group in chosen_groups(negatives, choice):
         seen += group.split == "train" and group.id in asked
         if split in ("all", group.split):
-            groups.append(group)
+            lacking = choice is not None and not group.negatives
+            bare += lacking
+            groups += [] if lacking else [group]
     if seen:
         log.warning(
             "%s of %s lie in the training half of '%s': what was trained on it has seen them. Hold out the rows that "
             "it holds out, by its --test_share or --test_dataset.", f"{seen:,}", counted(len(asked), "prompt"), shards
         )  # fmt: skip
+    if bare:
+        log.warning("%s of '%s' left out: none of the negatives of --use %s", counted(bare, "group"), shards, use)
+    if bare and not groups:
+        raise UserError(f"no group of split '{split}' of '{shards}' has a negative of --use {use}. Choose others.")
     if not groups:
         raise UserError(
             f"negative set '{shards}' holds no groups of split '{split}'. Generate it with --split all or --split "
@@ -161,10 +184,23 @@ def read_held_out(shards: str, split: str, checkpoints: Sequence["Checkpoint"]) 
     reference = negatives.manifest.job["model"]
     dtype = reference["scorer_dtype"]
     record = {"name": shards, "groups": len(groups), "scorer_dtype": dtype, "sha256": checksums}
+    if use is not None:
+        record["use"] = use
     signal = negatives.signals[0]
-    if having := negatives.manifest.only_of.get(signal):
+    only_of = negatives.manifest.only_of.get(signal) or []
+    if having := [name for name in only_of if choice is None or name in choice.counts]:
         record["kendall_tau"] = {"signal": signal, "strategies": list(having)}
     return HeldOut(groups, dtype, signal, reference["weights_sha256"], record)
+
+
+def chosen_groups(negatives: "NegativeSet", choice: "Choice | None") -> Iterator["Group"]:
+    """The groups of a set, of both halves, with those of their negatives that are chosen; None: with all."""
+    for index in range(len(negatives.manifest.shards)):
+        groups = negatives.shard(index)
+        if choice is not None:
+            for group, places in zip(groups, choice.places_in_groups(negatives, index), strict=True):
+                group.negatives = [group.negatives[place] for place in places]
+        yield from groups
 
 
 def ranking_values(

@@ -20,11 +20,13 @@ def write_report(folder: Folder, results: Results) -> str:
     """
     from evaluation.report.files import to_json
     from evaluation.report.forest import forest
-    from evaluation.report.markdown import in_terminal, in_words, markdown
+    from evaluation.report.markdown import markdown
     from evaluation.report.plots import alpha_curve, figure1, rounds_curve, svg
+    from evaluation.report.printed import in_terminal, spoken
     from evaluation.report.proposal import proposal
     from evaluation.report.report_page import page
     from evaluation.report.tables import paper_notes, tables
+    from evaluation.report.verdict import verdict
 
     made = tables(results)
     notes = [*results.notes, *paper_notes(results)]
@@ -46,4 +48,4 @@ def write_report(folder: Folder, results: Results) -> str:
     for name in FILES:
         if name not in content:
             folder.remove(name)  # of an earlier report of the same run
-    return "\n\n".join(filter(None, [*in_words(results), in_terminal(made), proposal(results.job), *notes]))
+    return "\n\n".join(filter(None, [*spoken(verdict(results)), in_terminal(made), proposal(results.job), *notes]))

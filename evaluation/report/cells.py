@@ -8,10 +8,11 @@ from evaluation.metrics.statistics import LEVEL, Estimate
 
 NOTHING = "\u2013"
 INTERVAL = f"{LEVEL:.0%} interval"
-BEST_MEANING = (
-    f"Bold, in its column and decoding: better than every other model by more than {ERRORS:.2f} standard errors of the "
+BETTER = (
+    f"in its column and decoding better than every other model by more than {ERRORS:.2f} standard errors of the "
     f"difference, over {FEWEST} prompts or more"
 )
+BEST_MEANING = f"Bold: {BETTER}"
 INTERVAL_MEANING = (
     "percentile bootstrap over the prompts, of the estimate to its left; of equal scores, the exact binomial bound"
 )

@@ -11,6 +11,7 @@ from data.shape import Each, Maybe, misfit, parse_json
 from data.storage import Folder
 from evaluation.metrics import METRICS, columns, in_order
 from evaluation.metrics.statistics import Difference, Estimate, Measurement
+from evaluation.report.described import summary
 from evaluation.report.results import Results
 
 REPORT_VERSION = 3
@@ -132,6 +133,10 @@ def read_report(path: str) -> Results:
         shown = {key: columns.from_json(key, entry) for key, entry in content["columns"].items()}
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise _damaged(path, f"in a column, {type(error).__name__} {first_line(error)}") from error
+    try:
+        summary(content["job"])
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _damaged(path, f"in the job, {type(error).__name__} {first_line(error)}") from error
     notes = [str(note) for note in content["notes"]]
     return Results(
         content["job"], content["environment"], measurements, notes=notes, columns=shown, differences=differences

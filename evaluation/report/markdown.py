@@ -1,4 +1,4 @@
-"""report.md, and the tables as a terminal shows them."""
+"""report.md, and tables as Markdown."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from evaluation.report.described import models, setup, summary, versions
 from evaluation.report.proposal import proposal
 from evaluation.report.results import Results
 from evaluation.report.tables import Table, meanings
-from evaluation.report.verdict import verdict
+from evaluation.report.verdict import Verdict, verdict
 
 ERROR_MEANING = "Behind ±: one standard error; there is none of equal values, which show no spread."
 
@@ -23,7 +23,7 @@ def markdown(results: Results, tables: Sequence[Table], notes: Sequence[str], pl
         plots: file and what it shows, of each.
     """
     job = results.job
-    blocks = ["# Evaluation", escaped(summary(job)), *in_words(results)]
+    blocks = ["# Evaluation", escaped(summary(job)), *in_words(verdict(results))]
     blocks += [block for table in tables for block in (f"## {escaped(table.title)}", in_markdown(table))]
     if proposal(job):
         blocks.append(proposal(job))
@@ -45,10 +45,10 @@ def markdown(results: Results, tables: Sequence[Table], notes: Sequence[str], pl
     return "\n\n".join(blocks) + "\n"
 
 
-def in_words(results: Results) -> list[str]:
-    """The verdict as blocks of Markdown; none of nothing measured."""
-    found = verdict(results)
-    return [*(["\n".join(f"- {escaped(line)}" for line in found.lines)] if found.lines else []), escaped(found.hedge)]
+def in_words(found: Verdict) -> list[str]:
+    """The verdict as blocks of Markdown."""
+    lines = "\n".join(f"- {escaped(line)}" for line in found.lines)
+    return [block for block in (lines, escaped(found.also), escaped(found.hedge)) if block]
 
 
 def in_markdown(table: Table) -> str:
@@ -58,11 +58,6 @@ def in_markdown(table: Table) -> str:
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
     rows = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in lines]
     return "\n".join([rows[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *rows[1:]])
-
-
-def in_terminal(tables: Sequence[Table]) -> str:
-    """The tables as Markdown, with their titles."""
-    return "\n\n".join(f"{escaped(table.title)}\n{in_markdown(table)}" for table in tables)
 
 
 def escaped(text: str) -> str:

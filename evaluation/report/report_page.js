@@ -100,9 +100,10 @@ function besides(answer, row) {
 function answerCard(answer, row, needle, severalDecodings) {
   const badges = element('p', 'badges', ...answer.outcomes.map(badge));
   for (const mark of answer.marks) {
-    const made = element('span', 'badge ' + mark.kind, mark.label);
-    if (mark.tip) made.title = mark.tip;
-    badges.append(made);
+    // What explains a mark opens at it: a pointer that rests is nothing that a finger or a keyboard has.
+    badges.append(mark.tip
+      ? element('details', 'badge ' + mark.kind, element('summary', '', mark.label), element('span', '', mark.tip))
+      : element('span', 'badge ' + mark.kind, mark.label));
   }
   if (answer.cut) badges.append(element('span', 'badge none', 'cut at the limit'));
   return element('section', 'answer',
@@ -197,6 +198,10 @@ function sortable(table) {
   headings.forEach((heading, column) => {
     const button = element('button', 'sort', heading.textContent);
     button.type = 'button';
+    // What the column is stands below the table, and is read out where the button is reached.
+    const meaning = heading.getAttribute('aria-describedby');
+    if (meaning) button.setAttribute('aria-describedby', meaning);
+    heading.removeAttribute('aria-describedby');
     heading.replaceChildren(button);
     const text = row => valueIn(row.cells[column]);
     const isNumber = inOrder.some(row => !isNaN(numberOf(text(row)))) && !heading.matches('.label');

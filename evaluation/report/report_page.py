@@ -14,7 +14,7 @@ from evaluation.report.markdown import ERROR_MEANING
 from evaluation.report.plots import Panel, for_dark_page, svg
 from evaluation.report.proposal import proposal
 from evaluation.report.results import Results, SampleRow
-from evaluation.report.tables import Table, meanings, opponent
+from evaluation.report.tables import Table, opponent
 from evaluation.report.verdict import verdict
 
 MINUS = "\u2212"
@@ -40,7 +40,6 @@ def page(results: Results, tables: Sequence[Table], notes: Sequence[str], plots:
         number=_number,
         figures=[_figure(panel) for panels in plots for panel in panels],
         proposal=proposal(results.job),
-        meanings=meanings(tables),
         error_meaning=ERROR_MEANING,
         best_meaning=BEST_MEANING,
         notes=notes,

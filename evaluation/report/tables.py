@@ -50,9 +50,11 @@ class Series:
 
 
 def tables(results: Results) -> list[Table]:
-    """Tables of all measurements, in the order of their sections; one for each opponent and decoding of win rates."""
+    """Tables of all measurements, in the order of their columns; one for each opponent and decoding of win rates."""
     made: list[Table] = []
-    for section in sorted(unique(results.column(m).section for m in results.measurements), key=lambda s: s.place):
+    place = {key: i for i, key in enumerate(results.in_order(results.measurements))}
+    in_order = sorted(results.measurements, key=lambda m: place[m.metric])
+    for section in unique(results.column(m).section for m in in_order):
         found = [m for m in results.measurements if results.column(m).section == section]
         for against in unique(m.against for m in found):
             ours = [m for m in found if m.against == against]

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
+from data.command.wording import counted, is_or_are
 from evaluation.gaps import ERRORS, FEWEST, Gaps, Ranked, distinguishable, ranked
 from evaluation.metrics.base import TRUTH
 from evaluation.metrics.columns import HIGHER, NEITHER, SECOND, Column
@@ -23,18 +24,25 @@ class Verdict:
 
     Attributes:
         lines: a sentence per model, the best first; none where nothing says which way is better.
+        also: what else differs from the baseline beyond its error, in a sentence; "" for nothing.
         hedge: what the numbers are of, and when a difference counts.
     """
 
     lines: list[str]
     hedge: str
+    also: str = ""
 
 
 def verdict(results: Results) -> Verdict:
-    """The verdict on a report's measurements, by the first of them that says which way is better."""
+    """The verdict on a report's measurements, by the first of them that says which way is better.
+
+    What else differs beyond its error is named, also where neither way is better: a gain in what leads may be paid for
+    elsewhere.
+    """
     leading = _leading(results)
+    also = _also(results, leading[0] if leading else None)
     if not leading:
-        return Verdict([], "No verdict: nothing that was measured says which way is better.")
+        return Verdict([], "No verdict: nothing that was measured says which way is better.", also)
     column, first = results.column(leading[0]), leading[0]
     gaps = gaps_of(results)
     ranking = ranked(leading, gaps, higher=column.better == HIGHER)
@@ -42,7 +50,8 @@ def verdict(results: Results) -> Verdict:
     told = [m for m in ranking.ordered if m.model != baseline] or list(ranking.ordered)
     lines = [_sentence(m, ranking, baseline, column, gaps) for m in told[:MOST]]
     if len(told) > MOST:
-        lines.append(f"{len(told) - MOST} more models are in the tables.")
+        more = len(told) - MOST
+        lines.append(f"{counted(more, 'more model')} {is_or_are(more)} in the tables.")
     counts = [m.estimate.n for m in leading]
     n = f"{min(counts):,}" + (f" to {max(counts):,}" if min(counts) < max(counts) else "")
     by = f", {first.decoding}" if first.decoding else ""
@@ -56,21 +65,66 @@ def verdict(results: Results) -> Verdict:
         lines,
         f"{hedge} Each model beside {beside}; behind ±: one standard error of the difference. Not distinguishable: "
         f"less than {ERRORS:.2f} of these apart, or fewer than {FEWEST} prompts.",
+        also,
     )
 
 
 def _leading(results: Results) -> list[Measurement]:
-    """The measurements that a verdict is by, of one decoding and one opponent.
+    """The measurements that a verdict is by, of one decoding and one opponent; none without a better way.
 
-    Of answers before of checkpoints; under a second model last of those of answers, since it may be one of the compared
-    models, or like one, and finds likely what that one says.
+    In the order of the columns, but of answers before of checkpoints; under a second model last of those of answers,
+    since it may be one of the compared models, or like one, and finds likely what that one says.
     """
-    for m in sorted(results.measurements, key=lambda m: (not m.decoding, results.column(m).section is SECOND)):
+    place = {key: i for i, key in enumerate(results.in_order(results.measurements))}
+
+    def rank(m: Measurement) -> tuple[bool, bool, int]:
+        return not m.decoding, results.column(m).section == SECOND, place[m.metric]
+
+    for m in sorted(results.measurements, key=rank):
         column = results.column(m)
         if column.better != NEITHER and not column.is_difference and not math.isnan(m.estimate.mean):
             of = (m.metric, m.decoding, m.against)
             return [other for other in results.measurements if (other.metric, other.decoding, other.against) == of]
     return []
+
+
+def _also(results: Results, lead: Measurement | None) -> str:
+    """E.g. "Beyond its error too, beside reference by prompt: truth logp (lower: cpo); some may be chance."
+
+    Of what was paired by prompt, by the decoding that the verdict is by, or by none.
+    """
+    baseline, gaps = str(results.job.get("baseline") or ""), gaps_of(results)
+    said = []
+    for key in results.in_order(results.measurements):
+        ways: dict[str, list[str]] = {"lower": [], "higher": []}
+        heading = ""
+        for m in results.measurements:
+            column = results.column(m)
+            if m.metric != key or m.model == baseline or column.is_difference or not _beside(m, column, lead):
+                continue
+            heading, gap = column.heading, gaps.paired(m, baseline)
+            way = ways["higher" if gap and gap.mean > 0 else "lower"]
+            if gap and distinguishable(gap) and m.model not in way:
+                way.append(m.model)
+        if found := "; ".join(f"{way}: {_few(models)}" for way, models in ways.items() if models):
+            said.append(f"{heading} ({found})")
+    if not said:
+        return ""
+    too = " too" if lead else ""
+    return f"Beyond its error{too}, beside {baseline} by prompt: {', '.join(said)}; some may be chance."
+
+
+def _beside(m: Measurement, column: Column, lead: Measurement | None) -> bool:
+    """Whether a verdict by what leads has something to say of a measurement too."""
+    if lead is None:
+        return not m.against
+    same_answers = m.decoding in ("", lead.decoding) or bool(column.decoding) or not lead.decoding
+    return m.metric != lead.metric and same_answers and m.against in ("", lead.against)
+
+
+def _few(models: list[str]) -> str:
+    more = len(models) - MOST
+    return ", ".join(models[:MOST]) + (f" and {more} more" if more > 0 else "")
 
 
 def _sentence(m: Measurement, ranking: Ranked, baseline: str, column: Column, gaps: Gaps) -> str:

@@ -13,6 +13,7 @@ from data.command.library_output import library_output_to
 from data.command.options import ROOT_VARIABLE, resolve_path
 from data.command.privacy import without_secrets
 from data.command.trackers import check_trackers, report, reporting_to, reports
+from data.command.wording import counted
 from data.hub import DATASET, push_folder, require_hub
 from data.manifest import Manifest, read_manifest
 from data.model_settings import config_hash, config_words_hash
@@ -23,6 +24,7 @@ from data.models import (
     load_tokenizer,
     model_directory,
     tokenizer_hash,
+    warn_of_cap,
     weights_hash,
 )
 from data.schema import Group, Reject
@@ -232,7 +234,9 @@ def serving_context(config: GenerateConfig, model: str, tokenizer: Any, sampler:
         tokenizer.model_max_length,
         config.engine.get("max_model_len"),
     )
-    return min(int(limit) for limit in limits if limit)
+    found = min(int(limit) for limit in limits if limit)
+    warn_of_cap(config.max_length, {config.model: found})
+    return found
 
 
 def with_local_paths(options: Any) -> Any:
@@ -286,6 +290,7 @@ def require_usable(work: Work, num_shards: int, where: str) -> None:
     for index in range(num_shards):
         shard: Shard = work.source.load(index)
         if shard.groups:
+            _warn_of_short_room(work, shard.groups)
             return _warn_of_lost_text(work, shard.groups)
         rejects += shard.rejects
     raise UserError(f"no usable row in {where}: {describe_rejects(rejects)}. Fix the data or choose other rows.")
@@ -306,6 +311,17 @@ def try_signals(work: Work, num_shards: int) -> None:
         kinds |= work.source.kinds(index, kinds)
     for signal, options in minding:
         signal.look_at(options, list(kinds.values()))
+
+
+def _warn_of_short_room(work: Work, groups: Sequence[Group]) -> None:
+    """Say so where prompts leave less of the context than a negative may be long."""
+    longest = max((s["max_new_tokens"] for s in work.strategies.values() if "max_new_tokens" in s), default=0)
+    short = sum(len(group.prompt_ids) + longest > work.context for group in groups)
+    if short:
+        log.warning(
+            "%d of the first %s leave less than --max_new_tokens %s of a context of %s, where their negatives end",
+            short, counted(len(groups), "prompt"), f"{longest:,}", f"{work.context:,}",
+        )  # fmt: skip
 
 
 def _warn_of_lost_text(work: Work, groups: Sequence[Group]) -> None:

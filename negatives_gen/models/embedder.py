@@ -12,6 +12,7 @@ from data.model_settings import check_tokenizer_fits, text_model_identity
 from data.models import model_directory
 from data.whole_weights import whole_weights
 from negatives_gen.models.batches import give_pad_token, minds_padding
+from negatives_gen.models.cut_texts import CutTexts
 from negatives_gen.models.loading import TRUST, loading
 
 log = logging.getLogger(__name__)
@@ -65,10 +66,18 @@ class Embedder:
         # A CPU gains nothing from a large batch and loses by its padding: 64 takes 2.5 times as long as 8.
         self.batch_size = 64 if self.model.device.type == "cuda" else 8
         self._heed_padding(embedder)
+        # Word vectors have tokenizers of other kinds, and no limit.
+        longest = getattr(self.model, "max_seq_length", None) if callable(self.tokenizer) else None
+        self._cut = CutTexts(f"embedder '{embedder}'", longest)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Unit-length embeddings, [len(texts), D], float32."""
+        side = getattr(self.tokenizer, "truncation_side", "right")
+        self._cut.look(texts, self._tokens, "end" if side == "left" else "beginning")
         return self._vectors(texts)
+
+    def _tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, verbose=False)["input_ids"])
 
     def _vectors(self, texts: Sequence[str]) -> np.ndarray:
         vectors = self.model.encode(

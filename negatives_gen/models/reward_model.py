@@ -13,6 +13,7 @@ from data.sources.encode import left_out
 from data.tokens import LONGEST_RENDERING
 from data.whole_weights import load_whole
 from negatives_gen.models.batches import batches, minds_padding, pad_right
+from negatives_gen.models.cut_texts import CutTexts
 from negatives_gen.models.loading import TRUST, loading
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ class RewardModel:
         self.pad: int | None = next((pad for pad in declared if pad is not None), None)
         self.model = loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.longest = min(self.tokenizer.model_max_length, context_length(str(directory), sys.maxsize))
+        self._cut = CutTexts(self.what, self.longest)
         self.size = BATCH_SIZE.get(self.model.device.type, BATCH_SIZE["cuda"])
         self.padded = True
         self.padded = not minds_padding(self._rewards)
@@ -145,7 +147,13 @@ class RewardModel:
 
     def rewards(self, texts: Sequence[str]) -> list[float]:
         """The model's score of each text."""
+        self._cut.look(texts, self._tokens, "end")
         return self._rewards(texts)
+
+    def _tokens(self, text: str) -> int:
+        return len(
+            self.tokenizer(text, add_special_tokens=not self.tokenizer.chat_template, verbose=False)["input_ids"]
+        )
 
     def _rewards(self, texts: Sequence[str]) -> list[float]:
         rows = [

@@ -12,6 +12,7 @@ from data.models import context_length, model_directory
 from data.schema import Group
 from data.whole_weights import whole_weights
 from negatives_gen.models.batches import give_pad_token
+from negatives_gen.models.cut_texts import CutTexts
 from negatives_gen.models.loading import loading
 from negatives_gen.signals.base import Reference, Signal, library_identity
 
@@ -61,6 +62,7 @@ class BertScore(Signal):
         give_pad_token(self.tokenizer)  # bert-score pads on the right, and needs one
         longest = context_length(directory, sys.maxsize)  # one that does not say has no limit
         self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, longest)
+        self._cut = CutTexts(named, self.tokenizer.model_max_length)
 
     @classmethod
     def identity(cls, options: Any, reference: Reference) -> dict[str, Any]:
@@ -76,6 +78,7 @@ class BertScore(Signal):
         pairs = [(c, g.response) for g in groups for c in g.negatives if self.name not in c.similarity]
         unique = list(dict.fromkeys((c.text, truth) for c, truth in pairs))
         usable = [pair for pair in unique if all(map(self._has_tokens, pair))]
+        self._cut.look([text for pair in usable for text in pair], self._tokens)
         values = dict.fromkeys(unique, 0.0)
         values.update(zip(usable, self.in_parts(self._f1, usable, self.scorer.batch_size), strict=True))
         for candidate, truth in pairs:
@@ -85,6 +88,9 @@ class BertScore(Signal):
         texts, truths = zip(*pairs, strict=True)
         _, _, f1 = self.scorer.score(list(texts), list(truths), batch_size=self.scorer.batch_size)
         return f1.tolist()
+
+    def _tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, verbose=False)["input_ids"])
 
     def _has_tokens(self, text: str) -> bool:
         return bool(text.strip()) and bool(self.tokenizer(text, add_special_tokens=False)["input_ids"])

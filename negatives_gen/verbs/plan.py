@@ -18,7 +18,7 @@ from data.command.options import load_config, option
 from data.command.terminal import say
 from data.command.usage import answered
 from data.command.values import require_positive
-from data.command.wording import counted, duration, size
+from data.command.wording import counted, size, whole_duration
 from data.manifest import ShardRecord
 from data.schema import Group
 from negatives_gen.config import GenerateConfig
@@ -246,10 +246,11 @@ def print_plan(plan: Plan, devices: int) -> None:
     }
     if plan.requests:
         lines["API requests"] = f"{plan.requests:,}, and repetitions"
-    for name, hours in plan.device_hours.items():
-        lines[f"device time, {name}"] = duration(3600 * hours)
-    total = 3600 * sum(plan.device_hours.values())
-    on = "" if devices == 1 else f"; on {devices:,} devices {duration(total / devices)}"
-    lines["device time"] = f"{duration(total)} of one device{on}"
+    seconds = {name: 3600 * hours for name, hours in plan.device_hours.items()}
+    total = sum(seconds.values())
+    if total >= 1:
+        lines |= {f"device time, {name}": whole_duration(part) for name, part in seconds.items() if part}
+    on = "" if devices == 1 or total < 1 else f"; on {devices:,} devices {whole_duration(total / devices)}"
+    lines["device time"] = f"{whole_duration(total)} of one device{on}"
     for name, value in lines.items():
         say(f"{name:<24} {value}")

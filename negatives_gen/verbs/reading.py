@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.command.cleaning import printable
 from data.command.errors import UserError
+from data.command.terminal import width
 from data.schema import Group
 from data.shards import NegativeSet
 from data.sources.splits import SPLITS
@@ -13,7 +14,6 @@ from data.sources.splits import SPLITS
 if TYPE_CHECKING:
     from rich.console import Console
 
-PLAIN_WIDTH = 100
 SHOWN_MATCHES = 3
 
 
@@ -68,7 +68,7 @@ def number(value: float | None, digits: int) -> str:
 
 
 def console() -> "Console":
-    """Where tables are printed: as wide as the terminal, or 100 columns where there is none."""
+    """Where tables are printed: as wide as `data.command.terminal.width`."""
     from rich.console import Console
     from rich.segment import Segment
 
@@ -81,4 +81,4 @@ def console() -> "Console":
 
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without UTF-8 shows "?"
-    return CleanConsole(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, markup=False, emoji=False)
+    return CleanConsole(width=width(), highlight=False, markup=False, emoji=False)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.command.errors import UserError, exit_on_user_error
+from data.command.fitting import Column, tables
 from data.command.options import load_config, option, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
@@ -20,7 +21,6 @@ from data.shards import NegativeSet
 from data.soundness import floats_of
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.verbs.advice import advice
-from negatives_gen.verbs.fitting import Column, tables
 from negatives_gen.verbs.reading import console, number
 
 if TYPE_CHECKING:

@@ -75,6 +75,12 @@ def difference(comparisons: Iterable[Comparison], row: str, against: str, measur
     return over_seeds(numbers, paired) if numbers else None
 
 
+def change(first: OverSeeds, second: OverSeeds) -> OverSeeds:
+    """First minus second difference, as of other models: their errors add up as if they were independent."""
+    error = math.hypot(first.error, second.error)
+    return OverSeeds(first.mean - second.mean, error, min(first.seeds, second.seeds), paired=False)
+
+
 def measures_of(comparisons: Iterable[Comparison]) -> list[str]:
     """All measures, in the order in which they come."""
     return list(dict.fromkeys(measure for found in comparisons for measure in found.values))

@@ -114,6 +114,7 @@ class Hypothesis:
         rows: each is compared with each of `against`, of the same seed.
         pairs: further comparisons, row and what it is compared with.
         measures: keys of a report that decide it, e.g. "reverse_kl".
+        changes: pairs of such comparisons, [[a, b], [c, d]]: what is asked is how much a - b and c - d differ.
     """
 
     name: str
@@ -121,11 +122,13 @@ class Hypothesis:
     rows: Sequence[str] = ()
     against: Sequence[str] = ()
     pairs: Sequence[Sequence[str]] = ()
+    changes: Sequence[Sequence[Sequence[str]]] = ()
 
     @property
     def comparisons(self) -> list[tuple[str, str]]:
-        """Row and what it is compared with."""
-        return [(row, other) for row in self.rows for other in self.against] + [(a, b) for a, b in self.pairs]
+        """Row and what it is compared with, each once."""
+        pairs = [(a, b) for a, b in self.pairs] + [(a, b) for change in self.changes for a, b in change]
+        return list(dict.fromkeys([(row, other) for row in self.rows for other in self.against] + pairs))
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ COMPARISON = {
 }
 NUMBERS = ("values", "theirs", "differences")
 SHAPE = {
-    "choices": Each({"rate": float, "scores": Each(float), "values": Each(Each(float))}),
+    "choices": Each({"rate": float, "scores": Each(float), "errors": Each(float), "values": Each(Each(float))}),
     "comparisons": ListOf(COMPARISON),
     "training": Each({"tokens": int, "steps": int}),
     "references": Each(Each(float)),
-    "sets": Each({"groups": int, "tokens": Each(int)}),
+    "sets": Each({"groups": int, "sampled": Each(int)}),
     "steps": Each({"wall": float, "processor": float}),
 }
 
@@ -67,11 +67,11 @@ class Records:
     """All that a study has found out.
 
     Attributes:
-        choices: row -> its chosen rate, the score of each rate, and the measures behind it.
+        choices: row -> its chosen rate, the score of each rate with its error, and the measures behind it.
         comparisons: finished evaluations.
         training: training step -> tokens that its forward passes read, and optimiser steps.
         references: reference step -> optimiser step -> validation loss, where it was watched.
-        sets: set step -> groups, and tokens by strategy.
+        sets: set step -> groups, and tokens drawn from the reference's distribution, by strategy.
         steps: step -> wall and processor seconds that it took.
     """
 
@@ -88,16 +88,14 @@ class Records:
         return {row: choice["rate"] for row, choice in self.choices.items()}
 
     def has(self, row: str, against: str, seed: int) -> bool:
-        """Whether this comparison was made."""
-        return any((c.row, c.against, c.seed) == (row, against, seed) for c in self.comparisons)
+        """Whether this comparison was made, of the newest models."""
+        return any((c.row, c.against, c.seed) == (row, against, seed) for c in self.newest)
 
-    def made_anew(self) -> list[str]:
-        """Rows and seeds whose model was trained more than once, and came out otherwise: "mle, seed 1"."""
-        found: dict[str, set[str]] = {}
-        for comparison in self.comparisons:
-            for name, weights in comparison.weights.items():
-                found.setdefault(f"{name}, seed {comparison.seed}", set()).add(weights)
-        return [name for name, weights in found.items() if len(weights) > 1]
+    @property
+    def newest(self) -> list[Comparison]:
+        """The comparisons of each row's newest model: where it was trained again, older models' are left out."""
+        last = {(name, c.seed): weights for c in self.comparisons for name, weights in c.weights.items()}
+        return [c for c in self.comparisons if all(last[name, c.seed] == w for name, w in c.weights.items())]
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 from data.command.errors import UserError
 from data.shape import parse_json
 from evaluation.report.files import read_report
-from recipes.study.choice import at_an_end, choose, values_of
+from negatives_gen.strategies.rn import shares
+from recipes.study.choice import at_an_end, choose, errors_of, values_of
 from recipes.study.design import Study
 from recipes.study.records import Records, comparison_of
 from recipes.study.steps import Step, Steps
@@ -56,11 +57,26 @@ def validation_losses(state: Path) -> dict[str, float]:
 
 
 def set_counts(manifest: Path) -> dict[str, Any]:
-    """Groups of a set, and its tokens by strategy."""
+    """Groups of a set, and the tokens that its strategies drew from the reference's distribution.
+
+    Of a resumed negative that is the tail behind what is kept of the truth, of a meanfield one the positions that are
+    redrawn, once a round; both are reckoned from the shares, as shards do not count them. Other strategies than these
+    draw all that their negatives have, or nothing.
+    """
     found, tokens = parse_json(manifest.read_bytes()), Counter[str]()
     for shard in found["shards"]:
         tokens.update(shard["tokens"])
-    return {"groups": found["counts"]["rows_written"], "tokens": dict(tokens)}
+    groups = found["counts"]["rows_written"]
+    sampled = {}
+    for name, settings in found["job"]["strategies"].items():
+        positions = settings["count"] * (tokens["response"] - groups)  # of the truths, their ends apart
+        if name == "an":
+            sampled[name] = tokens[name]
+        elif name == "rn":
+            sampled[name] = round(tokens[name] - sum(shares(settings["rn_share"])) / 2 * positions)
+        elif name == "mn":
+            sampled[name] = round(settings["mn_share"] * settings.get("mn_rounds", 1) * positions)
+    return {"groups": groups, "sampled": sampled}
 
 
 # Kind of step -> where records keep what it says beside its result, and how that is read of the file it writes last.
@@ -147,7 +163,8 @@ class Progress:
         """Keep what a finished step says; returns whether that was new and makes other steps known."""
         kind, *names = step.name.split(" ")
         if kind == "choose" and names[0] not in self.records.choices:
-            choice = choose(values_of(read_report(str(step.done.parent))), self.study.choose_by)
+            found = read_report(str(step.done.parent))
+            choice = choose(values_of(found), self.study.choose_by, errors_of(found))
             self.records.choices[names[0]] = choice
             end = ", an end of what was tried" if at_an_end(choice) else ""
             log.info("%s: learning rate %g%s", names[0], choice["rate"], end)

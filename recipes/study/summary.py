@@ -1,10 +1,12 @@
 """docs/results/study-TASK.md: the tables of a study, from its records alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from data.command.wording import counted
 from evaluation.metrics import METRICS
 from evaluation.metrics.columns import Column
-from recipes.study.aggregate import ERRORS, OverSeeds, difference, measures_of, values
+from recipes.study.aggregate import ERRORS, OverSeeds, change, difference, measures_of, values
 from recipes.study.choice import at_an_end
 from recipes.study.design import TEST, VALIDATION, Hypothesis, Study
 from recipes.study.records import Comparison, Records
@@ -14,7 +16,7 @@ NOTHING = ""
 
 def markdown(study: Study, records: Records) -> str:
     """The page of a study: rates, a table of each measure's means and differences, one of each hypothesis, costs."""
-    found = records.comparisons
+    found = records.newest
     parts = [
         f"# Study: {study.name}",
         study.about.strip(),
@@ -36,8 +38,8 @@ def markdown(study: Study, records: Records) -> str:
 
 
 def _notes(records: Records) -> list[str]:
-    anew = records.made_anew()
-    said = [f"Trained anew between parts, and not alike to the last digit: {', '.join(anew)}."] if anew else []
+    old = len(records.comparisons) - len(records.newest)
+    said = [f"{counted(old, 'comparison')} of models that were trained again since are left out."] if old else []
     for name, losses in records.references.items():
         if losses:
             least = min(losses, key=lambda step: losses[step])
@@ -50,11 +52,18 @@ def _choices(study: Study, records: Records) -> str:
     by = " + ".join(f"{weight:g} x {measure}" for measure, weight in study.choose_by.items())
     rows = []
     for row, choice in records.choices.items():
-        scores = ", ".join(f"{rate}: {score:.3f}" for rate, score in choice["scores"].items())
+        scores = ", ".join(_score(choice, rate) for rate in sorted(choice["scores"], key=float))
         rows.append([row, f"{choice['rate']:g}", "yes" if at_an_end(choice) else NOTHING, scores])
-    return f"By {by} on validation prompts, seed {study.seeds[0]}; more is better.\n\n" + _table(
-        ["row", "rate", "end of the range", "score by rate"], rows
+    said = (
+        f"By {by} on validation prompts, seed {study.seeds[0]}; more is better. Behind ± is the error of a difference "
+        "from the smallest rate, where it was kept: rates closer than two of it were told apart by chance."
     )
+    return said + "\n\n" + _table(["row", "rate", "end of the range", "score by rate"], rows)
+
+
+def _score(choice: Mapping[str, Any], rate: str) -> str:
+    error = choice["errors"].get(rate)
+    return f"{rate}: {choice['scores'][rate]:.3f}" + (f" ± {error:.3f}" if error else "")
 
 
 def _rows(study: Study, found: Sequence[Comparison], measures: Sequence[str]) -> str:
@@ -84,9 +93,25 @@ def _hypothesis(hypothesis: Hypothesis, found: Sequence[Comparison]) -> list[str
     if not rows:
         return []
     table = _table(["row", "minus", "seeds", *hypothesis.measures], rows)
+    changes = [
+        [f"({a} - {b}) - ({c} - {d})", *_changed(found, (a, b), (c, d), hypothesis.measures)]
+        for (a, b), (c, d) in hypothesis.changes
+    ]
+    changes = [row for row in changes if any(row[1:])]
+    table += "\n\n" + _table(["change", *hypothesis.measures], changes) if changes else ""
     unpaired = {m for r, a in hypothesis.comparisons for m in hypothesis.measures if _unpaired(found, r, a, m)}
     note = [f"Not paired by prompt: {', '.join(sorted(unpaired))}."] if unpaired else []
     return [f"## {hypothesis.name}", table, *note]
+
+
+def _changed(
+    found: Sequence[Comparison], first: tuple[str, str], second: tuple[str, str], measures: Sequence[str]
+) -> list[str]:
+    cells = []
+    for measure in measures:
+        one, other = difference(found, *first, measure), difference(found, *second, measure)
+        cells.append(_cell(measure, change(one, other) if one and other else None, signed=True))
+    return cells
 
 
 def _unpaired(found: Sequence[Comparison], row: str, against: str, measure: str) -> bool:
@@ -108,19 +133,18 @@ def _cost(study: Study, records: Records) -> str:
             tokens, steps = (max(t[key] for t in of_row.values()) for key in ("tokens", "steps"))
             rows.append([row, str(steps), f"{tokens:,}", f"{max(times):.0f} s" if times else NOTHING])
     sets = [
-        [name.removeprefix("set "), f"{made['groups']:,}", _sampled(made["tokens"], made["groups"])]
+        [name.removeprefix("set "), f"{made['groups']:,}", _sampled(made["sampled"], made["groups"])]
         for name, made in records.sets.items()
     ]
     tables = [
         _table(["row", "steps", "tokens read by forward passes", "processor time of a run"], rows),
-        _table(["set", "groups", "tokens per group by strategy"], sets),
+        _table(["set", "groups", "tokens sampled per group, by strategy"], sets),
     ]
     return "\n\n".join([said, *tables])
 
 
 def _sampled(tokens: dict[str, int], groups: int) -> str:
-    apart = ("prompt", "response", "negatives")
-    return ", ".join(f"{key} {count / max(1, groups):.0f}" for key, count in tokens.items() if key not in apart)
+    return ", ".join(f"{key} {count / max(1, groups):.0f}" for key, count in tokens.items()) or "none"
 
 
 def _in_tables(measures: Sequence[str]) -> list[list[str]]:

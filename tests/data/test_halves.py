@@ -159,7 +159,8 @@ def test_a_stream_holds_out_the_rows_that_a_table_does_but_for_those_between_the
     assert (table == stream) == (len(of_stream) == 60 - kept) == (share == 0.5)
     assert [record.getMessage() for record in caplog.records if record.name == source_options.__name__] == [
         f"{path}: 60 rows: {kept} train, {60 - kept} held out; read: {60 - kept} of test",
-        f"{path}: rows of a stream: about {100 * share:g}% of them are held out",
+        f"{path}: rows of a stream: about {100 * share:g}% of them are held out, row by row: a prompt of several "
+        "may be in both halves",
     ]
 
 
@@ -199,3 +200,48 @@ def test_both_halves_take_turns_so_that_a_limit_has_them_in_proportion(train: in
 def test_no_rounding_moves_a_row():
     assert [num_train(10, share) for share in (0.1, 0.3, 0.7, 0.9)] == [9, 7, 3, 1]
     assert [num_train(count, 0.5) for count in range(5)] == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.0])
+def test_all_rows_of_a_prompt_are_in_one_half(tmp_path: Path, share: float):
+    """The prompts have 1 to 10 rows each, and some rows are there twice."""
+    rows = [{"prompt": f"p{i}", "completion": f"c{j}"} for i in range(200) for j in range(1 + i % 10)]
+    for name, content in (("a", [*rows, *rows[:50]]), ("b", [*rows[:50], *rows][::-1])):
+        (tmp_path / f"{name}.jsonl").write_bytes(lines(content))
+    source, other = (open_source(str(tmp_path / f"{name}.jsonl"), TASK, test_share=share) for name in "ab")
+    found = list(source)
+    halves: dict[str, set[str]] = {}
+    for example in found:
+        halves.setdefault(example.prompt, set()).add(example.split)
+    assert {len(of_prompt) for of_prompt in halves.values()} == {1}
+    held_out = sum(e.split == "test" for e in found)
+    assert abs(held_out - share * 1150) <= 5  # half of the largest prompt
+    assert "held out too" not in source.summary
+    assert f"{1150 - held_out:,} train, {held_out} held out" in source.summary
+    assert set(said(found)) == set(said(list(other)))
+    if share == 0.5:  # chance decides, not how many rows a prompt has
+        assert 40 <= sum(found == {"test"} for name, found in halves.items() if int(name[1:]) % 10 >= 5) <= 60
+
+
+def test_only_prompts_of_several_rows_move_and_those_at_the_border(tmp_path: Path):
+    """Rows used to be split one by one, in the order of their hashes."""
+    (tmp_path / "a.jsonl").write_bytes(lines([*ROWS, {"prompt": "p0", "completion": "other"}]))
+    found = list(open_source(str(tmp_path / "a.jsonl"), TASK))
+    by_hash = sorted(found, key=lambda e: hashlib.sha256(f"0:{e.id}".encode()).digest())
+    moved = [e.prompt for e in found if (e.split == "test") != (e in by_hash[30:])]
+    assert len(moved) <= 2
+    assert "p0" in moved or not moved
+
+
+def test_rows_of_chats_that_begin_alike_are_in_one_half(tmp_path: Path):
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{j}"}]}
+        for i in range(20)
+        for j in range(3)
+    ]
+    (tmp_path / "a.jsonl").write_bytes(lines(rows))
+    halves: dict[str, set[str]] = {}
+    for example in open_source(str(tmp_path / "a.jsonl"), "conversational"):
+        halves.setdefault(str(example.prompt), set()).add(example.split)
+    assert len(halves) == 20
+    assert {len(of_prompt) for of_prompt in halves.values()} == {1}

@@ -10,7 +10,7 @@ import pytest
 
 from data.command.errors import UserError
 from data.command.options import make_config
-from data.models import check_causal, context_length
+from data.models import check_causal, context_length, warn_of_cap
 from data.shards import NegativeSet
 from evaluation.answers.cache import Store
 from evaluation.answers.checkpoints import load_checkpoints
@@ -49,6 +49,16 @@ def test_the_shorter_of_context_and_longest_counts(reference: Path, endless: Pat
     assert context_length(str(endless), 7) == 7
     with pytest.raises(UserError, match=r"does not say its context length .* Say it with --max_length"):
         context_length(str(endless))
+
+
+def test_a_longer_max_length_than_models_take_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_cap(None, {"a": 128})
+    warn_of_cap(128, {"a": 128})
+    assert not caplog.messages
+    warn_of_cap(4096, {"a": 128, "b": 8192, "c": 1024})
+    assert caplog.messages == [
+        "--max_length 4,096 is beyond the context: a takes 128, c takes 1,024, prompt and response together"
+    ]
 
 
 def test_stage_1_takes_a_model_that_does_not_say_its_context_with_max_length(endless: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data.manifest import MISSING, environment, first_difference
+from data.manifest import MISSING, environment, first_difference, said_of_difference
 from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
 from tests.support.commands import ROOT
@@ -26,6 +26,23 @@ def test_first_difference_walks_nested_settings():
     assert first_difference({"a": {"b": [1]}}, {"a": {"b": [2]}}) == ("a.b", [1], [2])
     assert first_difference({}, {"new": 3}) == ("new", MISSING, 3)
     assert first_difference({"a": {"b": 1, "name": 2}}, {"a": {"b": 1}}, ignore=("a.name",)) is None
+
+
+def test_what_differs_is_said_in_words_and_names_first_and_hashes_last():
+    theirs = {"model": {"name": "runs/a", "weights_sha256": "1" * 64, "config_sha256": "2"}, "seed": 0, "limit": None}
+    ours = {"model": {"name": "runs/b", "weights_sha256": "3" * 64, "config_sha256": "2"}, "seed": 1, "limit": None}
+    ignore = ["model.name"]
+    assert said_of_difference(theirs, ours, ignore=ignore) == (
+        "its model.name is 'runs/a', this job's is 'runs/b'; its seed is 0, this job's is 1; also model.weights_sha256"
+    )
+    only_named = {**theirs, "model": {**theirs["model"], "name": "runs/b"}}
+    assert said_of_difference(theirs, only_named, ignore=ignore) is None
+    changed = {**theirs, "model": {**theirs["model"], "config_sha256": "4"}}
+    assert said_of_difference(theirs, changed, ignore=ignore) == "its model.config_sha256 is '2', this job's is '4'"
+    many = said_of_difference({}, dict.fromkeys("abcde", 1))
+    assert many is not None
+    assert many.startswith("its a is ")
+    assert many.endswith("; also d, e")
 
 
 def test_first_difference_tells_null_from_missing_and_ignores_whole_paths_only():

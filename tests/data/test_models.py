@@ -269,9 +269,11 @@ def test_heads_that_do_not_divide_the_width_are_refused_before_anything_is_writt
 
 def test_the_tokenizer_is_trained_on_what_is_usable_and_on_what_messages_say(tmp_path: Path):
     data = tmp_path / "chats.jsonl"
-    turns = ["why zebra zebra?", "so zebra zebra."]
-    chat = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), turns, strict=True)]
-    rows = [{"messages": chat}, {"messages": None}, {"messages": [{"role": "user", "content": "\ud800"}]}]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
+    rows: list[dict[str, Any]] = []
+    for number in range(6):
+        turns = [f"why zebra zebra {number}?", "so zebra zebra."]
+        chat = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), turns, strict=True)]
+        rows += [{"messages": chat}, {"messages": None}, {"messages": [{"role": "user", "content": "\ud800"}]}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_blank_model(BlankConfig(dataset=str(data), task="conversational", out=str(tmp_path / "m"), vocab_size=300))
     assert "zebra" in "".join(load_tokenizer(str(tmp_path / "m")).get_vocab())

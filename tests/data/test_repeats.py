@@ -44,8 +44,7 @@ def test_a_table_says_how_many_and_merges_rows_that_lie_apart(tmp_path: Path, ow
     source = open_source(str(path), "prompt-completion", columns=PAIRS.split(","))
     assert source.num_examples == 301
     assert source.summary == (
-        "601 rows: 300 train, 301 held out; 1 of train is held out too; "
-        "300 rows of the same prompt and response as another merged into it"
+        "601 rows: 299 train, 302 held out; 300 rows of the same prompt and response as another merged into it"
     )
     assert lists(list(source)) == {(f"p{i}", "c"): [f"a{i}", f"b{i}"] for i in range(300)} | {("single", "c"): ["s"]}
     assert list(source) == list(source)

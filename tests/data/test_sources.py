@@ -100,19 +100,14 @@ def test_a_path_may_start_with_a_tilde(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(load_examples("~/a.jsonl", TASK)) == len(ROWS)
 
 
-def test_exact_duplicates_across_the_boundary_leave_one_held_out_example(tmp_path: Path):
+def test_the_border_cuts_no_exact_duplicates(tmp_path: Path):
     rows = [{"prompt": "p", "completion": "c"}] * 4
     path = write(tmp_path / "a.jsonl", [*rows, *ROWS[:2]])
     copies = [e for e in load_examples(path, TASK) if e.prompt == "p"]
-    assert [(e.split, e.problem is None) for e in copies] == [
-        ("test", True),
-        ("train", False),
-        ("test", False),
-        ("train", False),
-    ]
+    assert [(e.split, e.problem is None) for e in copies] == [("test", True), *[("test", False)] * 3]
     assert {e.problem for e in copies[1:]} == {("duplicate", "same prompt and response as an earlier row")}
-    for half in ("train", "test"):  # read alone, each half has its own
-        assert [e.problem is None for e in load_examples(path, TASK, half) if e.prompt == "p"] == [True, False]
+    read = {half: [e.problem is None for e in load_examples(path, TASK, half)] for half in ("train", "test")}
+    assert read == {"train": [True], "test": [True, False, False, False, True]}
     assert [e.problem for e in load_examples(path, TASK, limit=2)] == [None, None]
 
 
@@ -210,7 +205,10 @@ def test_a_source_reads_batches_gives_the_order_of_the_hash_and_can_be_read_agai
     rows = [{"prompt": f"p{i % 40}", "completion": f"c{i % 30}"} for i in range(200)]  # 120 of them distinct
     path = write(tmp_path / "a.jsonl", rows)
     ordered = by_hash([as_example(row["prompt"], row["completion"], TASK) for row in rows])
-    train, test = ordered[:100], ordered[100:]
+    least = {e.prompt: min(other.id for other in ordered if other.prompt == e.prompt) for e in ordered}
+    first = by_hash(list({e.id: e for e in ordered if e.id == least[e.prompt]}.values()))
+    in_train = {e.prompt for e in first[:20]}  # of 40, each with five rows
+    train, test = ([e for e in ordered if (e.prompt in in_train) == kept] for kept in (True, False))
     expected = {"train": train, "test": test, "all": [e for pair in zip(train, test, strict=True) for e in pair]}
     for split, limit in [("train", None), ("test", 9), ("all", None), ("all", 9)]:
         source = open_source(path, TASK, split, limit)

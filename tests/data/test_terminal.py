@@ -37,6 +37,22 @@ def test_the_output_of_a_command_cannot_steer_a_terminal(capsys: pytest.CaptureF
     assert capsys.readouterr() == (f"{SPELLED}\n", f"{SPELLED}\n")
 
 
+def test_warnings_that_tell_nothing_are_not_shown_and_others_of_their_library_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [*logging.getLogger().handlers])
+    library = logging.getLogger("transformers.trainer_utils")
+    monkeypatch.setattr(library, "filters", [])
+    library.addHandler(caplog.handler)
+    try:
+        start_logging()
+        library.warning("The tokenizer has new PAD/BOS/EOS tokens that differ from the model config")
+        library.warning("The checkpoint is incomplete")
+    finally:
+        library.removeHandler(caplog.handler)
+    assert set(caplog.messages) == {"The checkpoint is incomplete"}
+
+
 def test_a_terminal_without_utf_8_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))

@@ -1,6 +1,7 @@
 """The prompts that checkpoints are compared on: the same for all, whatever their contexts and tokenizers."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -61,6 +62,25 @@ def test_a_text_is_cut_once_for_contexts_and_tokenizers_that_differ(reference: P
         assert c.prompt_ids == [load_tokenizer(models["bos"]).eos_token_id, *a.prompt_ids]
         assert len(a.prompt_ids) == 59 * 15 // 100  # of the shortest context, less EOS
     assert long.context == short.context == 60 < bos.context
+
+
+def test_what_all_models_are_asked_is_said_once(
+    reference: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    short = with_context(reference, tmp_path / "short", 60)
+    examples = [Example(str(i), "Who? " * (1 + 20 * i), "I", "test") for i in range(2)]
+    load(tmp_path, {"a": str(reference), "b": str(reference)}, examples[:1], "prompt-completion")
+    assert caplog.messages == ["texts: 1 prompt, 0 rejected"]
+    caplog.clear()
+    models = {"a": str(reference), "b": str(reference), "short": short}
+    load_checkpoints(models, examples, "prompt-completion", "texts", Store(str(tmp_path / "store")), 100)
+    assert caplog.messages[:2] == [
+        "--max_length 100 is beyond the context: short takes 60, prompt and response together",
+        "a, b: 2 prompts, 0 rejected",
+    ]
+    assert caplog.messages[2].startswith("short: 1 prompt, 1 rejected (1 prompt too long:")
+    assert caplog.messages[3:] == ["compared on the 1 prompt that all of them take"]
 
 
 def test_prompts_that_a_model_has_no_room_for_are_left_out_for_all(reference: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from data.command.errors import UserError
 from evaluation.compare import compare, main, run_names
-from evaluation.metrics.statistics import Measurement
+from evaluation.metrics.statistics import Estimate, Measurement
 from evaluation.report import Results
 from evaluation.report.files import to_json
 from tests.support.commands import run_command
@@ -26,6 +26,10 @@ def write_run(path: Path, found: list[Measurement], environment: dict[str, Any] 
     return str(path)
 
 
+def compared(paths: list[str]) -> str:
+    return compare(paths).markdown()
+
+
 def section(text: str, title: str) -> list[str]:
     """The lines under a heading."""
     return text.partition(f"## {title}\n\n")[2].partition("\n\n")[0].splitlines()
@@ -39,15 +43,16 @@ def table_of(text: str) -> list[list[str]]:
 def test_the_same_model_in_two_runs_keeps_both_rows(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", [rate(0.5, "mle"), rate(0.6, "cpo"), measured("cpo", "nll", 2.0)])
     two = write_run(tmp_path / "two", [rate(0.55, "mle", "beam2"), measured("mle", "mauve", 0.9, "beam2")])
-    text = compare([one, two])
+    text = compared([one, two])
     assert table_of(text) == [
-        ["run", "model", "decoding", "win rate", "win rate, 95% interval", "MAUVE", "NLL"],
-        ["one", "mle", "greedy", "50.0% ± 1.6", "46.9 to 53.1%", "", ""],
-        ["one", "cpo", "greedy", "60.0% ± 1.6", "56.9 to 63.1%", "", "2.000 ± 0.013"],
-        ["two", "mle", "beam2", "55.0% ± 1.6", "51.9 to 58.1%", "0.900 ± 0.013", ""],
+        ["run", "model", "decoding", "win rate", "MAUVE", "NLL"],
+        ["one", "mle", "greedy", "50.0% ± 1.6", "", ""],
+        ["one", "cpo", "greedy", "60.0% ± 1.6", "", "2.000 ± 0.013"],
+        ["two", "mle", "beam2", "55.0% ± 1.6", "0.900 ± 0.013", ""],
     ]
     assert section(text, "What differs between the runs") == ["Nothing of the set-up that is recorded."]
-    assert f"- one: {one}" in text.splitlines()
+    of = "1,000 of 1,010 prompts of databricks-dolly-15k.jsonl, split test; 500 groups of runs/negatives."
+    assert f"- one: {one}: {of}" in text.splitlines()
     assert "- win rate: share of the judged prompts on which the judge prefers the answer; a tie is half." in text
     assert "- Blank: the run did not measure that" in text
 
@@ -65,19 +70,22 @@ def test_differences_between_evaluations_are_said_above_the_table(tmp_path: Path
         "decodings": ["greedy", "beam2"],
     }
     versions = {"packages": {"torch": "2.12.0"}, "git_commit": "1" * 40}
-    text = compare([write_run(tmp_path / "a", found), write_run(tmp_path / "b", found, versions, **other)])
+    text = compared([write_run(tmp_path / "a", found), write_run(tmp_path / "b", found, versions, **other)])
     assert section(text, "What differs between the runs") == [
         "- data.split: a: test; b: all",
-        f"- data.examples_sha256: a: {'c' * 16}; b: {'8' * 16}",
         "- data.measured: a: 1,000; b: 480",
         "- max_new_tokens: a: 256; b: 64",
         "- judge.model: a: gpt-3.5-turbo; b: gpt-4o",
-        "- second_model.name: a: none; b: big",
-        f"- second_model.weights_sha256: a: none; b: {'8' * 16}",
+        "- second_model.name: a: none; b: big",  # what one lacks altogether is one line
+        f"- data.examples_sha256: a: {'c' * 16}; b: {'8' * 16}",
         "- environment.packages.torch: a: 2.11.0; b: 2.12.0",
         f"- weights of 'mle': a: {'a' * 16}; b: {'7' * 16}",
     ]
     assert text.index("What differs") < text.index("| run")
+    assert section(text, "Verdict") == ["No verdict: the runs are not of the same prompts."]
+    many = {"shards": {"sha256": [f"{i:064x}" for i in range(9)]}}
+    text = compared([write_run(tmp_path / "c", found), write_run(tmp_path / "d", found, **many)])
+    assert section(text, "What differs between the runs")[2].endswith(f"d: {'0' * 16}, {'0' * 16} and 7 more")
 
 
 def test_measurements_without_answers_stand_in_each_row_of_their_model(tmp_path: Path) -> None:
@@ -90,7 +98,7 @@ def test_measurements_without_answers_stand_in_each_row_of_their_model(tmp_path:
         ],
     )
     two = write_run(tmp_path / "two", [measured("b", "kendall_tau", 0.25, ""), measured("c", "nll", 3.0)])
-    assert table_of(compare([one, two])) == [
+    assert table_of(compared([one, two])) == [
         ["run", "model", "decoding", "NLL", "Kendall's tau"],
         ["one", "a", "greedy", "1.000 ± 0.013", "0.500 ± 0.013"],
         ["one", "a", "beam2", "2.000 ± 0.013", "0.500 ± 0.013"],
@@ -101,8 +109,10 @@ def test_measurements_without_answers_stand_in_each_row_of_their_model(tmp_path:
 
 def test_several_opponents_are_told_apart(tmp_path: Path) -> None:
     found = [rate(0.5, "cpo"), rate(0.6, "cpo", against="mle")]
-    text = compare([write_run(tmp_path / "a", found), write_run(tmp_path / "b", [*found, rate(0.7, "x", against="y")])])
-    assert table_of(text)[0][3::2] == [
+    text = compared(
+        [write_run(tmp_path / "a", found), write_run(tmp_path / "b", [*found, rate(0.7, "x", against="y")])]
+    )
+    assert table_of(text)[0][3:] == [
         "win rate against the ground truth", "win rate against mle", "win rate against y"
     ]  # fmt: skip
 
@@ -113,7 +123,7 @@ def test_differences_from_different_baselines_are_different_columns(tmp_path: Pa
         return write_run(tmp_path / name, found, baseline=baseline)
 
     one, two, also = write("one", "mle"), write("two", "reference"), write("also", "mle")
-    assert table_of(compare([one, two, also])) == [
+    assert table_of(compared([one, two, also])) == [
         ["run", "model", "decoding", "correct answers", "correct answers minus mle", "correct answers minus reference"],
         ["one", "cpo", "greedy", "50.0% ± 1.2", "+25.0% ± 1.2", ""],
         ["two", "cpo", "greedy", "50.0% ± 1.2", "", "+25.0% ± 1.2"],
@@ -125,7 +135,7 @@ def test_what_is_of_one_decoding_alone_stands_in_each_row_of_its_model(tmp_path:
     found = [measured("m", "reverse_kl", 3.0, "sample"), *(measured("m", "nll", 1.0, d) for d in ("greedy", "beam2"))]
     asked = [measured("m", "reverse_kl", 2.0, "sample"), measured("m", "nll", 4.0, "sample")]
     one, two = write_run(tmp_path / "one", found), write_run(tmp_path / "two", asked)
-    assert table_of(compare([one, two])) == [
+    assert table_of(compared([one, two])) == [
         ["run", "model", "decoding", "reverse KL, sample", "NLL"],
         ["one", "m", "greedy", "3.000 ± 0.013", "1.000 ± 0.013"],
         ["one", "m", "beam2", "3.000 ± 0.013", "1.000 ± 0.013"],
@@ -159,10 +169,6 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest
         )
     )
     assert refusal(one, one) == f"error: run '{one}' is given twice. Give each run once.\n"
-    assert refusal(one, two) == (
-        "error: the runs share no metric (one: win_rate against truth; two: nll). Evaluate them with the same "
-        "--metrics and --against.\n"
-    )
     assert "has no report.json, so it is no finished evaluation" in refusal(one, str(tmp_path))
     assert "unknown key 'ot'" in refusal(one, two, "--ot", "x")
     assert "is a directory. Give a file" in refusal(
@@ -172,7 +178,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest
     (tmp_path / "old" / "report.json").write_text('{"report_version": 1}')
     assert "has version 1, this program reads version 3" in refusal(one, str(tmp_path / "old"))
     with pytest.raises(UserError, match="twice"):
-        compare([two, one, two])
+        compared([two, one, two])
 
 
 @pytest.mark.parametrize(
@@ -197,12 +203,57 @@ def test_every_edit_of_a_report_is_a_comparison_or_one_line(
         assert not set("\x1b\u202e") & set(said.out + said.err)
 
 
-def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_markdown_and_prints_what_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = [write_run(tmp_path / name, make_results().measurements) for name in ("one", "two")]
+    monkeypatch.setenv("COLUMNS", "70")
     assert main([*runs, "--out", str(tmp_path / "made" / "comparison.md")]) == 0
     printed = capsys.readouterr().out
-    assert (tmp_path / "made" / "comparison.md").read_text() == printed
-    assert len(table_of(printed)) == 1 + 2 * 2  # mle and anr, in two runs
+    written = (tmp_path / "made" / "comparison.md").read_text()
+    assert len(table_of(written)) == 1 + 2 * 2  # mle and anr, in two runs
+    table = printed.partition(" run ")[2].rpartition("\n\n")[0].splitlines()
+    assert max(map(len, table)) <= 70
+    assert not {"|", "**"} & set(printed)
+    folded = " ".join(printed.split())
+    assert all(heading.split(" ")[0] in folded for heading in table_of(written)[0])
+
+
+def test_runs_that_share_no_metric_stand_side_by_side(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "one", [rate(0.5, "mle")])
+    two = write_run(tmp_path / "two", [measured("mle", "nll", 2.0)])
+    text = compared([one, two])
+    assert section(text, "Verdict") == [
+        "No verdict: nothing that says which way is better was measured alike in all runs."
+    ]
+    assert [row[3:] for row in table_of(text)] == [["win rate", "NLL"], ["50.0% ± 1.6", ""], ["", "2.000 ± 0.013"]]
+
+
+def test_the_verdict_is_by_what_all_runs_measured_alike(tmp_path: Path) -> None:
+    """Differences are paired within a run, errors add up between runs, and the same weights are spoken of once."""
+    paired = Measurement("cpo", "greedy", "correct_difference", Estimate(0.1, 0.01, 480))
+    one = write_run(
+        tmp_path / "one",
+        [rate(0.5, "mle"), measured("mle", "correct", 0.5), measured("cpo", "correct", 0.6), paired],
+    )
+    own = Measurement("other", "greedy", "correct_difference", Estimate(0.2, 0.015, 480))  # from the same mle
+    two = write_run(tmp_path / "two", [measured("mle", "correct", 0.5), measured("other", "correct", 0.7), own])
+    text = compared([one, two])
+    assert section(text, "Verdict") == [
+        "- two/other: 70.0% correct answers, +20.0 ± 1.5 over one/mle, +10.0 ± 1.8 over one/cpo.",
+        "- one/cpo: 60.0% correct answers, +10.0 ± 1.0 over one/mle, 10.0 ± 1.8 below two/other.",
+    ]
+    assert "Between models of two runs nothing is paired by prompt" in text
+    judged = [write_run(tmp_path / name, [rate(0.5, "mle")], judge={"model": name}) for name in ("x", "y")]
+    assert section(compared(judged), "Verdict")[0].startswith("No verdict: nothing that says")  # by two judges
+
+
+def test_what_says_which_way_is_better_comes_first(tmp_path: Path) -> None:
+    found = [measured("m", "answer_tokens", 9.0), *(measured("m", f"correct{x}", 0.5) for x in ("", "_difference"))]
+    runs = [write_run(tmp_path / name, [*found, measured("m", "kendall_tau", 0.1, "")]) for name in ("one", "two")]
+    assert table_of(compared(runs))[0][3:] == [
+        "correct answers", "Kendall's tau", "correct answers minus mle", "answer tokens"
+    ]  # fmt: skip
 
 
 def test_only_a_comparison_of_ours_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,7 +267,10 @@ def test_only_a_comparison_of_ours_is_replaced(tmp_path: Path, capsys: pytest.Ca
     out.unlink()
     for order in (runs, runs[::-1]):
         assert main([*order, "--out", str(out)]) == 0
-        assert out.read_text() == capsys.readouterr().out
+        assert out.read_text() == compared(order)
+    older = out.read_text().partition("## Verdict")[0] + "## What differs between the runs\n"
+    out.write_text(older)  # of a version without verdicts
+    assert main([*runs, "--out", str(out)]) == 0
 
 
 def test_help_answers_in_under_a_second() -> None:

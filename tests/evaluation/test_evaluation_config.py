@@ -58,11 +58,11 @@ def test_by_default_all_that_the_options_make_possible_is_measured() -> None:
 
 def test_what_takes_a_pass_of_its_own_is_measured_where_it_is_named() -> None:
     assert "pmi" not in metrics(*MODEL, "--second_model", "P")
-    assert metrics(*MODEL, "--second_model", "P", "--metrics", "pmi", "nll") == ["nll", "pmi"]
+    assert metrics(*MODEL, "--second_model", "P", "--metrics", "pmi", "nll") == ["pmi", "nll"]
 
 
-def test_chosen_metrics_come_in_one_order() -> None:
-    assert metrics(*MODEL, "--metrics", "text, truth") == ["truth", "text"]
+def test_chosen_metrics_come_as_they_are_asked_for() -> None:
+    assert metrics(*MODEL, "--metrics", "text, truth") == ["text", "truth"]
 
 
 def test_a_sweep_brings_the_mle_model_and_its_ensembles() -> None:
@@ -97,7 +97,7 @@ def test_a_metric_is_asked_what_it_needs_with_the_models_and_the_metrics_that_we
 
     monkeypatch.setattr(METRICS.load("text"), "needs", needs)
     assert config(*MODEL, "--metrics", "text,truth").chosen_metrics()
-    assert asked[-1] == Request("rows.jsonl", ["a"], ["truth", "text"])
+    assert asked[-1] == Request("rows.jsonl", ["a"], ["text", "truth"])
     assert config(*MODEL).chosen_metrics()
     assert asked[-1] == Request("rows.jsonl", ["a"], [])
 
@@ -164,6 +164,7 @@ def test_a_bare_path_may_hold_an_equals_sign() -> None:
         ([*MODEL, "--metrics", "reverse_kl"], "needs --second_model"),
         ([*MODEL, "--metrics", "correct"], "needs --dataset facts"),
         ([*MODEL, "--judge.max_cost", "1"], "--judge.max_cost does nothing without --judge.model or .reward_model."),
+        ([*MODEL, "--use", "an=4"], "--use does nothing without --shards. Give that too, or leave it out."),
         ([*MODEL, "--second_model_dtype", "bfloat16"], "--second_model_dtype does nothing without --second_model."),
         (
             [*MODEL, "--metrics", "text", "--embedder", "x"],

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,8 @@ def test_the_command_writes_what_it_prints_and_pays_nothing_twice(
     server.answer = longer
     judge_check.main(words)
     printed = capsys.readouterr().out
+    of = rf"10 pairs of \d+ prompts?, from 10 labels of {re.escape(str(tmp_path))}"
+    assert re.search(f"(?m)^{of}", printed)
     assert "m agrees with people on 50.0% (20.0% to 80.0%) of 10 pairs; kappa 0.00." in printed
     assert "m lets the longer answer win more often than people do: +50.0%" in printed
     assert {p.name for p in (tmp_path / "out").iterdir()} <= {
@@ -192,8 +195,8 @@ def test_a_panel_is_checked_judge_by_judge_and_as_a_whole(
     given = ["--labels", labels(tmp_path), "--out", str(tmp_path / "out"), "--judge.base_url", server.url]
     judge_check.main([*given, "--judge.model", "m", "first", "n"])
     printed = capsys.readouterr().out
-    rows = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|")]
-    assert rows[2:6] == ["m", "first", "n", "majority"]
+    rows = re.findall(r"(?m)^ (m|first|n|majority) ", printed)
+    assert rows[:4] == ["m", "first", "n", "majority"]
     assert "first prefers what is shown first: 100.0% (69.2% to 100.0%) of 10 flips name the first." in printed
     assert "Two judges of the panel agree on 33.3% of 10 pairs; Fleiss' kappa " in printed
 

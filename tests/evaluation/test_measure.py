@@ -351,6 +351,7 @@ def test_evasive_replies_are_counted_and_marked_beside_wrong_and_correct_ones() 
     measured = Gathered((base, other), (), tuple(evidence)).measurements(part(range(4)), "base")
     assert found(measured, "base")["evasive"].mean == 0.75
     assert found(measured, "other")["evasive_difference"].mean == -0.75
+    assert [found(measured, name)["made_up"].mean for name in ("base", "other")] == [0.25, 0.25]
     rows = sample_rows(Gathered((base, other), (), tuple(evidence)), part(range(4)))
     labels = [{a.model: [mark.label for mark in a.marks] for a in row.answers} for row in rows]
     assert labels[0] == {"base": ["wrong", "evasive"], "other": ["correct"]}

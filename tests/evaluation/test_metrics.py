@@ -11,7 +11,7 @@ import pytest
 
 from data.command.errors import UserError
 from evaluation.answers.answer_sets import AnswerSet
-from evaluation.metrics import METRICS, in_order
+from evaluation.metrics import METRICS, as_asked, in_order
 from evaluation.metrics.base import AnswerMetric, PromptMetric, Values, columns_of, fault_of, require_own
 from evaluation.metrics.columns import HIGHER, LOWER, NEITHER, Column, from_json, to_json
 from evaluation.paper import TABLES, differences
@@ -64,6 +64,7 @@ def test_the_metrics_come_in_one_order() -> None:
     assert [metric.name for metric in ALL if metric.name in KNOWN] == KNOWN
     assert sorted(ALL, key=lambda metric: (metric.order, metric.name)) == ALL
     assert in_order(["text", "truth", "text"]) == in_order(["truth", "text"])
+    assert [metric.name for metric in as_asked(["text", "truth", "text"])] == ["text", "truth"]
     with pytest.raises(UserError, match=r"unknown metric 'nl'\. Did you mean 'nll'"):
         in_order(["nl"])
 

@@ -1,5 +1,6 @@
 """A report on a hub that a stub stands for."""
 
+import re
 from pathlib import Path
 
 import huggingface_hub
@@ -11,8 +12,10 @@ from data.command.options import make_config
 from data.storage import Folder
 from evaluation.config import EvaluateConfig
 from evaluation.publish_report import publish_report
+from evaluation.report import write_report
 from evaluation.run import evaluate
 from tests.support.hub import HubStub
+from tests.support.reports import make_results, make_sweep
 
 
 def test_a_report_is_pushed_without_its_store_and_its_page_is_the_card(
@@ -37,6 +40,26 @@ def test_a_report_is_pushed_without_its_store_and_its_page_is_the_card(
     card = DatasetCard(hub.files["README.md"].decode())
     assert card.data.to_dict()["tags"] == ["evaluation", "contrastive-preference-optimization"]
     assert card.text.strip() == "# report.md"
+
+
+def test_the_card_names_models_prompts_and_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = HubStub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    write_report(Folder(str(tmp_path)), make_results(sweep=make_sweep()))
+    publish_report(Folder(str(tmp_path)), "me/report")
+    card = hub.files["README.md"].decode()
+    for line in (
+        "1,000 of 1,010 prompts of databricks-dolly-15k.jsonl, split test",
+        f"- mle: `runs/mle`, weights {'a' * 16}, tokenizer {'f' * 16}",
+        f"- anr: `runs/anr`, weights {'b' * 16}, tokenizer {'f' * 16}",
+        f"- data.measured_sha256: {'9' * 16}",
+        "- win rate: ",
+        "- decodings: greedy",
+    ):
+        assert line in card
+    images = re.findall(r"!\[[^]]*\]\(([^)]+)\)", card)
+    assert images
+    assert set(images) <= hub.files.keys()
 
 
 def test_who_may_not_push_is_told_before_anything_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

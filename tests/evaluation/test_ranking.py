@@ -30,6 +30,7 @@ from negatives_gen.models.loading import load_scorer
 from tests.support.read_examples import load_examples
 from tests.support.tiny import make_negative_set
 from tests.support.written import job_of
+from trainer.groups.dataset import ContrastiveGroups
 from trainer.scoring.scorer import Scorer
 
 
@@ -196,7 +197,7 @@ def test_the_record_says_over_whom_tau_is(tmp_path: Path) -> None:
     record = read_held_out(str(tmp_path / "set"), "all", []).record
     assert record["kendall_tau"] == {"signal": "given", "strategies": ["given"]}
     said = Ranking.summary_of({"shards": {**record, "name": "S"}})
-    assert said == "1 groups of S (Kendall's tau by given, over given alone)"
+    assert said == "1 group of S (Kendall's tau by given, over given alone)"
 
 
 def test_a_checkpoint_that_transformers_cannot_load_is_one_line(reference: Path, tmp_path: Path) -> None:
@@ -215,3 +216,42 @@ def test_a_checkpoint_that_transformers_cannot_load_is_one_line(reference: Path,
     ):
         gather([Truth(None, evaluation)], [checkpoint], [])
     assert not (tmp_path / "logps").exists()
+
+
+def of_several_kinds(out: Path) -> str:
+    """Three groups with two an and a bn each, but for the last, which has no bn; nothing was scored."""
+    writer = NegativeSetWriter(str(out), job_of(an=2, bn=1), ["given"])
+    writer.begin()
+    kinds = [("an", "an", "bn"), ("an", "an", "bn"), ("an", "an")]
+    groups = [scored(str(i) * 32, names, *(0.5 for _ in names)) for i, names in enumerate(kinds)]
+    for group in groups:
+        group.negatives[1].reference_logp = -1.0  # the likelier one
+    writer.write_shard(0, groups, [], seconds={}, layout="packed")
+    writer.finish(1)
+    return str(out)
+
+
+def test_use_takes_negatives_as_the_trainer_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = of_several_kinds(tmp_path / "set")
+
+    def taken(use: str | None) -> list[list[str]]:
+        return [[c.text for c in group.negatives] for group in read_held_out(path, "all", [], use).groups]
+
+    assert taken(None) == [["t0", "t1", "t2"], ["t0", "t1", "t2"], ["t0", "t1"]]
+    assert taken("an=1:hard") == [["t1"]] * 3
+    assert taken("bn=1,an=1") == [["t2", "t0"], ["t2", "t0"], ["t0"]]
+    assert "left out" not in caplog.text
+    assert taken("bn=1") == [["t2"]] * 2
+    assert f"1 group of '{path}' left out: none of the negatives of --use bn=1" in caplog.text
+    trained = ContrastiveGroups.of([NegativeSet(path)], "all", "an=1:random", seed=3)
+    drawn = read_held_out(path, "all", [], "an=1:random", seed=3).groups
+    assert [g.negatives[0].ids for g in drawn] == [list(trained[i].tokens.continuations[1]) for i in range(3)]
+    for use, said in (("tn=1", "no 'tn'"), ("an=3", "Ask for less"), ("an=1:odd", "is no way to choose")):
+        with pytest.raises(UserError, match=said):
+            read_held_out(path, "all", [], use)
+
+
+def test_the_record_says_which_negatives(tmp_path: Path) -> None:
+    record = read_held_out(of_several_kinds(tmp_path / "set"), "all", [], "bn=1").record
+    assert (record["use"], record["groups"]) == ("bn=1", 2)
+    assert Ranking.summary_of({"shards": {**record, "name": "S"}}) == "2 groups of S, bn=1"

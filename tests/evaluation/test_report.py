@@ -142,7 +142,7 @@ def test_only_columns_that_are_shown_are_explained() -> None:
 
 
 def test_an_unknown_metric_is_shown_by_its_name() -> None:
-    made = tables(make_results([measured("anr", "new_thing", 0.123456), measured("anr", "score", 2.0, against="mle")]))
+    made = tables(make_results([measured("anr", "score", 2.0, against="mle"), measured("anr", "new_thing", 0.123456)]))
     assert [(t.title, t.headings[1], cells(t)[0][1]) for t in made] == [
         ("Win rate against mle, greedy", "score", "2 ± 0.0125"),
         ("Answers, greedy", "new thing", "0.1235 ± 0.0125"),
@@ -361,7 +361,11 @@ def test_a_report_is_written_as_its_files_and_shown_as_text(tmp_path: Path) -> N
     assert "![NLL of mle and anr" not in shown
     said = "- anr: 64.3% win rate, +13.8 ± 1.9 over mle.\n\nBy win rate, greedy"
     assert shown.startswith(said)
-    assert "\n\nWin rate against the ground truth, greedy\n| model" in shown
+    assert max(map(len, shown.partition("Win rate against")[2].partition("* in")[0].splitlines())) <= 100
+    assert not re.search(r"\*\*|\|", shown)  # no Markdown: what is best has a star
+    assert "\n mle      50.5% ± 1.6   47.4 to 53.6%      990\n" in shown
+    assert "\n anr     *64.3% ± 1.6   61.2 to 67.4%      990     +13.8% ± 1.9   +10.0 to +17.6%\n" in shown
+    assert "\n\n* in its column and decoding better than every other model by more than 1.96 standard errors" in shown
     text = (tmp_path / "report.md").read_text()
     assert said in text
     assert "](forest.svg)" in text

@@ -136,7 +136,11 @@ def test_the_page_begins_with_the_verdict_and_says_what_columns_are(tmp_path: Pa
     html = page_of(tmp_path, make_results())
     assert "<li>anr: 64.3% win rate, +13.8 ± 1.9 over mle.</li>" in html.replace("\u00a0", " ")
     assert html.index('id="verdict"') < html.index("<table")
-    assert '<th scope="col" title="win rate minus the baseline&#39;s, by prompt">win rate minus mle</th>' in html
+    meaning = "win rate minus the baseline&#39;s, by prompt"
+    where = re.escape(f'<th scope="col" title="{meaning}" aria-describedby="') + r"(meaning-\d+-\d+)"
+    (place,) = re.findall(f'{where}">win rate minus mle</th>', html)
+    assert f'<dt>win rate minus mle</dt><dd id="{place}">{meaning}</dd>' in html
+    assert len(set(re.findall(r'<dd id="(\S+)">', html))) == len(re.findall(r'<dd id="', html)) > 5
     assert '<td class="best">64.3%' in html
 
 
@@ -167,6 +171,10 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
     for tab in opened:
         tab.close()
     assert troubles == []
+
+
+def open_details(tab: Any) -> None:
+    tab.locator("details").evaluate_all("all => all.forEach(details => { details.open = true; })")
 
 
 def texts(tab: Any, selector: str) -> list[str]:
@@ -294,11 +302,28 @@ def test_browser_keeps_what_is_shown_in_the_address(open_page: Any) -> None:
     assert texts(unknown, "#where") == ["3 of 3 prompts"]
 
 
-@pytest.mark.parametrize(("view", "width", "scheme"), [("", 1280, "light"), ("#samples", 390, "dark")])
-def test_browser_accessibility(open_page: Any, view: str, width: int, scheme: str) -> None:
-    tab = open_page(results_of(make_samples(), sweep=make_sweep()), view, width, scheme)
-    tab.locator("details").evaluate("details => { details.open = true; }")
-    assert serious_findings(tab) == []
+@pytest.mark.parametrize("view", ["", "#samples"])
+def test_browser_accessibility(open_page: Any, view: str) -> None:
+    tab = open_page(results_of(make_samples(), sweep=make_sweep()), view)
+    open_details(tab)
+    for width in (1280, 390):
+        tab.set_viewport_size({"width": width, "height": 844})
+        for scheme in ("light", "dark"):
+            tab.emulate_media(color_scheme=scheme)
+            assert (width, scheme, serious_findings(tab)) == (width, scheme, [])
+
+
+def test_browser_tells_by_keyboard_and_touch_what_columns_are(open_page: Any) -> None:
+    tab = open_page(results_of(make_samples()), view="")
+    button = tab.get_by_role("button", name="win rate minus mle", exact=True)
+    assert tab.locator("#" + button.get_attribute("aria-describedby")).text_content() == (
+        "win rate minus the baseline's, by prompt"
+    )
+    tables = tab.locator("table.numbers").count()
+    assert texts(tab, ".meanings summary") == ["What the columns are"] * tables
+    assert texts(tab, ".meanings dd") == []
+    tab.locator(".meanings summary").first.press("Enter")
+    assert "win rate minus the baseline's, by prompt" in texts(tab, ".meanings dd")
 
 
 def test_browser_shows_texts_and_runs_none(open_page: Any) -> None:
@@ -331,12 +356,12 @@ def test_browser_shows_verdicts(open_page: Any) -> None:
     tab = open_page(results_of(make_samples()[:3]))
     assert texts(tab, ".answers h3") == ["mle", "cpo"] * 3
     assert texts(tab, ".badges") == [
-        "losesB Awrong", "winsA Bcorrect", "winsA Bcorrect", "flipsA Awrong", "ties: the samewrong",
-        "not judged: unparsedA ?wrongcut at the limit",
+        "losesB AwrongWhat code says.", "winsA Bcorrect", "winsA Bcorrect", "flipsA AwrongWhat code says.",
+        "ties: the samewrongWhat code says.", "not judged: unparsedA ?wrongWhat code says.cut at the limit",
     ]  # fmt: skip
-    assert [mark.get_attribute("title") for mark in tab.locator(".badge.good, .badge.bad").all()] == [
-        "What code says.", None, None, "What code says.", "What code says.", "What code says."
-    ]  # fmt: skip
+    assert texts(tab, ".badge.bad span") == []
+    tab.locator(".badge.bad summary").first.press("Enter")
+    assert texts(tab, ".badge.bad span") == ["What code says."]
     assert texts(tab, ".facts") == ["3 tokens"] * 5 + ["1 token"]
     assert texts(tab, "#judged")[0].startswith("Outcomes are against the ground truth. Behind an outcome: the judge")
 
@@ -407,7 +432,7 @@ def test_browser_needs_no_sideways_scrolling(open_page: Any, view: str, width: i
     results = results_of(make_samples(), sweep=make_sweep(), second_model={"name": long})
     found = [*results.measurements, *(rate(0.5, long, against=long) for _ in range(1)), measured("mle", long, 1.0)]
     tab = open_page(replace(results, measurements=found, notes=[long]), view, width, scheme)
-    tab.locator("details").evaluate("details => { details.open = true; }")
+    open_details(tab)
     assert tab.evaluate("document.documentElement.scrollWidth") == width
     colour = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert colour == {"light": "rgb(246, 246, 244)", "dark": "rgb(20, 23, 26)"}[scheme]
@@ -430,7 +455,7 @@ def test_browser_needs_no_sideways_scrolling(open_page: Any, view: str, width: i
 def test_browser_contrast_of_texts(open_page: Any, view: str, scheme: str) -> None:
     """At least 4.5 to 1 (WCAG AA) between every text and what is behind it."""
     tab = open_page(results_of(make_samples()), view, scheme=scheme)
-    tab.locator("details").evaluate("details => { details.open = true; }")
+    open_details(tab)
     ratios = tab.evaluate(CONTRASTS)
     assert len(ratios) > 50
     assert [found for found in ratios if found[0] < 4.5] == []

@@ -5,9 +5,13 @@ from dataclasses import replace
 import pytest
 
 from evaluation.gaps import Gaps, distinguishable
+from evaluation.metrics import as_asked as as_asked_metrics
+from evaluation.metrics.base import columns_of
+from evaluation.metrics.columns import as_asked
 from evaluation.metrics.statistics import Difference, Estimate, Measurement, all_differences
 from evaluation.report import Results
 from evaluation.report.forest import forest
+from evaluation.report.tables import tables
 from evaluation.report.verdict import verdict
 from tests.support.reports import NAN, drawn, make_results, measured, rate
 
@@ -44,6 +48,47 @@ def test_the_verdict_says_each_model_beside_the_baseline_and_the_best_other_one(
         "other model; behind ±: one standard error of the difference. Not distinguishable: less than 1.96 of these "
         "apart, or fewer than 20 prompts."
     )
+
+
+def test_the_verdict_names_what_else_differs_beyond_its_error() -> None:
+    """Whichever way is better, once each, by the decoding that leads; not what is within its error, or not paired."""
+    base = quickstart()
+    assert verdict(base).also == ""  # nothing else was paired
+    more = [
+        *(measured(m, "answer_tokens", 9.0, "sample") for m in ("reference", "mle")),
+        measured("mle", "truth_logp", -2.0, ""),
+        measured("mle", "evasive", 0.3, "sample"),
+        Measurement("cpo", "", "truth_logp_difference", Estimate(-0.31, 0.05, 480)),
+        Measurement("mle", "", "truth_logp_difference", Estimate(0.2, 0.05, 480)),
+        Measurement("cpo", "sample", "answer_tokens_difference", Estimate(0.7, 0.1, 480)),
+        Measurement("mle", "sample", "answer_tokens_difference", Estimate(0.1, 0.1, 480)),
+        Measurement("mle", "greedy", "evasive_difference", Estimate(-0.5, 0.01, 480)),  # another decoding's
+    ]
+    results = replace(base, measurements=[*base.measurements, *more])
+    assert verdict(results).also == (
+        "Beyond its error too, beside reference by prompt: answer tokens (higher: cpo), "
+        "truth logp (lower: cpo; higher: mle); some may be chance."
+    )
+    alone = [m for m in results.measurements if m.metric.startswith("truth_logp")]
+    found = verdict(replace(results, measurements=alone, differences=()))
+    assert found.lines == []
+    assert found.also.startswith("Beyond its error, beside reference by prompt: truth logp (lower: cpo; higher: mle)")
+
+
+def test_what_was_asked_for_first_leads_and_comes_first() -> None:
+    found = [measured(m, key, v, "greedy") for key, v in (("similarity", 0.5), ("correct", 0.5)) for m in ("mle", "a")]
+    found += [measured(m, "truth_logp", -1.0, "") for m in ("mle", "a")]
+    for asked in (["truth", "correct", "similarity"], ["similarity", "correct", "truth"]):
+        chosen = as_asked([c for metric in as_asked_metrics(asked) for c in columns_of([metric])])
+        results = replace(make_results(found), columns=chosen)
+        first = next(name for name in asked if name != "truth")
+        assert verdict(results).hedge.startswith({"correct": "By correct", "similarity": "By similarity"}[first])
+        made = tables(results)
+        assert [table.title.partition(",")[0] for table in made] == (
+            ["Answers", "Ground truths and held-out groups"][:: -1 if asked[0] == "truth" else 1]
+        )
+        headings = next(table for table in made if table.title.startswith("Answers")).headings[1:]
+        assert [h.split(" ")[0] for h in headings] == [name for name in asked if name != "truth"]
 
 
 def test_less_may_be_better_and_numbers_keep_their_form() -> None:
@@ -92,6 +137,9 @@ def test_of_many_models_the_best_are_spoken_of() -> None:
         *(f"m{i}" for i in range(11, 3, -1)),
         "3 more models are in the tables.",
     ]
+    assert verdict(make_results([correct(f"m{i}", i / 20) for i in range(10)], baseline="m0")).lines[-1] == (
+        "1 more model is in the tables."
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `stats` advises, and tables that fit a width."""
+"""What `stats` advises, and that its tables fit the terminal."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ import pytest
 from data.shards import NegativeSet
 from negatives_gen.__main__ import main
 from negatives_gen.verbs.advice import advice
-from negatives_gen.verbs.fitting import Column, tables
 from negatives_gen.verbs.stats import statistics
 
 
@@ -49,28 +48,11 @@ def test_a_real_set_has_advice_or_not_as_its_numbers_say(negative_set: Path) -> 
     assert advice(statistics(NegativeSet(str(negative_set)))) == []
 
 
-@pytest.mark.parametrize(
-    ("width", "parts"),
-    [
-        (31, [["a", "bb", "cccc"]]),
-        (30, [["a", "bb"], ["cccc"]]),
-        (22, [["a"], ["bb"], ["cccc"]]),
-        (3, [["a"], ["bb"], ["cccc"]]),
-    ],
-)
-def test_columns_that_do_not_fit_stand_below_beside_the_first_again(width: int, parts: list[list[str]]) -> None:
-    # 2 + 8 (name), and 3 before each of 4, 3 and 5.
-    columns = [Column("a", ["1234"]), Column("bb", ["123"]), Column("cccc", ["12345"])]
-    made = tables("title", [Column("strategy", ["truth"])], columns, width)
-    assert [[column.header for column in table.columns[1:]] for table in made] == parts
-    assert [table.title for table in made] == ["title", *[None] * (len(parts) - 1)]
-
-
 @pytest.mark.parametrize("columns", [60, 80])
 def test_no_line_of_stats_is_wider_than_the_terminal(
     columns: int, negative_set: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("negatives_gen.verbs.reading.PLAIN_WIDTH", columns)
+    monkeypatch.setenv("COLUMNS", str(columns))
     assert main(["stats", str(negative_set)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns

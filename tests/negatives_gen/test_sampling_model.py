@@ -317,7 +317,9 @@ def test_a_quantised_sampler_is_known_by_its_codes_and_its_configuration(referen
     with without_ray():
         made = generate(config(reference, tmp_path / "set", sampler=str(quantised)), components())
         assert AskedEngineStub.made == [(str(quantised), "")]
-        with pytest.raises(UserError, match=r"already holds another job: its sampler\.weights_sha256 is"):
+        with pytest.raises(
+            UserError, match=r"its sampler\.name is '.*quantised', .*coarser'; also sampler\.weights_sha"
+        ):
             generate(config(reference, tmp_path / "set", sampler=str(coarser)), components())
     assert made.job["sampler"]["weights_sha256"] == weights_hash(str(quantised)) != weights_hash(str(reference))
     tokenizer = load_tokenizer(str(reference))

@@ -171,7 +171,7 @@ def locked(*names: str) -> dict[str, Version]:
     """Package -> its exact version, of all machines without a GPU or of some of the files."""
     files = names or ("requirements-cpu.txt", "requirements-dev.txt")
     lines = [line for name in files for line in (DOCKER / name).read_text().splitlines()]
-    pairs = [line.split("==") for line in lines if not line.startswith("#")]
+    pairs = [line.partition(";")[0].split("==") for line in lines if not line.startswith("#")]
     return {name.lower().replace("_", "-"): Version(version) for name, version in pairs}
 
 

@@ -1,7 +1,6 @@
 """README and docs/: links, command lines, Python, rows of data and tables agree with what is there; the site builds."""
 
 import ast
-import builtins
 import functools
 import importlib
 import importlib.util
@@ -208,19 +207,6 @@ def test_python_compiles_and_imports_what_there_is(block: str) -> None:
                     importlib.import_module(alias.name)
 
 
-@pytest.mark.parametrize("name", ["your-data", "negatives"])
-def test_a_set_is_read_as_the_page_says(
-    name: str, negative_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "runs/quickstart").mkdir(parents=True)
-    (tmp_path / "runs/quickstart/negatives").symlink_to(negative_set)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    (block,) = page(f"docs/{name}.md").blocks("python")
-    builtins.exec(block, {})
-    assert capsys.readouterr().out.strip()
-
-
 # --- rows of data
 
 
@@ -379,6 +365,10 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
         assert not [tag for tag in loaded if re.search(r"(?:src|href)=[\"']?(?:https?:)?//", tag)]
     for file in (tmp_path / "site/assets").rglob("*.css"):
         assert not re.search(r"url\([\"']?(?:https?:)?//|@import", file.read_text(encoding="utf-8"))
+    # The notebook with its tables is a page of the menu.
+    walk = (tmp_path / "site/notebooks/walkthrough.html").read_text(encoding="utf-8")
+    assert "<th>ranking_accuracy</th>" in walk
+    assert 'href="notebooks/walkthrough.html"' in (tmp_path / "site/index.html").read_text(encoding="utf-8")
     # Every name of the API page was found.
     names = re.findall(r"^::: (\S+)", page("docs/api.md").text, re.MULTILINE)
     api = (tmp_path / "site/api.html").read_text(encoding="utf-8")

@@ -30,10 +30,16 @@ def foreign(folder: Path, name: str) -> Path:
 @pytest.mark.parametrize(
     ("name", "command"),
     [
+        ("data", "trainer"),
         ("data", "trainer.run"),
+        ("data", "trainer.ensemble"),
+        ("data", "negatives_gen"),
         ("trainer", "negatives_gen"),
-        ("negatives_gen", "evaluation"),
         ("data", "evaluation.run"),
+        ("trainer", "evaluation.run"),
+        ("negatives_gen", "evaluation"),
+        ("data", "evaluation.compare"),
+        ("data", "evaluation.judge_check"),
     ],
 )
 def test_a_command_names_the_other_package_and_a_way_out(name: str, command: str, tmp_path: Path) -> None:
@@ -53,6 +59,30 @@ def test_a_program_gets_an_import_error_and_only_of_what_it_uses(tmp_path: Path)
     code, said = python(tmp_path, "-c", "import trainer")
     assert code == 1
     assert said.startswith(f"ImportError: the package 'data' is not this project's but '{place.parent / 'data'}'")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "from trainer import ContrastiveTrainer",
+        "from trainer import cpo_loss",
+        "from negatives_gen import generate",
+        "from evaluation import evaluate",
+    ],
+)
+def test_a_module_in_a_file_is_found_too_by_all_that_is_exported(program: str, tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text("")
+    code, said = python(tmp_path, "-c", program)
+    assert code == 1
+    assert said.startswith(f"ImportError: the package 'data' is not this project's but '{tmp_path / 'data.py'}'")
+
+
+def test_of_a_package_that_is_asked_for_itself_python_says_where_it_lies(tmp_path: Path) -> None:
+    """None of our code runs; so it is for the docs to say."""
+    place = foreign(tmp_path, "data")
+    code, said = python(tmp_path, "-c", "from data import NegativeSet")
+    assert code == 1
+    assert said == f"ImportError: cannot import name 'NegativeSet' from 'data' ({place}/__init__.py)"
 
 
 def test_a_folder_without_modules_is_no_package(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ def test_the_rate_with_the_best_weighted_sum_is_chosen() -> None:
     assert by_truth["rate"] == 1e-5
     assert at_an_end(by_truth)
     assert choose({"0.1": {"x": 1.0}, "0.01": {"x": 1.0}}, {"x": 1})["rate"] == 0.01
+    noisy = choose(measured, {"reverse_kl": -2, "truth_logp": 1}, {"3e-05": {"reverse_kl": 1.5, "truth_logp": 4.0}})
+    assert noisy["errors"] == {"3e-05": 5.0}
     with pytest.raises(UserError, match="choose_by names 'nll', which was not measured"):
         choose(measured, {"nll": -1})
 
@@ -103,7 +105,7 @@ def test_a_study_runs_to_its_end_and_nothing_is_run_twice(tmp_path: Path, study:
     assert records.rates == {"mle": 1e-3, "bn": 1e-3}
     assert len(records.comparisons) == 12
     assert records.training["train again 0.001 1"] == {"tokens": 1000, "steps": 2}
-    assert records.sets["set negatives"] == {"groups": 30, "tokens": {"prompt": 10, "bn": 60}}
+    assert records.sets["set negatives"] == {"groups": 30, "sampled": {"an": 60, "rn": 45, "mn": 18}}
     assert records.steps["choose bn"] == {"wall": 10.0, "processor": 6.0}
 
     again = Pretence()
@@ -180,11 +182,17 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
         read_records(tmp_path / "records.json")
 
 
-def test_a_model_that_was_trained_anew_and_came_out_otherwise_is_named() -> None:
-    first = compared("an", "mle", 0, value=2.0, theirs=2.5, error=0.1)
-    again = replace(first, against="bn", weights={"an": "other", "bn": "bn"})
-    assert Records(comparisons=[first]).made_anew() == []
-    assert Records(comparisons=[first, again]).made_anew() == ["an, seed 0"]
+def test_comparisons_of_a_model_that_was_trained_again_are_left_out_and_asked_for_again(study: Study) -> None:
+    first = compared("bn", "mle", 0, value=2.0, theirs=2.5, error=0.1)
+    other_seed = compared("bn", "mle", 1, value=2.0, theirs=2.5, error=0.1)
+    again = replace(first, against="reference", weights={"bn": "other", "reference": "reference"})
+    records = Records(comparisons=[first, other_seed])
+    assert records.newest == [first, other_seed]
+    assert records.has("bn", "mle", 0)
+    records.comparisons.append(again)
+    assert records.newest == [other_seed, again]
+    assert not records.has("bn", "mle", 0)
+    assert "1 comparison of models that were trained again since are left out." in markdown(study, records)
 
 
 def test_the_page_shows_what_counts(tmp_path: Path, study: Study) -> None:
@@ -195,9 +203,10 @@ def test_the_page_shows_what_counts(tmp_path: Path, study: Study) -> None:
     assert "| bn | 2 | -1.50 ± 0.20 | **+0.50 ± 0.10** |" in page
     assert "| mle | 2 | -2.00 ± 0.20 |  |" in page
     assert "| bn | reference | 2 | **+2.50 ± 0.10** |" in page
-    assert "| bn | 0.001 |  | 0.0001: -3.000, 0.001: -2.000, 0.01: -9.000 |" in page
+    assert "| bn | 0.001 |  | 0.0001: -3.000, 0.001: -2.000 ± 0.100, 0.01: -9.000 ± 0.100 |" in page
+    assert "| (bn - mle) - (reference - mle) | **+2.50 ± 0.14** |" in page
     assert "| again | 2 | 1,000 | 6 s |" in page
-    assert "| negatives | 30 | bn 2 |" in page
+    assert "| negatives | 30 | an 2, mn 1, rn 2 |" in page
     assert "Validation loss, reference reference by step: 1: 2.500, 2: 2.750; least at 1." in page
 
 

@@ -4,8 +4,6 @@ import json
 from importlib import resources
 from typing import Any
 
-import pytest
-
 
 def data_of(html: str) -> Any:
     """The JSON block of a page, found as a browser does: up to the first end of a script."""
@@ -13,8 +11,9 @@ def data_of(html: str) -> Any:
 
 
 def serious_findings(tab: Any) -> list[str]:
-    """What axe, the accessibility checker, finds serious or critical in a page as it is shown; skips without it."""
-    axe = pytest.importorskip("axe_core_python", reason="no axe here: pip install axe-core-python")
+    """What axe, the accessibility checker, finds serious or critical in a page as it is shown."""
+    import axe_core_python as axe
+
     tab.evaluate(resources.files(axe).joinpath("axe.min.js").read_text(encoding="utf-8"))
     found = tab.evaluate("axe.run()")
     assert len(found["passes"]) > 20

@@ -32,7 +32,8 @@ rows:
   bn: {set: negatives, objective: cpo, options: {use: bn=2, beta: 5}}
   again: {set: second, objective: cpo, rate_of: bn, options: {use: bn=2, max_steps: 3}}
   both: {mle: mle, cpo: bn, alpha: 0.5}
-hypotheses: {H1: {measures: [truth_logp], rows: [bn], against: [mle, reference]}}
+hypotheses:
+  H1: {measures: [truth_logp], rows: [bn], against: [mle, reference], changes: [[[bn, mle], [reference, mle]]]}
 choose_by: {truth_logp: 1}
 choose_metrics: [truth]
 metrics: [truth, text]
@@ -64,8 +65,17 @@ class Pretence:
             state = {"num_input_tokens_seen": 1000, "global_step": 2, "log_history": watched}
             step.done.write_text(json.dumps(state))
         elif step.done.name == "manifest.json":
-            shards = [{"tokens": {"prompt": 5, "bn": 40}}, {"tokens": {"prompt": 5, "bn": 20}}]
-            step.done.write_text(json.dumps({"shards": shards, "counts": {"rows_written": 30}}))
+            # Of 60 positions of truths, twice: half of them are kept of rn, 15% redrawn of mn.
+            tokens = [{"prompt": 5, "response": 90, "an": 40, "rn": 90, "mn": 90}, {"an": 20, "rn": 15, "mn": 30}]
+            strategies = {
+                "an": {"count": 2},
+                "bn": {"count": 2},
+                "rn": {"count": 2, "rn_share": "0.2-0.8"},
+                "mn": {"count": 2, "mn_share": 0.15},
+            }
+            shards = [{"tokens": each} for each in tokens]
+            found = {"shards": shards, "counts": {"rows_written": 30}, "job": {"strategies": strategies}}
+            step.done.write_text(json.dumps(found))
         else:
             step.done.touch()
         return Spent(10.0, 6.0)

@@ -2,6 +2,7 @@
 
 import math
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_the_panels_show_the_logs_train_solid_and_held_out_dashed() -> None:
         "repeats of negatives, train": ("-", [[10, 0.5]]),
     }
     assert lines(distance) == {"spread in a group, train": ("-", [[10, 4.0]]), "per token, train": ("-", [[10, 0.1]])}
-    assert distance.get_yscale() == "log"
+    assert distance.get_yscale() == "symlog"
     colours = [line.get_color() for line in margin.get_lines()]
     assert colours == ["C0", "C0", "C1", "grey"]
     assert margin.get_lines()[-1].get_ydata() == [0.0, 0.0]
@@ -109,6 +110,35 @@ def test_short_runs_have_whole_steps_from_0_marks_and_a_legend_beside_the_lines(
         assert all(line.get_marker() in ("o", "None") for line in axes.get_lines() if len(line.get_xydata()) < 3)  # type: ignore[arg-type]  # an array
 
 
+@pytest.mark.parametrize(
+    ("spreads", "per_token", "scale", "ticks"),
+    [
+        ([0.0], [0.0], "linear", None),
+        ([1e-6, 0.4], [0.0, 0.09], "linear", None),  # rounding before the first step, then less than a decade
+        ([0.0, 0.4, 0.7], [0.0, 0.02, 0.04], "symlog", ["0", "0.01", "0.02", "0.05", "0.1", "0.2", "0.5"]),
+        ([1e-7, 1.4, 50.0], [1e-8, 0.07, 2.0], "symlog", ["0", "0.01", "0.1", "1", "10"]),
+    ],
+)
+def test_the_distance_goes_by_decades_where_it_has_some_and_0_stays_on_it(
+    spreads: list[float], per_token: list[float], scale: str, ticks: list[str] | None
+) -> None:
+    pairs = zip(spreads, per_token, strict=True)
+    logs = [{"step": i, "contrast/spread": s, "contrast/h_per_token": t} for i, (s, t) in enumerate(pairs, start=1)]
+    drawing = figure(logs)
+    drawing.canvas.draw()
+    axes = drawing.axes[-1]
+    assert axes.get_yscale() == scale
+    low, high = axes.get_ylim()
+    assert low <= 0 < high
+    shown = [label for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high]
+    if ticks is not None:
+        assert [label.get_text() for label in shown][: len(ticks)] == ticks
+    boxes = [label.get_window_extent() for label in shown]
+    assert not any(a.overlaps(b) for a, b in pairwise(boxes))
+    title = axes.yaxis.get_label().get_window_extent()
+    assert not any(title.overlaps(box) for box in boxes)
+
+
 def test_a_single_strategy_needs_no_line_of_its_own() -> None:
     alone = [{"step": 1, "rewards/margin": 1.0, "rewards/margin/an": 1.0}]
     assert by_strategy(alone, "rewards/margin") == {"": "rewards/margin"}
@@ -146,8 +176,6 @@ def test_the_png_is_an_image_of_six_panels(tmp_path: Path) -> None:
     run = Run(tmp_path, Curves())
     for logs in HISTORY[:2]:
         run.log(**logs)
-    assert not (tmp_path / "training.png").exists()
-    run.event("on_save")
     first = (tmp_path / "training.png").read_bytes()
     run.log(**HISTORY[2])
     run.event("on_train_end")

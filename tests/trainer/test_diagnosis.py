@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support.training import Run, make_trainer
-from trainer.monitor.diagnosis import Diagnosis, above_start, falling_while_growing, mostly_decided, trend
+from trainer.monitor.diagnosis import Diagnosis, above_start, fallen, mostly_decided, standard_error
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.losses import cpo_loss, cpo_ranking_loss, nca_loss
 from trainer.objectives.rewards import SURE
@@ -21,21 +21,12 @@ REMEDIES = OBJECTIVES.load("cpo").remedies
 LOGS = 50
 
 
-def noise(seed: int, scale: float = 1.0, slope: float = 0.0) -> list[float]:
-    draw = random.Random(seed)
-    return [slope * i + draw.gauss(0.0, scale) for i in range(LOGS)]
-
-
-def alarm(changes: list[float], margins: list[float]) -> int | None:
-    """The log at which the watch would warn, judging after each; None if never."""
-    ends = range(1, len(changes) + 1)
-    return next((end for end in ends if falling_while_growing(changes[:end], margins[:end])), None)
-
-
-def contrast(change: float, margin: float, prefix: str = "") -> dict[str, float]:
+def truths(change: float, error: float, margin: float, groups: int = 320, prefix: str = "") -> dict[str, float]:
+    """A log of so many groups, whose truths' changes have this mean and standard error."""
     return {
         f"{prefix}loss": 1.0,
         f"{prefix}logps/ground_truth_change": change,
+        f"{prefix}logps/ground_truth_change_square": change**2 + error**2 * (groups - 1),
         f"{prefix}rewards/margin": margin,
     }
 
@@ -43,127 +34,104 @@ def contrast(change: float, margin: float, prefix: str = "") -> dict[str, float]
 # --- ground truths that fall
 
 
+def test_the_standard_error_is_that_of_a_mean() -> None:
+    """By hand: of 1, 2, 3, 6 the mean is 3, the variance 14 / 3."""
+    assert standard_error(3.0, (1 + 4 + 9 + 36) / 4, 4) == pytest.approx(math.sqrt(14 / 3 / 4))
+    assert standard_error(-0.1, 0.01 - 1e-18, 9) == pytest.approx(0.0, abs=1e-9)  # all equal, but for rounding
+    assert standard_error(2.0, 4.0, 1) == 0.0
+
+
 @pytest.mark.parametrize(
-    ("n", "expected"), [(1, 0.0), (8, 27 / math.sqrt(8 * 7 * 21 / 18)), (9, 35 / math.sqrt(9 * 8 * 23 / 18))]
+    ("change", "error", "margin", "found"),
+    [
+        (-0.21, 0.05, 1.0, True),
+        (-0.19, 0.0, 1.0, False),  # a dip from which runs come back
+        (-0.5, 0.12, 1.0, True),
+        (-0.5, 0.13, 1.0, False),  # 3.8 standard errors
+        (-8.0, 0.1, -3.0, False),  # nothing is contrasted any more: the loss says so
+        (-0.5, math.nan, 1.0, False),
+        (math.nan, 0.01, 1.0, False),
+    ],
 )
-def test_the_trend_is_mann_and_kendalls_z(n: int, expected: float) -> None:
-    assert trend([float(i) for i in range(n)]) == pytest.approx(expected)
-    assert trend([-float(i) for i in range(n)]) == pytest.approx(-expected)
+def test_a_fall_is_material_significant_and_beside_a_margin(
+    change: float, error: float, margin: float, found: bool
+) -> None:
+    history = [{"step": 20, **truths(change, error, margin)}]
+    assert (fallen(history, 16, 0) is not None) == found
 
 
-def test_the_trend_counts_ordered_pairs_not_sizes() -> None:
-    """By hand: of the six pairs of 1, 3, 2, 9 five rise and one falls; (4 - 1) / sqrt(4 * 3 * 13 / 18)."""
-    assert trend([1, 3, 2, 9]) == pytest.approx(3 / math.sqrt(26 / 3))
-    assert trend([1, 3, 2, 9000]) == trend([1, 3, 2, 9])
-    assert trend([2.0] * 10) == 0.0
+def test_the_last_logs_that_hold_256_groups_are_judged_together() -> None:
+    """Two logs of 160 groups of mean -0.2 and -0.4: by hand -0.3, and each group's variance 159 and 0.01 more."""
+    logs = [{"step": step, **truths(change, 0.03, step / 10, 160)} for step, change in ((10, -0.2), (20, -0.4))]
+    assert fallen(logs[:1], 16, 0) is None
+    found = fallen(logs, 16, 0)
+    assert found is not None
+    assert (found.where, found.change, found.groups, found.margin) == ("train", pytest.approx(-0.3), 320, 1.5)
+    assert found.error == pytest.approx(math.sqrt((159 * 0.03**2 + 0.01) / 319))
+    older = {key: value for key, value in logs[0].items() if not key.endswith("_square")}  # logged before 0.7
+    assert fallen([older, logs[1]], 16, 0) is None
+    assert fallen([{"step": 20, "loss": 1.0}], 16, 0) is None
+    assert fallen([], 16, 0) is None
 
 
-def test_flat_noise_hardly_ever_raises_a_false_alarm() -> None:
-    """Judged after each of 50 logs, the margin growing all along, which is the harder case: below 2 %."""
-    growing = [float(i) for i in range(LOGS)]
-    assert sum(alarm(noise(seed), growing) is not None for seed in range(200)) / 200 < 0.02
-    assert not any(alarm(noise(seed), noise(seed + 1000)) for seed in range(200))
+def healthy(logs: int, groups: int, draw: random.Random, mean: float = 0.0) -> list[dict[str, Any]]:
+    """Logs of truths that do not fall; each group's change is normal, with a standard deviation of 1."""
+    history = []
+    for number in range(1, logs + 1):
+        values = [draw.gauss(mean, 1.0) for _ in range(groups)]
+        change, square = sum(values) / groups, sum(value**2 for value in values) / groups
+        log = {"logps/ground_truth_change": change, "logps/ground_truth_change_square": square, "rewards/margin": 1.0}
+        history.append({"step": number * groups // 16, "loss": 1.0, **log})
+    return history
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
-def test_a_fall_of_one_standard_deviation_per_five_logs_is_always_found(scale: float) -> None:
-    found = [alarm(noise(s, scale, -scale / 5), noise(s + 1000, scale, scale / 5)) for s in range(100)]
-    assert None not in found
-    assert sorted(found)[50] <= 25  # type: ignore[type-var]
+def test_truths_that_do_not_fall_raise_no_alarm_and_those_that_fall_by_a_third_of_a_deviation_do() -> None:
+    draw = random.Random(0)
+    for _ in range(20):
+        history = healthy(LOGS, 256, draw)
+        assert not any(fallen(history[:end], 16, 0) for end in range(1, LOGS + 1))
+        assert fallen(healthy(1, 256, draw, mean=-0.4), 16, 0) is not None
 
 
-@pytest.mark.seconds
-def test_no_alarm_when_the_ground_truth_rises_or_the_margin_is_flat() -> None:
-    fall = [-float(i) for i in range(LOGS)]
-    assert alarm(fall, [3.0] * LOGS) is None
-    assert sum(alarm(fall, noise(seed)) is not None for seed in range(200)) / 200 < 0.02
-    for seed in range(50):
-        growing, falling = noise(seed + 1000, 1.0, 0.3), noise(seed, 1.0, -0.3)
-        assert alarm(noise(seed, 1.0, 0.3), growing) is None
-        assert alarm(falling, falling) is None
-        assert alarm(falling, growing) is not None
-
-
-def test_no_alarm_for_a_single_dip_above_the_reference_or_a_fall_of_next_to_nothing() -> None:
-    growing = [float(i) for i in range(LOGS)]
-    for seed in range(50):
-        dip = noise(seed, 0.1, 0.01)
-        dip[20] -= 100.0
-        assert alarm(dip, growing) is None
-    above = [10.0 - 0.1 * i for i in range(LOGS)]
-    assert alarm(above, growing) is None
-    assert alarm([-0.001 * i for i in range(LOGS)], growing) is None
-    assert alarm([-0.01 * i for i in range(LOGS)], growing) == 14  # the mean of logs 10 to 14 is -0.11
-
-
-def test_eight_logs_are_too_few_and_nine_enough() -> None:
-    falling, growing = [-float(i) for i in range(9)], [float(i) for i in range(9)]
-    assert not falling_while_growing(falling[:8], growing[:8])
-    assert falling_while_growing(falling, growing)
-    assert not falling_while_growing([], [])
-
-
-def test_the_warning_comes_once_in_one_line_and_says_what_to_try(
+def test_a_short_run_of_four_logs_is_told_of_its_falling_truths_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The quickstart's cpo-bn: 60 steps of 16 groups, logged at steps 1, 20, 40 and 60."""
     run = Run(tmp_path, Diagnosis(REMEDIES))
-    for step in range(0, 300, 10):
-        run.log(step, **contrast(-step / 10, step / 5))
-        assert len(caplog.records) == (step >= 80)
-    assert caplog.records[0].levelno == logging.WARNING
+    for step, change, margin in ((1, 0.0, 0.0), (20, -0.05, 1.0), (40, -0.26, 2.9), (60, -0.39, 3.8)):
+        run.log(2 * step, **truths(change, 0.04, margin))  # steps of 8 here, so twice as many
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert caplog.messages == [
-        "By step 80 the train ground truths have become less likely than under the reference (-6.00 nats, and falling "
-        "over the last 9 logs) while the margin grows (now 12.00). To keep them likely try a smaller --beta or "
-        "--learning_rate, fewer steps, --sft_weight 0.1 to 1, or an ensemble with the MLE "
-        "model: python -m trainer.ensemble."
+        "By step 80 the train ground truths have become less likely than under the reference (-0.26 ± 0.04 nats, over "
+        "320 groups) while the margin grew to 2.90. To keep them likely try a smaller --learning_rate, fewer steps, "
+        "--sft_weight 0.1 to 1, or an ensemble with the MLE model: python -m trainer.ensemble."
     ]
-
-
-def test_held_out_logs_decide_once_there_are_nine_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = Run(tmp_path, Diagnosis(REMEDIES))
-    for step in range(9):  # not yet below the reference on train groups, and rising on held-out ones
-        run.log(step, **contrast(7.0 - step, step))
-        run.log(step, **contrast(step, step, "eval_"))
-    for step in range(9, 30):
-        run.log(step, **contrast(7.0 - step, step))
-    assert caplog.messages == []
-    for step in range(30, 60):
-        run.log(step, **contrast(7.0 - step, step, "eval_"))
-    assert len(caplog.messages) == 1
-    assert "the held-out ground truths" in caplog.messages[0]
-
-
-def test_logs_without_both_numbers_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = Run(tmp_path, Diagnosis(REMEDIES))
-    for step in range(8):
-        run.log(step, **contrast(-step, step))
-        run.log(step, **contrast(math.nan, step))
-        run.log(step, loss=1.0, **{"logps/ground_truth": -30.0 - step})
-    assert caplog.messages == []
-    run.log(8, **contrast(-8, 8))
+    resumed = Run(tmp_path, Diagnosis(REMEDIES), checkpoint=run.save(tmp_path / "late.json"))
+    resumed.log(160, **truths(-0.5, 0.04, 4.0))
     assert len(caplog.messages) == 1
 
 
-def test_after_a_resume_there_is_no_second_warning_but_a_first_one_if_none_came(
+def test_after_a_resume_the_groups_of_before_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(tmp_path, Diagnosis(REMEDIES))
+    run.log(20, **truths(-0.5, 0.04, 1.0, 160))
+    resumed = Run(tmp_path, Diagnosis(REMEDIES), checkpoint=run.save(tmp_path / "early.json"))
+    assert caplog.messages == []
+    resumed.log(40, **truths(-0.5, 0.04, 1.0, 160))
+    assert "over 320 groups" in caplog.text
+
+
+def test_held_out_truths_are_judged_by_one_evaluation_of_64_groups(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = Run(tmp_path, Diagnosis(REMEDIES))
-    for step in range(5):
-        run.log(step, **contrast(-step, step))
-    early = run.save(tmp_path / "early.json")
-    for step in range(5, 10):
-        run.log(step, **contrast(-step, step))
-    late = run.save(tmp_path / "late.json")
-    assert len(caplog.messages) == 1
-    warned = Run(tmp_path, Diagnosis(REMEDIES), checkpoint=late)
-    for step in range(10, 20):
-        warned.log(step, **contrast(-step, step))
-    assert len(caplog.messages) == 1
-    not_yet = Run(tmp_path, Diagnosis(REMEDIES), checkpoint=early)
-    for step in range(5, 9):  # with the five logs of the checkpoint's history
-        not_yet.log(step, **contrast(-step, step))
-    assert len(caplog.messages) == 2
-    assert "over the last 9 logs" in caplog.messages[1]
+    held_out = truths(-0.47, 0.1, 3.0, 64, "eval_")
+    Run(tmp_path, Diagnosis(REMEDIES, held_out=63)).log(10, **held_out)
+    Run(tmp_path, Diagnosis(REMEDIES)).log(10, **held_out)
+    assert caplog.messages == []
+    run = Run(tmp_path, Diagnosis(REMEDIES, held_out=64))
+    run.log(10, **truths(0.3, 0.01, 3.0))
+    run.log(10, **held_out)
+    assert "the held-out ground truths have become less likely" in caplog.text
+    assert "-0.47 ± 0.10 nats, over 64 groups" in caplog.text
 
 
 def test_the_line_of_a_checkpoint_from_before_is_not_said_again(
@@ -175,8 +143,7 @@ def test_the_line_of_a_checkpoint_from_before_is_not_said_again(
     stored["stateful_callbacks"]["GroundTruthWatch"] = {"args": {}, "attributes": {"warned": True}}
     (tmp_path / "older.json").write_text(json.dumps(stored))
     resumed = Run(tmp_path, Diagnosis(REMEDIES), checkpoint=str(tmp_path / "older.json"))
-    for step in range(30):
-        resumed.log(step, **contrast(-step, step))
+    resumed.log(40, **truths(-0.5, 0.04, 1.0))
     assert caplog.messages == []
     state = json.loads(Path(resumed.save(tmp_path / "again.json")).read_text())
     assert state["stateful_callbacks"]["Diagnosis"]["attributes"] == {"said": ["falling"]}
@@ -243,8 +210,8 @@ def test_the_line_of_a_large_step_comes_once_and_says_what_to_try(
         run.log(step, loss=8.0, **{"start/contrast": 2.0, "contrast/spread": 19.0})
     assert caplog.messages == [
         "By step 20 the loss is 8.00, 4.0 times its start of 2.00: the step is too large: at beta 5 a step moves h "
-        "apart by up to 2. Try a smaller --learning_rate (now 5e-05), a warm-up (--warmup_steps, now 0), a smaller "
-        "--beta, or a --max_grad_norm (now 1) below the usual grad_norm of the log."
+        "apart by up to 2. Try a smaller --learning_rate (now 5e-05), a warm-up (--warmup_steps, now 0), or a smaller "
+        "--beta."
     ]
     late = Run(tmp_path, Diagnosis(REMEDIES, beta=5.0), checkpoint=run.save(tmp_path / "late.json"))
     late.log(80, loss=9.0, **{"start/contrast": 2.0})

@@ -15,7 +15,7 @@ from data.command.errors import UserError
 from data.shards import NegativeSet
 from tests.support.training import Infinite, first_gradient
 from trainer.arguments import PaperTrainingArguments
-from trainer.groups.dataset import ContrastiveGroups
+from trainer.groups.dataset import Collator, ContrastiveGroups
 from trainer.monitor.diagnosis import Diagnosis
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.losses import cpo_loss
@@ -238,18 +238,50 @@ def test_pairs_of_like_length_can_share_a_batch(reference: Path, negative_set: P
 def test_a_ground_truth_that_falls_is_named(
     reference: Path, negative_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """TRL's metrics, made to fall, reach the watch under the names that it reads."""
-    trainer = make_trainer(reference, negative_set, tmp_path, max_steps=12, learning_rate=0.0)
+    """Metrics that are made to fall reach the watch."""
+    trainer = make_trainer(
+        reference, negative_set, tmp_path, max_steps=4, per_device_train_batch_size=64, learning_rate=0.0
+    )
     compute_loss = trainer.compute_loss
 
     def falling_stub(*arguments: Any, **options: Any) -> torch.Tensor:
         loss = compute_loss(*arguments, **options)
         metrics, step = trainer._metrics["train"], float(trainer.state.global_step)
-        metrics["rewards/chosen"][-1], metrics["rewards/margins"][-1] = -BETA * step, step
+        values = {"logps/ground_truth_change": -step, "logps/ground_truth_change_square": step**2}
+        for name, value in {**values, "rewards/margin": step}.items():
+            metrics[name][-1] = value
         return loss
 
     trainer.compute_loss = falling_stub  # type: ignore[method-assign]
     trainer.add_callback(Diagnosis(OBJECTIVES.load("dpo").remedies))
     trainer.train()
     (line,) = (record.getMessage() for record in caplog.records if record.name == "trainer.monitor.diagnosis")
-    assert line.startswith("By step 9 the train ground truths have become less likely than under the reference (-6.00")
+    assert line.startswith("By step 4 the train ground truths have become less likely than under the reference (-1.50")
+
+
+def test_pairs_are_measured_as_groups_of_two_from_trls_own_forward_pass(
+    reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    """A batch under a policy that is not the reference: ours of a log, against `cpo`'s on the same groups."""
+    trainer = make_trainer(
+        reference, negative_set, tmp_path, use=1, per_device_train_batch_size=48, max_steps=1, learning_rate=0.0
+    )
+    moved = moved_policy(reference)
+    trainer.model.load_state_dict(moved.state_dict())  # type: ignore[union-attr]  # None in TRL's types
+    passes = []
+    trainer.model.register_forward_hook(lambda *_: passes.append(1))  # type: ignore[union-attr]
+    trainer.train()
+    found = trainer.state.log_history[0]
+    assert len(passes) == 2  # the check before the first step, and the step's
+
+    groups = ContrastiveGroups.of([NegativeSet(str(negative_set))], "train", "an=1")
+    prepared = prepare_model(moved)
+    (packed,) = Collator(prepared.layout, 10**6, groups.strategies)([groups[i] for i in range(len(groups))])
+    cpo = OBJECTIVES.load("cpo")
+    values = cpo.metrics(candidate_logps(prepared, packed.tokens), packed, cpo.Options(beta=BETA))
+    assert set(values) - set(found) == {"rewards/kendall_tau"}
+    for name in set(values) & set(found):
+        assert float(found[name]) == pytest.approx(values[name].mean().item(), rel=1e-3, abs=1e-4), name
+    assert float(found["contrast/kl_bound"]) == pytest.approx(math.log(2) - float(found["loss"]), abs=1e-3)
+    assert float(found["contrast/spread"]) > 0.05
+    assert found["contrast/repeats"] == 1.0

@@ -2,19 +2,26 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import transformers.trainer
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 import trainer as room
 from data import NegativeSet
 from data.command.errors import UserError
+from data.manifest import MANIFEST
+from data.storage import sha256
+from tests.support.hub import HubStub
 from tests.support.tiny import save_tiny_model
 from tests.support.training import cli, metrics
 from trainer import ContrastiveTrainer
 from trainer.groups.dataset import ContrastiveGroups
+from trainer.model_card import is_ours
 from trainer.run import main
 
 pytestmark = pytest.mark.seconds
@@ -22,8 +29,8 @@ pytestmark = pytest.mark.seconds
 
 def arguments(output: Path, **options: Any) -> TrainingArguments:
     return TrainingArguments(
-        output_dir=str(output), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=1,
-        **{"max_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-3, **options},
+        output_dir=str(output), use_cpu=True, report_to="none", disable_tqdm=True, logging_steps=1,
+        **{"save_strategy": "no", "max_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-3, **options},
     )  # fmt: skip
 
 
@@ -32,10 +39,11 @@ def losses(trainer: ContrastiveTrainer) -> list[float]:
 
 
 def test_a_named_model_and_a_set_are_enough(reference: Path, negative_set: Path, tmp_path: Path) -> None:
+    negatives = NegativeSet(str(negative_set))
     trainer = ContrastiveTrainer(
         model=str(reference),
         args=arguments(tmp_path, max_steps=12, per_device_train_batch_size=48, lr_scheduler_type="constant"),
-        train_dataset=NegativeSet(str(negative_set)),
+        train_dataset=negatives,
         objective="cpo",
         beta=5,
     )
@@ -46,6 +54,21 @@ def test_a_named_model_and_a_set_are_enough(reference: Path, negative_set: Path,
     trainer.save_model()
     assert AutoTokenizer.from_pretrained(tmp_path)("Say")["input_ids"]
     assert AutoModelForCausalLM.from_pretrained(tmp_path).dtype == torch.float32
+    card = (tmp_path / "README.md").read_text()
+    assert is_ours(card.encode())
+    weights = negatives.manifest.job["model"]["weights_sha256"][:16]
+    manifest = sha256((negative_set / MANIFEST).read_bytes())[:16]
+    for line in (
+        f"# {reference.name} trained with cpo",
+        f"| base model | `{reference}`, weights SHA-256 `{weights}` |",
+        f"| data | negative set `{negative_set}`, manifest SHA-256 `{manifest}`, 48 groups of 3 an, of the reference "
+        f"with weights SHA-256 `{weights}` |",
+        "| options | beta 5.0, sft_weight 0.0, use an=3, rank_by embedding, split train |",
+        f"| loss | {found[-1]:.4g} |",
+        f'model = AutoModelForCausalLM.from_pretrained("{tmp_path.name}")',
+    ):
+        assert line in card.splitlines()
+    assert "| training | step 12 of 12, 48 a step, learning_rate 0.001, " in card
 
 
 def test_the_command_and_the_library_train_alike(reference: Path, negative_set: Path, tmp_path: Path) -> None:
@@ -72,8 +95,8 @@ def test_an_adapter_of_a_loaded_model_is_trained_from_the_reference_on(
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     trainer = ContrastiveTrainer(
         get_peft_model(model, adapter) if wrapped else model,
-        arguments(tmp_path, max_steps=2),
-        train_dataset=NegativeSet(str(negative_set)),
+        arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=1),
+        train_dataset=ContrastiveGroups.of([NegativeSet(str(negative_set))], "train", "an=3:hard"),
         peft_config=None if wrapped else adapter,
     )
     trainer.train()
@@ -86,6 +109,29 @@ def test_an_adapter_of_a_loaded_model_is_trained_from_the_reference_on(
         for name, weight in after.items()
         if "lora_" not in name
     )
+    card = (tmp_path / "checkpoint-1" / "README.md").read_text()
+    assert is_ours(card.encode())
+    assert f"| base model | `{reference}`, given loaded: its weights have no hash here |" in card
+    assert ", use an=3:hard, rank_by embedding, split train |" in card
+    assert "| training | step 1 of 2, " in card
+    assert f'AutoPeftModelForCausalLM.from_pretrained("{tmp_path.name}")' in card
+    assert ModelCard(card).data.to_dict()["library_name"] == "peft"
+
+
+def test_a_push_takes_our_card_along_and_says_what_it_does_not_take(
+    reference: Path, negative_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    hub = HubStub()
+    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
+    monkeypatch.setattr(hub, "create_repo", lambda repo_id, **_: SimpleNamespace(repo_id=repo_id))
+    trainer = ContrastiveTrainer(
+        str(reference), arguments(tmp_path, hub_model_id="me/mine"), train_dataset=NegativeSet(str(negative_set))
+    )
+    trainer.push_to_hub(license="mit")
+    assert is_ours(hub.files["README.md"])
+    assert b'from_pretrained("me/mine")' in hub.files["README.md"]
+    assert "README.md does not take license. Edit it: it is then left as it is." in caplog.text
 
 
 def test_ground_truths_of_a_set_are_trained_on_and_its_other_half_is_watched(reference: Path, tmp_path: Path) -> None:

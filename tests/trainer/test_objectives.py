@@ -234,6 +234,7 @@ def test_preference_metrics_by_hand():
     expected = {
         "logps/ground_truth": [-1.0, -4.0],
         "logps/ground_truth_change": [0.5, 0.0],  # -1 + 1.5 and -4 + 4
+        "logps/ground_truth_change_square": [0.25, 0.0],
         "rewards/margin": [2.0, -2.0],  # 1 - (0 - 2) / 2 and 0 - 2
         "rewards/top1": [1.0, 0.0],
         # By rank 0 > 2 > 1. By h 0 > 1, 0 > 2 agree, 2 > 1 does not: (1 + 1 - 1) / 3. Second group: one pair, wrong.

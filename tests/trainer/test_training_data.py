@@ -83,7 +83,7 @@ def test_sets_without_a_common_group_in_the_half_are_trained_on_together(
     second = rewritten(negative_set, tmp_path / "second", groups[:20], "train")
     caplog.set_level("INFO")
     assert main(words(reference, tmp_path / "out", first, second)) == 0
-    assert "cpo on 48 groups" in caplog.text
+    assert "split 'train': 48 of" in caplog.text
 
 
 @pytest.mark.seconds
@@ -102,7 +102,7 @@ def test_a_set_of_an_older_schema_trains_as_before(
         assert main(words(reference, tmp_path / name / "out", old)) == 0
         lines = [json.loads(line) for line in (tmp_path / name / "out" / "metrics.jsonl").read_text().splitlines()]
         losses.append([line["loss"] for line in lines if "loss" in line])
-    assert "cpo on 48 groups" in caplog.text
+    assert "split 'train': 48 of" in caplog.text
     assert losses[0] == losses[1] != []
 
 

@@ -89,7 +89,8 @@ def test_starting_again_without_a_checkpoint_drops_the_lines_of_the_attempt(tmp_
 def test_only_the_main_process_writes_and_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = Run(tmp_path / "out", MetricsFile(), Diagnosis(REMEDIES), Curves(), main=False)
     for step in range(30):
-        run.log(step, **{"loss": 1.0, "logps/ground_truth_change": -step, "rewards/margin": step})
+        falling = {"logps/ground_truth_change": -step, "logps/ground_truth_change_square": step**2}
+        run.log(step, **{"loss": 1.0, **falling, "rewards/margin": step})
     run.event("on_save")
     run.event("on_train_end")
     assert not (tmp_path / "out").exists()
@@ -110,6 +111,7 @@ def test_a_failed_line_costs_a_warning_and_the_next_log_makes_up_for_it(
     file = tmp_path / "metrics.jsonl"
     file.unlink()
     file.mkdir()  # nothing can be written there, nor renamed onto it
+    (tmp_path / "training.png").unlink()
     (tmp_path / "training.png").mkdir()
     run.log(2, loss=2.0)
     run.event("on_save")
@@ -121,6 +123,42 @@ def test_a_failed_line_costs_a_warning_and_the_next_log_makes_up_for_it(
     run.log(5, loss=5.0)
     assert [json.loads(line)["loss"] for line in file.read_text().splitlines()] == [1.0, 2.0, 3.0, 4.0, 5.0]
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".tmp-")]
+
+
+# --- training.png
+
+
+class Clock:
+    """time.perf_counter of a module; a drawing takes so many seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        self.now, self.drawn = 1000.0, list[float]()
+        monkeypatch.setattr("trainer.monitor.watch.time.perf_counter", lambda: self.now)
+
+        def draw_stub(_: Any) -> bytes:
+            self.drawn.append(self.now)
+            self.now += seconds
+            return b"drawn"
+
+        monkeypatch.setattr("trainer.monitor.watch.figure", lambda history: history)
+        monkeypatch.setattr("trainer.monitor.watch.png", draw_stub)
+
+
+def test_the_curves_are_there_after_the_log_of_step_1(tmp_path: Path) -> None:
+    Run(tmp_path, Curves()).log(1, loss=1.0)
+    assert Image.open(tmp_path / "training.png").size == (1210, 1210)
+
+
+def test_drawing_at_logs_takes_a_fiftieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, seconds=2.0)
+    run = Run(tmp_path, Curves())
+    for step in range(1, 31):
+        run.log(step, loss=1.0)
+        clock.now += 10.0
+    assert clock.drawn == [1000.0, 1102.0, 1204.0]  # every 100 s, at the next log: 50 x 2 s
+    run.event("on_save")
+    run.event("on_train_end")
+    assert len(clock.drawn) == 5
 
 
 # --- a real Trainer
@@ -142,7 +180,8 @@ class FallingTrainer(Trainer):
         prefix = next((p for p in ("", "eval_") if f"{p}loss" in logs), None)
         if prefix is not None:
             step = float(self.state.global_step)
-            logs = {**logs, f"{prefix}logps/ground_truth_change": -step, f"{prefix}rewards/margin": step}
+            change = {"logps/ground_truth_change": -step, "logps/ground_truth_change_square": step**2}
+            logs |= {prefix + name: value for name, value in {**change, "rewards/margin": step}.items()}
         super().log(logs, start_time)
 
 
@@ -157,7 +196,7 @@ def train(output: Path, steps: int, resume: str | None = None) -> FallingTrainer
         eval_strategy="steps",
         eval_steps=4,
         save_steps=10,
-        per_device_train_batch_size=2,
+        per_device_train_batch_size=32,
         seed=0,
     )
 
@@ -184,10 +223,10 @@ def test_a_real_training_run_stopped_and_resumed(tmp_path: Path, caplog: pytest.
     assert written[-1]["step"] == 16
     assert "train_runtime" in written[-1]
     warnings = [record.getMessage() for record in caplog.records if record.name == "trainer.monitor.diagnosis"]
-    assert [w[:14] for w in warnings] == ["By step 9 the "]
+    assert [w[:14] for w in warnings] == ["By step 8 the "]  # 8 steps of 32 rows
     stored = json.loads((tmp_path / "whole" / "checkpoint-10" / "trainer_state.json").read_text())
     assert stored["stateful_callbacks"]["Diagnosis"] == {
-        "args": {"remedies": REMEDIES, "beta": 1.0, "done_when_decided": False},
+        "args": {"remedies": REMEDIES, "beta": 1.0, "done_when_decided": False, "held_out": 0},
         "attributes": {"said": ["falling"]},
     }
 

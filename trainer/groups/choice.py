@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from data.command.errors import UserError
 from data.counts import format_counts, parse_counts
 from data.shards import NegativeSet
-from trainer.groups.store import Shard
+from trainer.groups.store import COLUMNS, Shard
 from trainer.groups.ways import SIMILAR, WAYS
 
 RANDOM = "random"
@@ -124,8 +125,7 @@ class Choice:
             lacking, needed = similar, f"--use ...:{SIMILAR} chooses them"
         if not lacking:
             return
-        ways = {name: f":{way}" for name, way in self.ways.items()}
-        having = [f"{name}={count}{ways.get(name, '')}" for name, count in self.counts.items() if name not in lacking]
+        having = [part for name, part in self._parts.items() if name not in lacking]
         whole = [name for name in negatives.signals if not manifest.without_values(name, self.counts)]
         ways_out = [f"--use {','.join(having)}"] if having else []
         ways_out += [f"--rank_by {whole[0]}"] if whole else []
@@ -135,6 +135,18 @@ class Choice:
             f"ranking signal '{self.signal}' has no values for negatives of '{lacking[0]}' in negative set '{path}', "
             f"and {needed} by it.{remedy}{more}"
         )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is chosen, as the options of the command say it."""
+        bounds = {"min_similarity": self.min_similarity, "max_similarity": self.max_similarity}
+        return {"use": ",".join(self._parts.values()), "rank_by": self.signal, **bounds}
+
+    @property
+    def _parts(self) -> dict[str, str]:
+        """Strategy -> its part of --use."""
+        ways = {name: f":{way}" for name, way in self.ways.items()}
+        return {name: f"{name}={count}{ways.get(name, '')}" for name, count in self.counts.items()}
 
     @property
     def shown_per_epoch(self) -> float:
@@ -189,6 +201,13 @@ class Choice:
             places.append(taken)
             names += [strategy] * len(taken)
         return np.concatenate(places) if places else np.zeros(0, dtype=np.int64), names
+
+    def places_in_groups(self, negatives: NegativeSet, index: int) -> list[list[int]]:
+        """The negatives that the first epoch takes of each group of a shard, by their places in the group."""
+        shard = Shard.of(negatives.shard_table(index, COLUMNS))
+        before = sum(record.rows for record in negatives.manifest.shards[:index])
+        taken = [self.negatives(shard, row, before + row, 0)[0] for row in range(len(shard.ids))]
+        return [(places - shard.first[row]).tolist() for row, places in enumerate(taken)]
 
     def _by_way(self, shard: Shard, places: np.ndarray, strategy: str) -> np.ndarray:
         """The places of a group's candidates of a strategy that its way takes, in their order; without a way all."""

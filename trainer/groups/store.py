@@ -117,6 +117,7 @@ class GroupStore:
     The log counts the groups of the split and those that are kept.
 
     Attributes:
+        sets, split, in_support: as given.
         blocks: per shard with groups of the split, the numbers of its groups, [n] each, in order.
 
     Raises:
@@ -128,6 +129,7 @@ class GroupStore:
     ):
         self.sets = list(sets)
         self.split = split
+        self.in_support = in_support
         # Per shard: set, number in the set, and the rows that count.
         self._shards: list[tuple[int, int, np.ndarray]] = []
         for number, negatives in enumerate(self.sets):

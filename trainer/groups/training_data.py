@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 
 from data.command.errors import UserError
 from data.command.wording import counted, is_or_are
-from data.models import context_length, hash_of_all_weights, model_directory, vocabulary_size
+from data.models import context_length, hash_of_all_weights, model_directory, vocabulary_size, warn_of_cap
 from data.shards import NegativeSet
 from trainer.config import ScriptArguments
 from trainer.groups.choice import Choice, short_names
@@ -57,8 +57,10 @@ def load_training_data(
             source["eval_shards"] = _checksums(others)
         scored = groups.scored
     else:
-        groups, source = _ground_truths(script, script.split, tokenizer)
-        held_out = _ground_truths(script, script.eval_split, tokenizer)[0] if watched else None
+        context = context_length(script.model, script.max_length)
+        warn_of_cap(script.max_length, {script.model: context})
+        groups, source = _ground_truths(script, script.split, tokenizer, context)
+        held_out = _ground_truths(script, script.eval_split, tokenizer, context, again=True)[0] if watched else None
     if held_out is not None and script.max_eval_samples is not None:
         held_out = Subset(held_out, range(min(script.max_eval_samples, len(held_out))))  # type: ignore[arg-type]
     return TrainingData(groups, held_out, source, scored, use, rank_by)
@@ -111,20 +113,20 @@ def _groups(sets: list[NegativeSet], script: ScriptArguments, split: str, seed: 
     return ContrastiveGroups(GroupStore(sets, split, advice, in_support=script.in_support), choice)
 
 
-def _ground_truths(script: ScriptArguments, split: str, tokenizer: Any) -> tuple[GroundTruths, dict[str, Any]]:
+def _ground_truths(
+    script: ScriptArguments, split: str, tokenizer: Any, context: int, *, again: bool = False
+) -> tuple[GroundTruths, dict[str, Any]]:
     from data.sources.examples import fingerprint
     from data.sources.prepare import describe_rejects, prepare_groups, require_groups
 
     assert script.dataset is not None
-    source = script.open_source(script.dataset, split)
+    source = script.open_source(script.dataset, split, again=again)
     examples = list(source)
-    groups, rejects, _ = prepare_groups(
-        examples, script.task, tokenizer, context_length(script.model, script.max_length)
-    )
+    groups, rejects, _ = prepare_groups(examples, script.task, tokenizer, context)
     require_groups(groups, rejects, f"data set '{script.dataset}'")
     log.info("split '%s': %s", split, counted(len(groups), "group"))
     if rejects:
-        log.warning("%s read, %s", counted(len(examples), "row"), describe_rejects(rejects))
+        log.warning("split '%s': %s read, %s", split, counted(len(examples), "row"), describe_rejects(rejects))
     return GroundTruths(groups), {
         "examples_sha256": fingerprint(examples),
         **script.describe_source(source),

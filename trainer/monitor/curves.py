@@ -25,6 +25,8 @@ DECIDED = "contrast/decided"
 REPEATS = "contrast/repeats"
 SINGLE_POINTS = 40  # up to so many points each is marked: a single one would make no line at all
 FEW_POINTS = 10  # up to so many by a large mark
+DECADE = 10.0
+NEAR_ZERO = 1000.0  # so much less than the largest value is drawn as next to nothing
 LEGEND_ROW = 0.07  # of a panel's height
 
 
@@ -70,7 +72,7 @@ def figure(log_history: LogHistory) -> "Figure":
 
     # Margins by hand: to find them by drawing, as constrained layout does, takes twice as long as the drawing.
     drawing = Figure(figsize=(11, 11), dpi=110)
-    drawing.subplots_adjust(left=0.08, right=0.985, bottom=0.05, top=0.97, hspace=0.28, wspace=0.21)
+    drawing.subplots_adjust(left=0.085, right=0.985, bottom=0.05, top=0.97, hspace=0.28, wspace=0.26)
     (loss, change), (margin, ranking), (rivals, distance) = drawing.subplots(3, 2)
     _draw(loss, log_history, "Loss", "loss (nats)", losses(log_history))
     _draw(
@@ -90,8 +92,9 @@ def figure(log_history: LogHistory) -> "Figure":
     names = {"effective candidates": CANDIDATES, "repeats of negatives": REPEATS}
     _draw(rivals, log_history, "What competes", "candidates; times shown", names)
     names = {"spread in a group": SPREAD, "per token": PER_TOKEN}
-    if any(value > 0 for key in names.values() for _, value in points(log_history, key)):
-        distance.set_yscale("log")
+    _scale_by_decades(
+        distance, [v for k in names.values() for p in ("", HELD_OUT) for _, v in points(log_history, p + k)]
+    )
     _draw(distance, log_history, "Distance from the reference", "h (beta x nats)", names)
     return drawing
 
@@ -115,7 +118,7 @@ def _draw(
     axes.set(xlabel="optimiser step", ylabel=unit)
     # Places by hand, and half as many ticks: else half of the drawing is to find where the ticks' labels end.
     axes.xaxis.set_label_coords(0.5, -0.09)
-    axes.yaxis.set_label_coords(-0.12, 0.5)
+    axes.yaxis.set_label_coords(-0.145, 0.5)
     if axes.get_yscale() == "linear":
         axes.locator_params(axis="y", nbins=5)
     for index, (name, key) in enumerate(keys.items()):
@@ -139,6 +142,25 @@ def _draw(
         wanted = "\n".join(keys.values())
         axes.text(0.5, 0.5, f"no data: the logs hold no\n{wanted}", ha="center", va="center", transform=axes.transAxes)
         axes.set(xticks=[], yticks=[])
+
+
+def _scale_by_decades(axes: "Axes", values: Sequence[float]) -> None:
+    """Let an axis go by decades where values lie in several; 0, where the policy is the reference, stays on it.
+
+    What is less than a thousandth of the largest, such as rounding before the first step, is drawn near 0.
+    """
+    from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
+
+    largest = max((v for v in values if math.isfinite(v)), default=0.0)
+    seen = [value for value in values if value > largest / NEAR_ZERO]
+    if not seen or largest < DECADE * min(seen):
+        return
+    least = 10.0 ** math.floor(math.log10(min(seen)))
+    axes.set_yscale("symlog", linthresh=least, linscale=0.4)
+    axes.set_ylim(-0.2 * least, 1.2 * largest)  # so that a mark at 0 is whole
+    subs = (1.0, 2.0, 5.0) if largest < DECADE**2 * least else (1.0,)
+    axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=least, subs=subs))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _place_legend(axes: "Axes") -> None:

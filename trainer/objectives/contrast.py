@@ -54,7 +54,7 @@ class Contrast(Objective):
     """A contrast over the candidates of a group, + sft_weight x MLE on the ground truths from the same forward pass."""
 
     Options = ContrastOptions
-    remedies = "a smaller --beta or --learning_rate, fewer steps, --sft_weight 0.1 to 1"
+    remedies = "a smaller --learning_rate, fewer steps, --sft_weight 0.1 to 1"
 
     def contrast(self, policy_logps: "Tensor", groups: "PackedGroups", beta: "Beta") -> "Tensor":
         """The mean over the groups, a scalar."""

@@ -23,7 +23,8 @@ class DPO(Objective):
     Options = Temperature
     needs = "pairs"
     learns_order = False
-    remedies = "a smaller --beta or --learning_rate, fewer steps, cpo with --sft_weight 0.1 to 1"
+    done_when_decided = True
+    remedies = "a smaller --learning_rate, fewer steps, cpo with --sft_weight 0.1 to 1"
 
     def own_trainer(self, setup: "Setup", options: Temperature) -> "Trainer":
         from trainer.monitor.start import compare_with_scorer

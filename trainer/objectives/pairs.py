@@ -25,6 +25,14 @@ from trainer.monitor.resumption import SoundResumption
 from trainer.monitor.safety import SoundSaves, check_finite
 from trainer.monitor.start import report_start
 from trainer.objectives.base import START
+from trainer.objectives.rewards import (
+    contrast_metrics,
+    h_per_token,
+    implicit_rewards,
+    kl_bound,
+    log_shares,
+    preference_metrics,
+)
 from trainer.publishing import OwnCard
 from trainer.sharding import SoundSharding
 
@@ -39,13 +47,6 @@ PAIRS = pa.schema(
     ]
 )
 GROUPS_AT_A_TIME = 1000
-
-# Our names of what TRL logs, for `trainer.monitor`; a pair has no Kendall's tau.
-OUR_NAMES = {
-    "logps/chosen": "logps/ground_truth",
-    "rewards/margins": "rewards/margin",
-    "rewards/accuracies": "rewards/top1",
-}
 
 
 def preference_pairs(groups: ContrastiveGroups | Subset[TrainingGroup], objective: str) -> Dataset:
@@ -103,6 +104,28 @@ def make_dpo_trainer(
     )
 
 
+def pair_metrics(
+    policy_logps: torch.Tensor, reference_logps: torch.Tensor, lengths: torch.Tensor, *, beta: float
+) -> dict[str, torch.Tensor]:
+    """What cpo logs of its groups, of pairs: groups of K = 2, [pairs] per metric.
+
+    Left out is Kendall's tau, of which a pair has none beside top-1.
+
+    Args:
+        policy_logps, reference_logps: [pairs, 2] in nats, chosen and rejected.
+        lengths: [pairs, 2], tokens.
+    """
+    logps = policy_logps, reference_logps
+    ranks = torch.arange(2, device=policy_logps.device).expand_as(policy_logps)
+    metrics = preference_metrics(*logps, ranks, beta=beta)
+    del metrics["rewards/kendall_tau"]
+    metrics |= contrast_metrics(*logps, beta=beta)
+    metrics["contrast/kl_bound"] = kl_bound(*logps, beta=beta)
+    metrics["contrast/h_per_token"] = h_per_token(*logps, lengths, beta=beta)
+    metrics[f"{START}contrast"] = torch.full_like(metrics["contrast/spread"], math.log(2))
+    return metrics
+
+
 @dataclasses.dataclass
 class PairCollator(DataCollatorForPreference):
     """TRL's batch, and the id of each pair's group."""
@@ -150,8 +173,9 @@ class PairTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, DPOTraine
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log TRL's metrics, averages over pairs, under our names too."""
-        self._name_our_way(self._metrics["train" if self.model.training else "eval"])  # type: ignore[union-attr]
+        """Log TRL's metrics and ours, averages over pairs; the pairs of every epoch are the same ones."""
+        if "loss" in logs:
+            logs = {**logs, "contrast/repeats": round(self.state.epoch or 0.0, 4)}
         super().log(logs, start_time)
 
     @torch.no_grad()
@@ -163,22 +187,30 @@ class PairTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, DPOTraine
             pairs = [dataset[i] for i in range(len(dataset))]
             self.compute_loss(model, self._prepare_inputs(self.data_collator(pairs)))
         found = self._metrics["eval"]
-        self._name_our_way(found)
         names = sorted({"loss", *found})
         found.clear()
         return names
 
-    def _name_our_way(self, found: dict[str, list[float]]) -> None:
-        for theirs, ours in OUR_NAMES.items():
-            if theirs in found:
-                found[ours] = found[theirs]
-        if "rewards/chosen" in found:
-            found["logps/ground_truth_change"] = [reward / self.beta for reward in found["rewards/chosen"]]
-            found[f"{START}contrast"] = [math.log(2)] * len(found["rewards/chosen"])
-
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss of a batch without the ids, which TRL would hand to the model."""
-        return super().compute_loss(model, {k: v for k, v in inputs.items() if k != "id"}, *args, **kwargs)
+        """TRL's loss of a batch; what its forward pass returns is measured our way too."""
+
+        def measured(**given: Any) -> Any:
+            outputs = model(**given)
+            self._measure(outputs, inputs)
+            return outputs
+
+        stand_in: Any = measured  # TRL calls it, and nothing else
+        without_ids = {k: v for k, v in inputs.items() if k != "id"}
+        return super().compute_loss(stand_in, without_ids, *args, **kwargs)
+
+    @torch.no_grad()
+    def _measure(self, outputs: Any, inputs: dict[str, Any]) -> None:
+        """Add the metrics of `pair_metrics` to TRL's, as it does: of all processes, a mean per batch."""
+        metrics = pair_metrics(*_logps_and_lengths(outputs, inputs), beta=self.beta)
+        values = self.accelerator.gather(torch.stack([*metrics.values()], dim=-1)).mean(0).tolist()  # type: ignore[union-attr]
+        found = self._metrics["train" if self.model.training else "eval"]  # type: ignore[union-attr]
+        for name, value in zip(metrics, values, strict=True):
+            found[name].append(value)
 
     def _check_finite(self, model: nn.Module) -> None:
         # The pairs of a group share an id.
@@ -191,7 +223,7 @@ class PairTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, DPOTraine
     @torch.no_grad()
     def _check_start(self, inputs: dict[str, Any]) -> None:
         """Warn if the policy is not the reference before the first step, on the first micro-batch."""
-        model, mask = self.model, inputs["completion_mask"]
+        model = self.model
         assert model is not None
         model.eval()
         with self.compute_loss_context_manager():
@@ -199,23 +231,20 @@ class PairTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, DPOTraine
             outputs = model(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
-                labels=inputs["input_ids"].masked_fill(mask == 0, -100),
+                labels=inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100),
                 use_cache=False,
                 fused_lm_head=True,
             )
-        reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
-        # Prompt tuning puts tokens of its own in front.
-        policy = outputs.log_probs[:, -(mask.shape[1] - 1) :].sum(1)
-        rewards = self.beta * (policy.float() - reference)
-        chosen, rejected = rewards.chunk(2)
-        loss = -nn.functional.logsigmoid(chosen - rejected).mean().item()
+        policy, reference, lengths = _logps_and_lengths(outputs, inputs)
+        rewards = implicit_rewards(policy, reference, beta=self.beta)
+        loss = -log_shares(rewards)[:, 0].mean().item()
         report_start(
             model,
             self.args,
             rewards,
             beta=self.beta,
-            longest=int(mask.sum(1).max()),
-            what=f"{len(chosen)} pairs",
+            longest=int(lengths.max()),
+            what=f"{len(rewards)} pairs",
             loss=f"{loss:.4f} (log 2 is {math.log(2):.4f})",
             layout="padded",
         )
@@ -245,3 +274,15 @@ def _pairs_of(group: TrainingGroup) -> Iterator[dict[str, Any]]:
             "ref_rejected_logps": rejected_logp,
             "length": len(group.tokens.prefix) + max(len(chosen), len(rejected)),
         }
+
+
+def _logps_and_lengths(outputs: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities under policy and reference, and numbers of tokens, each [pairs, 2], of a forward pass of TRL's.
+
+    A batch is all chosen, then all rejected.
+    """
+    mask = inputs["completion_mask"]
+    policy = outputs.log_probs[:, -(mask.shape[1] - 1) :].sum(1)  # prompt tuning puts tokens of its own in front
+    by_pair = [torch.stack(rows.chunk(2), dim=-1) for rows in (policy, mask.sum(1))]
+    reference = torch.stack([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]], dim=-1)
+    return by_pair[0], reference, by_pair[1]

@@ -39,6 +39,7 @@ def preference_metrics(
     Keys:
         logps/ground_truth: policy's log-probability of the ground truth, nats.
         logps/ground_truth_change: the same minus the reference's.
+        logps/ground_truth_change_square: its square, so that a log says how far groups differ in it.
         rewards/margin: h of the ground truth minus the mean h of the negatives.
         rewards/top1: 1 where the ground truth has the strictly highest h.
         rewards/kendall_tau: Kendall's tau-a between h and the ranks over all pairs of candidates that have a rank, in
@@ -58,6 +59,7 @@ def preference_metrics(
     return {
         "logps/ground_truth": policy_logps[:, 0].float(),
         "logps/ground_truth_change": change[:, 0],
+        "logps/ground_truth_change_square": change[:, 0].square(),
         "rewards/margin": h[:, 0] - (h[:, 1:] * negatives).sum(-1) / count,
         "rewards/top1": ((h[:, :1] > h[:, 1:]) | ~negatives).all(-1).to(h.dtype),
         "rewards/kendall_tau": ((agreement * better).sum((-1, -2)) / number)[number > 0],

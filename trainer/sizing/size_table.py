@@ -1,13 +1,17 @@
 """The tables that `--dry_run` prints."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from data.command.wording import counted, size
+from data.command.fitting import Column, as_text
+from data.command.terminal import width
+from data.command.wording import counted, duration, size, whole_duration
 from trainer.sizing.devices import USABLE, Device
 from trainer.sizing.first_steps import FirstSteps, LaidOut
 from trainer.sizing.predicted import Case, Prediction
 from trainer.sizing.savings import Option
 
+# What something is, its value, a remark.
+Row = tuple[str, str, str]
 MEANING = {
     "weights": "of the model and its adapter, buffers included",
     "gradients": "of what is trained",
@@ -36,26 +40,26 @@ def seconds_per_step(case: Case, found: Prediction, steps: LaidOut, utilisation:
 def table(
     case: Case, found: Prediction, first: FirstSteps, steps: LaidOut, layout: str, row_tokens: int, utilisation: float
 ) -> str:
-    """The prediction of a run, as Markdown."""
+    """The prediction of a run, as a terminal shows it."""
     devices = f"{case.world} x {case.device.name}" if case.world > 1 else case.device.name
     sharing = "" if case.world == 1 else (", FSDP" if case.sharded else ", DDP")
     precision = str(found.computed_in).removeprefix("torch.")
+    memory = [(kind, size(held), MEANING[kind]) for kind, held in found.kinds.items()]
+    memory.append(("all", size(found.peak), f"{_of_pass(steps, row_tokens)}; {_room(case.device)}"))
+    per_step = [
+        ("groups", f"{first.groups:g}", ""),
+        ("positions", f"{steps.positions:,.0f}", f"{steps.padding:.1%} of them padding"),
+        ("forward passes of a device", f"{steps.most_passes}", "at most"),
+        ("FLOP", f"{steps.flop(found.flop):.3g}", "matrix products with parameters, as for the log's mfu"),
+        *_time(case, found, first, steps, utilisation),
+    ]
     lines = [
         f"Predicted, not measured: {case.objective.name}, {found.parameters:,} parameters, {layout} layout, at most "
         f"{row_tokens} tokens per pass, on {devices}{sharing}, computed in {precision}.",
         "",
-        "| peak memory per device | | |",
-        "|---|---|---|",
-        *(f"| {kind} | {size(held)} | {MEANING[kind]} |" for kind, held in found.kinds.items()),
-        f"| all | {size(found.peak)} | {_of_pass(steps, row_tokens)}; {_room(case.device)} |",
+        _rows("peak memory per device", "", memory),
         "",
-        f"| per step, mean of the first {len(steps.passes)} | | |",
-        "|---|---|---|",
-        f"| groups | {first.groups:g} | |",
-        f"| positions | {steps.positions:,.0f} | {steps.padding:.1%} of them padding |",
-        f"| forward passes of a device | {steps.most_passes} | at most |",
-        f"| FLOP | {steps.flop(found.flop):.3g} | matrix products with parameters, as for the log's mfu |",
-        *_time(case, found, first, steps, utilisation),
+        _rows(f"per step, mean of the first {len(steps.passes)}", "", per_step),
         "",
         f"Attention: {_attention(case, found, layout)}.",
         *_by_formula(case, found),
@@ -65,12 +69,20 @@ def table(
 
 
 def advice_table(advised: Iterable[tuple[Option, Prediction]], device: Device) -> str:
-    """What would lower the peak, as Markdown."""
-    lines = ["| what would help | predicted peak per device | |", "|---|---|---|"]
+    """What would lower the peak, as a terminal shows it."""
+    rows = []
     for option, found in advised:
         fits = "fits" if found.peak <= device.usable else "does not fit yet"
-        lines.append(f"| {option.words} | {size(found.peak)} | {fits}{option.note and f'; {option.note}'} |")
-    return "\n".join(lines)
+        rows.append((option.words, size(found.peak), f"{fits}{option.note and f'; {option.note}'}"))
+    return _rows("what would help", "predicted peak per device", rows)
+
+
+def _rows(what: str, value: str, rows: Sequence[Row]) -> str:
+    """A table of what something is, its value and a remark."""
+    names, values, remarks = zip(*rows, strict=True)
+    return as_text(
+        [Column(what, names, right=False), Column(value, values)], [Column("", remarks, right=False)], width()
+    )
 
 
 def _of_pass(steps: LaidOut, row_tokens: int) -> str:
@@ -95,14 +107,14 @@ def _room(device: Device) -> str:
     return f"of {size(device.memory)}, of which {USABLE:.0%} are taken as usable: {size(device.usable)}"
 
 
-def _time(case: Case, found: Prediction, first: FirstSteps, steps: LaidOut, utilisation: float) -> list[str]:
+def _time(case: Case, found: Prediction, first: FirstSteps, steps: LaidOut, utilisation: float) -> list[Row]:
     seconds = seconds_per_step(case, found, steps, utilisation)
     if seconds is None:
         why = "this device's peak is not known" if case.device.peak is None else "no peak is known but of 16 bits"
-        return [f"| time | not predicted | {why} |"]
+        return [("time", "not predicted", why)]
     assumed = f"if {utilisation:.0%} of {case.device.peak or 0:.3g} FLOP/s are reached, recomputation included"
-    hours = seconds * first.steps / 3600
-    return [f"| time | {seconds:.3g} s | {assumed} |", f"| the run | {hours:.3g} h | {first.steps} steps |"]
+    whole = whole_duration(seconds * first.steps)
+    return [("time", duration(seconds), assumed), ("the run", whole, counted(first.steps, "step"))]
 
 
 def _attention(case: Case, found: Prediction, layout: str) -> str:
