@@ -114,7 +114,7 @@ def hint(word: str, known: Collection[str]) -> str:
 
 
 def _known(names: Iterable[str], known: Collection[str]) -> list[str]:
-    """Those of our options that a command has, as they are typed."""
+    """The names that are options of a command, with dashes."""
     return [f"--{name}" for name in names if _is_known(name.partition(" ")[0], known)]
 
 

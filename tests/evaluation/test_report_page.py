@@ -199,6 +199,10 @@ def test_browser_shows_numbers(open_page: Any) -> None:
     images = tab.locator("figure img")
     assert images.count() == 5  # win rate minus mle; reverse KL, NLL; win rate and reverse KL over alpha
     assert all(images.nth(i).evaluate("image => image.complete && image.naturalWidth > 300") for i in range(5))
+    tab.set_viewport_size({"width": 390, "height": 844})
+    # As large as it is drawn, and scrolled in its frame, not with the page.
+    assert images.first.evaluate("image => image.getBoundingClientRect().width >= image.naturalWidth - 1")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
 
 
 def table_results() -> Results:

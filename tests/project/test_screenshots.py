@@ -33,7 +33,7 @@ def test_the_images_are_of_the_numbers_in_results() -> None:
     assert len(written) == 2
     made = parse_json((IMAGES / NUMBERS).read_bytes())["tables"]
     for headings, _, *rows in written:
-        table = next(table for table in made if set(headings) <= set(table[0]))
+        (table,) = [table for table in made if set(headings) <= set(table[0])]
         places = [table[0].index(heading) for heading in headings]
         assert rows == [[row[place] for place in places] for row in table[1:]]
 
