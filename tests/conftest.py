@@ -15,6 +15,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
+# readline leaves it to the workers of a test run, and tables are as wide as it says.
+os.environ.pop("COLUMNS", None)
 # Nothing is reported of tests, which would take an actor of Ray's.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # trackio reads it once, when whatever imports it does.
