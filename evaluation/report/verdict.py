@@ -102,8 +102,8 @@ def _other_decodings(results: Results, leading: list[Measurement]) -> list[str]:
 def _agreement(results: Results, leading: list[Measurement], theirs: list[Measurement]) -> str:
     """E.g. "By greedy: the same order; there not told apart from reference: cpo."; "" of less than two common models.
 
-    Against the order speaks only what is told apart; a gain over the baseline that is one by the leading decoding alone
-    is named.
+    Against the order speaks only what is told apart; what differs from the baseline by one of both decodings alone is
+    named.
 
     Args:
         theirs: the same number by another decoding.
@@ -128,8 +128,12 @@ def _agreement(results: Results, leading: list[Measurement], theirs: list[Measur
     else:
         said = f"By {others[0].decoding}: the same order, but for models that are not told apart"
     beyond, still = ([m.model for m in found if _apart(m, baseline, gaps)] for found in (ours, others))
-    lost = [model for model in beyond if model not in still]
-    return said + (f"; there not told apart from {baseline}: {_few(lost)}." if lost else ".")
+    lost, won = ([model for model in a if model not in b] for a, b in ((beyond, still), (still, beyond)))
+    if lost:
+        said += f"; there not told apart from {baseline}: {_few(lost)}"
+    if won:
+        said += f"; there alone told apart from {baseline}: {_few(won)}"
+    return said + "."
 
 
 def _apart(m: Measurement, baseline: str, gaps: Gaps) -> bool:

@@ -109,6 +109,14 @@ def test_the_verdict_says_whether_other_decodings_agree(greedy: tuple[float | No
     assert verdict(make_results(found, baseline="reference")).also == ((said,) if said else ())
 
 
+def test_the_verdict_names_what_another_decoding_alone_tells_apart() -> None:
+    models = "reference", "cpo", "mle"
+    found = [correct(model, mean) for model, mean in zip(models, (0.1, 0.101, 0.5), strict=True)]
+    found += [replace(correct(m, mean), decoding="greedy") for m, mean in zip(models, (0.1, 0.3, 0.5), strict=True)]
+    said = "By greedy: the same order; there alone told apart from reference: cpo."
+    assert verdict(make_results(found, baseline="reference")).also == (said,)
+
+
 def test_what_was_asked_for_first_leads_and_comes_first() -> None:
     found = [measured(m, key, v, "greedy") for key, v in (("similarity", 0.5), ("correct", 0.5)) for m in ("mle", "a")]
     found += [measured(m, "truth_logp", -1.0, "") for m in ("mle", "a")]
