@@ -25,8 +25,7 @@ class Options:
 class Batch(Strategy):
     """Cuts the pool into batches in an order drawn from the seed; a group borrows from its own, in its own order.
 
-    Rows of its own prompt lend it nothing: what they say is as good behind it. Borrowed token ids are taken as they
-    are, EOS included; one that does not fit behind the prefix is passed over.
+    Borrowed token ids are taken as they are, EOS included; one that does not fit behind the prefix is passed over.
     """
 
     name = "bn"
@@ -51,7 +50,7 @@ class Batch(Strategy):
         batch_of = {group.id: batch for batch in self._batches(pool, settings, tools.seed) for group in batch}
         short: dict[str, str] = {}
         for group in groups:
-            others = [other for other in batch_of[group.id] if other.prompt_ids != group.prompt_ids]
+            others = [other for other in batch_of[group.id] if other.id != group.id]
             others.sort(key=lambda other: derive_seed(tools.seed, self.name, group.id, other.id))
             borrowed = (
                 Candidate(self.name, list(other.response_ids), other.response, source_id=other.id)
@@ -60,7 +59,7 @@ class Batch(Strategy):
             )
             if missing := self.fill(group, borrowed, settings):
                 count = settings["count"]
-                short[group.id] = f"{count - missing} of {count}: the batch has {len(others)} rows of other prompts"
+                short[group.id] = f"{count - missing} of {count}: the batch has {len(others)} other rows"
         return short
 
     def _batches(self, pool: Sequence[Group], settings: dict[str, Any], seed: int) -> list[list[Group]]:
