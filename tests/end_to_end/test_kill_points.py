@@ -151,7 +151,9 @@ def test_engine_and_workers_killed_in_a_job_that_survives_them(
     assert run(armed, *command(reference, out, UNDER_RAY), env=two_nodes.env) == 0
     assert not list(armed.iterdir())
     killed = in_flight(armed)
-    assert {"00000-sample-1", "00001-sample-1"} <= killed["begun"].keys()
+    # Which ones come first is Ray's to say.
+    assert len(killed["begun"]) >= 2
+    assert all(name.endswith("-sample-1") for name in killed["begun"])
     assert {mark["pid"] for mark in killed["begun"].values()} == {killed["pid"]}
     assert len({mark["actor"] for mark in killed["begun"].values()}) == 1
     assert killed["finished"] == []
