@@ -2,8 +2,14 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 log = logging.getLogger(__name__)
+
+
+def uncut(tokenizer: Any, text: str, **options: Any) -> int:
+    """How many tokens a text has, whatever the model reads of it; options are the tokenizer's."""
+    return len(tokenizer(text, verbose=False, **options)["input_ids"])
 
 
 class CutTexts:

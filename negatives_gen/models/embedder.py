@@ -12,7 +12,7 @@ from data.model_settings import check_tokenizer_fits, text_model_identity
 from data.models import model_directory
 from data.whole_weights import whole_weights
 from negatives_gen.models.batches import give_pad_token, minds_padding
-from negatives_gen.models.cut_texts import CutTexts
+from negatives_gen.models.cut_texts import CutTexts, uncut
 from negatives_gen.models.loading import TRUST, loading
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Embedder:
         return self._vectors(texts)
 
     def _tokens(self, text: str) -> int:
-        return len(self.tokenizer(text, verbose=False)["input_ids"])
+        return uncut(self.tokenizer, text)
 
     def _vectors(self, texts: Sequence[str]) -> np.ndarray:
         vectors = self.model.encode(

@@ -13,7 +13,7 @@ from data.sources.encode import left_out
 from data.tokens import LONGEST_RENDERING
 from data.whole_weights import load_whole
 from negatives_gen.models.batches import batches, minds_padding, pad_right
-from negatives_gen.models.cut_texts import CutTexts
+from negatives_gen.models.cut_texts import CutTexts, uncut
 from negatives_gen.models.loading import TRUST, loading
 
 log = logging.getLogger(__name__)
@@ -151,9 +151,7 @@ class RewardModel:
         return self._rewards(texts)
 
     def _tokens(self, text: str) -> int:
-        return len(
-            self.tokenizer(text, add_special_tokens=not self.tokenizer.chat_template, verbose=False)["input_ids"]
-        )
+        return uncut(self.tokenizer, text, add_special_tokens=not self.tokenizer.chat_template)
 
     def _rewards(self, texts: Sequence[str]) -> list[float]:
         rows = [

@@ -12,7 +12,7 @@ from data.models import context_length, model_directory
 from data.schema import Group
 from data.whole_weights import whole_weights
 from negatives_gen.models.batches import give_pad_token
-from negatives_gen.models.cut_texts import CutTexts
+from negatives_gen.models.cut_texts import CutTexts, uncut
 from negatives_gen.models.loading import loading
 from negatives_gen.signals.base import Reference, Signal, library_identity
 
@@ -90,7 +90,7 @@ class BertScore(Signal):
         return f1.tolist()
 
     def _tokens(self, text: str) -> int:
-        return len(self.tokenizer(text, verbose=False)["input_ids"])
+        return uncut(self.tokenizer, text)
 
     def _has_tokens(self, text: str) -> bool:
         return bool(text.strip()) and bool(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -24,6 +24,7 @@ CLIPPING = ["--max_grad_norm", "0.1"]
 BEST = ["--load_best_model_at_end", "true", "--early_stopping_patience", "2", "--save_strategy", "steps"]
 # h per token is about a twelfth of h here: 12 times the beta is as strong a contrast.
 PER_TOKEN = ["--loss_normalize", "length", "--beta", "60"]
+AGAINST_STEPS = {"none": [], "warm-up of a fifth": WARM_UP, "max_grad_norm 0.1": CLIPPING, "beta 1": ["--beta", "1"]}
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,7 @@ CPO_BLOWS_UP = Scenario(
     *extent((50, 5, 50), (6, 3, 6)),
     {"--use": "an=11", "--learning_rate": "3e-3"},
     {
-        "none": [],
-        "warm-up of a fifth": WARM_UP,
-        "max_grad_norm 0.1": CLIPPING,
-        "beta 1": ["--beta", "1"],
+        **AGAINST_STEPS,
         "learning_rate 1e-3": ["--learning_rate", "1e-3"],
         "learning_rate 3e-4": ["--learning_rate", "3e-4"],
         "nca": ["--objective", "nca"],
@@ -90,10 +88,7 @@ RANKING_BLOWS_UP = Scenario(
     *extent((50, 5, 50), (6, 3, 6)),
     {"--use": "an=11", "--learning_rate": "3e-4", "--objective": "cpo-rank"},
     {
-        "none": [],
-        "warm-up of a fifth": WARM_UP,
-        "max_grad_norm 0.1": CLIPPING,
-        "beta 1": ["--beta", "1"],
+        **AGAINST_STEPS,
         "learning_rate 1e-4": ["--learning_rate", "1e-4"],
         "nca": ["--objective", "nca"],
         "loss_normalize length, beta 60": PER_TOKEN,

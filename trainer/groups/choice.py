@@ -98,7 +98,7 @@ class Choice:
                 if count > held[strategy]:
                     raise UserError(
                         f"--use asks for {strategy}={count}, but negative set '{negatives.folder.path}' holds "
-                        f"{format_counts(held)} per group. Ask for less, or generate a set with more."
+                        f"{format_counts(held)} per group. Ask for less, or add more by negatives_gen extend."
                     )
             if signal not in negatives.signals:
                 raise UserError(
