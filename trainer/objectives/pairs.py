@@ -21,9 +21,11 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from data.command.errors import UserError
 from data.counts import format_counts
 from trainer.groups.dataset import ContrastiveGroups, TrainingGroup
+from trainer.monitor.curves import OVER_START
 from trainer.monitor.resumption import SoundResumption
 from trainer.monitor.safety import SoundSaves, check_finite
 from trainer.monitor.start import report_start
+from trainer.monitor.stretches import highest_over_start
 from trainer.objectives.base import START
 from trainer.objectives.rewards import (
     contrast_metrics,
@@ -175,8 +177,15 @@ class PairTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, DPOTraine
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log TRL's metrics and ours, averages over pairs; the pairs of every epoch are the same ones."""
         if "loss" in logs:
-            logs = {**logs, "contrast/repeats": round(self.state.epoch or 0.0, 4)}
+            logs = {**logs, **self._highest(), "contrast/repeats": round(self.state.epoch or 0.0, 4)}
         super().log(logs, start_time)
+
+    def _highest(self) -> dict[str, float]:
+        """The loss over its start as cpo logs it, from TRL's lists of means per micro-batch since the last log."""
+        found, pairs = self._metrics["train"], self.args.train_batch_size * self.accelerator.num_processes
+        means = zip(found["contrast/kl_bound"], found[f"{START}contrast"], strict=True)
+        highest = highest_over_start(((start - bound) * pairs, start * pairs, pairs) for bound, start in means)
+        return {} if highest is None else {OVER_START: highest}
 
     @torch.no_grad()
     def metric_names(self, dataset: Any) -> list[str]:
