@@ -221,8 +221,8 @@ def test_the_held_out_loss_is_judged_where_that_of_the_train_groups_is_in_order(
     run.log(40, **{**lost, "eval_loss": 4.0})
     assert caplog.messages == [
         "By step 20 the held-out loss is 3.20, 1.6 times its start of 2.00, which that of the train groups is not: "
-        "what was learned of these is wrong of others. Try fewer steps (--early_stopping_patience 3 stops by itself), a "
-        "smaller --learning_rate (now 5e-05), or more data."
+        "what was learned of these is wrong of others. Try fewer steps (--early_stopping_patience 3 stops by itself), "
+        "a smaller --learning_rate (now 5e-05), or more data."
     ]
     caplog.clear()
     blown_up = Run(tmp_path, Diagnosis(REMEDIES, held_out=64))
@@ -267,8 +267,8 @@ def test_the_line_of_a_large_step_comes_once_and_says_what_to_try(
         run.log(step, loss=8.0, **{"start/contrast": 2.0, "contrast/spread": 19.0})
     assert caplog.messages == [
         "By step 20 the loss has been 8.00, 4.0 times its start of 2.00: the step is too large: at beta 5 a step moves "
-        "h apart by up to 2. Try a smaller --learning_rate (now 5e-05), a warm-up (--warmup_steps, now 0), or a smaller "
-        "--beta."
+        "h apart by up to 2. Try a smaller --learning_rate (now 5e-05), a warm-up (--warmup_steps, now 0), or a "
+        "smaller --beta."
     ]
     late = Run(tmp_path, Diagnosis(REMEDIES, beta=5.0), checkpoint=run.save(tmp_path / "late.json"))
     late.log(80, loss=9.0, **{"start/contrast": 2.0})
