@@ -213,7 +213,7 @@ def table(runs: Mapping[str, "Results"]) -> "Table":
         headings.append(number.heading(shown, several=several))
         tips.append(shown.meaning)
         for row, m in zip(cells, measured, strict=True):
-            row.append(cell(m.estimate if m else None, shown.form))
+            row.append(cell(m.estimate if m else None, shown))
         meanings[number.heading(shown, several=False)] = shown.meaning
     return Table("Comparison", told_apart(headings), cells, 3, meanings, tips)
 

@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass, replace
 
 from data.command.wording import counted, is_or_are
-from evaluation.gaps import ERRORS, FEWEST, Gaps, Ranked, distinguishable, ranked
+from evaluation.gaps import FEWEST, Gaps, Ranked, distinguishable, ranked
 from evaluation.metrics.base import TRUTH
 from evaluation.metrics.columns import HIGHER, LOWER, NEITHER, SECOND, Column
-from evaluation.metrics.statistics import Estimate, Measurement
+from evaluation.metrics.statistics import ERRORS, Estimate, Measurement
+from evaluation.report.cells import in_full
 from evaluation.report.results import Results
 from evaluation.report.tables import gaps_of, opponent, unique
 
@@ -201,8 +202,9 @@ def _sentence(m: Measurement, ranking: Ranked, baseline: str, column: Column, ga
 def _compared(gap: Estimate | None, other: str, column: Column) -> str:
     if gap is None:
         return f"not compared with {other} (no error is known)"
-    size = column.form.format(abs(gap.mean)).rstrip("%")
-    error = "" if math.isnan(gap.standard_error) else f" ± {column.form.format(gap.standard_error).rstrip('%')}"
+    form = in_full(column.form, gap.mean, gap.standard_error)
+    size = form.format(abs(gap.mean)).rstrip("%")
+    error = "" if math.isnan(gap.standard_error) else f" ± {form.format(gap.standard_error).rstrip('%')}"
     sign = "+" if gap.mean > 0 else "-" if gap.mean < 0 else ""
     if not distinguishable(gap):
         return f"not distinguishable from {other} ({sign}{size}{error})"
@@ -210,8 +212,7 @@ def _compared(gap: Estimate | None, other: str, column: Column) -> str:
 
 
 def _above(estimate: Estimate, value: float) -> Estimate:
-    interval = estimate.interval and (estimate.interval[0] - value, estimate.interval[1] - value)
-    return replace(estimate, mean=estimate.mean - value, interval=interval)
+    return replace(estimate, mean=estimate.mean - value, interval=None)
 
 
 def _against(m: Measurement) -> str:
