@@ -1,6 +1,7 @@
 """The answer of a report in words: how each model does by what leads, beside the baseline and the best other one."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from data.command.wording import counted, is_or_are
@@ -35,11 +36,14 @@ class Verdict:
     also: tuple[str, ...] = ()
 
 
-def verdict(results: Results) -> Verdict:
+def verdict(results: Results, aside: Collection[str] = ()) -> Verdict:
     """The verdict on a report's measurements, by the first of them that says which way is better.
 
     What else differs beyond its error is named, also where neither way is better: a gain in what leads may be paid for
-    elsewhere, and be none by another decoding.
+    elsewhere, and be none by another decoding. So are models without a number to lead by.
+
+    Args:
+        aside: models that are not missed, since another one stands for them.
     """
     leading = _leading(results)
     also = tuple(filter(None, (*_other_decodings(results, leading), _also(results, leading[0] if leading else None))))
@@ -60,6 +64,9 @@ def verdict(results: Results) -> Verdict:
     hedge = f"By {column.heading}{_against(first)}{by} (n = {n}; {column.spoken_better})."
     if not first.decoding:
         hedge += f" {OF_CHECKPOINTS}"
+    spoken_of = {*aside, first.against, *(m.model for m in ranking.ordered)}
+    if missed := [model for model in unique(m.model for m in results.measurements) if model not in spoken_of]:
+        hedge += f" Without that number: {_few(missed)}."
     if len(ranking.ordered) == 1 and first.against in ("", TRUTH):
         return Verdict(lines, f"{hedge} There is no other model to compare with. {OF_ONE_TRAINING}")
     beside = f"{baseline} (the baseline) and the best other model" if baseline else "the best other model"
