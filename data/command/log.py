@@ -9,8 +9,8 @@ from data.command.cleaning import printable
 from data.command.privacy import scrub
 from data.command.terminal import beside_bars, is_terminal, people_read
 
-# Whose messages are ours: the rooms', and those of a command that runs as a script.
 MAIN = "__main__"
+# Whose messages are ours: the rooms', and those of a command that runs as a script.
 OURS = ("data", "negatives_gen", "trainer", "evaluation", MAIN)
 LIBRARIES = ("accelerate", "datasets", "filelock", "fsspec", "httpx", "httpx2", "matplotlib", "sentence_transformers")
 

@@ -316,7 +316,7 @@ def test_metrics_are_chosen_in_the_order_of_what_matters(tmp_path: Path, capsys:
 
 
 def test_what_is_left_out_of_the_verdict_is_said(tmp_path: Path) -> None:
-    """The same weights once, win rates against a model, models without the number; and that a report has notes."""
+    """Models of the same weights, win rates against a model, models without the number, how many notes there are."""
     models = {name: {"weights_sha256": digit * 64} for name, digit in (("mle", "a"), ("cpo", "b"), ("also", "b"))}
     one = [measured("mle", "correct", 0.5), measured("cpo", "correct", 0.6), measured("cpo", "nll", 2.0)]
     two = [measured("also", "correct", 0.6), measured("also", "nll", 2.1), measured("none", "nll", 2.0)]
