@@ -1,11 +1,12 @@
 """docs/results/study-TASK.md: the tables of a study, from its records alone."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.command.wording import counted
 from evaluation.metrics import METRICS
 from evaluation.metrics.columns import Column
+from evaluation.report.cells import in_full
 from recipes.study.aggregate import ERRORS, OverSeeds, change, difference, measures_of, values
 from recipes.study.choice import at_an_end
 from recipes.study.design import TEST, VALIDATION, Hypothesis, Study
@@ -155,15 +156,15 @@ def _in_tables(measures: Sequence[str]) -> list[list[str]]:
 def _cell(measure: str, number: OverSeeds | None, *, signed: bool = False) -> str:
     if number is None:
         return NOTHING
-    form = _form(measure)
-    mean, error = form(number.mean), form(number.error).lstrip("+")
-    text = f"{'+' if signed and number.mean >= 0 else ''}{mean} ± {error}"
+    form = in_full(_form(measure), number.mean, number.error, ERRORS) if signed else _form(measure)
+    sign = "+" if signed and number.mean >= 0 else ""
+    text = f"{sign}{form.format(number.mean)} ± {form.format(number.error)}"
     return f"**{text}**" if signed and number.counts else text
 
 
-def _form(measure: str) -> Callable[[float], str]:
+def _form(measure: str) -> str:
     column = _columns().get(measure.rpartition("/")[2])
-    return column.form.format if column else "{:.4g}".format
+    return column.form if column else "{:.4g}"
 
 
 def _columns() -> dict[str, Column]:
