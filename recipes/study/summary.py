@@ -41,7 +41,7 @@ def markdown(study: Study, records: Records) -> str:
 def _notes(records: Records) -> list[str]:
     old = len(records.comparisons) - len(records.newest)
     said = [f"{counted(old, 'comparison')} of models that were trained again since are left out."] if old else []
-    for name, losses in records.references.items():
+    for name, losses in sorted(records.references.items()):
         if losses:
             least = min(losses, key=lambda step: losses[step])
             by_step = ", ".join(f"{step}: {loss:.3f}" for step, loss in losses.items())
@@ -52,7 +52,8 @@ def _notes(records: Records) -> list[str]:
 def _choices(study: Study, records: Records) -> str:
     by = " + ".join(f"{weight:g} x {measure}" for measure, weight in study.choose_by.items())
     rows = []
-    for row, choice in records.choices.items():
+    for row in filter(records.choices.__contains__, study.rows):
+        choice = records.choices[row]
         scores = ", ".join(_score(choice, rate) for rate in sorted(choice["scores"], key=float))
         rows.append([row, f"{choice['rate']:g}", "yes" if at_an_end(choice) else NOTHING, scores])
     said = (
@@ -135,7 +136,7 @@ def _cost(study: Study, records: Records) -> str:
             rows.append([row, str(steps), f"{tokens:,}", f"{max(times):.0f} s" if times else NOTHING])
     sets = [
         [name.removeprefix("set "), f"{made['groups']:,}", _sampled(made["sampled"], made["groups"])]
-        for name, made in records.sets.items()
+        for name, made in sorted(records.sets.items())
     ]
     tables = [
         _table(["row", "steps", "tokens read by forward passes", "processor time of a run"], rows),
