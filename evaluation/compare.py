@@ -40,6 +40,7 @@ VERDICT, DIFFERENCES, NUMBERS = "Verdict", "What differs between the runs", "Mea
 OURS = re.compile(b"# Comparison\n\n(?:- [^\n]*\n)+\n## (?:%s|%s)\n" % (VERDICT.encode(), DIFFERENCES.encode()))
 ALIKE = "Nothing of the set-up that is recorded."
 ANY = "any"  # decoding
+KEYS = 3  # columns that say what a row is of
 BLANK_MEANING = (
     "Blank, or no row: the run did not measure that, or not with this baseline, opponent or decoding. What has no "
     f"decoding stands once, in a row '{ANY}' where a model has several. Intervals are in each run's report."
@@ -157,9 +158,9 @@ def compare(paths: Sequence[str], metrics: Sequence[str] | None = None) -> Compa
     main = {name: _decisive(results) for name, results in runs.items()}
     if metrics is not None or not any(results.measurements for results in main.values()):
         main = runs
-    there, kept = (_in_order({run: _numbers(found) for run, found in of.items()}) for of in (runs, main))
-    left_out = [number.heading(column, several=True) for number, column in there.items() if number not in kept]
-    return Comparison(said, joint_verdict(runs), differences(runs), table(runs), table(main), left_out)
+    whole, kept = table(runs), columns(main)
+    left_out = [h for number, h in zip(columns(runs), whole.headings[KEYS:], strict=True) if number not in kept]
+    return Comparison(said, joint_verdict(runs), differences(runs), whole, table(main), left_out)
 
 
 def chosen(runs: "Mapping[str, Results]", metrics: Sequence[str]) -> "dict[str, Results]":
@@ -264,26 +265,34 @@ def table(runs: Mapping[str, "Results"]) -> "Table":
     """A row per run, model and decoding, a column per number, blank where a run lacks it.
 
     What is of no decoding, or of one alone that was not asked for, stands once: in a row of its own where a model has
-    several. Differences from different baselines are different columns. What says which way is better comes first,
-    then its differences.
+    several. See `columns`.
     """
     from evaluation.report.cells import Cell, cell
     from evaluation.report.tables import Table, told_apart
 
-    numbers = {name: _numbers(results) for name, results in runs.items()}
-    opponents = {number.against for found in numbers.values() for number in found if number.against}
+    shown_of = columns(runs)
+    opponents = {number.against for number in shown_of if number.against}
     placed = {run: _placed(results) for run, results in runs.items()}
     rows, several = [(run, *row) for run, found in placed.items() for row in found], len(opponents) > 1
-    headings, meanings, tips = ["run", "model", "decoding"], {}, [""] * 3
+    headings, meanings, tips = ["run", "model", "decoding"], {}, [""] * KEYS
     cells = [[Cell(run), Cell(model), Cell(decoding or ANY)] for run, model, decoding in rows]
-    for number, shown in sorted(_in_order(numbers).items(), key=lambda item: _importance(item[1])):
+    for number, shown in shown_of.items():
         measured = [placed[run][model, decoding].get(number) for run, model, decoding in rows]
         headings.append(number.heading(shown, several=several))
         tips.append(shown.meaning)
         for row, m in zip(cells, measured, strict=True):
             row.append(cell(m.estimate if m else None, shown))
         meanings[number.heading(shown, several=False)] = shown.meaning
-    return Table("Comparison", told_apart(headings), cells, 3, meanings, tips)
+    return Table("Comparison", told_apart(headings), cells, KEYS, meanings, tips)
+
+
+def columns(runs: Mapping[str, "Results"]) -> "dict[Number, Column]":
+    """The columns of a table of runs, in its order: what says which way is better, its differences, the rest.
+
+    Differences from different baselines are different columns.
+    """
+    numbers = {name: _numbers(results) for name, results in runs.items()}
+    return dict(sorted(_in_order(numbers).items(), key=lambda item: _importance(item[1])))
 
 
 def _importance(column: "Column") -> int:

@@ -28,7 +28,7 @@ class Gaps:
     def between(self, measured: Measurement, other: str) -> Estimate | None:
         """By how much a measurement exceeds that of another model; None where that is not known.
 
-        What is not paired by prompt has the errors of both, which is too much where a prompt is hard for both.
+        What is not paired by prompt has both errors, added as squares: too much where a prompt is hard for both.
         """
         if found := self.paired(measured, other):
             return found
@@ -71,8 +71,7 @@ def bounds(gap: Estimate) -> tuple[float, float]:
 
 
 def _reversed(gap: Estimate) -> Estimate:
-    interval = (-gap.interval[1], -gap.interval[0]) if gap.interval is not None else None
-    return replace(gap, mean=-gap.mean, interval=interval)
+    return replace(gap, mean=-gap.mean, interval=None)
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, Tr
         self.prepared = dataclasses.replace(prepared, compute_dtype=computed_in(self.args, self.model))
         self._model_flop = ModelFlop.of(self.prepared.model)  # before its weights are sharded
         self._sums: dict[str, torch.Tensor] = {}
-        self._stretches = Stretches()
+        self._stretches = Stretches(self.accelerator)
         # Of this process, in the last micro-batch and since the last log.
         self._last_flop = self._flop = 0
         # Of each term in the loss, once a pass was made.
@@ -327,7 +327,7 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, Tr
             padding, number, flop = everywhere.tolist()  # type: ignore[union-attr]
             averages = self._averages(self._sums)
             averages.pop("loss")  # transformers' own is the same number
-            averages |= self._stretches.highest(self.accelerator)
+            averages |= self._stretches.highest()
             shown = getattr(self.train_dataset, "shown_per_epoch", None)
             if shown is not None:
                 averages["contrast/repeats"] = round((self.state.epoch or 0.0) * shown, 4)

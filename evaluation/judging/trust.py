@@ -11,7 +11,7 @@ from evaluation.judging.labels import TIE, A, B, LabelledPair
 from evaluation.metrics.agreement import agreement, cohens_kappa
 from evaluation.metrics.columns import HIGHER, LOWER, Column, Section
 from evaluation.metrics.rates import counts
-from evaluation.metrics.statistics import Estimate, bootstrapped_mean, bootstrapped_share
+from evaluation.metrics.statistics import Estimate, bootstrapped_share, paired_difference
 
 PEOPLE, PLACE, LENGTH = Section("Agreement with people", 1), Section("Preference for a place", 2), Section("Length", 3)
 COST = Section("Cost", 4)
@@ -141,11 +141,10 @@ def _length(pairs: Sequence[LabelledPair], judged: Sequence[str | None]) -> dict
     unequal = [(p.longer, p.label, j) for p, j in zip(pairs, judged, strict=True) if p.longer]
     by_judge = [float(j == longer) if j in (A, B) else None for longer, _, j in unequal]
     by_people = [float(label == longer) if label != TIE else None for longer, label, _ in unequal]
-    gaps = [j - p for j, p in zip(by_judge, by_people, strict=True) if j is not None and p is not None]
     return {
         "longer": _share([value for value in by_judge if value is not None]),
         "longer_people": _share([value for value in by_people if value is not None]),
-        "longer_gap": bootstrapped_mean(gaps) if gaps else None,
+        "longer_gap": paired_difference(by_judge, by_people),
         "longer_split": _share([j == longer for longer, label, j in unequal if label == TIE and j in (A, B)]),
         "longer_against": _share([j == longer for longer, label, j in unequal if {label, j} == {A, B}]),
     }

@@ -45,7 +45,7 @@ def verdict(results: Results, aside: Collection[str] = ()) -> Verdict:
     Args:
         aside: models that are not missed, since another one stands for them.
     """
-    leading = _leading(results)
+    leading = leading_numbers(results)
     also = tuple(filter(None, (*_other_decodings(results, leading), _also(results, leading[0] if leading else None))))
     if not leading:
         return Verdict([], "No verdict: nothing that was measured says which way is better.", also)
@@ -78,7 +78,7 @@ def verdict(results: Results, aside: Collection[str] = ()) -> Verdict:
     )
 
 
-def _leading(results: Results) -> list[Measurement]:
+def leading_numbers(results: Results) -> list[Measurement]:
     """The measurements that a verdict is by, of one decoding and one opponent; none without a better way.
 
     In the order of the columns, but of answers before of checkpoints; under a second model last of those of answers,

@@ -322,10 +322,15 @@ def test_what_is_left_out_of_the_verdict_is_said(tmp_path: Path) -> None:
     two = [measured("also", "correct", 0.6), measured("also", "nll", 2.1), measured("none", "nll", 2.0)]
     runs = [write_run(tmp_path / name, of, models=models) for name, of in (("one", one), ("two", two))]
     found = compare(runs)
-    assert found.verdict.also[-1] == "Of the same weights and numbers, so spoken of once: two/also as one/cpo."
+    said = "Of the same weights, and the same correct answers, so spoken of once: two/also as one/cpo."
+    assert found.verdict.also[-1] == said
     assert [line.partition(":")[0] for line in found.verdict.lines] == ["one/cpo"]
     assert " Without that number: two/none. " in found.verdict.hedge
     assert "against a model" not in found.verdict.hedge
+    by_nll = compare(runs, ["nll"]).verdict  # 2.0 and 2.1, of other answers
+    assert [line.partition(":")[0] for line in by_nll.lines] == ["one/cpo", "two/none", "two/also"]
+    assert not any("spoken of once" in line for line in by_nll.also)
+    assert "Without that number" not in by_nll.hedge
     judged = Results(
         make_job(), ENVIRONMENT, [*one, rate(0.5, "cpo", against="mle")], columns=COLUMNS, notes=["x", "y"]
     )

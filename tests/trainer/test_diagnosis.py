@@ -12,7 +12,7 @@ import torch
 
 from tests.support.training import Run, make_trainer
 from trainer.monitor.diagnosis import Diagnosis, above_start, fallen, mostly_decided, standard_error
-from trainer.monitor.stretches import highest_over_start
+from trainer.monitor.stretches import MOST_KEPT, Highest, Stretches
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.losses import cpo_loss, cpo_ranking_loss, nca_loss
 from trainer.objectives.rewards import SURE
@@ -198,13 +198,46 @@ def test_a_stretch_of_a_log_is_judged_where_the_logs_mean_hides_it() -> None:
     assert above_start([hidden, started(200, 1.2, **{"contrast/loss_over_start": 0.7})], 16) is None  # it is over
 
 
+def highest(micro_batches: list[tuple[float, float, float]]) -> float | None:
+    found = Highest()
+    for one in micro_batches:
+        found.add(*one)
+    return found.ratio
+
+
 def test_the_highest_stretch_is_of_128_groups_in_a_row() -> None:
     """Micro-batches of 64 groups and a start of 2 each: means of pairs of them are 1, 5 and, alone and left out, 9."""
     parts = [(64 * loss, 128.0, 64.0) for loss in (1.0, 1.0, 4.0, 6.0, 9.0)]
-    assert highest_over_start(parts) == 2.5
-    assert highest_over_start(parts[:1]) is None
-    assert highest_over_start([(1.0, 0.0, 128.0)]) is None
-    assert highest_over_start([(500.0, 250.0, 125.0), (0.0, 0.0, 0.0), (30.0, 6.0, 3.0)]) == 530 / 256
+    assert highest(parts) == 2.5
+    assert highest(parts[:1]) is None
+    assert highest([(1.0, 0.0, 128.0)]) is None
+    assert highest([(500.0, 250.0, 125.0), (0.0, 0.0, 0.0), (30.0, 6.0, 3.0)]) == 530 / 256
+
+
+def test_stretches_are_of_what_the_sums_grew_by_over_all_processes_and_begin_anew_with_each_log() -> None:
+    """Two processes that see the same: micro-batches of 64 groups each, so that every one is a stretch of its own."""
+
+    class TwoAlikeStub:
+        def reduce(self, sums: torch.Tensor, reduction: str) -> torch.Tensor:
+            return 2 * sums
+
+    def log(losses: list[float]) -> dict[str, float]:
+        total = torch.zeros(2, dtype=torch.float64)
+        for count, loss in enumerate(losses, 1):
+            total = total + torch.tensor([64 * loss, 64])
+            start = torch.tensor([64.0 * 2 * count, 64 * count], dtype=torch.float64)
+            stretches.mark({"loss/contrast": total, "start/contrast": start})
+        return stretches.highest()
+
+    stretches = Stretches(TwoAlikeStub())
+    assert log([1.0, 6.0, 3.0]) == {"contrast/loss_over_start": 3.0}
+    assert log([1.0]) == {"contrast/loss_over_start": 0.5}
+    assert log([]) == {}
+    many = [1.0] * (2 * MOST_KEPT + 3)
+    many[MOST_KEPT] = 5.0  # the first one behind those that were added up
+    assert log(many) == {"contrast/loss_over_start": 2.5}
+    stretches.mark({"loss/nll": torch.zeros(2)})  # of mle: no start is known
+    assert stretches.highest() == {}
 
 
 def test_the_held_out_loss_is_judged_where_that_of_the_train_groups_is_in_order(
@@ -220,7 +253,7 @@ def test_the_held_out_loss_is_judged_where_that_of_the_train_groups_is_in_order(
     run.log(20, **lost)
     run.log(40, **{**lost, "eval_loss": 4.0})
     assert caplog.messages == [
-        "By step 20 the held-out loss is 3.20, 1.6 times its start of 2.00, which that of the train groups is not: "
+        "By step 20 the held-out loss is 3.20, 1.6 times its start of 2.00, that of the train groups 0.4 times: "
         "what was learned of these is wrong of others. Try fewer steps (--early_stopping_patience 3 stops by itself), "
         "a smaller --learning_rate (now 5e-05), or more data."
     ]
@@ -229,6 +262,13 @@ def test_the_held_out_loss_is_judged_where_that_of_the_train_groups_is_in_order(
     blown_up.log(20, loss=8.0, **{"start/contrast": 2.0})
     blown_up.log(20, **lost)
     assert ["the step is too large" in line for line in caplog.messages] == [True]
+    caplog.clear()
+    for logs in ([], [(8, 5.6)]):  # no train loss yet; one of 64 groups, 2.8 times its start
+        early = Run(tmp_path, Diagnosis(REMEDIES, held_out=64))
+        for step, loss in logs:
+            early.log(step, loss=loss, **{"start/contrast": 2.0})
+        early.log(8, **lost)
+    assert caplog.messages == []
 
 
 def test_fewer_groups_than_128_are_not_judged_and_then_the_last_ones_that_hold_as_many() -> None:

@@ -117,13 +117,13 @@ class Diagnosis(TrainerCallback, ExportableState):
         )
 
     def _held_out(self, args: TrainingArguments, history: LogHistory) -> str:
-        found = held_out_above_start(history, self.held_out)
-        if found is None or above_start(history, _batch(args)) is not None:
+        found, train = held_out_above_start(history, self.held_out), _of_start(history, _batch(args))
+        if found is None or train is None or train > TOO_LARGE:
             return ""
         return (
             f"the held-out loss is {found.loss:.2f}, {found.loss / found.start:.1f} times its start of "
-            f"{found.start:.2f}, which that of the train groups is not: what was learned of these is wrong of others. "
-            f"Try fewer steps (--early_stopping_patience 3 stops by itself), a smaller --learning_rate (now "
+            f"{found.start:.2f}, that of the train groups {train:.1f} times: what was learned of these is wrong of "
+            f"others. Try fewer steps (--early_stopping_patience 3 stops by itself), a smaller --learning_rate (now "
             f"{args.learning_rate:g}), or more data."
         )
 
@@ -230,6 +230,17 @@ def above_start(history: LogHistory, batch: int) -> AboveStart | None:
     if not loss > bar * start > 0:  # of a start at 0 no multiple says anything
         return None
     return AboveStart(loss, start, moved_apart([*train_logs(history, batch)][::-1]))
+
+
+def _of_start(history: LogHistory, batch: int) -> float | None:
+    """The train loss over its start, of the last logs that hold 128 groups, or of all; None where it is not known."""
+    logs = [*train_logs(history, batch)]
+    last = latest(iter(logs), FEWEST_OF_LOSS) or logs
+    keys = loss_and_start(last[0].logs) if last else None
+    if keys is None:
+        return None
+    loss, start = (average(last, key) for key in keys)
+    return loss / start if start else None
 
 
 def held_out_above_start(history: LogHistory, held_out: int) -> AboveStart | None:
