@@ -3,16 +3,17 @@
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from data.command.errors import UserError, exit_on_user_error
+from data.command.errors import UserError, did_you_mean, exit_on_user_error
 from data.command.options import load_config, option, resolve_path
 from data.command.terminal import one_line, say
 from data.command.usage import answered
+from data.command.wording import counted
 from evaluation.metrics.base import SPENT
-from evaluation.metrics.columns import NEITHER
+from evaluation.metrics.columns import DIFFERENCE, NEITHER
 
 if TYPE_CHECKING:
     from evaluation.metrics.columns import Column
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
     from evaluation.report.verdict import Verdict
 
 COMMAND = "python -m evaluation.compare"
-USAGE = f"{COMMAND} RUN RUN ... [--out FILE.md]"
+USAGE = f"{COMMAND} RUN RUN ... [--metrics NAME ...] [--out FILE.md]"
 ABOUT = """
 Finished evaluations, the --out directories of `python -m evaluation.run`, in one table: a row per run, model and
-decoding, a column per metric, blank where a run lacks it, first what says which way is better. Above it stand a
-verdict, by what all runs measured alike on the same prompts, and what differs between the runs: where prompts, judge
-or second model differ, the numbers do not compare. Intervals are in each run's own report.
+decoding, a column per metric, blank where a run lacks it, first what says which way is better; on the terminal that
+alone, in --out FILE.md all. Above it stand a verdict, by what all runs measured alike on the same prompts, and what
+differs between the runs: where prompts, judge or second model differ, the numbers do not compare. Intervals are in each
+run's own report.
 """
+EVERY = "all"
 # Of a job: what says nothing about whether numbers compare.
 NO_SETTING = {"models", "sweep", "paper", "metrics", "decodings"}
 VERDICT, DIFFERENCES, NUMBERS = "Verdict", "What differs between the runs", "Measurements"
@@ -37,9 +40,10 @@ VERDICT, DIFFERENCES, NUMBERS = "Verdict", "What differs between the runs", "Mea
 OURS = re.compile(b"# Comparison\n\n(?:- [^\n]*\n)+\n## (?:%s|%s)\n" % (VERDICT.encode(), DIFFERENCES.encode()))
 ALIKE = "Nothing of the set-up that is recorded."
 ANY = "any"  # decoding
+KEYS = 3  # columns that say what a row is of
 BLANK_MEANING = (
-    "Blank: the run did not measure that, or not with this baseline, opponent or decoding. What has no decoding stands "
-    f"once, in a row '{ANY}' where a model has several."
+    "Blank, or no row: the run did not measure that, or not with this baseline, opponent or decoding. What has no "
+    f"decoding stands once, in a row '{ANY}' where a model has several. Intervals are in each run's report."
 )
 MOST_BEGINNING = 1 << 20
 VERSIONS = "environment."
@@ -49,8 +53,14 @@ MOST_SHOWN = 2  # of a list, as of the hashes of many shards
 
 @dataclass
 class CompareConfig:
-    """Options of a comparison: where it is written."""
+    """Options of a comparison: what it shows, and where it is written."""
 
+    metrics: list[str] | None = option(
+        None,
+        "which metrics, what matters most first, as evaluation.run names them: verdict and table are of these alone "
+        f"(default: all, and on the terminal a table of what says which way is better; '{EVERY}': all there too)",
+        metavar="NAME",
+    )
     out: str | None = option(None, "write the comparison to this Markdown file too", metavar="FILE.md")
 
 
@@ -61,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     flags = next((i for i, word in enumerate(argv) if word.startswith("--")), len(argv))
     config = load_config(CompareConfig, argv[flags:], command=COMMAND)
-    found = compare(argv[:flags])
+    found = compare(argv[:flags], config.metrics)
     if config.out:
         from data.places import place_of, refuse_foreign
 
@@ -76,16 +86,20 @@ class Comparison:
     """Finished runs side by side.
 
     Attributes:
-        runs: a line for each: its path and what prompts it is of.
+        runs: a line for each: its path, what prompts it is of, and whether its report has notes.
         verdict: in words, of what all of them measured.
         differing: a line for each difference of their settings.
-        table: of all measurements.
+        table: of all measurements that were asked for.
+        shown: what the terminal shows of it.
+        left_out: headings of the columns that it does not show.
     """
 
     runs: list[str]
     verdict: "Verdict"
     differing: list[str]
     table: "Table"
+    shown: "Table"
+    left_out: list[str]
 
     def markdown(self) -> str:
         """The comparison as a Markdown file."""
@@ -108,18 +122,22 @@ class Comparison:
 
         differing = "\n".join(f"- {one_line(line)}" for line in self.differing) or ALIKE
         blocks = ["\n".join(f"- {one_line(line)}" for line in self.runs), *spoken(self.verdict)]
-        blocks += [f"{DIFFERENCES}\n{differing}", fitted(self.table), f"{ERROR_MEANING} {BLANK_MEANING}"]
+        blocks += [f"{DIFFERENCES}\n{differing}", fitted(self.shown), f"{ERROR_MEANING} {BLANK_MEANING}"]
+        if self.left_out:
+            more, names = counted(len(self.left_out), "more column"), one_line(", ".join(self.left_out))
+            blocks.append(f"{more}, by --metrics {EVERY} or in --out FILE.md: {names}.")
         return "\n\n".join(blocks)
 
 
-def compare(paths: Sequence[str]) -> Comparison:
+def compare(paths: Sequence[str], metrics: Sequence[str] | None = None) -> Comparison:
     """Finished runs side by side, whatever each of them measured.
 
     Args:
         paths: directories of two or more runs.
+        metrics: names of those that it is of, what matters most first; None for all.
 
     Raises:
-        UserError: fewer than two, one twice, or one without a report.
+        UserError: fewer than two runs, one twice, or one without a report; or a metric that none of them has.
     """
     from evaluation.report.described import summary
     from evaluation.report.files import read_report
@@ -132,9 +150,60 @@ def compare(paths: Sequence[str]) -> Comparison:
         raise UserError(f"run '{twice[0]}' is given twice. Give each run once.")
     runs = dict(zip(run_names(paths), map(read_report, map(resolve_path, paths)), strict=True))
     said = [
-        f"{name}: {path}: {summary(results.job)}" for (name, results), path in zip(runs.items(), paths, strict=True)
+        f"{name}: {path}: {summary(results.job)}{_notes(results)}"
+        for (name, results), path in zip(runs.items(), paths, strict=True)
     ]
-    return Comparison(said, joint_verdict(runs), differences(runs), table(runs))
+    if metrics is not None and list(metrics) != [EVERY]:
+        runs = chosen(runs, metrics)
+    main = {name: _decisive(results) for name, results in runs.items()}
+    if metrics is not None or not any(results.measurements for results in main.values()):
+        main = runs
+    whole, kept = table(runs), columns(main)
+    left_out = [h for number, h in zip(columns(runs), whole.headings[KEYS:], strict=True) if number not in kept]
+    return Comparison(said, joint_verdict(runs), differences(runs), whole, table(main), left_out)
+
+
+def chosen(runs: "Mapping[str, Results]", metrics: Sequence[str]) -> "dict[str, Results]":
+    """The runs with the numbers of some metrics alone, in the order of these.
+
+    A column of no metric that is known here, of a panel's judge say, goes by the name that it has in report.json.
+
+    Raises:
+        UserError: none is named, or one that no run has.
+    """
+    from evaluation.metrics import known
+    from evaluation.metrics.base import columns_of
+
+    owners = {column.key: metric.name for metric in known() for column in columns_of([metric])}
+
+    def owner(key: str) -> str:
+        return owners.get(key, key.removesuffix(DIFFERENCE))
+
+    there = sorted({owner(m.metric) for results in runs.values() for m in results.measurements})
+    if not metrics:
+        raise UserError(f"--metrics names none. Use some of {', '.join(there)}, or {EVERY}.")
+    if EVERY in metrics:
+        raise UserError(f"--metrics '{EVERY}' stands alone. Leave the others out, or it.")
+    for name in metrics:
+        if name not in there:
+            near = did_you_mean(name, there)
+            raise UserError(f"--metrics '{name}': no run measured that. They have {', '.join(there)}.{near}")
+
+    def only(results: "Results") -> "Results":
+        measurements = [m for m in results.measurements if owner(m.metric) in metrics]
+        columns = {key: column for name in metrics for key, column in results.columns.items() if owner(key) == name}
+        return replace(results, measurements=measurements, columns=columns)
+
+    return {name: only(results) for name, results in runs.items()}
+
+
+def _decisive(results: "Results") -> "Results":
+    """A run with the numbers alone that say which way is better."""
+    return replace(results, measurements=[m for m in results.measurements if results.column(m).better != NEITHER])
+
+
+def _notes(results: "Results") -> str:
+    return f" {counted(len(results.notes), 'note')} in its report." if results.notes else ""
 
 
 def run_names(paths: Sequence[str]) -> list[str]:
@@ -196,26 +265,34 @@ def table(runs: Mapping[str, "Results"]) -> "Table":
     """A row per run, model and decoding, a column per number, blank where a run lacks it.
 
     What is of no decoding, or of one alone that was not asked for, stands once: in a row of its own where a model has
-    several. Differences from different baselines are different columns. What says which way is better comes first,
-    then its differences.
+    several. See `columns`.
     """
     from evaluation.report.cells import Cell, cell
     from evaluation.report.tables import Table, told_apart
 
-    numbers = {name: _numbers(results) for name, results in runs.items()}
-    opponents = {number.against for found in numbers.values() for number in found if number.against}
+    shown_of = columns(runs)
+    opponents = {number.against for number in shown_of if number.against}
     placed = {run: _placed(results) for run, results in runs.items()}
     rows, several = [(run, *row) for run, found in placed.items() for row in found], len(opponents) > 1
-    headings, meanings, tips = ["run", "model", "decoding"], {}, [""] * 3
+    headings, meanings, tips = ["run", "model", "decoding"], {}, [""] * KEYS
     cells = [[Cell(run), Cell(model), Cell(decoding or ANY)] for run, model, decoding in rows]
-    for number, shown in sorted(_in_order(numbers).items(), key=lambda item: _importance(item[1])):
+    for number, shown in shown_of.items():
         measured = [placed[run][model, decoding].get(number) for run, model, decoding in rows]
         headings.append(number.heading(shown, several=several))
         tips.append(shown.meaning)
         for row, m in zip(cells, measured, strict=True):
-            row.append(cell(m.estimate if m else None, shown.form))
+            row.append(cell(m.estimate if m else None, shown))
         meanings[number.heading(shown, several=False)] = shown.meaning
-    return Table("Comparison", told_apart(headings), cells, 3, meanings, tips)
+    return Table("Comparison", told_apart(headings), cells, KEYS, meanings, tips)
+
+
+def columns(runs: Mapping[str, "Results"]) -> "dict[Number, Column]":
+    """The columns of a table of runs, in its order: what says which way is better, its differences, the rest.
+
+    Differences from different baselines are different columns.
+    """
+    numbers = {name: _numbers(results) for name, results in runs.items()}
+    return dict(sorted(_in_order(numbers).items(), key=lambda item: _importance(item[1])))
 
 
 def _importance(column: "Column") -> int:

@@ -3,18 +3,18 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
 from evaluation.metrics.columns import DIFFERENCE
-from evaluation.metrics.statistics import LEVEL, Difference, Estimate, Measurement
+from evaluation.metrics.statistics import ERRORS, Difference, Estimate, Measurement
 
 # Of fewer prompts a standard error is itself a guess: nothing is told apart.
 FEWEST = 20
-ERRORS = NormalDist().inv_cdf((1 + LEVEL) / 2)  # standard errors that a difference must exceed
 
 
 class Gaps:
     """Differences between models, from what a report holds: paired by prompt where it was, else of two means.
+
+    Those from a baseline are in a report twice, alike; of an older one those in its columns count.
 
     Args:
         baseline: model that columns of differences are from.
@@ -28,7 +28,7 @@ class Gaps:
     def between(self, measured: Measurement, other: str) -> Estimate | None:
         """By how much a measurement exceeds that of another model; None where that is not known.
 
-        What is not paired by prompt has the errors of both, which is too much where a prompt is hard for both.
+        What is not paired by prompt has both errors, added as squares: too much where a prompt is hard for both.
         """
         if found := self.paired(measured, other):
             return found
@@ -55,24 +55,23 @@ class Gaps:
 
 
 def distinguishable(gap: Estimate | None) -> bool:
-    """Whether a difference is beyond its error: its interval is without 0, and it is of FEWEST prompts or more."""
-    if gap is None or math.isnan(gap.mean) or gap.mean == 0 or gap.n < FEWEST:
-        return False
-    low, high = bounds(gap)
-    return low > 0 or high < 0
+    """Whether a difference is beyond its error: of more than ERRORS of its standard errors, and FEWEST prompts."""
+    return gap is not None and gap.n >= FEWEST and beyond(gap.mean, gap.standard_error)
+
+
+def beyond(mean: float, error: float, errors: float = ERRORS) -> bool:
+    """Whether a difference is more than so many of its standard errors from 0; without an error, not 0."""
+    return abs(mean) > (0.0 if math.isnan(error) else errors * error)
 
 
 def bounds(gap: Estimate) -> tuple[float, float]:
-    """A difference's interval: the bootstrap's, else ERRORS standard errors to either side; of equal values, itself."""
-    if gap.interval is not None:
-        return gap.interval
+    """A difference's interval: ERRORS standard errors to either side; of equal values, itself."""
     error = 0.0 if math.isnan(gap.standard_error) else ERRORS * gap.standard_error
     return gap.mean - error, gap.mean + error
 
 
 def _reversed(gap: Estimate) -> Estimate:
-    interval = (-gap.interval[1], -gap.interval[0]) if gap.interval is not None else None
-    return replace(gap, mean=-gap.mean, interval=interval)
+    return replace(gap, mean=-gap.mean, interval=None)
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,8 @@ class ScriptArguments(SourceOptions):
         objective = self.chosen
         truths_alone = objective.needs == "truths"
         if not self.shards and (not truths_alone or self.dataset is None):
-            hint = " or --dataset" if truths_alone else ""
-            raise UserError(f"objective '{objective.name}' needs --shards{hint}: what to train on.")
+            what = " or --dataset: what to train on" if truths_alone else ": sets that python -m negatives_gen makes"
+            raise UserError(f"objective '{objective.name}' needs --shards{what}.")
         if self.shards and self.dataset is not None:
             raise UserError("give either --shards or --dataset, not both.")
         if self.from_scratch and not objective.from_scratch:

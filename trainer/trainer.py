@@ -21,6 +21,7 @@ from trainer.monitor.log_lines import LogLines
 from trainer.monitor.resumption import SoundResumption
 from trainer.monitor.safety import SoundSaves, check_finite
 from trainer.monitor.start import compare_with_scorer, computed_in, report_groups
+from trainer.monitor.stretches import Stretches
 from trainer.monitor.utilisation import ModelFlop, peak_flops
 from trainer.objectives import DEFAULT
 from trainer.objectives.base import TERM, Objective, Term
@@ -133,6 +134,7 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, Tr
         self.prepared = dataclasses.replace(prepared, compute_dtype=computed_in(self.args, self.model))
         self._model_flop = ModelFlop.of(self.prepared.model)  # before its weights are sharded
         self._sums: dict[str, torch.Tensor] = {}
+        self._stretches = Stretches(self.accelerator)
         # Of this process, in the last micro-batch and since the last log.
         self._last_flop = self._flop = 0
         # Of each term in the loss, once a pass was made.
@@ -188,6 +190,7 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, Tr
         make_passes = self._passes if self.skip_below is None else self._passes_of_kept
         total = make_passes(model, inputs, num_items_in_batch)
         self._flop += self._last_flop
+        self._stretches.mark(self._sums)
         self._total = self._total + total
         if self.accelerator.sync_gradients:
             self._check_finite(model)
@@ -324,6 +327,7 @@ class ContrastiveTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, Tr
             padding, number, flop = everywhere.tolist()  # type: ignore[union-attr]
             averages = self._averages(self._sums)
             averages.pop("loss")  # transformers' own is the same number
+            averages |= self._stretches.highest()
             shown = getattr(self.train_dataset, "shown_per_epoch", None)
             if shown is not None:
                 averages["contrast/repeats"] = round((self.state.epoch or 0.0) * shown, 4)

@@ -9,8 +9,9 @@ from data.command.cleaning import printable
 from data.command.privacy import scrub
 from data.command.terminal import beside_bars, is_terminal, people_read
 
+MAIN = "__main__"
 # Whose messages are ours: the rooms', and those of a command that runs as a script.
-OURS = ("data", "negatives_gen", "trainer", "evaluation", "__main__")
+OURS = ("data", "negatives_gen", "trainer", "evaluation", MAIN)
 LIBRARIES = ("accelerate", "datasets", "filelock", "fsspec", "httpx", "httpx2", "matplotlib", "sentence_transformers")
 
 # Warnings that tell nothing here, by the beginnings of their words: too long a text is rejected, cut or counted by
@@ -47,6 +48,8 @@ class PeoplesHandler(logging.StreamHandler):
     """Writes our own records where people read, and those of libraries where libraries write, both on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == MAIN:
+            record.name = _command()
         ours = record.name.partition(".")[0] in OURS
         self.stream = people_read(error=True) if ours else sys.stderr
         with beside_bars(self.stream):
@@ -74,6 +77,12 @@ def start_logging(log_format: str = "text") -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     for library in TELLS_NOTHING:
         logging.getLogger(library).addFilter(_tells_something)
+
+
+def _command() -> str:
+    """The module that `python -m` runs and that knows itself as "__main__", e.g. "data.blank"; else that word."""
+    spec = getattr(sys.modules[MAIN], "__spec__", None)
+    return spec.name.removesuffix(f".{MAIN}") if spec else MAIN
 
 
 def _tells_something(record: logging.LogRecord) -> bool:

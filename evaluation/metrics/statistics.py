@@ -1,14 +1,17 @@
 """Estimates with their uncertainty: means, standard errors, percentile bootstraps over prompts."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from statistics import NormalDist
 
 import numpy as np
 
 REPLICATES = 1000
 LEVEL = 0.95
+ERRORS = NormalDist().inv_cdf((1 + LEVEL) / 2)  # standard errors that a difference must exceed
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Estimate:
         mean: the estimate.
         standard_error: nan where there is none: of one value, or of equal ones, which show no spread to estimate.
         n: examples, or groups, that it is over.
-        interval: at LEVEL, of the bootstrap or, of equal values, `share`'s; None where it was not made.
+        interval: at LEVEL, of the bootstrap; of a difference see `paired_difference`, of equal values `share`; None
+            where it was not made.
     """
 
     mean: float
@@ -63,7 +67,7 @@ class Difference:
     Attributes:
         model, other: whose, less whose.
         decoding, metric, against: as of the two measurements.
-        estimate: mean and standard error of the differences, without an interval.
+        estimate: of the differences, see `paired_difference`.
     """
 
     model: str
@@ -87,7 +91,10 @@ def bootstrap(
     Args:
         statistic: indices [R, n] -> values [R], of each resample.
     """
-    values = statistic(resamples(n, replicates, seed))
+    return _spread(statistic(resamples(n, replicates, seed)))
+
+
+def _spread(values: np.ndarray) -> tuple[float, tuple[float, float]]:
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(values.std(ddof=1)), (float(low), float(high))
 
@@ -107,15 +114,23 @@ def bootstrapped_mean(values: Sequence[float] | np.ndarray) -> Estimate:
     found = Estimate.of(values)
     if math.isnan(found.standard_error):
         return found
-    array = np.asarray(values, dtype=np.float64)
-    error, interval = bootstrap(len(array), lambda indices: array[indices].mean(axis=1))
+    error, interval = _spread(_weights(found.n) @ np.asarray(values, dtype=np.float64) / found.n)
     return replace(found, standard_error=error, interval=interval)
+
+
+@functools.lru_cache(maxsize=1)
+def _weights(n: int) -> np.ndarray:
+    """`weights_of` the resamples; kept, since each number of a report and each pair of its models asks for the same."""
+    found = weights_of(resamples(n))
+    found.setflags(write=False)
+    return found
 
 
 def paired_difference(values: Sequence[float | None], theirs: Sequence[float | None]) -> Estimate | None:
     """By how much the mean of values exceeds that of another model's, paired by prompt.
 
     What makes a prompt easy or hard for both cancels, so that the interval is narrower than two separate ones suggest.
+    It is ERRORS of the bootstrap's standard errors to either side, so that it holds 0 just where the error says so too.
 
     Args:
         values, theirs: in the same order of prompts; None where there is none.
@@ -126,24 +141,26 @@ def paired_difference(values: Sequence[float | None], theirs: Sequence[float | N
     Raises:
         ValueError: different numbers of prompts.
     """
-    both = _differences(values, theirs)
-    return bootstrapped_mean(both) if both else None
+    both = [a - b for a, b in zip(values, theirs, strict=True) if a is not None and b is not None]
+    if not both:
+        return None
+    found = bootstrapped_mean(both)
+    if math.isnan(found.standard_error):
+        return found
+    reach = ERRORS * found.standard_error
+    return replace(found, interval=(found.mean - reach, found.mean + reach))
 
 
 def all_differences(
     metric: str, decoding: str, values: Mapping[str, Sequence[float | None]], against: str = ""
 ) -> list[Difference]:
-    """The paired differences between any two models, each later one less each earlier one, without bootstraps.
+    """The paired differences between any two models, each later one less each earlier one.
 
     Args:
         values: of each model, all in the same order of prompts; None where there is none.
     """
-    pairs = [(m, other, _differences(values[m], values[other])) for other, m in combinations(values, 2)]
-    return [Difference(m, other, decoding, metric, Estimate.of(found), against) for m, other, found in pairs if found]
-
-
-def _differences(values: Sequence[float | None], theirs: Sequence[float | None]) -> list[float]:
-    return [a - b for a, b in zip(values, theirs, strict=True) if a is not None and b is not None]
+    pairs = [(m, other, paired_difference(values[m], values[other])) for other, m in combinations(values, 2)]
+    return [Difference(m, other, decoding, metric, found, against) for m, other, found in pairs if found]
 
 
 def share(values: Sequence[float]) -> Estimate:

@@ -65,6 +65,6 @@ def _draw(axes: "Axes", title: str, column: Column, found: Sequence[Gap], models
 
 
 def _arms(gap: Estimate, scale: float) -> tuple[float, float]:
-    """By how much the interval reaches to either side of the mean, which it may lie beside."""
+    """By how much the interval reaches to either side of the mean."""
     low, high = bounds(gap)
-    return max(0.0, gap.mean - low) * scale, max(0.0, high - gap.mean) * scale
+    return (gap.mean - low) * scale, (high - gap.mean) * scale

@@ -9,14 +9,17 @@ from evaluation.metrics.base import TRUTH, columns_of, keys_of_record
 from evaluation.metrics.columns import DIFFERENCE, Column
 from evaluation.metrics.statistics import Difference, Measurement
 from evaluation.report.results import Results
-from evaluation.report.verdict import Verdict, verdict
+from evaluation.report.verdict import Verdict, leading_numbers, verdict
 
 # Metric, decoding, opponent.
 Number = tuple[str, str, str]
 HASH = "sha256"
 # In a metric's record: where something lies, which says nothing about its numbers.
 PLACES = {"name", "path", "base_url", "base_urls"}
-UNPAIRED = "Between models of two runs nothing is paired by prompt: the errors of both add up, which is too cautious."
+AGAINST = "Win rates against a model are left out of this, as it may be another one in each run."
+UNPAIRED = (
+    "Between models of two runs nothing is paired by prompt: both errors add up, as squares, which is too cautious."
+)
 
 
 def joint_verdict(runs: Mapping[str, Results]) -> Verdict:
@@ -27,17 +30,30 @@ def joint_verdict(runs: Mapping[str, Results]) -> Verdict:
     """
     if not _same([_hashes(results.job.get("data")) for results in runs.values()]):
         return Verdict([], "No verdict: the runs are not of the same prompts.")
-    found = verdict(joined(runs))
+    of_all, again = joined(runs)
+    leading = leading_numbers(of_all)
+    aside = again.get(_number(leading[0]), {}) if leading else {}
+    found = verdict(of_all, aside)
     if not found.lines:
         return Verdict([], "No verdict: nothing that says which way is better was measured alike in all runs.")
-    return replace(found, hedge=f"{found.hedge} {UNPAIRED}")
+    hedge = f"{found.hedge} {UNPAIRED}"
+    if any(m.against not in ("", TRUTH) for results in runs.values() for m in results.measurements):
+        hedge += f" {AGAINST}"
+    also = found.also
+    if aside:
+        same = f"Of the same weights, and the same {of_all.column(leading[0]).heading}, so spoken of once"
+        also = (*also, f"{same}: {', '.join(f'{model} as {name}' for model, name in aside.items())}.")
+    return replace(found, also=also, hedge=hedge)
 
 
-def joined(runs: Mapping[str, Results]) -> Results:
+def joined(runs: Mapping[str, Results]) -> tuple[Results, dict[Number, dict[str, str]]]:
     """What all runs measured alike: the same number by the same decoding, with the same judge, second model or groups.
 
     Not what is against a model, which may be another one in each run. What a later run found of the same weights too is
     there once.
+
+    Returns:
+        That, and by number the models that another one of the same weights stands for -> that one.
     """
     owners = {column.key: keys_of_record(metric) for metric in known() for column in columns_of([metric])}
     of_run = [{_number(m) for m in results.measurements} for results in runs.values()]
@@ -53,6 +69,7 @@ def joined(runs: Mapping[str, Results]) -> Results:
     differences: list[Difference] = []
     columns: dict[str, Column] = {}
     seen: dict[Any, tuple[str, str]] = {}  # a number of some weights -> the run, and the model's name
+    again: dict[Number, dict[str, str]] = {}
     for run, results in runs.items():
         names: dict[tuple[str, Number], str] = {}
         for m in results.measurements:
@@ -62,6 +79,8 @@ def joined(runs: Mapping[str, Results]) -> Results:
             names[m.model, _number(m)] = name if first_run != run else f"{run}/{m.model}"
             if first_run == run and _number(m) in numbers:
                 measurements.append(replace(m, model=f"{run}/{m.model}"))
+            elif _number(m) in numbers:
+                again.setdefault(_number(m), {})[f"{run}/{m.model}"] = name
         for d in _paired(results):
             model, other = (names.get((model, _number(d)), f"{run}/{model}") for model in (d.model, d.other))
             differences.append(replace(d, model=model, other=other))
@@ -70,7 +89,7 @@ def joined(runs: Mapping[str, Results]) -> Results:
     first, results = next(iter(runs.items()))
     baseline = results.job.get("baseline")
     job = {"baseline": f"{first}/{baseline}"} if baseline else {}
-    return Results(job, {}, measurements, columns=columns, differences=differences)
+    return Results(job, {}, measurements, columns=columns, differences=differences), again
 
 
 def _paired(results: Results) -> Iterator[Difference]:

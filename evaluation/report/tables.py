@@ -164,10 +164,10 @@ def _by_metric(title: str, found: Sequence[Measurement], results: Results) -> Ta
         shown = results.column(ours[0])
         heading = shown.heading_beside(str(results.job.get("baseline") or ""))
         marked = best(ours, results)
-        cells = {label(m): cell(m.estimate, shown.form, best=m in marked) for m in ours}
+        cells = {label(m): cell(m.estimate, shown, best=m in marked) for m in ours}
         series.append(Series(heading, cells, heading, shown.meaning))
         if shown.interval:
-            bounds = {label(m): interval(m.estimate, shown.form) for m in ours}
+            bounds = {label(m): interval(m.estimate, shown) for m in ours}
             series.append(Series(f"{heading}, {INTERVAL}", bounds, INTERVAL, INTERVAL_MEANING))
         series += _paper(ours, results, label, PAPER)
         if shown.counted:
@@ -191,7 +191,7 @@ def _across(title: str, found: Sequence[Measurement], results: Results, *, named
             name = shown.heading_beside(str(results.job.get("baseline") or ""))
             heading = ", ".join(filter(None, (name if named else "", decoding)))
             marked = best(ours, results)
-            cells = {label(m): cell(m.estimate, shown.form, best=m in marked) for m in ours}
+            cells = {label(m): cell(m.estimate, shown, best=m in marked) for m in ours}
             series.append(Series(heading, cells, name, shown.meaning))
             series += _paper(ours, results, label, f"{decoding}, {PAPER}")
     return _table(title, ["model"], unique(label(m) for m in found), series)

@@ -1,13 +1,15 @@
 """The answer of a report in words: how each model does by what leads, beside the baseline and the best other one."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from data.command.wording import counted, is_or_are
-from evaluation.gaps import ERRORS, FEWEST, Gaps, Ranked, distinguishable, ranked
+from evaluation.gaps import FEWEST, Gaps, Ranked, distinguishable, ranked
 from evaluation.metrics.base import TRUTH
 from evaluation.metrics.columns import HIGHER, LOWER, NEITHER, SECOND, Column
-from evaluation.metrics.statistics import Estimate, Measurement
+from evaluation.metrics.statistics import ERRORS, Estimate, Measurement
+from evaluation.report.cells import in_full
 from evaluation.report.results import Results
 from evaluation.report.tables import gaps_of, opponent, unique
 
@@ -34,13 +36,16 @@ class Verdict:
     also: tuple[str, ...] = ()
 
 
-def verdict(results: Results) -> Verdict:
+def verdict(results: Results, aside: Collection[str] = ()) -> Verdict:
     """The verdict on a report's measurements, by the first of them that says which way is better.
 
     What else differs beyond its error is named, also where neither way is better: a gain in what leads may be paid for
-    elsewhere, and be none by another decoding.
+    elsewhere, and be none by another decoding. So are models without a number to lead by.
+
+    Args:
+        aside: models that are not missed, since another one stands for them.
     """
-    leading = _leading(results)
+    leading = leading_numbers(results)
     also = tuple(filter(None, (*_other_decodings(results, leading), _also(results, leading[0] if leading else None))))
     if not leading:
         return Verdict([], "No verdict: nothing that was measured says which way is better.", also)
@@ -59,6 +64,9 @@ def verdict(results: Results) -> Verdict:
     hedge = f"By {column.heading}{_against(first)}{by} (n = {n}; {column.spoken_better})."
     if not first.decoding:
         hedge += f" {OF_CHECKPOINTS}"
+    spoken_of = {*aside, first.against, *(m.model for m in ranking.ordered)}
+    if missed := [model for model in unique(m.model for m in results.measurements) if model not in spoken_of]:
+        hedge += f" Without that number: {_few(missed)}."
     if len(ranking.ordered) == 1 and first.against in ("", TRUTH):
         return Verdict(lines, f"{hedge} There is no other model to compare with. {OF_ONE_TRAINING}")
     beside = f"{baseline} (the baseline) and the best other model" if baseline else "the best other model"
@@ -70,7 +78,7 @@ def verdict(results: Results) -> Verdict:
     )
 
 
-def _leading(results: Results) -> list[Measurement]:
+def leading_numbers(results: Results) -> list[Measurement]:
     """The measurements that a verdict is by, of one decoding and one opponent; none without a better way.
 
     In the order of the columns, but of answers before of checkpoints; under a second model last of those of answers,
@@ -201,8 +209,9 @@ def _sentence(m: Measurement, ranking: Ranked, baseline: str, column: Column, ga
 def _compared(gap: Estimate | None, other: str, column: Column) -> str:
     if gap is None:
         return f"not compared with {other} (no error is known)"
-    size = column.form.format(abs(gap.mean)).rstrip("%")
-    error = "" if math.isnan(gap.standard_error) else f" ± {column.form.format(gap.standard_error).rstrip('%')}"
+    form = in_full(column.form, gap.mean, gap.standard_error)
+    size = form.format(abs(gap.mean)).rstrip("%")
+    error = "" if math.isnan(gap.standard_error) else f" ± {form.format(gap.standard_error).rstrip('%')}"
     sign = "+" if gap.mean > 0 else "-" if gap.mean < 0 else ""
     if not distinguishable(gap):
         return f"not distinguishable from {other} ({sign}{size}{error})"
@@ -210,8 +219,7 @@ def _compared(gap: Estimate | None, other: str, column: Column) -> str:
 
 
 def _above(estimate: Estimate, value: float) -> Estimate:
-    interval = estimate.interval and (estimate.interval[0] - value, estimate.interval[1] - value)
-    return replace(estimate, mean=estimate.mean - value, interval=interval)
+    return replace(estimate, mean=estimate.mean - value, interval=None)
 
 
 def _against(m: Measurement) -> str:

@@ -11,6 +11,7 @@ from data.command.errors import UserError
 from data.counts import least_of
 from data.manifest import REJECTS, Manifest
 from data.schema import group_schema
+from negatives_gen.signals import models_of
 from negatives_gen.strategies import STRATEGIES
 
 CARD = "README.md"
@@ -93,8 +94,10 @@ def _sampler_line(sampler: dict[str, Any] | None) -> str:
 
 
 def _signal(manifest: Manifest, signal: str) -> str:
-    having = manifest.only_of.get(signal)
-    return f"`{signal}`" + (f" (null but for {', '.join(f'`{name}`' for name in having)})" if having else "")
+    known = [_cell({option: f"`{model}`"}) for option, model in models_of(signal, manifest.job).items()]
+    if having := manifest.only_of.get(signal):
+        known.append(f"null but for {', '.join(f'`{name}`' for name in having)}")
+    return f"`{signal}`" + (f" ({'; '.join(known)})" if known else "")
 
 
 def card(manifest: Manifest) -> str:

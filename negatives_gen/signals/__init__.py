@@ -6,6 +6,7 @@ from typing import Any
 
 from data.command.entries import check
 from data.command.errors import UserError
+from data.command.privacy import scrub
 from data.command.registry import Registry
 from negatives_gen.signals.base import Reference, Signal
 
@@ -22,6 +23,21 @@ SIGNALS: Registry[type[Signal]] = Registry(
 def load_signals(options: Mapping[str, Any], reference: Reference) -> list[Signal]:
     """The signals of those names, in their order, with their models loaded. Raises UserError."""
     return [SIGNALS.load(name)(of_signal, reference) for name, of_signal in options.items()]
+
+
+def models_of(name: str, job: Mapping[str, Any]) -> dict[str, str]:
+    """The models that a set's similarities are by, under the options that named them: {"embedder": "reference"}.
+
+    None of a signal that takes no model, or is from outside.
+
+    Args:
+        job: of the set's manifest.
+    """
+    if name not in SIGNALS.names():
+        return {}
+    settings = job.get("signals", {}).get(name, {})
+    names = [f.name for f in dataclasses.fields(SIGNALS.load(name).Options) if f.metadata.get("is_name")]
+    return {option: scrub(str(settings[option])) for option in names if settings.get(option)}
 
 
 def job_identity(name: str, named: Any, local: Any, reference: Reference) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from data.ranks import ranks_of
 from data.schema import Group
 from data.shards import NegativeSet
 from data.storage import Folder
+from negatives_gen.signals import models_of
 from negatives_gen.verbs.group_page import is_page, page
 from negatives_gen.verbs.reading import check_split, console, count_groups, find_group, groups_of, number
 
@@ -92,7 +93,8 @@ def inspect(path: str, config: InspectConfig) -> None:
     shown = f"{len(groups)} of {counted(len(negatives), 'group')}"
     if config.split != "all":
         shown = f"{counted(len(groups), 'group')} of split {config.split}"
-    out.print(f"{shown}, ranked by {signal}; from {negatives.manifest.origin}")
+    models = "".join(f", {option} {model}" for option, model in models_of(signal, negatives.manifest.job).items())
+    out.print(f"{shown}, ranked by {signal}{models}; from {negatives.manifest.origin}")
 
 
 def group_view(group: Group, signals: Sequence[str], rank_by: str) -> "Sequence[RenderableType]":

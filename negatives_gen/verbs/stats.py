@@ -19,6 +19,7 @@ from data.command.wording import counted, duration, is_or_are, size
 from data.reach import why_unknown
 from data.shards import NegativeSet
 from data.soundness import floats_of
+from negatives_gen.signals import models_of
 from negatives_gen.strategies import STRATEGIES
 from negatives_gen.verbs.advice import advice
 from negatives_gen.verbs.reading import console, number
@@ -39,8 +40,8 @@ What a negative set holds, by strategy and for the ground truth, from its shards
   in reach         of the ground truths, how many the sampler could have said itself (every token within --top_k, length
                    within --max_new_tokens); what it could not say, no negative is ever like. At least so many, where a
                    strategy is given part of a ground truth (rn). Or of how many that is not known and why
-  ranking signal   of each a histogram of ten bins between its lowest and its highest value in the set, of the
-                   strategies that have values of it; each one's fullest bin has a bar of full length
+  ranking signal   of each, with its model, a histogram of ten bins between its lowest and its highest value in the set,
+                   of the strategies that have values of it; each one's fullest bin has a bar of full length
 
 A line that begins with ! is advice. Tables fit the terminal's width: what does not stands below.
 """
@@ -161,6 +162,7 @@ def statistics(negatives: NegativeSet) -> dict[str, Any]:
         "strategies": {name: _summary(tallies[name]) for name in sorted(tallies)},
         "similarity": {
             signal: {
+                "models": models_of(signal, manifest.job),
                 "edges": [float(edge) for edge in edges[signal]],
                 "counts": {name: tally.bins[signal].tolist() for name, tally in having.items()},
                 "mean": {
@@ -357,7 +359,9 @@ def _histogram(signal: str, histogram: dict[str, Any], lacking: Sequence[str], w
         bars = [_bar(count / (max(counts) or 1), longest) for count in counts]
         cells = [f"{bar} {count}".strip() for bar, count in zip(bars, counts, strict=True)]
         others.append(Column(f"{name}, mean {number(histogram['mean'][name], 2)}", cells, right=False))
-    title = f"ranking signal {signal}" + (f" ({', '.join(lacking)}: -)" if lacking else "")
+    known = [f"{option} {model}" for option, model in histogram["models"].items()]
+    known += [f"{', '.join(lacking)}: -"] if lacking else []
+    title = f"ranking signal {signal}" + (f" ({'; '.join(known)})" if known else "")
     return tables(title, first, others, width)
 
 

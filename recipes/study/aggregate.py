@@ -82,5 +82,5 @@ def change(first: OverSeeds, second: OverSeeds) -> OverSeeds:
 
 
 def measures_of(comparisons: Iterable[Comparison]) -> list[str]:
-    """All measures, in the order in which they come."""
-    return list(dict.fromkeys(measure for found in comparisons for measure in found.values))
+    """All measures, by name."""
+    return sorted({measure for found in comparisons for measure in found.values})

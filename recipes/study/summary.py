@@ -1,11 +1,12 @@
 """docs/results/study-TASK.md: the tables of a study, from its records alone."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.command.wording import counted
 from evaluation.metrics import METRICS
 from evaluation.metrics.columns import Column
+from evaluation.report.cells import in_full
 from recipes.study.aggregate import ERRORS, OverSeeds, change, difference, measures_of, values
 from recipes.study.choice import at_an_end
 from recipes.study.design import TEST, VALIDATION, Hypothesis, Study
@@ -40,7 +41,7 @@ def markdown(study: Study, records: Records) -> str:
 def _notes(records: Records) -> list[str]:
     old = len(records.comparisons) - len(records.newest)
     said = [f"{counted(old, 'comparison')} of models that were trained again since are left out."] if old else []
-    for name, losses in records.references.items():
+    for name, losses in sorted(records.references.items()):
         if losses:
             least = min(losses, key=lambda step: losses[step])
             by_step = ", ".join(f"{step}: {loss:.3f}" for step, loss in losses.items())
@@ -51,7 +52,8 @@ def _notes(records: Records) -> list[str]:
 def _choices(study: Study, records: Records) -> str:
     by = " + ".join(f"{weight:g} x {measure}" for measure, weight in study.choose_by.items())
     rows = []
-    for row, choice in records.choices.items():
+    for row in filter(records.choices.__contains__, study.rows):
+        choice = records.choices[row]
         scores = ", ".join(_score(choice, rate) for rate in sorted(choice["scores"], key=float))
         rows.append([row, f"{choice['rate']:g}", "yes" if at_an_end(choice) else NOTHING, scores])
     said = (
@@ -134,7 +136,7 @@ def _cost(study: Study, records: Records) -> str:
             rows.append([row, str(steps), f"{tokens:,}", f"{max(times):.0f} s" if times else NOTHING])
     sets = [
         [name.removeprefix("set "), f"{made['groups']:,}", _sampled(made["sampled"], made["groups"])]
-        for name, made in records.sets.items()
+        for name, made in sorted(records.sets.items())
     ]
     tables = [
         _table(["row", "steps", "tokens read by forward passes", "processor time of a run"], rows),
@@ -155,15 +157,15 @@ def _in_tables(measures: Sequence[str]) -> list[list[str]]:
 def _cell(measure: str, number: OverSeeds | None, *, signed: bool = False) -> str:
     if number is None:
         return NOTHING
-    form = _form(measure)
-    mean, error = form(number.mean), form(number.error).lstrip("+")
-    text = f"{'+' if signed and number.mean >= 0 else ''}{mean} ± {error}"
+    form = in_full(_form(measure), number.mean, number.error, ERRORS) if signed else _form(measure)
+    sign = "+" if signed and number.mean >= 0 else ""
+    text = f"{sign}{form.format(number.mean)} ± {form.format(number.error)}"
     return f"**{text}**" if signed and number.counts else text
 
 
-def _form(measure: str) -> Callable[[float], str]:
+def _form(measure: str) -> str:
     column = _columns().get(measure.rpartition("/")[2])
-    return column.form.format if column else "{:.4g}".format
+    return column.form if column else "{:.4g}"
 
 
 def _columns() -> dict[str, Column]:

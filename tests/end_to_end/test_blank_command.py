@@ -1,5 +1,6 @@
-"""`python -m data.blank`: one clear line for wrong input with nothing written."""
+"""`python -m data.blank`: one clear line for wrong input with nothing written, and what it says of rows."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 import data.blank
 from tests.support.command_lines import refused
+from tests.support.commands import fork_command
 
 
 def test_blank_refuses_an_impossible_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,3 +72,13 @@ def test_rows_that_are_not_usable_are_counted(tmp_path: Path, caplog: pytest.Log
     assert said[0].startswith(f"rows of '{tmp_path}/rows.jsonl' that are not used: 3 (")
     assert "2 not JSON" in said[0]
     assert "1 duplicate" in said[0]
+
+
+def test_rows_that_are_not_used_are_said_under_the_commands_name(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    said = [{"prompt": f"Who is {i}?", "completion": "Ida." if i % 2 else ""} for i in range(40)]
+    rows.write_text("".join(f"{json.dumps(row)}\n" for row in said))
+    words = "--dataset", str(rows), "--vocab_size", "300", "--out", str(tmp_path / "blank")
+    done = fork_command("data.blank", *words)
+    assert done.returncode == 0
+    assert f"\nWARNING data.blank: rows of '{rows}' that are not used: " in f"\n{done.stderr}"

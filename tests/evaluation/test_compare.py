@@ -54,7 +54,7 @@ def test_the_same_model_in_two_runs_keeps_both_rows(tmp_path: Path) -> None:
     of = "1,000 of 1,010 prompts of databricks-dolly-15k.jsonl, split test; 500 groups of runs/negatives."
     assert f"- one: {one}: {of}" in text.splitlines()
     assert "- win rate: share of the judged prompts on which the judge prefers the answer; a tie is half." in text
-    assert "- Blank: the run did not measure that" in text
+    assert "- Blank, or no row: the run did not measure that" in text
 
 
 def test_differences_between_evaluations_are_said_above_the_table(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_the_command_writes_markdown_and_prints_what_fits(
     printed = capsys.readouterr().out
     written = (tmp_path / "made" / "comparison.md").read_text()
     assert len(table_of(written)) == 1 + 2 * 2  # mle and anr, in two runs
-    table = printed.partition(" run ")[2].rpartition("\n\n")[0].splitlines()
+    table = printed.partition(" run ")[2].partition("\n\nBehind ±")[0].splitlines()
     assert max(map(len, table)) <= 70
     assert not {"|", "**"} & set(printed)
     folded = " ".join(printed.split())
@@ -275,6 +275,70 @@ def test_what_says_which_way_is_better_comes_first(tmp_path: Path) -> None:
     assert table_of(compared(runs))[0][3:] == [
         "correct answers", "Kendall's tau", "correct answers minus mle", "answer tokens"
     ]  # fmt: skip
+
+
+def test_the_terminal_shows_what_says_which_way_is_better_and_names_the_rest(tmp_path: Path) -> None:
+    found = [measured("m", key, 0.5) for key in ("correct", "answer_tokens", "answer_tokens_difference", "hit_limit")]
+    runs = [write_run(tmp_path / name, found) for name in ("one", "two")]
+    made = compare(runs)
+    assert [table.headings[3:] for table in (made.shown, made.table)] == [
+        ["correct answers"], ["correct answers", "answer tokens", "answer tokens minus mle", "hit limit"]
+    ]  # fmt: skip
+    last = made.text().splitlines()[-1]
+    assert last == (
+        "3 more columns, by --metrics all or in --out FILE.md: answer tokens, answer tokens minus mle, hit limit."
+    )
+    every = compare(runs, ["all"])
+    assert (every.shown, every.left_out) == (made.table, [])
+    assert "more column" not in every.text()
+    neither = [write_run(tmp_path / name, found[1:]) for name in ("three", "four")]
+    assert compare(neither).shown == compare(neither).table  # there is nothing to prefer
+
+
+def test_metrics_are_chosen_in_the_order_of_what_matters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [measured(m, key, 0.5) for m in ("mle", "cpo") for key in ("correct", "nll", "answer_tokens", "own_thing")]
+    runs = [write_run(tmp_path / name, [*found, measured("m", "truth_logp", -1.0, "")]) for name in ("one", "two")]
+    made = compare(runs, ["nll", "text", "correct"])
+    assert made.table.headings == ["run", "model", "decoding", "NLL", "correct answers", "answer tokens"]
+    assert made.verdict.hedge.startswith("By correct answers")  # a second model's word comes last
+    assert [row[1].text for row in made.table.rows] == ["mle", "cpo", "mle", "cpo"]
+    assert compare(runs, ["nll"]).verdict.hedge.startswith("By NLL")
+    assert compare(runs, ["own_thing"]).table.headings[3:] == ["own thing"]  # of no metric that is known
+    for given, said in (
+        (["nl"], "--metrics 'nl': no run measured that. They have correct, nll, own_thing, text, truth. Did you mean"),
+        (["pmi"], "--metrics 'pmi': no run measured that."),
+        (["all", "nll"], "--metrics 'all' stands alone."),
+    ):
+        assert main([*runs, "--metrics", *given]) == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith(f"error: {said}")
+        assert (printed.err.count("\n"), printed.out) == (1, "")
+
+
+def test_what_is_left_out_of_the_verdict_is_said(tmp_path: Path) -> None:
+    """Models of the same weights, win rates against a model, models without the number, how many notes there are."""
+    models = {name: {"weights_sha256": digit * 64} for name, digit in (("mle", "a"), ("cpo", "b"), ("also", "b"))}
+    one = [measured("mle", "correct", 0.5), measured("cpo", "correct", 0.6), measured("cpo", "nll", 2.0)]
+    two = [measured("also", "correct", 0.6), measured("also", "nll", 2.1), measured("none", "nll", 2.0)]
+    runs = [write_run(tmp_path / name, of, models=models) for name, of in (("one", one), ("two", two))]
+    found = compare(runs)
+    said = "Of the same weights, and the same correct answers, so spoken of once: two/also as one/cpo."
+    assert found.verdict.also[-1] == said
+    assert [line.partition(":")[0] for line in found.verdict.lines] == ["one/cpo"]
+    assert " Without that number: two/none. " in found.verdict.hedge
+    assert "against a model" not in found.verdict.hedge
+    by_nll = compare(runs, ["nll"]).verdict  # 2.0 and 2.1, of other answers
+    assert [line.partition(":")[0] for line in by_nll.lines] == ["one/cpo", "two/none", "two/also"]
+    assert not any("spoken of once" in line for line in by_nll.also)
+    assert "Without that number" not in by_nll.hedge
+    judged = Results(
+        make_job(), ENVIRONMENT, [*one, rate(0.5, "cpo", against="mle")], columns=COLUMNS, notes=["x", "y"]
+    )
+    (tmp_path / "one" / "report.json").write_bytes(to_json(judged))
+    found = compare(runs)
+    assert "Win rates against a model are left out of this" in found.verdict.hedge
+    assert found.runs[0].endswith(" 2 notes in its report.")
+    assert not found.runs[1].endswith("in its report.")
 
 
 def test_only_a_comparison_of_ours_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

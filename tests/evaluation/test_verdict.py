@@ -2,17 +2,23 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from evaluation.gaps import Gaps, distinguishable
+from evaluation.gaps import Gaps, bounds, distinguishable
+from evaluation.judging.base import Outcome
 from evaluation.metrics import as_asked as as_asked_metrics
-from evaluation.metrics.base import columns_of
+from evaluation.metrics.base import PromptEvidence, columns_of
 from evaluation.metrics.columns import as_asked
-from evaluation.metrics.statistics import Difference, Estimate, Measurement, all_differences
+from evaluation.metrics.correct import Correct
+from evaluation.metrics.statistics import ERRORS, Difference, Estimate, Measurement, all_differences
+from evaluation.metrics.win_rate import Outcomes
 from evaluation.report import Results
+from evaluation.report.cells import in_full
 from evaluation.report.forest import forest
 from evaluation.report.tables import tables
 from evaluation.report.verdict import verdict
+from evaluation.subject import Part
 from tests.support.reports import NAN, drawn, make_results, measured, rate
 
 
@@ -190,8 +196,7 @@ def test_of_many_models_the_best_are_spoken_of() -> None:
         (Estimate(0.2, 0.1, 100), True),
         (Estimate(-0.2, 0.1, 100), True),
         (Estimate(0.19, 0.1, 100), False),
-        (Estimate(0.2, 0.1, 100, (-0.01, 0.4)), False),  # the bootstrap's interval counts
-        (Estimate(0.19, 0.1, 100, (0.01, 0.4)), True),
+        (Estimate(0.2, 0.1, 100, (-0.01, 0.4)), True),  # the error that is shown counts, also of an older report
         (Estimate(1.0, 0.1, 19), False),
         (Estimate(1.0, NAN, 20), True),  # all prompts alike
         (Estimate(1.0, NAN, 3), False),
@@ -220,6 +225,66 @@ def test_differences_are_paired_by_prompt_and_read_both_ways() -> None:
     assert back
     assert (forward.mean, back.mean, forward.standard_error) == (0.5, -0.5, back.standard_error)
     assert gaps.between(Measurement("a", "greedy", "correct", Estimate(0.0, NAN, 3)), "b") is None
+
+
+def test_a_difference_from_the_baseline_has_one_error_wherever_it_is() -> None:
+    """In its column, among the differences of any two, in the forest and in the verdict: of means and of win rates."""
+    draw = np.random.default_rng(0)
+    values = {m: draw.integers(0, 2, 200).astype(float).tolist() for m in ("mle", "cpo", "anr")}
+    of_answers = PromptEvidence(Correct.columns, {(m, "greedy"): {"correct": v} for m, v in values.items()})
+    judged = {(m, "greedy"): {"truth": [Outcome(score) for score in v]} for m, v in values.items()}
+    lengths = {which: {"truth": [0] * 200} for which in judged}
+    prompts = Part("test", range(200))
+    for evidence, key in ((of_answers, "correct"), (Outcomes(judged, lengths, {}), "win_rate")):
+        found, paired = evidence.measurements(prompts, "mle"), evidence.paired(prompts)
+        shown = {m.model: m.estimate for m in found if m.metric == f"{key}_difference"}
+        assert shown == {d.model: d.estimate for d in paired if d.other == "mle" and d.metric == key}
+        assert list(shown) == ["cpo", "anr"]
+        results = replace(make_results(found), differences=paired)
+        for model, gap in shown.items():
+            assert gap.interval == pytest.approx(bounds(gap))
+            error = f"{100 * abs(gap.mean):.1f} ± {100 * gap.standard_error:.1f}"
+            (said,) = (line for line in verdict(results).lines if line.startswith(f"{model}:"))
+            assert error in said
+            assert error in " ".join(cell.text.replace("%", "") for t in tables(results) for r in t.rows for cell in r)
+        panel = next(panel for panel in forest(results) if "minus mle" in panel.alt)
+        _, _, (bars,) = drawn(panel).containers[0]
+        arms = {round(abs(high - low), 6) for (low, _), (high, _) in bars.get_segments()}
+        assert arms == {round(200 * ERRORS * gap.standard_error, 6) for gap in shown.values()}
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "said", "shown"),
+    [
+        (0.0034, 0.0016, "+0.34 ± 0.16 over reference", "+0.34% ± 0.16"),  # "+0.3 ± 0.2" would be 1.5 errors
+        (-0.0034, 0.0016, "0.34 ± 0.16 below reference", "-0.34% ± 0.16"),
+        (0.0024, 0.0014, "not distinguishable from reference (+0.24 ± 0.14)", "+0.24% ± 0.14"),  # "+0.2 ± 0.1": 2
+        (0.071, 0.016, "+7.1 ± 1.6 over reference", "+7.1% ± 1.6"),
+        (0.004, 0.004, "not distinguishable from reference (+0.4 ± 0.4)", "+0.4% ± 0.4"),
+        (0.0003, NAN, "+0.03 over reference", "+0.03%"),  # on all prompts alike
+    ],
+)
+def test_what_is_shown_of_a_difference_agrees_with_what_is_said_of_it(
+    mean: float, error: float, said: str, shown: str
+) -> None:
+    gap = Measurement("cpo", "sample", "correct_difference", Estimate(mean, error, 480, (mean - 1e-4, mean + 1e-4)))
+    results = make_results([correct("reference", 0.5), correct("cpo", 0.5 + mean), gap], baseline="reference")
+    assert verdict(results).lines[0].endswith(f", {said}.")
+    (table,) = tables(results)
+    column = table.headings.index("correct answers minus reference")
+    assert [row[column].text for row in table.rows] == ["", shown]
+
+
+@pytest.mark.parametrize("form", ["{:+.1%}", "{:+.2f}", "{:+,.0f}"])
+def test_the_digits_of_a_difference_say_what_it_is(form: str) -> None:
+    draw = np.random.default_rng(1)
+    for z, error in zip(draw.normal(1.96, 0.3, 2000), draw.lognormal(-5, 2, 2000), strict=True):
+        mean = z * error
+        shown = in_full(form, mean, error)
+        a, b = (float(shown.format(x).rstrip("%").replace(",", "")) for x in (mean, error))
+        assert (abs(a) > ERRORS * b) == (abs(mean) > ERRORS * error)
+    assert in_full("{:+.4g}", 0.1, 0.1) == "{:+.4g}"
+    assert in_full(form, 1e-30, NAN) == form  # rounding of the machine's
 
 
 def test_the_forest_shows_what_is_paired_with_the_baseline() -> None:

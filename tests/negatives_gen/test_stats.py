@@ -13,6 +13,7 @@ from data.schema import Candidate, Group, Reject
 from data.set_writer import NegativeSetWriter
 from data.shards import NegativeSet
 from negatives_gen.__main__ import main
+from negatives_gen.job.card import card
 from negatives_gen.verbs.stats import Tally, _bar, statistics
 from tests.support.older_schemas import write_as_schema
 from tests.support.written import job_of
@@ -114,6 +115,21 @@ def test_statistics_of_a_set_written_by_hand_are_those_counted_by_hand(negatives
     reward = found["similarity"]["reward"]
     assert (reward["edges"][0], reward["edges"][-1]) == (1.5, 2.5)
     assert reward["counts"] == {"an": [0] * 5 + [4] + [0] * 4, "bn": [0] * 5 + [2] + [0] * 4}
+
+
+def test_a_ranking_signal_is_named_with_its_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    minilm = "sentence-transformers/all-MiniLM-L6-v2"
+    signals = {"embedding": {"embedder": minilm, "weights_sha256": "a" * 64}, "reward": {"reward_model": None}}
+    path, data = tmp_path / "set", {"name": "tea", "task": "dolly", "split": "all"}
+    found = written(path, [GROUPS[:1]], {**job_of(an=2, bn=1), "data": data, "signals": signals})
+    shown = statistics(found)["similarity"]
+    assert [shown[name]["models"] for name in ("embedding", "reward")] == [{"embedder": minilm}, {}]
+    assert main(["stats", str(path)]) == main(["inspect", str(path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"ranking signal embedding (embedder {minilm}) from to" in said
+    assert "ranking signal reward from to" in said
+    assert f"1 of 1 group, ranked by embedding, embedder {minilm}; from" in said
+    assert f"| ranking signals | `embedding` (embedder `{minilm}`), `reward` |" in card(found.manifest)
 
 
 def printed_reach(negatives: NegativeSet, capsys: pytest.CaptureFixture[str]) -> list[str]:

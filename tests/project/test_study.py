@@ -12,9 +12,10 @@ from evaluation.config import EvaluateConfig
 from negatives_gen.config import GenerateConfig
 from recipes.study.design import Data, Reference, Study, read_study
 from recipes.study.inputs import parts_of, shaped, write_parts
-from recipes.study.records import Records
+from recipes.study.records import Records, read_records
 from recipes.study.running import startable
 from recipes.study.steps import Step, Steps, flags
+from recipes.study.summary import markdown
 from tests.support.commands import ROOT
 from tests.support.studies import STUDY
 from trainer.arguments import parse
@@ -50,6 +51,14 @@ def test_a_study_keeps_the_rules_written_down_before_its_runs(path: Path) -> Non
     batch = {row.options.get("per_device_train_batch_size") for row in study.rows.values()}
     assert batch == {None}  # equal batches; steps differ only where passes are the question
     assert path.read_text().splitlines()[1] == f"# make study TASK={path.stem}"
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_page_is_what_its_records_make(path: Path) -> None:
+    page = ROOT / f"docs/results/study-{path.stem}.md"
+    records = read_records(page.with_suffix(".json"))
+    assert page.is_file() == bool(records.comparisons)
+    assert not page.is_file() or page.read_text() == markdown(read_study(path), records)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

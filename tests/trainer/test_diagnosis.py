@@ -12,6 +12,7 @@ import torch
 
 from tests.support.training import Run, make_trainer
 from trainer.monitor.diagnosis import Diagnosis, above_start, fallen, mostly_decided, standard_error
+from trainer.monitor.stretches import MOST_KEPT, Highest, Stretches
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.losses import cpo_loss, cpo_ranking_loss, nca_loss
 from trainer.objectives.rewards import SURE
@@ -174,9 +175,105 @@ def test_of_several_terms_the_one_whose_start_is_known_is_judged() -> None:
     assert found.loss == 4.0
 
 
+def test_a_run_of_fewer_groups_than_128_is_judged_from_16_on_by_three_times_its_start() -> None:
+    assert above_start([started(1, 7.0)], 8) is None
+    assert above_start([started(1, 6.0)], 16) is None
+    found = above_start([started(1, 2.0), started(2, 6.1)], 16)
+    assert found is not None
+    assert found.loss == 6.1
+    of_128 = above_start([started(4, 5.0), started(8, 2.0)], 16)
+    assert of_128 is not None
+    assert of_128.loss == 3.5
+
+
+def test_a_stretch_of_a_log_is_judged_where_the_logs_mean_hides_it() -> None:
+    hidden = started(100, 1.2, **{"contrast/loss_over_start": 2.25, "contrast/spread": 30.0})
+    found = above_start([hidden], 16)
+    assert found is not None
+    assert (found.loss, found.start) == (4.5, 2.0)
+    assert above_start([{**hidden, "contrast/loss_over_start": 1.5}], 16) is None
+    higher = above_start([started(100, 5.0, **{"contrast/loss_over_start": 2.25})], 16)
+    assert higher is not None
+    assert higher.loss == 5.0
+    assert above_start([hidden, started(200, 1.2, **{"contrast/loss_over_start": 0.7})], 16) is None  # it is over
+
+
+def highest(micro_batches: list[tuple[float, float, float]]) -> float | None:
+    found = Highest()
+    for one in micro_batches:
+        found.add(*one)
+    return found.ratio
+
+
+def test_the_highest_stretch_is_of_128_groups_in_a_row() -> None:
+    """Micro-batches of 64 groups and a start of 2 each: means of pairs of them are 1, 5 and, alone and left out, 9."""
+    parts = [(64 * loss, 128.0, 64.0) for loss in (1.0, 1.0, 4.0, 6.0, 9.0)]
+    assert highest(parts) == 2.5
+    assert highest(parts[:1]) is None
+    assert highest([(1.0, 0.0, 128.0)]) is None
+    assert highest([(500.0, 250.0, 125.0), (0.0, 0.0, 0.0), (30.0, 6.0, 3.0)]) == 530 / 256
+
+
+def test_stretches_are_of_what_the_sums_grew_by_over_all_processes_and_begin_anew_with_each_log() -> None:
+    """Two processes that see the same: micro-batches of 64 groups each, so that every one is a stretch of its own."""
+
+    class TwoAlikeStub:
+        def reduce(self, sums: torch.Tensor, reduction: str) -> torch.Tensor:
+            return 2 * sums
+
+    def log(losses: list[float]) -> dict[str, float]:
+        total = torch.zeros(2, dtype=torch.float64)
+        for count, loss in enumerate(losses, 1):
+            total = total + torch.tensor([64 * loss, 64])
+            start = torch.tensor([64.0 * 2 * count, 64 * count], dtype=torch.float64)
+            stretches.mark({"loss/contrast": total, "start/contrast": start})
+        return stretches.highest()
+
+    stretches = Stretches(TwoAlikeStub())
+    assert log([1.0, 6.0, 3.0]) == {"contrast/loss_over_start": 3.0}
+    assert log([1.0]) == {"contrast/loss_over_start": 0.5}
+    assert log([]) == {}
+    many = [1.0] * (2 * MOST_KEPT + 3)
+    many[MOST_KEPT] = 5.0  # the first one behind those that were added up
+    assert log(many) == {"contrast/loss_over_start": 2.5}
+    stretches.mark({"loss/nll": torch.zeros(2)})  # of mle: no start is known
+    assert stretches.highest() == {}
+
+
+def test_the_held_out_loss_is_judged_where_that_of_the_train_groups_is_in_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = {"eval_loss": 3.2, "eval_start/contrast": 2.0}
+    Run(tmp_path, Diagnosis(REMEDIES, held_out=63)).log(10, **lost)
+    Run(tmp_path, Diagnosis(REMEDIES, held_out=64)).log(10, **{**lost, "eval_loss": 3.0})
+    Run(tmp_path, Diagnosis(REMEDIES, held_out=64)).log(10, eval_loss=9.0)  # of mle: no start is known
+    assert caplog.messages == []
+    run = Run(tmp_path, Diagnosis(REMEDIES, held_out=64))
+    run.log(20, loss=0.8, **{"start/contrast": 2.0})
+    run.log(20, **lost)
+    run.log(40, **{**lost, "eval_loss": 4.0})
+    assert caplog.messages == [
+        "By step 20 the held-out loss is 3.20, 1.6 times its start of 2.00, that of the train groups 0.4 times: "
+        "what was learned of these is wrong of others. Try fewer steps (--early_stopping_patience 3 stops by itself), "
+        "a smaller --learning_rate (now 5e-05), or more data."
+    ]
+    caplog.clear()
+    blown_up = Run(tmp_path, Diagnosis(REMEDIES, held_out=64))
+    blown_up.log(20, loss=8.0, **{"start/contrast": 2.0})
+    blown_up.log(20, **lost)
+    assert ["the step is too large" in line for line in caplog.messages] == [True]
+    caplog.clear()
+    for logs in ([], [(8, 5.6)]):  # no train loss yet; one of 64 groups, 2.8 times its start
+        early = Run(tmp_path, Diagnosis(REMEDIES, held_out=64))
+        for step, loss in logs:
+            early.log(step, loss=loss, **{"start/contrast": 2.0})
+        early.log(8, **lost)
+    assert caplog.messages == []
+
+
 def test_fewer_groups_than_128_are_not_judged_and_then_the_last_ones_that_hold_as_many() -> None:
     """Logs of 2 steps of 16 groups: four of them hold 128."""
-    logs = [started(2 * i, 9.0) for i in range(1, 5)]
+    logs = [started(2 * i, 5.0) for i in range(1, 5)]
     assert above_start(logs[:3], 16) is None
     assert above_start(logs, 16) is not None
     logs += [started(2 * i, 1.0) for i in range(5, 8)]
@@ -209,9 +306,9 @@ def test_the_line_of_a_large_step_comes_once_and_says_what_to_try(
     for step in (20, 40, 60):  # of 8 groups; those of the first 20 were seen after 9.5 updates on average
         run.log(step, loss=8.0, **{"start/contrast": 2.0, "contrast/spread": 19.0})
     assert caplog.messages == [
-        "By step 20 the loss is 8.00, 4.0 times its start of 2.00: the step is too large: at beta 5 a step moves h "
-        "apart by up to 2. Try a smaller --learning_rate (now 5e-05), a warm-up (--warmup_steps, now 0), or a smaller "
-        "--beta."
+        "By step 20 the loss has been 8.00, 4.0 times its start of 2.00: the step is too large: at beta 5 a step moves "
+        "h apart by up to 2. Try a smaller --learning_rate (now 5e-05), a warm-up (--warmup_steps, now 0), or a "
+        "smaller --beta."
     ]
     late = Run(tmp_path, Diagnosis(REMEDIES, beta=5.0), checkpoint=run.save(tmp_path / "late.json"))
     late.log(80, loss=9.0, **{"start/contrast": 2.0})
@@ -331,6 +428,8 @@ def test_a_run_logs_what_it_is_diagnosed_by_and_a_too_large_step_is_named(
         name.removeprefix("contrast/") for name in first
     }
     assert float(first["contrast/kl_bound"]) == pytest.approx(math.log(3) - float(first["loss"]), abs=1e-3)
+    # Three steps of 48 groups are the one stretch of 128 or more.
+    assert float(first["contrast/loss_over_start"]) == pytest.approx(float(first["loss"]) / math.log(3), rel=1e-4)
     assert float(first["contrast/spread"]) > float(first["contrast/h_per_token"]) > 0
     (line, *_) = (r.getMessage() for r in caplog.records if r.name == "trainer.monitor.diagnosis")
     assert "times its start of 1.10: the step is too large: at beta 5 a step moves h apart by up to " in line

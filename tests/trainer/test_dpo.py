@@ -182,12 +182,14 @@ def test_trls_loss_and_gradient_are_cpos_with_k_2(reference: Path, negative_set:
 def test_training_on_pairs_lowers_the_dpo_loss(reference: Path, negative_set: Path, tmp_path: Path) -> None:
     trainer = make_trainer(
         reference, negative_set, tmp_path, use=1, per_device_train_batch_size=48, max_steps=12, learning_rate=1e-3,
-        lr_scheduler_type="constant",
+        lr_scheduler_type="constant", logging_steps=3, logging_first_step=False,
     )  # fmt: skip
     trainer.train()
-    first, last = trainer.state.log_history[0], trainer.state.log_history[11]
+    first, *_, last = (logs for logs in trainer.state.log_history if "loss" in logs)
     assert float(last["loss"]) < 0.5 * float(first["loss"])
     assert float(last["rewards/accuracies"]) > 0.9
+    # Three steps of 48 pairs are the one stretch of 128 or more.
+    assert float(first["contrast/loss_over_start"]) == pytest.approx(float(first["loss"]) / math.log(2), rel=1e-3)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

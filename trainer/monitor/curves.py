@@ -23,6 +23,7 @@ SPREAD = "contrast/spread"
 PER_TOKEN = "contrast/h_per_token"
 DECIDED = "contrast/decided"
 REPEATS = "contrast/repeats"
+OVER_START = "contrast/loss_over_start"
 SINGLE_POINTS = 40  # up to so many points each is marked: a single one would make no line at all
 FEW_POINTS = 10  # up to so many by a large mark
 DECADE = 10.0
@@ -59,6 +60,13 @@ def loss_and_start(logs: Mapping[str, Any]) -> tuple[str, str] | None:
         return None
     term = f"{TERM}{start.removeprefix(START)}"
     return term if term in logs else "loss", start
+
+
+def held_out_values(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a log of held-out groups holds, under the names of train groups; {} of another log."""
+    if f"{HELD_OUT}loss" not in logs:
+        return {}
+    return {name.removeprefix(HELD_OUT): value for name, value in logs.items() if name.startswith(HELD_OUT)}
 
 
 def figure(log_history: LogHistory) -> "Figure":

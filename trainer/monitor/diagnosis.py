@@ -1,4 +1,5 @@
-"""What a run is told about itself, a line each and once: a too large step, decided negatives, falling ground truths.
+"""What a run is told about itself, a line each and once: a too large step, held-out groups that are lost, decided
+negatives, falling ground truths.
 
 A callback that looks at the logs. docs/logs.md says what each logged name means, docs/training.md what to do.
 """
@@ -13,7 +14,19 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from trainer.monitor.curves import CHANGE, DECIDED, HELD_OUT, MARGIN, REPEATS, SPREAD, LogHistory, loss_and_start
+from trainer.monitor.curves import (
+    CHANGE,
+    DECIDED,
+    HELD_OUT,
+    MARGIN,
+    OVER_START,
+    REPEATS,
+    SPREAD,
+    LogHistory,
+    held_out_values,
+    loss_and_start,
+)
+from trainer.monitor.stretches import FEWEST_OF_LOSS
 from trainer.objectives.base import Objective
 from trainer.objectives.rewards import SURE
 
@@ -23,11 +36,12 @@ BEFORE = "GroundTruthWatch"  # what checkpoints of before 0.7 call it, of which 
 
 # See `above_start` and `mostly_decided`.
 TOO_LARGE = 1.5
-FEWEST_OF_LOSS = 128
+FAR_TOO_LARGE = 3.0
+FEWEST_OF_FAR = 16
 MOSTLY = 0.9
 FEWEST_OF_SHARE = 256
 
-# See `fallen`.
+# See `fallen` and `held_out_above_start`.
 SQUARE = f"{CHANGE}_square"
 FEWEST_OF_CHANGE = 256
 FEWEST_HELD_OUT = 64
@@ -82,7 +96,7 @@ class Diagnosis(TrainerCallback, ExportableState):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        findings = {"step": self._step, "decided": self._decided, "falling": self._falling}
+        findings = {"step": self._step, "held-out": self._held_out, "decided": self._decided, "falling": self._falling}
         for name, find in findings.items():
             line = "" if name in self.said else find(args, state.log_history)
             if line:
@@ -97,9 +111,20 @@ class Diagnosis(TrainerCallback, ExportableState):
             "" if found.moved is None else f": at beta {self.beta:g} a step moves h apart by up to {found.moved:.2g}"
         )
         return (
-            f"the loss is {found.loss:.2f}, {found.loss / found.start:.1f} times its start of {found.start:.2f}: the "
-            f"step is too large{moved}. Try a smaller --learning_rate (now {args.learning_rate:g}), a warm-up "
+            f"the loss has been {found.loss:.2f}, {found.loss / found.start:.1f} times its start of {found.start:.2f}: "
+            f"the step is too large{moved}. Try a smaller --learning_rate (now {args.learning_rate:g}), a warm-up "
             f"(--warmup_steps, now {args.warmup_steps:g}), or a smaller --beta."
+        )
+
+    def _held_out(self, args: TrainingArguments, history: LogHistory) -> str:
+        found, train = held_out_above_start(history, self.held_out), _of_start(history, _batch(args))
+        if found is None or train is None or train > TOO_LARGE:
+            return ""
+        return (
+            f"the held-out loss is {found.loss:.2f}, {found.loss / found.start:.1f} times its start of "
+            f"{found.start:.2f}, that of the train groups {train:.1f} times: what was learned of these is wrong of "
+            f"others. Try fewer steps (--early_stopping_patience 3 stops by itself), a smaller --learning_rate (now "
+            f"{args.learning_rate:g}), or more data."
         )
 
     def _decided(self, args: TrainingArguments, history: LogHistory) -> str:
@@ -178,22 +203,58 @@ class Fallen:
 def above_start(history: LogHistory, batch: int) -> AboveStart | None:
     """The loss, where it is above 1.5 times what it was while the policy was the reference; else None.
 
-    It is that of the last train logs that hold at least 128 groups together: of fewer it is mostly noise. By simulation
-    (1,000 series of 50 logs of 128 groups, K = 12, h normal, judged after each log) a loss whose mean is 1.25 times its
-    start raises the line in none of the series, 1.33 times in 1.4 %, 1.37 times in 36 %, 1.42 times in 98 %; one of 1.6
-    times in all, at the first or second log.
+    It is that of the last train logs that hold at least 128 groups together, or of as many groups that followed each
+    other within the last log (`trainer.monitor.stretches`): of fewer it is mostly noise. By simulation (1,000 series of
+    50 logs of 128 groups, K = 12, h normal, judged after each log) a loss whose mean is 1.25 times its start raises the
+    line in none of the series, 1.33 times in 1.4 %, 1.37 times in 36 %, 1.42 times in 98 %; one of 1.6 times in all, at
+    the first or second log. A run that has not seen 128 groups yet is judged by its last 16 or more, and by 3 times its
+    start: of 2,000 series of 7 logs of 16 groups a mean of 1.36 or 1.61 times raises the line in none, 1.87 times in
+    0.2 %, 2.8 times in 92 %, 4 times in all.
 
     Args:
         batch: groups per optimiser step.
     """
-    last = latest(train_logs(history, batch), FEWEST_OF_LOSS)
+    newest = next(train_logs(history, batch), None)
+    keys = loss_and_start(newest.logs) if newest else None
+    if newest is None or keys is None:
+        return None
+    last, bar = latest(train_logs(history, batch), FEWEST_OF_LOSS), TOO_LARGE
+    if not last:
+        last, bar = latest(train_logs(history, batch), FEWEST_OF_FAR), FAR_TOO_LARGE
+    if not last:
+        return None
+    loss, start = (average(last, key) for key in keys)
+    highest = newest.logs.get(OVER_START, 0.0)
+    if highest > max(TOO_LARGE, loss / start if start else math.inf):
+        loss, start, bar = highest * newest.logs[keys[1]], newest.logs[keys[1]], TOO_LARGE
+    if not loss > bar * start > 0:  # of a start at 0 no multiple says anything
+        return None
+    return AboveStart(loss, start, moved_apart([*train_logs(history, batch)][::-1]))
+
+
+def _of_start(history: LogHistory, batch: int) -> float | None:
+    """The train loss over its start, of the last logs that hold 128 groups, or of all; None where it is not known."""
+    logs = [*train_logs(history, batch)]
+    last = latest(iter(logs), FEWEST_OF_LOSS) or logs
     keys = loss_and_start(last[0].logs) if last else None
     if keys is None:
         return None
     loss, start = (average(last, key) for key in keys)
-    if not loss > TOO_LARGE * start > 0:  # of a start at 0 no multiple says anything
+    return loss / start if start else None
+
+
+def held_out_above_start(history: LogHistory, held_out: int) -> AboveStart | None:
+    """The held-out loss of the last evaluation of at least 64 groups, where it is above 1.5 times its start; else None.
+
+    Args:
+        held_out: groups of an evaluation.
+    """
+    values = next(filter(None, map(held_out_values, reversed(history))), {})
+    keys = loss_and_start(values)
+    if keys is None or held_out < FEWEST_HELD_OUT:
         return None
-    return AboveStart(loss, start, moved_apart([*train_logs(history, batch)][::-1]))
+    loss, start = (values[key] for key in keys)
+    return AboveStart(loss, start, None) if loss > TOO_LARGE * start > 0 else None
 
 
 def moved_apart(logs: Sequence[TrainLog]) -> float | None:

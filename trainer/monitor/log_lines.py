@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from data.command.terminal import is_terminal, say
 from data.command.wording import duration
-from trainer.monitor.curves import HELD_OUT, MARGIN, loss_and_start
+from trainer.monitor.curves import MARGIN, held_out_values, loss_and_start
 
 TOP1, TAU, SPEED, TOTAL = "rewards/top1", "rewards/kendall_tau", "tokens_per_second", "train_runtime"
 
@@ -37,11 +37,11 @@ def log_line(
     head = f"step {step:,}/{steps:,}"
     if TOTAL in logs:
         return f"{head}  done in {duration(logs[TOTAL])}"
-    prefix = HELD_OUT if f"{HELD_OUT}loss" in logs else ""
-    values = {name.removeprefix(prefix): value for name, value in logs.items() if name.startswith(prefix)}
+    held_out = held_out_values(logs)
+    values = held_out or logs
     if values.get("loss") is None:
         return ""
-    parts = [head, ("held-out " if prefix else "") + _losses(values)]
+    parts = [head, ("held-out " if held_out else "") + _losses(values)]
     if MARGIN in values:
         parts.append(f"margin {short(values[MARGIN], 1)}")
     if TOP1 in values:
@@ -50,7 +50,7 @@ def log_line(
         parts.append(f"tau {short(values[TAU], 2)}")
     if SPEED in values:
         parts.append(f"{values[SPEED]:,.0f} tok/s")
-    if seconds_left is not None and not prefix and step < steps:
+    if seconds_left is not None and not held_out and step < steps:
         parts.append(f"{duration(seconds_left)} left")
     return "  ".join(parts)
 
