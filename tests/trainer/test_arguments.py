@@ -60,12 +60,12 @@ def test_a_batch_that_is_not_the_papers_must_be_asked_for(
     [
         (
             ["--objective", "cpo", "--dataset", "d"],
-            "'cpo' needs --shards: sets that python -m negatives_gen makes.",
+            "'cpo' needs --shards: sets that python -m negatives_gen makes",
         ),
         (["--objective", "mle"], "'mle' needs --shards or --dataset: what to train on"),
         (
             ["--objective", "mle", "--shards", "s", "--dataset", "d"],
-            "give either --shards or --dataset, not both.",
+            "give either --shards or --dataset, not both",
         ),
     ],
 )
