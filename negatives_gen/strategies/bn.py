@@ -34,7 +34,10 @@ class Batch(Strategy):
     Options: ClassVar = Options
 
     def for_sample(self, settings: dict[str, Any], rows: int, shard_rows: int) -> dict[str, Any]:
-        """Batches no smaller than a shard's, as far as the sample goes: rows must find as many others as there."""
+        """Batches no smaller than a shard's, as far as the sample goes: rows must find as many others as there.
+
+        What a plan measures does not depend on the half that a row borrows from.
+        """
         batches = -(-shard_rows // settings["bn_batch_size"]) or 1
         batch = -(-shard_rows // batches)
         if settings["count"] >= batch:
@@ -43,7 +46,7 @@ class Batch(Strategy):
                 f"{batch}. Raise --bn_batch_size or --groups_per_shard, or ask for fewer."
             )
         number = rows // batch or 1
-        return {**settings, "bn_batch_size": -(-rows // number)}
+        return {**settings, "bn_batch_size": -(-rows // number), "across_halves": True}
 
     def add(
         self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
@@ -68,6 +71,8 @@ class Batch(Strategy):
     def _batches(self, pool: Sequence[Group], settings: dict[str, Any], seed: int) -> list[list[Group]]:
         """Batches of one half each, of equal size in it, give or take one row, of at most bn_batch_size rows."""
         order = sorted(pool, key=lambda group: derive_seed(seed, self.name, group.id))
+        if settings.get("across_halves"):
+            return _equal_parts(order, settings["bn_batch_size"])
         halves = [[group for group in order if group.split == split] for split in sorted({g.split for g in pool})]
         return [batch for half in halves for batch in _equal_parts(half, settings["bn_batch_size"])]
 
