@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from data.shards import NegativeSet
 
+FEW = 0.1  # of the groups: where no more are in reach, those alone are too few to learn from
+
 
 class Unknown(NamedTuple):
     """The cause why `in_support` is not known, and the remedy, what would tell it: "" where nothing does."""

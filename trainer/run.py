@@ -74,6 +74,7 @@ def _train(
     from trainer.ingredients import Setup
     from trainer.model_card import ModelFacts
     from trainer.monitor.diagnosis import Diagnosis
+    from trainer.monitor.kept_model import describe_kept
     from trainer.monitor.metrics_file import MetricsFile
     from trainer.monitor.ownership import StopIfTakenOver
     from trainer.monitor.resumption import EarlyStopping
@@ -160,6 +161,8 @@ def _train(
         save()
     if is_main and training.push_to_hub:
         push(training)
+    if is_main and (kept := describe_kept(training, trainer.state)):
+        say(kept, error=True)
     _say_where(output, model_config, is_main)
 
 

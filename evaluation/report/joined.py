@@ -18,7 +18,8 @@ HASH = "sha256"
 PLACES = {"name", "path", "base_url", "base_urls"}
 AGAINST = "Win rates against a model are left out of this, as it may be another one in each run."
 UNPAIRED = (
-    "Between models of two runs nothing is paired by prompt: both errors add up, as squares, which is too cautious."
+    "Between models of two runs nothing is paired by prompt: both errors add up, as squares, which is too cautious; "
+    "one evaluation of all these models, with the same --store, pairs them."
 )
 
 

@@ -23,7 +23,8 @@ class Options:
 
 
 class Batch(Strategy):
-    """Cuts the pool into batches in an order drawn from the seed; a group borrows from its own, in its own order.
+    """Cuts each half of the pool into batches in an order drawn from the seed; a group borrows from its own, in its own
+    order. So no text that is held out, or watched, is a negative in training, nor the other way round.
 
     Borrowed token ids are taken as they are, EOS included; one that does not fit behind the prefix is passed over.
     """
@@ -33,7 +34,10 @@ class Batch(Strategy):
     Options: ClassVar = Options
 
     def for_sample(self, settings: dict[str, Any], rows: int, shard_rows: int) -> dict[str, Any]:
-        """Batches no smaller than a shard's, as far as the sample goes: rows must find as many others as there."""
+        """Batches no smaller than a shard's, as far as the sample goes: rows must find as many others as there.
+
+        What a plan measures does not depend on the half that a row borrows from.
+        """
         batches = -(-shard_rows // settings["bn_batch_size"]) or 1
         batch = -(-shard_rows // batches)
         if settings["count"] >= batch:
@@ -42,7 +46,7 @@ class Batch(Strategy):
                 f"{batch}. Raise --bn_batch_size or --groups_per_shard, or ask for fewer."
             )
         number = rows // batch or 1
-        return {**settings, "bn_batch_size": -(-rows // number)}
+        return {**settings, "bn_batch_size": -(-rows // number), "across_halves": True}
 
     def add(
         self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
@@ -59,14 +63,23 @@ class Batch(Strategy):
             )
             if missing := self.fill(group, borrowed, settings):
                 count = settings["count"]
-                short[group.id] = f"{count - missing} of {count}: the batch has {len(others)} other rows"
+                short[group.id] = (
+                    f"{count - missing} of {count}: its batch, of half '{group.split}', has {len(others)} other rows"
+                )
         return short
 
     def _batches(self, pool: Sequence[Group], settings: dict[str, Any], seed: int) -> list[list[Group]]:
-        """Batches of equal size, give or take one row, of at most bn_batch_size rows."""
+        """Batches of one half each, of equal size in it, give or take one row, of at most bn_batch_size rows."""
         order = sorted(pool, key=lambda group: derive_seed(seed, self.name, group.id))
-        number = -(-len(order) // settings["bn_batch_size"]) or 1
-        return [order[i * len(order) // number : (i + 1) * len(order) // number] for i in range(number)]
+        if settings.get("across_halves"):
+            return _equal_parts(order, settings["bn_batch_size"])
+        halves = [[group for group in order if group.split == split] for split in sorted({g.split for g in pool})]
+        return [batch for half in halves for batch in _equal_parts(half, settings["bn_batch_size"])]
+
+
+def _equal_parts(rows: list[Group], most: int) -> list[list[Group]]:
+    number = -(-len(rows) // most)
+    return [rows[i * len(rows) // number : (i + 1) * len(rows) // number] for i in range(number)]
 
 
 STRATEGY = Batch()

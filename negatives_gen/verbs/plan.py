@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -159,7 +160,8 @@ def _measure(
     require_usable(shards[-1], 1, "the sample")
     try_signals(shards[-1], 1)
     pool = shards[-1].source.load(0).pool
-    usable = round(shard_rows * len(pool) / len(parts[-1]))
+    smaller_half = min(Counter(group.split for group in pool).values())
+    usable = round(shard_rows * smaller_half / len(parts[-1]))
     strategies = {
         name: STRATEGIES.load(name).for_sample(settings, len(pool), usable)
         for name, settings in work.strategies.items()

@@ -16,7 +16,7 @@ from data.command.options import load_config, option, resolve_path
 from data.command.terminal import say
 from data.command.usage import answered
 from data.command.wording import counted, duration, is_or_are, size
-from data.reach import why_unknown
+from data.reach import FEW, why_unknown
 from data.shards import NegativeSet
 from data.soundness import floats_of
 from negatives_gen.signals import models_of
@@ -319,7 +319,7 @@ def _reach(found: dict[str, Any]) -> list[str]:
     lines = [f"in reach of the sampler: {least}{reach['count']} of {groups} ground truths ({_percent(share)})"]
     if share < LOW_REACH:
         longest = found["ground_truth"]["tokens"]["max"]
-        kept = ", or train with --in_support true" if reach["count"] else ""
+        kept = ", or train with --in_support true" if share >= FEW else ""
         given = f" At least: {', '.join(by)} is given part of a ground truth." if (by := reach["at_least_by"]) else ""
         lines.append(
             f"  few: training favours whatever the sampler cannot say. Sample with --top_k 0 and --max_new_tokens "

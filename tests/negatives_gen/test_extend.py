@@ -34,13 +34,12 @@ Maker = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 questions, three answers of one word, which no TN can be made of, and a bad row."""
+    """28 questions, five answers of one word, which no TN can be made of, and a bad row."""
     from data.sources import facts
 
-    records: list[dict[str, Any]] = list(facts.examples()[:30])
-    records += [
-        {"prompt": f"Question {i}?", "completion": f" {word}"} for i, word in enumerate(("Ivo", "Otto", "Nils"))
-    ]
+    records: list[dict[str, Any]] = list(facts.examples()[:28])
+    words = "Ivo", "Otto", "Nils", "Ada", "Emil"
+    records += [{"prompt": f"Question {i}?", "completion": f" {word}"} for i, word in enumerate(words)]
     records.append({"prompt": "Empty?", "completion": ""})
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -111,7 +110,7 @@ def test_a_set_of_schema_3_is_extended_to_one_of_today(make: Maker) -> None:
 )
 def test_strategies_and_candidates_added_equal_a_set_made_in_one_go(make: Maker, first: str, then: str) -> None:
     whole = make("whole", "bn=2,mn=4,tn=3")
-    assert NegativeSet(str(whole)).manifest.counts["rejected_by_reason"]["too few tn negatives"] == 3
+    assert NegativeSet(str(whole)).manifest.counts["rejected_by_reason"]["too few tn negatives"] == 5
     check_equal(extended(make("first", first), "then", strategies=then, bn_batch_size=6), whole)
 
 
@@ -141,7 +140,7 @@ def test_rows_that_several_strategies_fail_are_rejected_for_the_same_reason_as_i
     whole = make("whole", ",".join(f"{name}={counts[name]}" for name in sorted(counts)), batch_size=3)
     reasons = NegativeSet(str(whole)).manifest.counts["rejected_by_reason"]
     assert reasons["too few bn negatives"] > 0
-    assert 0 < reasons["too few tn negatives"] < 3
+    assert 0 < reasons["too few tn negatives"] < 5
     check_equal(extended(make("first", first, batch_size=3), "then", strategies=then, bn_batch_size=3), whole)
 
 

@@ -394,7 +394,7 @@ def test_browser_keeps_what_is_shown_in_the_address(open_page: Any) -> None:
     assert tab.is_checked("input[value=an]")
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
 def test_browser_accessibility(open_page: Any, width: int, scheme: str) -> None:
     assert serious_findings(open_page(width=width, scheme=scheme)) == []
 

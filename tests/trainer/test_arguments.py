@@ -55,6 +55,27 @@ def test_a_batch_that_is_not_the_papers_must_be_asked_for(
     assert parse([*words, "--per_device_train_batch_size", "21"])[1].per_device_train_batch_size == 21
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--objective", "cpo", "--dataset", "d"],
+            "'cpo' needs --shards: sets that python -m negatives_gen makes",
+        ),
+        (["--objective", "mle"], "'mle' needs --shards or --dataset: what to train on"),
+        (
+            ["--objective", "mle", "--shards", "s", "--dataset", "d"],
+            "give either --shards or --dataset, not both",
+        ),
+    ],
+)
+def test_what_to_train_on_is_asked_for_in_the_objectives_words(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--model", "m", "--output_dir", "o"]) == 2
+    assert capsys.readouterr().err.endswith(f"{said}.\n")
+
+
 def test_flags_override_the_yaml_and_the_yaml_the_defaults(tmp_path: Path) -> None:
     config = tmp_path / "train.yaml"
     config.write_text("shards: from-yaml\nmodel: m\nlearning_rate: 3e-4\nbeta: 2\noutput_dir: o\n")

@@ -253,7 +253,7 @@ def test_the_held_out_loss_is_judged_where_that_of_the_train_groups_is_in_order(
     run.log(20, **lost)
     run.log(40, **{**lost, "eval_loss": 4.0})
     assert caplog.messages == [
-        "By step 20 the held-out loss is 3.20, 1.6 times its start of 2.00, that of the train groups 0.4 times: "
+        "By step 20 the last held-out loss is 3.20, 1.6 times its start of 2.00, that of the train groups 0.4 times: "
         "what was learned of these is wrong of others. Try fewer steps (--early_stopping_patience 3 stops by itself), "
         "a smaller --learning_rate (now 5e-05), or more data."
     ]
@@ -283,6 +283,13 @@ def test_fewer_groups_than_128_are_not_judged_and_then_the_last_ones_that_hold_a
     found = above_start(logs, 16)
     assert found is not None
     assert found.loss == (10 + 3) / 4
+
+
+def test_a_loss_of_ten_times_its_start_is_told_to_take_a_tenth_of_the_rate(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Run(tmp_path, Diagnosis(REMEDIES)).log(20, loss=20.0, **{"start/contrast": 2.0})
+    assert caplog.messages[0].endswith("the step is too large. Try a tenth of --learning_rate (now 5e-05), or less.")
 
 
 def test_what_a_step_moves_is_the_fastest_growth_of_the_spread_by_updates() -> None:

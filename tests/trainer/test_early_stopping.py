@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
+from transformers import TrainerState, TrainingArguments
 
 from data.command.errors import UserError
 from tests.support.tiny import make_negative_set
 from tests.support.training import cli, metrics
 from trainer.arguments import parse
+from trainer.monitor.kept_model import describe_kept
 from trainer.run import main
 
 pytestmark = pytest.mark.seconds
@@ -53,6 +55,28 @@ def test_it_stops_when_the_best_is_so_many_evaluations_old_and_keeps_the_best(wh
     assert losses.index(min(losses)) == len(losses) - 3
     final, kept = (load_file(path / "model.safetensors") for path in (whole, best(whole)))
     assert all((final[name] == kept[name]).all() for name in final)
+
+
+def test_the_end_says_when_it_stopped_and_which_model_is_kept() -> None:
+    watched = {"eval_loss": 1.31, "eval_start/contrast": 1.1, "step": 10}
+    args = TrainingArguments(
+        "o", eval_strategy="steps", save_strategy="steps", load_best_model_at_end=True, use_cpu=True
+    )
+    state = TrainerState(
+        global_step=40, max_steps=60, best_metric=1.31, best_global_step=10, best_model_checkpoint="c",
+        log_history=[{"step": 10, "loss": 1.0}, watched],
+    )  # fmt: skip
+    kept = "stopped early at step 40; the model is that of step 10: eval_loss 1.31 (start 1.10)"
+    assert describe_kept(args, state) == f"{kept}; the reference, which it began as, is better"
+    watched["eval_start/contrast"] = 1.4
+    state.max_steps = 40
+    assert describe_kept(args, state) == "the model is that of step 10: eval_loss 1.31 (start 1.40)"
+    del watched["eval_start/contrast"]  # of mle
+    assert describe_kept(args, state) == "the model is that of step 10: eval_loss 1.31"
+    args.metric_for_best_model = "rewards/top1"
+    assert describe_kept(args, state) == "the model is that of step 10: eval_rewards/top1 1.31"
+    state.best_model_checkpoint = None
+    assert describe_kept(args, state) == ""
 
 
 def test_a_run_that_was_stopped_early_is_finished(whole: Path, reference: Path, halves: Path) -> None:
@@ -104,7 +128,15 @@ def test_another_patience_is_another_job(
     ("more", "said"),
     [
         ([], "--early_stopping_patience does nothing without --eval_strategy. Add --eval_strategy steps."),
-        (["--eval_strategy", "steps"], "Add --load_best_model_at_end true, so that the best one is kept."),
+        (
+            ["--eval_strategy", "steps"],
+            "Add --load_best_model_at_end true --save_steps 10, so that the best one is kept.",
+        ),
+        (
+            ["--eval_strategy", "steps", "--eval_steps", "20", "--load_best_model_at_end", "true"],
+            "and --save_steps 500 saves fewer than --eval_steps 20 looks at. Give --save_steps 20, or "
+            "--save_strategy best.",
+        ),
     ],
 )
 def test_it_needs_held_out_groups_and_the_best_model(more: list[str], said: str) -> None:

@@ -50,6 +50,8 @@ def test_the_end_says_how_long_it_took_and_a_log_without_a_loss_nothing() -> Non
     end = {"train_runtime": 190.2, "train_samples_per_second": 31.45, "train_loss": 1.578, "epoch": 2.0}
     assert log_line(end, step=75, steps=75) == "step 75/75  done in 3 min"
     assert log_line({"epoch": 1.0, "own/number": 3.0}, step=3, steps=75) == ""
+    with_time = {"loss": 2.0, "train_runtime": 9.1, "num_input_tokens_seen": 512}  # --include_num_input_tokens_seen
+    assert log_line(with_time, step=3, steps=75) == "step 3/75  loss 2.00"
     assert log_line({"loss": None}, step=3, steps=75) == ""
 
 

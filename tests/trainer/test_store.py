@@ -297,7 +297,14 @@ def test_only_groups_in_reach_of_the_sampler_are_kept_and_counted(
     caplog.set_level("INFO")
     store = GroupStore([negatives], "train", in_support=True)
     assert [store.locate(i)[0].prompts[store.locate(i)[1]][0] for i in range(len(store))] == [0, 4, 6]
-    assert "split 'train': --in_support: 3 of 6 groups kept" in caplog.text
+    assert "split 'train': --in_support: 3 of 6 groups kept\n" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    many = [group(n, "train") for n in range(11)]
+    for made in many:
+        made.in_support = made.prompt_ids[0] == 0
+    GroupStore([write(tmp_path / "many", many, 4, "all")], "train", in_support=True)
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert warning.getMessage() == "split 'train': --in_support: 1 of 11 groups kept, few to learn from"
     for made in some:
         made.in_support = False
     with pytest.raises(UserError, match=r"--in_support: 0 of 6 groups kept\. Leave it out, or sample with --top_k 0"):

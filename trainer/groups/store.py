@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from data.command.errors import UserError
 from data.command.wording import counted
-from data.reach import why_unknown
+from data.reach import FEW, why_unknown
 from data.shards import NegativeSet
 
 log = logging.getLogger(__name__)
@@ -213,7 +213,8 @@ class GroupStore:
         found = f"split '{self.split}': --in_support: {len(self)} of {counted(groups, 'group')} kept"
         if not len(self):
             raise UserError(f"{found}. Leave it out, or sample with --top_k 0 and a larger --max_new_tokens.")
-        log.info("%s", found)
+        few = len(self) < FEW * groups
+        log.log(logging.WARNING if few else logging.INFO, "%s%s", found, ", few to learn from" if few else "")
 
     def _number(self) -> None:
         self._starts = np.cumsum([0, *(len(rows) for _, _, rows in self._shards)])

@@ -37,6 +37,7 @@ BEFORE = "GroundTruthWatch"  # what checkpoints of before 0.7 call it, of which 
 # See `above_start` and `mostly_decided`.
 TOO_LARGE = 1.5
 FAR_TOO_LARGE = 3.0
+BLOWN_UP = 10.0  # a warm-up helps no more, see docs/training.md, "Too large steps, measured"
 FEWEST_OF_FAR = 16
 MOSTLY = 0.9
 FEWEST_OF_SHARE = 256
@@ -110,10 +111,15 @@ class Diagnosis(TrainerCallback, ExportableState):
         moved = (
             "" if found.moved is None else f": at beta {self.beta:g} a step moves h apart by up to {found.moved:.2g}"
         )
+        remedy = f"a tenth of --learning_rate (now {args.learning_rate:g}), or less"
+        if found.loss < BLOWN_UP * found.start:
+            remedy = (
+                f"a smaller --learning_rate (now {args.learning_rate:g}), a warm-up (--warmup_steps, now "
+                f"{args.warmup_steps:g}), or a smaller --beta"
+            )
         return (
             f"the loss has been {found.loss:.2f}, {found.loss / found.start:.1f} times its start of {found.start:.2f}: "
-            f"the step is too large{moved}. Try a smaller --learning_rate (now {args.learning_rate:g}), a warm-up "
-            f"(--warmup_steps, now {args.warmup_steps:g}), or a smaller --beta."
+            f"the step is too large{moved}. Try {remedy}."
         )
 
     def _held_out(self, args: TrainingArguments, history: LogHistory) -> str:
@@ -121,7 +127,7 @@ class Diagnosis(TrainerCallback, ExportableState):
         if found is None or train is None or train > TOO_LARGE:
             return ""
         return (
-            f"the held-out loss is {found.loss:.2f}, {found.loss / found.start:.1f} times its start of "
+            f"the last held-out loss is {found.loss:.2f}, {found.loss / found.start:.1f} times its start of "
             f"{found.start:.2f}, that of the train groups {train:.1f} times: what was learned of these is wrong of "
             f"others. Try fewer steps (--early_stopping_patience 3 stops by itself), a smaller --learning_rate (now "
             f"{args.learning_rate:g}), or more data."

@@ -35,7 +35,7 @@ def log_line(
         ranking: whether the objective learns the order of the negatives, so that Kendall's tau says how far it is.
     """
     head = f"step {step:,}/{steps:,}"
-    if TOTAL in logs:
+    if TOTAL in logs and "loss" not in logs:  # --include_num_input_tokens_seen adds it to every log
         return f"{head}  done in {duration(logs[TOTAL])}"
     held_out = held_out_values(logs)
     values = held_out or logs
