@@ -126,7 +126,7 @@ def test_what_cannot_be_told_from_chance_is_not_said_to_be_a_preference() -> Non
         "m shows no preference for a place that can be told from chance: 50.0%"
     )
     short = measure([pair(9, 1, "a")] * 20, [A] * 10 + [B] * 10, {})
-    assert in_words("m", short)[1].startswith("m lets the longer answer win less often than people do: -50.0% (-70.0%")
+    assert in_words("m", short)[1].startswith("m lets the longer answer win less often than people do: -50.0% (-71.9%")
 
 
 def test_the_cost_of_a_verdict_is_that_of_those_whose_tokens_are_known() -> None:

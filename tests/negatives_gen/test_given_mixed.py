@@ -73,7 +73,7 @@ def test_alone_or_in_any_order(signals: str, reference: Path, tmp_path: Path) ->
 
 
 def test_a_borrowed_response_that_the_row_lists_too_has_no_score(reference: Path, tmp_path: Path) -> None:
-    """There are two rows, so BN takes the ground truth of the other, which these rows list as well."""
+    """There are two rows of one half, so BN takes the ground truth of the other, which these rows list as well."""
     rows = [
         {"instruction": row["prompt"], "completions": [
             {"response": FACTS[place]["completion"], "overall_score": 9.0},
@@ -82,7 +82,8 @@ def test_a_borrowed_response_that_the_row_lists_too_has_no_score(reference: Path
         for place, row in enumerate(FACTS[:2])
     ]  # fmt: skip
     path = write(tmp_path / "rows.jsonl", rows)
-    made(reference, tmp_path / "set", path, columns=COLUMNS, strategies="given=1,bn=1", signals="given")
+    of = {"strategies": "given=1,bn=1", "signals": "given", "test_share": 0.0}
+    made(reference, tmp_path / "set", path, columns=COLUMNS, **of)
     assert scores(tmp_path / "set") == {(BN, ("given", 4.0))}
 
 

@@ -96,7 +96,7 @@ def test_what_the_reference_refuses_itself_is_no_matter_of_the_reward_model(
     model = shutil.copytree(chat_model, tmp_path / "model")
     (model / "chat_template.jinja").write_text(refuses + odd.CHATML)
     reward = with_template(judge, tmp_path / "reward", NO_SYSTEM)
-    made(model, rows, tmp_path / "set", signals="reward", reward_model=reward)
+    made(model, rows, tmp_path / "set", signals="reward", reward_model=reward, test_share=0.0)
     negatives = NegativeSet(str(tmp_path / "set"))
     assert [reject.reason for reject in negatives.rejects()] == ["chat template failed"]
     assert len(list(negatives.groups())) == 9
