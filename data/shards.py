@@ -1,5 +1,6 @@
 """Reading the shards of a finished negative set (`data.set_writer` writes them)."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -32,8 +33,20 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from pandas import DataFrame
 
+log = logging.getLogger(__name__)
+
+LENDS = (
+    "bn borrowed from both halves (train, test) before 0.7: training pushes held-out truths down, and held-out groups "
+    "hold truths that training raises. Make the set again"
+)
 # What the lengths of a group's sequences are read from.
 SEQUENCES = "id", "prompt_ids", "response_ids", "negatives.list.element.ids"
+
+
+def warn_of_lending(negatives: "NegativeSet") -> None:
+    """Say of a set of before 0.7 that its halves are not apart."""
+    if negatives.manifest.lends_across_halves:
+        log.warning("negative set '%s': its %s.", scrub(negatives.folder.path), LENDS)
 
 
 class NegativeSet:

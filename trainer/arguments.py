@@ -281,15 +281,20 @@ def _refuse_unwatched(script: ScriptArguments, training: PaperTrainingArguments)
             f"'{script.eval_split}'. Train on one half and watch the other, or give other sets as --eval_shards."
         )
     if script.early_stopping_patience and not training.load_best_model_at_end:
-        steps = training.eval_steps or training.logging_steps
+        save = f"--save_steps {_plain(training.eval_steps or training.logging_steps)}"
         raise UserError(
             "--early_stopping_patience stops when the best model is that many evaluations old. Add "
-            f"--load_best_model_at_end true --save_steps {steps:g}, so that the best one is kept."
+            f"--load_best_model_at_end true {save if training.eval_strategy == 'steps' else '--save_strategy epoch'}, "
+            "so that the best one is kept."
         )
     by_steps = training.eval_strategy == training.save_strategy == "steps"
     if by_steps and training.load_best_model_at_end and training.save_steps > (training.eval_steps or 0):
         raise UserError(
             "--load_best_model_at_end takes the best of the models that were saved, and --save_steps "
-            f"{training.save_steps:g} saves fewer than --eval_steps {training.eval_steps:g} looks at. Give "
-            f"--save_steps {training.eval_steps:g}, or --save_strategy best."
+            f"{_plain(training.save_steps)} saves fewer than --eval_steps {_plain(training.eval_steps)} looks at. Give "
+            f"--save_steps {_plain(training.eval_steps)}, or --save_strategy best."
         )
+
+
+def _plain(steps: float | None) -> str:
+    return f"{steps:.0f}" if steps is not None and steps >= 1 else str(steps)

@@ -15,7 +15,7 @@ from trainer.groups.use import METAVAR, in_one_word, use_help
 
 if TYPE_CHECKING:
     from data.schema import Group
-    from data.shards import NegativeSet
+    from data.shards import NegativeSet, warn_of_lending
     from evaluation.answers.checkpoints import Checkpoint
     from evaluation.subject import Evaluation
     from trainer.groups.choice import Choice
@@ -154,6 +154,7 @@ def read_held_out(
     negatives = NegativeSet(resolve_path(shards))
     choice = Choice.of([negatives], use, seed=seed) if use is not None else None
     log.info("%s", negatives.summary)
+    warn_of_lending(negatives)
     sizes = [size for checkpoint in checkpoints if (size := vocabulary_size(checkpoint.path)) is not None]
     contexts = [context_length(checkpoint.path, sys.maxsize) for checkpoint in checkpoints]
     for checkpoint in checkpoints:

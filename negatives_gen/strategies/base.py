@@ -127,7 +127,7 @@ class Strategy(ABC):
         Args:
             settings: with the count.
             rows: usable rows of the sample.
-            shard_rows: usable rows of a shard of the job, of the half (train, test) that has fewer.
+            shard_rows: usable rows of a shard of the job, of the half (train, test) that has more.
 
         Raises:
             UserError: a shard's rows are too few for the count.

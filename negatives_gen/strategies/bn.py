@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from data.command.errors import UserError
 from data.command.options import option
+from data.manifest import HALF
 from data.schema import Candidate, Group
 from negatives_gen.strategies.base import Strategy, Tools, derive_seed
 
@@ -24,7 +25,9 @@ class Options:
 
 class Batch(Strategy):
     """Cuts each half of the pool into batches in an order drawn from the seed; a group borrows from its own, in its own
-    order. So no text that is held out, or watched, is a negative in training, nor the other way round.
+    order. So no held-out row lends its text to training, nor the other way round.
+
+    The settings say so (`within`); those of sets from before do not, and are made as they were.
 
     Borrowed token ids are taken as they are, EOS included; one that does not fit behind the prefix is passed over.
     """
@@ -33,20 +36,23 @@ class Batch(Strategy):
     summary = "batch: ground truths of other prefixes of a batch"
     Options: ClassVar = Options
 
+    def settings(self, options: Any) -> dict[str, Any]:
+        return {**super().settings(options), "within": HALF}
+
     def for_sample(self, settings: dict[str, Any], rows: int, shard_rows: int) -> dict[str, Any]:
         """Batches no smaller than a shard's, as far as the sample goes: rows must find as many others as there.
 
-        What a plan measures does not depend on the half that a row borrows from.
+        They are of both halves, of which a sample may have few rows: what is measured does not depend on that.
         """
         batches = -(-shard_rows // settings["bn_batch_size"]) or 1
         batch = -(-shard_rows // batches)
         if settings["count"] >= batch:
             raise UserError(
-                f"bn={settings['count']} needs more than {settings['count']} usable rows in a batch, the job's have "
-                f"{batch}. Raise --bn_batch_size or --groups_per_shard, or ask for fewer."
+                f"bn={settings['count']} needs more than {settings['count']} usable rows of a half in a batch, the "
+                f"job's have {batch}. Raise --bn_batch_size or --groups_per_shard, or ask for fewer."
             )
         number = rows // batch or 1
-        return {**settings, "bn_batch_size": -(-rows // number), "across_halves": True}
+        return {"count": settings["count"], "bn_batch_size": -(-rows // number)}
 
     def add(
         self, groups: Sequence[Group], pool: Sequence[Group], settings: dict[str, Any], tools: Tools
@@ -63,15 +69,13 @@ class Batch(Strategy):
             )
             if missing := self.fill(group, borrowed, settings):
                 count = settings["count"]
-                short[group.id] = (
-                    f"{count - missing} of {count}: its batch, of half '{group.split}', has {len(others)} other rows"
-                )
+                short[group.id] = f"{count - missing} of {count}: its batch has {len(others)} other rows"
         return short
 
     def _batches(self, pool: Sequence[Group], settings: dict[str, Any], seed: int) -> list[list[Group]]:
         """Batches of one half each, of equal size in it, give or take one row, of at most bn_batch_size rows."""
         order = sorted(pool, key=lambda group: derive_seed(seed, self.name, group.id))
-        if settings.get("across_halves"):
+        if settings.get("within") != HALF:
             return _equal_parts(order, settings["bn_batch_size"])
         halves = [[group for group in order if group.split == split] for split in sorted({g.split for g in pool})]
         return [batch for half in halves for batch in _equal_parts(half, settings["bn_batch_size"])]

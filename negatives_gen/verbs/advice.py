@@ -4,6 +4,7 @@ from typing import Any
 
 from data.command.options import fields_of_entries
 from data.manifest import REJECTS
+from data.shards import LENDS
 from negatives_gen.strategies import STRATEGIES
 
 # Shares from which on there is advice: below them a set of any strategy and model has some of it.
@@ -34,4 +35,6 @@ def advice(found: dict[str, Any]) -> list[str]:
             f"{found['rows_rejected'] / found['rows_read']:.0%} of the rows were rejected"
             f"{f', most as {reason!r}' if reason else ''}: {REJECTS} says of each why"
         )
+    if found["lends_across_halves"]:
+        lines.append(LENDS)
     return lines

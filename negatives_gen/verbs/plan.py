@@ -160,8 +160,8 @@ def _measure(
     require_usable(shards[-1], 1, "the sample")
     try_signals(shards[-1], 1)
     pool = shards[-1].source.load(0).pool
-    smaller_half = min(Counter(group.split for group in pool).values())
-    usable = round(shard_rows * smaller_half / len(parts[-1]))
+    larger_half = max(Counter(group.split for group in pool).values())
+    usable = round(shard_rows * larger_half / len(parts[-1]))
     strategies = {
         name: STRATEGIES.load(name).for_sample(settings, len(pool), usable)
         for name, settings in work.strategies.items()

@@ -143,6 +143,7 @@ def statistics(negatives: NegativeSet) -> dict[str, Any]:
     return {
         "groups": truth.count,
         "splits": dict(sorted(splits.items())),
+        "lends_across_halves": manifest.lends_across_halves,
         "in_support": {
             "known": reach[True] + reach[False],
             "count": reach[True],

@@ -14,13 +14,18 @@ from negatives_gen.verbs.stats import statistics
 def found(**more: Any) -> dict[str, Any]:
     """Statistics of a set in which nothing stands out, and what is given."""
     usual = {"cut": 0.05, "duplicates": 0.0}
-    none = {"rows_read": 100, "rows_rejected": 0, "rejected_by_reason": {}}
+    none = {"rows_read": 100, "rows_rejected": 0, "rejected_by_reason": {}, "lends_across_halves": False}
     return {**none, "strategies": {"an": usual, "bn": {"cut": None, "duplicates": 0.0}}, **more}
 
 
 def test_nothing_is_advised_where_nothing_stands_out() -> None:
     assert advice(found()) == []
     assert advice(found(strategies={}, rows_read=0)) == []
+
+
+def test_a_set_whose_halves_lent_to_each_other_is_to_be_made_again() -> None:
+    (said,) = advice(found(lends_across_halves=True))
+    assert said.startswith("bn borrowed from both halves (train, test) before 0.7: ")
 
 
 def test_cut_samples_ask_for_a_longer_limit() -> None:

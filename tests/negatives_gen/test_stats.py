@@ -11,7 +11,7 @@ import pytest
 
 from data.schema import Candidate, Group, Reject
 from data.set_writer import NegativeSetWriter
-from data.shards import NegativeSet
+from data.shards import LENDS, NegativeSet, warn_of_lending
 from negatives_gen.__main__ import main
 from negatives_gen.job.card import card
 from negatives_gen.verbs.stats import Tally, _bar, statistics
@@ -66,6 +66,24 @@ def written(
         writer.write_shard(index, groups, rejects, seconds=seconds, layout="packed", slot_seconds=slots)
     writer.finish(len(shards))
     return NegativeSet(str(path))
+
+
+@pytest.mark.parametrize(
+    ("strategies", "split", "lends"),
+    [
+        ({"bn": {"count": 1}, "an": {"count": 2}}, "all", True),
+        ({"bn": {"count": 1, "within": "half"}, "an": {"count": 2}}, "all", False),
+        ({"bn": {"count": 1}, "an": {"count": 2}}, "train", False),
+        ({"an": {"count": 2}}, "all", False),
+    ],
+)
+def test_a_set_says_whether_its_halves_lent_to_each_other(
+    strategies: dict[str, Any], split: str, lends: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = written(tmp_path, [GROUPS], {**job_of(), "strategies": strategies, "data": {"split": split}})
+    assert statistics(made)["lends_across_halves"] == lends
+    warn_of_lending(made)
+    assert caplog.messages == ([f"negative set '{tmp_path}': its {LENDS}."] if lends else [])
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def test_every_module_is_a_strategy_that_says_what_decides_it() -> None:
     assert {"an", "bn", "mn", "tn"} <= set(STRATEGIES.names())
     assert config.strategy_settings() == {
         "an": {"count": 1, "top_k": 50, "temperature": 1.0, "max_new_tokens": 256},
-        "bn": {"count": 3, "bn_batch_size": 64},
+        "bn": {"count": 3, "bn_batch_size": 64, "within": "half"},
         "mn": {"count": 5, "mn_share": 0.15},
         "tn": {"count": 2},
     }
@@ -116,11 +116,11 @@ def test_bn_borrows_within_a_half_so_that_no_held_out_text_is_a_negative_in_trai
 ) -> None:
     rows = [dataclasses.replace(group, split="test" if i % 3 == 0 else "train") for i, group in enumerate(pool)]
     split_of = {group.id: group.split for group in rows}
-    for group_id, candidates in made("bn", rows, tools, count=6, bn_batch_size=16).items():
+    for group_id, candidates in made("bn", rows, tools, count=6, bn_batch_size=16, within="half").items():
         assert {split_of[str(candidate.source_id)] for candidate in candidates} == {split_of[group_id]}
     few = [*rows[1:3], dataclasses.replace(rows[0], split="test")]
-    assert STRATEGIES.load("bn").add(few, few, {"count": 1, "bn_batch_size": 64}, tools) == {
-        few[2].id: "0 of 1: its batch, of half 'test', has 0 other rows"
+    assert STRATEGIES.load("bn").add(few, few, {"count": 1, "bn_batch_size": 64, "within": "half"}, tools) == {
+        few[2].id: "0 of 1: its batch has 0 other rows"
     }
 
 
@@ -142,7 +142,7 @@ def test_bn_passes_over_what_does_not_fit_and_what_repeats(tools: Tools) -> None
         Group("e", "p", " long", [1], [9] * 9 + [0]),
     ]
     short = STRATEGIES.load("bn").add(rows, rows, {"count": 2, "bn_batch_size": 64}, tools)
-    assert short == {"a": "1 of 2: its batch, of half 'train', has 4 other rows"}
+    assert short == {"a": "1 of 2: its batch has 4 other rows"}
     assert {c.text.strip() for c in rows[1].negatives} == {"two", "long"}
 
 

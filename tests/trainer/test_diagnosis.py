@@ -253,9 +253,9 @@ def test_the_held_out_loss_is_judged_where_that_of_the_train_groups_is_in_order(
     run.log(20, **lost)
     run.log(40, **{**lost, "eval_loss": 4.0})
     assert caplog.messages == [
-        "By step 20 the last held-out loss is 3.20, 1.6 times its start of 2.00, that of the train groups 0.4 times: "
-        "what was learned of these is wrong of others. Try fewer steps (--early_stopping_patience 3 stops by itself), "
-        "a smaller --learning_rate (now 5e-05), or more data."
+        "By step 20 the last held-out loss is 3.20, 1.6 times its start of 2.00, that of the train groups 0.4 times "
+        "its own: what was learned of these is wrong of others. Try fewer steps (--early_stopping_patience 3 stops by "
+        "itself), a smaller --learning_rate (now 5e-05), or more data."
     ]
     caplog.clear()
     blown_up = Run(tmp_path, Diagnosis(REMEDIES, held_out=64))

@@ -29,16 +29,20 @@ pytestmark = pytest.mark.seconds
 BETA = 5.0
 
 
-def make_trainer(reference: Path, negative_set: Path, output: Path, use: int = 3, **options: Any) -> PairTrainer:
+def make_trainer(
+    reference: Path, negative_set: Path, output: Path, use: int = 3, held_out: int = 0, **options: Any
+) -> PairTrainer:
     options = {"logging_steps": 1, "per_device_train_batch_size": 8, "report_to": "none", **options}
     training = PaperTrainingArguments(output_dir=str(output), use_cpu=True, save_strategy="no", **options)
+    pairs = preference_pairs(ContrastiveGroups.of([NegativeSet(str(negative_set))], "train", f"an={use}"), "dpo")
     return make_dpo_trainer(
-        preference_pairs(ContrastiveGroups.of([NegativeSet(str(negative_set))], "train", f"an={use}"), "dpo"),
+        pairs,
         AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
         None,
         AutoTokenizer.from_pretrained(reference),
         training,
         BETA,
+        pairs.select(range(held_out)) if held_out else None,
     )
 
 
@@ -190,6 +194,19 @@ def test_training_on_pairs_lowers_the_dpo_loss(reference: Path, negative_set: Pa
     assert float(last["rewards/accuracies"]) > 0.9
     # Three steps of 48 pairs are the one stretch of 128 or more.
     assert float(first["contrast/loss_over_start"]) == pytest.approx(float(first["loss"]) / math.log(2), rel=1e-3)
+
+
+def test_an_evaluation_just_before_a_log_costs_the_log_nothing(
+    reference: Path, negative_set: Path, tmp_path: Path
+) -> None:
+    """transformers leaves the model as evaluation left it, so that TRL then keeps what it gathered of train pairs."""
+    trainer = make_trainer(
+        reference, negative_set, tmp_path, use=1, per_device_train_batch_size=16, num_train_epochs=3,
+        logging_strategy="epoch", logging_first_step=False, eval_strategy="steps", eval_steps=3, held_out=4,
+    )  # fmt: skip
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert [log["step"] for log in logs] == [3, 6, 9]
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

@@ -57,6 +57,16 @@ def test_it_stops_when_the_best_is_so_many_evaluations_old_and_keeps_the_best(wh
     assert all((final[name] == kept[name]).all() for name in final)
 
 
+def test_the_command_says_it_at_its_end(
+    reference: Path, halves: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(cli(reference, halves, tmp_path / "out", *WATCHED)) == 0
+    losses = held_out(tmp_path / "out")
+    step = losses.index(min(losses)) + 1
+    said = f"stopped early at step {step + 2}; the model is that of step {step}: eval_loss "
+    assert [said in line for line in capsys.readouterr().err.splitlines()].count(True) == 1
+
+
 def test_the_end_says_when_it_stopped_and_which_model_is_kept() -> None:
     watched = {"eval_loss": 1.31, "eval_start/contrast": 1.1, "step": 10}
     args = TrainingArguments(
@@ -76,6 +86,9 @@ def test_the_end_says_when_it_stopped_and_which_model_is_kept() -> None:
     args.metric_for_best_model = "rewards/top1"
     assert describe_kept(args, state) == "the model is that of step 10: eval_rewards/top1 1.31"
     state.best_model_checkpoint = None
+    gone = "the best model, of step 10, is not there any more: the model is that of step 40"
+    assert describe_kept(args, state) == gone
+    args.load_best_model_at_end = False
     assert describe_kept(args, state) == ""
 
 
@@ -131,6 +144,10 @@ def test_another_patience_is_another_job(
         (
             ["--eval_strategy", "steps"],
             "Add --load_best_model_at_end true --save_steps 10, so that the best one is kept.",
+        ),
+        (
+            ["--eval_strategy", "epoch"],
+            "Add --load_best_model_at_end true --save_strategy epoch, so that the best one is kept.",
         ),
         (
             ["--eval_strategy", "steps", "--eval_steps", "20", "--load_best_model_at_end", "true"],

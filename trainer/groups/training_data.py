@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 from data.command.errors import UserError
 from data.command.wording import counted, is_or_are
 from data.models import context_length, hash_of_all_weights, model_directory, vocabulary_size, warn_of_cap
-from data.shards import NegativeSet
+from data.shards import NegativeSet, warn_of_lending
 from trainer.config import ScriptArguments
 from trainer.groups.choice import Choice, short_names
 from trainer.groups.dataset import ContrastiveGroups, GroundTruths
@@ -75,6 +75,7 @@ def _opened(paths: list[str], script: ScriptArguments, identity: dict[str, Any])
     sets = [NegativeSet(path) for path in paths]
     for negatives in sets:
         log.info("%s", negatives.summary)
+        warn_of_lending(negatives)
     require_reference(sets, script.model, identity, truths_only=script.chosen.needs == "truths")
     return sets
 

@@ -37,7 +37,7 @@ BEFORE = "GroundTruthWatch"  # what checkpoints of before 0.7 call it, of which 
 # See `above_start` and `mostly_decided`.
 TOO_LARGE = 1.5
 FAR_TOO_LARGE = 3.0
-BLOWN_UP = 10.0  # a warm-up helps no more, see docs/training.md, "Too large steps, measured"
+BLOWN_UP = 10.0  # a warm-up is not enough, see docs/training.md, "Too large steps, measured"
 FEWEST_OF_FAR = 16
 MOSTLY = 0.9
 FEWEST_OF_SHARE = 256
@@ -128,9 +128,9 @@ class Diagnosis(TrainerCallback, ExportableState):
             return ""
         return (
             f"the last held-out loss is {found.loss:.2f}, {found.loss / found.start:.1f} times its start of "
-            f"{found.start:.2f}, that of the train groups {train:.1f} times: what was learned of these is wrong of "
-            f"others. Try fewer steps (--early_stopping_patience 3 stops by itself), a smaller --learning_rate (now "
-            f"{args.learning_rate:g}), or more data."
+            f"{found.start:.2f}, that of the train groups {train:.1f} times its own: what was learned of these is "
+            f"wrong of others. Try fewer steps (--early_stopping_patience 3 stops by itself), a smaller "
+            f"--learning_rate (now {args.learning_rate:g}), or more data."
         )
 
     def _decided(self, args: TrainingArguments, history: LogHistory) -> str:

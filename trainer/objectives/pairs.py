@@ -150,7 +150,7 @@ class PairTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, DPOTraine
         self._ids: list[str] = []
         self._unsound: list[str] = []
         self._loss: Any = 0.0
-        self._numbers: list[int] = []  # of pairs, of each micro-batch since the last log
+        self._highest = Highest()  # since the last log
         self._checked_start = False
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -177,18 +177,9 @@ class PairTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, DPOTraine
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log TRL's metrics and ours, averages over pairs; the pairs of every epoch are the same ones."""
         if "loss" in logs:
-            logs = {**logs, **self._highest(), "contrast/repeats": round(self.state.epoch or 0.0, 4)}
+            logs = {**logs, **self._highest.logged(), "contrast/repeats": round(self.state.epoch or 0.0, 4)}
+            self._highest = Highest()
         super().log(logs, start_time)
-
-    def _highest(self) -> dict[str, float]:
-        """The loss over its start as cpo logs it, from TRL's lists of means per micro-batch since the last log."""
-        highest, found = Highest(), self._metrics["train"]
-        for bound, start, pairs in zip(
-            found["contrast/kl_bound"], found[f"{START}contrast"], self._numbers, strict=True
-        ):
-            highest.add((start - bound) * pairs, start * pairs, pairs)
-        self._numbers = []
-        return highest.logged()
 
     @torch.no_grad()
     def metric_names(self, dataset: Any) -> list[str]:
@@ -219,11 +210,13 @@ class PairTrainer(SoundResumption, SoundSaves, OwnCard, SoundSharding, DPOTraine
     def _measure(self, outputs: Any, inputs: dict[str, Any]) -> None:
         """Add the metrics of `pair_metrics` to TRL's, as it does: of all processes, a mean per batch."""
         metrics = pair_metrics(*_logps_and_lengths(outputs, inputs), beta=self.beta)
-        values: Any = self.accelerator.gather(torch.stack([*metrics.values()], dim=-1))
+        gathered: Any = self.accelerator.gather(torch.stack([*metrics.values()], dim=-1))
+        values = dict(zip(metrics, gathered.mean(0).tolist(), strict=True))
         if self.model.training:  # type: ignore[union-attr]
-            self._numbers.append(len(values))
+            start, pairs = values[f"{START}contrast"], len(gathered)
+            self._highest.add((start - values["contrast/kl_bound"]) * pairs, start * pairs, pairs)
         found = self._metrics["train" if self.model.training else "eval"]  # type: ignore[union-attr]
-        for name, value in zip(metrics, values.mean(0).tolist(), strict=True):
+        for name, value in values.items():
             found[name].append(value)
 
     def _check_finite(self, model: nn.Module) -> None:
