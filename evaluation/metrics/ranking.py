@@ -15,7 +15,7 @@ from trainer.groups.use import METAVAR, in_one_word, use_help
 
 if TYPE_CHECKING:
     from data.schema import Group
-    from data.shards import NegativeSet, warn_of_lending
+    from data.shards import NegativeSet
     from evaluation.answers.checkpoints import Checkpoint
     from evaluation.subject import Evaluation
     from trainer.groups.choice import Choice
@@ -148,7 +148,7 @@ def read_held_out(
             groups or negatives, or with numbers that are not finite or sequences that a checkpoint does not take.
     """
     from data.models import context_length, vocabulary_size
-    from data.shards import NegativeSet
+    from data.shards import NegativeSet, warn_of_lending
     from trainer.groups.choice import Choice
 
     negatives = NegativeSet(resolve_path(shards))

@@ -71,9 +71,9 @@ def written(
 @pytest.mark.parametrize(
     ("strategies", "split", "lends"),
     [
-        ({"bn": {"count": 1}, "an": {"count": 2}}, "all", True),
-        ({"bn": {"count": 1, "within": "half"}, "an": {"count": 2}}, "all", False),
-        ({"bn": {"count": 1}, "an": {"count": 2}}, "train", False),
+        ({"bn": {"count": 1, "bn_batch_size": 64}, "an": {"count": 2}}, "all", True),
+        ({"bn": {"count": 1, "bn_batch_size": 64, "within": "half"}, "an": {"count": 2}}, "all", False),
+        ({"bn": {"count": 1, "bn_batch_size": 64}, "an": {"count": 2}}, "train", False),
         ({"an": {"count": 2}}, "all", False),
     ],
 )
