@@ -322,8 +322,8 @@ def test_the_line_of_a_large_step_comes_once_and_says_what_to_try(
     assert len(caplog.messages) == 1
 
 
-def raised(width: float, series: int, logs: int) -> float:
-    """The share of series in which the line comes, judged after each log of 128 groups of K = 12 h, normal, so wide."""
+def raised(width: float, series: int, logs: int, groups: int = 128) -> float:
+    """The share of series in which the line comes, judged after each log of groups of K = 12 h, normal, so wide."""
     draw, found, start = random.Random(0), 0, math.log(12)
 
     def loss() -> float:
@@ -331,13 +331,18 @@ def raised(width: float, series: int, logs: int) -> float:
         return math.log(sum(map(math.exp, h))) - h[0]
 
     for _ in range(series):
-        history = [started(i, sum(loss() for _ in range(128)) / 128, start) for i in range(1, logs + 1)]
-        found += any(above_start(history[:end], 128) for end in range(1, logs + 1))
+        history = [started(i, sum(loss() for _ in range(groups)) / groups, start) for i in range(1, logs + 1)]
+        found += any(above_start(history[:end], groups) for end in range(1, logs + 1))
     return found / series
 
 
 def test_a_loss_of_one_and_a_quarter_of_its_start_hardly_ever_raises_a_false_alarm() -> None:
     assert raised(width=1.2, series=10, logs=20) == 0.0
+
+
+def test_in_a_run_of_112_groups_four_times_the_start_is_found_and_one_and_a_half_times_is_not() -> None:
+    assert raised(width=6.0, series=20, logs=7, groups=16) == 1.0
+    assert raised(width=2.0, series=50, logs=7, groups=16) == 0.0
 
 
 def test_a_loss_of_twice_its_start_is_found_at_once() -> None:

@@ -220,33 +220,35 @@ def above_start(history: LogHistory, batch: int) -> AboveStart | None:
     Args:
         batch: groups per optimiser step.
     """
-    newest = next(train_logs(history, batch), None)
-    keys = loss_and_start(newest.logs) if newest else None
-    if newest is None or keys is None:
-        return None
     last, bar = latest(train_logs(history, batch), FEWEST_OF_LOSS), TOO_LARGE
     if not last:
         last, bar = latest(train_logs(history, batch), FEWEST_OF_FAR), FAR_TOO_LARGE
-    if not last:
+    found = _loss_and_start(last)
+    if found is None:
         return None
-    loss, start = (average(last, key) for key in keys)
-    highest = newest.logs.get(OVER_START, 0.0)
-    if highest > max(TOO_LARGE, loss / start if start else math.inf):
-        loss, start, bar = highest * newest.logs[keys[1]], newest.logs[keys[1]], TOO_LARGE
-    if not loss > bar * start > 0:  # of a start at 0 no multiple says anything
-        return None
-    return AboveStart(loss, start, moved_apart([*train_logs(history, batch)][::-1]))
+    loss, start = found
+    highest = last[0].logs.get(OVER_START, 0.0)
+    if highest > max(TOO_LARGE, loss / start):
+        loss, bar = highest * start, TOO_LARGE
+    return AboveStart(loss, start, moved_apart([*train_logs(history, batch)][::-1])) if loss > bar * start else None
 
 
 def _of_start(history: LogHistory, batch: int) -> float | None:
     """The train loss over its start, of the last logs that hold 128 groups, or of all; None where it is not known."""
-    logs = [*train_logs(history, batch)]
-    last = latest(iter(logs), FEWEST_OF_LOSS) or logs
-    keys = loss_and_start(last[0].logs) if last else None
+    found = _loss_and_start(latest(train_logs(history, batch), FEWEST_OF_LOSS) or [*train_logs(history, batch)])
+    return found and found[0] / found[1]
+
+
+def _loss_and_start(logs: Sequence[TrainLog]) -> tuple[float, float] | None:
+    """The mean loss of these logs, the newest first, and its start; None where that is not known.
+
+    Nor where it is 0, of which no multiple says anything.
+    """
+    keys = loss_and_start(logs[0].logs) if logs else None
     if keys is None:
         return None
-    loss, start = (average(last, key) for key in keys)
-    return loss / start if start else None
+    loss, start = (average(logs, key) for key in keys)
+    return (loss, start) if start > 0 else None
 
 
 def held_out_above_start(history: LogHistory, held_out: int) -> AboveStart | None:

@@ -21,9 +21,10 @@ def describe_kept(args: TrainingArguments, state: TrainerState) -> str:
     metric = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
     line = f"{early}the model is that of step {state.best_global_step}: {metric} {short(state.best_metric, 2)}"
     logs = next((log for log in state.log_history if log["step"] == state.best_global_step and metric in log), {})
-    keys = loss_and_start(held_out_values(logs)) if metric == "eval_loss" else None
-    if keys is None or keys[0] != "loss":
+    values = held_out_values(logs)
+    keys = loss_and_start(values)
+    if metric != "eval_loss" or keys is None or keys[0] != "loss":
         return line
-    start = held_out_values(logs)[keys[1]]
+    start = values[keys[1]]
     better = "; the reference, which it began as, is better" if state.best_metric > start else ""
     return f"{line} (start {short(start, 2)}){better}"
