@@ -233,7 +233,8 @@ rounds: install
 	@$(MAKE) --no-print-directory rounds-steps
 	@echo "report: $D/evaluation-$(ROUNDS)/report.md, rounds.svg beside it"
 
-rounds-steps: $D/evaluation-$(ROUNDS)/report.json
+# Round by round, each evaluated before the next is begun.
+rounds-steps: $(NUMBERS:%=$D/evaluation-%/report.json)
 
 $D/0/policy/trainer_state.json:
 	@echo "== round 0: the first reference"
@@ -257,13 +258,13 @@ $D/$1/policy/trainer_state.json: | $D/$1/negatives/manifest.json
 	@echo "== round $1: training from its reference"
 	@$(PY) -m trainer.run --config $(ROUND_RECIPES)/train.yaml --model $(call policy,$2) --shards $D/$1/negatives \
 		--output_dir $D/$1/policy --resume_from_checkpoint true --disable_tqdm true
+
+$D/evaluation-$1/report.json: | $D/$1/policy/trainer_state.json
+	@echo "== round $1: its policy, evaluated beside those before"
+	@$(PY) -m evaluation.run --config $(ROUND_RECIPES)/evaluate.yaml --store $D/store --out $D/evaluation-$1 \
+		--model $(foreach number,$(shell seq 0 $1),round-$(number)=$(call policy,$(number)))
 endef
 $(foreach number,$(NUMBERS),$(eval $(call round,$(number),$(shell expr $(number) - 1))))
-
-$D/evaluation-$(ROUNDS)/report.json: | $D/$(ROUNDS)/policy/trainer_state.json
-	@echo "== the checkpoints of all rounds, evaluated"
-	@$(PY) -m evaluation.run --config $(ROUND_RECIPES)/evaluate.yaml --store $D/store --out $D/evaluation-$(ROUNDS) \
-		--model $(foreach number,0 $(NUMBERS),round-$(number)=$(call policy,$(number)))
 
 # The fair study: recipes/study/TASK.yaml. What was found out is kept in docs/results, so that the same command goes on.
 study: install

@@ -52,6 +52,7 @@ def test_each_round_goes_from_its_reference_to_the_next(tmp_path: Path, negative
         ("trainer.run", "reference"),
         ("negatives_gen", "negatives"),
         ("trainer.run", "train"),
+        ("evaluation.run", "evaluate"),
         ("negatives_gen", "negatives-again"),
         ("trainer.run", "train"),
         ("evaluation.run", "evaluate"),
@@ -69,8 +70,11 @@ def test_each_round_goes_from_its_reference_to_the_next(tmp_path: Path, negative
         assert value(words, "--output_dir") == f"{folder}/{number}/policy"
         script, training, _ = parse(words)
         assert (script.objective, training.max_steps) == ("cpo", read_yaml(str(RECIPES / "train.yaml"))["max_steps"])
-    models = load_config(EvaluateConfig, steps[-1][2], command="evaluation.run").models()
-    assert models == {f"round-{number}": f"{folder}/{number}/policy" for number in range(3)}
+    evaluations = [words for module, _, words in steps if module == "evaluation.run"]
+    for last, words in enumerate(evaluations, 1):
+        config = load_config(EvaluateConfig, words, command="evaluation.run")
+        assert config.models() == {f"round-{number}": f"{folder}/{number}/policy" for number in range(last + 1)}
+        assert (config.out, config.store) == (f"{folder}/evaluation-{last}", f"{folder}/store")
     for words in (first, then):
         if words is then:
             words[words.index("--earlier_set") + 1] = str(negative_set)
@@ -84,7 +88,7 @@ def test_what_is_there_is_not_made_again_and_more_rounds_go_on(tmp_path: Path) -
     for name in ("0/policy/trainer_state.json", "1/negatives/manifest.json", "1/policy/trainer_state.json"):
         (tmp_path / "rounds" / name).parent.mkdir(parents=True)
         (tmp_path / "rounds" / name).touch()
-    assert [recipe for _, recipe, _ in planned(tmp_path)] == ["negatives-again", "train", "evaluate"]
+    assert [recipe for _, recipe, _ in planned(tmp_path)] == ["evaluate", "negatives-again", "train", "evaluate"]
 
 
 def test_a_reference_of_ones_own_is_where_rounds_begin(tmp_path: Path) -> None:
@@ -152,6 +156,7 @@ def test_two_rounds_that_are_killed_go_on_and_end_in_one_table_and_plot(tmp_path
         theirs = [c.ids for c in earlier[group.id].negatives]
         assert [c.ids for c in group.negatives if c.strategy == "earlier"] == theirs
         assert [c.strategy for c in group.negatives] == ["an", "an", "earlier", "earlier"]
+    assert "| round-1 |" in (folder / "evaluation-1/report.md").read_text()
     report = (folder / "evaluation-2/report.md").read_text()
     assert all(f"| round-{number} |" in report for number in range(3))
     assert "](rounds.svg)" in report

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ FEW_POINTS = 10  # up to so many by a large mark
 DECADE = 10.0
 NEAR_ZERO = 1000.0  # so much less than the largest value is drawn as next to nothing
 LEGEND_ROW = 0.07  # of a panel's height
+PANEL_WIDTH, PANEL_HEIGHT = 5.5, 11 / 3  # inches
 
 
 def points(log_history: LogHistory, key: str) -> list[tuple[int, float]]:
@@ -69,41 +71,90 @@ def held_out_values(logs: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(HELD_OUT): value for name, value in logs.items() if name.startswith(HELD_OUT)}
 
 
+@dataclass(frozen=True)
+class Panel:
+    """What one panel shows.
+
+    Attributes:
+        unit: of its vertical axis.
+        keys: name of a line -> key of the logs; its train and held-out values have one colour.
+        zero: a line at 0 is drawn, where the policy is the reference.
+        decades: the axis goes by decades where values lie in several.
+    """
+
+    title: str
+    unit: str
+    keys: Mapping[str, str]
+    zero: bool = False
+    decades: bool = False
+
+    def values(self, log_history: LogHistory) -> list[float]:
+        """All that it shows."""
+        return [v for key in self.keys.values() for p in ("", HELD_OUT) for _, v in points(log_history, p + key)]
+
+
+def panels(log_history: LogHistory) -> list[Panel]:
+    """The panels that a run has something to show in; of next-token prediction that is the loss alone.
+
+    All: loss beside its start, ground truth against the reference, margin, ranking, what competes, how far h is.
+    """
+    known = (
+        Panel("Loss", "loss (nats)", losses(log_history)),
+        Panel("Ground truth, policy minus reference", "log-probability (nats)", {"": CHANGE}, zero=True),
+        Panel(
+            "Margin, h of ground truth minus mean h of negatives",
+            "h (beta x nats)",
+            by_strategy(log_history, MARGIN),
+            zero=True,
+        ),
+        Panel(
+            "Ranking",
+            "share of groups; tau, -1 to 1",
+            {"top-1 accuracy": "rewards/top1", "Kendall's tau": "rewards/kendall_tau", "decided": DECIDED},
+        ),
+        Panel(
+            "What competes",
+            "candidates; times shown",
+            {"effective candidates": CANDIDATES, "repeats of negatives": REPEATS},
+        ),
+        Panel(
+            "Distance from the reference",
+            "h (beta x nats)",
+            {"spread in a group": SPREAD, "per token": PER_TOKEN},
+            decades=True,
+        ),
+    )
+    return [panel for panel in known if panel.values(log_history)]
+
+
 def figure(log_history: LogHistory) -> "Figure":
-    """Six panels, train solid, held-out dashed: loss beside its start, ground truth against the reference, margin,
-    ranking, what competes, how far h is.
+    """The panels of a run, train solid, held-out dashed, two in a row.
 
     Args:
         log_history: `TrainerState.log_history`.
     """
     from matplotlib.figure import Figure
 
+    shown = panels(log_history)
+    columns = min(len(shown), 2) or 1
+    rows = math.ceil(len(shown) / columns) or 1
+    width, height = columns * PANEL_WIDTH, rows * PANEL_HEIGHT
     # Margins by hand: to find them by drawing, as constrained layout does, takes twice as long as the drawing.
-    drawing = Figure(figsize=(11, 11), dpi=110)
-    drawing.subplots_adjust(left=0.085, right=0.985, bottom=0.05, top=0.97, hspace=0.28, wspace=0.26)
-    (loss, change), (margin, ranking), (rivals, distance) = drawing.subplots(3, 2)
-    _draw(loss, log_history, "Loss", "loss (nats)", losses(log_history))
-    _draw(
-        change, log_history, "Ground truth, policy minus reference", "log-probability (nats)", {"": CHANGE}, zero=True
+    drawing = Figure(figsize=(width, height), dpi=110)
+    left, right, bottom, top = 0.935, 0.165, 0.55, 0.33  # inches
+    drawing.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        bottom=bottom / height,
+        top=1 - top / height,
+        hspace=0.28,
+        wspace=0.26,
     )
-    margins = by_strategy(log_history, MARGIN)
-    _draw(
-        margin,
-        log_history,
-        "Margin, h of ground truth minus mean h of negatives",
-        "h (beta x nats)",
-        margins,
-        zero=True,
-    )
-    names = {"top-1 accuracy": "rewards/top1", "Kendall's tau": "rewards/kendall_tau", "decided": DECIDED}
-    _draw(ranking, log_history, "Ranking", "share of groups; tau, -1 to 1", names)
-    names = {"effective candidates": CANDIDATES, "repeats of negatives": REPEATS}
-    _draw(rivals, log_history, "What competes", "candidates; times shown", names)
-    names = {"spread in a group": SPREAD, "per token": PER_TOKEN}
-    _scale_by_decades(
-        distance, [v for k in names.values() for p in ("", HELD_OUT) for _, v in points(log_history, p + k)]
-    )
-    _draw(distance, log_history, "Distance from the reference", "h (beta x nats)", names)
+    for place, panel in enumerate(shown, start=1):
+        axes = drawing.add_subplot(rows, columns, place)
+        if panel.decades:
+            _scale_by_decades(axes, panel.values(log_history))
+        _draw(axes, log_history, panel)
     return drawing
 
 
@@ -114,22 +165,15 @@ def png(drawing: "Figure") -> bytes:
     return image.getvalue()
 
 
-def _draw(
-    axes: "Axes", log_history: LogHistory, title: str, unit: str, keys: Mapping[str, str], *, zero: bool = False
-) -> None:
-    """One panel; a line's train and held-out values have one colour.
-
-    Args:
-        zero: a line at 0 is drawn, where the policy is the reference.
-    """
-    axes.set_title(title, y=1.0)
-    axes.set(xlabel="optimiser step", ylabel=unit)
+def _draw(axes: "Axes", log_history: LogHistory, panel: Panel) -> None:
+    axes.set_title(panel.title, y=1.0)
+    axes.set(xlabel="optimiser step", ylabel=panel.unit)
     # Places by hand, and half as many ticks: else half of the drawing is to find where the ticks' labels end.
     axes.xaxis.set_label_coords(0.5, -0.09)
     axes.yaxis.set_label_coords(-0.145, 0.5)
     if axes.get_yscale() == "linear":
         axes.locator_params(axis="y", nbins=5)
-    for index, (name, key) in enumerate(keys.items()):
+    for index, (name, key) in enumerate(panel.keys.items()):
         for prefix, where, style in (("", "train", "-"), (HELD_OUT, "held-out", "--")):
             values = points(log_history, prefix + key)
             if values:
@@ -138,18 +182,13 @@ def _draw(
                 look: Any = {"marker": marker, "markersize": 6, "markerfacecolor": "white" if prefix else f"C{index}"}
                 label = f"{name}, {where}" if name else where
                 axes.plot(*zip(*values, strict=True), style, color=f"C{index}", label=label, **look)
-    if axes.get_lines():
-        if zero:
-            axes.axhline(0.0, color="grey", linewidth=0.8, zorder=0)
-        _place_legend(axes)
-        last = max(logs["step"] for logs in log_history if "step" in logs)
-        axes.set_xlim(0, 1.04 * max(last, 1))  # a run of one step too: steps are whole numbers from 0
-        axes.xaxis.set_major_locator(_whole_steps())
-        axes.grid(alpha=0.3)
-    else:
-        wanted = "\n".join(keys.values())
-        axes.text(0.5, 0.5, f"no data: the logs hold no\n{wanted}", ha="center", va="center", transform=axes.transAxes)
-        axes.set(xticks=[], yticks=[])
+    if panel.zero:
+        axes.axhline(0.0, color="grey", linewidth=0.8, zorder=0)
+    _place_legend(axes)
+    last = max(logs["step"] for logs in log_history if "step" in logs)
+    axes.set_xlim(0, 1.04 * max(last, 1))  # a run of one step too: steps are whole numbers from 0
+    axes.xaxis.set_major_locator(_whole_steps())
+    axes.grid(alpha=0.3)
 
 
 def _scale_by_decades(axes: "Axes", values: Sequence[float]) -> None:
