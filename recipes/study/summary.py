@@ -44,7 +44,9 @@ def _notes(records: Records) -> list[str]:
     for name, losses in sorted(records.references.items()):
         if losses:
             least = min(losses, key=lambda step: losses[step])
-            by_step = ", ".join(f"{step}: {loss:.3f}" for step, loss in losses.items())
+            by_step = ", ".join(
+                f"{step}: {loss:.3f}" for step, loss in sorted(losses.items(), key=lambda at: int(at[0]))
+            )
             said.append(f"Validation loss, {name} by step: {by_step}; least at {least}.")
     return said
 
