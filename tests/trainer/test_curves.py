@@ -150,7 +150,7 @@ def test_a_single_strategy_needs_no_line_of_its_own() -> None:
 
 
 def test_panels_without_data_are_left_out() -> None:
-    """Of next-token prediction the loss is all there is; before the first log nothing."""
+    """Next-token prediction shows the loss alone, and no log shows nothing."""
     drawing = figure([{"step": 5, "loss": 3.0, "logps/ground_truth": -40.0}])
     (loss,) = drawing.axes
     assert lines(loss) == {"train": ("-", [[5, 3.0]])}
