@@ -19,6 +19,7 @@ from transformers import (
 
 from data.command.errors import UserError
 from tests.support.training import Run, metrics
+from trainer.monitor.curves import panels
 from trainer.monitor.diagnosis import Diagnosis
 from trainer.monitor.metrics_file import MetricsFile
 from trainer.monitor.watch import Curves
@@ -146,7 +147,7 @@ class Clock:
 
 def test_the_curves_are_there_after_the_log_of_step_1(tmp_path: Path) -> None:
     Run(tmp_path, Curves()).log(1, loss=1.0)
-    assert Image.open(tmp_path / "training.png").size == (1210, 1210)
+    assert Image.open(tmp_path / "training.png").size == (605, 403)  # one panel: the log holds the loss alone
 
 
 def test_drawing_at_logs_takes_a_fiftieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,4 +242,6 @@ def test_a_real_training_run_stopped_and_resumed(tmp_path: Path, caplog: pytest.
 
     assert lasting(metrics(tmp_path / "parts")) == lasting(written)
     assert len([r for r in caplog.records if r.name == "trainer.monitor.diagnosis"]) == 1  # before the stop, not after
-    assert Image.open(tmp_path / "parts" / "training.png").size == (1210, 1210)
+    shown = ["Loss", "Ground truth, policy minus reference", "Margin, h of ground truth minus mean h of negatives"]
+    assert [panel.title for panel in panels(whole.state.log_history)] == shown
+    assert Image.open(tmp_path / "parts" / "training.png").size == (1210, 806)
