@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +21,13 @@ class SlottedEngineStub:
     Attributes:
         filled: slots that were filled, step by step.
         most: sequences that it held at a time, at most.
+        stepping, may_step: a step has begun; no step goes on before.
     """
 
-    def __init__(self, slots: int = SLOTS, seconds: float = 0.0):
-        self.slots, self.seconds, self.running = slots, seconds, 0
+    def __init__(self, slots: int = SLOTS):
+        self.slots, self.running = slots, 0
+        self.stepping, self.may_step = threading.Event(), threading.Event()
+        self.may_step.set()
         self.filled: list[int] = []
         self.started: list[int] = []
         self.most = 0
@@ -41,7 +45,9 @@ class SlottedEngineStub:
         self.most = max(self.most, self.unfinished)
 
     def step(self) -> list[tuple[str, list[Sample]]]:
-        time.sleep(self.seconds)
+        self.stepping.set()
+        self.may_step.wait()
+        time.sleep(0.001)  # as a real step, it leaves time to those that ask for more
         room, finished = self.slots, []
         for key, lefts in list(self._left.items()):
             for place, left in enumerate(lefts):
@@ -73,8 +79,10 @@ def test_what_makes_the_engine_fails_where_the_loop_is_made() -> None:
 
 def test_the_engine_is_given_what_fills_its_slots_twice_and_no_more() -> None:
     engine = SlottedEngineStub()
+    engine.may_step.clear()
     loop = with_loop(engine)
     futures = [loop.submit(request(number, length=1 + number % 5), 0) for number in range(200)]
+    engine.may_step.set()
     assert [len(future.result(timeout=10)) for future in futures] == [1] * 200
     assert engine.most == FILLINGS * SLOTS
     assert all(filled == SLOTS for filled in engine.filled[1:-5])  # from the first to the drain
@@ -83,11 +91,13 @@ def test_the_engine_is_given_what_fills_its_slots_twice_and_no_more() -> None:
 
 
 def test_requests_of_an_earlier_shard_go_first_and_then_those_that_were_asked_first() -> None:
-    engine = SlottedEngineStub(slots=1, seconds=0.2)
+    engine = SlottedEngineStub(slots=1)
+    engine.may_step.clear()
     loop = with_loop(engine)
     last = [loop.submit(request(0), 0)]
-    time.sleep(0.1)  # it runs; the others wait
+    assert engine.stepping.wait(timeout=10)  # it runs; the others wait
     last += [loop.submit(request(number), turn) for number, turn in ((1, 2), (2, 1), (3, 2), (4, 1))]
+    engine.may_step.set()
     for future in last:
         future.result(timeout=10)
     # Two fillings of one slot are two sequences: 0 was running when the four came.
@@ -108,11 +118,14 @@ def test_a_request_that_the_engine_refuses_fails_alone() -> None:
 def test_an_engine_that_dies_fails_all_that_wait_and_whoever_asks_later() -> None:
     class DyingEngineStub(SlottedEngineStub):
         def step(self) -> list[tuple[str, list[Sample]]]:
-            time.sleep(0.1)  # until all have been asked for
+            self.may_step.wait()
             raise RuntimeError("out of memory")
 
-    loop = with_loop(DyingEngineStub())
+    engine = DyingEngineStub()
+    engine.may_step.clear()
+    loop = with_loop(engine)
     futures = [loop.submit(request(number), 0) for number in range(40)]
+    engine.may_step.set()
     for future in futures:
         with pytest.raises(RuntimeError, match="out of memory"):
             future.result(timeout=10)
@@ -127,11 +140,13 @@ def test_an_engine_that_fails_at_a_request_fails_all_that_it_was_given() -> None
                 raise RuntimeError("no connection to the core")
             super().start(key, request)
 
-    engine = FailingEngineStub(seconds=0.2)
+    engine = FailingEngineStub()
+    engine.may_step.clear()
     loop = with_loop(engine)
     running = loop.submit(request(0, length=9), 0)
-    time.sleep(0.1)
+    assert engine.stepping.wait(timeout=10)
     futures = [running, *(loop.submit(request(number), 0) for number in (1, 2, 3, 4))]
+    engine.may_step.set()
     for future in futures:
         with pytest.raises(RuntimeError, match="no connection to the core"):
             future.result(timeout=10)
