@@ -150,7 +150,7 @@ def test_a_single_strategy_needs_no_line_of_its_own() -> None:
 
 
 def test_panels_without_data_are_left_out() -> None:
-    """Next-token prediction shows the loss alone, and no log shows nothing."""
+    """Next-token prediction shows the loss alone, and no log a line that says so."""
     drawing = figure([{"step": 5, "loss": 3.0, "logps/ground_truth": -40.0}])
     (loss,) = drawing.axes
     assert lines(loss) == {"train": ("-", [[5, 3.0]])}
@@ -159,8 +159,10 @@ def test_panels_without_data_are_left_out() -> None:
         "Loss",
         "Ranking",
     ]
-    assert figure([]).axes == []
-    assert png(figure([])).startswith(b"\x89PNG")
+    nothing = figure([{"step": 5, "train_runtime": 3.0}])
+    assert nothing.axes == []
+    assert [text.get_text() for text in nothing.texts] == ["no data: the logs hold no loss"]
+    assert png(nothing).startswith(b"\x89PNG")
 
 
 def test_a_value_that_is_no_number_is_a_gap() -> None:

@@ -136,8 +136,8 @@ def figure(log_history: LogHistory) -> "Figure":
     from matplotlib.figure import Figure
 
     shown = panels(log_history)
-    columns = min(len(shown), 2) or 1
-    rows = math.ceil(len(shown) / columns) or 1
+    columns = 2 if len(shown) > 1 else 1
+    rows = max(1, math.ceil(len(shown) / columns))
     width, height = columns * PANEL_WIDTH, rows * PANEL_HEIGHT
     # Margins by hand: to find them by drawing, as constrained layout does, takes twice as long as the drawing.
     drawing = Figure(figsize=(width, height), dpi=110)
@@ -150,6 +150,8 @@ def figure(log_history: LogHistory) -> "Figure":
         hspace=0.28,
         wspace=0.26,
     )
+    if not shown:  # with --logging_strategy no
+        drawing.text(0.5, 0.5, "no data: the logs hold no loss", ha="center")
     for place, panel in enumerate(shown, start=1):
         axes = drawing.add_subplot(rows, columns, place)
         if panel.decades:
