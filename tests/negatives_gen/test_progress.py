@@ -4,9 +4,11 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -22,7 +24,6 @@ from negatives_gen.job.attempts import Inside, Mark, Stall, Told, attempt, loadi
 from negatives_gen.job.job import generate
 from negatives_gen.job.pipeline import END, follow
 from negatives_gen.job.progress import Progress, print_outcome
-from negatives_gen.models.engine import Request, Sample
 from tests.support.chat_server import ChatAPIStub, said
 from tests.support.stubs import EngineStub, ScorerStub, signals_stub
 from tests.support.without_ray import pipeline_without_ray_stub, without_ray
@@ -274,47 +275,38 @@ def test_that_a_worker_still_loads_is_said_every_half_minute(
     ]
 
 
-def test_strategies_that_sample_are_told_apart_within_a_shard(
-    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def looking_at_each_word(folder: Path) -> Iterator[list[Told]]:
+    """What the stages of a job say of how far they are, each word: the watcher looks as soon as one is said."""
     told: list[Told] = []
-    inside = Inside(Folder(str(tmp_path / "set")), lambda *_: None, told.extend)
-    monkeypatch.setattr("negatives_gen.job.attempts.TELL_SECONDS", 0.0)
-
-    class LookingEngineStub(EngineStub):
-        def draw(self, request: Request) -> list[Sample]:
-            inside.look()
-            return super().draw(request)
-
-    with without_ray():
-        generate(
-            config(reference, tmp_path / "set", strategies="an=1,rn=1", groups_per_shard=20),
-            dataclasses.replace(STUBS, engine=LookingEngineStub),
-        )
-    assert list(dict.fromkeys(one.strategy for one in told)) == ["an", "rn"]
-    for strategy in ("an", "rn"):
-        done = [one.done for one in told if one.strategy == strategy]
-        assert done == sorted(set(done))
-    assert {(one.shard, one.stage, one.of) for one in told} == {(0, "sample", 20)}
-
-
-def test_what_scores_a_shard_says_how_far_it_is_strategy_by_strategy_and_signal_by_signal(
-    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The real scorer and embedder; each word that a stage says is seen."""
-    told: list[Told] = []
-    inside = Inside(Folder(str(tmp_path / "set")), lambda *_: None, told.extend)
+    inside = Inside(Folder(str(folder)), lambda *_: None, told.extend)
     tell = Mark.tell
 
     def tell_and_look(mark: Mark, *done: Any, **more: Any) -> None:
         tell(mark, *done, **more)
         inside.look()
 
-    monkeypatch.setattr("negatives_gen.job.attempts.TELL_SECONDS", 0.0)
-    monkeypatch.setattr(Mark, "tell", tell_and_look)
+    with mock.patch("negatives_gen.job.attempts.TELL_SECONDS", 0.0), mock.patch.object(Mark, "tell", tell_and_look):
+        yield told
+
+
+def test_strategies_that_sample_are_told_apart_within_a_shard(reference: Path, tmp_path: Path) -> None:
+    with without_ray(), looking_at_each_word(tmp_path / "set") as told:
+        generate(config(reference, tmp_path / "set", strategies="an=1,rn=1", groups_per_shard=20), STUBS)
+    sampled = [one for one in told if one.stage == "sample"]
+    assert list(dict.fromkeys(one.strategy for one in sampled)) == ["an", "rn"]
+    for strategy in ("an", "rn"):
+        assert [one.done for one in sampled if one.strategy == strategy] == list(range(1, 21))
+    assert {(one.shard, one.of) for one in sampled} == {(0, 20)}
+
+
+def test_what_scores_a_shard_says_how_far_it_is_strategy_by_strategy_and_signal_by_signal(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real scorer and embedder; each word that a stage says is seen."""
     monkeypatch.setattr("negatives_gen.signals.base.BATCHES_A_PART", 1)
     options = {"strategies": "mn=2,tn=1", "mn_rounds": 2, "signals": "embedding,rouge", "groups_per_shard": 20}
-    with without_ray():
+    with without_ray(), looking_at_each_word(tmp_path / "set") as told:
         generate(config(reference, tmp_path / "set", **options))
     found = NegativeSet(str(tmp_path / "set"))
     texts = {text for group in found.groups() for text in (group.response, *(c.text for c in group.negatives))}
