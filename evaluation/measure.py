@@ -13,7 +13,6 @@ from evaluation.metrics.base import (
     CheckpointMetric,
     Evidence,
     Metric,
-    PromptEvidence,
     Values,
     require_own,
 )
@@ -83,10 +82,7 @@ def _gather_of_checkpoints(metrics: Sequence[CheckpointMetric], checkpoints: Seq
         with OnDemand(functools.partial(_load_scorer, checkpoint)) as scorer:
             for metric, found in zip(metrics, values, strict=True):
                 found[checkpoint.name, ""] = metric.values(checkpoint, scorer)
-    return [
-        PromptEvidence(metric.columns, found, of_prompts=metric.of_prompts)
-        for metric, found in zip(metrics, values, strict=True)
-    ]
+    return [metric.evidence(found, checkpoints) for metric, found in zip(metrics, values, strict=True)]
 
 
 def _load_scorer(checkpoint: Checkpoint, dtype: str) -> Any:

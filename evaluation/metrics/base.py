@@ -294,6 +294,10 @@ class CheckpointMetric(Metric, ABC):
             scorer: dtype -> the checkpoint's scorer, loaded only if it is called for, and dropped with the checkpoint.
         """
 
+    def evidence(self, values: Mapping[Which, Values], checkpoints: Sequence["Checkpoint"]) -> Evidence:
+        """What all checkpoints' values are evidence of, once none of the checkpoints is in memory any more."""
+        return PromptEvidence(self.columns, values, of_prompts=self.of_prompts)
+
 
 @dataclass(frozen=True)
 class PromptEvidence(Evidence):

@@ -21,6 +21,7 @@ from data.schema import Group
 from data.sources.encode import Encoded, encode_pairs
 from data.tokens import marks_of
 from evaluation.answers.cache import Store, hash_of
+from evaluation.answers.checkpoints import Checkpoint
 from evaluation.answers.generations import GenerationSet, identify_model
 from evaluation.answers.weights import kept_tokenizer_hash, tokenizer_settings
 from evaluation.on_demand import OnDemand
@@ -150,6 +151,19 @@ def second_model_logps(
             f"the second model '{second.path}' can score none of {len(found.logps)} answers: {reasons}. Use another."
         )
     return found
+
+
+def truths_by(second: SecondModel, store: Store, checkpoint: Checkpoint) -> list[float | None]:
+    """Log-probability in nats of each ground truth under a second model, read as a checkpoint's answers would be.
+
+    Raises:
+        UserError: see `second_model_logps`.
+    """
+    groups = checkpoint.groups
+    samples = [Sample(g.response_ids, g.response, "stop", 0.0, None) for g in groups]
+    key = {"model": checkpoint.identity, "truths": [[g.prompt_ids, g.response_ids] for g in groups]}
+    truths = GenerationSet(key, hash_of(key), [g.id for g in groups], samples)
+    return second_model_logps(store, truths, groups, second).logps
 
 
 def reverse_kl(log_q: Sequence[float], log_p: Sequence[float | None]) -> list[float | None]:

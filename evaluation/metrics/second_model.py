@@ -27,11 +27,13 @@ class SecondModelOptions:
     )
 
     def check(self) -> None:
-        """Raise UserError for an unknown dtype."""
+        """Raise UserError for an unknown dtype, or one of no model."""
         if self.second_model_dtype not in DTYPES:
             raise UserError(
                 f"unknown --second_model_dtype '{self.second_model_dtype}'. Use one of {', '.join(DTYPES)}."
             )
+        if self.second_model is None and self.second_model_dtype != "float32":
+            raise UserError("--second_model_dtype does nothing without --second_model. Give that too, or leave it out.")
 
 
 class SecondModelMetric(AnswerMetric):

@@ -1,22 +1,30 @@
-"""How likely the ground truths are under a checkpoint itself."""
+"""How likely the ground truths are under a checkpoint itself, and whether a second model knows them better."""
 
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from evaluation.metrics.base import MODEL, CheckpointMetric, Column, Values
+from evaluation.metrics.base import MODEL, CheckpointMetric, Column, PromptEvidence, Values, Which
+from evaluation.metrics.second_model import SecondModelMetric, SecondModelOptions
 
 if TYPE_CHECKING:
     from evaluation.answers.checkpoints import Checkpoint
+    from evaluation.subject import Evaluation, Part
 
 SUM, PER_TOKEN = "truth_logp", "truth_logp_per_token"
 DTYPE = "float32"
 
 
 class Truth(CheckpointMetric):
-    """Log-probabilities of the ground truths in nats, per continuation and per token."""
+    """Log-probabilities of the ground truths in nats, per continuation and per token.
+
+    With a second model, which stands for the truth in other metrics: also whether it can.
+    """
 
     name = "truth"
+    Options = SecondModelOptions
+    record_schema: ClassVar = SecondModelMetric.record_schema
     summary = "log-probability of the ground truths"
     order = 70
     columns = (
@@ -39,12 +47,66 @@ class Truth(CheckpointMetric):
         ),
     )
 
+    def __init__(self, options: SecondModelOptions, evaluation: "Evaluation"):
+        from evaluation.metrics.likelihood import SecondModel
+
+        super().__init__(options, evaluation)
+        path, dtype = options.second_model, options.second_model_dtype
+        self.second = SecondModel(path, dtype=dtype, store=evaluation.store) if path else None
+
+    def identity(self) -> dict[str, Any]:
+        return {"second_model": self.second.describe()} if self.second else {}
+
+    def drop(self) -> None:
+        if self.second:
+            self.second.drop()
+
     def values(self, checkpoint: "Checkpoint", scorer: Callable[[str], Any]) -> Values:
         from evaluation.metrics.logps import truth_logps
 
         groups = checkpoint.groups
         logps = truth_logps(self.evaluation.store, checkpoint.identity, groups, functools.partial(scorer, DTYPE))
         return {SUM: logps, PER_TOKEN: [logp / len(g.response_ids) for logp, g in zip(logps, groups, strict=True)]}
+
+    def evidence(self, values: Mapping[Which, Values], checkpoints: Sequence["Checkpoint"]) -> PromptEvidence:
+        if not self.second:
+            return PromptEvidence(self.columns, values)
+        from evaluation.metrics.likelihood import truths_by
+
+        theirs = {c.name: truths_by(self.second, self.evaluation.store, c) for c in checkpoints}
+        self.drop()
+        return BesideSecond(self.columns, values, second=self.second.path, theirs=theirs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BesideSecond(PromptEvidence):
+    """Values of metric `truth` beside a second model's, with a note where that is no better.
+
+    Attributes:
+        second: the second model's path.
+        theirs: model -> log-probability of each ground truth under the second model; None where it could not be scored.
+    """
+
+    second: str
+    theirs: Mapping[str, Sequence[float | None]]
+
+    def notes(self, part: "Part") -> list[str]:
+        from evaluation.metrics.statistics import paired_difference
+
+        ahead = {}
+        for (model, _), values in self.values.items():
+            own, theirs = ([all_of[i] for i in part.prompts] for all_of in (values[SUM], self.theirs[model]))
+            difference = paired_difference(own, theirs)
+            if difference is not None and difference.interval is not None and difference.interval[0] > 0:
+                ahead[model] = difference.mean
+        if not ahead:
+            return []
+        by = ", ".join(f"{model} (by {nats:.1f} nats)" for model, nats in ahead.items())
+        return [
+            f"The ground truths are likelier under {by} than under the second model '{self.second}', on average: it "
+            "knows them less well, or these models have read them. What is measured by it (reverse KL, NLL, PMI) says "
+            "how near answers come to the second model, not to the truth."
+        ]
 
 
 METRIC = Truth

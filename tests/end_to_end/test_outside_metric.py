@@ -176,7 +176,7 @@ def test_options_of_an_outside_metric_are_known_only_with_it_and_checked(
         (
             'name = "words"',
             'name = "second_model"',
-            "metric 'second_model' has 'second_model' in the record, as metric 'reverse_kl' has",
+            "metric 'second_model' has 'second_model' in the record, as metric 'truth' has",
         ),
         ('name = "words"', 'name = "seed"', "calls itself 'seed', a key of the records"),
         ('name = "words"', 'name = "sweep"', "calls itself 'sweep', a key of the records"),

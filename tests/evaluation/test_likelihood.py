@@ -20,9 +20,16 @@ from data.models import load_tokenizer, tokenizer_hash
 from data.schema import Group
 from evaluation.answers.answer_sets import AnswerSet
 from evaluation.answers.cache import Store
+from evaluation.answers.checkpoints import Checkpoint
 from evaluation.answers.decoding import parse_decoding
 from evaluation.answers.generations import GenerationSet, generate, identify_model
-from evaluation.metrics.likelihood import SecondModel, length_normalised_nll, reverse_kl, second_model_logps
+from evaluation.metrics.likelihood import (
+    SecondModel,
+    length_normalised_nll,
+    reverse_kl,
+    second_model_logps,
+    truths_by,
+)
 from evaluation.metrics.pmi import PMI
 from evaluation.metrics.second_model import SecondModelOptions
 from evaluation.metrics.statistics import Estimate
@@ -129,6 +136,16 @@ def test_text_gives_the_same_where_the_tokenizer_says_the_same(
     assert (by_ids.by, by_text.by) == ("ids", "text")
     assert by_text.tokens == by_ids.tokens
     assert by_text.logps == pytest.approx(by_ids.logps, abs=1e-4)
+
+
+def test_truths_are_read_as_answers_are(
+    tmp_path: Path, groups: list[Group], tokenizer: Any, reference: Path, model: Any
+) -> None:
+    expected = [answer_logp(model, g.prompt_ids, g.response_ids) for g in groups]
+    for known in (tokenizer_hash(tokenizer), "another tokenizer"):
+        checkpoint = Checkpoint("m", str(reference), {"tokenizer_sha256": known}, 128, groups)
+        found = truths_by(SecondModel(str(reference)), Store(str(tmp_path)), checkpoint)
+        assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_text_is_read_with_the_second_models_bos(

@@ -23,6 +23,7 @@ from evaluation.measure import gather
 from evaluation.metrics.base import PromptEvidence
 from evaluation.metrics.logps import candidate_logps, truth_logps
 from evaluation.metrics.ranking import Ranking, RankingOptions, ranking_values, read_held_out
+from evaluation.metrics.second_model import SecondModelOptions
 from evaluation.metrics.statistics import Estimate
 from evaluation.metrics.truth import Truth
 from evaluation.subject import Evaluation, Part
@@ -61,7 +62,8 @@ def test_truth_logps_equal_the_models_own(reference: Path, tmp_path: Path) -> No
     evaluation = Evaluation(
         "facts", {"task": task}, "test", 3, "", (checkpoint,), None, (), Part("test", [0]), None, 0, store
     )
-    values = Truth(None, evaluation).values(checkpoint, lambda dtype: pytest.fail("the model was loaded again"))
+    metric = Truth(SecondModelOptions(), evaluation)
+    values = metric.values(checkpoint, lambda dtype: pytest.fail("the model was loaded again"))
     assert values["truth_logp"] == logps
     assert values["truth_logp_per_token"] == pytest.approx(per_token, abs=1e-5)
 
@@ -69,6 +71,35 @@ def test_truth_logps_equal_the_models_own(reference: Path, tmp_path: Path) -> No
         raise AssertionError("the model was loaded again")
 
     assert truth_logps(store, identity, groups, load) == logps
+
+
+def test_a_second_model_that_knows_the_truths_less_well_is_told(reference: Path, tmp_path: Path) -> None:
+    """A model, and the same made surer than it can be: worse, whatever it was."""
+    surer = tmp_path / "surer"
+    shutil.copytree(reference, surer)
+    model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
+    model.lm_head.weight.data *= 20
+    model.save_pretrained(surer)
+    task, tokenizer, store = "prompt-completion", load_tokenizer(str(reference)), Store(str(tmp_path / "store"))
+    groups = prepare_groups(load_examples("facts", task, "test", 30), task, tokenizer, 128).groups
+
+    def notes(of: Path, second: Path) -> list[str]:
+        identity = {"weights_sha256": weights_hash(str(of)), "tokenizer_sha256": tokenizer_hash(tokenizer)}
+        checkpoint = Checkpoint("policy", str(of), identity, 128, groups)
+        part = Part("test", list(range(len(groups))))
+        evaluation = Evaluation("facts", {"task": task}, "test", 30, "", (checkpoint,), None, (), part, None, 0, store)
+        metric = Truth(SecondModelOptions(second_model=str(second)), evaluation)
+        assert metric.identity()["second_model"]["name"] == str(second)
+        return gather([metric], [checkpoint], []).notes(part)
+
+    assert notes(reference, reference) == notes(surer, reference) == []
+    (said,) = notes(reference, surer)
+    own = truth_logps(store, {}, groups, lambda: Scorer.load(str(reference)))
+    worse = truth_logps(store, {"of": "surer"}, groups, lambda: Scorer.load(str(surer)))
+    ahead = (sum(own) - sum(worse)) / len(groups)
+    assert said.startswith(
+        f"The ground truths are likelier under policy (by {ahead:.1f} nats) than under the second model '{surer}'"
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -214,7 +245,7 @@ def test_a_checkpoint_that_transformers_cannot_load_is_one_line(reference: Path,
     with pytest.raises(
         UserError, match=r"^transformers cannot load model 'm': [^\n]+ An evaluation runs no code of [^\n]+$"
     ):
-        gather([Truth(None, evaluation)], [checkpoint], [])
+        gather([Truth(SecondModelOptions(), evaluation)], [checkpoint], [])
     assert not (tmp_path / "logps").exists()
 
 
