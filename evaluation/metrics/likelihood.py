@@ -119,32 +119,7 @@ def second_model_logps(
     Raises:
         UserError: the second model cannot be loaded, or can score none of the answers.
     """
-    key = {"generations": generations.hash, "second_model": second.identity, "dtype": second.dtype}
-    if without_prompt:
-        key |= {"behind": ALONE, "tokenizer": tokenizer_settings(second.path)}
-    if generations.key["model"]["tokenizer_sha256"] == second.identity["tokenizer_sha256"]:
-        by, sequences = "ids", [(g.prompt_ids, s.ids) for g, s in zip(groups, generations.samples, strict=True)]
-        key |= {"by": by, "sequences_sha256": hash_of({"sequences": sequences})}
-
-        def read() -> Sequence[Pair | str]:
-            return sequences
-    else:
-        by = "text"
-        # All that the tokens follow from: a finished evaluation then loads no tokenizer.
-        prompts = [[g.prompt, g.messages] for g in groups]
-        samples = [dataclasses.astuple(sample) for sample in generations.samples]
-        reading = {"reading": READING, "tokenizer": tokenizer_settings(second.path)}
-        key |= {"by": by, **reading, "texts_sha256": hash_of({"prompts": prompts, "samples": samples})}
-
-        def read() -> Sequence[Pair | str]:
-            return _read_as_text(groups, generations.samples, second.tokenizer())
-
-    def make() -> pa.Table:
-        pairs = _without_prompts(read(), second.tokenizer()) if without_prompt else read()
-        return _score(generations.ids, pairs, second)
-
-    table = store.get_or_make(KIND, key, make)
-    found = Likelihoods(by, *(table[name].to_pylist() for name in ("logp", "tokens", "problem")))
+    found = _likelihoods(store, generations, groups, second, without_prompt=without_prompt)
     if all(logp is None for logp in found.logps):
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.unscored(range(len(found.problems))).items())
         raise UserError(
@@ -153,17 +128,20 @@ def second_model_logps(
     return found
 
 
-def truths_by(second: SecondModel, store: Store, checkpoint: Checkpoint) -> list[float | None]:
-    """Log-probability in nats of each ground truth under a second model, read as a checkpoint's answers would be.
+def truths_by(second: SecondModel, store: Store, checkpoint: Checkpoint) -> Likelihoods:
+    """Score the ground truths with a second model, read as a checkpoint's answers are, or take them from the store.
+
+    Checkpoints of one tokenizer share them. What cannot be scored is left out, all of them too.
 
     Raises:
-        UserError: see `second_model_logps`.
+        UserError: the second model cannot be loaded.
     """
     groups = checkpoint.groups
     samples = [Sample(g.response_ids, g.response, "stop", 0.0, None) for g in groups]
-    key = {"model": checkpoint.identity, "truths": [[g.prompt_ids, g.response_ids] for g in groups]}
+    tokenizer = {"tokenizer_sha256": checkpoint.identity["tokenizer_sha256"]}
+    key = {"model": tokenizer, "truths": [[g.prompt_ids, g.response_ids] for g in groups]}
     truths = GenerationSet(key, hash_of(key), [g.id for g in groups], samples)
-    return second_model_logps(store, truths, groups, second).logps
+    return _likelihoods(store, truths, groups, second, without_prompt=False)
 
 
 def reverse_kl(log_q: Sequence[float], log_p: Sequence[float | None]) -> list[float | None]:
@@ -197,6 +175,37 @@ def pointwise_mutual_information(
     """
     pairs = zip(log_p, without_prompt, strict=True)
     return [None if given is None or alone is None else given - alone for given, alone in pairs]
+
+
+def _likelihoods(
+    store: Store, generations: GenerationSet, groups: Sequence[Group], second: SecondModel, *, without_prompt: bool
+) -> Likelihoods:
+    key = {"generations": generations.hash, "second_model": second.identity, "dtype": second.dtype}
+    if without_prompt:
+        key |= {"behind": ALONE, "tokenizer": tokenizer_settings(second.path)}
+    if generations.key["model"]["tokenizer_sha256"] == second.identity["tokenizer_sha256"]:
+        by, sequences = "ids", [(g.prompt_ids, s.ids) for g, s in zip(groups, generations.samples, strict=True)]
+        key |= {"by": by, "sequences_sha256": hash_of({"sequences": sequences})}
+
+        def read() -> Sequence[Pair | str]:
+            return sequences
+    else:
+        by = "text"
+        # All that the tokens follow from: a finished evaluation then loads no tokenizer.
+        prompts = [[g.prompt, g.messages] for g in groups]
+        samples = [dataclasses.astuple(sample) for sample in generations.samples]
+        reading = {"reading": READING, "tokenizer": tokenizer_settings(second.path)}
+        key |= {"by": by, **reading, "texts_sha256": hash_of({"prompts": prompts, "samples": samples})}
+
+        def read() -> Sequence[Pair | str]:
+            return _read_as_text(groups, generations.samples, second.tokenizer())
+
+    def make() -> pa.Table:
+        pairs = _without_prompts(read(), second.tokenizer()) if without_prompt else read()
+        return _score(generations.ids, pairs, second)
+
+    table = store.get_or_make(KIND, key, make)
+    return Likelihoods(by, *(table[name].to_pylist() for name in ("logp", "tokens", "problem")))
 
 
 def _without_prompts(sequences: Sequence[Pair | str], tokenizer: Any) -> list[Pair | str]:

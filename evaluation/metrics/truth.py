@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from data.command.wording import counted
 from evaluation.metrics.base import MODEL, CheckpointMetric, Column, PromptEvidence, Values, Which
 from evaluation.metrics.second_model import SecondModelMetric, SecondModelOptions
 
 if TYPE_CHECKING:
     from evaluation.answers.checkpoints import Checkpoint
+    from evaluation.metrics.likelihood import Likelihoods
     from evaluation.subject import Evaluation, Part
 
 SUM, PER_TOKEN = "truth_logp", "truth_logp_per_token"
@@ -80,33 +82,39 @@ class Truth(CheckpointMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class BesideSecond(PromptEvidence):
-    """Values of metric `truth` beside a second model's, with a note where that is no better.
+    """Values of metric `truth` beside a second model's, with a note of the models that know the truths better.
 
     Attributes:
         second: the second model's path.
-        theirs: model -> log-probability of each ground truth under the second model; None where it could not be scored.
+        theirs: model -> what the second model gives the ground truths.
     """
 
     second: str
-    theirs: Mapping[str, Sequence[float | None]]
+    theirs: "Mapping[str, Likelihoods]"
 
     def notes(self, part: "Part") -> list[str]:
+        from evaluation.gaps import distinguishable
         from evaluation.metrics.statistics import paired_difference
 
-        ahead = {}
+        ahead, said = {}, []
         for (model, _), values in self.values.items():
-            own, theirs = ([all_of[i] for i in part.prompts] for all_of in (values[SUM], self.theirs[model]))
+            by_second = self.theirs[model]
+            own, theirs = ([logps[i] for i in part.prompts] for logps in (values[SUM], by_second.logps))
             difference = paired_difference(own, theirs)
-            if difference is not None and difference.interval is not None and difference.interval[0] > 0:
+            if difference is not None and difference.mean > 0 and distinguishable(difference):
                 ahead[model] = difference.mean
-        if not ahead:
-            return []
-        by = ", ".join(f"{model} (by {nats:.1f} nats)" for model, nats in ahead.items())
-        return [
-            f"The ground truths are likelier under {by} than under the second model '{self.second}', on average: it "
-            "knows them less well, or these models have read them. What is measured by it (reverse KL, NLL, PMI) says "
-            "how near answers come to the second model, not to the truth."
-        ]
+            said += [
+                f"{counted(number, 'ground truth')} could not be scored by the second model: {reason}."
+                for reason, number in by_second.unscored(part.prompts).items()
+            ]
+        if ahead:
+            by = ", ".join(f"{model} (by {nats:.1f} nats)" for model, nats in ahead.items())
+            said.append(
+                f"The ground truths are likelier under {by} than under the second model '{self.second}', on average: "
+                "it knows them less well, or these models have read them. What is measured by it (reverse KL, NLL, PMI) "
+                "says how near answers come to the second model, not to the truth."
+            )
+        return said
 
 
 METRIC = Truth

@@ -33,6 +33,7 @@ from evaluation.metrics.likelihood import (
 from evaluation.metrics.pmi import PMI
 from evaluation.metrics.second_model import SecondModelOptions
 from evaluation.metrics.statistics import Estimate
+from evaluation.on_demand import OnDemand
 from evaluation.subject import Evaluation, Part
 from negatives_gen.models.engine import Engine, Sample
 from tests.support.answering import answer_logp, facts_groups, save_toy_model
@@ -142,10 +143,16 @@ def test_truths_are_read_as_answers_are(
     tmp_path: Path, groups: list[Group], tokenizer: Any, reference: Path, model: Any
 ) -> None:
     expected = [answer_logp(model, g.prompt_ids, g.response_ids) for g in groups]
-    for known in (tokenizer_hash(tokenizer), "another tokenizer"):
+    for known, by in ((tokenizer_hash(tokenizer), "ids"), ("another tokenizer", "text")):
         checkpoint = Checkpoint("m", str(reference), {"tokenizer_sha256": known}, 128, groups)
         found = truths_by(SecondModel(str(reference)), Store(str(tmp_path)), checkpoint)
-        assert found == pytest.approx(expected, abs=1e-3)
+        assert found.by == by
+        assert found.logps == pytest.approx(expected, abs=1e-3)
+        # Of another checkpoint they are the same: nothing is scored again.
+        other = dataclasses.replace(checkpoint, identity={**checkpoint.identity, "weights_sha256": "others"})
+        kept = SecondModel(str(reference))
+        kept.scorer = OnDemand(lambda: pytest.fail("the second model was loaded again"))
+        assert truths_by(kept, Store(str(tmp_path)), other) == found
 
 
 def test_text_is_read_with_the_second_models_bos(

@@ -100,6 +100,12 @@ def test_a_second_model_that_knows_the_truths_less_well_is_told(reference: Path,
     assert said.startswith(
         f"The ground truths are likelier under policy (by {ahead:.1f} nats) than under the second model '{surer}'"
     )
+    # One that can read none of them is told too, and ends nothing.
+    config = json.loads((surer / "config.json").read_text())
+    (surer / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4}))
+    assert notes(reference, surer) == [
+        "30 ground truths could not be scored by the second model: longer than the second model's context."
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
