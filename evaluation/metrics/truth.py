@@ -111,8 +111,8 @@ class BesideSecond(PromptEvidence):
             by = ", ".join(f"{model} (by {nats:.1f} nats)" for model, nats in ahead.items())
             said.append(
                 f"The ground truths are likelier under {by} than under the second model '{self.second}', on average: "
-                "it knows them less well, or these models have read them. What is measured by it (reverse KL, NLL, PMI) "
-                "says how near answers come to the second model, not to the truth."
+                "it knows them less well, or these models have read them. What is measured by it (reverse KL, NLL, "
+                "PMI) says how near answers come to the second model, not to the truth."
             )
         return said
 
