@@ -78,7 +78,7 @@ quickstart: install
 	@echo "The desk's own replies are 60% correct and 40% evasive, and none is neither. MLE learns these shares, and when it is sampled from"
 	@echo "it can be correct no more often."
 	@echo "CPO moves off the data: on other prefixes' ground truths (bn) to what tells one enquiry from another, on its own samples (an),"
-	@echo "each taken once, to what is likely: fewer evasive replies, more correct ones, and more that are neither. Nothing here brings"
+	@echo "each taken once, to what is likely: fewer evasive replies, more correct ones, and on bn more that are neither. Nothing brings"
 	@echo "the data's distribution closer (truth logp): to that the reference is nearest, and more MLE on these rows overfits already."
 	@echo "docs/results.md says why, and where CPO does not pay."
 	@echo "negative set:  $(RUNS)/quickstart/negatives"

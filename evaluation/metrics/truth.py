@@ -96,23 +96,22 @@ class BesideSecond(PromptEvidence):
         from evaluation.gaps import distinguishable
         from evaluation.metrics.statistics import paired_difference
 
-        ahead, said = {}, []
+        ahead, said = [], []
         for (model, _), values in self.values.items():
             by_second = self.theirs[model]
             own, theirs = ([logps[i] for i in part.prompts] for logps in (values[SUM], by_second.logps))
             difference = paired_difference(own, theirs)
             if difference is not None and difference.mean > 0 and distinguishable(difference):
-                ahead[model] = difference.mean
+                ahead.append(f"{model} (by {difference.mean:.2f} ± {difference.standard_error:.2f} nats per truth)")
             said += [
                 f"{counted(number, 'ground truth')} could not be scored by the second model: {reason}."
                 for reason, number in by_second.unscored(part.prompts).items()
             ]
         if ahead:
-            by = ", ".join(f"{model} (by {nats:.1f} nats)" for model, nats in ahead.items())
             said.append(
-                f"The ground truths are likelier under {by} than under the second model '{self.second}', on average: "
-                "it knows them less well, or these models have read them. What is measured by it (reverse KL, NLL, "
-                "PMI) says how near answers come to the second model, not to the truth."
+                f"The second model '{self.second}' knows the ground truths less well than {', '.join(ahead)}, unless "
+                "what knows them better was trained on them. What is measured by the second model (reverse KL, NLL, "
+                "PMI) says how near answers come to it, not to the truth: take one that knows them better."
             )
         return said
 

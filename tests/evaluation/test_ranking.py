@@ -2,7 +2,9 @@
 
 import functools
 import json
+import re
 import shutil
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -96,10 +98,15 @@ def test_a_second_model_that_knows_the_truths_less_well_is_told(reference: Path,
     (said,) = notes(reference, surer)
     own = truth_logps(store, {}, groups, lambda: Scorer.load(str(reference)))
     worse = truth_logps(store, {"of": "surer"}, groups, lambda: Scorer.load(str(surer)))
-    ahead = (sum(own) - sum(worse)) / len(groups)
-    assert said.startswith(
-        f"The ground truths are likelier under policy (by {ahead:.1f} nats) than under the second model '{surer}'"
+    apart = [a - b for a, b in zip(own, worse, strict=True)]
+    ahead, error = statistics.fmean(apart), statistics.stdev(apart) / len(apart) ** 0.5
+    known = re.match(
+        r"The second model '(.+)' knows the ground truths less well than policy \(by (\S+) ± (\S+) nats", said
     )
+    assert known is not None
+    assert known[1] == str(surer)
+    assert float(known[2]) == pytest.approx(ahead, abs=0.006)
+    assert float(known[3]) == pytest.approx(error, rel=0.2)  # a bootstrap's
     # One that can read none of them is told too, and ends nothing.
     config = json.loads((surer / "config.json").read_text())
     (surer / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4}))
