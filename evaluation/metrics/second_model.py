@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from evaluation.subject import Evaluation, Part
 
 
+DEFAULT_DTYPE = "float32"
+
+
 @dataclass(frozen=True)
 class SecondModelOptions:
     """Options of the metrics by a second model."""
 
     second_model: str | None = option(None, "a stronger model that stands for the truth", metavar="PATH", is_name=True)
     second_model_dtype: str = option(
-        "float32", f"that the second model computes in: {', '.join(DTYPES)}", metavar="DTYPE"
+        DEFAULT_DTYPE, f"that the second model computes in: {', '.join(DTYPES)}", metavar="DTYPE"
     )
 
     def check(self) -> None:
@@ -32,7 +35,7 @@ class SecondModelOptions:
             raise UserError(
                 f"unknown --second_model_dtype '{self.second_model_dtype}'. Use one of {', '.join(DTYPES)}."
             )
-        if self.second_model is None and self.second_model_dtype != "float32":
+        if self.second_model is None and self.second_model_dtype != DEFAULT_DTYPE:
             raise UserError("--second_model_dtype does nothing without --second_model. Give that too, or leave it out.")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.command.wording import counted
-from evaluation.metrics.base import MODEL, CheckpointMetric, Column, PromptEvidence, Values, Which
+from evaluation.metrics.base import MODEL, CheckpointMetric, Column, Evidence, PromptEvidence, Values, Which
 from evaluation.metrics.second_model import SecondModelMetric, SecondModelOptions
 
 if TYPE_CHECKING:
@@ -50,18 +50,15 @@ class Truth(CheckpointMetric):
     )
 
     def __init__(self, options: SecondModelOptions, evaluation: "Evaluation"):
-        from evaluation.metrics.likelihood import SecondModel
-
         super().__init__(options, evaluation)
-        path, dtype = options.second_model, options.second_model_dtype
-        self.second = SecondModel(path, dtype=dtype, store=evaluation.store) if path else None
+        self.second = None
+        if options.second_model:
+            from evaluation.metrics.likelihood import SecondModel
+
+            self.second = SecondModel(options.second_model, dtype=options.second_model_dtype, store=evaluation.store)
 
     def identity(self) -> dict[str, Any]:
         return {"second_model": self.second.describe()} if self.second else {}
-
-    def drop(self) -> None:
-        if self.second:
-            self.second.drop()
 
     def values(self, checkpoint: "Checkpoint", scorer: Callable[[str], Any]) -> Values:
         from evaluation.metrics.logps import truth_logps
@@ -70,13 +67,13 @@ class Truth(CheckpointMetric):
         logps = truth_logps(self.evaluation.store, checkpoint.identity, groups, functools.partial(scorer, DTYPE))
         return {SUM: logps, PER_TOKEN: [logp / len(g.response_ids) for logp, g in zip(logps, groups, strict=True)]}
 
-    def evidence(self, values: Mapping[Which, Values], checkpoints: Sequence["Checkpoint"]) -> PromptEvidence:
+    def evidence(self, values: Mapping[Which, Values], checkpoints: Sequence["Checkpoint"]) -> Evidence:
         if not self.second:
-            return PromptEvidence(self.columns, values)
+            return super().evidence(values, checkpoints)
         from evaluation.metrics.likelihood import truths_by
 
         theirs = {c.name: truths_by(self.second, self.evaluation.store, c) for c in checkpoints}
-        self.drop()
+        self.second.drop()
         return BesideSecond(self.columns, values, second=self.second.path, theirs=theirs)
 
 

@@ -165,7 +165,10 @@ def stored(drawn: Drawn, tmp_path_factory: pytest.TempPathFactory) -> NegativeSe
 
 def check(policy: np.ndarray, expected: np.ndarray, allowed: float, *wrong: np.ndarray) -> None:
     """A policy is what is expected within the tolerance, and by the same tolerance none of what would be wrong."""
-    assert total_variation(policy, expected) < allowed
+    found = total_variation(policy, expected)
+    nearest = min((total_variation(expected, other) for other in wrong), default=np.inf)
+    print(f"total variation {found:.3f}, allowed {allowed:.3f}, nearest wrong {nearest:.3f}")  # docs/what-it-learns.md
+    assert found < allowed
     for other in wrong:
         assert total_variation(policy, other) > allowed
         assert total_variation(expected, other) > 1.5 * allowed
